@@ -1,0 +1,352 @@
+"""One typed run config: YAML plus dotted overrides, unknown keys refused in one line.
+
+Every field is documented where it is declared; ``dopsd config --reference`` prints these lines.
+Paths may be local or ``s3://``. Sizes are samples, pixels, seconds and optimizer steps.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dopsd.errors import ConfigError
+
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+
+class RunSection(Section):
+    name: str = Field("run", description="Name of the run, shown in logs and LoRA metadata.")
+    folder: str = Field("runs/run", description="Run folder (local or s3://).")
+    seed: NonNegative = Field(0, description="Seed of noise, order, captions and LoRA init.")
+    overwrite: bool = Field(False, description="Replace an existing run folder.")
+
+
+class ModelSection(Section):
+    family: Literal["z_image"] = Field("z_image", description="Model family.")
+    base: str = Field(
+        "shapes",
+        description="Pipeline folder or hub id; `shapes` is the embedded tiny world.",
+    )
+    vlm: str | None = Field(
+        None,
+        description="VLM folder or hub id whose language model carries the text encoder's "
+        "weights. Default: the folder `vlm` inside a local base.",
+    )
+    revision: str | None = Field(None, description="Hub revision of the base.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "bfloat16", description="Compute dtype of transformer and encoders; EMA stays fp32."
+    )
+    attention: str | None = Field(
+        None, description="diffusers attention backend (e.g. `flash`, `native`); default: its own."
+    )
+
+
+class ContextSection(Section):
+    name: Literal["vlm"] = Field("vlm", description="What the teacher sees beyond the prompt.")
+    text_tokens: Positive = Field(512, description="Most tokens of a text context.")
+    image_text_tokens: Positive = Field(1024, description="Most tokens of an image+text context.")
+    image_min_pixels: Positive = Field(512**2, description="Smallest image shown to the VLM.")
+    image_max_pixels: Positive = Field(768**2, description="Largest image shown to the VLM.")
+
+
+class DataSection(Section):
+    source: str | None = Field(
+        None,
+        description="Folder of images with .txt captions, a .jsonl file, or `shapes:CONCEPT`; "
+        "prepared into `shards` when those do not exist yet.",
+    )
+    shards: str | None = Field(
+        None, description="Folder of prepared shards. Default: `shards` in the run folder."
+    )
+    caption_keys: list[str] = Field(
+        default_factory=list,
+        description="Captions to draw from, per sample and epoch. Empty: every key of a sample.",
+    )
+    pixel_area: Positive = Field(1024 * 1024, description="Pixels of a prepared image, about.")
+    bucket_multiple: Positive = Field(
+        16, description="Width and height of every bucket are multiples of this."
+    )
+    rows_per_group: Positive = Field(32, description="Rows of a parquet row group.")
+    groups_per_shard: Positive = Field(16, description="Row groups of a parquet file.")
+    max_bad_fraction: Fraction = Field(
+        0.05, description="More quarantined samples than this fraction stop the run."
+    )
+    shapes_count: Positive = Field(12, description="Images of a `shapes:CONCEPT` source.")
+
+
+class MethodSection(Section):
+    steps: Positive = Field(4, description="K, the states of a training roll-out.")
+    sigmas: list[float] | None = Field(
+        None,
+        description="Override of the K roll-out sigmas (descending, in (0, 1], without the last "
+        "0). Default: from the pipeline's own scheduler.",
+    )
+    weighting: Literal["x0", "velocity"] = Field(
+        "x0", description="w_k: sigma_k^2 (the authors' scripts) or 1 (the paper's Eq. 7)."
+    )
+    ema_decay: Fraction = Field(
+        0.9999, description="Teacher decay; 1.0 is the frozen base, 0.0 the live student."
+    )
+
+
+class LoraSection(Section):
+    rank: Positive = Field(64, description="LoRA rank.")
+    alpha: Annotated[float, Field(gt=0)] = Field(128, description="LoRA alpha.")
+    targets: list[str] | Literal["default", "all-linear"] = Field(
+        "default",
+        description="Module name suffixes, `default` (the authors' list of the family) or "
+        "`all-linear`. Every entry must match.",
+    )
+
+
+class RoleSection(Section):
+    workers: Positive = Field(1, description="Actors of this role.")
+    cpus: Annotated[float, Field(ge=0)] = Field(1.0, description="CPUs of each worker.")
+    gpus: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="GPUs of each worker. Default: 1 on a GPU device, else 0."
+    )
+
+
+class EncoderSection(RoleSection):
+    batch: Positive = Field(8, description="Samples that one encoder call takes at most.")
+
+
+class LearnerSection(RoleSection):
+    steps: Positive = Field(2000, description="Optimizer steps.")
+    global_batch: Positive = Field(4, description="Samples of an optimizer step, all learners.")
+    micro_batch: Positive = Field(1, description="Samples of a micro-batch (one bucket).")
+    lr: Annotated[float, Field(gt=0)] = Field(1e-4, description="AdamW learning rate.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="AdamW weight decay.")
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="AdamW betas.")
+    eps: Annotated[float, Field(gt=0)] = Field(1e-8, description="AdamW epsilon.")
+    clip: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="Gradient norm clip; 0 switches it off."
+    )
+    warmup_steps: NonNegative = Field(0, description="Linear warm-up of the learning rate.")
+    schedule: Literal["constant", "cosine"] = Field("constant", description="After warm-up.")
+    deepspeed: str = Field(
+        "zero2",
+        description="Preset name (zero1, zero2, zero3) or the path of a DeepSpeed JSON file; "
+        "batch sizes, precision, clipping and optimizer come from this config.",
+    )
+    gradient_checkpointing: bool = Field(False, description="Recompute activations in backward.")
+
+
+class InferenceSection(Section):
+    shared: bool = Field(
+        False,
+        description="One pool holds both adapters on one base and does roll-out and scoring; "
+        "the `rollout` section sizes it and `teacher` is ignored.",
+    )
+    slots: Positive = Field(2, description="Micro-batches queued on a worker at once.")
+
+
+class DeadlineSection(Section):
+    start: Annotated[float, Field(gt=0)] = Field(900.0, description="Every role up and loaded.")
+    step: Annotated[float, Field(gt=0)] = Field(900.0, description="One micro-batch or one step.")
+    restarts: NonNegative = Field(3, description="Restarts of each inference worker.")
+
+
+class DebugSection(Section):
+    dump_trajectories: NonNegative = Field(
+        0, description="Write the first N scored micro-batches as safetensors."
+    )
+
+
+class PreviewSection(Section):
+    samples: NonNegative = Field(4, description="Rows of the contact sheet; 0 leaves it out.")
+    steps: Positive | None = Field(None, description="Sampler steps. Default: method.steps.")
+
+
+class RunConfig(Section):
+    """Everything a run is made of. Two runs of one config give the same adapter."""
+
+    run: RunSection = Field(default_factory=RunSection)
+    model: ModelSection = Field(default_factory=ModelSection)
+    context: ContextSection = Field(default_factory=ContextSection)
+    data: DataSection = Field(default_factory=DataSection)
+    method: MethodSection = Field(default_factory=MethodSection)
+    lora: LoraSection = Field(default_factory=LoraSection)
+    source: Literal["disaggregated", "fused"] = Field(
+        "disaggregated",
+        description="Where batches come from: roll-out and teacher actors, or the learners "
+        "themselves.",
+    )
+    max_policy_lag: NonNegative = Field(
+        0, description="L: step s is generated by policy version exactly max(0, s - L)."
+    )
+    device: Device = Field(
+        "auto", description="`auto`: GPUs for each role when the cluster has them."
+    )
+    encoder: EncoderSection = Field(default_factory=EncoderSection)
+    rollout: RoleSection = Field(default_factory=RoleSection)
+    teacher: RoleSection = Field(default_factory=RoleSection)
+    inference: InferenceSection = Field(default_factory=InferenceSection)
+    learner: LearnerSection = Field(default_factory=LearnerSection)
+    deadline: DeadlineSection = Field(default_factory=DeadlineSection)
+    preview: PreviewSection = Field(default_factory=PreviewSection)
+    debug: DebugSection = Field(default_factory=DebugSection)
+
+    @property
+    def shards(self) -> str:
+        """Folder of the prepared shards."""
+        return self.data.shards or f"{self.run.folder.rstrip('/')}/shards"
+
+    @model_validator(mode="after")
+    def _combinations(self) -> RunConfig:
+        learner, method = self.learner, self.method
+        if learner.global_batch % learner.micro_batch:
+            raise ValueError(
+                f"learner.global_batch: {learner.global_batch} is not a multiple of "
+                f"learner.micro_batch ({learner.micro_batch})"
+            )
+        if self.learner.workers > learner.global_batch // learner.micro_batch:
+            raise ValueError(
+                f"learner.workers: {learner.workers} learners, but a step has only "
+                f"{learner.global_batch // learner.micro_batch} micro-batches "
+                "(learner.global_batch / learner.micro_batch); allowed: at most that many"
+            )
+        if method.sigmas is not None:
+            if len(method.sigmas) != method.steps:
+                raise ValueError(
+                    f"method.sigmas: {len(method.sigmas)} values, allowed: method.steps "
+                    f"({method.steps})"
+                )
+            descending = all(a > b for a, b in zip(method.sigmas, method.sigmas[1:]))
+            if not (descending and 0 < method.sigmas[-1] and method.sigmas[0] <= 1):
+                raise ValueError(
+                    f"method.sigmas: {method.sigmas}, allowed: strictly descending in (0, 1], "
+                    "without the final 0"
+                )
+        if self.source == "fused":
+            if self.max_policy_lag:
+                raise ValueError(
+                    f"max_policy_lag: {self.max_policy_lag} with source: fused, allowed: 0 "
+                    "(the learner rolls out under its own weights)"
+                )
+            if self.inference.shared:
+                raise ValueError(
+                    "inference.shared: true with source: fused, allowed: false "
+                    "(there are no inference workers)"
+                )
+        if learner.warmup_steps > learner.steps:
+            raise ValueError(
+                f"learner.warmup_steps: {learner.warmup_steps}, allowed: at most learner.steps "
+                f"({learner.steps})"
+            )
+        if self.context.image_min_pixels > self.context.image_max_pixels:
+            raise ValueError(
+                f"context.image_min_pixels: {self.context.image_min_pixels}, allowed: at most "
+                f"context.image_max_pixels ({self.context.image_max_pixels})"
+            )
+        if not self.data.source and not self.data.shards:
+            raise ValueError(
+                "data.source: missing, allowed: a folder, a .jsonl file or shapes:CONCEPT "
+                "(or prepared shards under data.shards)"
+            )
+        return self
+
+
+def load_config(path: str | Path | None, overrides: list[str] | None = None) -> RunConfig:
+    """Read a YAML file, apply ``section.key=value`` overrides (values are YAML), validate.
+
+    Raises ConfigError with one line naming the key, what was given and what is allowed.
+    """
+    values: Any = {}
+    if path is not None:
+        file = Path(path)
+        if not file.is_file():
+            raise ConfigError(f"config {path}: no such file")
+        try:
+            values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"config {path}: not YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(values, dict):
+            raise ConfigError(f"config {path}: found {type(values).__name__}, allowed: a mapping")
+    for override in overrides or []:
+        _apply(values, override)
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_one_line(error)) from None
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved config as YAML; reads back to an equal RunConfig."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"override {override!r}: allowed: section.key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{key}: {text!r} is not YAML") from error
+    if isinstance(value, str):
+        value = _number(value)
+    node = values
+    *sections, leaf = key.split(".")
+    for section in sections:
+        child = node.setdefault(section, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"{key}: {section!r} is a value, not a section")
+        node = child
+    node[leaf] = value
+
+
+def _number(text: str) -> Any:
+    """YAML 1.1 reads ``2e-4`` as a string; people write it as a number."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"] if part not in ("function-after",))
+    given = first.get("input")
+    if first["type"] == "extra_forbidden":
+        return f"{key}: unknown key; allowed: {', '.join(_siblings(first['loc']))}"
+    if first["type"] == "value_error" and not first["loc"]:
+        return str(first["ctx"]["error"])
+    if first["type"] == "literal_error":
+        return f"{key}: {given!r}, allowed: {first['ctx']['expected']}"
+    message = first["msg"][0].lower() + first["msg"][1:]
+    return f"{key}: {given!r}, allowed: {message.removeprefix('input should be ')}"
+
+
+def _siblings(location: tuple[int | str, ...]) -> list[str]:
+    model: Any = RunConfig
+    for part in location[:-1]:
+        model = model.model_fields[part].annotation
+    return list(model.model_fields)
+
+
+def reference() -> str:
+    """Every key with its type, default and meaning, as Markdown rows."""
+    rows = ["| key | default | meaning |", "| --- | --- | --- |"]
+
+    def walk(model: type[BaseModel], prefix: str) -> None:
+        for name, entry in model.model_fields.items():
+            annotation = entry.annotation
+            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+                walk(annotation, f"{prefix}{name}.")
+                continue
+            default = entry.get_default(call_default_factory=True)
+            rows.append(f"| `{prefix}{name}` | `{default}` | {entry.description} |")
+
+    walk(RunConfig, "")
+    return "\n".join(rows)

@@ -1,0 +1,35 @@
+"""What a user can have done wrong, each as one line that names the place and the remedy."""
+
+from __future__ import annotations
+
+
+class DopsdError(Exception):
+    """Base of every error that is shown to the user as one line, without a traceback."""
+
+
+class ConfigError(DopsdError):
+    """A run config that cannot work: names the key, what was given and what is allowed."""
+
+
+class DataError(DopsdError):
+    """A data set, shard or manifest that cannot be used: names the file and the reason."""
+
+
+class ModelError(DopsdError):
+    """Weights, targets or classes that do not fit: names the module or file."""
+
+
+class ResourceError(DopsdError):
+    """The cluster cannot place what the config asks for: prints the sum of both."""
+
+
+class LateError(DopsdError):
+    """A deadline passed: names the role that is late and what it was doing."""
+
+
+class WorkerError(DopsdError):
+    """A worker failed: carries the worker's own message, not Ray's frames."""
+
+
+class AcknowledgementError(DopsdError):
+    """An inference worker bound other weights than were published."""

@@ -1,0 +1,173 @@
+"""The few records that pass between rooms. Imports torch and safetensors alone.
+
+Every record travels as one safetensors byte string (``pack`` / ``unpack``): tensors keep their
+dtype (bfloat16 included), the rest stands in the header as JSON. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from safetensors.torch import load as _safetensors_load
+from safetensors.torch import save as _safetensors_save
+from torch import Tensor
+
+_META_KEY = "dopsd"
+
+
+def pack(tensors: dict[str, Tensor], meta: dict[str, Any]) -> bytes:
+    """Serialise tensors and a JSON-able ``meta`` as one safetensors byte string."""
+    flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return _safetensors_save(flat, metadata={_META_KEY: json.dumps(meta, ensure_ascii=False)})
+
+
+def unpack(payload: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Inverse of :func:`pack`. Raises ValueError when the header is not dopsd's."""
+    header_size = int.from_bytes(payload[:8], "little")
+    header = json.loads(payload[8 : 8 + header_size])
+    try:
+        meta = json.loads(header["__metadata__"][_META_KEY])
+    except KeyError as error:
+        raise ValueError("not a dopsd record: its safetensors header has no 'dopsd' entry") from error
+    return _safetensors_load(payload), meta
+
+
+@dataclass
+class Context:
+    """What a role sees of a micro-batch, as the family's transformer consumes it.
+
+    ``tensors``: every entry has the batch as first dimension. Z-Image uses ``embeds`` [B, L, D]
+    (features, zero-padded to the longest) and ``lengths`` [B] int64 (valid tokens of each row).
+    """
+
+    tensors: dict[str, Tensor]
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Context:
+        """Move to ``device``; floating-point entries become ``dtype``, integers keep theirs."""
+        return Context(
+            {
+                name: tensor.to(device, dtype) if tensor.is_floating_point() else tensor.to(device)
+                for name, tensor in self.tensors.items()
+            }
+        )
+
+    def repeat(self, times: int) -> Context:
+        """The batch ``times`` times over, in order (b0..bn, b0..bn, ...)."""
+        return Context(
+            {
+                name: tensor.repeat(times, *([1] * (tensor.dim() - 1)))
+                for name, tensor in self.tensors.items()
+            }
+        )
+
+
+@dataclass(frozen=True)
+class SampleInfo:
+    """The identity of each sample in a micro-batch; B entries each."""
+
+    step: int
+    """Optimizer step (0-based) that this micro-batch belongs to."""
+    index: int
+    """Index of the micro-batch within its step."""
+    sample_ids: tuple[str, ...]
+    prompts: tuple[str, ...]
+    """The caption drawn for each sample, as the user wrote it (never templated)."""
+    height: int
+    """Pixels."""
+    width: int
+    """Pixels."""
+    step_samples: int
+    """Number of real samples in the whole optimizer step: the loss is normalised by it."""
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)
+
+
+class _Record:
+    """Serialisation shared by the records: dataclass fields by kind."""
+
+    def to_bytes(self) -> bytes:
+        tensors: dict[str, Tensor] = {}
+        meta: dict[str, Any] = {}
+        for entry in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, entry.name)
+            if isinstance(value, Tensor):
+                tensors[entry.name] = value
+            elif isinstance(value, Context):
+                for name, tensor in value.tensors.items():
+                    tensors[f"{entry.name}.{name}"] = tensor
+            elif isinstance(value, SampleInfo):
+                meta[entry.name] = dict(value.__dict__)
+            else:
+                meta[entry.name] = value
+        return pack(tensors, {"record": type(self).__name__, **meta})
+
+    @classmethod
+    def from_bytes(cls, payload: bytes) -> Any:
+        tensors, meta = unpack(payload)
+        if meta.get("record") != cls.__name__:
+            raise ValueError(f"expected a {cls.__name__} record, found {meta.get('record')!r}")
+        values: dict[str, Any] = {}
+        for entry in fields(cls):  # type: ignore[arg-type]
+            prefix = f"{entry.name}."
+            nested = {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
+            if entry.name in tensors:
+                values[entry.name] = tensors[entry.name]
+            elif nested:
+                values[entry.name] = Context(nested)
+            elif entry.name == "info":
+                info = meta["info"]
+                for key in ("sample_ids", "prompts"):
+                    info[key] = tuple(info[key])
+                values["info"] = SampleInfo(**info)
+            elif entry.name in meta:
+                values[entry.name] = meta[entry.name]
+        return cls(**values)
+
+
+@dataclass
+class EncodedBatch(_Record):
+    """One micro-batch as the stream delivers it: identities and both frozen contexts."""
+
+    info: SampleInfo
+    student: Context
+    teacher: Context
+
+
+@dataclass
+class Trajectory(_Record):
+    """A student's own few-step roll-out of one micro-batch.
+
+    ``sigmas`` [K + 1] float32 (the last is 0); ``states`` [K + 1, B, C, h, w] float32: the noise
+    first, the student's finished latents last. ``policy_version``: number of optimizer steps that
+    the student's weights had seen.
+    """
+
+    info: SampleInfo
+    policy_version: int
+    seed: int
+    sigmas: Tensor
+    states: Tensor
+    student: Context
+
+
+@dataclass
+class TrainingBatch(_Record):
+    """The one contract between every objective and the learner.
+
+    ``states`` [K, B, C, h, w], ``sigmas`` [K], ``student`` the context under which the student is
+    run, ``target_velocity`` [K, B, C, h, w], ``weight`` [K]: loss weight w_k of each state.
+    """
+
+    info: SampleInfo
+    policy_version: int
+    teacher_version: int
+    states: Tensor
+    sigmas: Tensor
+    student: Context
+    target_velocity: Tensor
+    weight: Tensor
+    stats: dict[str, float] = field(default_factory=dict)
