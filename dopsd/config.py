@@ -223,7 +223,7 @@ class RunConfig(Section):
                     f"({method.steps})"
                 )
             descending = all(a > b for a, b in zip(method.sigmas, method.sigmas[1:]))
-            if not (descending and 0 < method.sigmas[-1] and method.sigmas[0] <= 1):
+            if not (descending and method.sigmas[-1] > 0 and method.sigmas[0] <= 1):
                 raise ValueError(
                     f"method.sigmas: {method.sigmas}, allowed: strictly descending in (0, 1], "
                     "without the final 0"

@@ -31,7 +31,9 @@ def unpack(payload: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         meta = json.loads(header["__metadata__"][_META_KEY])
     except KeyError as error:
-        raise ValueError("not a dopsd record: its safetensors header has no 'dopsd' entry") from error
+        raise ValueError(
+            "not a dopsd record: its safetensors header has no 'dopsd' entry"
+        ) from error
     return _safetensors_load(payload), meta
 
 

@@ -1,0 +1,37 @@
+"""How a role sees a sample: frozen encoders that turn images and prompts into contexts.
+
+Contexts do not depend on the policy, so they are computed upstream of it, once per micro-batch.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from dopsd.config import RunConfig
+from dopsd.types import Context
+
+
+class ContextEncoder(Protocol):
+    """Encodes a micro-batch for both roles."""
+
+    def encode(self, images: list[np.ndarray], prompts: list[str]) -> tuple[Context, Context]:
+        """(student's context, teacher's context) of B images uint8 [H, W, 3] and B prompts."""
+        ...
+
+
+class EncoderFactory:
+    """Builds the encoder that ``config`` asks for; picklable, called once in each actor."""
+
+    def __init__(self, config: RunConfig, device: str) -> None:
+        self.config = config
+        self.device = device
+
+    def __call__(self) -> ContextEncoder:
+        from dopsd.contexts.vlm import VlmEncoder
+
+        return VlmEncoder.from_config(self.config, self.device)
+
+
+__all__ = ["ContextEncoder", "EncoderFactory"]

@@ -1,0 +1,42 @@
+"""The LoRA file: one safetensors that diffusers and ComfyUI both load at full strength.
+
+Keys are ``transformer.<diffusers module name>.lora_A.weight`` / ``.lora_B.weight``; alpha / r is
+folded into B, and there are no ``.alpha`` keys: PEFT's own prefix loads nothing into Z-Image,
+and alpha tensors raise in one reader and are ignored in the other (METHOD section 5, item 10).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from dopsd import storage
+from dopsd.errors import ModelError
+
+_PREFIX = "transformer."
+
+
+def lora_file(state: dict[str, Tensor], rank: int, alpha: float, metadata: dict[str, str]) -> bytes:
+    """Serialise adapter weights {``<module>.lora_A.weight``: [r, in], ...} in float32."""
+    from safetensors.torch import save
+
+    tensors = {}
+    for name, tensor in state.items():
+        scale = alpha / rank if ".lora_B." in name else 1.0
+        tensors[_PREFIX + name] = (tensor.detach().float().cpu() * scale).contiguous()
+    return save(tensors, metadata={"format": "pt", **metadata})
+
+
+def read_lora(path: str) -> dict[str, Tensor]:
+    """The tensors of an exported LoRA without their prefix (alpha / r stays folded in).
+
+    Raises ModelError for a missing file or one without these keys.
+    """
+    from safetensors.torch import load
+
+    if not storage.exists(path):
+        raise ModelError(f"{path}: no such LoRA file")
+    tensors = load(storage.read_bytes(path))
+    foreign = [name for name in tensors if not name.startswith(_PREFIX) or ".lora_" not in name]
+    if foreign or not tensors:
+        raise ModelError(f"{path}: not a dopsd LoRA, found {foreign[0] if foreign else 'nothing'}")
+    return {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}

@@ -1,0 +1,58 @@
+"""Training terms: what the learner differentiates, one state at a time.
+
+Because every state is detached, the gradients of the K states are independent, so each state's
+backward runs on its own and activation memory is that of ONE state. A source of batches is a
+generator of terms; the learner sends the student's velocity at each term back into it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dopsd.method.objective import Weighting, state_weights
+from dopsd.method.rollout import VelocityFn
+from dopsd.method.schedule import euler_step
+from dopsd.types import Context, TrainingBatch
+
+
+@dataclass
+class Term:
+    """One state of one micro-batch: student input, target [B, C, h, w] and weight w_k."""
+
+    state: Tensor
+    sigma: Tensor
+    context: Context
+    target: Tensor
+    weight: Tensor
+
+
+Terms = Generator[Term, Tensor, None]
+"""Yields terms; receives the student's velocity (detached) at the term just yielded."""
+
+
+def stored_terms(batch: TrainingBatch) -> Terms:
+    """The terms of a finished batch; the velocities sent back are not needed."""
+    for state, sigma, target, weight in zip(
+        batch.states, batch.sigmas, batch.target_velocity, batch.weight
+    ):
+        yield Term(state, sigma, batch.student, target, weight)
+
+
+def fused_terms(
+    noise: Tensor, sigmas: Tensor, student: Context, teacher: VelocityFn, weighting: Weighting
+) -> Terms:
+    """Roll out while training: the roll-out's forward IS the training forward.
+
+    ``noise`` [B, C, h, w] float32, ``sigmas`` [K + 1]. The teacher scores each state when the
+    student reaches it.
+    """
+    sigmas = sigmas.to(noise.device)
+    weights = state_weights(sigmas[:-1], weighting)
+    state = noise.float()
+    for k, weight in enumerate(weights):
+        target = teacher(state, sigmas[k].expand(len(state)))
+        velocity = yield Term(state, sigmas[k], student, target, weight)
+        state = euler_step(state, velocity.detach().float(), sigmas[k], sigmas[k + 1])

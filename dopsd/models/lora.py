@@ -1,0 +1,137 @@
+"""LoRA adapters on a transformer: injection with every target checked, state in and out.
+
+Adapters are switched by the layers' active name alone: PEFT's ``set_adapter`` also flips
+``requires_grad`` on both adapters, which is a hazard under ZeRO and DDP.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from dopsd.errors import ModelError
+
+STUDENT, TEACHER = "student", "teacher"
+
+
+def match_targets(transformer: nn.Module, targets: list[str]) -> dict[str, list[str]]:
+    """Which linear modules each target (a name suffix) adapts.
+
+    Raises ModelError naming every target that matches no linear module.
+    """
+    linear = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
+    matched = {
+        target: [name for name in linear if name == target or name.endswith(f".{target}")]
+        for target in targets
+    }
+    missing = [target for target, names in matched.items() if not names]
+    if missing:
+        suffixes = sorted({name.split(".", 2)[-1] for name in linear})
+        raise ModelError(
+            f"lora.targets: {', '.join(missing)} match no linear module; allowed: suffixes of "
+            f"module names such as {', '.join(suffixes[:12])}"
+        )
+    return matched
+
+
+def resolve_targets(
+    transformer: nn.Module, targets: list[str] | str, defaults: tuple[str, ...]
+) -> dict[str, list[str]]:
+    """``default``, ``all-linear`` or a list, as {target: matched module names}."""
+    if targets == "all-linear":
+        names = [n for n, module in transformer.named_modules() if isinstance(module, nn.Linear)]
+        return {"all-linear": names}
+    wanted = list(defaults) if targets == "default" else list(targets)
+    return match_targets(transformer, wanted)
+
+
+def inject(
+    transformer: nn.Module,
+    matched: dict[str, list[str]],
+    rank: int,
+    alpha: float,
+    seed: int,
+    adapters: tuple[str, ...] = (STUDENT,),
+) -> None:
+    """Add LoRA layers in place, fp32 masters left to the optimizer, B zero, A gaussian.
+
+    A is drawn per module from (seed, module name), so every process starts from the same
+    weights. The first of ``adapters`` becomes active; only ``student`` requires grad.
+    """
+    names = sorted({name for group in matched.values() for name in group})
+    dtype = next(transformer.parameters()).dtype
+    device = next(transformer.parameters()).device
+    for adapter in adapters:
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=names)
+        inject_adapter_in_model(config, transformer, adapter)
+    for name, layer in lora_layers(transformer):
+        for adapter in adapters:
+            down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+            with torch.no_grad():
+                down.copy_(_gaussian(seed, name, tuple(down.shape)) / rank)
+                up.zero_()
+            for part in (layer.lora_A[adapter], layer.lora_B[adapter]):
+                part.to(device=device, dtype=dtype)
+                part.requires_grad_(adapter == STUDENT)
+    activate(transformer, adapters[0])
+
+
+def _gaussian(seed: int, name: str, shape: tuple[int, ...]) -> Tensor:
+    digest = hashlib.blake2b(f"{seed}/lora/{name}".encode(), digest_size=16).digest()
+    generator = np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+    return torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
+
+
+def lora_layers(transformer: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
+    """(module name, layer) of every adapted module, in module order."""
+    for name, module in transformer.named_modules():
+        if isinstance(module, LoraLayer):
+            yield name, module
+
+
+def activate(transformer: nn.Module, adapter: str) -> None:
+    """Make ``adapter`` the one that the forward pass uses; ``requires_grad`` is not touched."""
+    for _, layer in lora_layers(transformer):
+        layer._active_adapter = [adapter]
+
+
+def adapter_parameters(transformer: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
+    """{``<module>.lora_A.weight`` / ``<module>.lora_B.weight``: parameter} of an adapter."""
+    parameters = {}
+    for name, layer in lora_layers(transformer):
+        parameters[f"{name}.lora_A.weight"] = layer.lora_A[adapter].weight
+        parameters[f"{name}.lora_B.weight"] = layer.lora_B[adapter].weight
+    return parameters
+
+
+@torch.no_grad()
+def bind(transformer: nn.Module, adapter: str, state: dict[str, Tensor]) -> None:
+    """Copy ``state`` into an adapter. Raises ModelError unless names and shapes fit exactly."""
+    parameters = adapter_parameters(transformer, adapter)
+    if missing := sorted(parameters.keys() - state.keys()):
+        raise ModelError(f"LoRA weights: {len(missing)} modules missing, e.g. {missing[0]}")
+    if unknown := sorted(state.keys() - parameters.keys()):
+        raise ModelError(f"LoRA weights: {len(unknown)} fit no module, e.g. {unknown[0]}")
+    for name, parameter in parameters.items():
+        if parameter.shape != state[name].shape:
+            raise ModelError(
+                f"LoRA weights: {name} is {list(state[name].shape)}, expected "
+                f"{list(parameter.shape)}"
+            )
+        parameter.copy_(state[name])
+
+
+def checksum(state: dict[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes and bytes, in order of name: 64 hex digits."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name}:{tensor.dtype}:{list(tensor.shape)};".encode())
+        digest.update(tensor.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
