@@ -7,7 +7,7 @@ dtype (bfloat16 included), the rest stands in the header as JSON. Nothing is eve
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -137,6 +137,7 @@ class EncodedBatch(_Record):
     info: SampleInfo
     student: Context
     teacher: Context
+    encode_seconds: float = 0.0
 
 
 @dataclass
@@ -172,4 +173,5 @@ class TrainingBatch(_Record):
     student: Context
     target_velocity: Tensor
     weight: Tensor
-    stats: dict[str, float] = field(default_factory=dict)
+    finished: Tensor | None = None
+    """[B, C, h, w] float32: where the roll-out ended (sigma 0), when there was one."""

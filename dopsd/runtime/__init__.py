@@ -1,0 +1,1 @@
+"""Ray: launch, coordinator, admission, inference workers, weights and the DeepSpeed learner."""

@@ -1,0 +1,339 @@
+"""The coordinator: hands references between stream, inference pools and learners.
+
+It keeps no truth of its own: everything it holds follows from (plan, step, published weights).
+Only references pass through it; pixels and tensors stay in the object store.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from dopsd.config import RunConfig
+from dopsd.errors import DopsdError, LateError, WorkerError
+from dopsd.models.lora import STUDENT, TEACHER
+from dopsd.runtime.admission import Admission, Key, policy_version, rank_share
+from dopsd.runtime.dump import dump_path, dump_scored
+from dopsd.runtime.placement import Roles
+from dopsd.runtime.pool import Pool, own_message
+from dopsd.runtime.run_log import RunLog
+from dopsd.runtime.weights import Bundle
+
+BlockStream = Iterator[tuple[int, int, ray.ObjectRef]]
+"""(step, index, reference of the encoded block) of every micro-batch, in plan order."""
+
+
+@dataclass
+class Box:
+    """References that Ray must not resolve on the way: each learner fetches its own share."""
+
+    ref: ray.ObjectRef
+    real: bool
+    """False for zero-weight padding."""
+
+
+@dataclass
+class Item:
+    """A micro-batch on its way through the stages."""
+
+    key: Key
+    block: ray.ObjectRef
+    version: int
+    stage: int = 0
+    inputs: list[ray.ObjectRef] = field(default_factory=list)
+
+
+class Coordinator:
+    """Drives one run. A plain class: ``launch.py`` makes it a Ray actor with several threads.
+
+    ``open_stream(start_step, stop_step)`` starts the Ray Data pipeline; ``step_size(step)`` is
+    the plan's number of micro-batches. One thread drives the pools; ``fetch`` and ``status``
+    are called from others.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        roles: Roles,
+        open_stream: Callable[[int, int], BlockStream],
+        step_size: Callable[[int], int],
+        log: RunLog,
+    ) -> None:
+        self.config, self.roles, self.log = config, roles, log
+        self._open_stream, self._step_size = open_stream, step_size
+        self._full_size = config.learner.global_batch // config.learner.micro_batch
+        self._admission = Admission(0, config.learner.steps, step_size, config.max_policy_lag)
+        self._changed = threading.Condition()
+        self._published = -1
+        self._bundles: dict[int, Bundle] = {}
+        self._payloads: dict[int, ray.ObjectRef] = {}
+        self._blocks: deque[tuple[Key, ray.ObjectRef]] = deque()
+        self._results: dict[Key, ray.ObjectRef] = {}
+        self._items: dict[Key, Item] = {}
+        self._waiting: list[list[Key]] = []
+        self._pools: list[Pool] = []
+        self._error: DopsdError | None = None
+        self._stopping = False
+        self._learner = "starting"
+        self._started = time.monotonic()
+        self._threads: list[threading.Thread] = []
+        self._outputs: dict[str, bytes] = {}
+        self._dumps: list[ray.ObjectRef] = []
+
+    # -- life ------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Launch the pools and the stream; returns at once."""
+        roles, config = self.roles, self.config
+        if roles.rollout and roles.teacher:
+            self._pools = [
+                Pool(config, roles.rollout, (STUDENT,), "generate"),
+                Pool(config, roles.teacher, (TEACHER,), "score"),
+            ]
+        elif roles.rollout:
+            both = (STUDENT, TEACHER)
+            self._pools = [Pool(config, roles.rollout, both, "generate_and_score")]
+        self._waiting = [[] for _ in self._pools]
+        for target in (self._read_stream, self._drive):
+            thread = threading.Thread(target=self._guarded, args=(target,), daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def stop(self) -> None:
+        """Stop the threads and end the actors."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join(timeout=10)
+        if self._dumps:
+            ray.get(self._dumps, timeout=self.config.deadline.step)
+        for pool in self._pools:
+            pool.stop()
+        self.log.close()
+
+    def _guarded(self, target: Callable[[], None]) -> None:
+        try:
+            target()
+        except DopsdError as error:
+            self._fail(error)
+        except Exception as error:  # whatever it is, the learners must not wait for it
+            self._fail(WorkerError(f"coordinator: {own_message(error)}"))
+
+    def _fail(self, error: DopsdError) -> None:
+        with self._changed:
+            if not self._stopping:
+                self._error = self._error or error
+            self._changed.notify_all()
+
+    # -- learners --------------------------------------------------------------------------
+
+    def publish(self, bundle: Bundle) -> None:
+        """Take version v, the weights after v steps: step v - 1 is trained, lag moves on."""
+        with self._changed:
+            if bundle.version <= self._published:
+                return
+            assert bundle.version == self._published + 1, "versions are published in order"
+            self._published = bundle.version
+            self._bundles[bundle.version] = bundle
+            self._payloads[bundle.version] = ray.put(bundle.payloads)
+            if bundle.version:
+                step = bundle.version - 1
+                self._admission.train(step)
+                for index in range(self._step_size(step)):
+                    self._results.pop((step, index), None)
+            oldest = policy_version(self._admission.trained_steps, self.config.max_policy_lag)
+            for version in [v for v in self._bundles if v < oldest]:
+                del self._bundles[version], self._payloads[version]
+            self._changed.notify_all()
+
+    def fetch(self, step: int, rank: int, world: int) -> list[Box]:
+        """This rank's micro-batches of ``step``, when all of them are ready.
+
+        Always ceil(global micro-batches / world) boxes. A second call gives the same. Raises
+        the run's error, or LateError after the deadline naming the role that is late.
+        """
+        share = rank_share(self._step_size(step), self._full_size, rank, world)
+        needed = {(step, index) for index, _ in share}
+        first = self._published < 1
+        limit = self.config.deadline.start if first else self.config.deadline.step
+        until = time.monotonic() + limit
+        with self._changed:
+            if rank == 0:
+                self._learner = f"waiting for step {step}"
+            while not needed <= self._results.keys():
+                if self._error:
+                    raise self._error
+                self._changed.wait(timeout=min(1.0, max(0.01, until - time.monotonic())))
+                if not needed <= self._results.keys() and time.monotonic() >= until:
+                    self._error = self._error or LateError(
+                        f"step {step} is not ready after {limit:g} s: {self._whereabouts()}"
+                    )
+            if rank == 0:
+                self._learner = f"training step {step}"
+            return [Box(self._results[(step, index)], real) for index, real in share]
+
+    def report(self, step: int, metrics: dict[str, Any]) -> None:
+        """Rank 0's metrics of a finished step; roles' times are added and written."""
+        with self._changed:
+            for pool in self._pools:
+                busy = sum(m.busy_seconds for m in pool.members)
+                peak = max(m.peak_memory_mb for m in pool.members)
+                metrics[f"{pool.role.name}_busy_seconds"] = busy
+                metrics[f"{pool.role.name}_peak_memory_mb"] = peak
+            self.log.step(step, metrics, self._pool_sizes())
+
+    def deliver(self, name: str, payload: bytes) -> None:
+        """Keep an output of the learners (a safetensors file) for the driver to write."""
+        self._outputs[name] = payload
+
+    def dump(self, name: str, payload: bytes) -> None:
+        """Write a trajectory record of a fused learner into the run folder."""
+        self.log.write(dump_path(name), payload)
+
+    # -- driver ----------------------------------------------------------------------------
+
+    def outputs(self) -> dict[str, bytes]:
+        return dict(self._outputs)
+
+    def error(self) -> DopsdError | None:
+        return self._error
+
+    def status(self) -> dict[str, Any]:
+        """What a person wants to see: steps, loss, lag, what each role does, counts."""
+        with self._changed:
+            return {
+                "step": self._admission.trained_steps,
+                "steps": self.config.learner.steps,
+                "published": self._published,
+                "counts": self._admission.counts().__dict__,
+                "latest": dict(self.log.latest),
+                "roles": self._doing(),
+                "elapsed": time.monotonic() - self._started,
+                "restarts": sum(m.restarts for p in self._pools for m in p.members),
+                "error": str(self._error) if self._error else None,
+            }
+
+    def _doing(self) -> dict[str, str]:
+        encoded = f"{len(self._blocks)} micro-batches ahead" if self._blocks else "working"
+        doing = {"encoder": encoded}
+        for pool in self._pools:
+            doing[pool.role.name] = pool.doing()
+        doing["learner"] = self._learner
+        return doing
+
+    def _pool_sizes(self) -> dict[str, int]:
+        return {pool.role.name: len(pool.members) for pool in self._pools}
+
+    def _whereabouts(self) -> str:
+        return "; ".join(f"{role}: {doing}" for role, doing in self._doing().items())
+
+    # -- threads ---------------------------------------------------------------------------
+
+    def _read_stream(self) -> None:
+        """Pull encoded blocks, at most the steps that the policy lag can use ahead of time."""
+        ahead = self._full_size * (self.config.max_policy_lag + 2)
+        for step, index, block in self._open_stream(0, self.config.learner.steps):
+            with self._changed:
+                self._blocks.append(((step, index), block))
+                self._changed.notify_all()
+                while len(self._blocks) >= ahead and not self._stopping:
+                    self._changed.wait(timeout=1.0)
+                if self._stopping or self._error:
+                    return
+
+    def _drive(self) -> None:
+        while True:
+            with self._changed:
+                if self._stopping or self._error:
+                    return
+                moved = self._admit()
+                moved |= self._dispatch()
+                pending = [ref for pool in self._pools for ref in pool.pending()]
+                if not moved and not pending:
+                    self._changed.wait(timeout=0.2)
+                    continue
+            if pending:
+                ray.wait(pending, timeout=0.05, fetch_local=False)
+            with self._changed:
+                self._collect()
+
+    def _admit(self) -> bool:
+        moved = False
+        while self._blocks:
+            key = self._admission.next_admissible(self._published)
+            if key is None:
+                break
+            found, block = self._blocks.popleft()
+            assert found == key, f"the stream delivered {found}, the plan says {key}"
+            self._admission.admit(key)
+            version = policy_version(key[0], self.config.max_policy_lag)
+            item = Item(key, block, version, inputs=[block])
+            if self._pools:
+                self._items[key] = item
+                self._waiting[0].append(key)
+            else:
+                self._finish(item, block)
+            self._changed.notify_all()
+            moved = True
+        return moved
+
+    def _dispatch(self) -> bool:
+        """Queue waiting micro-batches on free members, oldest version first.
+
+        A later version waits while an earlier one is still on its way to the stage, so that a
+        pool never goes back and forth between two versions.
+        """
+        moved = False
+        for stage, (pool, waiting) in enumerate(zip(self._pools, self._waiting)):
+            waiting.sort()
+            while waiting:
+                item = self._items[waiting[0]]
+                coming = [i.version for i in self._items.values() if i.stage < stage]
+                if coming and min(coming) < item.version:
+                    break
+                payloads = self._payloads[item.version]
+                member = pool.free_member(self._bundles[item.version], payloads)
+                if member is None:
+                    break
+                pool.submit(member, item.key, item.version, *item.inputs)
+                waiting.pop(0)
+                moved = True
+        return moved
+
+    def _collect(self) -> None:
+        for stage, pool in enumerate(self._pools):
+            finished, retry = pool.collect(self._bundles)
+            for key in retry:
+                item = self._items[key]
+                item.stage, item.inputs = 0, [item.block]
+                self._waiting[0].append(key)
+            for done in finished:
+                item = self._items[done.key]
+                if stage + 1 < len(self._pools):
+                    item.stage, item.inputs = stage + 1, [item.block, done.result]
+                    self._waiting[stage + 1].append(item.key)
+                else:
+                    self._finish(item, done.result)
+
+    def _write_dump(self, block: ray.ObjectRef, scored: ray.ObjectRef) -> ray.ObjectRef:
+        """In a task on this node, beside the run folder; the coordinator fetches nothing."""
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        task = ray.remote(num_cpus=0, scheduling_strategy=here)(dump_scored)
+        return task.remote(self.config, block, scored, self.log.folder)
+
+    def _finish(self, item: Item, result: ray.ObjectRef) -> None:
+        self._admission.finish(item.key)
+        self._results[item.key] = result
+        step, index = item.key
+        if self._pools and step * self._full_size + index < self.config.debug.dump_trajectories:
+            self._dumps.append(self._write_dump(item.block, result))
+        self._items.pop(item.key, None)
+        self._changed.notify_all()

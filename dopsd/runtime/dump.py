@@ -1,0 +1,72 @@
+"""Self-describing dumps of scored micro-batches (`debug.dump_trajectories`).
+
+One safetensors file per micro-batch, ``debug/trajectories/step000000-mb000.safetensors``. With
+the base's weights it is enough to recompute every number outside the project:
+
+- tensors: ``noise`` [B, C, h, w], ``sigmas`` [K + 1], ``states`` [K + 1, B, C, h, w] (states[0] is
+  the noise), ``target_velocity`` [K, B, C, h, w], ``weight`` [K], ``student.<name>`` and
+  ``teacher.<name>`` (each role's context; ``embeds`` [B, L, D], ``lengths`` [B] for Z-Image);
+- header entry ``dopsd`` (JSON): step, micro-batch index, sample ids, prompts, pixels, seed,
+  policy and teacher version, weighting, samples of the whole step, model base and family.
+
+The noise of sample i is ``method.noise.sample_noise(seed, step, sample_ids[i], (C, h, w))``; the
+student's velocity at state k is (states[k + 1] - states[k]) / (sigmas[k + 1] - sigmas[k]).
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import torch
+
+from dopsd import storage
+from dopsd.config import RunConfig
+from dopsd.data.stream import load_encoded
+from dopsd.types import EncodedBatch, SampleInfo, TrainingBatch, pack
+
+
+def dumped(config: RunConfig, info: SampleInfo) -> bool:
+    """Whether this micro-batch is among the first N of the run."""
+    per_step = config.learner.global_batch // config.learner.micro_batch
+    return info.step * per_step + info.index < config.debug.dump_trajectories
+
+
+def dump_name(info: SampleInfo) -> str:
+    return f"step{info.step:06d}-mb{info.index:03d}"
+
+
+def dump_path(name: str) -> str:
+    """Path of a dump inside the run folder."""
+    return f"debug/trajectories/{name}.safetensors"
+
+
+def dump_scored(config: RunConfig, block: pa.Table, scored: bytes, folder: str) -> None:
+    """Write the dump of an encoded block and its scored batch under the run folder."""
+    batch = load_encoded(block)
+    record = trajectory_record(config, batch, TrainingBatch.from_bytes(scored))
+    storage.write_bytes(storage.join(folder, dump_path(dump_name(batch.info))), record)
+
+
+def trajectory_record(config: RunConfig, batch: EncodedBatch, scored: TrainingBatch) -> bytes:
+    """The dump of one scored micro-batch, as safetensors bytes."""
+    assert scored.finished is not None, "a dump needs the whole roll-out"
+    tensors = {
+        "noise": scored.states[0],
+        "sigmas": torch.cat([scored.sigmas.cpu(), torch.zeros(1)]),
+        "states": torch.cat([scored.states, scored.finished.unsqueeze(0)]),
+        "target_velocity": scored.target_velocity,
+        "weight": scored.weight,
+        **{f"student.{name}": t for name, t in batch.student.tensors.items()},
+        **{f"teacher.{name}": t for name, t in batch.teacher.tensors.items()},
+    }
+    info = batch.info
+    meta = {
+        "record": "ScoredTrajectory",
+        **info.__dict__,
+        "seed": config.run.seed,
+        "policy_version": scored.policy_version,
+        "teacher_version": scored.teacher_version,
+        "weighting": config.method.weighting,
+        "family": config.model.family,
+        "base": config.model.base,
+    }
+    return pack(tensors, meta)

@@ -1,0 +1,142 @@
+"""The learner loop: takes the micro-batches of step s, steps, publishes version s + 1.
+
+It knows only training terms; where they come from is a source's business.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from dopsd.config import LearnerSection, RunConfig
+from dopsd.method.ema import Ema
+from dopsd.method.objective import state_loss
+from dopsd.method.terms import Terms
+from dopsd.models.base import DTYPES
+from dopsd.models.lora import STUDENT
+from dopsd.runtime.weights import Bundle
+from dopsd.runtime.zero import ZeroEngine
+
+
+@dataclass
+class Micro:
+    """One micro-batch of a rank: its terms and what each sample's loss counts."""
+
+    terms: Terms
+    step_samples: int
+    """Samples of the global batch, by which the loss is normalised."""
+    real: bool
+    """False for zero-weight padding."""
+    policy_version: int
+    teacher_version: int
+
+
+def learning_rate(step: int, learner: LearnerSection) -> float:
+    """Linear warm-up over ``warmup_steps``, then constant or cosine to zero at ``steps``."""
+    if step < learner.warmup_steps:
+        return learner.lr * (step + 1) / learner.warmup_steps
+    if learner.schedule == "constant":
+        return learner.lr
+    span = max(1, learner.steps - learner.warmup_steps)
+    return learner.lr * 0.5 * (1 + math.cos(math.pi * (step - learner.warmup_steps) / span))
+
+
+class Learner:
+    """One rank of the optimizer.
+
+    ``micro_batches(step)`` yields this rank's Micros, equally many on every rank.
+    ``sum_over_ranks`` adds a float up over all ranks (collective). ``publish`` and ``report``
+    are called on every rank; the caller decides which of them speaks.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        engine: ZeroEngine,
+        micro_batches: Callable[[int], Iterator[Micro]],
+        publish: Callable[[Bundle], None],
+        report: Callable[[int, dict[str, Any]], None],
+        sum_over_ranks: Callable[[float], float],
+    ) -> None:
+        self.config, self.engine = config, engine
+        self._micro_batches, self._publish, self._report = micro_batches, publish, report
+        self._sum = sum_over_ranks
+        self.student = engine.full_weights(STUDENT)
+        self.ema = Ema(self.student, config.method.ema_decay)
+
+    def run(self, start: int, stop: int) -> None:
+        """Train steps [start, stop). The initial weights are published as version ``start``."""
+        self._hand_over(start)
+        for step in range(start, stop):
+            began = time.perf_counter()
+            lr = learning_rate(step, self.config.learner)
+            self.engine.set_lr(lr)
+            loss, compute, micro = self._step(step)
+            self.student = self.engine.full_weights(STUDENT)
+            self.ema.update(self.student)
+            trained = time.perf_counter()
+            self._hand_over(step + 1)
+            loss = self._sum(loss)
+            if self._report:
+                now = time.perf_counter()
+                worked = compute + now - trained
+                metrics = {
+                    "loss": loss,
+                    "grad_norm": self.engine.grad_norm(),
+                    "lr": lr,
+                    "student_lag": step - micro.policy_version,
+                    "teacher_lag": step - micro.teacher_version,
+                    "learner_compute_seconds": compute,
+                    "learner_publish_seconds": now - trained,
+                    "learner_wait_seconds": max(0.0, trained - began - compute),
+                    "learner_idle_fraction": max(
+                        0.0, 1 - (compute + now - trained) / (now - began)
+                    ),
+                }
+                self._report(step, metrics)
+
+    def _step(self, step: int) -> tuple[float, float, Micro]:
+        """One optimizer step: (this rank's share of the loss, compute seconds, a micro-batch)."""
+        total, compute, updated, last = 0.0, 0.0, False, None
+        for micro in self._micro_batches(step):
+            began = time.perf_counter()
+            losses, updated = self._accumulate(micro)
+            total += losses
+            compute += time.perf_counter() - began
+            last = micro
+        assert updated and last is not None, f"step {step}: wrong number of backward passes"
+        return total, compute, last
+
+    def _accumulate(self, micro: Micro) -> tuple[float, bool]:
+        """Backward at each state on its own, so that one state's activations are alive."""
+        total, updated = 0.0, False
+        states = self.config.method.steps
+        velocity: Tensor | None = None
+        while True:
+            try:
+                term = next(micro.terms) if velocity is None else micro.terms.send(velocity)
+            except StopIteration:
+                return total, updated
+            velocity = self.engine.velocity(
+                term.state, term.sigma.expand(len(term.state)), term.context.tensors
+            )
+            losses = state_loss(velocity, term.target, term.weight)
+            loss = losses.sum() * (float(micro.real) / (micro.step_samples * states))
+            updated = self.engine.backward(loss)
+            total += float(loss.detach())
+            velocity = velocity.detach()
+
+    def _hand_over(self, version: int) -> None:
+        """Publish (student, EMA) as ``version``; every rank's teacher adapter follows."""
+        if self.config.source == "fused":
+            self.engine.write_teacher(self.ema.tensors)
+            bundle = Bundle(version, {}, {}, 0)
+        else:
+            dtype = DTYPES[self.config.model.dtype]
+            bundle = Bundle.create(version, self.student, self.ema.tensors, dtype)
+        self._publish(bundle)

@@ -1,0 +1,94 @@
+"""The one place that names the roles' resources and checks them against the cluster."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dopsd.config import RoleSection, RunConfig
+from dopsd.errors import ResourceError
+
+
+@dataclass(frozen=True)
+class Role:
+    """``workers`` actors with ``cpus`` and ``gpus`` each (fractions are logical shares)."""
+
+    name: str
+    workers: int
+    cpus: float
+    gpus: float
+
+    @property
+    def device(self) -> str:
+        """torch device string inside a worker: Ray shows each one its own GPUs."""
+        return "cuda" if self.gpus else "cpu"
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Every role of a run; the inference pools are empty when the learners roll out themselves."""
+
+    encoder: Role
+    rollout: Role | None
+    teacher: Role | None
+    learner: Role
+
+    def all(self) -> list[Role]:
+        return [r for r in (self.encoder, self.rollout, self.teacher, self.learner) if r]
+
+
+def resolve_roles(config: RunConfig, cluster_gpus: float) -> Roles:
+    """Resources of each role on a cluster with ``cluster_gpus`` GPUs.
+
+    ``device: auto`` gives every role a GPU when the cluster has any. Raises ResourceError when
+    ``device: cuda`` meets a cluster without GPUs.
+    """
+    cuda = config.device == "cuda" or (config.device == "auto" and cluster_gpus > 0)
+    if config.device == "cuda" and not cluster_gpus:
+        raise ResourceError("device: cuda, but the cluster has no GPU; allowed: auto or cpu")
+
+    def role(name: str, section: RoleSection) -> Role:
+        gpus = (section.gpus if section.gpus is not None else 1.0) if cuda else 0.0
+        return Role(name, section.workers, section.cpus, gpus)
+
+    disaggregated = config.source == "disaggregated"
+    return Roles(
+        encoder=role("encoder", config.encoder),
+        rollout=role("rollout", config.rollout) if disaggregated else None,
+        teacher=role("teacher", config.teacher)
+        if disaggregated and not config.inference.shared
+        else None,
+        learner=role("learner", config.learner),
+    )
+
+
+def shortfall(roles: Roles, resources: dict[str, float]) -> str | None:
+    """The sum of what is asked against what the cluster has, or None when it fits."""
+    lines = [
+        f"{role.name} {role.workers} x ({role.cpus:g} CPU, {role.gpus:g} GPU)"
+        for role in roles.all()
+    ]
+    cpus = sum(role.workers * role.cpus for role in roles.all())
+    gpus = sum(role.workers * role.gpus for role in roles.all())
+    has_cpus, has_gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    if cpus <= has_cpus + 1e-6 and gpus <= has_gpus + 1e-6:
+        return None
+    return (
+        f"asked {cpus:g} CPU and {gpus:g} GPU ({' + '.join(lines)}); "
+        f"the cluster has {has_cpus:g} CPU and {has_gpus:g} GPU"
+    )
+
+
+def wait_for_resources(
+    roles: Roles, resources: Callable[[], dict[str, float]], deadline: float
+) -> None:
+    """Wait until the cluster (which may be scaling up) is large enough.
+
+    Raises ResourceError with the sum after ``deadline`` seconds.
+    """
+    until = time.monotonic() + deadline
+    while (problem := shortfall(roles, resources())) is not None:
+        if time.monotonic() >= until:
+            raise ResourceError(f"not enough resources after {deadline:g} s: {problem}")
+        time.sleep(min(2.0, max(0.05, until - time.monotonic())))

@@ -1,0 +1,198 @@
+"""A pool of inference actors of one role: placement, weights, slots, restarts, deadlines."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from dopsd.config import RunConfig
+from dopsd.errors import DopsdError, LateError, WorkerError
+from dopsd.runtime.admission import Key
+from dopsd.runtime.placement import Role
+from dopsd.runtime.weights import Bundle, check_acknowledgement
+from dopsd.runtime.workers import InferenceWorker
+
+
+def own_message(error: BaseException) -> str:
+    """A worker's exception as its own message, without Ray's frames."""
+    cause: BaseException = error
+    if isinstance(error, RayTaskError) and error.cause is not None:
+        cause = error.cause
+    text = str(cause).strip() or type(cause).__name__
+    return text if isinstance(cause, DopsdError) else f"{type(cause).__name__}: {text}"
+
+
+@dataclass
+class Call:
+    """One call under way: a load (``key`` None) or a micro-batch."""
+
+    key: Key | None
+    version: int
+    done: ray.ObjectRef
+    """Ready when the call has ended: an acknowledgement, or the call's stats."""
+    result: ray.ObjectRef | None
+    started: float
+
+
+@dataclass
+class Member:
+    """One actor of the pool and what it is doing."""
+
+    name: str
+    handle: Any
+    loaded: int = -1
+    """Version it has acknowledged; -1 before the first."""
+    calls: list[Call] = field(default_factory=list)
+    restarts: int = 0
+    busy_seconds: float = 0.0
+    peak_memory_mb: float = 0.0
+    served: int = 0
+
+    @property
+    def loading(self) -> bool:
+        return any(call.key is None for call in self.calls)
+
+
+@dataclass
+class Finished:
+    """A micro-batch that a member has finished."""
+
+    key: Key
+    result: ray.ObjectRef
+    stats: dict[str, float]
+
+
+class Pool:
+    """Actors of one ``role`` that answer ``method``; driven by one thread.
+
+    ``slots``: calls queued on a member at once. ``deadline``: seconds after which a call makes
+    its member late; it is then killed and restarted, ``restarts`` times at most.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        role: Role,
+        adapters: tuple[str, ...],
+        method: str,
+    ) -> None:
+        self.config, self.role, self.adapters, self.method = config, role, adapters, method
+        self._actor = ray.remote(InferenceWorker).options(
+            num_cpus=role.cpus, num_gpus=role.gpus, max_restarts=0
+        )
+        self.members = [Member(f"{role.name}-{i}", self._launch()) for i in range(role.workers)]
+
+    def _launch(self) -> Any:
+        return self._actor.remote(self.config, self.role.device, self.adapters)
+
+    def free_member(self, bundle: Bundle, payloads: ray.ObjectRef) -> Member | None:
+        """A member with a free slot that has acknowledged ``bundle``; others start loading it.
+
+        Call order on an actor is submission order, so weights change only between trajectories.
+        """
+        best = None
+        for member in self.members:
+            if member.loading:
+                continue
+            if member.loaded != bundle.version:
+                ack = member.handle.load.remote(payloads)
+                member.calls.append(Call(None, bundle.version, ack, None, time.monotonic()))
+            elif len(member.calls) < self.config.inference.slots and (
+                best is None or len(member.calls) < len(best.calls)
+            ):
+                best = member
+        return best
+
+    def submit(self, member: Member, key: Key, version: int, *inputs: ray.ObjectRef) -> None:
+        """Queue one micro-batch on ``member``; inputs are passed by reference."""
+        method = getattr(member.handle, self.method).options(num_returns=2)
+        result, stats = method.remote(version, *inputs)
+        member.calls.append(Call(key, version, stats, result, time.monotonic()))
+
+    def pending(self) -> list[ray.ObjectRef]:
+        """References that become ready when something has happened."""
+        return [call.done for member in self.members for call in member.calls]
+
+    def collect(self, bundles: dict[int, Bundle]) -> tuple[list[Finished], list[Key]]:
+        """Take in whatever has ended: finished micro-batches, and keys to be generated again.
+
+        Raises WorkerError with a worker's own message, AcknowledgementError for wrong weights,
+        LateError when a member is late and its restarts are spent.
+        """
+        finished: list[Finished] = []
+        retry: list[Key] = []
+        for member in self.members:
+            while member.calls:
+                call = member.calls[0]
+                ready, _ = ray.wait([call.done], timeout=0, fetch_local=False)
+                if not ready:
+                    if time.monotonic() - call.started > self._deadline(member):
+                        retry += self._restart(member, self._late(member, call))
+                    break
+                try:
+                    value = ray.get(call.done)
+                except RayTaskError as error:
+                    if call.key is None or not isinstance(error.cause, RayError):
+                        raise WorkerError(f"{member.name}: {own_message(error)}") from None
+                    # An input was lost with the node that held it: generate it again.
+                    member.calls.pop(0)
+                    retry.append(call.key)
+                    continue
+                except RayError as error:
+                    lost = WorkerError(f"{member.name} died: {str(error).splitlines()[0]}")
+                    retry += self._restart(member, lost)
+                    break
+                member.calls.pop(0)
+                if member.calls:
+                    member.calls[0].started = time.monotonic()
+                if call.key is None:
+                    check_acknowledgement(bundles[call.version], value, member.name)
+                    member.loaded = call.version
+                    continue
+                assert call.result is not None
+                member.busy_seconds += value["seconds"]
+                member.peak_memory_mb = max(member.peak_memory_mb, value["peak_memory_mb"])
+                member.served += 1
+                finished.append(Finished(call.key, call.result, value))
+        return finished, retry
+
+    def doing(self) -> str:
+        """What each member is doing, for progress and for a late message."""
+        return ", ".join(f"{m.name}: {self._doing(m)}" for m in self.members)
+
+    def stop(self) -> None:
+        for member in self.members:
+            ray.kill(member.handle)
+
+    def _doing(self, member: Member) -> str:
+        if not member.calls:
+            return "idle" if member.loaded >= 0 else "waiting for weights"
+        call = member.calls[0]
+        seconds = time.monotonic() - call.started
+        if call.key is None:
+            what = "starting up" if member.loaded < 0 else f"loading version {call.version}"
+        else:
+            what = f"{self.method} step {call.key[0]} micro-batch {call.key[1]}"
+        return f"{what} for {seconds:.0f} s"
+
+    def _deadline(self, member: Member) -> float:
+        deadline = self.config.deadline
+        return deadline.start if member.loaded < 0 else deadline.step
+
+    def _late(self, member: Member, call: Call) -> LateError:
+        return LateError(
+            f"{member.name} is late: {self._doing(member)}, deadline {self._deadline(member):g} s"
+        )
+
+    def _restart(self, member: Member, reason: DopsdError) -> list[Key]:
+        keys = [call.key for call in member.calls if call.key is not None]
+        if member.restarts >= self.config.deadline.restarts:
+            raise type(reason)(f"{reason}; its {member.restarts} restarts are spent")
+        ray.kill(member.handle)
+        member.handle, member.loaded, member.calls = self._launch(), -1, []
+        member.restarts += 1
+        return keys

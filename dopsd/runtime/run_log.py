@@ -1,0 +1,64 @@
+"""The one writer of a run's metrics: JSON lines in the run folder, local or S3."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from dopsd import storage
+
+_REMOTE_INTERVAL = 15.0
+"""Seconds between rewrites of the metrics file on S3, which cannot append."""
+
+
+class RunLog:
+    """Writes ``metrics.jsonl``, one line per optimizer step, under ``folder``."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.latest: dict[str, Any] = {}
+        self._path = storage.join(folder, "metrics.jsonl")
+        self._lines: list[str] = []
+        self._written = 0.0
+        self._last_step = time.monotonic()
+        self._busy: dict[str, float] = {}
+
+    def step(self, step: int, metrics: dict[str, Any], workers: dict[str, int]) -> None:
+        """Add one line. ``<role>_busy_seconds`` are totals; the line holds this step's share.
+
+        ``workers``: number of workers of each role, for the idle fraction of the step.
+        """
+        now = time.monotonic()
+        wall = now - self._last_step
+        self._last_step = now
+        line: dict[str, Any] = {"step": step, "wall_seconds": wall, **metrics}
+        for role, count in workers.items():
+            total = line.pop(f"{role}_busy_seconds")
+            busy = total - self._busy.get(role, 0.0)
+            self._busy[role] = total
+            line[f"{role}_seconds"] = busy
+            line[f"{role}_idle_fraction"] = max(0.0, 1.0 - busy / max(wall * count, 1e-9))
+        self.latest = line
+        self._append(json.dumps(line))
+
+    def write(self, name: str, payload: bytes) -> None:
+        """Write another file of the run."""
+        storage.write_bytes(storage.join(self.folder, name), payload)
+
+    def close(self) -> None:
+        if storage.is_remote(self._path) and self._lines:
+            self._rewrite()
+
+    def _append(self, line: str) -> None:
+        self._lines.append(line)
+        if storage.is_remote(self._path):
+            if time.monotonic() - self._written > _REMOTE_INTERVAL:
+                self._rewrite()
+            return
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def _rewrite(self) -> None:
+        self._written = time.monotonic()
+        storage.write_bytes(self._path, ("\n".join(self._lines) + "\n").encode())

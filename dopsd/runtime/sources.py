@@ -1,0 +1,112 @@
+"""Where a rank's micro-batches come from: scored by others, or rolled out by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from dopsd.config import RunConfig
+from dopsd.data.stream import load_encoded
+from dopsd.method.noise import batch_noise
+from dopsd.method.objective import state_weights
+from dopsd.method.rollout import rollout, score
+from dopsd.method.terms import fused_terms, stored_terms
+from dopsd.models.base import DTYPES
+from dopsd.models.lora import STUDENT
+from dopsd.runtime.dump import dump_name, dumped, trajectory_record
+from dopsd.runtime.learner import Micro
+from dopsd.runtime.workers import training_sigmas
+from dopsd.runtime.zero import ZeroEngine
+from dopsd.types import EncodedBatch, TrainingBatch
+
+FetchFn = Callable[[int], Iterator[tuple[Any, bool]]]
+"""step -> (payload, is real) of this rank's micro-batches: bytes of a TrainingBatch, or the
+encoded block when there are no inference workers."""
+
+
+class DisaggregatedSource:
+    """Scored micro-batches from the coordinator."""
+
+    def __init__(self, config: RunConfig, fetch: FetchFn, device: torch.device) -> None:
+        self.config, self._fetch, self.device = config, fetch, device
+
+    def __call__(self, step: int) -> Iterator[Micro]:
+        for payload, real in self._fetch(step):
+            batch: TrainingBatch = TrainingBatch.from_bytes(payload)
+            batch.states = batch.states.to(self.device)
+            batch.sigmas = batch.sigmas.to(self.device)
+            batch.target_velocity = batch.target_velocity.to(self.device)
+            batch.weight = batch.weight.to(self.device)
+            batch.student = batch.student.to(self.device, DTYPES[self.config.model.dtype])
+            yield Micro(
+                stored_terms(batch),
+                batch.info.step_samples,
+                real,
+                batch.policy_version,
+                batch.teacher_version,
+            )
+
+
+class FusedSource:
+    """The rank rolls out and scores on its own engine; the roll-out's forward trains."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        fetch: FetchFn,
+        engine: ZeroEngine,
+        device: torch.device,
+        dump: Callable[[str, bytes], None],
+    ) -> None:
+        self.config, self._fetch, self.engine = config, fetch, engine
+        self.device, self._dump = device, dump
+        self.family = engine.student.family
+
+    def __call__(self, step: int) -> Iterator[Micro]:
+        dtype = DTYPES[self.config.model.dtype]
+        for block, real in self._fetch(step):
+            batch = load_encoded(block)
+            info = batch.info
+            shape = self.family.latent_shape(info.height, info.width)
+            noise = batch_noise(self.config.run.seed, info.step, info.sample_ids, shape)
+            noise = noise.to(self.device)
+            sigmas = training_sigmas(self.config, self.family, info.height, info.width)
+            student = batch.student.to(self.device, dtype)
+            teacher = batch.teacher.to(self.device, dtype)
+            terms = fused_terms(
+                noise,
+                sigmas,
+                student,
+                lambda x, s, c=teacher.tensors: self.engine.teacher_velocity(x, s, c, STUDENT),
+                self.config.method.weighting,
+            )
+            if real and dumped(self.config, info):
+                self._dump(dump_name(info), self._record(batch, noise, sigmas))
+            yield Micro(terms, info.step_samples, real, step, step)
+
+    @torch.no_grad()
+    def _record(self, batch: EncodedBatch, noise: torch.Tensor, sigmas: torch.Tensor) -> bytes:
+        """The same trajectory, rolled out once more to be written down."""
+        dtype = DTYPES[self.config.model.dtype]
+        student = batch.student.to(self.device, dtype).tensors
+        states = rollout(lambda x, s: self.engine.velocity(x, s, student), noise, sigmas)
+        teacher = batch.teacher.to(self.device, dtype).repeat(len(sigmas) - 1).tensors
+        targets = score(
+            lambda x, s: self.engine.teacher_velocity(x, s, teacher, STUDENT),
+            states[:-1],
+            sigmas[:-1],
+        )
+        scored = TrainingBatch(
+            batch.info,
+            batch.info.step,
+            batch.info.step,
+            states[:-1].cpu(),
+            sigmas[:-1],
+            batch.student,
+            targets.cpu(),
+            state_weights(sigmas[:-1], self.config.method.weighting),
+            states[-1].cpu(),
+        )
+        return trajectory_record(self.config, batch, scored)

@@ -1,0 +1,38 @@
+"""The trained model as DeepSpeed sees it: one module whose forward is the velocity."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dopsd.config import RunConfig
+from dopsd.models.base import DTYPES, Family
+from dopsd.models.lora import STUDENT, TEACHER, inject, resolve_targets
+from dopsd.types import Context
+
+
+class Student(nn.Module):
+    """Frozen base with trainable student LoRA (and a frozen teacher LoRA in fused mode)."""
+
+    def __init__(self, family: Family, transformer: nn.Module) -> None:
+        super().__init__()
+        self.family = family
+        self.transformer = transformer
+
+    def forward(self, latents: Tensor, sigma: Tensor, context: dict[str, Tensor]) -> Tensor:
+        """Velocity [B, C, h, w] float32 of ``latents`` [B, C, h, w] at ``sigma`` [B]."""
+        return self.family.velocity(self.transformer, latents, sigma, Context(context))
+
+
+def build_student(
+    config: RunConfig, family: Family, device: torch.device | str, with_teacher: bool
+) -> tuple[Student, dict[str, list[str]]]:
+    """The module to train and what was adapted: {target: module names}."""
+    dtype = DTYPES[config.model.dtype]
+    transformer = family.load_transformer(dtype, device, config.model.attention)
+    matched = resolve_targets(transformer, config.lora.targets, family.lora_targets)
+    adapters = (STUDENT, TEACHER) if with_teacher else (STUDENT,)
+    inject(transformer, matched, config.lora.rank, config.lora.alpha, config.run.seed, adapters)
+    if config.learner.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing()
+    return Student(family, transformer), matched

@@ -1,0 +1,83 @@
+"""What each Ray Train worker runs: a DeepSpeed learner fed by the coordinator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+import torch
+from ray import train
+from ray.train.torch import get_device
+
+from dopsd.config import RunConfig
+from dopsd.export import lora_file
+from dopsd.models import FAMILIES
+from dopsd.models.lora import STUDENT, TEACHER
+from dopsd.runtime.learner import Learner
+from dopsd.runtime.sources import DisaggregatedSource, FusedSource
+from dopsd.runtime.student import build_student
+from dopsd.runtime.weights import Bundle
+from dopsd.runtime.workers import peak_memory_mb
+from dopsd.runtime.zero import ZeroEngine, engine_config
+
+_GRACE = 30.0
+"""Seconds that a call to the coordinator may take beyond the coordinator's own deadline."""
+
+
+def train_worker(arguments: dict[str, Any]) -> None:
+    """``arguments``: config (dict), preset (DeepSpeed), coordinator (name), namespace, lora
+    (metadata of the exported file)."""
+    config = RunConfig.model_validate(arguments["config"])
+    coordinator = ray.get_actor(arguments["coordinator"], namespace=arguments["namespace"])
+    context = train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    device = get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+
+    family = FAMILIES[config.model.family](config.model.base, config.model.revision)
+    fused = config.source == "fused"
+    student, _ = build_student(config, family, device, with_teacher=fused)
+    learner_config = config.learner
+    micro_batches = learner_config.global_batch // learner_config.micro_batch
+    accumulation = -(-micro_batches // world) * config.method.steps
+    engine = ZeroEngine(student, engine_config(config, arguments["preset"], accumulation))
+
+    def call(method: str, *values: Any) -> Any:
+        limit = max(config.deadline.start, config.deadline.step) + _GRACE
+        return ray.get(getattr(coordinator, method).remote(*values), timeout=limit)
+
+    def fetch(step: int) -> Iterator[tuple[Any, bool]]:
+        for box in call("fetch", step, rank, world):
+            yield ray.get(box.ref, timeout=config.deadline.step), box.real
+
+    def publish(bundle: Bundle) -> None:
+        if rank == 0:
+            call("publish", bundle)
+
+    def report(step: int, metrics: dict[str, Any]) -> None:
+        if rank == 0:
+            metrics["learner_peak_memory_mb"] = peak_memory_mb(device.type)
+            call("report", step, metrics)
+
+    def sum_over_ranks(value: float) -> float:
+        if world == 1:
+            return value
+        total = torch.tensor([value], dtype=torch.float64, device=device)
+        torch.distributed.all_reduce(total)
+        return float(total)
+
+    if fused:
+        source: Any = FusedSource(
+            config, fetch, engine, device, lambda name, data: call("dump", name, data)
+        )
+    else:
+        source = DisaggregatedSource(config, fetch, device)
+    learner = Learner(config, engine, source, publish, report, sum_over_ranks)
+    learner.run(0, learner_config.steps)
+    if rank == 0:
+        for adapter, state in ((STUDENT, learner.student), (TEACHER, learner.ema.tensors)):
+            metadata = {**arguments["lora"], "dopsd.adapter": adapter}
+            file = lora_file(state, config.lora.rank, config.lora.alpha, metadata)
+            call("deliver", adapter, file)

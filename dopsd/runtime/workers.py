@@ -1,0 +1,169 @@
+"""Inference workers: plain batched classes; ``pool.py`` wraps them as Ray actors.
+
+A worker serves only the version that it has bound, and every call names the version that it
+wants: a mismatch is an error, never a silent use of other weights.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from dopsd.config import RunConfig
+from dopsd.data.stream import load_encoded
+from dopsd.errors import AcknowledgementError
+from dopsd.method.noise import batch_noise
+from dopsd.method.objective import state_weights
+from dopsd.method.rollout import VelocityFn, rollout, score
+from dopsd.method.schedule import with_final_zero
+from dopsd.models import FAMILIES
+from dopsd.models.base import DTYPES, Family
+from dopsd.models.lora import (
+    STUDENT,
+    TEACHER,
+    activate,
+    adapter_parameters,
+    bind,
+    checksum,
+    inject,
+    resolve_targets,
+)
+from dopsd.runtime.weights import Acknowledgement, read_payload
+from dopsd.types import Context, EncodedBatch, TrainingBatch, Trajectory
+
+Stats = dict[str, float]
+
+
+def training_sigmas(config: RunConfig, family: Family, height: int, width: int) -> Tensor:
+    """Roll-out sigmas [K + 1]: the config's override, or the pipeline's own schedule."""
+    if config.method.sigmas is not None:
+        return with_final_zero(config.method.sigmas)
+    return family.sigmas(config.method.steps, height, width)
+
+
+def batch_velocity(
+    family: Family, transformer: torch.nn.Module, context: Context, dtype: torch.dtype
+) -> VelocityFn:
+    """The velocity function of one micro-batch under the transformer's active adapter."""
+    context = context.to(next(transformer.parameters()).device, dtype)
+    return lambda latents, sigma: family.velocity(transformer, latents, sigma, context)
+
+
+def peak_memory_mb(device: str) -> float:
+    """Peak memory of this process: resident set on a CPU, allocated memory on a GPU."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+class InferenceWorker:
+    """A frozen base with the adapters of its role: roll-out, teacher, or both (shared)."""
+
+    def __init__(self, config: RunConfig, device: str, adapters: tuple[str, ...]) -> None:
+        if device == "cpu":
+            torch.set_num_threads(1)
+        self.config = config
+        self.device = device
+        self.adapters = adapters
+        self.dtype = DTYPES[config.model.dtype]
+        self.family = FAMILIES[config.model.family](config.model.base, config.model.revision)
+        self.transformer = self.family.load_transformer(self.dtype, device, config.model.attention)
+        matched = resolve_targets(self.transformer, config.lora.targets, self.family.lora_targets)
+        inject(
+            self.transformer,
+            matched,
+            config.lora.rank,
+            config.lora.alpha,
+            config.run.seed,
+            adapters,
+        )
+        self.transformer.requires_grad_(False)
+        self.version = -1
+
+    def load(self, payloads: dict[str, bytes]) -> Acknowledgement:
+        """Bind a version's weights; returns what the model's parameters now hold."""
+        versions, checksums, modules = set(), {}, 0
+        for adapter in self.adapters:
+            version, state = read_payload(payloads[adapter], adapter)
+            bind(self.transformer, adapter, state)
+            bound = adapter_parameters(self.transformer, adapter)
+            checksums[adapter] = checksum({name: p.data for name, p in bound.items()})
+            modules = len(bound)
+            versions.add(version)
+        (self.version,) = versions
+        return Acknowledgement(self.version, checksums, modules)
+
+    def generate(self, version: int, block: pa.Table) -> tuple[bytes, Stats]:
+        """Roll the student out on an encoded micro-batch: a Trajectory and its timing."""
+        return self._timed(lambda: self._rollout(version, load_encoded(block)).to_bytes())
+
+    def score(self, version: int, block: pa.Table, trajectory: bytes) -> tuple[bytes, Stats]:
+        """Add the teacher's velocities for all K states: a TrainingBatch and its timing."""
+        return self._timed(
+            lambda: self._score(
+                version, load_encoded(block), Trajectory.from_bytes(trajectory)
+            ).to_bytes()
+        )
+
+    def generate_and_score(self, version: int, block: pa.Table) -> tuple[bytes, Stats]:
+        """Both on one base, so that states need not travel."""
+
+        def work() -> bytes:
+            batch = load_encoded(block)
+            return self._score(version, batch, self._rollout(version, batch)).to_bytes()
+
+        return self._timed(work)
+
+    def _rollout(self, version: int, batch: EncodedBatch) -> Trajectory:
+        self._require(version)
+        info = batch.info
+        noise = batch_noise(
+            self.config.run.seed,
+            info.step,
+            info.sample_ids,
+            self.family.latent_shape(info.height, info.width),
+        )
+        sigmas = training_sigmas(self.config, self.family, info.height, info.width)
+        activate(self.transformer, STUDENT)
+        student = batch_velocity(self.family, self.transformer, batch.student, self.dtype)
+        states = rollout(student, noise.to(self.device), sigmas)
+        return Trajectory(info, version, self.config.run.seed, sigmas, states.cpu(), batch.student)
+
+    def _score(self, version: int, batch: EncodedBatch, path: Trajectory) -> TrainingBatch:
+        self._require(version)
+        states, sigmas = path.states[:-1], path.sigmas[:-1]
+        activate(self.transformer, TEACHER)
+        teacher = batch_velocity(
+            self.family, self.transformer, batch.teacher.repeat(len(states)), self.dtype
+        )
+        return TrainingBatch(
+            info=path.info,
+            policy_version=path.policy_version,
+            teacher_version=version,
+            states=states,
+            sigmas=sigmas,
+            student=path.student,
+            target_velocity=score(teacher, states.to(self.device), sigmas).cpu(),
+            weight=state_weights(sigmas, self.config.method.weighting),
+            finished=path.states[-1],
+        )
+
+    def _require(self, version: int) -> None:
+        if version != self.version:
+            raise AcknowledgementError(
+                f"asked to serve policy version {version}, but {self.version} is bound"
+            )
+
+    def _timed(self, work: Callable[[], Any]) -> tuple[Any, Stats]:
+        start = time.perf_counter()
+        result = work()
+        return result, {
+            "seconds": time.perf_counter() - start,
+            "peak_memory_mb": peak_memory_mb(self.device),
+        }

@@ -1,0 +1,155 @@
+"""DeepSpeed ZeRO behind four calls: forward, backward, step, gather. The only deepspeed import."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dopsd.config import RunConfig
+from dopsd.errors import ConfigError
+from dopsd.models.lora import TEACHER, activate, adapter_parameters
+from dopsd.runtime.student import Student
+
+_OWNED = (
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "optimizer",
+    "scheduler",
+    "fp16",
+    "bf16",
+)
+"""Keys that follow from the run config and may not stand in a preset."""
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """A DeepSpeed JSON file by path, or one of configs/deepspeed/ by name.
+
+    Raises ConfigError for a missing file, broken JSON or a key that the run config owns.
+    """
+    folders = [Path("configs/deepspeed"), Path(__file__).parents[2] / "configs" / "deepspeed"]
+    candidates = [Path(name), *(folder / f"{name}.json" for folder in folders)]
+    file = next((path for path in candidates if path.is_file()), None)
+    if file is None:
+        raise ConfigError(
+            f"learner.deepspeed: {name!r}, allowed: zero1, zero2, zero3 or the path of a JSON file"
+        )
+    try:
+        preset: dict[str, Any] = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"learner.deepspeed: {file} is not JSON: {error}") from error
+    if owned := [key for key in _OWNED if key in preset]:
+        raise ConfigError(
+            f"learner.deepspeed: {file} sets {owned[0]}, allowed: in the run config only"
+        )
+    return preset
+
+
+def engine_config(config: RunConfig, preset: dict[str, Any], accumulation: int) -> dict[str, Any]:
+    """The whole DeepSpeed config. ``accumulation``: backward passes of a step on one rank."""
+    learner = config.learner
+    offloads = "offload_optimizer" in preset.get("zero_optimization", {})
+    return {
+        **preset,
+        "train_micro_batch_size_per_gpu": learner.micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": learner.clip,
+        "bf16": {"enabled": config.model.dtype == "bfloat16"},
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": learner.lr,
+                "betas": list(learner.betas),
+                "eps": learner.eps,
+                "weight_decay": learner.weight_decay,
+                # The fused kernels want a CUDA toolkit; optimizer offload needs DeepSpeed's own.
+                "torch_adam": not offloads,
+            },
+        },
+        "steps_per_print": 10**9,
+    }
+
+
+class ZeroEngine:
+    """A student under DeepSpeed. Backward passes accumulate; the last of a step updates."""
+
+    def __init__(self, student: Student, config: dict[str, Any]) -> None:
+        os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+        import deepspeed
+
+        self._deepspeed = deepspeed
+        self.student = student
+        trainable = [p for p in student.parameters() if p.requires_grad]
+        self.engine, *_ = deepspeed.initialize(
+            model=student, model_parameters=trainable, config=config
+        )
+        self.stage = self.engine.zero_optimization_stage()
+
+    @property
+    def world(self) -> int:
+        return int(self.engine.world_size)
+
+    def velocity(self, latents: Tensor, sigma: Tensor, context: dict[str, Tensor]) -> Tensor:
+        result: Tensor = self.engine(latents, sigma, context)
+        return result
+
+    def backward(self, loss: Tensor) -> bool:
+        """Accumulate d(loss)/d(weights), SUMMED over ranks; True when this updated the weights.
+
+        DeepSpeed averages over ranks and divides by the accumulation; both are undone here, so
+        that the loss is normalised once, by the samples of the global batch.
+        """
+        self.engine.backward(loss * self.world, scale_wrt_gas=False)
+        boundary = bool(self.engine.is_gradient_accumulation_boundary())
+        self.engine.step()
+        return boundary
+
+    def set_lr(self, lr: float) -> None:
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = lr
+
+    def grad_norm(self) -> float:
+        """Global gradient norm of the last update, before clipping."""
+        return float(self.engine.get_global_grad_norm() or 0.0)
+
+    def full_weights(self, adapter: str) -> dict[str, Tensor]:
+        """fp32 master weights of an adapter, gathered from all ranks, on the CPU. Collective."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        weights = {}
+        for name, parameter in adapter_parameters(self.student.transformer, adapter).items():
+            full = safe_get_full_fp32_param(parameter)
+            assert full is not None, f"{name} is not managed by ZeRO"
+            weights[name] = full.detach().float().cpu().clone()
+        return weights
+
+    @torch.no_grad()
+    def write_teacher(self, weights: dict[str, Tensor]) -> None:
+        """Copy fp32 EMA weights into the frozen teacher adapter. Collective under ZeRO-3."""
+        parameters = adapter_parameters(self.student.transformer, TEACHER)
+        with self._gathered(list(parameters.values())):
+            for name, parameter in parameters.items():
+                parameter.copy_(weights[name])
+
+    @torch.no_grad()
+    def teacher_velocity(
+        self, latents: Tensor, sigma: Tensor, context: dict[str, Tensor], back_to: str
+    ) -> Tensor:
+        """The teacher adapter's velocity on the same base; ``back_to`` is active afterwards."""
+        activate(self.student.transformer, TEACHER)
+        try:
+            return self.velocity(latents, sigma, context)
+        finally:
+            activate(self.student.transformer, back_to)
+
+    def _gathered(self, parameters: list[nn.Parameter]) -> Any:
+        if self.stage < 3:
+            return nullcontext()
+        return self._deepspeed.zero.GatheredParameters(parameters, modifier_rank=0)
