@@ -6,6 +6,7 @@ Paths may be local or ``s3://``. Sizes are samples, pixels, seconds and optimize
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,7 +22,7 @@ Device = Literal["auto", "cpu", "cuda"]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
 
 
 class RunSection(Section):
@@ -270,7 +271,7 @@ def load_config(path: str | Path | None, overrides: list[str] | None = None) -> 
         try:
             values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"config {path}: not YAML: {' '.join(str(error).split())}") from error
+            raise ConfigError(f"config {path}: not YAML: {_yaml_problem(error)}") from error
         if not isinstance(values, dict):
             raise ConfigError(f"config {path}: found {type(values).__name__}, allowed: a mapping")
     for override in overrides or []:
@@ -281,6 +282,14 @@ def load_config(path: str | Path | None, overrides: list[str] | None = None) -> 
         raise ConfigError(_one_line(error)) from None
 
 
+def _yaml_problem(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return " ".join(str(error).split())
+    problem = getattr(error, "problem", None)
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
+
+
 def dump_config(config: RunConfig) -> str:
     """The resolved config as YAML; reads back to an equal RunConfig."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -288,7 +297,7 @@ def dump_config(config: RunConfig) -> str:
 
 def _apply(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
-    if not separator or not key:
+    if not separator or not all(key.split(".")):
         raise ConfigError(f"override {override!r}: allowed: section.key=value")
     try:
         value = yaml.safe_load(text)
@@ -314,18 +323,57 @@ def _number(text: str) -> Any:
         return text
 
 
+# pydantic's wording, shortened to what a user of a YAML file can act on.
+_ALLOWED = {
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "string_type": "text (in quotes)",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "model_type": "a section of keys",
+    "greater_than": "greater than {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than_equal": "at most {le:g}",
+    "too_long": "at most {max_length} values",
+    "literal_error": "{expected}",
+}
+
+
 def _one_line(error: ValidationError) -> str:
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"] if part not in ("function-after",))
-    given = first.get("input")
+    errors = error.errors()
+    first = errors[0]
+    key = _key(first["loc"])
     if first["type"] == "extra_forbidden":
-        return f"{key}: unknown key; allowed: {', '.join(_siblings(first['loc']))}"
+        key = ".".join(str(part) for part in first["loc"])
+        siblings = _siblings(first["loc"])
+        close = difflib.get_close_matches(str(first["loc"][-1]), siblings, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        return f"{key}: unknown key{hint}; allowed: {', '.join(siblings)}"
     if first["type"] == "value_error" and not first["loc"]:
         return str(first["ctx"]["error"])
-    if first["type"] == "literal_error":
-        return f"{key}: {given!r}, allowed: {first['ctx']['expected']}"
-    message = first["msg"][0].lower() + first["msg"][1:]
-    return f"{key}: {given!r}, allowed: {message.removeprefix('input should be ')}"
+    if first["type"] == "missing":
+        return f"{key}: missing"
+    # A key of several types gives one error for each: name every type.
+    allowed = [_allowed(entry) for entry in errors if _key(entry["loc"]) == key]
+    return f"{key}: {first.get('input')!r}, allowed: {' or '.join(allowed)}"
+
+
+def _key(location: tuple[int | str, ...]) -> str:
+    """Dotted key of an error, without pydantic's tags of union members such as ``list[str]``."""
+    return ".".join(str(part) for part in location if "[" not in str(part))
+
+
+def _allowed(entry: Any) -> str:
+    if entry["type"] in _ALLOWED:
+        return _ALLOWED[entry["type"]].format(**entry.get("ctx", {}))
+    message: str = entry["msg"]
+    return (message[0].lower() + message[1:]).removeprefix("input should be ")
 
 
 def _siblings(location: tuple[int | str, ...]) -> list[str]:

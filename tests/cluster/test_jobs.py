@@ -1,0 +1,30 @@
+"""The job scripts find the package in the shipped working directory and pass everything on."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+JOBS = Path(__file__).resolve().parents[2] / "jobs"
+
+
+@pytest.mark.parametrize("command", ["train", "prepare"])
+def test_job_works_where_the_package_is_not_installed(command: str, tmp_path: Path) -> None:
+    shutil.copytree(JOBS, tmp_path / "jobs")
+    (tmp_path / "dopsd").mkdir()
+    (tmp_path / "dopsd" / "__init__.py").touch()
+    (tmp_path / "dopsd" / "cli.py").write_text("def main(argv):\n    print(argv)\n    return 3\n")
+    script = f"jobs/{command}.py"
+    # -I -S: no site-packages and no current directory on the path, as in a bare image.
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", script, "configs/shapes.yaml", "learner.lr=2e-4"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == f"['{command}', 'configs/shapes.yaml', 'learner.lr=2e-4']"
+    assert done.returncode == 3, done.stderr
