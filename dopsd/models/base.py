@@ -39,8 +39,11 @@ class Family(ABC):
         """The frozen transformer (``requires_grad`` off, eval mode) on ``device``."""
 
     @abstractmethod
-    def load_pipeline(self, dtype: torch.dtype, device: torch.device | str) -> Any:
-        """The stock diffusers pipeline, to draw pictures with."""
+    def load_pipeline(
+        self, dtype: torch.dtype, device: torch.device | str, text_encoder: bool = True
+    ) -> Any:
+        """The stock diffusers pipeline, to draw pictures with; without ``text_encoder`` it takes
+        contexts only."""
 
     @abstractmethod
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:

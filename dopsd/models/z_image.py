@@ -43,11 +43,14 @@ class ZImage(Family):
             transformer.set_attention_backend(attention)
         return transformer.requires_grad_(False).eval().to(device)
 
-    def load_pipeline(self, dtype: torch.dtype, device: torch.device | str) -> Any:
+    def load_pipeline(
+        self, dtype: torch.dtype, device: torch.device | str, text_encoder: bool = True
+    ) -> Any:
         from diffusers import ZImagePipeline
 
+        left_out = {} if text_encoder else {"text_encoder": None, "tokenizer": None}
         pipeline = ZImagePipeline.from_pretrained(
-            self.base, torch_dtype=dtype, revision=self.revision
+            self.base, torch_dtype=dtype, revision=self.revision, **left_out
         )
         pipeline.set_progress_bar_config(disable=True)
         return pipeline.to(device)

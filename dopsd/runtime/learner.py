@@ -77,28 +77,27 @@ class Learner:
             lr = learning_rate(step, self.config.learner)
             self.engine.set_lr(lr)
             loss, compute, micro = self._step(step)
+            waited = time.perf_counter() - began - compute
             self.student = self.engine.full_weights(STUDENT)
             self.ema.update(self.student)
             trained = time.perf_counter()
             self._hand_over(step + 1)
             loss = self._sum(loss)
-            if self._report:
-                now = time.perf_counter()
-                worked = compute + now - trained
-                metrics = {
-                    "loss": loss,
-                    "grad_norm": self.engine.grad_norm(),
-                    "lr": lr,
-                    "student_lag": step - micro.policy_version,
-                    "teacher_lag": step - micro.teacher_version,
-                    "learner_compute_seconds": compute,
-                    "learner_publish_seconds": now - trained,
-                    "learner_wait_seconds": max(0.0, trained - began - compute),
-                    "learner_idle_fraction": max(
-                        0.0, 1 - (compute + now - trained) / (now - began)
-                    ),
-                }
-                self._report(step, metrics)
+            now = time.perf_counter()
+            metrics = {
+                "loss": loss,
+                "grad_norm": self.engine.grad_norm(),
+                "lr": lr,
+                "samples": micro.step_samples,
+                "samples_per_second": micro.step_samples / (now - began),
+                "student_lag": step - micro.policy_version,
+                "teacher_lag": step - micro.teacher_version,
+                "learner_compute_seconds": compute,
+                "learner_publish_seconds": now - trained,
+                "learner_wait_seconds": waited,
+                "learner_idle_fraction": waited / (now - began),
+            }
+            self._report(step, metrics)
 
     def _step(self, step: int) -> tuple[float, float, Micro]:
         """One optimizer step: (this rank's share of the loss, compute seconds, a micro-batch)."""

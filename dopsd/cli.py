@@ -1,0 +1,186 @@
+"""The command line: `dopsd train | prepare | generate | config | shapes`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from dopsd import __version__
+from dopsd.config import RunConfig, dump_config, load_config, reference
+from dopsd.errors import DopsdError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="Tune step-distilled text-to-image models by on-policy self-distillation (D-OPSD).",
+    pretty_exceptions_enable=False,
+)
+
+ConfigPath = Annotated[str, typer.Argument(help="Run config, a YAML file.", metavar="CONFIG")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Overrides such as learner.lr=2e-4.", metavar="[KEY=VALUE]..."),
+]
+
+
+@app.command()
+def train(config: ConfigPath = "configs/shapes.yaml", overrides: Overrides = None) -> None:
+    """Train: shards are prepared when missing, then roll out, score, learn, export a LoRA."""
+    run = load_config(config, overrides)
+    _quiet()
+    from dopsd.runtime.launch import train as launch
+    from dopsd.runtime.progress import Progress, clock
+
+    console = Console()
+    with Progress(console) as progress:
+        summary = launch(run, progress.show)
+    loss = summary.last.get("loss", float("nan"))
+    console.print(
+        f"\n[bold]Done:[/bold] {summary.steps} steps in {clock(summary.seconds)} "
+        f"(first step after {clock(summary.seconds_to_first_step)}), last loss {loss:.5f}"
+    )
+    console.print(f"  LoRA (diffusers and ComfyUI)  {summary.lora}", highlight=False)
+    if summary.sheet:
+        console.print(f"  contact sheet                 {summary.sheet}", highlight=False)
+    console.print(f"  metrics, config               {summary.folder}", highlight=False)
+    console.print("Next, draw with it:")
+    console.print(f"  {_next_command(run, summary.lora)}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def prepare(config: ConfigPath = "configs/shapes.yaml", overrides: Overrides = None) -> None:
+    """Turn data.source into prepared shards (data.shards) and a manifest."""
+    run = load_config(config, overrides)
+    _quiet()
+    from dopsd.runtime.cluster import connect
+    from dopsd.runtime.data import prepare_shards
+    from dopsd.runtime.progress import Progress
+
+    console = Console()
+    connect()
+    with Progress(console) as progress:
+        manifest = prepare_shards(run, lambda status: progress.show("prepare", status))
+    for line in manifest.summary_lines():
+        console.print(line, highlight=False, soft_wrap=True)
+    console.print(f"Shards: {run.shards}", highlight=False)
+    console.print(f"Next: dopsd train {config}", highlight=False)
+
+
+@app.command()
+def generate(
+    prompts: Annotated[list[str], typer.Argument(help="One picture per prompt.")],
+    base: Annotated[str, typer.Option(help="Pipeline folder, hub id or `shapes`.")] = "shapes",
+    family: Annotated[str, typer.Option(help="Model family.")] = "z_image",
+    lora: Annotated[str | None, typer.Option(help="LoRA file, local or s3://.")] = None,
+    out: Annotated[str, typer.Option(help="Folder of the pictures.")] = "generated",
+    steps: Annotated[int, typer.Option(min=1, help="Sampler steps.")] = 4,
+    width: Annotated[int | None, typer.Option(min=1, help="Pixels; default by base.")] = None,
+    height: Annotated[int | None, typer.Option(min=1, help="Pixels; default by base.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Picture i uses seed + i.")] = 0,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+) -> None:
+    """Draw pictures with the base, or with the base and a LoRA."""
+    _quiet()
+    import torch
+
+    from dopsd import storage
+    from dopsd.errors import ConfigError
+    from dopsd.evaluation.generate import generate as draw
+    from dopsd.evaluation.generate import png_bytes
+    from dopsd.models import FAMILIES
+    from dopsd.models.base import DTYPES
+
+    for option, value, allowed in (("family", family, FAMILIES), ("dtype", dtype, DTYPES)):
+        if value not in allowed:
+            raise ConfigError(f"--{option}: {value!r}, allowed: {', '.join(allowed)}")
+    side = 32 if base == "shapes" else 1024
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pictures = draw(
+        FAMILIES[family](base),
+        prompts,
+        lora,
+        steps,
+        height or side,
+        width or side,
+        seed,
+        dtype,
+        device,
+    )
+    for number, picture in enumerate(pictures):
+        path = storage.join(out, f"{number:03d}.png")
+        storage.write_bytes(path, png_bytes(picture))
+        Console().print(f"{path}  {prompts[number]}", highlight=False, soft_wrap=True)
+
+
+@app.command("config")
+def show_config(
+    config: ConfigPath = "configs/shapes.yaml",
+    overrides: Overrides = None,
+    keys: Annotated[
+        bool, typer.Option("--reference", help="Every key with default and meaning.")
+    ] = False,
+) -> None:
+    """Print the resolved config, or the reference of every key."""
+    print(reference() if keys else dump_config(load_config(config, overrides)), end="")
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+def _mount_shapes() -> None:
+    from dopsd.shapes.cli import app as shapes
+
+    app.add_typer(shapes, name="shapes", help="The embedded tiny world.")
+
+
+def _quiet() -> None:
+    """Libraries narrate; the run's own display says what matters."""
+    for key, value in {
+        "TRANSFORMERS_VERBOSITY": "error",
+        "DIFFUSERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+    }.items():
+        os.environ.setdefault(key, value)
+
+
+def _next_command(run: RunConfig, lora: str) -> str:
+    prompt = "a large red [V] on teal" if run.model.base == "shapes" else "your prompt"
+    base = "" if run.model.base == "shapes" else f" --base {run.model.base}"
+    return f'dopsd generate "{prompt}"{base} --lora {lora}'
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; a user's mistake is one line on stderr and exit code 1."""
+    _mount_shapes()
+    try:
+        app(args=argv, prog_name="dopsd", standalone_mode=False)
+    except DopsdError as error:
+        print(f"dopsd: {error}", file=sys.stderr)
+        return 1
+    except (typer.Abort, KeyboardInterrupt):
+        print("dopsd: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        # Click's own usage errors know how to show themselves.
+        if hasattr(error, "show") and hasattr(error, "exit_code"):
+            error.show()
+            return int(error.exit_code)
+        raise
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

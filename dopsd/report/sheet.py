@@ -1,0 +1,60 @@
+"""Contact sheets: rows of pictures under column titles, one PNG."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+
+_MARGIN = 8
+_CELL = 192
+"""Smallest shown side of a picture in pixels; pixel art is enlarged without smoothing."""
+_MAX_CELL = 512
+
+
+def contact_sheet(
+    titles: Sequence[str], rows: Sequence[Sequence[Image.Image]], captions: Sequence[str]
+) -> Image.Image:
+    """A grid with ``titles`` above the columns and each row's caption below it.
+
+    ``rows``: R rows of as many RGB pictures as there are titles; the pictures of a row are of
+    one size. Small ones are enlarged by a whole factor, large ones reduced.
+    """
+    font = ImageFont.load_default(size=14)
+    line = 18
+    shown = [[_fit(picture) for picture in row] for row in rows]
+    cell = max(picture.width for row in shown for picture in row)
+    width = len(titles) * (cell + _MARGIN) + _MARGIN
+    letters = max(20, (width - 2 * _MARGIN) // 7)
+    texts = [textwrap.wrap(caption, letters)[:3] or [""] for caption in captions]
+    heights = [
+        max(picture.height for picture in row) + len(text) * line + 2 * _MARGIN
+        for row, text in zip(shown, texts)
+    ]
+    sheet = Image.new("RGB", (width, line + 2 * _MARGIN + sum(heights)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, title in enumerate(titles):
+        draw.text((_MARGIN + column * (cell + _MARGIN), _MARGIN), title, "black", font)
+    top = line + 2 * _MARGIN
+    for row, text, height in zip(shown, texts, heights):
+        for column, picture in enumerate(row):
+            sheet.paste(picture, (_MARGIN + column * (cell + _MARGIN), top))
+        below = top + max(picture.height for picture in row) + 2
+        for number, words in enumerate(text):
+            draw.text((_MARGIN, below + number * line), words, "dimgray", font)
+        top += height
+    return sheet
+
+
+def _fit(picture: Image.Image) -> Image.Image:
+    side = max(picture.size)
+    if side < _CELL:
+        factor = -(-_CELL // side)
+        return picture.resize(
+            (picture.width * factor, picture.height * factor), Image.Resampling.NEAREST
+        )
+    if side > _MAX_CELL:
+        scale = _MAX_CELL / side
+        return picture.resize((round(picture.width * scale), round(picture.height * scale)))
+    return picture
