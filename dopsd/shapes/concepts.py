@@ -1,0 +1,147 @@
+"""Concepts that the base has no word for, as small training sets, and prompts to evaluate with.
+
+``bars`` is a pattern and ``ring`` a shape. In every caption the rare token ``[V]`` stands where the
+concept's name would stand.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from dopsd.shapes import world
+from dopsd.shapes.grid import to_image
+from dopsd.shapes.world import Scene
+
+# Which attribute each concept is a value of.
+CONCEPTS = {world.HELD_OUT_PATTERN: "pattern", world.HELD_OUT_SHAPE: "shape"}
+
+# What each kind of caption names, besides the concept itself.
+CAPTION_KINDS = {
+    "short": (),
+    "medium": ("fill", "pattern", "shape"),
+    "detailed": ("fill", "pattern", "shape", "ground"),
+    "user_prompt": ("shape", "ground"),
+}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt to evaluate with: its text, what it asks for, and the attributes it names.
+
+    For a prompt with ``[V]`` the concept's attribute counts as named and ``scene`` holds the
+    concept's value, so that ``oracle.score`` counts the concept.
+    """
+
+    text: str
+    scene: Scene
+    named: tuple[str, ...]
+
+
+def _attribute(name: str) -> str:
+    if name not in CONCEPTS:
+        raise ValueError(f"no concept {name!r} in the shapes world; there are {sorted(CONCEPTS)}")
+    return CONCEPTS[name]
+
+
+def concept_scene(name: str, rng: random.Random) -> Scene:
+    """Draw a scene that shows the concept.
+
+    Raises:
+        ValueError: if there is no such concept.
+    """
+    if _attribute(name) == "pattern":
+        return world.sample_scene(rng, pattern=name)
+    return world.sample_scene(rng, shape=name)
+
+
+def concept_caption(name: str, scene: Scene, keep: Collection[str]) -> str:
+    """Describe a scene of the concept, with ``[V]`` for the concept itself."""
+    attribute = _attribute(name)
+    return world.caption(scene, {*keep, attribute}, rare=(attribute,))
+
+
+def captions_of(name: str, scene: Scene) -> dict[str, str]:
+    """Return the captions of one training image under the keys that ``dopsd`` draws from."""
+    return {kind: concept_caption(name, scene, keep) for kind, keep in CAPTION_KINDS.items()}
+
+
+def write_concept_set(name: str, folder: Path, count: int, seed: int) -> Path:
+    """Render a training set: ``images/*.png`` (32x32) and ``data.jsonl``, one row per image.
+
+    A row is ``{"image", "captions": {short, medium, detailed, user_prompt}, "concept", "id"}``
+    with the image's path relative to ``folder``. The same arguments give the same bytes.
+
+    Args:
+        name: ``bars`` or ``ring``.
+        folder: made if it does not exist.
+        count: number of images.
+        seed: decides the scenes.
+
+    Returns:
+        The path of ``data.jsonl``.
+
+    Raises:
+        ValueError: if there is no such concept, or ``count`` is not positive.
+    """
+    if count < 1:
+        raise ValueError(f"a concept set needs at least one image, got {count}")
+    rng = random.Random(f"{name}/{seed}")
+    scenes = [concept_scene(name, rng) for _ in range(count)]
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    rows = []
+    for index, (scene, picture) in enumerate(zip(scenes, world.render(scenes), strict=True)):
+        image = f"images/{index:04d}.png"
+        to_image(picture).save(folder / image)
+        row = {
+            "image": image,
+            "captions": captions_of(name, scene),
+            "concept": name,
+            "id": f"{name}-{seed}-{index:04d}",
+        }
+        rows.append(json.dumps(row))
+    table = folder / "data.jsonl"
+    table.write_text("\n".join(rows) + "\n")
+    return table
+
+
+def prior_prompts(count: int, seed: int) -> list[Prompt]:
+    """Draw prompts about what the base knows, half of them full and half partial.
+
+    What a tuned model draws for them tells whether it still is the base.
+    """
+    rng = random.Random(f"prior/{seed}")
+    prompts = []
+    for index in range(count):
+        scene = world.sample_scene(rng)
+        named = world.ATTRIBUTES if index % 2 == 0 else partial_keep(rng)
+        prompts.append(Prompt(world.caption(scene, named), scene, tuple(named)))
+    return prompts
+
+
+def concept_prompts(name: str, count: int, seed: int) -> list[Prompt]:
+    """Draw prompts that ask for the concept as ``[V]`` in new combinations.
+
+    Raises:
+        ValueError: if there is no such concept.
+    """
+    rng = random.Random(f"{name}/prompts/{seed}")
+    kinds = list(CAPTION_KINDS.values())
+    prompts = []
+    for index in range(count):
+        scene = concept_scene(name, rng)
+        keep = {*kinds[index % len(kinds)], _attribute(name)}
+        named = tuple(attribute for attribute in world.ATTRIBUTES if attribute in keep)
+        prompts.append(Prompt(concept_caption(name, scene, named), scene, named))
+    return prompts
+
+
+def partial_keep(rng: random.Random) -> tuple[str, ...]:
+    """Draw one to three of the attributes, each with probability one half."""
+    while True:
+        keep = tuple(name for name in world.ATTRIBUTES if rng.random() < 0.5)
+        if 0 < len(keep) < len(world.ATTRIBUTES):
+            return keep

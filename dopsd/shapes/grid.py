@@ -1,0 +1,38 @@
+"""Contact sheets of tiny pictures, as PNG files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dopsd.shapes.world import show
+
+
+def to_image(picture: Tensor) -> Image.Image:
+    """Turn [3, H, W] in [0, 1] into an RGB image of 8 bits."""
+    values = (picture.detach().float().clamp(0, 1) * 255).round().byte()
+    return Image.fromarray(values.permute(1, 2, 0).contiguous().numpy())
+
+
+def from_image(image: Image.Image) -> Tensor:
+    """Turn an image into [3, H, W] float32 in [0, 1]."""
+    data = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
+    return data.view(image.height, image.width, 3).permute(2, 0, 1).float() / 255
+
+
+def save_grid(pictures: Tensor, path: Path, columns: int = 12, factor: int = 2) -> Path:
+    """Write [N, 3, H, W] pictures in rows of ``columns``, enlarged by a whole ``factor``."""
+    count, _, height, width = pictures.shape
+    rows = -(-count // columns)
+    gap = 2
+    cell_h, cell_w = height * factor + gap, width * factor + gap
+    sheet = torch.ones(3, rows * cell_h, columns * cell_w)
+    for index, picture in enumerate(show(pictures.float(), factor)):
+        top, left = index // columns * cell_h, index % columns * cell_w
+        sheet[:, top : top + cell_h - gap, left : left + cell_w - gap] = picture
+    path.parent.mkdir(parents=True, exist_ok=True)
+    to_image(sheet).save(path, optimize=True)
+    return path

@@ -1,0 +1,225 @@
+"""An exact judge for pictures of the shapes world.
+
+It reads every attribute off the pixels by comparing with what the renderer would have drawn, so a
+score here is a count of pictures, with no learned judge in between.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dopsd.shapes import world
+from dopsd.shapes.world import Scene
+
+# A cell belongs to the object if one colour channel differs this much from the ground.
+FOREGROUND_THRESHOLD = 0.14
+# A picture is of this world if its silhouette and its colours are this close to a rendering.
+VALID_IOU = 0.9
+VALID_RMSE = 0.08
+CANDIDATES = 4
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the oracle saw in one picture.
+
+    ``iou`` compares the silhouette with the nearest shape of the world; ``rmse`` is the distance
+    (per channel, in [0, 1]) to the nearest rendering; ``palette_error`` the RMSE of the object's
+    cells to the nearest legal colour, a measure of crispness that needs no template.
+    """
+
+    fill: str
+    ground: str
+    shape: str
+    pattern: str
+    iou: float
+    rmse: float
+    palette_error: float
+
+    @property
+    def valid(self) -> bool:
+        """Whether the picture lies on the world's manifold, whatever it shows."""
+        return self.iou >= VALID_IOU and self.rmse < VALID_RMSE
+
+    def matches(self, scene: Scene, attributes: Collection[str]) -> bool:
+        """Whether every listed attribute is the scene's."""
+        return all(getattr(self, name) == scene.named(name) for name in attributes)
+
+
+def _silhouettes() -> tuple[list[tuple[str, int, int]], Tensor]:
+    # Odd places are listed too: a model may put an object where the renderer never does.
+    places, masks = [], []
+    for shape, mask in world.MASKS.items():
+        for y in range(world.CELLS - world.OBJECT + 1):
+            for x in range(world.CELLS - world.OBJECT + 1):
+                canvas = torch.zeros(world.CELLS, world.CELLS)
+                canvas[y : y + world.OBJECT, x : x + world.OBJECT] = mask
+                places.append((shape, x, y))
+                masks.append(canvas)
+    return places, torch.stack(masks)
+
+
+_PLACES, _MASKS = _silhouettes()
+_PATTERNS = list(world.TILES)
+_FILLS = list(world.FILLS)
+_GROUNDS = list(world.GROUNDS)
+_SURFACES = torch.stack(
+    [
+        fill[:, None, None] * (1 - ink) + world.INK_RGB[:, None, None] * ink
+        for ink in (tile.repeat(4, 4)[None] for tile in world.TILES.values())
+        for fill in world.FILL_RGB
+    ]
+)
+
+
+@torch.no_grad()
+def read(images: Tensor) -> list[Reading]:
+    """Read pictures.
+
+    Args:
+        images: [N, 3, 32, 32] float in [0, 1].
+
+    Raises:
+        ValueError: for another shape.
+    """
+    if images.shape[1:] != (3, world.PIXELS, world.PIXELS):
+        raise ValueError(f"images are [N, 3, 32, 32], got {tuple(images.shape)}")
+    cells = F.avg_pool2d(images.float().clamp(0, 1), 2)
+    return [reading for chunk in cells.split(256) for reading in _read_cells(chunk)]
+
+
+def _read_cells(cells: Tensor) -> list[Reading]:
+    edge = torch.cat([cells[:, :, 0], cells[:, :, -1], cells[:, :, :, 0], cells[:, :, :, -1]], 2)
+    ground = torch.cdist(edge.median(2).values, world.GROUND_RGB).argmin(1)
+    ground_rgb = world.GROUND_RGB[ground][:, :, None, None]
+    foreground = ((cells - ground_rgb).abs().amax(1) > FOREGROUND_THRESHOLD).float()
+
+    flat, masks = foreground.flatten(1), _MASKS.flatten(1)
+    overlap = flat @ masks.T
+    iou = overlap / (flat.sum(1, keepdim=True) + masks.sum(1)[None] - overlap).clamp(min=1)
+    top = iou.topk(CANDIDATES, 1)
+
+    # The error over the whole canvas decides between near-equal silhouettes; it splits into the
+    # error of each surface inside the mask and that of the ground outside.
+    mask = _MASKS[top.indices]
+    on_surface = (cells[:, None] - _SURFACES[None]).pow(2).sum(2)
+    on_ground = (cells - ground_rgb).pow(2).sum(1)
+    inside = torch.einsum("nshw,nkhw->nks", on_surface, mask)
+    outside = torch.einsum("nhw,nkhw->nk", on_ground, 1 - mask)
+    error = (inside + outside[:, :, None]).flatten(1) / (3 * world.CELLS**2)
+    best = error.min(1)
+    palette = _palette_error(cells, ground_rgb, foreground)
+
+    readings = []
+    for row, choice in enumerate(best.indices.tolist()):
+        candidate, surface = divmod(choice, len(_SURFACES))
+        pattern, fill = divmod(surface, len(_FILLS))
+        readings.append(
+            Reading(
+                fill=_FILLS[fill],
+                ground=_GROUNDS[int(ground[row])],
+                shape=_PLACES[int(top.indices[row, candidate])][0],
+                pattern=_PATTERNS[pattern],
+                iou=float(top.values[row, candidate]),
+                rmse=float(best.values[row]) ** 0.5,
+                palette_error=float(palette[row]),
+            )
+        )
+    return readings
+
+
+def _palette_error(cells: Tensor, ground_rgb: Tensor, foreground: Tensor) -> Tensor:
+    count = len(cells)
+    legal = torch.cat([world.FILL_RGB, world.INK_RGB[None]])[None].expand(count, -1, -1)
+    legal = torch.cat([legal, ground_rgb[:, None, :, 0, 0]], 1)
+    pixels = cells.flatten(2).transpose(1, 2)
+    distance = (pixels[:, :, None] - legal[:, None]).pow(2).mean(-1).amin(-1)
+    inside = foreground.flatten(1)
+    return ((distance * inside).sum(1) / inside.sum(1).clamp(min=1)).sqrt()
+
+
+@dataclass(frozen=True)
+class Score:
+    """Means over a set of pictures; every field but ``palette_error`` is a rate in [0, 1].
+
+    ``attributes`` gives for each attribute the rate among the pictures whose caption names it and
+    ``named`` the rate over all named attributes; ``all_named`` counts pictures with every named
+    attribute right, ``valid`` pictures of this world, and ``ok`` those that are both.
+    """
+
+    count: int
+    attributes: dict[str, float]
+    named: float
+    all_named: float
+    valid: float
+    ok: float
+    palette_error: float
+
+
+def score(
+    images: Tensor, scenes: Sequence[Scene], named: Sequence[Collection[str]]
+) -> tuple[Score, list[Reading]]:
+    """Hold pictures against the scenes that their captions describe.
+
+    Args:
+        images: [N, 3, 32, 32] float in [0, 1].
+        scenes: N scenes.
+        named: for each picture the attributes its caption names.
+
+    Raises:
+        ValueError: if the three lengths differ.
+    """
+    if not len(images) == len(scenes) == len(named):
+        raise ValueError(f"{len(images)} images, {len(scenes)} scenes, {len(named)} captions")
+    readings = read(images)
+    triples = list(zip(readings, scenes, named, strict=True))
+    right = {
+        name: [seen.matches(scene, (name,)) for seen, scene, said in triples if name in said]
+        for name in world.ATTRIBUTES
+    }
+    pooled = [hit for hits in right.values() for hit in hits]
+    full = [seen.matches(scene, said) for seen, scene, said in triples]
+    result = Score(
+        count=len(triples),
+        attributes={name: mean(hits) for name, hits in right.items() if hits},
+        named=mean(pooled),
+        all_named=mean(full),
+        valid=mean([seen.valid for seen in readings]),
+        ok=mean([hit and seen.valid for hit, seen in zip(full, readings, strict=True)]),
+        palette_error=mean([seen.palette_error for seen in readings]),
+    )
+    return result, readings
+
+
+def mean(values: Sequence[float]) -> float:
+    """Arithmetic mean; nan for nothing."""
+    return sum(values) / len(values) if values else math.nan
+
+
+def wilson(hits: int, count: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson score interval of a proportion (95% by default)."""
+    if count == 0:
+        return 0.0, 1.0
+    rate = hits / count
+    scale = 1 + z * z / count
+    centre = (rate + z * z / (2 * count)) / scale
+    half = z * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count * count)) / scale
+    # Rounding can put an end of the interval a hair inside the observed rate.
+    return min(centre - half, rate), max(centre + half, rate)
+
+
+def bootstrap(
+    values: Sequence[float], seed: int = 0, rounds: int = 1000, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean, for quantities that are not counts."""
+    rng = random.Random(seed)
+    means = sorted(mean(rng.choices(values, k=len(values))) for _ in range(rounds))
+    tail = (1 - level) / 2
+    return means[int(tail * rounds)], means[min(rounds - 1, int((1 - tail) * rounds))]

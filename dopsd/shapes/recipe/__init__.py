@@ -1,0 +1,1 @@
+"""How the shipped base is trained: ``vae``, then ``base``, then ``turbo``, each resumable."""

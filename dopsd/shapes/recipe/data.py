@@ -1,0 +1,110 @@
+"""Batches for the base: text alone, and a picture beside the text."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from dopsd.shapes import nets, world
+from dopsd.shapes.world import Scene
+
+CONTEXT_POOL = 40_000
+EMPTY_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Half a batch of each branch, text first.
+
+    ``latents`` is [text + context, 4, 16, 16] and ``images`` [context, 3, 32, 32], the pictures
+    that the context branch sees; ``cells`` is [context, 3, 16, 16], the same at one pixel a cell.
+    """
+
+    latents: Tensor
+    texts: list[str]
+    context_texts: list[str]
+    images: Tensor
+    cells: Tensor
+
+
+class Pool:
+    """All captioned scenes and many nameless ones, encoded once.
+
+    Args:
+        vae: the trained autoencoder.
+        seed: decides the nameless scenes.
+        size: how many scenes the context branch has.
+    """
+
+    def __init__(self, vae: AutoencoderKL, seed: int = 0, size: int = CONTEXT_POOL):
+        rng = random.Random(seed)
+        self.known = world.every_scene()
+        self.context = [
+            world.sample_scene(rng, nameless_shape=0.5, nameless_pattern=0.6) for _ in range(size)
+        ]
+        self.known_latents = _encode(vae, self.known)
+        self.context_latents = _encode(vae, self.context)
+
+    def draw(self, rng: random.Random, text: int, context: int, same_place: float) -> Batch:
+        """Draw a batch of ``text`` + ``context`` pairs.
+
+        The context picture shows the target's object at another place, so that the branch learns
+        what the object is and leaves the place to the noise; with probability ``same_place`` it
+        is the target itself, which is easier to learn from at first.
+        """
+        rows = [rng.randrange(len(self.known)) for _ in range(text)]
+        picks = [rng.randrange(len(self.context)) for _ in range(context)]
+        scenes = [self.context[index] for index in picks]
+        shown = [s if rng.random() < same_place else s.moved(rng) for s in scenes]
+        cells = world.render_cells(shown)
+        return Batch(
+            latents=torch.cat([self.known_latents[rows], self.context_latents[picks]]).float(),
+            texts=[text_caption(self.known[index], rng) for index in rows],
+            context_texts=[context_caption(scene, rng) for scene in scenes],
+            images=world.show(cells),
+            cells=cells,
+        )
+
+
+def _encode(vae: AutoencoderKL, scenes: list[Scene]) -> Tensor:
+    vae.to(memory_format=torch.channels_last)
+    parts = []
+    for start in range(0, len(scenes), 500):
+        images = world.render(scenes[start : start + 500])
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            latents = nets.encode_images(
+                vae, images.contiguous(memory_format=torch.channels_last)
+            )
+        parts.append(latents.float().half().contiguous())
+    vae.to(memory_format=torch.contiguous_format)
+    return torch.cat(parts)
+
+
+def text_caption(scene: Scene, rng: random.Random) -> str:
+    """Draw a caption for the text branch.
+
+    ``[V]`` is an ordinary unspecified word here: any pattern, any shape. So the base draws crisp
+    pictures for prompts with ``[V]``, and knows nothing of what it will come to mean.
+    """
+    if rng.random() < EMPTY_SHARE:
+        return ""
+    rare = [name for name in ("pattern", "shape") if rng.random() < 0.15]
+    return world.caption(scene, world.random_keep(rng), rare)
+
+
+def context_caption(scene: Scene, rng: random.Random) -> str:
+    """Draw a caption for the context branch, with ``[V]`` often in place of pattern or shape."""
+    if rng.random() < EMPTY_SHARE:
+        return ""
+    rare = [name for name in ("pattern", "shape") if rng.random() < 0.3]
+    return world.caption(scene, world.random_keep(rng), rare)
+
+
+def stratified_sigmas(count: int, shift: float = 2.0) -> Tensor:
+    """Draw ``count`` noise levels in random order, one from each equal slice of the schedule."""
+    even = (torch.randperm(count) + torch.rand(count)) / count
+    return shift * even / (1 + (shift - 1) * even)
