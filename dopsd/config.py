@@ -118,10 +118,6 @@ class RoleSection(Section):
     )
 
 
-class EncoderSection(RoleSection):
-    batch: Positive = Field(8, description="Samples that one encoder call takes at most.")
-
-
 class LearnerSection(RoleSection):
     steps: Positive = Field(2000, description="Optimizer steps.")
     global_batch: Positive = Field(4, description="Samples of an optimizer step, all learners.")
@@ -189,7 +185,7 @@ class RunConfig(Section):
     device: Device = Field(
         "auto", description="`auto`: GPUs for each role when the cluster has them."
     )
-    encoder: EncoderSection = Field(default_factory=EncoderSection)
+    encoder: RoleSection = Field(default_factory=RoleSection)
     rollout: RoleSection = Field(default_factory=RoleSection)
     teacher: RoleSection = Field(default_factory=RoleSection)
     inference: InferenceSection = Field(default_factory=InferenceSection)

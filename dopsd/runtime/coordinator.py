@@ -238,13 +238,12 @@ class Coordinator:
     # -- threads ---------------------------------------------------------------------------
 
     def _read_stream(self) -> None:
-        """Pull encoded blocks, at most the steps that the policy lag can use ahead of time."""
-        ahead = self._full_size * (self.config.max_policy_lag + 2)
+        """Pull encoded blocks a step ahead; the stream bounds what it holds beyond that."""
         for step, index, block in self._open_stream(0, self.config.learner.steps):
             with self._changed:
                 self._blocks.append(((step, index), block))
                 self._changed.notify_all()
-                while len(self._blocks) >= ahead and not self._stopping:
+                while len(self._blocks) > self._full_size and not self._stopping:
                     self._changed.wait(timeout=1.0)
                 if self._stopping or self._error:
                     return
@@ -299,18 +298,18 @@ class Coordinator:
                 coming = [i.version for i in self._items.values() if i.stage < stage]
                 if coming and min(coming) < item.version:
                     break
-                payloads = self._payloads[item.version]
-                member = pool.free_member(self._bundles[item.version], payloads)
+                bundle, payloads = self._bundles[item.version], self._payloads[item.version]
+                member = pool.free_member(bundle, payloads)
                 if member is None:
                     break
-                pool.submit(member, item.key, item.version, *item.inputs)
+                pool.submit(member, item.key, bundle, *item.inputs)
                 waiting.pop(0)
                 moved = True
         return moved
 
     def _collect(self) -> None:
         for stage, pool in enumerate(self._pools):
-            finished, retry = pool.collect(self._bundles)
+            finished, retry = pool.collect()
             for key in retry:
                 item = self._items[key]
                 item.stage, item.inputs = 0, [item.block]

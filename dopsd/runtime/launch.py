@@ -7,7 +7,6 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -19,14 +18,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from dopsd import __version__, storage
 from dopsd.config import RunConfig, dump_config
 from dopsd.contexts import EncoderFactory
-from dopsd.data.manifest import Manifest
+from dopsd.data.schema import Manifest
 from dopsd.data.stream import encoded_stream
 from dopsd.errors import ConfigError, LateError, WorkerError
 from dopsd.models import resolve_vlm
 from dopsd.models.lora import STUDENT, TEACHER
 from dopsd.runtime.cluster import NAMESPACE, connect
 from dopsd.runtime.coordinator import BlockStream, Coordinator
-from dopsd.runtime.data import plan_of, prepared
+from dopsd.runtime.data import plan_of, prepared, stream_settings, with_absolute_paths
 from dopsd.runtime.placement import Roles, resolve_roles, wait_for_resources
 from dopsd.runtime.pool import own_message
 from dopsd.runtime.preview import draw_preview
@@ -60,23 +59,15 @@ class RunCoordinator(Coordinator):
         plan = plan_of(config, manifest)
 
         def open_stream(start: int, stop: int) -> BlockStream:
-            return encoded_stream(
-                plan,
-                start,
-                stop,
-                shards=config.shards,
-                caption_keys=config.data.caption_keys,
-                encoder_factory=EncoderFactory(config, roles.encoder.device),
-                workers=roles.encoder.workers,
-                num_cpus=roles.encoder.cpus,
-                num_gpus=roles.encoder.gpus,
-            )
+            factory = EncoderFactory(config, roles.encoder.device)
+            settings = stream_settings(config, roles.encoder)
+            return encoded_stream(plan, start, stop, factory, settings)
 
         super().__init__(
             config,
             roles,
             open_stream,
-            lambda step: len(plan.step(step).micro_batches),
+            plan.step_size,
             RunLog(config.run.folder),
         )
 
@@ -87,6 +78,7 @@ def train(config: RunConfig, show: Show) -> Summary:
     preset = read_preset(config.learner.deepspeed)
     resolve_vlm(config.model.base, config.model.vlm)
     _claim_folder(config)
+    config = with_absolute_paths(config)
     cluster = connect()
     roles = resolve_roles(config, cluster.get("GPU", 0.0))
     show("prepare", {"cluster": cluster})
@@ -160,7 +152,7 @@ def _fit(
         ),
         run_config=TrainRunConfig(
             name="ray_train",
-            storage_path=_absolute(config.run.folder),
+            storage_path=config.run.folder,
             failure_config=FailureConfig(max_failures=0),
         ),
     )
@@ -230,10 +222,6 @@ def _claim_folder(config: RunConfig) -> None:
             storage.remove(storage.join(folder, name))
     storage.make_folder(folder)
     storage.write_bytes(resolved, dump_config(config).encode())
-
-
-def _absolute(path: str) -> str:
-    return path if storage.is_remote(path) else str(Path(path).absolute())
 
 
 def lora_metadata(config: RunConfig, manifest: Manifest) -> dict[str, str]:

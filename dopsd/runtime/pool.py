@@ -28,10 +28,10 @@ def own_message(error: BaseException) -> str:
 
 @dataclass
 class Call:
-    """One call under way: a load (``key`` None) or a micro-batch."""
+    """One call under way: a load of ``bundle``, or a micro-batch with ``key``."""
 
     key: Key | None
-    version: int
+    bundle: Bundle
     done: ray.ObjectRef
     """Ready when the call has ended: an acknowledgement, or the call's stats."""
     result: ray.ObjectRef | None
@@ -100,24 +100,24 @@ class Pool:
                 continue
             if member.loaded != bundle.version:
                 ack = member.handle.load.remote(payloads)
-                member.calls.append(Call(None, bundle.version, ack, None, time.monotonic()))
+                member.calls.append(Call(None, bundle, ack, None, time.monotonic()))
             elif len(member.calls) < self.config.inference.slots and (
                 best is None or len(member.calls) < len(best.calls)
             ):
                 best = member
         return best
 
-    def submit(self, member: Member, key: Key, version: int, *inputs: ray.ObjectRef) -> None:
-        """Queue one micro-batch on ``member``; inputs are passed by reference."""
+    def submit(self, member: Member, key: Key, bundle: Bundle, *inputs: ray.ObjectRef) -> None:
+        """Queue one micro-batch on ``member`` under ``bundle``; inputs are passed by reference."""
         method = getattr(member.handle, self.method).options(num_returns=2)
-        result, stats = method.remote(version, *inputs)
-        member.calls.append(Call(key, version, stats, result, time.monotonic()))
+        result, stats = method.remote(bundle.version, *inputs)
+        member.calls.append(Call(key, bundle, stats, result, time.monotonic()))
 
     def pending(self) -> list[ray.ObjectRef]:
         """References that become ready when something has happened."""
         return [call.done for member in self.members for call in member.calls]
 
-    def collect(self, bundles: dict[int, Bundle]) -> tuple[list[Finished], list[Key]]:
+    def collect(self) -> tuple[list[Finished], list[Key]]:
         """Take in whatever has ended: finished micro-batches, and keys to be generated again.
 
         Raises WorkerError with a worker's own message, AcknowledgementError for wrong weights,
@@ -150,8 +150,8 @@ class Pool:
                 if member.calls:
                     member.calls[0].started = time.monotonic()
                 if call.key is None:
-                    check_acknowledgement(bundles[call.version], value, member.name)
-                    member.loaded = call.version
+                    check_acknowledgement(call.bundle, value, member.name)
+                    member.loaded = call.bundle.version
                     continue
                 assert call.result is not None
                 member.busy_seconds += value["seconds"]
@@ -174,7 +174,7 @@ class Pool:
         call = member.calls[0]
         seconds = time.monotonic() - call.started
         if call.key is None:
-            what = "starting up" if member.loaded < 0 else f"loading version {call.version}"
+            what = "starting up" if member.loaded < 0 else f"loading version {call.bundle.version}"
         else:
             what = f"{self.method} step {call.key[0]} micro-batch {call.key[1]}"
         return f"{what} for {seconds:.0f} s"

@@ -1,0 +1,129 @@
+"""A run's data: shards that exist or are prepared now, its plan, and samples for previews."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dopsd import storage
+from dopsd.config import RunConfig
+from dopsd.data.captions import check_caption_keys
+from dopsd.data.plan import Plan
+from dopsd.data.prepare import load_prepared, prepare, prepare_settings
+from dopsd.data.read import RowGroups, read_micro_batch
+from dopsd.data.schema import Manifest, has_manifest
+from dopsd.data.stream import StreamSettings
+from dopsd.errors import ConfigError
+from dopsd.evaluation.preview import PreviewSample
+from dopsd.runtime.placement import Role
+
+Tell = Callable[[dict[str, Any]], None]
+_SHAPES = "shapes:"
+_TASK_CPUS = 0.2
+"""CPUs of a preparing task: small, so that it fits beside anything."""
+
+
+def prepared(config: RunConfig, tell: Tell) -> Manifest:
+    """The manifest of the run's shards; they are prepared first when they do not exist.
+
+    Raises DataError when they do not hold what the config asks for.
+    """
+    if not has_manifest(config.shards):
+        prepare_shards(config, tell)
+    manifest = load_prepared(config.shards, config.data)
+    check_caption_keys(manifest, config.data.caption_keys)
+    return manifest
+
+
+def prepare_shards(config: RunConfig, tell: Tell) -> Manifest:
+    """Prepare ``data.source`` into the shards. Ray must be up.
+
+    Raises ConfigError when there is no source, DataError as ``data.prepare.prepare`` does.
+    """
+    source = config.data.source
+    if source is None:
+        raise ConfigError(
+            f"data.source: missing, and data.shards ({config.shards}) holds no prepared data set"
+        )
+    settings = prepare_settings(config.data, config.run.seed)
+
+    def progress(stage: str, done: int, total: int) -> None:
+        tell({"message": f"{stage}: {done} of {total}"})
+
+    with tempfile.TemporaryDirectory(prefix="dopsd-shapes-") as folder:
+        if source.startswith(_SHAPES):
+            source = _render(config, source.removeprefix(_SHAPES), Path(folder))
+        return prepare(
+            source,
+            config.shards,
+            settings,
+            progress,
+            overwrite=config.run.overwrite,
+            cpus_per_task=_TASK_CPUS,
+        )
+
+
+def _render(config: RunConfig, concept: str, folder: Path) -> str:
+    from dopsd.shapes.concepts import CONCEPTS, write_concept_set
+
+    if concept not in CONCEPTS:
+        raise ConfigError(
+            f"data.source: shapes:{concept}, allowed: "
+            + ", ".join(f"shapes:{name}" for name in sorted(CONCEPTS))
+        )
+    return str(write_concept_set(concept, folder, config.data.shapes_count, config.run.seed))
+
+
+def plan_of(config: RunConfig, manifest: Manifest) -> Plan:
+    """The run's plan: which samples each step holds."""
+    return Plan.from_manifest(
+        manifest, config.run.seed, config.learner.global_batch, config.learner.micro_batch
+    )
+
+
+def stream_settings(config: RunConfig, encoder: Role) -> StreamSettings:
+    """How the run's stream reads and where it encodes.
+
+    It runs at most the steps ahead that the policy lag can use, and one more.
+    """
+    per_step = config.learner.global_batch // config.learner.micro_batch
+    return StreamSettings(
+        shards=config.shards,
+        seed=config.run.seed,
+        caption_keys=tuple(config.data.caption_keys),
+        pool=encoder.workers,
+        encoder_cpus=encoder.cpus,
+        encoder_gpus=encoder.gpus,
+        ahead=max(4, per_step * (config.max_policy_lag + 2)),
+    )
+
+
+def preview_samples(config: RunConfig, manifest: Manifest, count: int) -> list[PreviewSample]:
+    """The first ``count`` samples of the plan, with the captions of epoch 0."""
+    plan = plan_of(config, manifest)
+    groups = RowGroups(config.shards)
+    keys = tuple(config.data.caption_keys)
+    samples: list[PreviewSample] = []
+    for batch in plan.micro_batches(0, plan.steps_per_epoch):
+        if len(samples) >= count:
+            break
+        values = read_micro_batch(batch, groups, keys, config.run.seed)
+        shape = (len(batch.rows), values["height"], values["width"], 3)
+        images = np.frombuffer(values["pixels"], np.uint8).reshape(shape)
+        for name, prompt, image in zip(values["sample_ids"], values["prompts"], images):
+            samples.append(PreviewSample(name, prompt, image))
+    return samples[:count]
+
+
+def with_absolute_paths(config: RunConfig) -> RunConfig:
+    """The same config with local paths made absolute, as workers in other folders need them."""
+    config = config.model_copy(deep=True)
+    for section, key in ((config.run, "folder"), (config.data, "shards")):
+        path = getattr(section, key)
+        if path is not None and not storage.is_remote(path):
+            setattr(section, key, str(Path(path).absolute()))
+    return config
