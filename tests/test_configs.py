@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from dopsd.config import RunConfig, dump_config, load_config
 from dopsd.errors import ConfigError
@@ -45,13 +46,14 @@ def test_gpu_recipe_is_the_authors() -> None:
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_preset_is_zero_and_communication_only(stage: int) -> None:
+def test_preset_is_zero_and_the_summing_of_gradients_only(stage: int) -> None:
     from deepspeed.runtime.config import get_communication_data_type
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
     preset = json.loads((CONFIGS / "deepspeed" / f"zero{stage}.json").read_text())
-    assert set(preset) == {"zero_optimization", "communication_data_type"}
-    assert get_communication_data_type(preset) is not None
+    assert set(preset) == {"zero_optimization", "communication_data_type", "data_types"}
+    assert get_communication_data_type(preset) == torch.float32
+    assert preset["data_types"] == {"grad_accum_dtype": "fp32"}
     assert preset["zero_optimization"]["overlap_comm"] is False
     names = {f.alias or name for name, f in DeepSpeedZeroConfig.model_fields.items()}
     assert set(preset["zero_optimization"]) <= names

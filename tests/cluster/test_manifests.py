@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ import jsonschema
 import pytest
 import ray
 import yaml
-from crd import UniqueKeyLoader, documents, errors, load_schemas
-from packing import Node, place
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from dopsd.config import RunConfig, load_config
 from dopsd.runtime.placement import resolve_roles
+from tests.cluster.crd import UniqueKeyLoader, documents, errors, load_schemas
+from tests.cluster.packing import Node, place
 
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "cluster"
@@ -232,6 +235,21 @@ def test_one_ray_everywhere() -> None:
     assert base[1] == pins()["ray"]
     for name in kuberay_manifests():
         assert ray_cluster(name)["rayVersion"] == pins()["ray"]
+
+
+def test_the_tested_set_pins_every_dependency_within_its_range() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [
+        *project["dependencies"],
+        *itertools.chain(*project["optional-dependencies"].values()),
+    ]
+    tested = {canonicalize_name(name): version for name, version in pins().items()}
+    for line in wanted:
+        requirement = Requirement(line)
+        if requirement.name != project["name"]:
+            version = tested[canonicalize_name(requirement.name)]
+            assert requirement.specifier.contains(version), f"{line}: {version}"
+            assert "+" not in version
 
 
 def test_image_is_not_root_and_takes_the_tested_set() -> None:
