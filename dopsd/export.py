@@ -29,13 +29,17 @@ def lora_file(state: dict[str, Tensor], rank: int, alpha: float, metadata: dict[
 def read_lora(path: str) -> dict[str, Tensor]:
     """The tensors of an exported LoRA without their prefix (alpha / r stays folded in).
 
-    Raises ModelError for a missing file or one without these keys.
+    Raises ModelError for a missing file, one that is no safetensors, or one without these keys.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
     if not storage.exists(path):
         raise ModelError(f"{path}: no such LoRA file")
-    tensors = load(storage.read_bytes(path))
+    try:
+        tensors = load(storage.read_bytes(path))
+    except SafetensorError as error:
+        raise ModelError(f"{path}: not a safetensors file ({error})") from None
     foreign = [name for name in tensors if not name.startswith(_PREFIX) or ".lora_" not in name]
     if foreign or not tensors:
         raise ModelError(f"{path}: not a dopsd LoRA, found {foreign[0] if foreign else 'nothing'}")

@@ -20,17 +20,24 @@ _META_KEY = "dopsd"
 
 def pack(tensors: dict[str, Tensor], meta: dict[str, Any]) -> bytes:
     """Serialise tensors and a JSON-able ``meta`` as one safetensors byte string."""
-    flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    flat: dict[str, Tensor] = {}
+    storages = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        # safetensors refuses tensors that share memory.
+        flat[name] = tensor.clone() if storage in storages else tensor
+        storages.add(storage)
     return _safetensors_save(flat, metadata={_META_KEY: json.dumps(meta, ensure_ascii=False)})
 
 
 def unpack(payload: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Inverse of :func:`pack`. Raises ValueError when the header is not dopsd's."""
     header_size = int.from_bytes(payload[:8], "little")
-    header = json.loads(payload[8 : 8 + header_size])
     try:
+        header = json.loads(payload[8 : 8 + header_size])
         meta = json.loads(header["__metadata__"][_META_KEY])
-    except KeyError as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             "not a dopsd record: its safetensors header has no 'dopsd' entry"
         ) from error

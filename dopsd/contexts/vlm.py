@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dopsd.config import RunConfig
 from dopsd.contexts.vlm_weights import carry_text_encoder, load_vlm
-from dopsd.errors import ModelError
+from dopsd.errors import DataError, ModelError
 from dopsd.models import FAMILIES, resolve_vlm
 from dopsd.models.base import DTYPES
 from dopsd.types import Context
@@ -116,14 +116,16 @@ class VlmEncoder:
 
     def text_template(self, prompt: str) -> str:
         """The chat text of the student's context."""
+        _refuse_special_tokens(self.text_tokenizer, prompt)
         return self._template(self.text_tokenizer, prompt, enable_thinking=True)
 
     def image_template(self, prompt: str, image_tokens: int) -> str:
         """The chat text of the teacher's context, one placeholder per image token."""
+        _refuse_special_tokens(self.vlm_tokenizer, prompt)
         content = [{"type": "image"}, {"type": "text", "text": prompt}]
         text = self._template(self.vlm_tokenizer, content)
         placeholder = self.vlm_tokenizer.convert_ids_to_tokens(self.image_token)
-        if text.count(placeholder) != 1 + prompt.count(placeholder):
+        if text.count(placeholder) != 1:
             raise ModelError("model.vlm: its chat template does not place exactly one image")
         return text.replace(placeholder, placeholder * image_tokens, 1)
 
@@ -152,3 +154,13 @@ class VlmEncoder:
         # Padding carries nothing; zeros make the bytes of a context independent of it.
         features = features * mask.unsqueeze(-1).to(features.dtype)
         return Context({"embeds": features.cpu(), "lengths": mask.sum(1).cpu()})
+
+
+def _refuse_special_tokens(tokenizer: Any, prompt: str) -> None:
+    """A special token inside a caption would end its turn or pass for a piece of the image."""
+    for token in tokenizer.added_tokens_decoder.values():
+        if token.special and token.content in prompt:
+            raise DataError(
+                f"caption {prompt[:80]!r}: holds {token.content}, a special token of the "
+                "tokenizer; take it out of the caption"
+            )

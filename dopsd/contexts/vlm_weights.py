@@ -21,11 +21,16 @@ from dopsd.errors import ModelError
 def load_vlm(vlm: str, dtype: torch.dtype, device: torch.device | str) -> Any:
     """The VLM's backbone (no language head), frozen, in eval mode.
 
-    ``vlm``: local folder or hub id. Raises ModelError when it has no image branch.
+    ``vlm``: local folder or hub id. Raises ModelError when it cannot be loaded or has no image
+    branch.
     """
     from transformers import AutoModelForImageTextToText
 
-    model = AutoModelForImageTextToText.from_pretrained(vlm, dtype=dtype).model
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(vlm, dtype=dtype).model
+    except (OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ModelError(f"model.vlm: {vlm} is no image-text model ({reason})") from error
     for part in ("visual", "language_model"):
         if not hasattr(model, part):
             raise ModelError(f"model.vlm: {vlm} ({type(model).__name__}) has no `{part}`")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from typing import cast
 
 import numpy as np
 import torch
@@ -23,8 +24,10 @@ STUDENT, TEACHER = "student", "teacher"
 def match_targets(transformer: nn.Module, targets: list[str]) -> dict[str, list[str]]:
     """Which linear modules each target (a name suffix) adapts.
 
-    Raises ModelError naming every target that matches no linear module.
+    Raises ModelError naming every target that matches no linear module, or for no target at all.
     """
+    if not targets:
+        raise ModelError("lora.targets: empty, allowed: at least one suffix of a module name")
     linear = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
     matched = {
         target: [name for name in linear if name == target or name.endswith(f".{target}")]
@@ -59,24 +62,26 @@ def inject(
     seed: int,
     adapters: tuple[str, ...] = (STUDENT,),
 ) -> None:
-    """Add LoRA layers in place, fp32 masters left to the optimizer, B zero, A gaussian.
+    """Add LoRA layers in place, in the transformer's dtype: B zero, A gaussian with std 1 / rank.
 
     A is drawn per module from (seed, module name), so every process starts from the same
-    weights. The first of ``adapters`` becomes active; only ``student`` requires grad.
+    weights. The first of ``adapters`` becomes active; only ``student`` requires grad. fp32 masters
+    of bf16 weights are the optimizer's.
     """
     names = sorted({name for group in matched.values() for name in group})
     dtype = next(transformer.parameters()).dtype
     device = next(transformer.parameters()).device
     for adapter in adapters:
-        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=names)
+        # PEFT's annotation says int; its arithmetic takes any number.
+        config = LoraConfig(r=rank, lora_alpha=cast(int, alpha), target_modules=names)
         inject_adapter_in_model(config, transformer, adapter)
     for name, layer in lora_layers(transformer):
         for adapter in adapters:
-            down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+            down, up = _pair(layer, adapter)
             with torch.no_grad():
-                down.copy_(_gaussian(seed, name, tuple(down.shape)) / rank)
-                up.zero_()
-            for part in (layer.lora_A[adapter], layer.lora_B[adapter]):
+                down.weight.copy_(_gaussian(seed, name, tuple(down.weight.shape)) / rank)
+                up.weight.zero_()
+            for part in (down, up):
                 part.to(device=device, dtype=dtype)
                 part.requires_grad_(adapter == STUDENT)
     activate(transformer, adapters[0])
@@ -86,6 +91,11 @@ def _gaussian(seed: int, name: str, shape: tuple[int, ...]) -> Tensor:
     digest = hashlib.blake2b(f"{seed}/lora/{name}".encode(), digest_size=16).digest()
     generator = np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
     return torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
+
+
+def _pair(layer: LoraLayer, adapter: str) -> tuple[nn.Linear, nn.Linear]:
+    """A (down, [r, in]) and B (up, [out, r]) of an adapter."""
+    return cast(nn.Linear, layer.lora_A[adapter]), cast(nn.Linear, layer.lora_B[adapter])
 
 
 def lora_layers(transformer: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
@@ -105,14 +115,17 @@ def adapter_parameters(transformer: nn.Module, adapter: str) -> dict[str, nn.Par
     """{``<module>.lora_A.weight`` / ``<module>.lora_B.weight``: parameter} of an adapter."""
     parameters = {}
     for name, layer in lora_layers(transformer):
-        parameters[f"{name}.lora_A.weight"] = layer.lora_A[adapter].weight
-        parameters[f"{name}.lora_B.weight"] = layer.lora_B[adapter].weight
+        for part, linear in zip("AB", _pair(layer, adapter)):
+            parameters[f"{name}.lora_{part}.weight"] = cast(nn.Parameter, linear.weight)
     return parameters
 
 
 @torch.no_grad()
 def bind(transformer: nn.Module, adapter: str, state: dict[str, Tensor]) -> None:
-    """Copy ``state`` into an adapter. Raises ModelError unless names and shapes fit exactly."""
+    """Copy ``state`` into an adapter.
+
+    Raises ModelError, before anything is copied, unless names and shapes fit exactly.
+    """
     parameters = adapter_parameters(transformer, adapter)
     if missing := sorted(parameters.keys() - state.keys()):
         raise ModelError(f"LoRA weights: {len(missing)} modules missing, e.g. {missing[0]}")
@@ -124,6 +137,7 @@ def bind(transformer: nn.Module, adapter: str, state: dict[str, Tensor]) -> None
                 f"LoRA weights: {name} is {list(state[name].shape)}, expected "
                 f"{list(parameter.shape)}"
             )
+    for name, parameter in parameters.items():
         parameter.copy_(state[name])
 
 
@@ -131,7 +145,7 @@ def checksum(state: dict[str, Tensor]) -> str:
     """SHA-256 over names, dtypes and bytes, in order of name: 64 hex digits."""
     digest = hashlib.sha256()
     for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
+        tensor = state[name].detach().cpu()
         digest.update(f"{name}:{tensor.dtype}:{list(tensor.shape)};".encode())
-        digest.update(tensor.view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
