@@ -12,14 +12,12 @@ import numpy as np
 from dopsd import storage
 from dopsd.config import RunConfig
 from dopsd.data.captions import check_caption_keys
+from dopsd.data.manifest import Manifest, has_manifest
 from dopsd.data.plan import Plan
 from dopsd.data.prepare import load_prepared, prepare, prepare_settings
 from dopsd.data.read import RowGroups, read_micro_batch
-from dopsd.data.schema import Manifest, has_manifest
-from dopsd.data.stream import StreamSettings
 from dopsd.errors import ConfigError
 from dopsd.evaluation.preview import PreviewSample
-from dopsd.runtime.placement import Role
 
 Tell = Callable[[dict[str, Any]], None]
 _SHAPES = "shapes:"
@@ -82,23 +80,6 @@ def plan_of(config: RunConfig, manifest: Manifest) -> Plan:
     """The run's plan: which samples each step holds."""
     return Plan.from_manifest(
         manifest, config.run.seed, config.learner.global_batch, config.learner.micro_batch
-    )
-
-
-def stream_settings(config: RunConfig, encoder: Role) -> StreamSettings:
-    """How the run's stream reads and where it encodes.
-
-    It runs at most the steps ahead that the policy lag can use, and one more.
-    """
-    per_step = config.learner.global_batch // config.learner.micro_batch
-    return StreamSettings(
-        shards=config.shards,
-        seed=config.run.seed,
-        caption_keys=tuple(config.data.caption_keys),
-        pool=encoder.workers,
-        encoder_cpus=encoder.cpus,
-        encoder_gpus=encoder.gpus,
-        ahead=max(4, per_step * (config.max_policy_lag + 2)),
     )
 
 

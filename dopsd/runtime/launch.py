@@ -18,14 +18,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from dopsd import __version__, storage
 from dopsd.config import RunConfig, dump_config
 from dopsd.contexts import EncoderFactory
-from dopsd.data.schema import Manifest
+from dopsd.data.manifest import Manifest
 from dopsd.data.stream import encoded_stream
 from dopsd.errors import ConfigError, LateError, WorkerError
 from dopsd.models import resolve_vlm
 from dopsd.models.lora import STUDENT, TEACHER
 from dopsd.runtime.cluster import NAMESPACE, connect
 from dopsd.runtime.coordinator import BlockStream, Coordinator
-from dopsd.runtime.data import plan_of, prepared, stream_settings, with_absolute_paths
+from dopsd.runtime.data import plan_of, prepared, with_absolute_paths
 from dopsd.runtime.placement import Roles, resolve_roles, wait_for_resources
 from dopsd.runtime.pool import own_message
 from dopsd.runtime.preview import draw_preview
@@ -59,9 +59,20 @@ class RunCoordinator(Coordinator):
         plan = plan_of(config, manifest)
 
         def open_stream(start: int, stop: int) -> BlockStream:
-            factory = EncoderFactory(config, roles.encoder.device)
-            settings = stream_settings(config, roles.encoder)
-            return encoded_stream(plan, start, stop, factory, settings)
+            # As far ahead as the policy lag can use, and one step more.
+            ahead = plan.micro_batches_per_step * (config.max_policy_lag + 2)
+            return encoded_stream(
+                plan,
+                start,
+                stop,
+                shards=config.shards,
+                caption_keys=config.data.caption_keys,
+                encoder_factory=EncoderFactory(config, roles.encoder.device),
+                workers=roles.encoder.workers,
+                num_cpus=roles.encoder.cpus,
+                num_gpus=roles.encoder.gpus,
+                ahead=max(4, ahead),
+            )
 
         super().__init__(
             config,

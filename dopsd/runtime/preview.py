@@ -6,7 +6,7 @@ import ray
 
 from dopsd import storage
 from dopsd.config import RunConfig
-from dopsd.data.schema import Manifest
+from dopsd.data.manifest import Manifest
 from dopsd.errors import LateError, WorkerError
 from dopsd.evaluation.preview import PreviewSample, draw_sheet
 from dopsd.runtime.data import preview_samples
