@@ -1,0 +1,154 @@
+"""Whole runs of `dopsd train` on a tiny real base: real Ray, Ray Data, Ray Train, DeepSpeed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from dopsd.export import read_lora
+from dopsd.runtime.launch import Summary, train
+from tests.tiny import make_config, random_image
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+
+SAMPLES, STEPS = 7, 5
+"""7 samples in micro-batches of 2: remainders, and a step that is padded with zero weight."""
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    for number in range(SAMPLES):
+        side = (32, 32) if number < 5 else (48, 24)
+        Image.fromarray(random_image(side[1], side[0], number)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"a red cat, number {number}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tiny_base, images, tmp_path_factory):
+    """Train with some settings changed."""
+
+    def start(*, lag: int = 0, source: str = "disaggregated", **sections):
+        folder = tmp_path_factory.mktemp("run")
+        values = {
+            "run": {"folder": str(folder), "seed": 3},
+            "data": {"source": str(images), "pixel_area": 1024, "bucket_multiple": 8},
+            "lora": {"rank": 4, "alpha": 8},
+            "encoder": {"cpus": 0.2},
+            "rollout": {"cpus": 0.2},
+            "teacher": {"cpus": 0.2},
+            "learner": {
+                "workers": 2,
+                "cpus": 0.3,
+                "steps": STEPS,
+                "global_batch": 4,
+                "micro_batch": 2,
+                "lr": 1e-4,
+                "warmup_steps": 2,
+                "schedule": "cosine",
+            },
+            "method": {"ema_decay": 0.9},
+            "preview": {"samples": 0},
+        }
+        for name, section in sections.items():
+            values[name] = values.get(name, {}) | section
+        config = make_config(tiny_base, **values)
+        config = config.model_validate(
+            {**config.model_dump(), "source": source, "max_policy_lag": lag}
+        )
+        return train(config, lambda phase, status: None)
+
+    return start
+
+
+def adapter(summary: Summary) -> dict[str, torch.Tensor]:
+    return read_lora(summary.lora)
+
+
+def difference(one: Summary, other: Summary) -> float:
+    first, second = adapter(one), adapter(other)
+    assert first.keys() == second.keys()
+    return max(float((first[name] - second[name]).abs().max()) for name in first)
+
+
+@pytest.fixture(scope="module")
+def reference(run) -> Summary:
+    """Disaggregated, lag 0, ZeRO-2, two learners."""
+    return run()
+
+
+def test_run_folder_holds_everything(reference):
+    folder = Path(reference.folder)
+    assert {"config.yaml", "metrics.jsonl", "lora.safetensors", "shards"} <= {
+        path.name for path in folder.iterdir()
+    }
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(STEPS))
+    assert all(line["student_lag"] == line["teacher_lag"] == 0 for line in lines)
+    assert [line["lr"] for line in lines[:3]] == pytest.approx([5e-5, 1e-4, 1e-4])
+    # 7 samples: two whole steps of 4 would need 8, so the second step of an epoch has 3.
+    assert [line["samples"] for line in lines] == [4, 3, 4, 3, 4]
+    for key in (
+        "loss",
+        "grad_norm",
+        "samples_per_second",
+        "learner_idle_fraction",
+        "rollout_seconds",
+        "teacher_idle_fraction",
+        "learner_peak_memory_mb",
+    ):
+        assert all(line[key] >= 0 for line in lines), key
+    assert lines[0]["loss"] > 0
+
+
+def test_lora_metadata_says_where_it_comes_from(reference, tiny_base):
+    with safe_open(reference.lora, framework="pt") as file:
+        metadata = file.metadata()
+    manifest = json.loads((Path(reference.folder) / "shards" / "manifest.json").read_text())
+    assert metadata["dopsd.base"] == str(tiny_base)
+    assert metadata["dopsd.data"] == manifest["fingerprint"]
+    assert "K=4 weighting=x0 ema=0.9" in metadata["dopsd.recipe"]
+
+
+def test_training_moves_both_adapters(reference):
+    student = adapter(reference)
+    teacher = read_lora(str(Path(reference.folder) / "teacher_lora.safetensors"))
+    ups = [name for name in student if ".lora_B." in name]
+    assert all(student[name].abs().max() > 0 for name in ups)
+    largest = max(float(student[name].abs().max()) for name in ups)
+    assert 0 < max(float(teacher[name].abs().max()) for name in ups) < largest
+
+
+def test_two_runs_give_bitwise_the_same_adapter(reference, run):
+    assert difference(reference, run()) == 0.0
+
+
+def test_two_runs_at_lag_two_are_bitwise_equal_whatever_the_workers(run, reference):
+    first = run(lag=2)
+    second = run(lag=2, rollout={"workers": 3, "cpus": 0.2})
+    assert difference(first, second) == 0.0
+    assert difference(first, reference) > 0.0, "stale policies train otherwise"
+    lines = [
+        json.loads(line) for line in (Path(first.folder) / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [line["student_lag"] for line in lines] == [0, 1, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"source": "fused", "learner": {"deepspeed": "zero3"}},
+        {"source": "fused", "learner": {"deepspeed": "zero1", "workers": 1}},
+        {"learner": {"deepspeed": "zero1", "workers": 1}, "inference": {"shared": True}},
+        {"learner": {"deepspeed": "zero3"}},
+    ],
+    ids=["fused-zero3-2", "fused-zero1-1", "shared-zero1-1", "disaggregated-zero3-2"],
+)
+def test_sources_stages_and_learners_agree(settings, run, reference):
+    assert difference(reference, run(**settings)) < 1e-5
