@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dopsd.errors import ModelError
 
-class MissingShapesBase(FileNotFoundError):
+
+class MissingShapesBase(ModelError):
     """The shipped base is not where the package expects it."""
 
 

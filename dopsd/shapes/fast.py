@@ -12,13 +12,12 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from diffusers import ZImageTransformer2DModel
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import PreTrainedTokenizerFast, Qwen3VLForConditionalGeneration
 from transformers.models.qwen3_vl import modeling_qwen3_vl as qwen
 
 from dopsd.shapes import nets
+from dopsd.shapes.nets import ChatTokenizer, Transformer, Vlm
 from dopsd.shapes.world import show
 
 # Both branches fit one block of the transformer's padding: a text prompt takes about 14 tokens, a
@@ -132,7 +131,7 @@ class Forwards:
 
     def transformer(
         self,
-        model: ZImageTransformer2DModel,
+        model: Transformer,
         latents: Tensor,
         time: Tensor,
         features: Tensor,
@@ -165,9 +164,7 @@ class Forwards:
         padding = torch.arange(length)[None] >= lengths[:, None]
         context = torch.where(padding[..., None], model.cap_pad_token.to(dtype), context)
         for block in model.context_refiner:
-            context = self._transformer_block(
-                block, context, cos[:, count:], sin[:, count:], None
-            )
+            context = self._transformer_block(block, context, cos[:, count:], sin[:, count:], None)
         x = torch.cat([x, context], 1)
         for block in model.layers:
             x = self._transformer_block(block, x, cos, sin, modulation)
@@ -222,7 +219,7 @@ class Forwards:
 
     def encode(
         self,
-        vlm: Qwen3VLForConditionalGeneration,
+        vlm: Vlm,
         prompts: PromptTokens,
         texts: Sequence[str],
         images: Tensor | None = None,
@@ -238,7 +235,7 @@ class Forwards:
 
 
 @lru_cache(maxsize=8)
-def _axes(model: ZImageTransformer2DModel, length: int) -> tuple[Tensor, Tensor]:
+def _axes(model: Transformer, length: int) -> tuple[Tensor, Tensor]:
     side = range(TOKENS_PER_SIDE)
     picture = [(length + 1, row, column) for row in side for column in side]
     places = picture + [(1 + index, 0, 0) for index in range(length)]
@@ -287,7 +284,7 @@ def _positions(model: Any, length: int, has_image: bool) -> Tensor:
 class PromptTokens:
     """Token ids of prompts in the chat template, padded to 32, each tokenised once."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast):
+    def __init__(self, tokenizer: ChatTokenizer):
         self.tokenizer = tokenizer
         self._known: dict[tuple[str, bool], list[int]] = {}
 
@@ -327,7 +324,7 @@ def sigmas(steps: int, shift: float = nets.SHIFT) -> Tensor:
 @torch.no_grad()
 def sample(
     forwards: Forwards,
-    model: ZImageTransformer2DModel,
+    model: Transformer,
     condition: tuple[Tensor, Tensor],
     noise: Tensor,
     steps: int,

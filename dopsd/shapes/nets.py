@@ -8,7 +8,7 @@ pipeline's text encoder, as in Z-Image-Turbo with Qwen3-VL.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from diffusers import (
@@ -19,7 +19,6 @@ from diffusers import (
 )
 from torch import Tensor, nn
 from transformers import (
-    PreTrainedTokenizerFast,
     Qwen2VLImageProcessorPil,
     Qwen3Config,
     Qwen3Model,
@@ -28,6 +27,12 @@ from transformers import (
 )
 
 from dopsd.shapes.tokenizer import IMAGE, VIDEO, VISION_END, VISION_START
+
+# The libraries' lazy imports hide their base classes from type checkers.
+Vae: TypeAlias = Any
+Transformer: TypeAlias = Any
+Vlm: TypeAlias = Any
+ChatTokenizer: TypeAlias = Any
 
 LATENT_CHANNELS = 4
 LATENT_SIZE = 16
@@ -47,7 +52,7 @@ SHIFT = 3.0
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 
 
-def make_vae() -> AutoencoderKL:
+def make_vae() -> Vae:
     """Build the autoencoder: 32x32 px to [4, 16, 16]."""
     widths = (32, 48)
     return AutoencoderKL(
@@ -66,13 +71,13 @@ def make_vae() -> AutoencoderKL:
     )
 
 
-def make_transformer() -> ZImageTransformer2DModel:
+def make_transformer() -> Transformer:
     """Build the diffusion transformer with weights that train: small gates, zero output.
 
     The library leaves every layer at PyTorch's default, from which a model this small learns
     slowly.
     """
-    transformer = ZImageTransformer2DModel(
+    transformer: Transformer = ZImageTransformer2DModel(
         in_channels=LATENT_CHANNELS,
         dim=WIDTH,
         n_layers=LAYERS,
@@ -102,7 +107,7 @@ def make_transformer() -> ZImageTransformer2DModel:
     return transformer
 
 
-def _text_config(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+def _text_config(tokenizer: ChatTokenizer) -> dict[str, Any]:
     return {
         "vocab_size": len(tokenizer),
         "hidden_size": WIDTH,
@@ -117,7 +122,7 @@ def _text_config(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     }
 
 
-def make_vlm(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLForConditionalGeneration:
+def make_vlm(tokenizer: ChatTokenizer) -> Vlm:
     """Build the vision-language model; ``model.language_model`` is the text encoder."""
     rope = ROPE | {"mrope_section": [12, 10, 10], "mrope_interleaved": True}
     marks = {
@@ -147,7 +152,7 @@ def make_vlm(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLForConditionalGenerat
     return Qwen3VLForConditionalGeneration(config)
 
 
-def text_encoder_of(vlm: Qwen3VLForConditionalGeneration) -> Qwen3Model:
+def text_encoder_of(vlm: Vlm) -> Qwen3Model:
     """Copy the language model out of the VLM, as the pipeline's text encoder."""
     language = vlm.model.language_model
     config = language.config.to_dict()
@@ -192,11 +197,11 @@ def make_scheduler() -> FlowMatchEulerDiscreteScheduler:
 
 
 def make_pipeline(
-    vae: AutoencoderKL,
-    vlm: Qwen3VLForConditionalGeneration,
-    transformer: ZImageTransformer2DModel,
-    tokenizer: PreTrainedTokenizerFast,
-) -> ZImagePipeline:
+    vae: Vae,
+    vlm: Vlm,
+    transformer: Transformer,
+    tokenizer: ChatTokenizer,
+) -> Any:
     """Put the parts into a stock pipeline."""
     return ZImagePipeline(
         scheduler=make_scheduler(),
@@ -208,14 +213,14 @@ def make_pipeline(
 
 
 @torch.no_grad()
-def encode_images(vae: AutoencoderKL, images: Tensor, chunk: int = 250) -> Tensor:
+def encode_images(vae: Vae, images: Tensor, chunk: int = 250) -> Tensor:
     """Map [N, 3, 32, 32] in [0, 1] to normalised latents [N, 4, 16, 16]."""
     latents = torch.cat([vae.encode(c * 2 - 1).latent_dist.mode() for c in images.split(chunk)])
     return (latents - vae.config.shift_factor) * vae.config.scaling_factor
 
 
 @torch.no_grad()
-def decode(vae: AutoencoderKL, latents: Tensor, chunk: int = 128) -> Tensor:
+def decode(vae: Vae, latents: Tensor, chunk: int = 128) -> Tensor:
     """Map normalised latents [N, 4, 16, 16] to pictures [N, 3, 32, 32] in [0, 1]."""
     latents = latents / vae.config.scaling_factor + vae.config.shift_factor
     images = torch.cat([vae.decode(c).sample for c in latents.split(chunk)])

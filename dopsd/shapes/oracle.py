@@ -32,7 +32,8 @@ class Reading:
 
     ``iou`` compares the silhouette with the nearest shape of the world; ``rmse`` is the distance
     (per channel, in [0, 1]) to the nearest rendering; ``palette_error`` the RMSE of the object's
-    cells to the nearest legal colour, a measure of crispness that needs no template.
+    cells to the nearest legal colour, a measure of crispness that needs no template. ``x`` and
+    ``y`` are the cell where the object begins.
     """
 
     fill: str
@@ -42,6 +43,8 @@ class Reading:
     iou: float
     rmse: float
     palette_error: float
+    x: int
+    y: int
 
     @property
     def valid(self) -> bool:
@@ -121,15 +124,18 @@ def _read_cells(cells: Tensor) -> list[Reading]:
     for row, choice in enumerate(best.indices.tolist()):
         candidate, surface = divmod(choice, len(_SURFACES))
         pattern, fill = divmod(surface, len(_FILLS))
+        shape, x, y = _PLACES[int(top.indices[row, candidate])]
         readings.append(
             Reading(
                 fill=_FILLS[fill],
                 ground=_GROUNDS[int(ground[row])],
-                shape=_PLACES[int(top.indices[row, candidate])][0],
+                shape=shape,
                 pattern=_PATTERNS[pattern],
                 iou=float(top.values[row, candidate]),
                 rmse=float(best.values[row]) ** 0.5,
                 palette_error=float(palette[row]),
+                x=x,
+                y=y,
             )
         )
     return readings
@@ -212,7 +218,7 @@ def wilson(hits: int, count: int, z: float = 1.96) -> tuple[float, float]:
     centre = (rate + z * z / (2 * count)) / scale
     half = z * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count * count)) / scale
     # Rounding can put an end of the interval a hair inside the observed rate.
-    return min(centre - half, rate), max(centre + half, rate)
+    return max(0.0, min(centre - half, rate)), min(1.0, max(centre + half, rate))
 
 
 def bootstrap(

@@ -43,9 +43,7 @@ CHAT_TEMPLATE = (
 def make_tokenizer(seed: int = 0) -> PreTrainedTokenizerFast:
     """Train the tokenizer; the same seed gives the same vocabulary."""
     rng = random.Random(seed)
-    corpus = [
-        world.caption(world.sample_scene(rng), world.random_keep(rng)) for _ in range(3000)
-    ]
+    corpus = [world.caption(world.sample_scene(rng), world.random_keep(rng)) for _ in range(3000)]
     # The held-out names are ordinary words: a prompt may use them, the base just never saw them.
     corpus += [f"a {w}" for w in (world.HELD_OUT_SHAPE, world.HELD_OUT_PATTERN)] * 50
     corpus += ["user\n", "assistant\n", "system\n"] * 50

@@ -33,7 +33,12 @@ FILLS = {
     "purple": (150, 60, 190),
     "orange": (245, 130, 30),
 }
-GROUNDS = {"black": (12, 12, 12), "gray": (120, 120, 120), "teal": (0, 110, 110), "brown": (110, 70, 40)}
+GROUNDS = {
+    "black": (12, 12, 12),
+    "gray": (120, 120, 120),
+    "teal": (0, 110, 110),
+    "brown": (110, 70, 40),
+}
 INK = (247, 247, 247)
 
 FILL_RGB = torch.tensor(list(FILLS.values())).float() / 255

@@ -7,20 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, ZImageTransformer2DModel
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedTokenizerFast, Qwen3VLForConditionalGeneration
 
 from dopsd.shapes import fast, nets
+from dopsd.shapes.nets import ChatTokenizer, Transformer, Vae, Vlm
 from dopsd.shapes.recipe.data import Batch, Pool, stratified_sigmas
 from dopsd.shapes.recipe.optim import Average, Optimizers
 from dopsd.shapes.recipe.progress import Progress, load_checkpoint, save_checkpoint
 from dopsd.shapes.tokenizer import make_tokenizer
 
-STEPS = 10_000
+STEPS = 13_000
 LEARNING_RATE = 2e-3
-BATCH = 48
+BATCH = 32
 # Constant, then linear to nearly nothing over the last 45% of the steps.
 DECAY_SHARE = 0.45
 EMA_DECAY = 0.995
@@ -28,17 +27,17 @@ SAVE_EVERY = 250
 # How strongly the picture's tokens are asked to spell out their 4x4 cells, and until when. Without
 # it the context branch stays blind: the denoising loss alone finds the picture very late.
 READOUT_WEIGHT = 3.0
-READOUT_UNTIL = 0.5
+READOUT_UNTIL = 0.3
 SAME_PLACE_UNTIL = 0.15
 
 
 class Base:
     """The trainable parts of the base and how to save and restore them."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast):
+    def __init__(self, tokenizer: ChatTokenizer):
         self.tokenizer = tokenizer
-        self.vlm: Qwen3VLForConditionalGeneration = nets.make_vlm(tokenizer)
-        self.transformer: ZImageTransformer2DModel = nets.make_transformer()
+        self.vlm: Vlm = nets.make_vlm(tokenizer)
+        self.transformer: Transformer = nets.make_transformer()
 
     def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Return every parameter once; tied ones (the unused output head) are not repeated."""
@@ -69,7 +68,7 @@ def load(folder: Path) -> Base:
     return base
 
 
-def train(folder: Path, vae: AutoencoderKL, steps: int = STEPS, seed: int = 0) -> Base:
+def train(folder: Path, vae: Vae, steps: int = STEPS, seed: int = 0) -> Base:
     """Train, or go on training, the base; the result lies in ``folder / "base.ckpt"``.
 
     The schedule depends on the step alone, so a run may be stopped and gone on with at any
@@ -95,7 +94,7 @@ def train(folder: Path, vae: AutoencoderKL, steps: int = STEPS, seed: int = 0) -
     torch.manual_seed(seed + start)
     rng = random.Random(seed + start)
     progress = Progress("base", steps, folder / "build.log", start)
-    pool = Pool(vae)
+    pool = Pool(vae, folder / "pool.ckpt")
     progress.say(f"{len(pool.known)} captioned and {len(pool.context)} context scenes encoded")
     forwards, tokens = fast.Forwards(compiled=True), fast.PromptTokens(base.tokenizer)
     for step in range(start, steps):
@@ -108,7 +107,8 @@ def train(folder: Path, vae: AutoencoderKL, steps: int = STEPS, seed: int = 0) -
         warm = min(1.0, (step - start + 1) / 60)
         optimizers.step(warm * min(1.0, 0.01 + (1 - done) / DECAY_SHARE))
         average.update(step + 1)
-        progress.step(step + 1, text=float(text), context=float(context), readout=float(pixels))
+        parts = {"text": text, "context": context, "readout": pixels}
+        progress.step(step + 1, **{name: float(part.detach()) for name, part in parts.items()})
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
             state: dict[str, Any] = {"step": step + 1, "base": base.state_dict()}
             state |= {"readout": readout.state_dict(), "optimizers": optimizers.state_dict()}

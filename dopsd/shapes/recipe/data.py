@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor
 
 from dopsd.shapes import nets, world
+from dopsd.shapes.nets import Vae
+from dopsd.shapes.recipe.progress import load_checkpoint, save_checkpoint
 from dopsd.shapes.world import Scene
 
-CONTEXT_POOL = 40_000
+CONTEXT_POOL = 20_000
 EMPTY_SHARE = 0.1
 
 
@@ -36,18 +38,23 @@ class Pool:
 
     Args:
         vae: the trained autoencoder.
+        cache: where the latents are kept for the next time; they are of this ``vae``.
         seed: decides the nameless scenes.
         size: how many scenes the context branch has.
     """
 
-    def __init__(self, vae: AutoencoderKL, seed: int = 0, size: int = CONTEXT_POOL):
+    def __init__(self, vae: Vae, cache: Path, seed: int = 0, size: int = CONTEXT_POOL):
         rng = random.Random(seed)
         self.known = world.every_scene()
         self.context = [
             world.sample_scene(rng, nameless_shape=0.5, nameless_pattern=0.6) for _ in range(size)
         ]
-        self.known_latents = _encode(vae, self.known)
-        self.context_latents = _encode(vae, self.context)
+        saved = load_checkpoint(cache)
+        if saved is None:
+            saved = {"known": _encode(vae, self.known), "context": _encode(vae, self.context)}
+            save_checkpoint(cache, saved)
+        self.known_latents: Tensor = saved["known"]
+        self.context_latents: Tensor = saved["context"]
 
     def draw(self, rng: random.Random, text: int, context: int, same_place: float) -> Batch:
         """Draw a batch of ``text`` + ``context`` pairs.
@@ -70,15 +77,13 @@ class Pool:
         )
 
 
-def _encode(vae: AutoencoderKL, scenes: list[Scene]) -> Tensor:
+def _encode(vae: Vae, scenes: list[Scene]) -> Tensor:
     vae.to(memory_format=torch.channels_last)
     parts = []
     for start in range(0, len(scenes), 500):
         images = world.render(scenes[start : start + 500])
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            latents = nets.encode_images(
-                vae, images.contiguous(memory_format=torch.channels_last)
-            )
+            latents = nets.encode_images(vae, images.contiguous(memory_format=torch.channels_last))
         parts.append(latents.float().half().contiguous())
     vae.to(memory_format=torch.contiguous_format)
     return torch.cat(parts)

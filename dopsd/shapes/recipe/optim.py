@@ -50,13 +50,16 @@ class Muon(torch.optim.Optimizer):
             for shape, params in by_shape.items():
                 self._step_batch(group, shape, params)
 
-    def _step_batch(self, group: dict[str, Any], shape: tuple[int, int], params: list[Tensor]) -> None:
+    def _step_batch(
+        self, group: dict[str, Any], shape: tuple[int, int], params: list[Tensor]
+    ) -> None:
         updates = []
         for param in params:
             state = self.state[param]
             if "momentum" not in state:
                 state["momentum"] = torch.zeros_like(param)
             average = state["momentum"]
+            assert param.grad is not None
             average.lerp_(param.grad, 1 - group["momentum"])
             update = param.grad.lerp(average, group["momentum"])
             updates.append(update.T if _tall(update) else update)
@@ -79,7 +82,8 @@ class Optimizers:
     """The pair of optimizers over named parameters, with one learning rate and one state."""
 
     def __init__(self, named: Iterable[tuple[str, nn.Parameter]], lr: float):
-        matrices, others = [], []
+        matrices: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
         for name, param in named:
             is_block = param.ndim == 2 and any(part in name for part in _BLOCK_PARTS)
             (matrices if is_block and "t_embedder" not in name else others).append(param)

@@ -7,9 +7,10 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, ZImageTransformer2DModel
+from diffusers import AutoencoderKL
 
 from dopsd.shapes import nets
+from dopsd.shapes.nets import Transformer, Vae
 from dopsd.shapes.recipe.base import Base
 
 # Files of a repository stay small; the library reads the shards back through their index.
@@ -21,9 +22,9 @@ UNDISTILLED = "transformer_undistilled"
 
 def write_pipeline(
     folder: Path,
-    vae: AutoencoderKL,
+    vae: Vae,
     base: Base,
-    turbo: ZImageTransformer2DModel | None = None,
+    turbo: Transformer | None = None,
 ) -> Path:
     """Write ``folder`` anew: the pipeline, ``vlm/`` beside it, and the hash of all weights.
 
@@ -58,7 +59,7 @@ def write_pipeline(
     return folder
 
 
-def _copy_vae(vae: AutoencoderKL) -> AutoencoderKL:
+def _copy_vae(vae: Vae) -> Vae:
     copy = AutoencoderKL.from_config(vae.config)
     copy.load_state_dict(vae.state_dict())
     return copy.eval()

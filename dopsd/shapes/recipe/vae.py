@@ -9,6 +9,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from dopsd.shapes import nets, oracle, world
+from dopsd.shapes.nets import Vae
 from dopsd.shapes.recipe.progress import Progress, load_checkpoint, save_checkpoint
 
 STEPS = 3000
@@ -18,7 +19,7 @@ POOL = 6000
 SAVE_EVERY = 300
 
 
-def train(folder: Path, steps: int = STEPS, seed: int = 2) -> AutoencoderKL:
+def train(folder: Path, steps: int = STEPS, seed: int = 2) -> Vae:
     """Train, or go on training, the autoencoder; the result lies in ``folder / "vae"``.
 
     Small batches late in training sharpen the edges more than large ones, so the batch falls from
@@ -79,7 +80,7 @@ def train(folder: Path, steps: int = STEPS, seed: int = 2) -> AutoencoderKL:
 
 
 @torch.no_grad()
-def report(vae: AutoencoderKL, progress: Progress, count: int = 300) -> None:
+def report(vae: Vae, progress: Progress, count: int = 300) -> None:
     """Log how well each part of the world survives the autoencoder."""
     rng = random.Random(11)
     parts: dict[str, dict[str, float | str]] = {

@@ -1,0 +1,418 @@
+"""Measure the base of the shapes world: the numbers of its model card, and its gates.
+
+Pictures are drawn with ``fast.sample``, which equals the stock pipeline (see
+``tests/shapes/test_fast.py``), in bf16 autocast over the shipped weights.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from diffusers import ZImagePipeline, ZImageTransformer2DModel
+from torch import Tensor
+from transformers import Qwen3VLForConditionalGeneration
+
+from dopsd.shapes import concepts, fast, nets, oracle, world
+from dopsd.shapes.concepts import Prompt
+from dopsd.shapes.grid import save_grid
+from dopsd.shapes.nets import ChatTokenizer, Transformer, Vae, Vlm
+from dopsd.shapes.oracle import Reading, bootstrap, mean, wilson
+from dopsd.shapes.recipe.save import UNDISTILLED, weights_hash
+
+GUIDANCE = 1.5
+SAMPLES = 70
+SEEDS = (0, 1, 2)
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Value:
+    """A measured mean with its 95% interval (Wilson for rates, bootstrap otherwise)."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting: which model drew which prompts how, and what the oracle found."""
+
+    model: str
+    prompts: str
+    picture: bool
+    steps: int
+    guidance: float
+    count: int
+    values: dict[str, Value]
+
+    @property
+    def name(self) -> str:
+        """A label such as ``turbo, full, 4 steps, guidance 0``."""
+        beside = " + picture" if self.picture else ""
+        return (
+            f"{self.model}, {self.prompts}{beside}, {self.steps} steps, guidance {self.guidance:g}"
+        )
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A requirement and whether it is met."""
+
+    name: str
+    required: str
+    measured: str
+    met: bool
+
+
+@dataclass
+class Card:
+    """All rows and gates of one folder of weights."""
+
+    sha256: str
+    samples: int
+    seeds: tuple[int, ...]
+    rows: list[Row] = field(default_factory=list)
+    gates: list[Gate] = field(default_factory=list)
+
+    def row(self, model: str, prompts: str, steps: int, picture: bool = False) -> Row | None:
+        """Find a row; of two with other guidance, the guided one."""
+        found = [
+            row
+            for row in self.rows
+            if (row.model, row.prompts, row.steps, row.picture) == (model, prompts, steps, picture)
+        ]
+        return max(found, key=lambda row: row.guidance, default=None)
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is needed to draw: the parts of a shipped folder, in float32."""
+
+    vae: Vae
+    vlm: Vlm
+    tokens: fast.PromptTokens
+    transformers: dict[str, Transformer]
+
+
+def load(folder: Path) -> Model:
+    """Load a folder written by ``recipe.save.write_pipeline``."""
+    pipeline = ZImagePipeline.from_pretrained(folder)
+    tokenizer: ChatTokenizer = pipeline.tokenizer
+    transformers = {"turbo": pipeline.transformer}
+    if (folder / UNDISTILLED).is_dir():
+        transformers["undistilled"] = ZImageTransformer2DModel.from_pretrained(folder / UNDISTILLED)
+    return Model(
+        vae=pipeline.vae,
+        vlm=Qwen3VLForConditionalGeneration.from_pretrained(folder / "vlm", dtype=torch.float32),
+        tokens=fast.PromptTokens(tokenizer),
+        transformers=transformers,
+    )
+
+
+def full_prompts(count: int, seed: int) -> list[Prompt]:
+    """Prompts that name every attribute."""
+    rng = random.Random(f"full/{seed}")
+    scenes = [world.sample_scene(rng) for _ in range(count)]
+    return [Prompt(world.caption(s, world.ATTRIBUTES), s, world.ATTRIBUTES) for s in scenes]
+
+
+def partial_prompts(count: int, seed: int) -> list[Prompt]:
+    """Prompts that name one to three attributes."""
+    rng = random.Random(f"partial/{seed}")
+    prompts = []
+    for _ in range(count):
+        scene, keep = world.sample_scene(rng), concepts.partial_keep(rng)
+        prompts.append(Prompt(world.caption(scene, keep), scene, keep))
+    return prompts
+
+
+def prompts_of(kind: str, count: int, seed: int) -> list[Prompt]:
+    """Draw the prompts of one kind: ``full``, ``partial``, or a concept's name."""
+    if kind == "full":
+        return full_prompts(count, seed)
+    if kind == "partial":
+        return partial_prompts(count, seed)
+    return concepts.concept_prompts(kind, count, seed)
+
+
+@torch.no_grad()
+def draw(
+    model: Model,
+    transformer: Transformer,
+    prompts: Sequence[Prompt],
+    *,
+    picture: bool,
+    steps: int,
+    guidance: float,
+    seed: int,
+    chunk: int = 35,
+) -> Tensor:
+    """Draw prompts, each beside a picture of its own scene if ``picture``.
+
+    Returns:
+        [N, 3, 32, 32] in [0, 1]. The noise depends on ``seed`` and the prompt's index alone.
+    """
+    forwards = fast.Forwards()
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(len(prompts), nets.LATENT_CHANNELS, 16, 16, generator=generator)
+    images = []
+    for start in range(0, len(prompts), chunk):
+        part = prompts[start : start + chunk]
+        seen = world.render([prompt.scene for prompt in part]) if picture else None
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            empty = forwards.encode(model.vlm, model.tokens, [""])
+            condition = forwards.encode(model.vlm, model.tokens, [p.text for p in part], seen)
+            latents = fast.sample(
+                forwards,
+                transformer,
+                condition,
+                noise[start : start + chunk],
+                steps,
+                guidance,
+                empty,
+            )
+        images.append(nets.decode(model.vae, latents.float()))
+    return torch.cat(images)
+
+
+def _rate(hits: Sequence[bool]) -> Value:
+    return Value(mean([float(hit) for hit in hits]), *wilson(sum(hits), len(hits)))
+
+
+def evaluate(prompts: Sequence[Prompt], images: Tensor, kind: str) -> dict[str, Value]:
+    """Score pictures of one kind of prompts.
+
+    ``named``: attributes that the text names by a word, right; ``all_named``: pictures with all of
+    them right; ``valid``: pictures of this world; ``ok``: both. For a concept also ``concept``:
+    pictures that show it and are valid, and ``same_place``: those that stand where the scene does.
+    """
+    readings = oracle.read(images)
+    concept = concepts.CONCEPTS.get(kind)
+    pairs = list(zip(readings, prompts, strict=True))
+
+    def words(prompt: Prompt) -> list[str]:
+        return [name for name in prompt.named if name != concept]
+
+    hits = [seen.matches(p.scene, (name,)) for seen, p in pairs for name in words(p)]
+    full = [seen.matches(p.scene, words(p)) for seen, p in pairs]
+    ok = [hit and seen.valid for hit, seen in zip(full, readings, strict=True)]
+    errors = [seen.palette_error for seen in readings]
+    values = {
+        "named": _rate(hits),
+        "all_named": _rate(full),
+        "valid": _rate([seen.valid for seen in readings]),
+        "ok": _rate(ok),
+        "palette_error": Value(mean(errors), *bootstrap(errors)),
+    }
+    if concept:
+        values["concept"] = _rate([_shows(seen, p, concept) for seen, p in pairs])
+        values["same_place"] = _rate([(s.x, s.y) == (p.scene.x, p.scene.y) for s, p in pairs])
+    return values
+
+
+def _shows(reading: Reading, prompt: Prompt, concept: str) -> bool:
+    return reading.valid and reading.matches(prompt.scene, (concept,))
+
+
+def settings(has_undistilled: bool) -> list[tuple[str, str, bool, int, float]]:
+    """List (model, prompts, picture, steps, guidance) of every row of the card."""
+    held_out = tuple(concepts.CONCEPTS)
+    rows = [("turbo", kind, False, 4, 0.0) for kind in ("full", "partial")]
+    rows += [("turbo", kind, beside, 4, 0.0) for kind in held_out for beside in (True, False)]
+    if has_undistilled:
+        for kind in ("full", "partial"):
+            rows += [("undistilled", kind, False, 16, GUIDANCE)]
+            rows += [("undistilled", kind, False, steps, 0.0) for steps in (16, 4)]
+        for kind in held_out:
+            rows += [("undistilled", kind, True, 4, 0.0)]
+            rows += [("undistilled", kind, beside, 16, GUIDANCE) for beside in (True, False)]
+    return rows
+
+
+def measure(
+    folder: Path,
+    samples: int = SAMPLES,
+    seeds: Sequence[int] = SEEDS,
+    pictures: Path | None = None,
+    say: Say = print,
+) -> Card:
+    """Measure every row of the card on ``samples`` pictures for each seed.
+
+    Args:
+        folder: the weights.
+        samples: pictures per seed and row.
+        seeds: each decides prompts and noise.
+        pictures: where to write one contact sheet per row, if anywhere.
+        say: gets one line per row.
+    """
+    model = load(folder)
+    card = Card(weights_hash(folder), samples, tuple(seeds))
+    card.rows.append(_reconstruction(model, samples * len(seeds)))
+    say(describe(card.rows[-1]))
+    for name, kind, beside, steps, guidance in settings("undistilled" in model.transformers):
+        prompts: list[Prompt] = []
+        images = []
+        for seed in seeds:
+            drawn = prompts_of(kind, samples, seed)
+            prompts += drawn
+            images.append(
+                draw(
+                    model,
+                    model.transformers[name],
+                    drawn,
+                    picture=beside,
+                    steps=steps,
+                    guidance=guidance,
+                    seed=seed,
+                )
+            )
+        values = evaluate(prompts, torch.cat(images), kind)
+        row = Row(name, kind, beside, steps, guidance, len(prompts), values)
+        card.rows.append(row)
+        say(describe(row))
+        if pictures:
+            title = row.name.replace(", ", "_").replace(" + ", "_").replace(" ", "")
+            shown = images[0][:24]
+            if beside:
+                context = world.render([p.scene for p in prompts[:24]])
+                shown = torch.cat([context[:12], shown[:12], context[12:], shown[12:]])
+            save_grid(shown, pictures / f"{title}.png")
+    card.gates = gates(card)
+    for gate in card.gates:
+        say(f"{'met ' if gate.met else 'OPEN'} {gate.name}: {gate.measured} ({gate.required})")
+    return card
+
+
+def _reconstruction(model: Model, count: int) -> Row:
+    prompts = full_prompts(count, 0)
+    images = world.render([prompt.scene for prompt in prompts])
+    output = nets.decode(model.vae, nets.encode_images(model.vae, images))
+    return Row("vae", "full", False, 0, 0.0, count, evaluate(prompts, output, "full"))
+
+
+def describe(row: Row) -> str:
+    """One line: the row's label and every value with its interval."""
+    values = [f"{k} {v.value:.3f} [{v.low:.3f}, {v.high:.3f}]" for k, v in row.values.items()]
+    return f"{row.name} (n={row.count}): " + ", ".join(values)
+
+
+def gates(card: Card) -> list[Gate]:
+    """Hold the rows against the gates; a gate whose rows are missing is left out."""
+    result: list[Gate] = []
+
+    def gate(name: str, required: str, measured: str, met: bool) -> None:
+        result.append(Gate(name, required, measured, met))
+
+    vae = card.row("vae", "full", 0)
+    if vae:
+        value = vae.values["ok"].value
+        gate("reconstructions", "ok 1.00", f"{value:.3f}", value >= 0.995)
+    for kind, bound in (("full", 0.95), ("partial", 0.90)):
+        guided = card.row("undistilled", kind, 16)
+        few = card.row("undistilled", kind, 4)
+        turbo = card.row("turbo", kind, 4)
+        if not (guided and few and turbo):
+            continue
+        named = guided.values["named"].value
+        gate(f"crisp, {kind}", f"named >= {bound}", f"{named:.3f}", named >= bound)
+        many = next(
+            r for r in card.rows
+            if (r.model, r.prompts, r.steps, r.guidance) == ("undistilled", kind, 16, 0.0)
+        )  # fmt: skip
+        ratio = few.values["palette_error"].value / many.values["palette_error"].value
+        lower = few.values["ok"].high < many.values["ok"].low
+        gate(
+            f"few-step gap, {kind}",
+            "palette error at 4 steps >= 1.5 x that at 16, ok lower beyond the interval",
+            f"{ratio:.2f} x, ok {few.values['ok'].value:.3f} against {many.values['ok'].value:.3f}",
+            ratio >= 1.5 and lower,
+        )
+        result.append(_within(f"distilled, {kind}", turbo, guided, ("named", "ok")))
+    for kind in concepts.CONCEPTS:
+        for name, steps in (("undistilled", 16), ("turbo", 4)):
+            shown = card.row(name, kind, steps, picture=True)
+            blind = card.row(name, kind, steps, picture=False)
+            if not (shown and blind):
+                continue
+            rate, without = shown.values["concept"].value, blind.values["concept"].value
+            named = shown.values["named"].value
+            gate(
+                f"picture context, {kind}, {name}",
+                ">= 0.5, >= 3 x without the picture, named >= 0.85",
+                f"{rate:.3f} against {without:.3f}, named {named:.3f}",
+                rate >= 0.5 and rate >= 3 * without and named >= 0.85,
+            )
+        guided = card.row("undistilled", kind, 16, picture=True)
+        turbo = card.row("turbo", kind, 4, picture=True)
+        if guided and turbo:
+            result.append(_within(f"distilled, {kind}", turbo, guided, ("named", "concept")))
+    return result
+
+
+def _within(name: str, turbo: Row, guided: Row, keys: tuple[str, ...]) -> Gate:
+    shares = {key: turbo.values[key].value / max(guided.values[key].value, 1e-9) for key in keys}
+    return Gate(
+        name,
+        "turbo at 4 unguided steps >= 0.95 of the guided 16-step base",
+        ", ".join(f"{key} {share:.3f}" for key, share in shares.items()),
+        all(share >= 0.95 for share in shares.values()),
+    )
+
+
+def write(card: Card, folder: Path) -> None:
+    """Write ``card.json`` and the model card ``README.md`` beside the weights."""
+    (folder / "card.json").write_text(json.dumps(asdict(card), indent=1) + "\n")
+    (folder / "README.md").write_text(markdown(card))
+
+
+def markdown(card: Card) -> str:
+    """Render the model card."""
+    metrics = ("named", "all_named", "valid", "ok", "palette_error", "concept", "same_place")
+    lines = [
+        "# The base of the shapes world",
+        "",
+        "A step-distilled text-to-image model of 3.5 million weights: it draws 32x32 px pixel art",
+        "in four steps without guidance. `ZImagePipeline.from_pretrained` loads this folder;",
+        "`vlm/` is the Qwen3-VL whose language model is the text encoder;",
+        "`transformer_undistilled/` is the base before distillation. Trained on rendered pictures",
+        "alone by `dopsd shapes build-base`.",
+        "",
+        f"Measured by `dopsd shapes card` on {card.samples} pictures for each of the seeds "
+        f"{', '.join(map(str, card.seeds))}; 95% intervals. Weights sha256 `{card.sha256}`.",
+        "",
+        "| setting | " + " | ".join(metrics) + " |",
+        "|---" * (len(metrics) + 1) + "|",
+    ]
+    for row in card.rows:
+        cells = []
+        for metric in metrics:
+            value = row.values.get(metric)
+            cells.append(f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}]" if value else "")
+        lines.append(f"| {row.name} | " + " | ".join(cells) + " |")
+    lines += ["", "| gate | required | measured | met |", "|---|---|---|---|"]
+    for gate in card.gates:
+        met = "yes" if gate.met else "NO"
+        lines.append(f"| {gate.name} | {gate.required} | {gate.measured} | {met} |")
+    return "\n".join(lines) + "\n"
+
+
+def read_card(folder: Path) -> Card:
+    """Read ``card.json`` back."""
+    data = json.loads((folder / "card.json").read_text())
+    rows = []
+    for row in data["rows"]:
+        values = {name: Value(**value) for name, value in row.pop("values").items()}
+        rows.append(Row(**row, values=values))
+    return Card(
+        sha256=data["sha256"],
+        samples=data["samples"],
+        seeds=tuple(data["seeds"]),
+        rows=rows,
+        gates=[Gate(**gate) for gate in data["gates"]],
+    )

@@ -1,0 +1,72 @@
+"""The oracle: exact on what the renderer draws, near chance on noise."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from dopsd.shapes import oracle, world
+
+
+@pytest.mark.parametrize(
+    "choice", [{}, {"shape": "ring"}, {"pattern": "bars"}, {"shape": "ring", "pattern": "bars"}]
+)
+@pytest.mark.parametrize("disturbance", [0.0, 0.03])
+def test_own_renderings_score_99_percent(choice, disturbance):
+    rng = random.Random(0)
+    scenes = [world.sample_scene(rng, **choice) for _ in range(400)]
+    images = world.render(scenes)
+    images = images + disturbance * torch.randn_like(images)
+    result, readings = oracle.score(images, scenes, [world.ATTRIBUTES] * len(scenes))
+    assert result.ok >= 0.99
+    assert all(rate >= 0.99 for rate in result.attributes.values())
+    places = [(r.x, r.y) == (s.x, s.y) for r, s in zip(readings, scenes, strict=True)]
+    assert oracle.mean(places) >= 0.99
+
+
+def test_noise_scores_near_chance():
+    rng = random.Random(0)
+    scenes = [world.sample_scene(rng) for _ in range(600)]
+    images = torch.rand(600, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    result, _ = oracle.score(images, scenes, [world.ATTRIBUTES] * 600)
+    chance = {"fill": 1 / 6, "pattern": 1 / 3, "shape": 1 / 4, "ground": 1 / 4}
+    for name, rate in result.attributes.items():
+        assert abs(rate - chance[name]) < 0.12, name
+    assert result.ok == 0
+    assert result.palette_error > 0.1
+
+
+def test_wrong_captions_lower_exactly_their_attribute():
+    rng = random.Random(0)
+    scenes = [world.sample_scene(rng, shape="circle") for _ in range(50)]
+    others = [world.sample_scene(rng, shape="square") for _ in range(50)]
+    result, _ = oracle.score(world.render(scenes), others, [("shape",)] * 50)
+    assert result.attributes == {"shape": 0.0}
+    assert result.valid == 1.0 and result.ok == 0.0
+
+
+def test_blur_raises_the_palette_error():
+    scenes = [world.sample_scene(random.Random(i)) for i in range(50)]
+    images = world.render(scenes)
+    blurred = torch.nn.functional.avg_pool2d(images, 5, 1, 2)
+    sharp = oracle.mean([r.palette_error for r in oracle.read(images)])
+    soft = oracle.mean([r.palette_error for r in oracle.read(blurred)])
+    assert sharp < 1e-3 and soft > 0.05
+
+
+def test_pictures_of_another_size_are_refused():
+    with pytest.raises(ValueError, match=r"\[N, 3, 32, 32\]"):
+        oracle.read(torch.zeros(1, 3, 64, 64))
+    with pytest.raises(ValueError, match="scenes"):
+        oracle.score(torch.zeros(1, 3, 32, 32), [], [])
+
+
+def test_intervals_cover_the_known_cases():
+    low, high = oracle.wilson(95, 100)
+    assert low == pytest.approx(0.8882, abs=1e-3) and high == pytest.approx(0.9785, abs=1e-3)
+    assert oracle.wilson(0, 10)[0] == 0.0 and oracle.wilson(10, 10)[1] == 1.0
+    assert oracle.wilson(0, 0) == (0.0, 1.0)
+    low, high = oracle.bootstrap([float(i % 10) for i in range(200)])
+    assert low < 4.5 < high and high - low < 1.0
