@@ -7,7 +7,7 @@ dtype (bfloat16 included), the rest stands in the header as JSON. Nothing is eve
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -144,7 +144,8 @@ class EncodedBatch(_Record):
     info: SampleInfo
     student: Context
     teacher: Context
-    encode_seconds: float = 0.0
+    encode_stats: dict[str, float] = field(default_factory=dict)
+    """``seconds`` that encoding took and ``peak_memory_mb`` of the encoder's process."""
 
 
 @dataclass
@@ -182,3 +183,5 @@ class TrainingBatch(_Record):
     weight: Tensor
     finished: Tensor | None = None
     """[B, C, h, w] float32: where the roll-out ended (sigma 0), when there was one."""
+    encode_stats: dict[str, float] = field(default_factory=dict)
+    """As in EncodedBatch, passed on for the run's metrics."""

@@ -188,7 +188,9 @@ class Coordinator:
                 peak = max(m.peak_memory_mb for m in pool.members)
                 metrics[f"{pool.role.name}_busy_seconds"] = busy
                 metrics[f"{pool.role.name}_peak_memory_mb"] = peak
-            self.log.step(step, metrics, self._pool_sizes())
+            workers = {pool.role.name: pool.role.workers for pool in self._pools}
+            workers["encoder"] = self.roles.encoder.workers
+            self.log.step(step, metrics, workers)
 
     def deliver(self, name: str, payload: bytes) -> None:
         """Keep an output of the learners (a safetensors file) for the driver to write."""
@@ -228,9 +230,6 @@ class Coordinator:
             doing[pool.role.name] = pool.doing()
         doing["learner"] = self._learner
         return doing
-
-    def _pool_sizes(self) -> dict[str, int]:
-        return {pool.role.name: len(pool.members) for pool in self._pools}
 
     def _whereabouts(self) -> str:
         return "; ".join(f"{role}: {doing}" for role, doing in self._doing().items())

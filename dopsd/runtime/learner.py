@@ -34,6 +34,19 @@ class Micro:
     """False for zero-weight padding."""
     policy_version: int
     teacher_version: int
+    encode_stats: dict[str, float]
+
+
+@dataclass
+class StepResult:
+    """What one rank did in one optimizer step."""
+
+    loss: float
+    """This rank's share of the global batch's loss."""
+    compute_seconds: float
+    encode_seconds: float
+    """Spent upstream on this rank's micro-batches."""
+    last: Micro
 
 
 def learning_rate(step: int, learner: LearnerSection) -> float:
@@ -76,40 +89,43 @@ class Learner:
             began = time.perf_counter()
             lr = learning_rate(step, self.config.learner)
             self.engine.set_lr(lr)
-            loss, compute, micro = self._step(step)
-            waited = time.perf_counter() - began - compute
+            done = self._step(step)
+            waited = time.perf_counter() - began - done.compute_seconds
             self.student = self.engine.full_weights(STUDENT)
             self.ema.update(self.student)
             trained = time.perf_counter()
             self._hand_over(step + 1)
-            loss = self._sum(loss)
+            loss, encode_seconds = self._sum(done.loss), self._sum(done.encode_seconds)
             now = time.perf_counter()
             metrics = {
                 "loss": loss,
                 "grad_norm": self.engine.grad_norm(),
                 "lr": lr,
-                "samples": micro.step_samples,
-                "samples_per_second": micro.step_samples / (now - began),
-                "student_lag": step - micro.policy_version,
-                "teacher_lag": step - micro.teacher_version,
-                "learner_compute_seconds": compute,
+                "samples": done.last.step_samples,
+                "samples_per_second": done.last.step_samples / (now - began),
+                "student_lag": step - done.last.policy_version,
+                "teacher_lag": step - done.last.teacher_version,
+                "learner_seconds": now - began - waited,
+                "learner_compute_seconds": done.compute_seconds,
                 "learner_publish_seconds": now - trained,
                 "learner_wait_seconds": waited,
                 "learner_idle_fraction": waited / (now - began),
+                "encoder_seconds": encode_seconds,
+                "encoder_peak_memory_mb": done.last.encode_stats.get("peak_memory_mb", 0.0),
             }
             self._report(step, metrics)
 
-    def _step(self, step: int) -> tuple[float, float, Micro]:
-        """One optimizer step: (this rank's share of the loss, compute seconds, a micro-batch)."""
-        total, compute, updated, last = 0.0, 0.0, False, None
+    def _step(self, step: int) -> StepResult:
+        loss, compute, encode, updated, last = 0.0, 0.0, 0.0, False, None
         for micro in self._micro_batches(step):
             began = time.perf_counter()
-            losses, updated = self._accumulate(micro)
-            total += losses
+            part, updated = self._accumulate(micro)
+            loss += part
             compute += time.perf_counter() - began
+            encode += micro.encode_stats.get("seconds", 0.0) if micro.real else 0.0
             last = micro
         assert updated and last is not None, f"step {step}: wrong number of backward passes"
-        return total, compute, last
+        return StepResult(loss, compute, encode, last)
 
     def _accumulate(self, micro: Micro) -> tuple[float, bool]:
         """Backward at each state on its own, so that one state's activations are alive."""

@@ -27,17 +27,19 @@ class RunLog:
     def step(self, step: int, metrics: dict[str, Any], workers: dict[str, int]) -> None:
         """Add one line. ``<role>_busy_seconds`` are totals; the line holds this step's share.
 
-        ``workers``: number of workers of each role, for the idle fraction of the step.
+        ``workers``: number of workers of each role whose idle fraction is wanted; a role has
+        either a total or, from the learners, ``<role>_seconds`` of this step.
         """
         now = time.monotonic()
         wall = now - self._last_step
         self._last_step = now
         line: dict[str, Any] = {"step": step, "wall_seconds": wall, **metrics}
         for role, count in workers.items():
-            total = line.pop(f"{role}_busy_seconds")
-            busy = total - self._busy.get(role, 0.0)
-            self._busy[role] = total
-            line[f"{role}_seconds"] = busy
+            if f"{role}_busy_seconds" in line:
+                total = line.pop(f"{role}_busy_seconds")
+                line[f"{role}_seconds"] = total - self._busy.get(role, 0.0)
+                self._busy[role] = total
+            busy = line[f"{role}_seconds"]
             line[f"{role}_idle_fraction"] = max(0.0, 1.0 - busy / max(wall * count, 1e-9))
         self.latest = line
         self._append(json.dumps(line))

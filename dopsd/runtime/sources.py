@@ -46,6 +46,7 @@ class DisaggregatedSource:
                 real,
                 batch.policy_version,
                 batch.teacher_version,
+                batch.encode_stats,
             )
 
 
@@ -84,7 +85,7 @@ class FusedSource:
             )
             if real and dumped(self.config, info):
                 self._dump(dump_name(info), self._record(batch, noise, sigmas))
-            yield Micro(terms, info.step_samples, real, step, step)
+            yield Micro(terms, info.step_samples, real, step, step, batch.encode_stats)
 
     @torch.no_grad()
     def _record(self, batch: EncodedBatch, noise: torch.Tensor, sigmas: torch.Tensor) -> bytes:

@@ -152,6 +152,7 @@ class InferenceWorker:
             target_velocity=score(teacher, states.to(self.device), sigmas).cpu(),
             weight=state_weights(sigmas, self.config.method.weighting),
             finished=path.states[-1],
+            encode_stats=batch.encode_stats,
         )
 
     def _require(self, version: int) -> None:
