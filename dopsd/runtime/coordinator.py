@@ -324,8 +324,10 @@ class Coordinator:
     def _write_dump(self, block: ray.ObjectRef, scored: ray.ObjectRef) -> ray.ObjectRef:
         """In a task on this node, beside the run folder; the coordinator fetches nothing."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        task = ray.remote(num_cpus=0, scheduling_strategy=here)(dump_scored)
-        return task.remote(self.config, block, scored, self.log.folder)
+        task: Any = ray.remote(dump_scored)
+        return task.options(num_cpus=0, scheduling_strategy=here).remote(
+            self.config, block, scored, self.log.folder
+        )
 
     def _finish(self, item: Item, result: ray.ObjectRef) -> None:
         self._admission.finish(item.key)

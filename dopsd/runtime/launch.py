@@ -98,16 +98,13 @@ def train(config: RunConfig, show: Show) -> Summary:
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     name = f"coordinator-{uuid.uuid4().hex[:8]}"
-    coordinator = (
-        ray.remote(RunCoordinator)
-        .options(
-            name=name,
-            num_cpus=0,
-            max_concurrency=config.learner.workers + 8,
-            scheduling_strategy=here,
-        )
-        .remote(config, roles, manifest)
-    )
+    actor: Any = ray.remote(RunCoordinator)
+    coordinator = actor.options(
+        name=name,
+        num_cpus=0,
+        max_concurrency=config.learner.workers + 8,
+        scheduling_strategy=here,
+    ).remote(config, roles, manifest)
     ray.get(coordinator.start.remote(), timeout=config.deadline.start)
     arguments = {
         "config": config.model_dump(mode="json"),

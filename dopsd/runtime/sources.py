@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dopsd.config import RunConfig
 from dopsd.data.stream import load_encoded
@@ -19,7 +21,7 @@ from dopsd.runtime.dump import dump_name, dumped, trajectory_record
 from dopsd.runtime.learner import Micro
 from dopsd.runtime.workers import training_sigmas
 from dopsd.runtime.zero import ZeroEngine
-from dopsd.types import EncodedBatch, TrainingBatch
+from dopsd.types import Context, EncodedBatch, TrainingBatch
 
 FetchFn = Callable[[int], Iterator[tuple[Any, bool]]]
 """step -> (payload, is real) of this rank's micro-batches: bytes of a TrainingBatch, or the
@@ -76,16 +78,14 @@ class FusedSource:
             sigmas = training_sigmas(self.config, self.family, info.height, info.width)
             student = batch.student.to(self.device, dtype)
             teacher = batch.teacher.to(self.device, dtype)
-            terms = fused_terms(
-                noise,
-                sigmas,
-                student,
-                lambda x, s, c=teacher.tensors: self.engine.teacher_velocity(x, s, c, STUDENT),
-                self.config.method.weighting,
-            )
+            scorer = partial(self._teacher, teacher)
+            terms = fused_terms(noise, sigmas, student, scorer, self.config.method.weighting)
             if real and dumped(self.config, info):
                 self._dump(dump_name(info), self._record(batch, noise, sigmas))
             yield Micro(terms, info.step_samples, real, step, step, batch.encode_stats)
+
+    def _teacher(self, context: Context, latents: Tensor, sigma: Tensor) -> Tensor:
+        return self.engine.teacher_velocity(latents, sigma, context.tensors, STUDENT)
 
     @torch.no_grad()
     def _record(self, batch: EncodedBatch, noise: torch.Tensor, sigmas: torch.Tensor) -> bytes:
@@ -93,12 +93,8 @@ class FusedSource:
         dtype = DTYPES[self.config.model.dtype]
         student = batch.student.to(self.device, dtype).tensors
         states = rollout(lambda x, s: self.engine.velocity(x, s, student), noise, sigmas)
-        teacher = batch.teacher.to(self.device, dtype).repeat(len(sigmas) - 1).tensors
-        targets = score(
-            lambda x, s: self.engine.teacher_velocity(x, s, teacher, STUDENT),
-            states[:-1],
-            sigmas[:-1],
-        )
+        teacher = batch.teacher.to(self.device, dtype).repeat(len(sigmas) - 1)
+        targets = score(partial(self._teacher, teacher), states[:-1], sigmas[:-1])
         scored = TrainingBatch(
             batch.info,
             batch.info.step,

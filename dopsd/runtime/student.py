@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -29,7 +31,7 @@ def build_student(
 ) -> tuple[Student, dict[str, list[str]]]:
     """The module to train and what was adapted: {target: module names}."""
     dtype = DTYPES[config.model.dtype]
-    transformer = family.load_transformer(dtype, device, config.model.attention)
+    transformer: Any = family.load_transformer(dtype, device, config.model.attention)
     matched = resolve_targets(transformer, config.lora.targets, family.lora_targets)
     adapters = (STUDENT, TEACHER) if with_teacher else (STUDENT,)
     inject(transformer, matched, config.lora.rank, config.lora.alpha, config.run.seed, adapters)
