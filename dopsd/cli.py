@@ -128,6 +128,16 @@ def show_config(
     print(reference() if keys else dump_config(load_config(config, overrides)), end="")
 
 
+@app.command()
+def stats(
+    runs: Annotated[list[str], typer.Argument(help="Folders of finished runs.")],
+) -> None:
+    """Print medians of finished runs side by side: seconds, idle fractions, memory by role."""
+    from dopsd.report.stats import stats_table
+
+    print(stats_table(runs))
+
+
 @app.callback(invoke_without_command=True)
 def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,

@@ -44,6 +44,7 @@ class ModelSection(Section):
         "weights. Default: the folder `vlm` inside a local base.",
     )
     revision: str | None = Field(None, description="Hub revision of the base.")
+    vlm_revision: str | None = Field(None, description="Hub revision of the VLM.")
     dtype: Literal["float32", "bfloat16"] = Field(
         "bfloat16", description="Compute dtype of transformer and encoders; EMA stays fp32."
     )

@@ -53,9 +53,10 @@ class VlmEncoder:
 
         family = FAMILIES[config.model.family](config.model.base, config.model.revision)
         vlm = resolve_vlm(config.model.base, config.model.vlm)
-        model = load_vlm(vlm, DTYPES[config.model.dtype], device)
+        revision = config.model.vlm_revision
+        model = load_vlm(vlm, DTYPES[config.model.dtype], device, revision)
         carry_text_encoder(model.language_model, family.base, family.revision)
-        processor = AutoImageProcessor.from_pretrained(vlm)
+        processor = AutoImageProcessor.from_pretrained(vlm, revision=revision)
         processor.size = {
             "shortest_edge": config.context.image_min_pixels,
             "longest_edge": config.context.image_max_pixels,
@@ -65,7 +66,7 @@ class VlmEncoder:
             AutoTokenizer.from_pretrained(
                 family.base, subfolder="tokenizer", revision=family.revision
             ),
-            AutoTokenizer.from_pretrained(vlm),
+            AutoTokenizer.from_pretrained(vlm, revision=revision),
             processor,
             family.text_layers,
             config.context.text_tokens,

@@ -18,16 +18,20 @@ from torch import Tensor, nn
 from dopsd.errors import ModelError
 
 
-def load_vlm(vlm: str, dtype: torch.dtype, device: torch.device | str) -> Any:
+def load_vlm(
+    vlm: str, dtype: torch.dtype, device: torch.device | str, revision: str | None = None
+) -> Any:
     """The VLM's backbone (no language head), frozen, in eval mode.
 
-    ``vlm``: local folder or hub id. Raises ModelError when it cannot be loaded or has no image
+    ``vlm``: local folder or hub id (at ``revision``). Raises ModelError when it cannot be loaded or has no image
     branch.
     """
     from transformers import AutoModelForImageTextToText
 
     try:
-        model = AutoModelForImageTextToText.from_pretrained(vlm, dtype=dtype).model
+        model = AutoModelForImageTextToText.from_pretrained(
+            vlm, dtype=dtype, revision=revision
+        ).model
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise ModelError(f"model.vlm: {vlm} is no image-text model ({reason})") from error

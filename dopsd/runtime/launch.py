@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import ray
@@ -37,11 +38,13 @@ Show = Callable[[str, dict[str, Any]], None]
 """Called with a phase (`prepare`, `start`, `train`, `preview`) and its status."""
 
 LORA_FILE, TEACHER_FILE = "lora.safetensors", "teacher_lora.safetensors"
+SUMMARY_FILE = "summary.json"
+_OUTPUTS = ("metrics.jsonl", "debug", "preview", "ray_train")
 
 
 @dataclass
 class Summary:
-    """What a run leaves behind."""
+    """What a run leaves behind; ``summary.json`` in the run folder holds the same."""
 
     folder: str
     lora: str
@@ -49,6 +52,7 @@ class Summary:
     steps: int
     seconds: float
     seconds_to_first_step: float
+    max_policy_lag: int
     last: dict[str, Any] = field(default_factory=dict)
 
 
@@ -126,15 +130,19 @@ def train(config: RunConfig, show: Show) -> Summary:
     if config.preview.samples:
         show("preview", {"samples": config.preview.samples})
         sheet = draw_preview(config, manifest, roles.learner, outputs[STUDENT], outputs[TEACHER])
-    return Summary(
+    summary = Summary(
         folder=folder,
         lora=storage.join(folder, LORA_FILE),
         sheet=sheet,
         steps=status["step"],
         seconds=time.monotonic() - began,
         seconds_to_first_step=first_step,
+        max_policy_lag=config.max_policy_lag,
         last=status["latest"],
     )
+    text = json.dumps(asdict(summary), indent=1) + "\n"
+    storage.write_bytes(storage.join(folder, SUMMARY_FILE), text.encode())
+    return summary
 
 
 def _fit(
@@ -226,7 +234,7 @@ def _claim_folder(config: RunConfig) -> None:
                 f"run.folder: {folder} holds a run already; allowed: another folder, or "
                 "run.overwrite=true to replace it"
             )
-        for name in ("metrics.jsonl", "debug", "preview", LORA_FILE, TEACHER_FILE, "ray_train"):
+        for name in (*_OUTPUTS, LORA_FILE, TEACHER_FILE, SUMMARY_FILE):
             storage.remove(storage.join(folder, name))
     storage.make_folder(folder)
     storage.write_bytes(resolved, dump_config(config).encode())

@@ -1,0 +1,63 @@
+"""`dopsd stats`: medians of a run's metrics, side by side with other runs."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from typing import Any
+
+from dopsd import storage
+from dopsd.errors import DataError
+
+_ROLES = ("encoder", "rollout", "teacher", "learner")
+_WARM_UP = 3
+"""Steps left out of the medians: caches fill, and the first wait covers the start."""
+
+
+def read_run(folder: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(summary, metric lines) of a run folder.
+
+    Raises DataError when it is none, or when the run is not finished.
+    """
+    files = [storage.join(folder, name) for name in ("summary.json", "metrics.jsonl")]
+    for file in files:
+        if not storage.exists(file):
+            raise DataError(f"{file}: missing; allowed: the folder of a finished run")
+    summary = json.loads(storage.read_bytes(files[0]))
+    return summary, [json.loads(line) for line in storage.read_bytes(files[1]).splitlines()]
+
+
+def stats_table(folders: list[str]) -> str:
+    """A Markdown table with one column per run."""
+    columns = [_column(*read_run(folder)) for folder in folders]
+    keys = list(dict.fromkeys(key for column in columns for key in column))
+    lines = [
+        f"| | {' | '.join(folders)} |",
+        f"| --- |{' ---: |' * len(folders)}",
+        *(f"| {key} | {' | '.join(column.get(key, '') for column in columns)} |" for key in keys),
+    ]
+    return "\n".join(lines)
+
+
+def _column(summary: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, str]:
+    warm = lines[_WARM_UP:] or lines
+
+    def median(key: str) -> float | None:
+        values = [line[key] for line in warm if key in line]
+        return statistics.median(values) if values else None
+
+    column = {
+        "seconds to the first step": f"{summary['seconds_to_first_step']:.0f}",
+        "seconds to the end": f"{summary['seconds']:.0f}",
+        "steps": str(summary["steps"]),
+        "max_policy_lag": str(summary["max_policy_lag"]),
+        "seconds per step": f"{median('wall_seconds'):.2f}",
+    }
+    for role in _ROLES:
+        if (seconds := median(f"{role}_seconds")) is not None:
+            column[f"{role}: busy seconds per step"] = f"{seconds:.2f}"
+        if (idle := median(f"{role}_idle_fraction")) is not None:
+            column[f"{role}: idle fraction"] = f"{idle:.2f}"
+        if peak := max(line.get(f"{role}_peak_memory_mb", 0.0) for line in lines):
+            column[f"{role}: peak memory, MB per process"] = f"{peak:.0f}"
+    return column
