@@ -1,0 +1,49 @@
+"""Where each sample goes: pure, from ids, buckets, settings and seed alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from dopsd.data.manifest import PrepareSettings
+from dopsd.data.schema import SHARD
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One parquet file: for each row group its bucket and the positions of its samples."""
+
+    file: str
+    groups: tuple[tuple[str, tuple[int, ...]], ...]
+
+
+def lay_out(samples: Iterable[tuple[int, str, str]], settings: PrepareSettings) -> list[Shard]:
+    """Shards of ``samples`` (position, sample_id, bucket).
+
+    Samples of a bucket are shuffled by seed, so that the concepts mix within a row group; then
+    the row groups are, so that every file holds all kinds. Neither depends on the order given.
+    """
+    by_bucket: dict[str, list[tuple[bytes, int]]] = {}
+    for position, sample_id, bucket in samples:
+        by_bucket.setdefault(bucket, []).append((_key(settings.seed, sample_id), position))
+    groups: list[tuple[bytes, str, tuple[int, ...]]] = []
+    for bucket, keyed in by_bucket.items():
+        order = [position for _, position in sorted(keyed)]
+        for start in range(0, len(order), settings.rows_per_group):
+            rows = tuple(order[start : start + settings.rows_per_group])
+            groups.append((_key(settings.seed, f"{bucket}\0{start}"), bucket, rows))
+    groups.sort()
+    size = settings.groups_per_shard
+    return [
+        Shard(
+            SHARD.format(start // size),
+            tuple((bucket, rows) for _, bucket, rows in groups[start : start + size]),
+        )
+        for start in range(0, len(groups), size)
+    ]
+
+
+def _key(seed: int, text: str) -> bytes:
+    """Sorting by these is a seeded shuffle."""
+    return hashlib.sha256(f"{seed}\0{text}".encode()).digest()

@@ -1,0 +1,151 @@
+"""The manifest: what makes a folder of shards a data set.
+
+It is written last, so that a folder without one is not a data set, and it tells everything the
+plan and the start-up checks need without opening a shard.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dopsd import storage
+from dopsd.data.schema import FORMAT, SCHEMA_VERSION
+from dopsd.errors import DataError
+
+MANIFEST = "manifest.json"
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PrepareSettings(_Record):
+    """What decides the content of the shards; field names as in the ``data`` config section."""
+
+    pixel_area: Positive = 1024 * 1024
+    bucket_multiple: Positive = 16
+    rows_per_group: Positive = 32
+    groups_per_shard: Positive = 16
+    max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 0.05
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class RowGroup(_Record):
+    """One row group of one file: the unit of streaming, shuffling and resuming."""
+
+    file: str
+    row_group: int
+    bucket: str
+    rows: int
+
+
+class Quarantined(_Record):
+    """A sample that is not in the shards, and why. ``where``: file, or file:line."""
+
+    where: str
+    sample_id: str
+    reason: str
+
+
+class CaptionSet(_Record):
+    """How many samples carry exactly these caption keys."""
+
+    keys: tuple[str, ...]
+    samples: int
+
+
+class Manifest(_Record):
+    """Everything that is known of a prepared data set without opening a shard."""
+
+    format: Literal["dopsd-shards"] = FORMAT
+    schema_version: int = SCHEMA_VERSION
+    source: str
+    settings: PrepareSettings
+    seen: int
+    """Samples found in the source: ``samples`` plus the quarantined ones."""
+    samples: int
+    buckets: dict[str, int]
+    """Samples of each bucket "WxH"."""
+    concepts: dict[str, int]
+    """Samples of each concept; "" counts those without one."""
+    caption_sets: tuple[CaptionSet, ...]
+    fingerprint: str
+    """sha256 over ids, concepts, captions and prepared pixels, in the order of the ids."""
+    row_groups: tuple[RowGroup, ...]
+    quarantined: tuple[Quarantined, ...]
+    notes: tuple[str, ...]
+    """What was left aside without losing a sample, e.g. unknown JSONL fields."""
+
+    @property
+    def caption_keys(self) -> dict[str, int]:
+        """Samples that carry each caption key."""
+        counts: dict[str, int] = {}
+        for group in self.caption_sets:
+            for key in group.keys:
+                counts[key] = counts.get(key, 0) + group.samples
+        return counts
+
+    def summary_lines(self) -> list[str]:
+        """The outcome of preparing, for the user: counts, then each kind of quarantine."""
+        lines = [
+            f"{self.samples} samples in {len(self.row_groups)} row groups; buckets: "
+            + ", ".join(f"{bucket} ({count})" for bucket, count in self.buckets.items()),
+            "captions: " + ", ".join(f"{k} ({n})" for k, n in sorted(self.caption_keys.items())),
+        ]
+        if self.quarantined:
+            lines.append(f"quarantined: {len(self.quarantined)} of {self.seen}")
+            kinds = Counter(entry.reason.split(":")[0] for entry in self.quarantined)
+            first = {entry.reason.split(":")[0]: entry for entry in reversed(self.quarantined)}
+            for kind, count in kinds.most_common():
+                entry = first[kind]
+                lines.append(f"  {count} x {kind}, e.g. {entry.where}: {entry.reason}")
+        return lines + [f"note: {note}" for note in self.notes]
+
+
+def save_manifest(shards: str, manifest: Manifest) -> None:
+    """Write ``manifest.json`` into ``shards``: from now on the folder is a data set."""
+    text = json.dumps(manifest.model_dump(mode="json"), ensure_ascii=False, indent=1) + "\n"
+    storage.write_bytes(storage.join(shards, MANIFEST), text.encode())
+
+
+def has_manifest(shards: str) -> bool:
+    """True when ``shards`` is a finished data set."""
+    return storage.exists(storage.join(shards, MANIFEST))
+
+
+def load_manifest(shards: str) -> Manifest:
+    """Read the manifest of ``shards``.
+
+    Raises DataError when there is none, when it is not dopsd's, or when a newer dopsd wrote it.
+    """
+    path = storage.join(shards, MANIFEST)
+    try:
+        raw = storage.read_bytes(path)
+    except FileNotFoundError:
+        raise DataError(
+            f"{shards}: no {MANIFEST}, so this is no prepared data set; run `dopsd prepare`"
+        ) from None
+    try:
+        values = json.loads(raw)
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON ({error})") from None
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise DataError(f"{path}: not a manifest of dopsd shards (its format is not {FORMAT!r})")
+    version = values.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise DataError(
+            f"{path}: schema version {version}, this dopsd reads {SCHEMA_VERSION}; "
+            "use the dopsd that wrote it, or prepare the data again"
+        )
+    try:
+        return Manifest.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise DataError(f"{path}: {key}: {first['msg']}") from None

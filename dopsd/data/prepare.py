@@ -1,0 +1,263 @@
+"""``dopsd prepare``: any source to canonical shards, in two passes of Ray Data tasks.
+
+The first pass decodes every picture and decides its bucket or its quarantine; the layout of the
+shards follows from that alone. The second pass writes each shard in a task of its own. Pictures
+are read twice, but no pixel ever passes through the driver, a task holds one row group at most,
+and the files come out the same for any number of tasks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+
+from dopsd import storage
+from dopsd.config import DataSection
+from dopsd.data.buckets import Bucket, buckets
+from dopsd.data.layout import Shard, lay_out
+from dopsd.data.manifest import (
+    MANIFEST,
+    CaptionSet,
+    Manifest,
+    PrepareSettings,
+    Quarantined,
+    RowGroup,
+    has_manifest,
+    load_manifest,
+    save_manifest,
+)
+from dopsd.data.ray_tools import own_error, quiet_context, telling_errors
+from dopsd.data.shards import inspect, pack_row, unpack_row, write_shard
+from dopsd.data.sources import CAPTION_KEY, Source, SourceRow, read_source
+from dopsd.errors import DataError
+
+ROWS_PER_TASK = 16
+"""Pictures that one inspecting task decodes, one after the other."""
+
+Progress = Callable[[str, int, int], None]
+"""(what is being done, how many are done, of how many)."""
+
+
+def prepare_settings(data: DataSection, seed: int) -> PrepareSettings:
+    """The part of a run config that decides the content of the shards."""
+    names = PrepareSettings.model_fields.keys() - {"seed"}
+    return PrepareSettings(seed=seed, **{name: getattr(data, name) for name in names})
+
+
+def prepare(
+    source: str,
+    shards: str,
+    settings: PrepareSettings,
+    progress: Progress | None = None,
+    overwrite: bool = False,
+    cpus_per_task: float = 1.0,
+) -> Manifest:
+    """Prepare ``source`` (folder or .jsonl, local or s3://) into the folder ``shards``.
+
+    Ray must be initialised. The same source, settings and seed give the same bytes. Raises
+    DataError when ``shards`` is a data set already and ``overwrite`` is off, when more than
+    ``settings.max_bad_fraction`` of the samples are bad, and when none is good; nothing that was
+    there is touched in these cases.
+    """
+    tell = progress or (lambda stage, done, total: None)
+    if has_manifest(shards) and not overwrite:
+        raise DataError(
+            f"{shards}: holds a prepared data set already; choose another folder for data.shards "
+            "or ask for overwriting"
+        )
+    found = read_source(source)
+    rows = found.rows
+    bucket_of = _inspect_all(rows, settings, tell, cpus_per_task)
+    _drop_duplicates(rows, bucket_of)
+    bad = _quarantine(rows, settings)
+    samples = [(at, rows[at].sample_id, bucket) for at, bucket in bucket_of.items()]
+    layout = lay_out(samples, settings)
+    _clear(shards)
+    digests = _write_all(shards, layout, rows, tell, cpus_per_task)
+    manifest = _manifest(source, settings, found, bucket_of, layout, digests, bad)
+    save_manifest(shards, manifest)
+    return manifest
+
+
+def load_prepared(shards: str, data: DataSection) -> Manifest:
+    """The manifest of ``shards``, made sure to hold what ``data`` asks for.
+
+    Raises DataError naming the key and both values when it was prepared otherwise.
+    """
+    manifest = load_manifest(shards)
+    for key in ("pixel_area", "bucket_multiple"):
+        made, asked = getattr(manifest.settings, key), getattr(data, key)
+        if made != asked:
+            raise DataError(
+                f"data.{key}: {asked}, but {shards} was prepared with {made}; "
+                "set it to that, or prepare into another folder"
+            )
+    return manifest
+
+
+# -- the two passes --------------------------------------------------------------------------
+
+
+def _inspect_all(
+    rows: list[SourceRow], settings: PrepareSettings, tell: Progress, cpus: float
+) -> dict[int, str]:
+    """Position -> bucket of the usable samples; the others get their ``problem`` written in."""
+    choices = buckets(settings.pixel_area, settings.bucket_multiple)
+    todo = [{"at": at, "row": pack_row(row)} for at, row in enumerate(rows) if row.problem is None]
+    bucket_of: dict[int, str] = {}
+    done = len(rows) - len(todo)
+    for batch in _map(todo, _inspect_batch, ROWS_PER_TASK, cpus, choices=choices):
+        for result in batch.to_pylist():
+            if result["reason"]:
+                rows[result["at"]].problem = result["reason"]
+            else:
+                bucket_of[result["at"]] = result["bucket"]
+        done += batch.num_rows
+        tell("checking images", done, len(rows))
+    return dict(sorted(bucket_of.items()))
+
+
+def _inspect_batch(batch: pa.Table, choices: tuple[Bucket, ...]) -> pa.Table:
+    results = []
+    for item in batch.to_pylist():
+        bucket, reason = inspect(unpack_row(item["row"]), choices)
+        results.append({"at": item["at"], "bucket": bucket, "reason": reason})
+    return pa.Table.from_pylist(results)
+
+
+def _write_all(
+    shards: str, layout: list[Shard], rows: list[SourceRow], tell: Progress, cpus: float
+) -> dict[str, str]:
+    """Write every shard; returns sample_id -> digest."""
+    todo = []
+    for shard in layout:
+        groups = [
+            [bucket, [pack_row(rows[at]) for at in places]] for bucket, places in shard.groups
+        ]
+        todo.append({"path": storage.join(shards, shard.file), "groups": json.dumps(groups)})
+    digests: dict[str, str] = {}
+    total = sum(len(places) for shard in layout for _, places in shard.groups)
+    for batch in _map(todo, _write_batch, 1, cpus):
+        digests.update((item["sample_id"], item["digest"]) for item in batch.to_pylist())
+        tell("writing shards", len(digests), total)
+    return digests
+
+
+def _write_batch(batch: pa.Table) -> pa.Table:
+    (item,) = batch.to_pylist()
+    groups = [
+        (bucket, [unpack_row(row) for row in packed])
+        for bucket, packed in json.loads(item["groups"])
+    ]
+    digests = write_shard(item["path"], groups)
+    return pa.table({"sample_id": list(digests), "digest": list(digests.values())})
+
+
+def _map(
+    items: list[dict[str, Any]],
+    function: Callable[..., pa.Table],
+    size: int,
+    cpus: float,
+    **arguments: Any,
+) -> Iterator[pa.Table]:
+    """Tables that ``function`` makes of ``items``, ``size`` at a time, in whatever order."""
+    if not items:
+        return
+    try:
+        with ray.data.DataContext.current(quiet_context()):
+            data: ray.data.Dataset = ray.data.from_items(
+                items, override_num_blocks=-(-len(items) // size)
+            )
+            data = data.map_batches(
+                _told,  # type: ignore[arg-type]  # Ray's type knows no fn_kwargs
+                batch_size=size,
+                batch_format="pyarrow",
+                num_cpus=cpus,
+                fn_kwargs={"function": function, **arguments},
+            )
+            yield from data.iter_batches(batch_size=None, batch_format="pyarrow")
+    except Exception as error:
+        raise own_error(error, "prepare") from None
+
+
+def _told(batch: pa.Table, function: Callable[..., pa.Table], **arguments: Any) -> pa.Table:
+    with telling_errors():
+        return function(batch, **arguments)
+
+
+# -- the outcome -----------------------------------------------------------------------------
+
+
+def _drop_duplicates(rows: list[SourceRow], bucket_of: dict[int, str]) -> None:
+    """Of usable samples with one id the first is kept, the others get a ``problem``."""
+    first: dict[str, str] = {}
+    for at in list(bucket_of):
+        row = rows[at]
+        if row.sample_id in first:
+            row.problem = f"duplicate id {row.sample_id!r}: first in {first[row.sample_id]}"
+            del bucket_of[at]
+        else:
+            first[row.sample_id] = row.where
+
+
+def _quarantine(rows: list[SourceRow], settings: PrepareSettings) -> tuple[Quarantined, ...]:
+    bad = tuple(
+        Quarantined(where=row.where, sample_id=row.sample_id, reason=row.problem)
+        for row in rows
+        if row.problem is not None
+    )
+    if len(bad) == len(rows) or len(bad) > settings.max_bad_fraction * len(rows):
+        first = "; ".join(f"{entry.where}: {entry.reason}" for entry in bad[:3])
+        more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
+        raise DataError(
+            f"{len(bad)} of {len(rows)} samples are bad, data.max_bad_fraction allows "
+            f"{settings.max_bad_fraction}: {first}{more}"
+        )
+    return bad
+
+
+def _clear(shards: str) -> None:
+    """Take away an older data set or an unfinished one; files of others stay."""
+    storage.make_folder(shards)
+    storage.remove(storage.join(shards, MANIFEST))
+    fs, inner = storage.filesystem(shards)
+    fs.invalidate_cache()
+    for path in fs.glob(f"{inner}/shard-*.parquet"):
+        fs.rm(path)
+
+
+def _manifest(
+    source: str,
+    settings: PrepareSettings,
+    found: Source,
+    bucket_of: dict[int, str],
+    layout: list[Shard],
+    digests: dict[str, str],
+    bad: tuple[Quarantined, ...],
+) -> Manifest:
+    good = [found.rows[at] for at in bucket_of]
+    sets = Counter(tuple(sorted(row.captions)) or (CAPTION_KEY,) for row in good)
+    fingerprint = hashlib.sha256("\n".join(digests[key] for key in sorted(digests)).encode())
+    return Manifest(
+        source=source,
+        settings=settings,
+        seen=len(found.rows),
+        samples=len(good),
+        buckets=dict(sorted(Counter(bucket_of.values()).items())),
+        concepts=dict(sorted(Counter(row.concept or "" for row in good).items())),
+        caption_sets=tuple(CaptionSet(keys=k, samples=n) for k, n in sorted(sets.items())),
+        fingerprint=fingerprint.hexdigest(),
+        row_groups=tuple(
+            RowGroup(file=shard.file, row_group=number, bucket=bucket, rows=len(places))
+            for shard in layout
+            for number, (bucket, places) in enumerate(shard.groups)
+        ),
+        quarantined=bad,
+        notes=tuple(found.notes),
+    )

@@ -1,0 +1,62 @@
+"""How Ray Data runs here: quietly, and with its errors told as their own messages."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ray.data import DataContext
+
+from dopsd import errors
+from dopsd.errors import DopsdError, WorkerError
+
+# Put together here, so that the text of a traceback through this file holds no mark of its own.
+_OPEN, _CLOSE = (f"<{slash}dopsd-error>" for slash in ("", "/"))
+_MARKED = re.compile(f"{_OPEN}(.*?){_CLOSE}", re.DOTALL)
+
+
+def quiet_context() -> DataContext:
+    """A copy of the current context without progress bars and start messages."""
+    # What goes wrong reaches the caller as an exception; Ray Data would log it besides, at length.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    return context
+
+
+@contextmanager
+def telling_errors() -> Iterator[None]:
+    """Within a task: whatever is raised reaches :func:`own_error` with its kind and message.
+
+    Ray Data hands on an exception of a task as the text of its traceback alone, so the error
+    travels inside that text.
+    """
+    try:
+        yield
+    except Exception as error:
+        kind = type(error).__name__
+        message = str(error) if isinstance(error, DopsdError) else f"{kind}: {error}"
+        text = json.dumps([kind, message]).replace("<", "\\u003c")
+        raise RuntimeError(_OPEN + text + _CLOSE) from error
+
+
+def own_error(error: BaseException, who: str) -> DopsdError:
+    """The DopsdError of a task as it was raised there; of anything else a WorkerError.
+
+    ``who`` stands before the messages of the latter.
+    """
+    if type(error).__module__ == errors.__name__ and isinstance(error, DopsdError):
+        return error
+    marked = _MARKED.search(str(error))
+    if marked is None:
+        lines = str(error).strip().splitlines() or [""]
+        return WorkerError(f"{who}: {type(error).__name__}: {lines[-1].strip()}")
+    kind, message = json.loads(marked[1])
+    known = getattr(errors, kind, None)
+    if isinstance(known, type) and issubclass(known, DopsdError):
+        return known(message)
+    return WorkerError(f"{who}: {message}")

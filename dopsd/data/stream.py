@@ -1,0 +1,182 @@
+"""The road from shards to encoded micro-batches: one Ray Data pipeline for a whole run.
+
+Reading tasks turn spans of the plan into pixels and prompts; a pool of actors, each with frozen
+encoders that are loaded once, turns those into contexts. The consumer gets references, one per
+micro-batch in plan order; it never fetches a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+from ray.exceptions import GetTimeoutError
+
+from dopsd.data import window
+from dopsd.data.plan import Plan
+from dopsd.data.ray_tools import own_error, quiet_context, telling_errors
+from dopsd.data.read import read_segment
+from dopsd.errors import LateError
+from dopsd.types import Context, EncodedBatch, SampleInfo
+
+ENCODED_SCHEMA = pa.schema(
+    [("step", pa.int64()), ("index", pa.int64()), ("payload", pa.large_binary())]
+)
+"""Of every block: one row; ``payload`` is an EncodedBatch."""
+
+
+class Encoder(Protocol):
+    """The frozen encoders of a context."""
+
+    def encode(self, images: list[np.ndarray], prompts: list[str]) -> tuple[Context, Context]:
+        """(student, teacher) contexts of B images uint8 [H, W, 3] and B prompts."""
+        ...
+
+
+EncoderFactory = Callable[[], Encoder]
+"""Loads the encoders; called once in each actor of the pool. Must be picklable."""
+
+
+BlockRef = tuple[int, int, ray.ObjectRef]
+"""(step, index within the step, reference of the block). Pass the reference to a task, which
+receives the block itself, and there call :func:`load_encoded`."""
+
+
+def encoded_stream(
+    plan: Plan,
+    start_step: int,
+    stop_step: int,
+    *,
+    shards: str,
+    caption_keys: Sequence[str],
+    encoder_factory: EncoderFactory,
+    workers: int = 1,
+    num_cpus: float = 1.0,
+    num_gpus: float = 0.0,
+    readers: int = 2,
+    reader_cpus: float = 0.1,
+    ahead: int | None = None,
+    start_s: float = 900.0,
+) -> Iterator[BlockRef]:
+    """Every micro-batch of the steps [start_step, stop_step), encoded, in plan order.
+
+    ``workers`` encoder actors take ``num_cpus`` and ``num_gpus`` each; at most ``readers``
+    reading tasks of ``reader_cpus`` run at once. Nothing starts before the first ``next``, which
+    waits until every encoder is loaded. At most ``ahead`` micro-batches (default: two steps, at
+    least 4) are read, encoded or waiting beyond what was taken. Closing the iterator ends the
+    pool. Errors of tasks and encoders are raised as DopsdErrors with their own message; LateError
+    when the pool is not up within ``start_s`` seconds.
+    """
+    first, last = plan.number(start_step), plan.number(stop_step)
+    if first >= last:
+        return
+    ahead = ahead or max(4, 2 * plan.micro_batches_per_step)
+    # Reading tasks of several micro-batches: fewer tasks to schedule, and their row groups are
+    # read once. Small against the window, so that two of them fit beside what is finished.
+    size = max(1, min(ahead // 4, 8))
+    spans = [{"start": at, "stop": min(at + size, last)} for at in range(first, last, size)]
+    expected = map(plan.key_at, range(first, last))
+    blocks: Any = None
+    try:
+        with ray.data.DataContext.current(_context(ahead, size, readers, start_s)):
+            data: ray.data.Dataset = ray.data.from_items(spans, override_num_blocks=len(spans))
+            data = data.map_batches(
+                read_segment,  # type: ignore[arg-type]  # Ray's type knows no fn_kwargs
+                batch_size=1,
+                batch_format="pyarrow",
+                num_cpus=reader_cpus,
+                fn_kwargs={"plan": plan, "shards": shards, "caption_keys": tuple(caption_keys)},
+            )
+            data = data.map_batches(
+                _Encode,
+                fn_constructor_args=(encoder_factory,),
+                batch_size=1,
+                batch_format="pyarrow",
+                compute=ray.data.ActorPoolStrategy(size=workers),
+                num_cpus=num_cpus,
+                num_gpus=num_gpus,
+            )
+            blocks = iter(data.iter_internal_ref_bundles())
+        for bundle in blocks:
+            for entry in bundle.blocks:
+                assert entry.metadata.num_rows == 1, "one block per micro-batch"
+                step, index = next(expected)
+                yield step, index, entry.ref
+        assert next(expected, None) is None, "the pipeline ended early"
+    except GetTimeoutError:
+        raise LateError(
+            f"encoder is late: {workers} actors of {num_cpus:g} CPUs and {num_gpus:g} GPUs were "
+            f"not loaded within {start_s:g} s"
+        ) from None
+    except Exception as error:
+        raise own_error(error, "encoder") from None
+    finally:
+        del blocks  # ends the pipeline and its actors when the consumer stops early
+
+
+def load_encoded(block: pa.Table) -> EncodedBatch:
+    """The record in a block of the stream, as a task receives it for the reference."""
+    batch: EncodedBatch = EncodedBatch.from_bytes(block["payload"][0].as_py())
+    return batch
+
+
+def _context(ahead: int, segment: int, readers: int, start_s: float) -> ray.data.DataContext:
+    context = quiet_context()
+    context.execution_options.preserve_order = True
+    # Each row (a micro-batch) becomes a block of its own, hence a reference of its own.
+    context.target_max_block_size = 1
+    # A consumer may pause for as long as it likes; whoever waits for a block has the deadline.
+    context.execution_no_progress_timeout_s = -1
+    # Without actors nothing can leave the window, and Ray Data, seeing an idle pipeline, would
+    # admit reading tasks past any policy for as long as the encoders load.
+    context.wait_for_min_actors_s = max(1, round(start_s))
+    window.limit(context, ahead, segment, readers)
+    return context
+
+
+class _Encode:
+    """The actor of the pool: one micro-batch in, one EncodedBatch out."""
+
+    def __init__(self, factory: EncoderFactory) -> None:
+        self._encoder: Encoder | None = None
+        # An actor that fails to start is started again and again, each time with a page of
+        # traceback; so the failure is kept and told by the first call.
+        self._failure: Exception | None = None
+        try:
+            self._encoder = factory()
+        except Exception as error:
+            self._failure = error
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        with telling_errors():
+            if self._failure is not None:
+                raise self._failure
+            assert self._encoder is not None
+            return encode_micro_batch(batch, self._encoder)
+
+
+def encode_micro_batch(batch: pa.Table, encoder: Encoder) -> pa.Table:
+    """A read micro-batch (one row of ``read.READ_SCHEMA``) to one row of ENCODED_SCHEMA."""
+    (values,) = batch.to_pylist()
+    shape = (len(values["sample_ids"]), values["height"], values["width"], 3)
+    images = np.frombuffer(values["pixels"], dtype=np.uint8).reshape(shape)
+    student, teacher = encoder.encode(list(images), list(values["prompts"]))
+    info = SampleInfo(
+        step=values["step"],
+        index=values["index"],
+        sample_ids=tuple(values["sample_ids"]),
+        prompts=tuple(values["prompts"]),
+        height=values["height"],
+        width=values["width"],
+        step_samples=values["step_samples"],
+    )
+    row = {
+        "step": info.step,
+        "index": info.index,
+        "payload": EncodedBatch(info, student, teacher).to_bytes(),
+    }
+    return pa.Table.from_pylist([row], schema=ENCODED_SCHEMA)
