@@ -23,8 +23,8 @@ def load_vlm(
 ) -> Any:
     """The VLM's backbone (no language head), frozen, in eval mode.
 
-    ``vlm``: local folder or hub id (at ``revision``). Raises ModelError when it cannot be loaded or has no image
-    branch.
+    ``vlm``: local folder or hub id (at ``revision``). Raises ModelError when it cannot be
+    loaded or has no image branch.
     """
     from transformers import AutoModelForImageTextToText
 

@@ -43,7 +43,7 @@ TEXT_LAYERS = 3
 TEXT_HEAD = 64
 TEXT_INNER = 128
 VISION_WIDTH = 64
-VISION_LAYERS = 2
+VISION_LAYERS = 3
 PATCH = 16
 MERGE = 2
 CONTEXT_PIXELS = 128
@@ -143,7 +143,7 @@ def make_vlm(tokenizer: ChatTokenizer) -> Vlm:
             "temporal_patch_size": 2,
             "out_hidden_size": WIDTH,
             "num_position_embeddings": (CONTEXT_PIXELS // PATCH) ** 2,
-            # No second road for the pixels: at two layers it only costs a merger's weights.
+            # No second road for the pixels: at this depth it only costs a merger's weights.
             "deepstack_visual_indexes": [],
         },
         tie_word_embeddings=True,

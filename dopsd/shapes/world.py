@@ -211,7 +211,9 @@ def random_sprite(rng: random.Random) -> Tensor:
             mask = torch.cat([half, half.flip(1)], 1)
         ring = MASKS[HELD_OUT_SHAPE]
         overlap = (mask * ring).sum() / torch.maximum(mask, ring).sum()
-        if mask.mean() > 0.3 and overlap < 0.8:
+        # A sprite reaches all sides of its box, so that the box can be seen in the picture.
+        fills_box = bool(mask[0].any() and mask[-1].any() and mask[:, 0].any())
+        if fills_box and mask.mean() > 0.3 and overlap < 0.8:
             return mask
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dopsd.shapes import fast, nets
 from dopsd.shapes.nets import ChatTokenizer, Transformer, Vae, Vlm
+from dopsd.shapes.recipe import vision
 from dopsd.shapes.recipe.data import Batch, Pool, stratified_sigmas
 from dopsd.shapes.recipe.optim import Average, Optimizers
 from dopsd.shapes.recipe.progress import Progress, load_checkpoint, save_checkpoint
@@ -24,11 +24,10 @@ BATCH = 32
 DECAY_SHARE = 0.45
 EMA_DECAY = 0.995
 SAVE_EVERY = 250
-# How strongly the picture's tokens are asked to spell out their 4x4 cells, and until when. Without
-# it the context branch stays blind: the denoising loss alone finds the picture very late.
-READOUT_WEIGHT = 3.0
-READOUT_UNTIL = 0.3
-SAME_PLACE_UNTIL = 0.15
+# How many of a batch have a picture beside their text.
+CONTEXT = 18
+# Weight of the read-out beside the denoising loss: it keeps what the warm-up taught.
+READOUT_WEIGHT = 0.3
 
 
 class Base:
@@ -76,7 +75,7 @@ def train(folder: Path, vae: Vae, steps: int = STEPS, seed: int = 0) -> Base:
     """
     checkpoint = folder / "base.ckpt"
     base = Base(make_tokenizer())
-    readout = nn.Linear(nets.WIDTH, 48)
+    readout = vision.make_readout()
     named = base.named_parameters() + [("readout." + n, p) for n, p in readout.named_parameters()]
     optimizers = Optimizers(named, LEARNING_RATE)
     average = Average([p for _, p in base.named_parameters()], EMA_DECAY)
@@ -91,23 +90,24 @@ def train(folder: Path, vae: Vae, steps: int = STEPS, seed: int = 0) -> Base:
         base.load_state_dict(saved["base"])
         readout.load_state_dict(saved["readout"])
         optimizers.load_state_dict(saved["optimizers"])
+    forwards, tokens = fast.Forwards(compiled=True), fast.PromptTokens(base.tokenizer)
+    if start == 0:
+        log = folder / "build.log"
+        vision.train(base.vlm, readout, tokens, forwards, log, vision.STEPS)
     torch.manual_seed(seed + start)
     rng = random.Random(seed + start)
-    progress = Progress("base", steps, folder / "build.log", start)
     pool = Pool(vae, folder / "pool.ckpt")
-    progress.say(f"{len(pool.known)} captioned and {len(pool.context)} context scenes encoded")
-    forwards, tokens = fast.Forwards(compiled=True), fast.PromptTokens(base.tokenizer)
+    progress = Progress("base", steps, folder / "build.log", start)
     for step in range(start, steps):
         done = step / steps
-        same_place = 0.5 * max(0.0, 1 - done / SAME_PLACE_UNTIL)
-        batch = pool.draw(rng, BATCH // 2, BATCH // 2, same_place)
-        weight = READOUT_WEIGHT * max(0.0, 1 - done / READOUT_UNTIL)
-        text, context, pixels = losses(base, forwards, tokens, batch, readout)
-        ((text + context) / 2 + weight * pixels).backward()
+        batch = pool.draw(rng, BATCH - CONTEXT, CONTEXT)
+        text, context, picture, mask = losses(base, forwards, tokens, batch, readout)
+        share = CONTEXT / BATCH
+        ((1 - share) * text + share * context + READOUT_WEIGHT * picture).backward()
         warm = min(1.0, (step - start + 1) / 60)
         optimizers.step(warm * min(1.0, 0.01 + (1 - done) / DECAY_SHARE))
         average.update(step + 1)
-        parts = {"text": text, "context": context, "readout": pixels}
+        parts = {"text": text, "context": context, "mask": mask}
         progress.step(step + 1, **{name: float(part.detach()) for name, part in parts.items()})
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
             state: dict[str, Any] = {"step": step + 1, "base": base.state_dict()}
@@ -130,8 +130,8 @@ def losses(
     tokens: fast.PromptTokens,
     batch: Batch,
     readout: nn.Linear,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Flow-matching losses of the text and the context half, and the pixel read-out loss."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Flow-matching losses of text and context, then the read-out's loss and its mask part."""
     texts, count = len(batch.texts), len(batch.latents)
     sigma = torch.cat([stratified_sigmas(texts), stratified_sigmas(count - texts)])
     noise = torch.randn_like(batch.latents)
@@ -147,16 +147,6 @@ def losses(
             torch.cat([plain, seen]),
             torch.cat([plain_lengths, seen_lengths]),
         )
-        first, last = fast.IMAGE_START, fast.IMAGE_START + nets.CONTEXT_TOKENS
-        hidden = seen[:, first:last].float()
-        guess = readout(F.rms_norm(hidden, hidden.shape[-1:])).float()
     error = (output - (batch.latents - noise)).pow(2).mean((1, 2, 3))
-    pixels = (guess - cells_of_tokens(batch.cells)).pow(2).mean()
-    return error[:texts].mean(), error[texts:].mean(), pixels
-
-
-def cells_of_tokens(cells: Tensor) -> Tensor:
-    """Sort [B, 3, 16, 16] cells by the language token that covers them: [B, 16, 48]."""
-    batch = len(cells)
-    blocks = cells.view(batch, 3, 4, 4, 4, 4).permute(0, 2, 4, 1, 3, 5)
-    return blocks.reshape(batch, nets.CONTEXT_TOKENS, 48)
+    picture, mask = vision.readout_loss(readout, seen, batch.answers)
+    return error[:texts].mean(), error[texts:].mean(), picture, mask

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dopsd.shapes import nets, world
 from dopsd.shapes.nets import Vae
+from dopsd.shapes.recipe import vision
 from dopsd.shapes.recipe.progress import load_checkpoint, save_checkpoint
 from dopsd.shapes.world import Scene
 
@@ -20,17 +21,17 @@ EMPTY_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Batch:
-    """Half a batch of each branch, text first.
+    """Some of each branch, text first.
 
     ``latents`` is [text + context, 4, 16, 16] and ``images`` [context, 3, 32, 32], the pictures
-    that the context branch sees; ``cells`` is [context, 3, 16, 16], the same at one pixel a cell.
+    that the context branch sees; ``answers`` is what their tokens should hold.
     """
 
     latents: Tensor
     texts: list[str]
     context_texts: list[str]
     images: Tensor
-    cells: Tensor
+    answers: Tensor
 
 
 class Pool:
@@ -56,24 +57,21 @@ class Pool:
         self.known_latents: Tensor = saved["known"]
         self.context_latents: Tensor = saved["context"]
 
-    def draw(self, rng: random.Random, text: int, context: int, same_place: float) -> Batch:
+    def draw(self, rng: random.Random, text: int, context: int) -> Batch:
         """Draw a batch of ``text`` + ``context`` pairs.
 
         The context picture shows the target's object at another place, so that the branch learns
-        what the object is and leaves the place to the noise; with probability ``same_place`` it
-        is the target itself, which is easier to learn from at first.
+        what the object is and leaves the place to the noise.
         """
         rows = [rng.randrange(len(self.known)) for _ in range(text)]
         picks = [rng.randrange(len(self.context)) for _ in range(context)]
         scenes = [self.context[index] for index in picks]
-        shown = [s if rng.random() < same_place else s.moved(rng) for s in scenes]
-        cells = world.render_cells(shown)
         return Batch(
             latents=torch.cat([self.known_latents[rows], self.context_latents[picks]]).float(),
             texts=[text_caption(self.known[index], rng) for index in rows],
             context_texts=[context_caption(scene, rng) for scene in scenes],
-            images=world.show(cells),
-            cells=cells,
+            images=world.render([scene.moved(rng) for scene in scenes]),
+            answers=vision.answers(scenes),
         )
 
 

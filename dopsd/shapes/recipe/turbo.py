@@ -110,7 +110,7 @@ def score_rollout(
     rng: random.Random,
 ) -> list[Scored]:
     """Roll the student out on a new batch and score each of its states with the teacher."""
-    batch = pool.draw(rng, BATCH // 2, BATCH // 2, same_place=0.0)
+    batch = pool.draw(rng, BATCH // 2, BATCH // 2)
     grid = fast.sigmas(len(SUBSTEPS))
     scored = []
     with torch.autocast("cpu", dtype=torch.bfloat16):
