@@ -20,8 +20,8 @@ from dopsd.shapes.tokenizer import make_tokenizer
 STEPS = 13_000
 LEARNING_RATE = 2e-3
 BATCH = 32
-# Constant, then linear to nearly nothing over the last 45% of the steps.
-DECAY_SHARE = 0.45
+# Constant, then linear to nearly nothing over the last 40% of the steps.
+DECAY_SHARE = 0.4
 EMA_DECAY = 0.995
 SAVE_EVERY = 250
 # How many of a batch have a picture beside their text.
