@@ -26,7 +26,7 @@ def build_base(
         Path, typer.Option(help="Checkpoints and log; the same folder goes on where it stopped.")
     ] = Path("runs/shapes/build"),
     stage: Annotated[str, typer.Option(help="Last stage: vae, base or turbo.")] = "turbo",
-    base_steps: Annotated[int, typer.Option(min=1, help="Steps of the base.")] = 13_000,
+    base_steps: Annotated[int, typer.Option(min=1, help="Steps of the base.")] = 12_000,
     turbo_rounds: Annotated[int, typer.Option(min=1, help="Rounds of the distillation.")] = 500,
     threads: Threads = 0,
 ) -> None:

@@ -17,7 +17,7 @@ from dopsd.shapes.recipe.optim import Average, Optimizers
 from dopsd.shapes.recipe.progress import Progress, load_checkpoint, save_checkpoint
 from dopsd.shapes.tokenizer import make_tokenizer
 
-STEPS = 13_000
+STEPS = 12_000
 LEARNING_RATE = 2e-3
 BATCH = 32
 # Constant, then linear to nearly nothing over the last 40% of the steps.
