@@ -6,7 +6,7 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 2**27
 """Pixels of a picture that is opened at all (134 million): a small file can claim to be huge."""
@@ -37,6 +37,8 @@ def decode_image(data: bytes) -> Image.Image:
         raise
     except Image.DecompressionBombError:
         raise BadImage(_too_large("more pixels than Pillow opens")) from None
+    except UnidentifiedImageError:  # its own message holds a memory address
+        raise BadImage("broken image: not a format that Pillow knows") from None
     except Exception as error:  # Pillow's decoders raise many kinds on broken files
         raise BadImage(f"broken image: {_line(error)}") from None
     try:

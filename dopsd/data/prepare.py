@@ -57,13 +57,14 @@ def prepare(
     progress: Progress | None = None,
     overwrite: bool = False,
     cpus_per_task: float = 1.0,
+    name: str | None = None,
 ) -> Manifest:
     """Prepare ``source`` (folder or .jsonl, local or s3://) into the folder ``shards``.
 
-    Ray must be initialised. The same source, settings and seed give the same bytes. Raises
-    DataError when ``shards`` is a data set already and ``overwrite`` is off, when more than
-    ``settings.max_bad_fraction`` of the samples are bad, and when none is good; nothing that was
-    there is touched in these cases.
+    ``name`` is what the manifest calls the source (default: ``source``). Ray must be initialised.
+    The same source, settings and seed give the same bytes. Raises DataError when ``shards`` is a
+    data set already and ``overwrite`` is off, when more than ``settings.max_bad_fraction`` of the
+    samples are bad, and when none is good; nothing that was there is touched in these cases.
     """
     tell = progress or (lambda stage, done, total: None)
     if has_manifest(shards) and not overwrite:
@@ -80,7 +81,7 @@ def prepare(
     layout = lay_out(samples, settings)
     _clear(shards)
     digests = _write_all(shards, layout, rows, tell, cpus_per_task)
-    manifest = _manifest(source, settings, found, bucket_of, layout, digests, bad)
+    manifest = _manifest(name or source, settings, found, bucket_of, layout, digests, bad)
     save_manifest(shards, manifest)
     return manifest
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict
 from typing import Any
 
@@ -18,6 +19,9 @@ from dopsd.data.schema import SCHEMA
 from dopsd.data.sources import CAPTION_KEY, SourceRow, read_caption_file
 from dopsd.errors import DataError
 
+_CONTROL_TOKEN = re.compile(r"<\|[^|<>]+\|>")
+"""Tokens such as <|im_end|> end a turn or stand for an image; encoders refuse them too."""
+
 
 def inspect(row: SourceRow, buckets: tuple[Bucket, ...]) -> tuple[str, str]:
     """(bucket, "") of a usable sample, or ("", reason) of one for the quarantine.
@@ -25,8 +29,11 @@ def inspect(row: SourceRow, buckets: tuple[Bucket, ...]) -> tuple[str, str]:
     Decodes the whole picture: a file that breaks off in the middle is found here.
     """
     try:
-        if not _captions(row):
+        captions = _captions(row)
+        if not captions:
             return "", "empty caption"
+        if found := next(filter(None, map(_CONTROL_TOKEN.search, captions.values())), None):
+            return "", f"caption holds {found[0]}, a control token of chat templates"
         image = _read_image(row.image)
     except BadImage as error:
         return "", str(error)

@@ -7,6 +7,7 @@ micro-batch in plan order; it never fetches a block.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -21,6 +22,7 @@ from dopsd.data.plan import Plan
 from dopsd.data.ray_tools import own_error, quiet_context, telling_errors
 from dopsd.data.read import read_segment
 from dopsd.errors import LateError
+from dopsd.measure import peak_memory_mb
 from dopsd.types import Context, EncodedBatch, SampleInfo
 
 ENCODED_SCHEMA = pa.schema(
@@ -80,7 +82,7 @@ def encoded_stream(
     size = max(1, min(ahead // 4, 8))
     spans = [{"start": at, "stop": min(at + size, last)} for at in range(first, last, size)]
     expected = map(plan.key_at, range(first, last))
-    blocks: Any = None
+    executor: Any = None
     try:
         with ray.data.DataContext.current(_context(ahead, size, readers, start_s)):
             data: ray.data.Dataset = ray.data.from_items(spans, override_num_blocks=len(spans))
@@ -100,7 +102,8 @@ def encoded_stream(
                 num_cpus=num_cpus,
                 num_gpus=num_gpus,
             )
-            blocks = iter(data.iter_internal_ref_bundles())
+            # What iter_internal_ref_bundles does, but keeping hold of the executor.
+            blocks, _, executor = data._execute_to_iterator(capture_executor=False)
         for bundle in blocks:
             for entry in bundle.blocks:
                 assert entry.metadata.num_rows == 1, "one block per micro-batch"
@@ -115,7 +118,10 @@ def encoded_stream(
     except Exception as error:
         raise own_error(error, "encoder") from None
     finally:
-        del blocks  # ends the pipeline and its actors when the consumer stops early
+        if executor is not None:
+            # A consumer that stops early frees the encoders' devices now, not when the garbage
+            # collector comes by. Blocks that were handed out are not the actors' and stay.
+            executor.shutdown(force=True)
 
 
 def load_encoded(block: pa.Table) -> EncodedBatch:
@@ -164,7 +170,9 @@ def encode_micro_batch(batch: pa.Table, encoder: Encoder) -> pa.Table:
     (values,) = batch.to_pylist()
     shape = (len(values["sample_ids"]), values["height"], values["width"], 3)
     images = np.frombuffer(values["pixels"], dtype=np.uint8).reshape(shape)
+    began = time.perf_counter()
     student, teacher = encoder.encode(list(images), list(values["prompts"]))
+    stats = {"seconds": time.perf_counter() - began, "peak_memory_mb": peak_memory_mb()}
     info = SampleInfo(
         step=values["step"],
         index=values["index"],
@@ -177,6 +185,6 @@ def encode_micro_batch(batch: pa.Table, encoder: Encoder) -> pa.Table:
     row = {
         "step": info.step,
         "index": info.index,
-        "payload": EncodedBatch(info, student, teacher).to_bytes(),
+        "payload": EncodedBatch(info, student, teacher, stats).to_bytes(),
     }
     return pa.Table.from_pylist([row], schema=ENCODED_SCHEMA)

@@ -85,7 +85,7 @@ def test_gray_bilevel_and_cmyk_become_rgb() -> None:
     ("data", "reason"),
     [
         (b"", "zero bytes"),
-        (b"this is text", "broken image: cannot identify"),
+        (b"this is text", "broken image: not a format"),
         (png(picture(0))[:-200], "broken image"),
         (saved(picture(0, 64, 64), "JPEG")[:-300], "broken image"),
         (saved(Image.new("F", (2, 2)), "TIFF"), "unsupported image: floating-point"),

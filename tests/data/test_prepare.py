@@ -68,6 +68,7 @@ def test_shards_hold_one_bucket_per_row_group_and_every_sample(tmp_path: Path) -
 def test_same_source_settings_and_seed_give_the_same_bytes(tmp_path: Path) -> None:
     """Whatever the order and size of the tasks: here the CPUs of a task differ."""
     source = write_folder(tmp_path / "source", 24, ((32, 32), (40, 28)))
+    (source / "000.png").write_bytes(b"no picture")
     run(source, tmp_path / "a")
     settings = PrepareSettings(**SMALL, rows_per_group=3, groups_per_shard=2)
     prepare(str(source), str(tmp_path / "b"), settings, cpus_per_task=2.0)
@@ -110,7 +111,7 @@ def test_every_kind_of_bad_input_is_named(tmp_path: Path) -> None:
     data = (folder / "000.png").read_bytes()
     bad = {
         "cut": (data[: len(data) // 2], b"x", "broken image"),
-        "text": (b"not an image", b"x", "broken image: cannot identify"),
+        "text": (b"not an image", b"x", "broken image: not a format"),
         "nil": (b"", b"x", "zero bytes"),
         "mute": (data, b" \n", "empty caption"),
         "latin": (data, b"\xff\xfe", "caption: caption is not UTF-8"),
