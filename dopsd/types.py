@@ -55,10 +55,11 @@ class Context:
     tensors: dict[str, Tensor]
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Context:
-        """Move to ``device``; floating-point entries become ``dtype``, integers keep theirs."""
+        """Move features to ``device`` and ``dtype``. Integers are sizes that the host reads, so
+        they stay on the CPU: reading them from a GPU would stall it at every forward."""
         return Context(
             {
-                name: tensor.to(device, dtype) if tensor.is_floating_point() else tensor.to(device)
+                name: tensor.to(device, dtype) if tensor.is_floating_point() else tensor
                 for name, tensor in self.tensors.items()
             }
         )

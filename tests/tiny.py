@@ -38,6 +38,8 @@ HEIGHT, IMAGE_WIDTH = 32, 48
 LATENT = (4, HEIGHT // 2, IMAGE_WIDTH // 2)
 IMAGE_TOKEN_SIDE = 32
 """Pixels of the square that becomes one language token of the VLM."""
+ROPE_THETA, VLM_ROPE_THETA = 1e4, 5e4
+"""Different, as those of Qwen3 and Qwen3-VL are: rotary bases are no weights."""
 
 SPECIAL = [
     "<|endoftext|>",
@@ -143,7 +145,7 @@ def _text_config(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
 
 def make_text_encoder(tokenizer: PreTrainedTokenizerFast) -> Qwen3Model:
     torch.manual_seed(2)
-    rope = {"rope_type": "default", "rope_theta": 10000.0}
+    rope = {"rope_type": "default", "rope_theta": ROPE_THETA}
     return Qwen3Model(Qwen3Config(**_text_config(tokenizer), rope_parameters=rope)).eval()
 
 
@@ -158,7 +160,7 @@ def make_vlm(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLForConditionalGenerat
     }
     rope = {
         "rope_type": "default",
-        "rope_theta": 10000.0,
+        "rope_theta": VLM_ROPE_THETA,
         "mrope_section": [6, 5, 5],
         "mrope_interleaved": True,
     }

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from dopsd.config import RunConfig
+from dopsd.process import set_up
 from dopsd.types import Context
 
 
@@ -31,6 +32,7 @@ class EncoderFactory:
     def __call__(self) -> ContextEncoder:
         from dopsd.contexts.vlm import VlmEncoder
 
+        set_up(self.device)
         return VlmEncoder.from_config(self.config, self.device)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dopsd.config import RunConfig
-from dopsd.contexts.vlm_weights import carry_text_encoder, load_vlm
+from dopsd.contexts.vlm_weights import carry_text_encoder, load_vlm, text_encoder_config
 from dopsd.errors import DataError, ModelError
 from dopsd.models import FAMILIES, resolve_vlm
 from dopsd.models.base import DTYPES
@@ -54,7 +54,8 @@ class VlmEncoder:
         family = FAMILIES[config.model.family](config.model.base, config.model.revision)
         vlm = resolve_vlm(config.model.base, config.model.vlm)
         revision = config.model.vlm_revision
-        model = load_vlm(vlm, DTYPES[config.model.dtype], device, revision)
+        text_encoder = text_encoder_config(family.base, family.revision)
+        model = load_vlm(vlm, DTYPES[config.model.dtype], device, revision, text_encoder)
         carry_text_encoder(model.language_model, family.base, family.revision)
         processor = AutoImageProcessor.from_pretrained(vlm, revision=revision)
         processor.size = {

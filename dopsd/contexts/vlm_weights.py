@@ -19,18 +19,26 @@ from dopsd.errors import ModelError
 
 
 def load_vlm(
-    vlm: str, dtype: torch.dtype, device: torch.device | str, revision: str | None = None
+    vlm: str,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    revision: str | None = None,
+    like: Any = None,
 ) -> Any:
     """The VLM's backbone (no language head), frozen, in eval mode.
 
-    ``vlm``: local folder or hub id (at ``revision``). Raises ModelError when it cannot be
-    loaded or has no image branch.
+    ``vlm``: local folder or hub id (at ``revision``). ``like``: config of the text encoder whose
+    weights the language model will carry; it then computes as that encoder does. Raises
+    ModelError when the VLM cannot be loaded or has no image branch.
     """
-    from transformers import AutoModelForImageTextToText
+    from transformers import AutoConfig, AutoModelForImageTextToText
 
     try:
+        config = AutoConfig.from_pretrained(vlm, revision=revision)
+        if like is not None:
+            _compute_like(config, like)
         model = AutoModelForImageTextToText.from_pretrained(
-            vlm, dtype=dtype, revision=revision
+            vlm, config=config, dtype=dtype, revision=revision, use_safetensors=True
         ).model
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
@@ -39,6 +47,28 @@ def load_vlm(
         if not hasattr(model, part):
             raise ModelError(f"model.vlm: {vlm} ({type(model).__name__}) has no `{part}`")
     return model.requires_grad_(False).eval().to(device)
+
+
+def text_encoder_config(base: str, revision: str | None) -> Any:
+    """The config of the pipeline's text encoder."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(base, subfolder="text_encoder", revision=revision)
+
+
+def _compute_like(config: Any, encoder: Any) -> None:
+    """What weights alone do not carry: rotary base, norm epsilon and activation.
+
+    Qwen3-VL's rotary base is not that of Qwen3, so features computed under the VLM's own would
+    not be the pipeline's. Both contexts use the encoder's: its weights were trained under it.
+    """
+    text = config.get_text_config()
+    text.rope_parameters = {
+        **text.rope_parameters,
+        "rope_theta": encoder.rope_parameters["rope_theta"],
+    }
+    for name in ("rms_norm_eps", "hidden_act"):
+        setattr(text, name, getattr(encoder, name))
 
 
 def carry_text_encoder(language_model: nn.Module, base: str, revision: str | None) -> int:

@@ -37,7 +37,11 @@ class ZImage(Family):
         from diffusers import ZImageTransformer2DModel
 
         transformer = ZImageTransformer2DModel.from_pretrained(
-            self.base, subfolder="transformer", torch_dtype=dtype, revision=self.revision
+            self.base,
+            subfolder="transformer",
+            torch_dtype=dtype,
+            revision=self.revision,
+            use_safetensors=True,
         )
         if attention is not None:
             transformer.set_attention_backend(attention)
@@ -50,7 +54,11 @@ class ZImage(Family):
 
         left_out = {} if text_encoder else {"text_encoder": None, "tokenizer": None}
         pipeline = ZImagePipeline.from_pretrained(
-            self.base, torch_dtype=dtype, revision=self.revision, **left_out
+            self.base,
+            torch_dtype=dtype,
+            revision=self.revision,
+            use_safetensors=True,
+            **left_out,
         )
         pipeline.set_progress_bar_config(disable=True)
         return pipeline.to(device)

@@ -12,11 +12,11 @@ import numpy as np
 from dopsd import storage
 from dopsd.config import RunConfig
 from dopsd.data.captions import check_caption_keys
-from dopsd.data.manifest import Manifest, has_manifest
+from dopsd.data.manifest import Manifest, has_manifest, load_manifest
 from dopsd.data.plan import Plan
 from dopsd.data.prepare import load_prepared, prepare, prepare_settings
 from dopsd.data.read import RowGroups, read_micro_batch
-from dopsd.errors import ConfigError
+from dopsd.errors import ConfigError, DataError
 from dopsd.evaluation.preview import PreviewSample
 
 Tell = Callable[[dict[str, Any]], None]
@@ -25,12 +25,32 @@ _TASK_CPUS = 0.2
 """CPUs of a preparing task: small, so that it fits beside anything."""
 
 
+def source_name(config: RunConfig) -> str | None:
+    """What the manifest calls the run's source: an absolute path, a URL, or the shapes set."""
+    source = config.data.source
+    if source is None or storage.is_remote(source):
+        return source
+    if source.startswith(_SHAPES):
+        return f"{source} count={config.data.shapes_count} seed={config.run.seed}"
+    return str(Path(source).absolute())
+
+
 def prepared(config: RunConfig, tell: Tell) -> Manifest:
     """The manifest of the run's shards; they are prepared first when they do not exist.
 
-    Raises DataError when they do not hold what the config asks for.
+    Raises DataError when they do not hold what the config asks for. Shards of another source are
+    prepared anew only where they are the run's own and it may overwrite.
     """
     if not has_manifest(config.shards):
+        prepare_shards(config, tell)
+    manifest = load_manifest(config.shards)
+    asked = source_name(config)
+    if asked is not None and manifest.source != asked:
+        if not (config.run.overwrite and config.data.shards is None):
+            raise DataError(
+                f"data.source: {asked}, but {config.shards} was prepared from {manifest.source}; "
+                "allowed: another data.shards, or no data.source to train on what is there"
+            )
         prepare_shards(config, tell)
     manifest = load_prepared(config.shards, config.data)
     check_caption_keys(manifest, config.data.caption_keys)
@@ -62,6 +82,7 @@ def prepare_shards(config: RunConfig, tell: Tell) -> Manifest:
             progress,
             overwrite=config.run.overwrite,
             cpus_per_task=_TASK_CPUS,
+            name=source_name(config),
         )
 
 

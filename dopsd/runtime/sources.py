@@ -13,8 +13,8 @@ from dopsd.config import RunConfig
 from dopsd.data.stream import load_encoded
 from dopsd.method.noise import batch_noise
 from dopsd.method.objective import state_weights
-from dopsd.method.rollout import rollout, score
-from dopsd.method.terms import fused_terms, stored_terms
+from dopsd.method.schedule import euler_step
+from dopsd.method.terms import Term, Terms, fused_terms, stored_terms
 from dopsd.models.base import DTYPES
 from dopsd.models.lora import STUDENT
 from dopsd.runtime.dump import dump_name, dumped, trajectory_record
@@ -81,29 +81,35 @@ class FusedSource:
             scorer = partial(self._teacher, teacher)
             terms = fused_terms(noise, sigmas, student, scorer, self.config.method.weighting)
             if real and dumped(self.config, info):
-                self._dump(dump_name(info), self._record(batch, noise, sigmas))
+                terms = self._recorded(terms, batch, sigmas)
             yield Micro(terms, info.step_samples, real, step, step, batch.encode_stats)
 
     def _teacher(self, context: Context, latents: Tensor, sigma: Tensor) -> Tensor:
         return self.engine.teacher_velocity(latents, sigma, context.tensors, STUDENT)
 
-    @torch.no_grad()
-    def _record(self, batch: EncodedBatch, noise: torch.Tensor, sigmas: torch.Tensor) -> bytes:
-        """The same trajectory, rolled out once more to be written down."""
-        dtype = DTYPES[self.config.model.dtype]
-        student = batch.student.to(self.device, dtype).tensors
-        states = rollout(lambda x, s: self.engine.velocity(x, s, student), noise, sigmas)
-        teacher = batch.teacher.to(self.device, dtype).repeat(len(sigmas) - 1)
-        targets = score(partial(self._teacher, teacher), states[:-1], sigmas[:-1])
+    def _recorded(self, terms: Terms, batch: EncodedBatch, sigmas: Tensor) -> Terms:
+        """The same terms, written down when the last of them is trained."""
+        passed: list[Term] = []
+        velocities: list[Tensor] = []
+        try:
+            passed.append(next(terms))
+            while True:
+                velocities.append((yield passed[-1]))
+                passed.append(terms.send(velocities[-1]))
+        except StopIteration:
+            pass
+        last = passed[-1].state
+        finished = euler_step(last, velocities[-1].float(), *sigmas[-2:].to(last.device))
+        info = batch.info
         scored = TrainingBatch(
-            batch.info,
-            batch.info.step,
-            batch.info.step,
-            states[:-1].cpu(),
-            sigmas[:-1],
-            batch.student,
-            targets.cpu(),
-            state_weights(sigmas[:-1], self.config.method.weighting),
-            states[-1].cpu(),
+            info,
+            policy_version=info.step,
+            teacher_version=info.step,
+            states=torch.stack([term.state for term in passed]).cpu(),
+            sigmas=sigmas[:-1],
+            student=batch.student,
+            target_velocity=torch.stack([term.target for term in passed]).cpu(),
+            weight=state_weights(sigmas[:-1], self.config.method.weighting),
+            finished=finished.cpu(),
         )
-        return trajectory_record(self.config, batch, scored)
+        self._dump(dump_name(info), trajectory_record(self.config, batch, scored))

@@ -12,13 +12,13 @@ from ray.train.torch import get_device
 
 from dopsd.config import RunConfig
 from dopsd.export import lora_file
+from dopsd.process import peak_memory_mb, set_up
 from dopsd.models import FAMILIES
 from dopsd.models.lora import STUDENT, TEACHER
 from dopsd.runtime.learner import Learner
 from dopsd.runtime.sources import DisaggregatedSource, FusedSource
 from dopsd.runtime.student import build_student
 from dopsd.runtime.weights import Bundle
-from dopsd.runtime.workers import peak_memory_mb
 from dopsd.runtime.zero import ZeroEngine, engine_config
 
 _GRACE = 30.0
@@ -33,8 +33,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
     context = train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     device = get_device()
-    if device.type == "cpu":
-        torch.set_num_threads(1)
+    set_up(device.type)
 
     family = FAMILIES[config.model.family](config.model.base, config.model.revision)
     fused = config.source == "fused"
@@ -58,7 +57,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
 
     def report(step: int, metrics: dict[str, Any]) -> None:
         if rank == 0:
-            metrics["learner_peak_memory_mb"] = peak_memory_mb(device.type)
+            metrics["learner_peak_memory_mb"] = peak_memory_mb()
             call("report", step, metrics)
 
     def sum_over_ranks(value: float) -> float:

@@ -6,7 +6,6 @@ wants: a mismatch is an error, never a silent use of other weights.
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor
 from dopsd.config import RunConfig
 from dopsd.data.stream import load_encoded
 from dopsd.errors import AcknowledgementError
+from dopsd.process import peak_memory_mb, set_up
 from dopsd.method.noise import batch_noise
 from dopsd.method.objective import state_weights
 from dopsd.method.rollout import VelocityFn, rollout, score
@@ -55,19 +55,11 @@ def batch_velocity(
     return lambda latents, sigma: family.velocity(transformer, latents, sigma, context)
 
 
-def peak_memory_mb(device: str) -> float:
-    """Peak memory of this process: resident set on a CPU, allocated memory on a GPU."""
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 class InferenceWorker:
     """A frozen base with the adapters of its role: roll-out, teacher, or both (shared)."""
 
     def __init__(self, config: RunConfig, device: str, adapters: tuple[str, ...]) -> None:
-        if device == "cpu":
-            torch.set_num_threads(1)
+        set_up(device)
         self.config = config
         self.device = device
         self.adapters = adapters
@@ -86,11 +78,14 @@ class InferenceWorker:
         self.transformer.requires_grad_(False)
         self.version = -1
 
-    def load(self, payloads: dict[str, bytes]) -> Acknowledgement:
-        """Bind a version's weights; returns what the model's parameters now hold."""
+    def load(self, *payloads: bytes) -> Acknowledgement:
+        """Bind a version's weights, one payload for each of the worker's adapters, in order.
+
+        Returns what the model's parameters now hold.
+        """
         versions, checksums, modules = set(), {}, 0
-        for adapter in self.adapters:
-            version, state = read_payload(payloads[adapter], adapter)
+        for adapter, payload in zip(self.adapters, payloads, strict=True):
+            version, state = read_payload(payload, adapter)
             bind(self.transformer, adapter, state)
             bound = adapter_parameters(self.transformer, adapter)
             checksums[adapter] = checksum({name: p.data for name, p in bound.items()})
@@ -166,5 +161,5 @@ class InferenceWorker:
         result = work()
         return result, {
             "seconds": time.perf_counter() - start,
-            "peak_memory_mb": peak_memory_mb(self.device),
+            "peak_memory_mb": peak_memory_mb(),
         }

@@ -91,14 +91,26 @@ class ZeroEngine:
             model=student, model_parameters=trainable, config=config
         )
         self.stage = self.engine.zero_optimization_stage()
+        self._full_rows = int(config["train_micro_batch_size_per_gpu"])
 
     @property
     def world(self) -> int:
         return int(self.engine.world_size)
 
     def velocity(self, latents: Tensor, sigma: Tensor, context: dict[str, Tensor]) -> Tensor:
+        """Velocity [B, C, h, w] float32 under the active adapter.
+
+        ZeRO-3 follows every picture of a batch on its way through the modules, and ranks whose
+        batches differ in size wait for each other forever: there a remainder is filled up with
+        copies of its last row, whose velocities are dropped.
+        """
+        rows = len(latents)
+        missing = self._full_rows - rows if self.stage == 3 else 0
+        if missing > 0:
+            latents, sigma = _fill(latents, missing), _fill(sigma, missing)
+            context = {name: _fill(tensor, missing) for name, tensor in context.items()}
         result: Tensor = self.engine(latents, sigma, context)
-        return result
+        return result[:rows]
 
     def backward(self, loss: Tensor) -> bool:
         """Accumulate d(loss)/d(weights), SUMMED over ranks; True when this updated the weights.
@@ -153,3 +165,7 @@ class ZeroEngine:
         if self.stage < 3:
             return nullcontext()
         return self._deepspeed.zero.GatheredParameters(parameters, modifier_rank=0)
+
+
+def _fill(tensor: Tensor, missing: int) -> Tensor:
+    return torch.cat([tensor, tensor[-1:].expand(missing, *tensor.shape[1:])])

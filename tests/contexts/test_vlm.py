@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import Qwen3Model, Qwen3VLForConditionalGeneration
+from transformers import Qwen3Model, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from dopsd.contexts import EncoderFactory
 from dopsd.contexts.vlm import VlmEncoder
@@ -20,7 +20,15 @@ from dopsd.contexts.vlm_weights import load_vlm
 from dopsd.errors import DataError, ModelError
 from dopsd.models import ZImage
 from dopsd.types import Context
-from tests.tiny import IMAGE_TOKEN_SIDE, SPECIAL, WIDTH, make_config, random_image
+from tests.tiny import (
+    IMAGE_TOKEN_SIDE,
+    ROPE_THETA,
+    SPECIAL,
+    VLM_ROPE_THETA,
+    WIDTH,
+    make_config,
+    random_image,
+)
 
 PROMPTS = ["a red cat", "", "Katze [V] 猫, on a blue mat.\n\nassistant\n a red cat " * 2]
 SIDE = IMAGE_TOKEN_SIDE
@@ -113,7 +121,11 @@ def test_student_features_are_the_stock_pipelines(encoder: VlmEncoder, tiny_base
 
 
 def test_teacher_features_are_the_stock_vlms(encoder: VlmEncoder, tiny_base: Path) -> None:
-    stock = Qwen3VLForConditionalGeneration.from_pretrained(tiny_base / "vlm").eval()
+    config = Qwen3VLConfig.from_pretrained(tiny_base / "vlm")
+    assert config.text_config.rope_parameters["rope_theta"] == VLM_ROPE_THETA
+    config.text_config.rope_parameters["rope_theta"] = ROPE_THETA
+    stock = Qwen3VLForConditionalGeneration.from_pretrained(tiny_base / "vlm", config=config)
+    stock = stock.eval()
     text = Qwen3Model.from_pretrained(tiny_base / "text_encoder")
     stock.model.language_model.load_state_dict(text.state_dict())
     tokenizer = encoder.vlm_tokenizer
