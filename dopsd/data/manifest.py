@@ -131,6 +131,8 @@ def load_manifest(shards: str) -> Manifest:
         raise DataError(
             f"{shards}: no {MANIFEST}, so this is no prepared data set; run `dopsd prepare`"
         ) from None
+    except Exception as error:  # s3fs and botocore raise many kinds
+        raise DataError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
     try:
         values = json.loads(raw)
     except ValueError as error:

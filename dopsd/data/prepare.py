@@ -32,13 +32,15 @@ from dopsd.data.manifest import (
     load_manifest,
     save_manifest,
 )
-from dopsd.data.ray_tools import own_error, quiet_context, telling_errors
+from dopsd.data.ray_tools import everywhere, own_error, quiet_context, telling_errors
 from dopsd.data.shards import inspect, pack_row, unpack_row, write_shard
 from dopsd.data.sources import CAPTION_KEY, Source, SourceRow, read_source
 from dopsd.errors import DataError
 
 ROWS_PER_TASK = 16
-"""Pictures that one inspecting task decodes, one after the other."""
+"""Pictures that an inspecting task takes at a time."""
+MOST_TASKS = 2000
+"""Tasks of a pass; making each costs the driver about a millisecond."""
 
 Progress = Callable[[str, int, int], None]
 """(what is being done, how many are done, of how many)."""
@@ -67,12 +69,13 @@ def prepare(
     samples are bad, and when none is good; nothing that was there is touched in these cases.
     """
     tell = progress or (lambda stage, done, total: None)
+    shards = everywhere(shards)
     if has_manifest(shards) and not overwrite:
         raise DataError(
             f"{shards}: holds a prepared data set already; choose another folder for data.shards "
             "or ask for overwriting"
         )
-    found = read_source(source)
+    found = read_source(everywhere(source))
     rows = found.rows
     bucket_of = _inspect_all(rows, settings, tell, cpus_per_task)
     _drop_duplicates(rows, bucket_of)
@@ -173,7 +176,7 @@ def _map(
     try:
         with ray.data.DataContext.current(quiet_context()):
             data: ray.data.Dataset = ray.data.from_items(
-                items, override_num_blocks=-(-len(items) // size)
+                items, override_num_blocks=min(-(-len(items) // size), MOST_TASKS)
             )
             data = data.map_batches(
                 _told,  # type: ignore[arg-type]  # Ray's type knows no fn_kwargs

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ray.data import DataContext
 
-from dopsd import errors
+from dopsd import errors, storage
 from dopsd.errors import DopsdError, WorkerError
 
 # Put together here, so that the text of a traceback through this file holds no mark of its own.
@@ -26,6 +27,11 @@ def quiet_context() -> DataContext:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     return context
+
+
+def everywhere(path: str) -> str:
+    """A path that means the same in tasks, whose working folder may be another one."""
+    return path if storage.is_remote(path) else os.path.abspath(path)
 
 
 @contextmanager

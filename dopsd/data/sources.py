@@ -7,7 +7,6 @@ single bad row: the row carries its ``problem`` and ends up in quarantine.
 from __future__ import annotations
 
 import json
-import os
 import posixpath
 from collections import Counter
 from dataclasses import dataclass, field
@@ -51,22 +50,28 @@ def read_source(source: str) -> Source:
 
     Raises DataError when ``source`` does not exist, is neither of the two, or holds no sample.
     """
-    if not storage.is_remote(source):
-        source = os.path.abspath(source)
+    try:
+        found = _read(source)
+    except DataError:
+        raise
+    except Exception as error:  # s3fs and botocore raise many kinds: no credentials, no bucket
+        raise DataError(f"data.source: {source}: {' '.join(str(error).split())}") from error
+    if not found.rows:
+        raise DataError(f"data.source: {source}: no samples in it")
+    return found
+
+
+def _read(source: str) -> Source:
     fs, inner = storage.filesystem(source)
     fs.invalidate_cache()  # s3fs remembers listings; the source may have changed since
     if source.endswith(".jsonl"):
         if not fs.isfile(inner):
             raise DataError(f"data.source: {source}: no such file")
-        found = _read_jsonl(source)
-    elif fs.isdir(inner):
-        found = _read_folder(source)
-    else:
-        what = "not a folder or .jsonl file" if fs.exists(inner) else "no such folder or .jsonl"
-        raise DataError(f"data.source: {source}: {what}")
-    if not found.rows:
-        raise DataError(f"data.source: {source}: no samples in it")
-    return found
+        return _read_jsonl(source)
+    if fs.isdir(inner):
+        return _read_folder(source)
+    what = "not a folder or .jsonl file" if fs.exists(inner) else "no such folder or .jsonl"
+    raise DataError(f"data.source: {source}: {what}")
 
 
 def read_caption_file(path: str) -> str:

@@ -19,10 +19,10 @@ from ray.exceptions import GetTimeoutError
 
 from dopsd.data import window
 from dopsd.data.plan import Plan
-from dopsd.data.ray_tools import own_error, quiet_context, telling_errors
+from dopsd.data.ray_tools import everywhere, own_error, quiet_context, telling_errors
 from dopsd.data.read import read_segment
 from dopsd.errors import LateError
-from dopsd.measure import peak_memory_mb
+from dopsd.process import peak_memory_mb
 from dopsd.types import Context, EncodedBatch, SampleInfo
 
 ENCODED_SCHEMA = pa.schema(
@@ -77,9 +77,10 @@ def encoded_stream(
     if first >= last:
         return
     ahead = ahead or max(4, 2 * plan.micro_batches_per_step)
+    shards = everywhere(shards)
     # Reading tasks of several micro-batches: fewer tasks to schedule, and their row groups are
-    # read once. Small against the window, so that two of them fit beside what is finished.
-    size = max(1, min(ahead // 4, 8))
+    # read once. Half the window at most, so that encoders have the other half to work on.
+    size = max(1, min(ahead // 2, 8))
     spans = [{"start": at, "stop": min(at + size, last)} for at in range(first, last, size)]
     expected = map(plan.key_at, range(first, last))
     executor: Any = None
@@ -119,8 +120,8 @@ def encoded_stream(
         raise own_error(error, "encoder") from None
     finally:
         if executor is not None:
-            # A consumer that stops early frees the encoders' devices now, not when the garbage
-            # collector comes by. Blocks that were handed out are not the actors' and stay.
+            # A consumer that stops early frees the encoders' devices now: without force the
+            # actors were seen to live on. Blocks that were handed out are not theirs and stay.
             executor.shutdown(force=True)
 
 
