@@ -57,7 +57,7 @@ class Reading:
 
 
 def _silhouettes() -> tuple[list[tuple[str, int, int]], Tensor]:
-    # Odd places are listed too: a model may put an object where the renderer never does.
+    # Every place is listed: a model may put an object where the renderer never does.
     places, masks = [], []
     for shape, mask in world.MASKS.items():
         for y in range(world.CELLS - world.OBJECT + 1):

@@ -20,12 +20,15 @@ from dopsd.shapes.tokenizer import make_tokenizer
 STEPS = 12_000
 LEARNING_RATE = 2e-3
 BATCH = 32
-# Constant, then linear to nearly nothing over the last 40% of the steps.
-DECAY_SHARE = 0.4
+# Constant, then linear to nearly nothing over the last 35% of the steps.
+DECAY_SHARE = 0.35
 EMA_DECAY = 0.995
 SAVE_EVERY = 250
 # How many of a batch have a picture beside their text.
-CONTEXT = 18
+CONTEXT = 22
+# What the picture shows matters most while the object is still forming, so the context half is
+# trained at higher noise than the text half.
+CONTEXT_SHIFT = 3.0
 # Weight of the read-out beside the denoising loss: it keeps what the warm-up taught.
 READOUT_WEIGHT = 0.3
 
@@ -133,7 +136,7 @@ def losses(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Flow-matching losses of text and context, then the read-out's loss and its mask part."""
     texts, count = len(batch.texts), len(batch.latents)
-    sigma = torch.cat([stratified_sigmas(texts), stratified_sigmas(count - texts)])
+    sigma = torch.cat([stratified_sigmas(texts), stratified_sigmas(count - texts, CONTEXT_SHIFT)])
     noise = torch.randn_like(batch.latents)
     level = sigma.view(-1, 1, 1, 1)
     state = (1 - level) * batch.latents + level * noise

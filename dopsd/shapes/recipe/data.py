@@ -48,7 +48,7 @@ class Pool:
         rng = random.Random(seed)
         self.known = world.every_scene()
         self.context = [
-            world.sample_scene(rng, nameless_shape=0.5, nameless_pattern=0.6) for _ in range(size)
+            world.sample_scene(rng, nameless_shape=0.7, nameless_pattern=0.6) for _ in range(size)
         ]
         saved = load_checkpoint(cache)
         if saved is None:
