@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from rich.console import Console
 from dopsd import __version__
 from dopsd.config import RunConfig, dump_config, load_config, reference
 from dopsd.errors import DopsdError
+from dopsd.shapes.cli import app as shapes
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -19,6 +21,8 @@ app = typer.Typer(
     help="Tune step-distilled text-to-image models by on-policy self-distillation (D-OPSD).",
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(shapes, name="shapes", help="The embedded tiny world.")
 
 ConfigPath = Annotated[str, typer.Argument(help="Run config, a YAML file.", metavar="CONFIG")]
 Overrides = Annotated[
@@ -44,9 +48,13 @@ def train(config: ConfigPath = "configs/shapes.yaml", overrides: Overrides = Non
         f"(first step after {clock(summary.seconds_to_first_step)}), last loss {loss:.5f}"
     )
     console.print(f"  LoRA (diffusers and ComfyUI)  {summary.lora}", highlight=False)
+    adapted = ", ".join(f"{target} x{count}" for target, count in summary.adapted.items())
+    console.print(f"  adapted modules               {adapted}", highlight=False, soft_wrap=True)
     if summary.sheet:
         console.print(f"  contact sheet                 {summary.sheet}", highlight=False)
     console.print(f"  metrics, config               {summary.folder}", highlight=False)
+    for problem in summary.problems:
+        console.print(f"  afterwards: {problem}", highlight=False, soft_wrap=True)
     console.print("Next, draw with it:")
     console.print(f"  {_next_command(run, summary.lora)}", highlight=False, soft_wrap=True)
 
@@ -67,7 +75,8 @@ def prepare(config: ConfigPath = "configs/shapes.yaml", overrides: Overrides = N
     for line in manifest.summary_lines():
         console.print(line, highlight=False, soft_wrap=True)
     console.print(f"Shards: {run.shards}", highlight=False)
-    console.print(f"Next: dopsd train {config}", highlight=False)
+    command = shlex.join(["dopsd", "train", config, *(overrides or [])])
+    console.print(f"Next: {command}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -147,36 +156,28 @@ def _root(
         raise typer.Exit
 
 
-def _mount_shapes() -> None:
-    from dopsd.shapes.cli import app as shapes
-
-    app.add_typer(shapes, name="shapes", help="The embedded tiny world.")
-
-
 def _quiet() -> None:
-    """Libraries narrate; the run's own display says what matters."""
-    for key, value in {
-        "TRANSFORMERS_VERBOSITY": "error",
-        "DIFFUSERS_VERBOSITY": "error",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "TOKENIZERS_PARALLELISM": "false",
-    }.items():
+    from dopsd.runtime.cluster import QUIET
+
+    for key, value in QUIET.items():
         os.environ.setdefault(key, value)
 
 
 def _next_command(run: RunConfig, lora: str) -> str:
-    prompt = "a large red [V] on teal" if run.model.base == "shapes" else "your prompt"
-    base = "" if run.model.base == "shapes" else f" --base {run.model.base}"
-    return f'dopsd generate "{prompt}"{base} --lora {lora}'
+    words = ["dopsd", "generate"]
+    if run.model.base == "shapes":
+        words += ["a large red [V] on teal"]
+    else:
+        words += ["your prompt", "--base", run.model.base, "--family", run.model.family]
+        words += ["--dtype", run.model.dtype]
+    steps = run.preview.steps or run.method.steps
+    return shlex.join([*words, "--steps", str(steps), "--lora", lora])
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; a user's mistake is one line on stderr and exit code 1."""
-    _mount_shapes()
     try:
-        app(args=argv, prog_name="dopsd", standalone_mode=False)
+        code = app(args=argv, prog_name="dopsd", standalone_mode=False)
     except DopsdError as error:
         print(f"dopsd: {error}", file=sys.stderr)
         return 1
@@ -189,7 +190,7 @@ def main(argv: list[str] | None = None) -> int:
             error.show()
             return int(error.exit_code)
         raise
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ class MethodSection(Section):
     steps: Positive = Field(4, description="K, the states of a training roll-out.")
     sigmas: list[float] | None = Field(
         None,
-        description="Override of the K roll-out sigmas (descending, in (0, 1], without the last "
+        description="Override of the K roll-out sigmas (descending from 1, without the last "
         "0). Default: from the pipeline's own scheduler.",
     )
     weighting: Literal["x0", "velocity"] = Field(
@@ -133,7 +133,7 @@ class LearnerSection(RoleSection):
     warmup_steps: NonNegative = Field(0, description="Linear warm-up of the learning rate.")
     schedule: Literal["constant", "cosine"] = Field("constant", description="After warm-up.")
     deepspeed: str = Field(
-        "zero2",
+        "zero1",
         description="Preset name (zero1, zero2, zero3) or the path of a DeepSpeed JSON file; "
         "batch sizes, precision, clipping and optimizer come from this config.",
     )
@@ -157,7 +157,9 @@ class DeadlineSection(Section):
 
 class DebugSection(Section):
     dump_trajectories: NonNegative = Field(
-        0, description="Write the first N scored micro-batches as safetensors."
+        0,
+        description="Write the scored micro-batches of the first steps as safetensors, N at most, "
+        "and the adapters that made them.",
     )
 
 
@@ -223,8 +225,8 @@ class RunConfig(Section):
             descending = all(a > b for a, b in zip(method.sigmas, method.sigmas[1:]))
             if not (descending and method.sigmas[-1] > 0 and method.sigmas[0] <= 1):
                 raise ValueError(
-                    f"method.sigmas: {method.sigmas}, allowed: strictly descending in (0, 1], "
-                    "without the final 0"
+                    f"method.sigmas: {method.sigmas}, allowed: strictly descending from 1 (a "
+                    "roll-out starts at pure noise), without the final 0"
                 )
         if self.source == "fused":
             if self.max_policy_lag:
@@ -237,6 +239,11 @@ class RunConfig(Section):
                     "inference.shared: true with source: fused, allowed: false "
                     "(there are no inference workers)"
                 )
+        if learner.workers > 1 and learner.gpus is not None and 0 < learner.gpus < 1:
+            raise ValueError(
+                f"learner.gpus: {learner.gpus} with {learner.workers} learners, allowed: whole "
+                "GPUs (NCCL takes no two ranks on one GPU)"
+            )
         if learner.warmup_steps > learner.steps:
             raise ValueError(
                 f"learner.warmup_steps: {learner.warmup_steps}, allowed: at most learner.steps "

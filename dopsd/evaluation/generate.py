@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load
 
 from dopsd import storage
@@ -35,7 +37,7 @@ def generate(
         raise ModelError(f"{lora}: no such LoRA file")
     pipeline = family.load_pipeline(DTYPES[dtype], device)
     if lora is not None:
-        pipeline.load_lora_weights(load(storage.read_bytes(lora)))
+        _load_lora(pipeline, lora)
     for number, prompt in enumerate(prompts):
         generator = torch.Generator("cpu").manual_seed(seed + number)
         yield pipeline(
@@ -46,6 +48,16 @@ def generate(
             guidance_scale=0.0,
             generator=generator,
         ).images[0]
+
+
+def _load_lora(pipeline: Any, lora: str) -> None:
+    """Raises ModelError when the file is no LoRA, or when nothing of it fits the pipeline."""
+    try:
+        pipeline.load_lora_weights(load(storage.read_bytes(lora)))
+    except (SafetensorError, ValueError) as error:
+        raise ModelError(f"{lora}: no LoRA that loads ({str(error).splitlines()[0]})") from None
+    if not pipeline.get_list_adapters():
+        raise ModelError(f"{lora}: none of its keys fits the base, so it would change nothing")
 
 
 def png_bytes(picture: Image.Image) -> bytes:

@@ -10,6 +10,14 @@ from typing import Any
 import ray
 
 NAMESPACE = "dopsd"
+QUIET = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""Libraries narrate; the run's own display says what matters."""
 
 
 def connect() -> dict[str, Any]:
@@ -22,9 +30,12 @@ def connect() -> dict[str, Any]:
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     if not ray.is_initialized():
+        environment = {"env_vars": QUIET}
         address = os.environ.get("RAY_ADDRESS")
         if address:
-            ray.init(address=address, namespace=NAMESPACE, log_to_driver=False)
+            ray.init(
+                address=address, namespace=NAMESPACE, log_to_driver=False, runtime_env=environment
+            )
         else:
             ray.init(
                 address="local",
@@ -33,5 +44,6 @@ def connect() -> dict[str, Any]:
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.WARNING,
+                runtime_env=environment,
             )
     return dict(ray.cluster_resources())

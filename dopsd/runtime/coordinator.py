@@ -20,14 +20,22 @@ from dopsd.config import RunConfig
 from dopsd.errors import DopsdError, LateError, WorkerError
 from dopsd.models.lora import STUDENT, TEACHER
 from dopsd.runtime.admission import Admission, Key, policy_version, rank_share
-from dopsd.runtime.dump import dump_path, dump_scored
+from dopsd.runtime.dump import dump_scored
+from dopsd.runtime.failures import own_message
 from dopsd.runtime.placement import Roles
-from dopsd.runtime.pool import Pool, own_message
+from dopsd.runtime.pool import Pool
 from dopsd.runtime.run_log import RunLog
 from dopsd.runtime.weights import Bundle
 
 BlockStream = Iterator[tuple[int, int, ray.ObjectRef]]
 """(step, index, reference of the encoded block) of every micro-batch, in plan order."""
+
+_GRACE = 5.0
+"""Seconds that the pools' own deadlines are given before a learner's wait counts as late."""
+_ATTEMPTS = 4
+"""A micro-batch may be lost this many times for every restart that a worker has."""
+_STOP_SECONDS = 30.0
+"""What writing the last dumps may take at the end of a run."""
 
 
 @dataclass
@@ -47,6 +55,7 @@ class Item:
     block: ray.ObjectRef
     version: int
     stage: int = 0
+    attempts: int = 0
     inputs: list[ray.ObjectRef] = field(default_factory=list)
 
 
@@ -73,7 +82,6 @@ class Coordinator:
         self._changed = threading.Condition()
         self._published = -1
         self._bundles: dict[int, Bundle] = {}
-        self._payloads: dict[int, ray.ObjectRef] = {}
         self._blocks: deque[tuple[Key, ray.ObjectRef]] = deque()
         self._results: dict[Key, ray.ObjectRef] = {}
         self._items: dict[Key, Item] = {}
@@ -84,7 +92,9 @@ class Coordinator:
         self._learner = "starting"
         self._started = time.monotonic()
         self._threads: list[threading.Thread] = []
-        self._outputs: dict[str, bytes] = {}
+        self._progress = self._started
+        self._adapted: dict[str, int] = {}
+        self._stream = "loading its models"
         self._dumps: list[ray.ObjectRef] = []
 
     # -- life ------------------------------------------------------------------------------
@@ -106,18 +116,26 @@ class Coordinator:
             thread.start()
             self._threads.append(thread)
 
-    def stop(self) -> None:
-        """Stop the threads and end the actors."""
+    def stop(self) -> list[str]:
+        """End threads, dumps, actors and log, each whatever the others do; returns problems."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
         for thread in self._threads:
             thread.join(timeout=10)
-        if self._dumps:
-            ray.get(self._dumps, timeout=self.config.deadline.step)
-        for pool in self._pools:
-            pool.stop()
-        self.log.close()
+        problems = []
+        for end in (self._end_dumps, *(pool.stop for pool in self._pools), self.log.close):
+            try:
+                end()
+            except Exception as error:
+                problems.append(own_message(error))
+        return problems
+
+    def _end_dumps(self) -> None:
+        _, late = ray.wait(self._dumps, num_returns=len(self._dumps), timeout=_STOP_SECONDS)
+        if late:
+            raise LateError(f"{len(late)} trajectory dumps are not written")
+        ray.get(self._dumps)
 
     def _guarded(self, target: Callable[[], None]) -> None:
         try:
@@ -143,7 +161,6 @@ class Coordinator:
             assert bundle.version == self._published + 1, "versions are published in order"
             self._published = bundle.version
             self._bundles[bundle.version] = bundle
-            self._payloads[bundle.version] = ray.put(bundle.payloads)
             if bundle.version:
                 step = bundle.version - 1
                 self._admission.train(step)
@@ -151,8 +168,8 @@ class Coordinator:
                     self._results.pop((step, index), None)
             oldest = policy_version(self._admission.trained_steps, self.config.max_policy_lag)
             for version in [v for v in self._bundles if v < oldest]:
-                del self._bundles[version], self._payloads[version]
-            self._changed.notify_all()
+                del self._bundles[version]
+            self._moved()
 
     def fetch(self, step: int, rank: int, world: int) -> list[Box]:
         """This rank's micro-batches of ``step``, when all of them are ready.
@@ -162,23 +179,31 @@ class Coordinator:
         """
         share = rank_share(self._step_size(step), self._full_size, rank, world)
         needed = {(step, index) for index, _ in share}
-        first = self._published < 1
-        limit = self.config.deadline.start if first else self.config.deadline.step
-        until = time.monotonic() + limit
         with self._changed:
+            asked = time.monotonic()
             if rank == 0:
                 self._learner = f"waiting for step {step}"
             while not needed <= self._results.keys():
                 if self._error:
                     raise self._error
-                self._changed.wait(timeout=min(1.0, max(0.01, until - time.monotonic())))
-                if not needed <= self._results.keys() and time.monotonic() >= until:
-                    self._error = self._error or LateError(
-                        f"step {step} is not ready after {limit:g} s: {self._whereabouts()}"
+                still = time.monotonic() - max(asked, self._progress)
+                # The pools know more of who is late; this speaks only when they do not.
+                if still > self._limit() + _GRACE:
+                    self._error = LateError(
+                        f"step {step}: nothing moved for {still:.0f} s: {self._whereabouts()}"
                     )
+                self._changed.wait(timeout=1.0)
             if rank == 0:
                 self._learner = f"training step {step}"
             return [Box(self._results[(step, index)], real) for index, real in share]
+
+    def _limit(self) -> float:
+        starting = not self._streamed or any(pool.starting() for pool in self._pools)
+        return self.config.deadline.start if starting else self.config.deadline.step
+
+    def _moved(self) -> None:
+        self._progress = time.monotonic()
+        self._changed.notify_all()
 
     def report(self, step: int, metrics: dict[str, Any]) -> None:
         """Rank 0's metrics of a finished step; roles' times are added and written."""
@@ -188,22 +213,19 @@ class Coordinator:
                 peak = max(m.peak_memory_mb for m in pool.members)
                 metrics[f"{pool.role.name}_busy_seconds"] = busy
                 metrics[f"{pool.role.name}_peak_memory_mb"] = peak
-            workers = {pool.role.name: pool.role.workers for pool in self._pools}
-            workers["encoder"] = self.roles.encoder.workers
-            self.log.step(step, metrics, workers)
+        workers = {pool.role.name: pool.role.workers for pool in self._pools}
+        workers["encoder"] = self.roles.encoder.workers
+        self.log.step(step, metrics, workers)
 
-    def deliver(self, name: str, payload: bytes) -> None:
-        """Keep an output of the learners (a safetensors file) for the driver to write."""
-        self._outputs[name] = payload
+    def write(self, name: str, payload: bytes) -> None:
+        """Write a file of the learners (the LoRA, debug records) into the run folder."""
+        self.log.write(name, payload)
 
-    def dump(self, name: str, payload: bytes) -> None:
-        """Write a trajectory record of a fused learner into the run folder."""
-        self.log.write(dump_path(name), payload)
+    def adapted(self, targets: dict[str, int]) -> None:
+        """What the LoRA adapts: number of modules by target."""
+        self._adapted = targets
 
     # -- driver ----------------------------------------------------------------------------
-
-    def outputs(self) -> dict[str, bytes]:
-        return dict(self._outputs)
 
     def error(self) -> DopsdError | None:
         return self._error
@@ -219,13 +241,15 @@ class Coordinator:
                 "latest": dict(self.log.latest),
                 "roles": self._doing(),
                 "elapsed": time.monotonic() - self._started,
+                "still": time.monotonic() - self._progress,
+                "adapted": dict(self._adapted),
                 "restarts": sum(m.restarts for p in self._pools for m in p.members),
                 "error": str(self._error) if self._error else None,
             }
 
     def _doing(self) -> dict[str, str]:
-        encoded = f"{len(self._blocks)} micro-batches ahead" if self._blocks else "working"
-        doing = {"encoder": encoded}
+        ahead = f", {len(self._blocks)} micro-batches ahead" if self._blocks else ""
+        doing = {"encoder": self._stream + ahead}
         for pool in self._pools:
             doing[pool.role.name] = pool.doing()
         doing["learner"] = self._learner
@@ -240,17 +264,28 @@ class Coordinator:
         """Pull encoded blocks a step ahead; the stream bounds what it holds beyond that."""
         for step, index, block in self._open_stream(0, self.config.learner.steps):
             with self._changed:
+                self._stream = "encoding"
                 self._blocks.append(((step, index), block))
-                self._changed.notify_all()
-                while len(self._blocks) > self._full_size and not self._stopping:
+                self._moved()
+                while len(self._blocks) > self._full_size and not self._over:
                     self._changed.wait(timeout=1.0)
-                if self._stopping or self._error:
+                if self._over:
                     return
+        self._stream = "done"
+
+    @property
+    def _over(self) -> bool:
+        return self._stopping or self._error is not None
+
+    @property
+    def _streamed(self) -> bool:
+        """Whether the first block has arrived."""
+        return self._stream != "loading its models"
 
     def _drive(self) -> None:
         while True:
             with self._changed:
-                if self._stopping or self._error:
+                if self._over:
                     return
                 moved = self._admit()
                 moved |= self._dispatch()
@@ -297,8 +332,8 @@ class Coordinator:
                 coming = [i.version for i in self._items.values() if i.stage < stage]
                 if coming and min(coming) < item.version:
                     break
-                bundle, payloads = self._bundles[item.version], self._payloads[item.version]
-                member = pool.free_member(bundle, payloads)
+                bundle = self._bundles[item.version]
+                member = pool.free_member(bundle)
                 if member is None:
                     break
                 pool.submit(member, item.key, bundle, *item.inputs)
@@ -307,12 +342,11 @@ class Coordinator:
         return moved
 
     def _collect(self) -> None:
+        before = sum(pool.events for pool in self._pools)
         for stage, pool in enumerate(self._pools):
             finished, retry = pool.collect()
             for key in retry:
-                item = self._items[key]
-                item.stage, item.inputs = 0, [item.block]
-                self._waiting[0].append(key)
+                self._retry(self._items[key])
             for done in finished:
                 item = self._items[done.key]
                 if stage + 1 < len(self._pools):
@@ -320,6 +354,18 @@ class Coordinator:
                     self._waiting[stage + 1].append(item.key)
                 else:
                     self._finish(item, done.result)
+        if sum(pool.events for pool in self._pools) != before:
+            self._moved()
+
+    def _retry(self, item: Item) -> None:
+        """Generate a micro-batch again from its block, a bounded number of times."""
+        item.attempts += 1
+        limit = _ATTEMPTS * (self.config.deadline.restarts + 1)
+        if item.attempts >= limit:
+            step, index = item.key
+            raise WorkerError(f"step {step} micro-batch {index} was lost {limit} times")
+        item.stage, item.inputs = 0, [item.block]
+        self._waiting[0].append(item.key)
 
     def _write_dump(self, block: ray.ObjectRef, scored: ray.ObjectRef) -> ray.ObjectRef:
         """In a task on this node, beside the run folder; the coordinator fetches nothing."""

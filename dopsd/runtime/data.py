@@ -122,10 +122,15 @@ def preview_samples(config: RunConfig, manifest: Manifest, count: int) -> list[P
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:
-    """The same config with local paths made absolute, as workers in other folders need them."""
+    """The same config with local paths made absolute: workers stand in other folders, and there a
+    relative model folder would pass for a hub id."""
     config = config.model_copy(deep=True)
     for section, key in ((config.run, "folder"), (config.data, "shards")):
         path = getattr(section, key)
         if path is not None and not storage.is_remote(path):
             setattr(section, key, str(Path(path).absolute()))
+    for key in ("base", "vlm"):
+        path = getattr(config.model, key)
+        if path is not None and Path(path).expanduser().is_dir():
+            setattr(config.model, key, str(Path(path).expanduser().absolute()))
     return config

@@ -1,7 +1,8 @@
 """Self-describing dumps of scored micro-batches (`debug.dump_trajectories`).
 
-One safetensors file per micro-batch, ``debug/trajectories/step000000-mb000.safetensors``. With
-the base's weights it is enough to recompute every number outside the project:
+One safetensors file per micro-batch, ``debug/trajectories/step000000-mb000.safetensors``, and the
+adapters of the versions that made them, ``debug/weights/v000000.student.safetensors``. With the
+base's weights they are enough to recompute every number outside the project:
 
 - tensors: ``noise`` [B, C, h, w], ``sigmas`` [K + 1], ``states`` [K + 1, B, C, h, w] (states[0] is
   the noise), ``target_velocity`` [K, B, C, h, w], ``weight`` [K], ``student.<name>`` and
@@ -25,25 +26,31 @@ from dopsd.types import EncodedBatch, SampleInfo, TrainingBatch, pack
 
 
 def dumped(config: RunConfig, info: SampleInfo) -> bool:
-    """Whether this micro-batch is among the first N of the run."""
+    """Whether this micro-batch is among the first N, counting every step as a full one."""
     per_step = config.learner.global_batch // config.learner.micro_batch
     return info.step * per_step + info.index < config.debug.dump_trajectories
 
 
-def dump_name(info: SampleInfo) -> str:
-    return f"step{info.step:06d}-mb{info.index:03d}"
+def weights_dumped(config: RunConfig, version: int) -> bool:
+    """Whether a dumped micro-batch can have been made under this version of the weights."""
+    return version < config.debug.dump_trajectories
 
 
-def dump_path(name: str) -> str:
-    """Path of a dump inside the run folder."""
-    return f"debug/trajectories/{name}.safetensors"
+def dump_path(info: SampleInfo) -> str:
+    """Path of a micro-batch's dump inside the run folder."""
+    return f"debug/trajectories/step{info.step:06d}-mb{info.index:03d}.safetensors"
+
+
+def weights_path(version: int, adapter: str) -> str:
+    """Path of an adapter's weights inside the run folder, in the form of the exported LoRA."""
+    return f"debug/weights/v{version:06d}.{adapter}.safetensors"
 
 
 def dump_scored(config: RunConfig, block: pa.Table, scored: bytes, folder: str) -> None:
     """Write the dump of an encoded block and its scored batch under the run folder."""
     batch = load_encoded(block)
     record = trajectory_record(config, batch, TrainingBatch.from_bytes(scored))
-    storage.write_bytes(storage.join(folder, dump_path(dump_name(batch.info))), record)
+    storage.write_bytes(storage.join(folder, dump_path(batch.info)), record)
 
 
 def trajectory_record(config: RunConfig, batch: EncodedBatch, scored: TrainingBatch) -> bytes:

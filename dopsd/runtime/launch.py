@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import threading
 import time
 import uuid
@@ -11,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError, RayError
 from ray.train import FailureConfig, ScalingConfig
 from ray.train import RunConfig as TrainRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -21,25 +23,24 @@ from dopsd.config import RunConfig, dump_config
 from dopsd.contexts import EncoderFactory
 from dopsd.data.manifest import Manifest
 from dopsd.data.stream import encoded_stream
-from dopsd.errors import ConfigError, LateError, WorkerError
+from dopsd.errors import ConfigError, DopsdError, LateError
 from dopsd.models import resolve_vlm
-from dopsd.models.lora import STUDENT, TEACHER
 from dopsd.runtime.cluster import NAMESPACE, connect
 from dopsd.runtime.coordinator import BlockStream, Coordinator
 from dopsd.runtime.data import plan_of, prepared, with_absolute_paths
+from dopsd.runtime.failures import own_error
 from dopsd.runtime.placement import Roles, resolve_roles, wait_for_resources
-from dopsd.runtime.pool import own_message
 from dopsd.runtime.preview import draw_preview
-from dopsd.runtime.run_log import RunLog
+from dopsd.runtime.run_log import LORA_FILE, METRICS_FILE, SUMMARY_FILE, TEACHER_FILE, RunLog
 from dopsd.runtime.train_worker import train_worker
 from dopsd.runtime.zero import read_preset
 
 Show = Callable[[str, dict[str, Any]], None]
 """Called with a phase (`prepare`, `start`, `train`, `preview`) and its status."""
 
-LORA_FILE, TEACHER_FILE = "lora.safetensors", "teacher_lora.safetensors"
-SUMMARY_FILE = "summary.json"
-_OUTPUTS = ("metrics.jsonl", "debug", "preview", "ray_train")
+_OUTPUTS = (METRICS_FILE, SUMMARY_FILE, LORA_FILE, TEACHER_FILE, "debug", "preview")
+_ANSWER_SECONDS = 60.0
+"""What the coordinator may take for an answer: it answers from memory."""
 
 
 @dataclass
@@ -49,11 +50,17 @@ class Summary:
     folder: str
     lora: str
     sheet: str | None
+    """None when no preview was asked for, or when it failed (see ``problems``)."""
     steps: int
     seconds: float
     seconds_to_first_step: float
     max_policy_lag: int
+    adapted: dict[str, int] = field(default_factory=dict)
+    """Modules that the LoRA adapts, by target."""
     last: dict[str, Any] = field(default_factory=dict)
+    """Metrics of the last step."""
+    problems: list[str] = field(default_factory=list)
+    """What went wrong after training: nothing of it touches the LoRA."""
 
 
 class RunCoordinator(Coordinator):
@@ -76,6 +83,7 @@ class RunCoordinator(Coordinator):
                 num_cpus=roles.encoder.cpus,
                 num_gpus=roles.encoder.gpus,
                 ahead=max(4, ahead),
+                start_s=config.deadline.start,
             )
 
         super().__init__(
@@ -92,24 +100,17 @@ def train(config: RunConfig, show: Show) -> Summary:
     began = time.monotonic()
     preset = read_preset(config.learner.deepspeed)
     resolve_vlm(config.model.base, config.model.vlm)
-    _claim_folder(config)
     config = with_absolute_paths(config)
+    _refuse_existing(config)
     cluster = connect()
     roles = resolve_roles(config, cluster.get("GPU", 0.0))
     show("prepare", {"cluster": cluster})
     manifest = prepared(config, lambda status: show("prepare", status))
     wait_for_resources(roles, ray.cluster_resources, config.deadline.start)
+    _claim_folder(config)
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     name = f"coordinator-{uuid.uuid4().hex[:8]}"
-    actor: Any = ray.remote(RunCoordinator)
-    coordinator = actor.options(
-        name=name,
-        num_cpus=0,
-        max_concurrency=config.learner.workers + 8,
-        scheduling_strategy=here,
-    ).remote(config, roles, manifest)
-    ray.get(coordinator.start.remote(), timeout=config.deadline.start)
+    coordinator = _launch_coordinator(config, roles, manifest, name)
     arguments = {
         "config": config.model_dump(mode="json"),
         "preset": preset,
@@ -118,31 +119,63 @@ def train(config: RunConfig, show: Show) -> Summary:
         "lora": lora_metadata(config, manifest),
     }
     try:
+        _ask(coordinator, "start", config.deadline.start)
         first_step = _fit(config, roles, coordinator, arguments, show, began)
-        status = ray.get(coordinator.status.remote(), timeout=60)
-        outputs = ray.get(coordinator.outputs.remote(), timeout=config.deadline.step)
-    finally:
+        status = _ask(coordinator, "status")
+    except BaseException:
         _stop(coordinator)
+        raise
+    problems = _stop(coordinator)
     folder = config.run.folder
-    for adapter, file in ((STUDENT, LORA_FILE), (TEACHER, TEACHER_FILE)):
-        storage.write_bytes(storage.join(folder, file), outputs[adapter])
-    sheet = None
-    if config.preview.samples:
-        show("preview", {"samples": config.preview.samples})
-        sheet = draw_preview(config, manifest, roles.learner, outputs[STUDENT], outputs[TEACHER])
     summary = Summary(
         folder=folder,
         lora=storage.join(folder, LORA_FILE),
-        sheet=sheet,
+        sheet=None,
         steps=status["step"],
         seconds=time.monotonic() - began,
         seconds_to_first_step=first_step,
         max_policy_lag=config.max_policy_lag,
+        adapted=status["adapted"],
         last=status["latest"],
+        problems=problems,
     )
-    text = json.dumps(asdict(summary), indent=1) + "\n"
-    storage.write_bytes(storage.join(folder, SUMMARY_FILE), text.encode())
+    _write_summary(summary)
+    if config.preview.samples:
+        show("preview", {"samples": config.preview.samples})
+        try:
+            summary.sheet = draw_preview(config, manifest, roles.learner)
+        except DopsdError as error:
+            summary.problems.append(str(error))
+        summary.seconds = time.monotonic() - began
+        _write_summary(summary)
     return summary
+
+
+def _write_summary(summary: Summary) -> None:
+    text = json.dumps(asdict(summary), indent=1) + "\n"
+    storage.write_bytes(storage.join(summary.folder, SUMMARY_FILE), text.encode())
+
+
+def _launch_coordinator(config: RunConfig, roles: Roles, manifest: Manifest, name: str) -> Any:
+    """The coordinator's actor, on this node: it writes into the run folder."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor: Any = ray.remote(RunCoordinator)
+    return actor.options(
+        name=name,
+        num_cpus=0,
+        max_concurrency=config.learner.workers + 8,
+        scheduling_strategy=here,
+    ).remote(config, roles, manifest)
+
+
+def _ask(coordinator: Any, method: str, limit: float = _ANSWER_SECONDS) -> Any:
+    """Call the coordinator. Raises LateError or WorkerError in its name, or its own DopsdError."""
+    try:
+        return ray.get(getattr(coordinator, method).remote(), timeout=limit)
+    except GetTimeoutError:
+        raise LateError(f"coordinator is late: no answer to {method} for {limit:g} s") from None
+    except RayError as error:
+        raise own_error(error, "coordinator") from None
 
 
 def _fit(
@@ -154,7 +187,16 @@ def _fit(
     began: float,
 ) -> float:
     """Run the learners and show progress; returns seconds from the command to the first step."""
-    trainer = TorchTrainer(
+    # Ray Train keeps notes of its own in a folder; nothing of the run depends on them.
+    with tempfile.TemporaryDirectory(prefix="dopsd-ray-train-") as scratch:
+        trainer = _trainer(config, roles, arguments, scratch)
+        return _watch(config, trainer, coordinator, show, began)
+
+
+def _trainer(
+    config: RunConfig, roles: Roles, arguments: dict[str, Any], scratch: str
+) -> TorchTrainer:
+    return TorchTrainer(
         train_worker,
         train_loop_config=arguments,
         torch_config=TorchConfig(backend="nccl" if roles.learner.gpus else "gloo"),
@@ -168,10 +210,15 @@ def _fit(
         ),
         run_config=TrainRunConfig(
             name="ray_train",
-            storage_path=config.run.folder,
+            storage_path=scratch,
             failure_config=FailureConfig(max_failures=0),
         ),
     )
+
+
+def _watch(
+    config: RunConfig, trainer: TorchTrainer, coordinator: Any, show: Show, began: float
+) -> float:
     problem: list[BaseException] = []
 
     def fit() -> None:
@@ -186,58 +233,70 @@ def _fit(
     moved, last_step = time.monotonic(), 0
     while True:
         thread.join(timeout=0.5)
-        status = ray.get(coordinator.status.remote(), timeout=60)
+        status = _ask(coordinator, "status")
         show("train" if status["step"] else "start", status)
         if status["step"] != last_step:
             moved, last_step = time.monotonic(), status["step"]
         if status["step"] and not first_step:
             first_step = time.monotonic() - began
-        error = ray.get(coordinator.error.remote(), timeout=60)
+        error = _ask(coordinator, "error")
         if error is not None:
             raise error
         if not thread.is_alive():
             break
-        limit = config.deadline.step if last_step else config.deadline.start
         # The coordinator's own deadlines speak first; this one catches learners that never ask.
-        if time.monotonic() - moved > limit + 60:
+        limit = (config.deadline.step if last_step else config.deadline.start) + _ANSWER_SECONDS
+        if min(time.monotonic() - moved, status["still"]) > limit:
             raise LateError(
-                f"learner is late: no step for {limit + 60:g} s after step {last_step}; "
+                f"no step for {limit:g} s after step {last_step}: "
                 + "; ".join(f"{role}: {doing}" for role, doing in status["roles"].items())
+                + f"; free now: {_free()}"
             )
     if problem:
-        raise WorkerError(f"learner: {_learner_message(problem[0])}")
+        raise _learner_error(problem[0])
     return first_step
 
 
-def _learner_message(error: BaseException) -> str:
-    """The first failed learner's own message out of Ray Train's report."""
+def _free() -> str:
+    free = ray.available_resources()
+    return f"{free.get('CPU', 0.0):g} CPU, {free.get('GPU', 0.0):g} GPU"
+
+
+def _learner_error(error: BaseException) -> DopsdError:
+    """The first failed learner's own error out of Ray Train's report."""
     failures = getattr(error, "worker_failures", None) or {}
     for rank, failure in sorted(failures.items()):
-        return f"rank {rank}: {own_message(failure)}"
-    return own_message(error)
+        return own_error(failure, f"learner rank {rank}")
+    return own_error(getattr(error, "controller_failure", None) or error, "learner")
 
 
-def _stop(coordinator: Any) -> None:
+def _stop(coordinator: Any) -> list[str]:
+    """End the coordinator and its actors; what went wrong is told, never raised."""
     try:
-        ray.get(coordinator.stop.remote(), timeout=60)
-    finally:
-        ray.kill(coordinator)
+        problems: list[str] = _ask(coordinator, "stop", 3 * _ANSWER_SECONDS)
+    except DopsdError as error:
+        problems = [str(error)]
+    ray.kill(coordinator)
+    return problems
+
+
+def _refuse_existing(config: RunConfig) -> None:
+    """A run never mixes with another, unless it is asked to replace it."""
+    folder = config.run.folder
+    if not config.run.overwrite and storage.exists(storage.join(folder, "config.yaml")):
+        raise ConfigError(
+            f"run.folder: {folder} holds a run already; allowed: another folder, or "
+            "run.overwrite=true to replace it"
+        )
 
 
 def _claim_folder(config: RunConfig) -> None:
-    """A run never mixes with another: an existing run is refused, or replaced when asked."""
+    """Take an older run's outputs away (not its shards) and write the resolved config."""
     folder = config.run.folder
-    resolved = storage.join(folder, "config.yaml")
-    if storage.exists(resolved):
-        if not config.run.overwrite:
-            raise ConfigError(
-                f"run.folder: {folder} holds a run already; allowed: another folder, or "
-                "run.overwrite=true to replace it"
-            )
-        for name in (*_OUTPUTS, LORA_FILE, TEACHER_FILE, SUMMARY_FILE):
-            storage.remove(storage.join(folder, name))
+    for name in _OUTPUTS:
+        storage.remove(storage.join(folder, name))
     storage.make_folder(folder)
-    storage.write_bytes(resolved, dump_config(config).encode())
+    storage.write_bytes(storage.join(folder, "config.yaml"), dump_config(config).encode())
 
 
 def lora_metadata(config: RunConfig, manifest: Manifest) -> dict[str, str]:

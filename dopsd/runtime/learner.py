@@ -17,10 +17,11 @@ from dopsd.config import LearnerSection, RunConfig
 from dopsd.method.ema import Ema
 from dopsd.method.objective import state_loss
 from dopsd.method.terms import Terms
-from dopsd.models.base import DTYPES
 from dopsd.models.lora import STUDENT
-from dopsd.runtime.weights import Bundle
 from dopsd.runtime.zero import ZeroEngine
+
+Publish = Callable[[int, dict[str, Tensor], dict[str, Tensor]], None]
+"""(version, student's fp32 weights, teacher's fp32 weights)."""
 
 
 @dataclass
@@ -72,7 +73,7 @@ class Learner:
         config: RunConfig,
         engine: ZeroEngine,
         micro_batches: Callable[[int], Iterator[Micro]],
-        publish: Callable[[Bundle], None],
+        publish: Publish,
         report: Callable[[int, dict[str, Any]], None],
         sum_over_ranks: Callable[[float], float],
     ) -> None:
@@ -147,11 +148,7 @@ class Learner:
             velocity = velocity.detach()
 
     def _hand_over(self, version: int) -> None:
-        """Publish (student, EMA) as ``version``; every rank's teacher adapter follows."""
+        """Publish (student, EMA) as ``version``; a fused learner's teacher adapter follows."""
         if self.config.source == "fused":
             self.engine.write_teacher(self.ema.tensors)
-            bundle = Bundle(version, {}, {}, 0)
-        else:
-            dtype = DTYPES[self.config.model.dtype]
-            bundle = Bundle.create(version, self.student, self.ema.tensors, dtype)
-        self._publish(bundle)
+        self._publish(version, self.student, self.ema.tensors)

@@ -12,18 +12,10 @@ from ray.exceptions import RayError, RayTaskError
 from dopsd.config import RunConfig
 from dopsd.errors import DopsdError, LateError, WorkerError
 from dopsd.runtime.admission import Key
+from dopsd.runtime.failures import own_message
 from dopsd.runtime.placement import Role
 from dopsd.runtime.weights import Bundle, check_acknowledgement
 from dopsd.runtime.workers import InferenceWorker
-
-
-def own_message(error: BaseException) -> str:
-    """A worker's exception as its own message, without Ray's frames."""
-    cause: BaseException = error
-    if isinstance(error, RayTaskError) and error.cause is not None:
-        cause = error.cause
-    text = str(cause).strip() or type(cause).__name__
-    return text if isinstance(cause, DopsdError) else f"{type(cause).__name__}: {text}"
 
 
 @dataclass
@@ -81,6 +73,8 @@ class Pool:
         method: str,
     ) -> None:
         self.config, self.role, self.adapters, self.method = config, role, adapters, method
+        self.events = 0
+        """Calls that ended and restarts: tells whether anything moves."""
         self._actor = ray.remote(InferenceWorker).options(
             num_cpus=role.cpus, num_gpus=role.gpus, max_restarts=0
         )
@@ -89,7 +83,7 @@ class Pool:
     def _launch(self) -> Any:
         return self._actor.remote(self.config, self.role.device, self.adapters)
 
-    def free_member(self, bundle: Bundle, payloads: ray.ObjectRef) -> Member | None:
+    def free_member(self, bundle: Bundle) -> Member | None:
         """A member with a free slot that has acknowledged ``bundle``; others start loading it.
 
         Call order on an actor is submission order, so weights change only between trajectories.
@@ -99,7 +93,7 @@ class Pool:
             if member.loading:
                 continue
             if member.loaded != bundle.version:
-                ack = member.handle.load.remote(payloads)
+                ack = member.handle.load.remote(*(bundle.refs[a] for a in self.adapters))
                 member.calls.append(Call(None, bundle, ack, None, time.monotonic()))
             elif len(member.calls) < self.config.inference.slots and (
                 best is None or len(member.calls) < len(best.calls)
@@ -112,6 +106,10 @@ class Pool:
         method = getattr(member.handle, self.method).options(num_returns=2)
         result, stats = method.remote(bundle.version, *inputs)
         member.calls.append(Call(key, bundle, stats, result, time.monotonic()))
+
+    def starting(self) -> bool:
+        """Whether a member still loads its base or waits for its first weights."""
+        return any(member.loaded < 0 for member in self.members)
 
     def pending(self) -> list[ray.ObjectRef]:
         """References that become ready when something has happened."""
@@ -143,10 +141,13 @@ class Pool:
                     retry.append(call.key)
                     continue
                 except RayError as error:
-                    lost = WorkerError(f"{member.name} died: {str(error).splitlines()[0]}")
-                    retry += self._restart(member, lost)
+                    died = WorkerError(f"{member.name} died: {own_message(error)}")
+                    if getattr(error, "actor_init_failed", False):
+                        raise died from None
+                    retry += self._restart(member, died)
                     break
                 member.calls.pop(0)
+                self.events += 1
                 if member.calls:
                     member.calls[0].started = time.monotonic()
                 if call.key is None:
@@ -195,4 +196,5 @@ class Pool:
         ray.kill(member.handle)
         member.handle, member.loaded, member.calls = self._launch(), -1, []
         member.restarts += 1
+        self.events += 1
         return keys

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from typing import Any
 
+from botocore.exceptions import BotoCoreError, ClientError
+
 from dopsd import storage
+
+LORA_FILE, TEACHER_FILE = "lora.safetensors", "teacher_lora.safetensors"
+METRICS_FILE, SUMMARY_FILE = "metrics.jsonl", "summary.json"
+"""Names in the run folder."""
 
 _REMOTE_INTERVAL = 15.0
 """Seconds between rewrites of the metrics file on S3, which cannot append."""
@@ -18,7 +25,7 @@ class RunLog:
     def __init__(self, folder: str) -> None:
         self.folder = folder
         self.latest: dict[str, Any] = {}
-        self._path = storage.join(folder, "metrics.jsonl")
+        self._path = storage.join(folder, METRICS_FILE)
         self._lines: list[str] = []
         self._written = 0.0
         self._last_step = time.monotonic()
@@ -49,17 +56,19 @@ class RunLog:
         storage.write_bytes(storage.join(self.folder, name), payload)
 
     def close(self) -> None:
+        """Write what is left. Raises whatever the storage raises."""
         if storage.is_remote(self._path) and self._lines:
             self._rewrite()
 
     def _append(self, line: str) -> None:
         self._lines.append(line)
-        if storage.is_remote(self._path):
-            if time.monotonic() - self._written > _REMOTE_INTERVAL:
+        if not storage.is_remote(self._path):
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        elif time.monotonic() - self._written > _REMOTE_INTERVAL:
+            # A hiccup of S3 must not stop training; the next interval writes every line anew.
+            with contextlib.suppress(OSError, BotoCoreError, ClientError):
                 self._rewrite()
-            return
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(line + "\n")
 
     def _rewrite(self) -> None:
         self._written = time.monotonic()

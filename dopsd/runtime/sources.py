@@ -17,7 +17,7 @@ from dopsd.method.schedule import euler_step
 from dopsd.method.terms import Term, Terms, fused_terms, stored_terms
 from dopsd.models.base import DTYPES
 from dopsd.models.lora import STUDENT
-from dopsd.runtime.dump import dump_name, dumped, trajectory_record
+from dopsd.runtime.dump import dump_path, dumped, trajectory_record
 from dopsd.runtime.learner import Micro
 from dopsd.runtime.workers import training_sigmas
 from dopsd.runtime.zero import ZeroEngine
@@ -112,4 +112,4 @@ class FusedSource:
             weight=state_weights(sigmas[:-1], self.config.method.weighting),
             finished=finished.cpu(),
         )
-        self._dump(dump_name(info), trajectory_record(self.config, batch, scored))
+        self._dump(dump_path(info), trajectory_record(self.config, batch, scored))

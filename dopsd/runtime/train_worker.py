@@ -9,17 +9,21 @@ import ray
 import torch
 from ray import train
 from ray.train.torch import get_device
+from torch import Tensor
 
 from dopsd.config import RunConfig
 from dopsd.export import lora_file
-from dopsd.process import peak_memory_mb, set_up
 from dopsd.models import FAMILIES
+from dopsd.models.base import DTYPES
 from dopsd.models.lora import STUDENT, TEACHER
+from dopsd.process import peak_memory_mb, set_up
+from dopsd.runtime.dump import weights_dumped, weights_path
 from dopsd.runtime.learner import Learner
+from dopsd.runtime.run_log import LORA_FILE, TEACHER_FILE
 from dopsd.runtime.sources import DisaggregatedSource, FusedSource
 from dopsd.runtime.student import build_student
 from dopsd.runtime.weights import Bundle
-from dopsd.runtime.zero import ZeroEngine, engine_config
+from dopsd.runtime.zero import ZeroEngine, engine_config, preset_stage
 
 _GRACE = 30.0
 """Seconds that a call to the coordinator may take beyond the coordinator's own deadline."""
@@ -37,7 +41,9 @@ def train_worker(arguments: dict[str, Any]) -> None:
 
     family = FAMILIES[config.model.family](config.model.base, config.model.revision)
     fused = config.source == "fused"
-    student, _ = build_student(config, family, device, with_teacher=fused)
+    # ZeRO-3 cuts the base up on the CPU before any of it is on a GPU.
+    where = "cpu" if preset_stage(arguments["preset"]) == 3 else device
+    student, matched = build_student(config, family, where, with_teacher=fused)
     learner_config = config.learner
     micro_batches = learner_config.global_batch // learner_config.micro_batch
     accumulation = -(-micro_batches // world) * config.method.steps
@@ -51,9 +57,22 @@ def train_worker(arguments: dict[str, Any]) -> None:
         for box in call("fetch", step, rank, world):
             yield ray.get(box.ref, timeout=config.deadline.step), box.real
 
-    def publish(bundle: Bundle) -> None:
-        if rank == 0:
-            call("publish", bundle)
+    def lora(adapter: str, state: dict[str, Tensor]) -> bytes:
+        metadata = {**arguments["lora"], "dopsd.adapter": adapter}
+        return lora_file(state, config.lora.rank, config.lora.alpha, metadata)
+
+    def publish(version: int, student: dict[str, Tensor], teacher: dict[str, Tensor]) -> None:
+        if rank:
+            return
+        if fused:
+            bundle = Bundle(version, {}, {}, 0)
+        else:
+            dtype = DTYPES[config.model.dtype]
+            bundle = Bundle.create(version, student, teacher, dtype, ray.put)
+        if weights_dumped(config, version):
+            for adapter, state in ((STUDENT, student), (TEACHER, teacher)):
+                call("write", weights_path(version, adapter), lora(adapter, state))
+        call("publish", bundle)
 
     def report(step: int, metrics: dict[str, Any]) -> None:
         if rank == 0:
@@ -69,14 +88,14 @@ def train_worker(arguments: dict[str, Any]) -> None:
 
     if fused:
         source: Any = FusedSource(
-            config, fetch, engine, device, lambda name, data: call("dump", name, data)
+            config, fetch, engine, device, lambda name, data: call("write", name, data)
         )
     else:
         source = DisaggregatedSource(config, fetch, device)
+    if rank == 0:
+        call("adapted", {target: len(names) for target, names in matched.items()})
     learner = Learner(config, engine, source, publish, report, sum_over_ranks)
     learner.run(0, learner_config.steps)
     if rank == 0:
-        for adapter, state in ((STUDENT, learner.student), (TEACHER, learner.ema.tensors)):
-            metadata = {**arguments["lora"], "dopsd.adapter": adapter}
-            file = lora_file(state, config.lora.rank, config.lora.alpha, metadata)
-            call("deliver", adapter, file)
+        call("write", LORA_FILE, lora(STUDENT, learner.student))
+        call("write", TEACHER_FILE, lora(TEACHER, learner.ema.tensors))

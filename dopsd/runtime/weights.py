@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,14 +16,14 @@ from dopsd.types import pack, unpack
 
 @dataclass(frozen=True)
 class Bundle:
-    """Weights after ``version`` optimizer steps, as safetensors bytes per adapter.
+    """Weights after ``version`` optimizer steps: a reference to safetensors bytes per adapter.
 
     Tensors are in the inference dtype already, so that ``checksums`` (SHA-256 per adapter) can
-    be compared with what a worker has bound.
+    be compared with what a worker has bound. A worker fetches the adapters of its role only.
     """
 
     version: int
-    payloads: dict[str, bytes]
+    refs: dict[str, Any]
     checksums: dict[str, str]
     modules: int
     """Number of tensors of each adapter."""
@@ -33,14 +35,15 @@ class Bundle:
         student: dict[str, Tensor],
         teacher: dict[str, Tensor],
         dtype: torch.dtype,
+        put: Callable[[bytes], Any],
     ) -> Bundle:
-        """From fp32 master weights of both adapters."""
-        payloads, checksums = {}, {}
+        """From fp32 master weights of both adapters; ``put`` stores bytes, as ray.put does."""
+        refs, checksums = {}, {}
         for adapter, state in ((STUDENT, student), (TEACHER, teacher)):
             cast = {name: tensor.detach().to("cpu", dtype) for name, tensor in state.items()}
-            payloads[adapter] = pack(cast, {"version": version, "adapter": adapter})
+            refs[adapter] = put(pack(cast, {"version": version, "adapter": adapter}))
             checksums[adapter] = checksum(cast)
-        return cls(version, payloads, checksums, len(student))
+        return cls(version, refs, checksums, len(student))
 
 
 def read_payload(payload: bytes, adapter: str) -> tuple[int, dict[str, Tensor]]:

@@ -17,7 +17,6 @@ from torch import Tensor
 from dopsd.config import RunConfig
 from dopsd.data.stream import load_encoded
 from dopsd.errors import AcknowledgementError
-from dopsd.process import peak_memory_mb, set_up
 from dopsd.method.noise import batch_noise
 from dopsd.method.objective import state_weights
 from dopsd.method.rollout import VelocityFn, rollout, score
@@ -34,6 +33,7 @@ from dopsd.models.lora import (
     inject,
     resolve_targets,
 )
+from dopsd.process import peak_memory_mb, set_up
 from dopsd.runtime.weights import Acknowledgement, read_payload
 from dopsd.types import Context, EncodedBatch, TrainingBatch, Trajectory
 

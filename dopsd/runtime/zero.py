@@ -35,7 +35,8 @@ def read_preset(name: str) -> dict[str, Any]:
     Raises ConfigError for a missing file, broken JSON or a key that the run config owns.
     """
     folders = [Path("configs/deepspeed"), Path(__file__).parents[2] / "configs" / "deepspeed"]
-    candidates = [Path(name), *(folder / f"{name}.json" for folder in folders)]
+    named = [folder / f"{name}.json" for folder in folders]
+    candidates = [Path(name)] if name.endswith(".json") else named
     file = next((path for path in candidates if path.is_file()), None)
     if file is None:
         raise ConfigError(
@@ -49,7 +50,17 @@ def read_preset(name: str) -> dict[str, Any]:
         raise ConfigError(
             f"learner.deepspeed: {file} sets {owned[0]}, allowed: in the run config only"
         )
+    stage = preset_stage(preset)
+    if stage not in (1, 2, 3):
+        raise ConfigError(
+            f"learner.deepspeed: {file} has zero_optimization.stage {stage}, allowed: 1, 2, 3"
+        )
     return preset
+
+
+def preset_stage(preset: dict[str, Any]) -> int:
+    """The ZeRO stage of a preset or of a whole DeepSpeed config."""
+    return int(preset.get("zero_optimization", {}).get("stage", 0))
 
 
 def engine_config(config: RunConfig, preset: dict[str, Any], accumulation: int) -> dict[str, Any]:
@@ -86,6 +97,9 @@ class ZeroEngine:
 
         self._deepspeed = deepspeed
         self.student = student
+        if preset_stage(config) == 3:
+            # Cut up where it stands, on the CPU: a base that fits no GPU never has to be on one.
+            deepspeed.zero.Init(module=student, config_dict_or_path=config)
         trainable = [p for p in student.parameters() if p.requires_grad]
         self.engine, *_ = deepspeed.initialize(
             model=student, model_parameters=trainable, config=config

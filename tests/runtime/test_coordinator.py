@@ -22,7 +22,7 @@ from dopsd.runtime.placement import resolve_roles
 from dopsd.runtime.run_log import RunLog
 from dopsd.runtime.weights import Acknowledgement, Bundle
 from dopsd.runtime.workers import InferenceWorker
-from dopsd.types import EncodedBatch, SampleInfo, TrainingBatch
+from dopsd.types import EncodedBatch, SampleInfo, TrainingBatch, Trajectory
 from tests.tiny import make_config, make_context, random_state
 
 STEPS, PER_STEP, SIDE = 5, 2, 16
@@ -71,9 +71,9 @@ def parameters(tiny_base):
     return {name: p.detach() for name, p in adapter_parameters(transformer, STUDENT).items()}
 
 
-def bundle_of(parameters, version: int) -> Bundle:
+def bundle_of(parameters, version: int, put=ray.put) -> Bundle:
     student, teacher = random_state(parameters, version), random_state(parameters, version + 500)
-    return Bundle.create(version, student, teacher, torch.float32)
+    return Bundle.create(version, student, teacher, torch.float32, put)
 
 
 def run(config, parameters, during=None) -> dict[tuple[int, int], bytes]:
@@ -129,10 +129,9 @@ def test_a_changed_adapter_changes_the_next_rollout(tiny_base, parameters):
     worker = InferenceWorker(config_of(tiny_base, "unused"), "cpu", (STUDENT, "teacher"))
     finished = []
     for version in (0, 1):
-        worker.load(bundle_of(parameters, version).payloads)
+        refs = bundle_of(parameters, version, bytes).refs
+        worker.load(refs[STUDENT], refs["teacher"])
         payload, _ = worker.generate(version, encoded(0, 0))
-        from dopsd.types import Trajectory
-
         finished.append(Trajectory.from_bytes(payload).states)
     assert torch.equal(finished[0][0], finished[1][0]), "same noise"
     assert not torch.allclose(finished[0][-1], finished[1][-1])
@@ -160,8 +159,8 @@ def lying(**change):
     """A worker class whose acknowledgement is wrong in one respect."""
 
     class Liar(InferenceWorker):
-        def load(self, payloads):
-            ack = super().load(payloads)
+        def load(self, *payloads):
+            ack = super().load(*payloads)
             return Acknowledgement(**{**ack.__dict__, **change})
 
     return Liar

@@ -71,6 +71,11 @@ def adapter(summary: Summary) -> dict[str, torch.Tensor]:
     return read_lora(summary.lora)
 
 
+def metrics(summary: Summary) -> list[dict]:
+    text = (Path(summary.folder) / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
 def difference(one: Summary, other: Summary) -> float:
     first, second = adapter(one), adapter(other)
     assert first.keys() == second.keys()
@@ -85,10 +90,17 @@ def reference(run) -> Summary:
 
 def test_run_folder_holds_everything(reference):
     folder = Path(reference.folder)
-    assert {"config.yaml", "metrics.jsonl", "lora.safetensors", "shards"} <= {
-        path.name for path in folder.iterdir()
+    assert {path.name for path in folder.iterdir()} == {
+        "config.yaml",
+        "metrics.jsonl",
+        "summary.json",
+        "lora.safetensors",
+        "teacher_lora.safetensors",
+        "shards",
     }
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    # 2 layers and 2 refiners, each with q, k, v, out and w1, w2, w3.
+    assert set(reference.adapted.values()) == {4} and len(reference.adapted) == 7
+    lines = metrics(reference)
     assert [line["step"] for line in lines] == list(range(STEPS))
     assert all(line["student_lag"] == line["teacher_lag"] == 0 for line in lines)
     assert [line["lr"] for line in lines[:3]] == pytest.approx([5e-5, 1e-4, 1e-4])
@@ -151,4 +163,8 @@ def test_two_runs_at_lag_two_are_bitwise_equal_whatever_the_workers(run, referen
     ids=["fused-zero3-2", "fused-zero1-1", "shared-zero1-1", "disaggregated-zero3-2"],
 )
 def test_sources_stages_and_learners_agree(settings, run, reference):
-    assert difference(reference, run(**settings)) < 1e-5
+    other = run(**settings)
+    assert difference(reference, other) < 1e-5
+    for key in ("loss", "grad_norm"):
+        values = [[line[key] for line in metrics(summary)] for summary in (reference, other)]
+        assert values[0] == pytest.approx(values[1], rel=1e-3), key

@@ -15,13 +15,13 @@ def state(value: float) -> dict[str, torch.Tensor]:
 
 
 def test_payload_carries_version_and_inference_dtype():
-    bundle = Bundle.create(7, state(0.1), state(0.2), torch.bfloat16)
-    version, tensors = read_payload(bundle.payloads["teacher"], "teacher")
+    bundle = Bundle.create(7, state(0.1), state(0.2), torch.bfloat16, bytes)
+    version, tensors = read_payload(bundle.refs["teacher"], "teacher")
     assert version == 7
     assert tensors["a.lora_A.weight"].dtype == torch.bfloat16
     assert checksum(tensors) == bundle.checksums["teacher"]
     with pytest.raises(AssertionError, match="payload of student"):
-        read_payload(bundle.payloads["student"], "teacher")
+        read_payload(bundle.refs["student"], "teacher")
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_payload_carries_version_and_inference_dtype():
     ],
 )
 def test_wrong_acknowledgements_are_named(change, message):
-    bundle = Bundle.create(7, state(0.1), state(0.2), torch.float32)
+    bundle = Bundle.create(7, state(0.1), state(0.2), torch.float32, bytes)
     ack = Acknowledgement(7, {"student": bundle.checksums["student"]}, 2)
     check_acknowledgement(bundle, ack, "rollout-0")
     with pytest.raises(AcknowledgementError, match=message):
