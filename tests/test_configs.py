@@ -120,8 +120,13 @@ WRONG_OVERRIDES = [
     ("method.sigmas=[1, 0.5]", "method.sigmas: 2 values, allowed: method.steps (4)"),
     (
         "method.sigmas=[1, 0.9, 0.5, 0]",
-        "method.sigmas: [1.0, 0.9, 0.5, 0.0], allowed: strictly descending in (0, 1], "
-        "without the final 0",
+        "method.sigmas: [1.0, 0.9, 0.5, 0.0], allowed: strictly descending from 1 (a "
+        "roll-out starts at pure noise), without the final 0",
+    ),
+    (
+        "learner.gpus=0.5",
+        "learner.gpus: 0.5 with 2 learners, allowed: whole GPUs "
+        "(NCCL takes no two ranks on one GPU)",
     ),
     (
         "learner.warmup_steps=100",
