@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+with socket.socket() as _probe:
+    _probe.bind(("127.0.0.1", 0))
+    S3_PORT: int = _probe.getsockname()[1]
+
+# An S3 on this machine. Its address is set while tests are collected: the session's Ray workers
+# inherit it, whichever test starts them.
+os.environ.setdefault("AWS_ENDPOINT_URL", f"http://127.0.0.1:{S3_PORT}")
+os.environ.setdefault("AWS_ACCESS_KEY_ID", "testing")
+os.environ.setdefault("AWS_SECRET_ACCESS_KEY", "testing")
+os.environ.setdefault("AWS_DEFAULT_REGION", "us-east-1")
 
 import pytest
 import torch
@@ -39,3 +51,18 @@ def ray_cluster() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[str]:
+    """URL of an empty S3 bucket."""
+    from moto.server import ThreadedMotoServer
+
+    from dopsd import storage
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=S3_PORT)
+    server.start()
+    fs, _ = storage.filesystem("s3://dopsd-test")
+    fs.mkdir("dopsd-test")
+    yield "s3://dopsd-test"
+    server.stop()

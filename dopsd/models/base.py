@@ -39,6 +39,10 @@ class Family(ABC):
         """The frozen transformer (``requires_grad`` off, eval mode) on ``device``."""
 
     @abstractmethod
+    def skeleton(self) -> nn.Module:
+        """The transformer without weights (on the meta device): its modules can be named."""
+
+    @abstractmethod
     def load_pipeline(
         self, dtype: torch.dtype, device: torch.device | str, text_encoder: bool = True
     ) -> Any:

@@ -47,6 +47,13 @@ class ZImage(Family):
             transformer.set_attention_backend(attention)
         return transformer.requires_grad_(False).eval().to(device)
 
+    def skeleton(self) -> nn.Module:
+        from diffusers import ZImageTransformer2DModel
+
+        with torch.device("meta"):
+            model: nn.Module = ZImageTransformer2DModel.from_config(self._config("transformer"))
+        return model
+
     def load_pipeline(
         self, dtype: torch.dtype, device: torch.device | str, text_encoder: bool = True
     ) -> Any:

@@ -93,7 +93,6 @@ class Coordinator:
         self._started = time.monotonic()
         self._threads: list[threading.Thread] = []
         self._progress = self._started
-        self._adapted: dict[str, int] = {}
         self._stream = "loading its models"
         self._dumps: list[ray.ObjectRef] = []
 
@@ -221,10 +220,6 @@ class Coordinator:
         """Write a file of the learners (the LoRA, debug records) into the run folder."""
         self.log.write(name, payload)
 
-    def adapted(self, targets: dict[str, int]) -> None:
-        """What the LoRA adapts: number of modules by target."""
-        self._adapted = targets
-
     # -- driver ----------------------------------------------------------------------------
 
     def error(self) -> DopsdError | None:
@@ -242,7 +237,6 @@ class Coordinator:
                 "roles": self._doing(),
                 "elapsed": time.monotonic() - self._started,
                 "still": time.monotonic() - self._progress,
-                "adapted": dict(self._adapted),
                 "restarts": sum(m.restarts for p in self._pools for m in p.members),
                 "error": str(self._error) if self._error else None,
             }

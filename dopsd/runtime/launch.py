@@ -24,7 +24,8 @@ from dopsd.contexts import EncoderFactory
 from dopsd.data.manifest import Manifest
 from dopsd.data.stream import encoded_stream
 from dopsd.errors import ConfigError, DopsdError, LateError
-from dopsd.models import resolve_vlm
+from dopsd.models import FAMILIES, resolve_vlm
+from dopsd.models.lora import resolve_targets
 from dopsd.runtime.cluster import NAMESPACE, connect
 from dopsd.runtime.coordinator import BlockStream, Coordinator
 from dopsd.runtime.data import plan_of, prepared, with_absolute_paths
@@ -101,6 +102,8 @@ def train(config: RunConfig, show: Show) -> Summary:
     preset = read_preset(config.learner.deepspeed)
     resolve_vlm(config.model.base, config.model.vlm)
     config = with_absolute_paths(config)
+    family = FAMILIES[config.model.family](config.model.base, config.model.revision)
+    matched = resolve_targets(family.skeleton(), config.lora.targets, family.lora_targets)
     _refuse_existing(config)
     cluster = connect()
     roles = resolve_roles(config, cluster.get("GPU", 0.0))
@@ -135,7 +138,7 @@ def train(config: RunConfig, show: Show) -> Summary:
         seconds=time.monotonic() - began,
         seconds_to_first_step=first_step,
         max_policy_lag=config.max_policy_lag,
-        adapted=status["adapted"],
+        adapted={target: len(names) for target, names in matched.items()},
         last=status["latest"],
         problems=problems,
     )

@@ -28,8 +28,8 @@ class Student(nn.Module):
 
 def build_student(
     config: RunConfig, family: Family, device: torch.device | str, with_teacher: bool
-) -> tuple[Student, dict[str, list[str]]]:
-    """The module to train and what was adapted: {target: module names}."""
+) -> Student:
+    """The module to train: base, LoRA on the config's targets, checkpointing as asked."""
     dtype = DTYPES[config.model.dtype]
     transformer: Any = family.load_transformer(dtype, device, config.model.attention)
     matched = resolve_targets(transformer, config.lora.targets, family.lora_targets)
@@ -37,4 +37,4 @@ def build_student(
     inject(transformer, matched, config.lora.rank, config.lora.alpha, config.run.seed, adapters)
     if config.learner.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
-    return Student(family, transformer), matched
+    return Student(family, transformer)

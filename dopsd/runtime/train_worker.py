@@ -43,7 +43,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
     fused = config.source == "fused"
     # ZeRO-3 cuts the base up on the CPU before any of it is on a GPU.
     where = "cpu" if preset_stage(arguments["preset"]) == 3 else device
-    student, matched = build_student(config, family, where, with_teacher=fused)
+    student = build_student(config, family, where, with_teacher=fused)
     learner_config = config.learner
     micro_batches = learner_config.global_batch // learner_config.micro_batch
     accumulation = -(-micro_batches // world) * config.method.steps
@@ -92,8 +92,6 @@ def train_worker(arguments: dict[str, Any]) -> None:
         )
     else:
         source = DisaggregatedSource(config, fetch, device)
-    if rank == 0:
-        call("adapted", {target: len(names) for target, names in matched.items()})
     learner = Learner(config, engine, source, publish, report, sum_over_ranks)
     learner.run(0, learner_config.steps)
     if rank == 0:

@@ -207,6 +207,36 @@ def test_a_hung_worker_is_named_with_what_it_was_doing(
     assert time.monotonic() - began < 55
 
 
+def test_a_worker_that_hangs_is_replaced_and_nothing_changes(
+    undisturbed, tiny_base, parameters, tmp_path, monkeypatch
+):
+    marker = tmp_path / "hung"
+
+    class HangsOnce(InferenceWorker):
+        def generate(self, version, block):
+            if version == 2 and not marker.exists():
+                marker.touch()
+                threading.Event().wait(600)
+            return super().generate(version, block)
+
+    monkeypatch.setattr(pool_module, "InferenceWorker", HangsOnce)
+    deadline = {"step": 4.0, "restarts": 1, "start": 120}
+    config = config_of(tiny_base, tmp_path / "run", deadline=deadline)
+    (tmp_path / "run").mkdir()
+    assert run(config, parameters) == undisturbed
+    assert marker.exists()
+
+
+def test_a_worker_that_cannot_start_tells_why(tiny_base, parameters, tmp_path, monkeypatch):
+    class Unable(InferenceWorker):
+        def __init__(self, *arguments):
+            raise RuntimeError("no room on this GPU")
+
+    monkeypatch.setattr(pool_module, "InferenceWorker", Unable)
+    with pytest.raises(WorkerError, match="rollout-0 died: RuntimeError: no room on this GPU"):
+        run(config_of(tiny_base, tmp_path), parameters)
+
+
 def test_fetch_is_idempotent_and_pads_with_zero_weight(tiny_base, parameters, tmp_path):
     config = config_of(tiny_base, tmp_path)
     config.learner.global_batch = 6  # three micro-batches a step, but the plan has only two
@@ -233,6 +263,7 @@ def test_trajectory_dumps_are_self_describing(tiny_base, parameters, tmp_path):
 
     config = config_of(tiny_base, tmp_path, debug={"dump_trajectories": 3})
     results = run(config, parameters)
+    assert TrainingBatch.from_bytes(results[(0, 0)]).finished is not None
     files = sorted((tmp_path / "debug" / "trajectories").iterdir())
     assert [file.name for file in files] == [
         f"step{step:06d}-mb{index:03d}.safetensors" for step, index in [(0, 0), (0, 1), (1, 0)]

@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
+from dopsd import storage
+from dopsd.errors import ConfigError, DataError, ModelError
 from dopsd.export import read_lora
 from dopsd.runtime.launch import Summary, train
 from tests.tiny import make_config, random_image
@@ -168,3 +170,43 @@ def test_sources_stages_and_learners_agree(settings, run, reference):
     for key in ("loss", "grad_norm"):
         values = [[line[key] for line in metrics(summary)] for summary in (reference, other)]
         assert values[0] == pytest.approx(values[1], rel=1e-3), key
+
+
+def test_run_folder_and_shards_on_s3(run, reference, bucket):
+    other = run(run={"folder": f"{bucket}/runs/one", "seed": 3}, debug={"dump_trajectories": 1})
+    assert difference(reference, other) == 0.0
+    lines = storage.read_bytes(f"{other.folder}/metrics.jsonl").splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(STEPS))
+    for name in (
+        "config.yaml",
+        "summary.json",
+        "shards/manifest.json",
+        "debug/trajectories/step000000-mb000.safetensors",
+        "debug/weights/v000000.teacher.safetensors",
+    ):
+        assert storage.exists(f"{other.folder}/{name}"), name
+
+
+def test_an_existing_run_is_not_touched(run, reference):
+    before = Path(reference.lora).read_bytes()
+    with pytest.raises(ConfigError, match=r"run.folder: .* holds a run already; allowed: another"):
+        run(run={"folder": reference.folder, "seed": 3})
+    assert Path(reference.lora).read_bytes() == before
+
+
+def test_shards_of_another_source_are_refused_by_name(run, reference, tmp_path):
+    shards = str(Path(reference.folder) / "shards")
+    with pytest.raises(DataError, match=r"data.source: .*, but .* was prepared from .*images"):
+        run(
+            data={
+                "source": str(tmp_path),
+                "shards": shards,
+                "pixel_area": 1024,
+                "bucket_multiple": 8,
+            }
+        )
+
+
+def test_a_target_that_matches_nothing_is_refused_before_the_start(run):
+    with pytest.raises(ModelError, match=r"^lora.targets: to_nowhere match no linear module"):
+        run(lora={"rank": 4, "alpha": 8, "targets": ["to_nowhere"]})

@@ -66,7 +66,7 @@ def batches(step: int) -> list[TrainingBatch]:
 def run_case(base: str, stage: str, dtype: str, rank: int, world: int) -> dict:
     config = case_config(base, stage, dtype)
     family = FAMILIES["z_image"](base)
-    student, _ = build_student(config, family, "cpu", with_teacher=False)
+    student = build_student(config, family, "cpu", with_teacher=False)
     accumulation = -(-FULL // world) * STATES
     engine = ZeroEngine(student, engine_config(config, read_preset(stage), accumulation))
 
