@@ -1,0 +1,95 @@
+"""The command line: one line for a user's mistake, and what each light command prints."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from dopsd.cli import main
+from dopsd.config import RunConfig, load_config
+from dopsd.export import lora_file
+from dopsd.models import FAMILIES
+from dopsd.models.lora import STUDENT, adapter_parameters, inject, resolve_targets
+from tests.tiny import random_state
+
+
+def test_config_prints_what_reads_back_to_the_same(capsys, tmp_path):
+    assert main(["config", "configs/shapes.yaml", "learner.lr=2e-4"]) == 0
+    printed = capsys.readouterr().out
+    assert yaml.safe_load(printed)["learner"]["lr"] == 2e-4
+    (tmp_path / "again.yaml").write_text(printed)
+    again = load_config(tmp_path / "again.yaml")
+    assert again == load_config("configs/shapes.yaml", ["learner.lr=2e-4"])
+
+
+def test_reference_names_every_key_with_a_meaning(capsys):
+    assert main(["config", "--reference"]) == 0
+    rows = capsys.readouterr().out.splitlines()[2:]
+    described = {row.split("`")[1] for row in rows if not row.endswith("| None |")}
+
+    def keys(model, prefix=""):
+        for name, entry in model.model_fields.items():
+            if isinstance(entry.annotation, type) and hasattr(entry.annotation, "model_fields"):
+                yield from keys(entry.annotation, f"{prefix}{name}.")
+            else:
+                yield prefix + name
+
+    assert described == set(keys(RunConfig))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["train", "configs/shapes.yaml", "learner.lrr=1"], "dopsd: learner.lrr: unknown key"),
+        (["train", "no.yaml"], "dopsd: config no.yaml: no such file"),
+        (["prepare", "configs/shapes.yaml", "data.rows_per_group=0"], "dopsd: data.rows_per_group"),
+        (["train", "configs/shapes.yaml", "learner.deepspeed=zero9"], "dopsd: learner.deepspeed: "),
+        (["train", "configs/shapes.yaml", "model.base=./nowhere"], "dopsd: model.base: './nowhe"),
+        (["generate", "x", "--dtype", "float8"], "dopsd: --dtype: 'float8', allowed: float32"),
+        (["generate", "x", "--lora", "no.safetensors"], "dopsd: no.safetensors: no such LoRA"),
+        (["generate", "x", "--width", "33"], "dopsd: image of 33x32 pixels"),
+        (["stats", "nowhere"], "dopsd: nowhere/summary.json: missing"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_1(arguments, line, capsys):
+    assert main(arguments) == 1
+    printed = capsys.readouterr().err.strip().splitlines()
+    assert len(printed) == 1 and printed[0].startswith(line), printed
+
+
+def test_unknown_commands_are_usage_errors(capsys):
+    assert main(["trian"]) == 2
+    assert "No such command" in capsys.readouterr().err
+
+
+def test_generate_draws_with_and_without_a_lora(tiny_base, tmp_path, capsys):
+    family = FAMILIES["z_image"](str(tiny_base))
+    transformer = family.load_transformer(torch.float32, "cpu")
+    inject(transformer, resolve_targets(transformer, "default", family.lora_targets), 4, 8, 0)
+    state = random_state(adapter_parameters(transformer, STUDENT), 1)
+    lora = tmp_path / "lora.safetensors"
+    lora.write_bytes(lora_file(state, 4, 8, {}))
+    size = ["--width", "16", "--height", "32", "--base", str(tiny_base), "--steps", "2"]
+    drawn = []
+    for extra in ([], ["--lora", str(lora)]):
+        out = tmp_path / f"out{len(extra)}"
+        assert main(["generate", "a red cat", "a mat", *size, "--out", str(out), *extra]) == 0
+        assert "001.png  a mat" in capsys.readouterr().out
+        drawn.append(Image.open(out / "000.png"))
+    assert drawn[0].size == (16, 32)
+    assert drawn[0].tobytes() != drawn[1].tobytes()
+
+
+def test_a_lora_that_fits_nothing_is_refused(tiny_base, tmp_path, capsys):
+    from safetensors.torch import save
+    from torch import ones
+
+    foreign = tmp_path / "foreign.safetensors"
+    parts = {"lora_A": ones(4, 64), "lora_B": ones(64, 4)}
+    names = {f"base_model.model.layers.0.attention.to_q.{k}.weight": v for k, v in parts.items()}
+    foreign.write_bytes(save(names))
+    size = ["--width", "16", "--height", "16", "--base", str(tiny_base)]
+    assert main(["generate", "x", *size, "--lora", str(foreign)]) == 1
+    assert "none of its keys fits the base" in capsys.readouterr().err
