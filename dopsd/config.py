@@ -6,13 +6,13 @@ Paths may be local or ``s3://``. Sizes are samples, pixels, seconds and optimize
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from dopsd.config_message import one_line
 from dopsd.errors import ConfigError
 
 Positive = Annotated[int, Field(ge=1)]
@@ -283,7 +283,7 @@ def load_config(path: str | Path | None, overrides: list[str] | None = None) -> 
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_one_line(error)) from None
+        raise ConfigError(one_line(error, RunConfig)) from None
 
 
 def _yaml_problem(error: Exception) -> str:
@@ -325,66 +325,6 @@ def _number(text: str) -> Any:
         return float(text)
     except ValueError:
         return text
-
-
-# pydantic's wording, shortened to what a user of a YAML file can act on.
-_ALLOWED = {
-    "float_parsing": "a number",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "int_parsing": "a whole number",
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "bool_parsing": "true or false",
-    "bool_type": "true or false",
-    "string_type": "text (in quotes)",
-    "list_type": "a list",
-    "tuple_type": "a list",
-    "model_type": "a section of keys",
-    "greater_than": "greater than {gt:g}",
-    "greater_than_equal": "at least {ge:g}",
-    "less_than_equal": "at most {le:g}",
-    "too_long": "at most {max_length} values",
-    "literal_error": "{expected}",
-}
-
-
-def _one_line(error: ValidationError) -> str:
-    errors = error.errors()
-    first = errors[0]
-    key = _key(first["loc"])
-    if first["type"] == "extra_forbidden":
-        key = ".".join(str(part) for part in first["loc"])
-        siblings = _siblings(first["loc"])
-        close = difflib.get_close_matches(str(first["loc"][-1]), siblings, n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        return f"{key}: unknown key{hint}; allowed: {', '.join(siblings)}"
-    if first["type"] == "value_error" and not first["loc"]:
-        return str(first["ctx"]["error"])
-    if first["type"] == "missing":
-        return f"{key}: missing"
-    # A key of several types gives one error for each: name every type.
-    allowed = [_allowed(entry) for entry in errors if _key(entry["loc"]) == key]
-    return f"{key}: {first.get('input')!r}, allowed: {' or '.join(allowed)}"
-
-
-def _key(location: tuple[int | str, ...]) -> str:
-    """Dotted key of an error, without pydantic's tags of union members such as ``list[str]``."""
-    return ".".join(str(part) for part in location if "[" not in str(part))
-
-
-def _allowed(entry: Any) -> str:
-    if entry["type"] in _ALLOWED:
-        return _ALLOWED[entry["type"]].format(**entry.get("ctx", {}))
-    message: str = entry["msg"]
-    return (message[0].lower() + message[1:]).removeprefix("input should be ")
-
-
-def _siblings(location: tuple[int | str, ...]) -> list[str]:
-    model: Any = RunConfig
-    for part in location[:-1]:
-        model = model.model_fields[part].annotation
-    return list(model.model_fields)
 
 
 def reference() -> str:
