@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from dopsd import storage
+from dopsd.config import load_config
 from dopsd.errors import ConfigError, DataError, ModelError
 from dopsd.export import read_lora
 from dopsd.runtime.launch import Summary, train
@@ -210,3 +211,21 @@ def test_shards_of_another_source_are_refused_by_name(run, reference, tmp_path):
 def test_a_target_that_matches_nothing_is_refused_before_the_start(run):
     with pytest.raises(ModelError, match=r"^lora.targets: to_nowhere match no linear module"):
         run(lora={"rank": 4, "alpha": 8, "targets": ["to_nowhere"]})
+
+
+def test_the_demo_in_three_steps(ray_cluster, tmp_path):
+    """configs/shapes.yaml on the shipped base: source rendered, trained, drawn."""
+    folder = tmp_path / "run"
+    settings = [f"run.folder={folder}", "learner.steps=3", "preview.samples=2"]
+    phases: list[str] = []
+    summary = train(
+        load_config("configs/shapes.yaml", settings), lambda phase, status: phases.append(phase)
+    )
+    assert list(dict.fromkeys(phases)) == ["prepare", "start", "train", "preview"]
+    assert summary.problems == [] and summary.steps == 3
+    assert 0 < summary.seconds_to_first_step < summary.seconds
+    manifest = json.loads((folder / "shards" / "manifest.json").read_text())
+    assert manifest["source"] == "shapes:ring count=12 seed=0" and manifest["samples"] == 12
+    sheet = Image.open(summary.sheet)
+    assert sheet.width >= 4 * 192, "target, base, student and teacher side by side"
+    assert max(t.abs().max() for n, t in adapter(summary).items() if ".lora_B." in n) > 0
