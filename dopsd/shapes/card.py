@@ -28,6 +28,8 @@ GUIDANCE = 1.5
 SAMPLES = 70
 SEEDS = (0, 1, 2)
 Say = Callable[[str], None]
+# Model, prompts, whether with a picture, steps, guidance.
+Setting = tuple[str, str, bool, int, float]
 
 
 @dataclass(frozen=True)
@@ -220,10 +222,10 @@ def _shows(reading: Reading, prompt: Prompt, concept: str) -> bool:
     return reading.valid and reading.matches(prompt.scene, (concept,))
 
 
-def settings(has_undistilled: bool) -> list[tuple[str, str, bool, int, float]]:
-    """List (model, prompts, picture, steps, guidance) of every row of the card."""
+def settings(has_undistilled: bool) -> list[Setting]:
+    """List every row of the card."""
     held_out = tuple(concepts.CONCEPTS)
-    rows = [("turbo", kind, False, 4, 0.0) for kind in ("full", "partial")]
+    rows: list[Setting] = [("turbo", kind, False, 4, 0.0) for kind in ("full", "partial")]
     rows += [("turbo", kind, beside, 4, 0.0) for kind in held_out for beside in (True, False)]
     if has_undistilled:
         for kind in ("full", "partial"):
@@ -255,38 +257,51 @@ def measure(
     card = Card(weights_hash(folder), samples, tuple(seeds))
     card.rows.append(_reconstruction(model, samples * len(seeds)))
     say(describe(card.rows[-1]))
-    for name, kind, beside, steps, guidance in settings("undistilled" in model.transformers):
-        prompts: list[Prompt] = []
-        images = []
-        for seed in seeds:
-            drawn = prompts_of(kind, samples, seed)
-            prompts += drawn
-            images.append(
-                draw(
-                    model,
-                    model.transformers[name],
-                    drawn,
-                    picture=beside,
-                    steps=steps,
-                    guidance=guidance,
-                    seed=seed,
-                )
-            )
-        values = evaluate(prompts, torch.cat(images), kind)
-        row = Row(name, kind, beside, steps, guidance, len(prompts), values)
-        card.rows.append(row)
-        say(describe(row))
-        if pictures:
-            title = row.name.replace(", ", "_").replace(" + ", "_").replace(" ", "")
-            shown = images[0][:24]
-            if beside:
-                context = world.render([p.scene for p in prompts[:24]])
-                shown = torch.cat([context[:12], shown[:12], context[12:], shown[12:]])
-            save_grid(shown, pictures / f"{title}.png")
+    for setting in settings("undistilled" in model.transformers):
+        card.rows.append(measure_row(model, setting, samples, seeds, pictures))
+        say(describe(card.rows[-1]))
     card.gates = gates(card)
     for gate in card.gates:
         say(f"{'met ' if gate.met else 'OPEN'} {gate.name}: {gate.measured} ({gate.required})")
     return card
+
+
+def measure_row(
+    model: Model,
+    setting: Setting,
+    samples: int,
+    seeds: Sequence[int],
+    pictures: Path | None = None,
+) -> Row:
+    """Measure one row, and write its contact sheet if ``pictures`` is given."""
+    name, kind, beside, steps, guidance = setting
+    prompts: list[Prompt] = []
+    images = []
+    for seed in seeds:
+        drawn = prompts_of(kind, samples, seed)
+        prompts += drawn
+        images.append(
+            draw(
+                model,
+                model.transformers[name],
+                drawn,
+                picture=beside,
+                steps=steps,
+                guidance=guidance,
+                seed=seed,
+            )
+        )
+    values = evaluate(prompts, torch.cat(images), kind)
+    row = Row(name, kind, beside, steps, guidance, len(prompts), values)
+    if pictures:
+        title = row.name.replace(", ", "_").replace(" + ", "_").replace(" ", "")
+        shown = images[0][:24]
+        if beside:
+            # Under each line of context pictures what was drawn beside them.
+            context = world.render([p.scene for p in prompts[:24]])
+            shown = torch.cat([context[:12], shown[:12], context[12:], shown[12:]])
+        save_grid(shown, pictures / f"{title}.png")
+    return row
 
 
 def _reconstruction(model: Model, count: int) -> Row:
