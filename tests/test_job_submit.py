@@ -86,10 +86,8 @@ def cluster(tmp_path_factory):
             time.sleep(1)
         yield address, environment
     finally:
-        family = [
-            psutil.Process(process.pid),
-            *psutil.Process(process.pid).children(recursive=True),
-        ]
+        head = psutil.Process(process.pid)
+        family = [head, *head.children(recursive=True)]
         for member in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.terminate()
@@ -167,7 +165,7 @@ def test_prepare_then_train_as_jobs(cluster, recipe):
 def test_a_wrong_config_fails_the_job_with_its_one_line(cluster, recipe):
     result = submit(cluster, "jobs/train.py", str(recipe), "learner.lrr=1")
     assert result.returncode != 0
-    assert "dopsd: learner.lrr: unknown key; allowed: workers" in result.stdout + result.stderr
+    assert "dopsd: learner.lrr: unknown key (did you mean lr?); allowed: workers" in result.stdout + result.stderr
 
 
 def test_without_the_token_nothing_is_accepted(cluster, recipe, tmp_path):
