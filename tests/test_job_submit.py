@@ -165,7 +165,8 @@ def test_prepare_then_train_as_jobs(cluster, recipe):
 def test_a_wrong_config_fails_the_job_with_its_one_line(cluster, recipe):
     result = submit(cluster, "jobs/train.py", str(recipe), "learner.lrr=1")
     assert result.returncode != 0
-    assert "dopsd: learner.lrr: unknown key (did you mean lr?); allowed: workers" in result.stdout + result.stderr
+    line = "dopsd: learner.lrr: unknown key (did you mean lr?); allowed: workers"
+    assert line in result.stdout + result.stderr
 
 
 def test_without_the_token_nothing_is_accepted(cluster, recipe, tmp_path):
