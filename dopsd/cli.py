@@ -8,6 +8,7 @@ import sys
 from typing import Annotated
 
 import typer
+from botocore.exceptions import BotoCoreError, ClientError
 from rich.console import Console
 
 from dopsd import __version__
@@ -166,7 +167,7 @@ def _quiet() -> None:
 def _next_command(run: RunConfig, lora: str) -> str:
     words = ["dopsd", "generate"]
     if run.model.base == "shapes":
-        words += ["a large red [V] on teal"]
+        words += ["a red [V] on teal"]
     else:
         words += ["your prompt", "--base", run.model.base, "--family", run.model.family]
         words += ["--dtype", run.model.dtype]
@@ -180,6 +181,10 @@ def main(argv: list[str] | None = None) -> int:
         code = app(args=argv, prog_name="dopsd", standalone_mode=False)
     except DopsdError as error:
         print(f"dopsd: {error}", file=sys.stderr)
+        return 1
+    except (OSError, BotoCoreError, ClientError) as error:
+        # A disk or S3 that refuses: its own message says what, and to which file.
+        print(f"dopsd: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except (typer.Abort, KeyboardInterrupt):
         print("dopsd: interrupted", file=sys.stderr)

@@ -99,15 +99,16 @@ class RunCoordinator(Coordinator):
 def train(config: RunConfig, show: Show) -> Summary:
     """Run ``config`` to its end. Raises a DopsdError with one clear line when it cannot."""
     began = time.monotonic()
+    show("prepare", {"message": "checking the config"})
     preset = read_preset(config.learner.deepspeed)
     resolve_vlm(config.model.base, config.model.vlm)
     config = with_absolute_paths(config)
     family = FAMILIES[config.model.family](config.model.base, config.model.revision)
     matched = resolve_targets(family.skeleton(), config.lora.targets, family.lora_targets)
     _refuse_existing(config)
+    show("prepare", {"message": "starting Ray"})
     cluster = connect()
     roles = resolve_roles(config, cluster.get("GPU", 0.0))
-    show("prepare", {"cluster": cluster})
     manifest = prepared(config, lambda status: show("prepare", status))
     wait_for_resources(roles, ray.cluster_resources, config.deadline.start)
     _claim_folder(config)
@@ -144,7 +145,7 @@ def train(config: RunConfig, show: Show) -> Summary:
     )
     _write_summary(summary)
     if config.preview.samples:
-        show("preview", {"samples": config.preview.samples})
+        show("preview", {"message": f"{config.preview.samples} rows"})
         try:
             summary.sheet = draw_preview(config, manifest, roles.learner)
         except DopsdError as error:
