@@ -125,6 +125,10 @@ class Forwards:
         def wrap(block: Block) -> Block:
             return torch.compile(block, dynamic=False) if compiled else block
 
+        if compiled:
+            # One version per batch size, sequence, and whether gradients flow: past the limit
+            # PyTorch would fall back to uncompiled blocks with no more than a warning.
+            torch._dynamo.config.recompile_limit = 32
         self._transformer_block = wrap(transformer_block)
         self._text_block = wrap(text_block)
         self._vision_block = wrap(vision_block)
