@@ -167,7 +167,7 @@ def _quiet() -> None:
 def _next_command(run: RunConfig, lora: str) -> str:
     words = ["dopsd", "generate"]
     if run.model.base == "shapes":
-        words += ["a red [V] on teal"]
+        words += ["a red [V] circle on teal"]
     else:
         words += ["your prompt", "--base", run.model.base, "--family", run.model.family]
         words += ["--dtype", run.model.dtype]

@@ -130,7 +130,7 @@ WRONG_OVERRIDES = [
     ),
     (
         "learner.warmup_steps=100",
-        "learner.warmup_steps: 100, allowed: at most learner.steps (60)",
+        "learner.warmup_steps: 100, allowed: at most learner.steps (80)",
     ),
     (
         "context.image_min_pixels=65536",

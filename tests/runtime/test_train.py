@@ -225,7 +225,7 @@ def test_the_demo_in_three_steps(ray_cluster, tmp_path):
     assert summary.problems == [] and summary.steps == 3
     assert 0 < summary.seconds_to_first_step < summary.seconds
     manifest = json.loads((folder / "shards" / "manifest.json").read_text())
-    assert manifest["source"] == "shapes:ring count=12 seed=0" and manifest["samples"] == 12
+    assert manifest["source"] == "shapes:bars count=12 seed=0" and manifest["samples"] == 12
     sheet = Image.open(summary.sheet)
     assert sheet.width >= 4 * 192, "target, base, student and teacher side by side"
     assert max(t.abs().max() for n, t in adapter(summary).items() if ".lora_B." in n) > 0
