@@ -7,6 +7,8 @@ and alpha tensors raise in one reader and are ignored in the other (METHOD secti
 
 from __future__ import annotations
 
+import json
+
 from torch import Tensor
 
 from dopsd import storage
@@ -23,7 +25,17 @@ def lora_file(state: dict[str, Tensor], rank: int, alpha: float, metadata: dict[
     for name, tensor in state.items():
         scale = alpha / rank if ".lora_B." in name else 1.0
         tensors[_PREFIX + name] = (tensor.detach().float().cpu() * scale).contiguous()
-    return save(tensors, metadata={"format": "pt", **metadata})
+    return _same_bytes(save(tensors, metadata={"format": "pt", **metadata}))
+
+
+def _same_bytes(payload: bytes) -> bytes:
+    """The file with its header in order of keys: safetensors writes metadata in random order, and
+    two equal runs should give files that `cmp` finds equal."""
+    size = int.from_bytes(payload[:8], "little")
+    header = json.loads(payload[8 : 8 + size])
+    text = json.dumps(header, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + payload[8 + size :]
 
 
 def read_lora(path: str) -> dict[str, Tensor]:

@@ -204,3 +204,14 @@ def test_read_lora_refuses_what_is_no_safetensors(tmp_path: Path) -> None:
         (tmp_path / "bad.safetensors").write_bytes(content)
         with pytest.raises(ModelError, match=r"bad\.safetensors: not a safetensors file"):
             read_lora(str(tmp_path / "bad.safetensors"))
+
+
+def test_equal_weights_give_equal_bytes() -> None:
+    state = {
+        f"layer{i}.lora_{part}.weight": torch.ones(2, 2) * i for i in range(5) for part in "AB"
+    }
+    metadata = {f"dopsd.{key}": key * 3 for key in "abcdefgh"}
+    files = {lora_file(state, 2, 4, metadata) for _ in range(5)}
+    assert len(files) == 1
+    loaded = load(files.pop())
+    assert torch.equal(loaded["transformer.layer3.lora_B.weight"], torch.full((2, 2), 6.0))
