@@ -1,4 +1,4 @@
-"""Measure the base of the shapes world: the numbers of its model card, and its gates.
+"""Measure the base of the shapes world: the numbers of its model card.
 
 Pictures are drawn with ``fast.sample``, which equals the stock pipeline (see
 ``tests/shapes/test_fast.py``), in bf16 autocast over the shipped weights.
@@ -6,10 +6,9 @@ Pictures are drawn with ``fast.sample``, which equals the stock pipeline (see
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,6 +17,8 @@ from torch import Tensor
 from transformers import Qwen3VLForConditionalGeneration
 
 from dopsd.shapes import concepts, fast, nets, oracle, world
+from dopsd.shapes.card_gates import gates
+from dopsd.shapes.card_record import Card, Row, Value, describe
 from dopsd.shapes.concepts import Prompt
 from dopsd.shapes.grid import save_grid
 from dopsd.shapes.nets import ChatTokenizer, Transformer, Vae, Vlm
@@ -30,66 +31,6 @@ SEEDS = (0, 1, 2)
 Say = Callable[[str], None]
 # Model, prompts, whether with a picture, steps, guidance.
 Setting = tuple[str, str, bool, int, float]
-
-
-@dataclass(frozen=True)
-class Value:
-    """A measured mean with its 95% interval (Wilson for rates, bootstrap otherwise)."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Row:
-    """One setting: which model drew which prompts how, and what the oracle found."""
-
-    model: str
-    prompts: str
-    picture: bool
-    steps: int
-    guidance: float
-    count: int
-    values: dict[str, Value]
-
-    @property
-    def name(self) -> str:
-        """A label such as ``turbo, full, 4 steps, guidance 0``."""
-        beside = " + picture" if self.picture else ""
-        return (
-            f"{self.model}, {self.prompts}{beside}, {self.steps} steps, guidance {self.guidance:g}"
-        )
-
-
-@dataclass(frozen=True)
-class Gate:
-    """A requirement and whether it is met."""
-
-    name: str
-    required: str
-    measured: str
-    met: bool
-
-
-@dataclass
-class Card:
-    """All rows and gates of one folder of weights."""
-
-    sha256: str
-    samples: int
-    seeds: tuple[int, ...]
-    rows: list[Row] = field(default_factory=list)
-    gates: list[Gate] = field(default_factory=list)
-
-    def row(self, model: str, prompts: str, steps: int, picture: bool = False) -> Row | None:
-        """Find a row; of two with other guidance, the guided one."""
-        found = [
-            row
-            for row in self.rows
-            if (row.model, row.prompts, row.steps, row.picture) == (model, prompts, steps, picture)
-        ]
-        return max(found, key=lambda row: row.guidance, default=None)
 
 
 @dataclass(frozen=True)
@@ -309,125 +250,3 @@ def _reconstruction(model: Model, count: int) -> Row:
     images = world.render([prompt.scene for prompt in prompts])
     output = nets.decode(model.vae, nets.encode_images(model.vae, images))
     return Row("vae", "full", False, 0, 0.0, count, evaluate(prompts, output, "full"))
-
-
-def describe(row: Row) -> str:
-    """One line: the row's label and every value with its interval."""
-    values = [f"{k} {v.value:.3f} [{v.low:.3f}, {v.high:.3f}]" for k, v in row.values.items()]
-    return f"{row.name} (n={row.count}): " + ", ".join(values)
-
-
-def gates(card: Card) -> list[Gate]:
-    """Hold the rows against the gates; a gate whose rows are missing is left out."""
-    result: list[Gate] = []
-
-    def gate(name: str, required: str, measured: str, met: bool) -> None:
-        result.append(Gate(name, required, measured, met))
-
-    vae = card.row("vae", "full", 0)
-    if vae:
-        value = vae.values["ok"].value
-        gate("reconstructions", "ok 1.00", f"{value:.3f}", value >= 0.995)
-    for kind, bound in (("full", 0.95), ("partial", 0.90)):
-        guided = card.row("undistilled", kind, 16)
-        few = card.row("undistilled", kind, 4)
-        turbo = card.row("turbo", kind, 4)
-        if not (guided and few and turbo):
-            continue
-        named = guided.values["named"].value
-        gate(f"crisp, {kind}", f"named >= {bound}", f"{named:.3f}", named >= bound)
-        many = next(
-            r for r in card.rows
-            if (r.model, r.prompts, r.steps, r.guidance) == ("undistilled", kind, 16, 0.0)
-        )  # fmt: skip
-        ratio = few.values["palette_error"].value / many.values["palette_error"].value
-        lower = few.values["ok"].high < many.values["ok"].low
-        gate(
-            f"few-step gap, {kind}",
-            "palette error at 4 steps >= 1.5 x that at 16, ok lower beyond the interval",
-            f"{ratio:.2f} x, ok {few.values['ok'].value:.3f} against {many.values['ok'].value:.3f}",
-            ratio >= 1.5 and lower,
-        )
-        result.append(_within(f"distilled, {kind}", turbo, guided, ("named", "ok")))
-    for kind in concepts.CONCEPTS:
-        for name, steps in (("undistilled", 16), ("turbo", 4)):
-            shown = card.row(name, kind, steps, picture=True)
-            blind = card.row(name, kind, steps, picture=False)
-            if not (shown and blind):
-                continue
-            rate, without = shown.values["concept"].value, blind.values["concept"].value
-            named = shown.values["named"].value
-            gate(
-                f"picture context, {kind}, {name}",
-                ">= 0.5, >= 3 x without the picture, named >= 0.85",
-                f"{rate:.3f} against {without:.3f}, named {named:.3f}",
-                rate >= 0.5 and rate >= 3 * without and named >= 0.85,
-            )
-        guided = card.row("undistilled", kind, 16, picture=True)
-        turbo = card.row("turbo", kind, 4, picture=True)
-        if guided and turbo:
-            result.append(_within(f"distilled, {kind}", turbo, guided, ("named", "concept")))
-    return result
-
-
-def _within(name: str, turbo: Row, guided: Row, keys: tuple[str, ...]) -> Gate:
-    shares = {key: turbo.values[key].value / max(guided.values[key].value, 1e-9) for key in keys}
-    return Gate(
-        name,
-        "turbo at 4 unguided steps >= 0.95 of the guided 16-step base",
-        ", ".join(f"{key} {share:.3f}" for key, share in shares.items()),
-        all(share >= 0.95 for share in shares.values()),
-    )
-
-
-def write(card: Card, folder: Path) -> None:
-    """Write ``card.json`` and the model card ``README.md`` beside the weights."""
-    (folder / "card.json").write_text(json.dumps(asdict(card), indent=1) + "\n")
-    (folder / "README.md").write_text(markdown(card))
-
-
-def markdown(card: Card) -> str:
-    """Render the model card."""
-    metrics = ("named", "all_named", "valid", "ok", "palette_error", "concept", "same_place")
-    lines = [
-        "# The base of the shapes world",
-        "",
-        "A step-distilled text-to-image model of 3.5 million weights: it draws 32x32 px pixel art",
-        "in four steps without guidance. `ZImagePipeline.from_pretrained` loads this folder;",
-        "`vlm/` is the Qwen3-VL whose language model is the text encoder;",
-        "`transformer_undistilled/` is the base before distillation. Trained on rendered pictures",
-        "alone by `dopsd shapes build-base`.",
-        "",
-        f"Measured by `dopsd shapes card` on {card.samples} pictures for each of the seeds "
-        f"{', '.join(map(str, card.seeds))}; 95% intervals. Weights sha256 `{card.sha256}`.",
-        "",
-        "| setting | " + " | ".join(metrics) + " |",
-        "|---" * (len(metrics) + 1) + "|",
-    ]
-    for row in card.rows:
-        cells = []
-        for metric in metrics:
-            value = row.values.get(metric)
-            cells.append(f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}]" if value else "")
-        lines.append(f"| {row.name} | " + " | ".join(cells) + " |")
-    lines += ["", "| gate | required | measured | met |", "|---|---|---|---|"]
-    for gate in card.gates:
-        met = "yes" if gate.met else "NO"
-        lines.append(f"| {gate.name} | {gate.required} | {gate.measured} | {met} |")
-    return "\n".join(lines) + "\n"
-
-
-def read_card(folder: Path) -> Card:
-    """Read ``card.json`` back."""
-    data = json.loads((folder / "card.json").read_text())
-    rows = []
-    for row in data["rows"]:
-        values = {name: Value(**value) for name, value in row.pop("values").items()}
-        rows.append(Row(**row, values=values))
-    return Card(
-        sha256=data["sha256"],
-        samples=data["samples"],
-        seeds=tuple(data["seeds"]),
-        rows=rows,
-        gates=[Gate(**gate) for gate in data["gates"]],
-    )

@@ -60,14 +60,14 @@ def card(
     import torch
 
     from dopsd.shapes import card as cards
-    from dopsd.shapes import weights_path
+    from dopsd.shapes import card_record, weights_path
 
     if threads:
         torch.set_num_threads(threads)
     folder = weights or weights_path()
     result = cards.measure(folder, samples, tuple(range(seeds)), pictures)
     if write:
-        cards.write(result, folder)
+        card_record.write(result, folder)
         print(f"wrote {folder / 'card.json'} and {folder / 'README.md'}")
 
 

@@ -12,6 +12,7 @@ from transformers import AutoImageProcessor, Qwen3VLForConditionalGeneration
 from dopsd import shapes
 from dopsd.shapes import card as cards
 from dopsd.shapes import nets, oracle
+from dopsd.shapes.card_record import read_card
 from dopsd.shapes.recipe import save
 
 
@@ -30,7 +31,7 @@ def pipeline(folder):
 def test_the_folder_is_small_and_its_hash_is_right(folder):
     assert save.folder_size(folder) <= save.LIMIT
     assert (folder / save.HASH_FILE).read_text().strip() == save.weights_hash(folder)
-    assert cards.read_card(folder).sha256 == save.weights_hash(folder)
+    assert read_card(folder).sha256 == save.weights_hash(folder)
     for path in folder.rglob("*"):
         assert not path.is_file() or path.stat().st_size < 4_000_000, path
 
@@ -74,7 +75,7 @@ def test_the_stock_pipeline_draws_what_the_card_says(folder, pipeline, kind):
         generator=torch.Generator().manual_seed(9),
         output_type="pt",
     ).images.float()
-    row = cards.read_card(folder).row("turbo", kind, 4)
+    row = read_card(folder).row("turbo", kind, 4)
     assert row is not None
     values = cards.evaluate(prompts, images, kind)
     for name in ("named", "all_named", "valid", "ok"):
@@ -89,7 +90,7 @@ def test_the_picture_context_works_as_the_card_says(folder, kind):
     count = 24
     model = cards.load(folder)
     prompts = cards.prompts_of(kind, count, seed=9)
-    row = cards.read_card(folder).row("turbo", kind, 4, picture=True)
+    row = read_card(folder).row("turbo", kind, 4, picture=True)
     assert row is not None
     images = cards.draw(
         model, model.transformers["turbo"], prompts, picture=True, steps=4, guidance=0.0, seed=9

@@ -1,0 +1,126 @@
+"""The model card of the shapes base: its rows and gates, as JSON and as Markdown."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Value:
+    """A measured mean with its 95% interval (Wilson for rates, bootstrap otherwise)."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting: which model drew which prompts how, and what the oracle found."""
+
+    model: str
+    prompts: str
+    picture: bool
+    steps: int
+    guidance: float
+    count: int
+    values: dict[str, Value]
+
+    @property
+    def name(self) -> str:
+        """A label such as ``turbo, full, 4 steps, guidance 0``."""
+        beside = " + picture" if self.picture else ""
+        return (
+            f"{self.model}, {self.prompts}{beside}, {self.steps} steps, guidance {self.guidance:g}"
+        )
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A requirement and whether it is met."""
+
+    name: str
+    required: str
+    measured: str
+    met: bool
+
+
+@dataclass
+class Card:
+    """All rows and gates of one folder of weights."""
+
+    sha256: str
+    samples: int
+    seeds: tuple[int, ...]
+    rows: list[Row] = field(default_factory=list)
+    gates: list[Gate] = field(default_factory=list)
+
+    def row(self, model: str, prompts: str, steps: int, picture: bool = False) -> Row | None:
+        """Find a row; of two with other guidance, the guided one."""
+        found = [
+            row
+            for row in self.rows
+            if (row.model, row.prompts, row.steps, row.picture) == (model, prompts, steps, picture)
+        ]
+        return max(found, key=lambda row: row.guidance, default=None)
+
+
+def describe(row: Row) -> str:
+    """One line: the row's label and every value with its interval."""
+    values = [f"{k} {v.value:.3f} [{v.low:.3f}, {v.high:.3f}]" for k, v in row.values.items()]
+    return f"{row.name} (n={row.count}): " + ", ".join(values)
+
+
+def write(card: Card, folder: Path) -> None:
+    """Write ``card.json`` and the model card ``README.md`` beside the weights."""
+    (folder / "card.json").write_text(json.dumps(asdict(card), indent=1) + "\n")
+    (folder / "README.md").write_text(markdown(card))
+
+
+def markdown(card: Card) -> str:
+    """Render the model card."""
+    metrics = ("named", "all_named", "valid", "ok", "palette_error", "concept", "same_place")
+    lines = [
+        "# The base of the shapes world",
+        "",
+        "A step-distilled text-to-image model of 3.5 million weights: it draws 32x32 px pixel art",
+        "in four steps without guidance. `ZImagePipeline.from_pretrained` loads this folder;",
+        "`vlm/` is the Qwen3-VL whose language model is the text encoder;",
+        "`transformer_undistilled/` is the base before distillation. Trained on rendered pictures",
+        "alone by `dopsd shapes build-base`.",
+        "",
+        f"Measured by `dopsd shapes card` on {card.samples} pictures for each of the seeds "
+        f"{', '.join(map(str, card.seeds))}; 95% intervals. Weights sha256 `{card.sha256}`.",
+        "",
+        "| setting | " + " | ".join(metrics) + " |",
+        "|---" * (len(metrics) + 1) + "|",
+    ]
+    for row in card.rows:
+        cells = []
+        for metric in metrics:
+            value = row.values.get(metric)
+            cells.append(f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}]" if value else "")
+        lines.append(f"| {row.name} | " + " | ".join(cells) + " |")
+    lines += ["", "| gate | required | measured | met |", "|---|---|---|---|"]
+    for gate in card.gates:
+        met = "yes" if gate.met else "NO"
+        lines.append(f"| {gate.name} | {gate.required} | {gate.measured} | {met} |")
+    return "\n".join(lines) + "\n"
+
+
+def read_card(folder: Path) -> Card:
+    """Read ``card.json`` back."""
+    data = json.loads((folder / "card.json").read_text())
+    rows = []
+    for row in data["rows"]:
+        values = {name: Value(**value) for name, value in row.pop("values").items()}
+        rows.append(Row(**row, values=values))
+    return Card(
+        sha256=data["sha256"],
+        samples=data["samples"],
+        seeds=tuple(data["seeds"]),
+        rows=rows,
+        gates=[Gate(**gate) for gate in data["gates"]],
+    )
