@@ -1,4 +1,4 @@
-"""The command line: `dopsd train | prepare | generate | config | shapes`."""
+"""The command line: `dopsd train | prepare | generate | config | stats | shapes`."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def train(config: ConfigPath = "configs/shapes.yaml", overrides: Overrides = Non
     console = Console()
     with Progress(console) as progress:
         summary = launch(run, progress.show)
-    loss = summary.last.get("loss", float("nan"))
     console.print(
         f"\n[bold]Done:[/bold] {summary.steps} steps in {clock(summary.seconds)} "
-        f"(first step after {clock(summary.seconds_to_first_step)}), last loss {loss:.5f}"
+        f"(first step after {clock(summary.seconds_to_first_step)}); loss "
+        f"{summary.first_loss:.4f} -> {summary.last_loss:.4f}, means of the first and last 10 steps"
     )
     console.print(f"  LoRA (diffusers and ComfyUI)  {summary.lora}", highlight=False)
     adapted = ", ".join(f"{target} x{count}" for target, count in summary.adapted.items())
@@ -135,7 +135,7 @@ def show_config(
     ] = False,
 ) -> None:
     """Print the resolved config, or the reference of every key."""
-    print(reference() if keys else dump_config(load_config(config, overrides)), end="")
+    print(reference() if keys else dump_config(load_config(config, overrides)).rstrip())
 
 
 @app.command()
@@ -167,7 +167,8 @@ def _quiet() -> None:
 def _next_command(run: RunConfig, lora: str) -> str:
     words = ["dopsd", "generate"]
     if run.model.base == "shapes":
-        words += ["a red [V] circle on teal"]
+        ring = (run.data.source or "").startswith("shapes:ring")
+        words += ["a red [V] on teal" if ring else "a red [V] square on teal"]
     else:
         words += ["your prompt", "--base", run.model.base, "--family", run.model.family]
         words += ["--dtype", run.model.dtype]

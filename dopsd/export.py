@@ -2,7 +2,7 @@
 
 Keys are ``transformer.<diffusers module name>.lora_A.weight`` / ``.lora_B.weight``; alpha / r is
 folded into B, and there are no ``.alpha`` keys: PEFT's own prefix loads nothing into Z-Image,
-and alpha tensors raise in one reader and are ignored in the other (METHOD section 5, item 10).
+and alpha tensors raise in one reader and are ignored in the other.
 """
 
 from __future__ import annotations

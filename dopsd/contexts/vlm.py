@@ -1,7 +1,7 @@
 """The `vlm` context: the student reads the prompt, the teacher sees [target image, prompt].
 
 Each prompt is templated exactly once per role, on copies: diffusers' ``_encode_prompt`` rewrites
-the caller's list in place (METHOD section 5, item 2), so it is not used here.
+the caller's list in place, so it is not used here.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ _SHAPES = (
     (1344, 576),
     (576, 1344),
 )
-"""(width, height) of the 11 buckets around one megapixel (METHOD section 3)."""
+"""(width, height) of the 11 buckets around one megapixel of the authors' scripts."""
 
 
 class Bucket(NamedTuple):

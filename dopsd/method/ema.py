@@ -1,7 +1,7 @@
 """The teacher's weights: an exponential moving average of the student, in fp32.
 
 In bfloat16 an EMA of decay 0.9999 hardly moves: its step of 1e-4 of a difference is below the
-spacing of the type (METHOD section 5, item 1).
+spacing of the type.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The distillation loss and its weights (METHOD section 2, step 4)."""
+"""The distillation loss and its weights: step 4 of the algorithm in docs/method.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The student's own few-step trajectory (METHOD section 2, step 2)."""
+"""The student's own few-step trajectory: step 2 of the algorithm in docs/method.md."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def rollout(student: VelocityFn, noise: Tensor, sigmas: Tensor) -> Tensor:
 
 @torch.no_grad()
 def score(teacher: VelocityFn, states: Tensor, sigmas: Tensor) -> Tensor:
-    """The teacher's velocities at the student's states (METHOD section 2, step 3).
+    """The teacher's velocities at the student's states: step 3 of the algorithm.
 
     ``states`` [K, B, C, h, w], ``sigmas`` [K]. All K states are known, so the teacher sees them
     as ONE batch of K * B; its context must be repeated K times, as ``Context.repeat`` does.

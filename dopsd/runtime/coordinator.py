@@ -234,6 +234,7 @@ class Coordinator:
                 "published": self._published,
                 "counts": self._admission.counts().__dict__,
                 "latest": dict(self.log.latest),
+                "losses": self.log.losses(),
                 "roles": self._doing(),
                 "elapsed": time.monotonic() - self._started,
                 "still": time.monotonic() - self._progress,

@@ -125,9 +125,10 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     """The same config with local paths made absolute: workers stand in other folders, and there a
     relative model folder would pass for a hub id."""
     config = config.model_copy(deep=True)
-    for section, key in ((config.run, "folder"), (config.data, "shards")):
+    places = ((config.run, "folder"), (config.data, "shards"), (config.data, "source"))
+    for section, key in places:
         path = getattr(section, key)
-        if path is not None and not storage.is_remote(path):
+        if path is not None and not storage.is_remote(path) and not path.startswith(_SHAPES):
             setattr(section, key, str(Path(path).absolute()))
     for key in ("base", "vlm"):
         path = getattr(config.model, key)

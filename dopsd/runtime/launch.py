@@ -56,6 +56,9 @@ class Summary:
     seconds: float
     seconds_to_first_step: float
     max_policy_lag: int
+    first_loss: float
+    last_loss: float
+    """Means over the first and last 10 steps: a single step's loss is mostly its samples."""
     adapted: dict[str, int] = field(default_factory=dict)
     """Modules that the LoRA adapts, by target."""
     last: dict[str, Any] = field(default_factory=dict)
@@ -139,6 +142,8 @@ def train(config: RunConfig, show: Show) -> Summary:
         seconds=time.monotonic() - began,
         seconds_to_first_step=first_step,
         max_policy_lag=config.max_policy_lag,
+        first_loss=status["losses"][0],
+        last_loss=status["losses"][1],
         adapted={target: len(names) for target, names in matched.items()},
         last=status["latest"],
         problems=problems,

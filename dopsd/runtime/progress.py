@@ -87,7 +87,7 @@ class Progress:
             )
         if phase == "start":
             return f"{head} ({'; '.join(f'{k}: {v}' for k, v in status['roles'].items())})"
-        return f"{head} {status.get('message', '')}".rstrip()
+        return ": ".join(filter(None, (head, status.get("message"))))
 
     def _panel(self, phase: str, status: dict[str, Any]) -> Panel:
         title = f"dopsd · {_PHASES[phase]} · {clock(time.monotonic() - self._began)}"

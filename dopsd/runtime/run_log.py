@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import statistics
 import time
 from typing import Any
 
@@ -27,6 +29,7 @@ class RunLog:
         self.latest: dict[str, Any] = {}
         self._path = storage.join(folder, METRICS_FILE)
         self._lines: list[str] = []
+        self._losses: list[float] = []
         self._written = 0.0
         self._last_step = time.monotonic()
         self._busy: dict[str, float] = {}
@@ -49,7 +52,14 @@ class RunLog:
             busy = line[f"{role}_seconds"]
             line[f"{role}_idle_fraction"] = max(0.0, 1.0 - busy / max(wall * count, 1e-9))
         self.latest = line
+        self._losses.append(float(line["loss"]))
         self._append(json.dumps(line))
+
+    def losses(self) -> tuple[float, float]:
+        """Mean loss of the first and of the last 10 steps; nan before the first."""
+        if not self._losses:
+            return math.nan, math.nan
+        return statistics.fmean(self._losses[:10]), statistics.fmean(self._losses[-10:])
 
     def write(self, name: str, payload: bytes) -> None:
         """Write another file of the run."""

@@ -84,4 +84,5 @@ def concept(
     if name not in CONCEPTS:
         raise ConfigError(f"concept: {name!r}, allowed: {', '.join(sorted(CONCEPTS))}")
     table = write_concept_set(name, folder, count, seed)
-    print(f"wrote {count} images; train on them with: dopsd train data.source={table}")
+    print(f"wrote {count} images; train on them with:")
+    print(f"  dopsd train configs/shapes.yaml data.source={table} run.folder=runs/{name}")

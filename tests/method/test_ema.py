@@ -30,7 +30,7 @@ def test_2000_updates_toward_a_fixed_student() -> None:
     torch.testing.assert_close(
         ema.tensors["w"], start + expected * (goal - start), atol=1e-4, rtol=0
     )
-    # The same recursion with bf16 storage: what METHOD section 5, item 1 measured.
+    # The same recursion with bf16 storage: what public implementations do.
     assert bf16.dtype == torch.bfloat16
     assert _fraction(start.bfloat16(), bf16, goal.bfloat16()) < 0.05
 

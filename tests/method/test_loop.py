@@ -1,4 +1,4 @@
-"""The method against METHOD section 2 written out plainly: one loop, one backward."""
+"""The method against docs/method.md written out plainly: one loop, one backward."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Few-step sigmas against the stock scheduler and METHOD's figures."""
+"""Few-step sigmas against the stock scheduler and the authors' figures."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def test_log_lines_have_step_loss_lag_and_eta():
         progress.show("train", STATUS)
     lines = out.getvalue().splitlines()
     assert len(lines) == 2, "a phase is logged once per interval"
-    assert "preparing data 12 of 12 images" in lines[0]
+    assert "preparing data: 12 of 12 images" in lines[0]
     assert "step 3/60 loss 0.12500 lag 1 ETA" in lines[1]
 
 
