@@ -6,12 +6,16 @@ from ray.exceptions import ActorDiedError
 
 from dopsd.errors import DopsdError, WorkerError
 
+_WRAPS = ("cause", "_base_exc", "health_check_failure")
+"""Where Ray's tasks, Ray Train's learners and its health checks keep what really happened."""
+
 
 def innermost(error: BaseException) -> BaseException:
     """The exception that a task or a learner raised, out of Ray's and Ray Train's wrapping."""
     while True:
-        inner = getattr(error, "cause", None) or getattr(error, "_base_exc", None)
-        if not isinstance(inner, BaseException):
+        found = (getattr(error, name, None) for name in _WRAPS)
+        inner = next((each for each in found if isinstance(each, BaseException)), None)
+        if inner is None:
             return error
         error = inner
 
@@ -20,9 +24,10 @@ def own_message(error: BaseException) -> str:
     """A worker's exception as its own message, without Ray's frames."""
     cause = innermost(error)
     if isinstance(cause, ActorDiedError):
-        # Its text is a page of frames that ends with the line that tells.
+        # Its text is a page of identities or frames that ends with the line that tells; the
+        # likely causes that Ray goes on to list are guesses.
         lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-        return lines[-1] if lines else "the process died"
+        return lines[-1].partition(" Some common causes")[0] if lines else "the process died"
     text = str(cause).strip() or type(cause).__name__
     return text if isinstance(cause, DopsdError) else f"{type(cause).__name__}: {text}"
 

@@ -46,16 +46,7 @@ def test_the_rollout_is_the_stock_pipeline_step_by_step(
         visited.append(tensors["latents"].clone())
         return {}
 
-    finished = pipeline(
-        list(PROMPTS),
-        height=HEIGHT,
-        width=IMAGE_WIDTH,
-        num_inference_steps=steps,
-        guidance_scale=0.0,
-        latents=noise.clone(),
-        output_type="latent",
-        callback_on_step_end=record,
-    ).images
+    finished = _sample(pipeline, noise, steps, callback_on_step_end=record)
 
     context = VlmEncoder.from_config(make_config(tiny_base), "cpu").encode_text(PROMPTS)
     transformer = family.load_transformer(torch.float32, "cpu")
@@ -70,6 +61,21 @@ def test_the_rollout_is_the_stock_pipeline_step_by_step(
     assert (finished - noise).abs().mean() > 0.1
 
 
+def _sample(pipeline: Any, noise: Tensor, steps: int, **options: Any) -> Tensor:
+    """Latents of the stock pipeline, called with prompts as a user would."""
+    latents: Tensor = pipeline(
+        list(PROMPTS),
+        height=HEIGHT,
+        width=IMAGE_WIDTH,
+        num_inference_steps=steps,
+        guidance_scale=0.0,
+        latents=noise.clone(),
+        output_type="latent",
+        **options,
+    ).images
+    return latents
+
+
 def _velocity(family: ZImage, transformer: Any, context: Any, x: Tensor, sigma: Tensor) -> Tensor:
     return family.velocity(transformer, x, sigma, context)
 
@@ -78,15 +84,7 @@ def _velocity(family: ZImage, transformer: Any, context: Any, x: Tensor, sigma: 
 def test_sigmas_are_what_the_stock_pipeline_visits(
     family: ZImage, pipeline: Any, noise: Tensor, steps: int
 ) -> None:
-    pipeline(
-        list(PROMPTS),
-        height=HEIGHT,
-        width=IMAGE_WIDTH,
-        num_inference_steps=steps,
-        guidance_scale=0.0,
-        latents=noise.clone(),
-        output_type="latent",
-    )
+    _sample(pipeline, noise, steps)
     sigmas = family.sigmas(steps, HEIGHT, IMAGE_WIDTH)
     assert sigmas.dtype == torch.float32
     assert torch.equal(sigmas, pipeline.scheduler.sigmas)
