@@ -1,0 +1,58 @@
+"""The exact oracle of the shapes world as a metric: counts of pictures, no learned judge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from PIL import Image
+
+from dopsd.evaluation.metrics.base import Column, ImageDistance, Shown
+from dopsd.shapes import oracle, world
+from dopsd.shapes.grid import from_image
+from dopsd.shapes.oracle import Reading
+
+
+class Oracle(ImageDistance):
+    """What the oracle reads off pictures of 32x32 px, held against what the prompt names.
+
+    As an ``ImageDistance``: the share of the world's attributes that it reads differently.
+    """
+
+    name: ClassVar[str] = "oracle"
+    columns: ClassVar[dict[str, Column]] = {
+        "concept": Column("shows the concept, and is a picture of this world", rate=True),
+        "ok": Column("every named attribute right, and a picture of this world", rate=True),
+        "named": Column("share of the named attributes that are right"),
+        "palette_error": Column("RMSE to the nearest legal colour", higher_is_better=False),
+    }
+
+    def measure(self, shown: Sequence[Shown]) -> list[dict[str, float]]:
+        readings = _read([each.picture for each in shown])
+        return [_columns(seen, each) for seen, each in zip(readings, shown, strict=True)]
+
+    def distance(
+        self, images: Sequence[Image.Image], targets: Sequence[Image.Image]
+    ) -> list[float]:
+        pairs = zip(_read(images), _read(targets), strict=True)
+        return [
+            sum(getattr(a, name) != getattr(b, name) for name in world.ATTRIBUTES)
+            / len(world.ATTRIBUTES)
+            for a, b in pairs
+        ]
+
+
+def _read(images: Sequence[Image.Image]) -> list[Reading]:
+    return oracle.read(torch.stack([from_image(image) for image in images]))
+
+
+def _columns(seen: Reading, shown: Shown) -> dict[str, float]:
+    values = {"palette_error": seen.palette_error}
+    right = {name: getattr(seen, name) == value for name, value in shown.expected.items()}
+    if right:
+        values["named"] = sum(right.values()) / len(right)
+        values["ok"] = float(all(right.values()) and seen.valid)
+    if shown.concept is not None:
+        values["concept"] = float(right[shown.concept] and seen.valid)
+    return values

@@ -1,0 +1,120 @@
+"""Metrics on pixels and latents: sharpness without any model, LPIPS, distance in VAE latents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import conv2d
+
+from dopsd.evaluation.metrics.base import Column, ImageDistance, Metric, MissingWeights, Shown
+from dopsd.evaluation.metrics.hub import telling_missing
+from dopsd.models.base import resolve_base
+from dopsd.shapes.grid import from_image
+
+_LAPLACIAN = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
+_LUMA = torch.tensor([0.299, 0.587, 0.114])
+
+
+class Sharpness(Metric):
+    """Variance of the Laplacian of the luminance in [0, 1]: falls when pictures blur.
+
+    Noise raises it too, so it is read beside the base's value, not by itself.
+    """
+
+    name: ClassVar[str] = "sharpness"
+    columns: ClassVar[dict[str, Column]] = {"sharpness": Column("variance of the Laplacian")}
+
+    def measure(self, shown: Sequence[Shown]) -> list[dict[str, float]]:
+        return [{"sharpness": self._of(from_image(each.picture))} for each in shown]
+
+    @staticmethod
+    def _of(pixels: Tensor) -> float:
+        luma = torch.einsum("chw,c->hw", pixels, _LUMA)[None, None]
+        return float(conv2d(luma, _LAPLACIAN[None, None]).var(correction=0))
+
+
+def sized(image: Image.Image, like: Image.Image) -> Image.Image:
+    """``image`` as RGB at the size of ``like``."""
+    rgb = image.convert("RGB")
+    return rgb if rgb.size == like.size else rgb.resize(like.size, Image.Resampling.LANCZOS)
+
+
+class Lpips(ImageDistance):
+    """LPIPS on VGG features (torchmetrics); targets are resized to the picture's size.
+
+    torchmetrics takes its VGG from torchvision, which downloads the weights on first use.
+    """
+
+    name: ClassVar[str] = "lpips"
+    columns: ClassVar[dict[str, Column]] = {
+        "lpips": Column("LPIPS of picture and target", higher_is_better=False)
+    }
+    _net: Any = None
+
+    def check(self) -> None:
+        import importlib.util
+
+        for library in ("torchmetrics", "torchvision"):
+            if importlib.util.find_spec(library) is None:
+                raise MissingWeights(f"lpips: {library} is not installed")
+
+    def load(self) -> None:
+        self.check()
+        with telling_missing(self.name, "VGG16 of torchvision"):
+            from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+            net = LearnedPerceptualImagePatchSimilarity(net_type="vgg", normalize=True)
+            self._net = net.to(self.device)
+
+    @torch.no_grad()
+    def distance(
+        self, images: Sequence[Image.Image], targets: Sequence[Image.Image]
+    ) -> list[float]:
+        values = []
+        for image, target in zip(images, targets, strict=True):
+            pair = (from_image(image), from_image(sized(target, image)))
+            values.append(float(self._net(*(each[None].to(self.device) for each in pair))))
+            self._net.reset()
+        return values
+
+
+class Latent(ImageDistance):
+    """RMSE between the VAE latents of picture and target; ``model`` is a pipeline's folder or id.
+
+    Needs nothing but the base's own VAE. Targets are resized to the picture's size.
+    """
+
+    name: ClassVar[str] = "latent"
+    columns: ClassVar[dict[str, Column]] = {
+        "latent": Column("RMSE of the latents of picture and target", higher_is_better=False)
+    }
+    default_model: ClassVar[str | None] = "shapes"
+    _vae: Any = None
+
+    def load(self) -> None:
+        from diffusers import AutoModel
+
+        assert self.model is not None
+        with telling_missing(self.name, self.model):
+            vae = AutoModel.from_pretrained(
+                resolve_base(self.model), subfolder="vae", use_safetensors=True
+            )
+            self._vae = vae.eval().to(self.device)
+
+    @torch.no_grad()
+    def _latents(self, image: Image.Image) -> Tensor:
+        pixels = from_image(image)[None].to(self.device) * 2 - 1
+        latents: Tensor = self._vae.encode(pixels).latent_dist.mode()
+        return latents
+
+    def distance(
+        self, images: Sequence[Image.Image], targets: Sequence[Image.Image]
+    ) -> list[float]:
+        return [
+            float((self._latents(a) - self._latents(sized(b, a))).pow(2).mean().sqrt())
+            for a, b in zip(images, targets, strict=True)
+        ]
