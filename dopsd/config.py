@@ -87,6 +87,22 @@ class DataSection(Section):
 
 
 class MethodSection(Section):
+    objective: Literal["dopsd", "sft", "off_policy", "sft_on_teacher"] = Field(
+        "dopsd",
+        description="`dopsd`: the student's own states, the teacher's velocities there. The "
+        "others are baselines. `sft`: noised targets, their analytic velocity. `off_policy`: "
+        "the teacher's velocities at `off_policy_states`. `sft_on_teacher`: sft on the "
+        "teacher's drawings.",
+    )
+    off_policy_states: Literal["noised", "teacher"] = Field(
+        "noised",
+        description="States of `objective: off_policy`: noised targets, or the teacher's own "
+        "trajectory.",
+    )
+    teacher: Literal["ema", "frozen", "live"] = Field(
+        "ema",
+        description="The teacher's weights: an EMA of the student, the base, or the student.",
+    )
     steps: Positive = Field(4, description="K, the states of a training roll-out.")
     sigmas: list[float] | None = Field(
         None,
@@ -96,9 +112,18 @@ class MethodSection(Section):
     weighting: Literal["x0", "velocity"] = Field(
         "x0", description="w_k: sigma_k^2 (the authors' scripts) or 1 (the paper's Eq. 7)."
     )
-    ema_decay: Fraction = Field(
-        0.9999, description="Teacher decay; 1.0 is the frozen base, 0.0 the live student."
-    )
+    ema_decay: Fraction = Field(0.9999, description="Decay of `teacher: ema`, per optimizer step.")
+
+    @property
+    def teacher_decay(self) -> float:
+        """EMA decay of the teacher: 1 keeps the base, 0 follows the student."""
+        return {"ema": self.ema_decay, "frozen": 1.0, "live": 0.0}[self.teacher]
+
+    @property
+    def needs_targets(self) -> bool:
+        """Whether states are made of the images' own latents."""
+        noised = self.objective == "off_policy" and self.off_policy_states == "noised"
+        return noised or self.objective == "sft"
 
 
 class LoraSection(Section):
@@ -239,6 +264,21 @@ class RunConfig(Section):
                     "inference.shared: true with source: fused, allowed: false "
                     "(there are no inference workers)"
                 )
+        if method.objective == "sft" and self.source == "disaggregated":
+            raise ValueError(
+                "source: disaggregated with method.objective: sft, allowed: fused (nobody rolls "
+                "out or scores, so there is nothing for inference workers to do)"
+            )
+        if method.objective != "dopsd" and self.inference.shared:
+            raise ValueError(
+                f"inference.shared: true with method.objective: {method.objective}, allowed: "
+                "false (the student does not roll out: there is one pool anyway, `teacher`)"
+            )
+        if method.objective != "dopsd" and self.debug.dump_trajectories:
+            raise ValueError(
+                f"debug.dump_trajectories: {self.debug.dump_trajectories} with "
+                f"method.objective: {method.objective}, allowed: 0 (no student trajectory)"
+            )
         if learner.workers > 1 and learner.gpus is not None and 0 < learner.gpus < 1:
             raise ValueError(
                 f"learner.gpus: {learner.gpus} with {learner.workers} learners, allowed: whole "

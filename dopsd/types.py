@@ -140,11 +140,14 @@ class _Record:
 
 @dataclass
 class EncodedBatch(_Record):
-    """One micro-batch as the stream delivers it: identities and both frozen contexts."""
+    """One micro-batch as the stream delivers it: identities and what frozen models made of it."""
 
     info: SampleInfo
     student: Context
-    teacher: Context
+    teacher: Context | None
+    """None where the objective has no teacher."""
+    target: Tensor | None = None
+    """[B, C, h, w] float32: the images' latents, where the objective trains on them."""
     encode_stats: dict[str, float] = field(default_factory=dict)
     """``seconds`` that encoding took and ``peak_memory_mb`` of the encoder's process."""
 
@@ -170,7 +173,8 @@ class Trajectory(_Record):
 class TrainingBatch(_Record):
     """The one contract between every objective and the learner.
 
-    ``states`` [K, B, C, h, w], ``sigmas`` [K], ``student`` the context under which the student is
+    ``states`` [K, B, C, h, w], ``sigmas`` [K], or [K, B] where every sample has levels of its own;
+    ``student`` the context under which the student is
     run, ``target_velocity`` [K, B, C, h, w], ``weight`` [K]: loss weight w_k of each state.
     """
 

@@ -117,6 +117,21 @@ WRONG_OVERRIDES = [
         "inference.shared: true with source: fused, allowed: false "
         "(there are no inference workers)",
     ),
+    (
+        "method.objective=sft",
+        "source: disaggregated with method.objective: sft, allowed: fused (nobody rolls out or "
+        "scores, so there is nothing for inference workers to do)",
+    ),
+    (
+        "method.objective=off_policy inference.shared=true",
+        "inference.shared: true with method.objective: off_policy, allowed: false "
+        "(the student does not roll out: there is one pool anyway, `teacher`)",
+    ),
+    (
+        "method.objective=sft_on_teacher debug.dump_trajectories=2",
+        "debug.dump_trajectories: 2 with method.objective: sft_on_teacher, allowed: 0 "
+        "(no student trajectory)",
+    ),
     ("method.sigmas=[1, 0.5]", "method.sigmas: 2 values, allowed: method.steps (4)"),
     (
         "method.sigmas=[1, 0.9, 0.5, 0]",

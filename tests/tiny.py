@@ -204,9 +204,9 @@ def save_base(folder: Path) -> Path:
     return folder
 
 
-def make_config(base: Path | str, **sections: dict[str, Any]) -> RunConfig:
+def make_config(base: Path | str, **sections: Any) -> RunConfig:
     """A valid config over a tiny base; ``sections`` are merged over it."""
-    values: dict[str, dict[str, Any]] = {
+    values: dict[str, Any] = {
         "model": {"base": str(base), "dtype": "float32"},
         "context": {
             "image_min_pixels": IMAGE_TOKEN_SIDE**2,
@@ -215,7 +215,8 @@ def make_config(base: Path | str, **sections: dict[str, Any]) -> RunConfig:
         "data": {"source": "unused"},
     }
     for name, section in sections.items():
-        values[name] = values.get(name, {}) | section
+        merged = isinstance(section, dict)
+        values[name] = values.get(name, {}) | section if merged else section
     return RunConfig.model_validate(values)
 
 

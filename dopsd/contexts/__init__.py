@@ -21,6 +21,10 @@ class ContextEncoder(Protocol):
         """(student's context, teacher's context) of B images uint8 [H, W, 3] and B prompts."""
         ...
 
+    def encode_text(self, prompts: list[str]) -> Context:
+        """The student's context of B prompts."""
+        ...
+
 
 class EncoderFactory:
     """Builds the encoder that ``config`` asks for; picklable, called once in each actor."""

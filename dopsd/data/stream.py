@@ -16,6 +16,7 @@ import pyarrow as pa
 import ray
 import ray.data
 from ray.exceptions import GetTimeoutError
+from torch import Tensor
 
 from dopsd.data import window
 from dopsd.data.plan import Plan
@@ -32,10 +33,13 @@ ENCODED_SCHEMA = pa.schema(
 
 
 class Encoder(Protocol):
-    """The frozen encoders of a context."""
+    """The frozen encoders of an objective."""
 
-    def encode(self, images: list[np.ndarray], prompts: list[str]) -> tuple[Context, Context]:
-        """(student, teacher) contexts of B images uint8 [H, W, 3] and B prompts."""
+    def encode(
+        self, images: list[np.ndarray], prompts: list[str]
+    ) -> tuple[Context, Context | None, Tensor | None]:
+        """Contexts of student and teacher, and latents, of B images uint8 [H, W, 3] and B prompts;
+        teacher and latents are None where the objective has no use for them."""
         ...
 
 
@@ -172,7 +176,7 @@ def encode_micro_batch(batch: pa.Table, encoder: Encoder) -> pa.Table:
     shape = (len(values["sample_ids"]), values["height"], values["width"], 3)
     images = np.frombuffer(values["pixels"], dtype=np.uint8).reshape(shape)
     began = time.perf_counter()
-    student, teacher = encoder.encode(list(images), list(values["prompts"]))
+    student, teacher, target = encoder.encode(list(images), list(values["prompts"]))
     stats = {"seconds": time.perf_counter() - began, "peak_memory_mb": peak_memory_mb()}
     info = SampleInfo(
         step=values["step"],
@@ -186,6 +190,6 @@ def encode_micro_batch(batch: pa.Table, encoder: Encoder) -> pa.Table:
     row = {
         "step": info.step,
         "index": info.index,
-        "payload": EncodedBatch(info, student, teacher, stats).to_bytes(),
+        "payload": EncodedBatch(info, student, teacher, target, stats).to_bytes(),
     }
     return pa.Table.from_pylist([row], schema=ENCODED_SCHEMA)

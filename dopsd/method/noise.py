@@ -15,9 +15,15 @@ def sample_noise(seed: int, step: int, sample_id: str, shape: tuple[int, ...]) -
     Philox-4x64 keyed by the first 16 bytes of BLAKE2b(``"{seed}/{step}/{sample_id}"``), counter
     0: anybody with numpy can draw it again.
     """
-    digest = hashlib.blake2b(f"{seed}/{step}/{sample_id}".encode(), digest_size=16).digest()
-    generator = np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
-    return torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
+    return torch.from_numpy(
+        _generator(seed, step, sample_id).standard_normal(shape, dtype=np.float32)
+    )
+
+
+def _generator(seed: int, step: int, sample_id: str, purpose: bytes = b"") -> np.random.Generator:
+    key = f"{seed}/{step}/{sample_id}".encode()
+    digest = hashlib.blake2b(key, digest_size=16, person=purpose).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 
 
 def batch_noise(
@@ -25,3 +31,17 @@ def batch_noise(
 ) -> Tensor:
     """Noise of a micro-batch: [B, *shape] float32 on the CPU."""
     return torch.stack([sample_noise(seed, step, name, shape) for name in sample_ids])
+
+
+def batch_uniform(seed: int, step: int, sample_ids: tuple[str, ...], count: int) -> Tensor:
+    """``count`` numbers in [0, 1) for each sample, one from each equal slice: [count, B] float32.
+
+    Drawn as the noise is, under BLAKE2b's personalisation ``sigma``: independent of it.
+    """
+    slices = np.arange(count, dtype=np.float32)
+    rows = [
+        (slices + _generator(seed, step, name, b"sigma").random(count, dtype=np.float32)) / count
+        for name in sample_ids
+    ]
+    # Rounding must not reach 1.
+    return torch.from_numpy(np.stack(rows, 1)).clamp(max=1 - 2**-24)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dopsd.method.objective import Weighting, state_weights
+from dopsd.method.off_policy import Targets
 from dopsd.method.rollout import VelocityFn
 from dopsd.method.schedule import euler_step
 from dopsd.types import Context, TrainingBatch
@@ -20,7 +21,9 @@ from dopsd.types import Context, TrainingBatch
 
 @dataclass
 class Term:
-    """One state of one micro-batch: student input, target [B, C, h, w] and weight w_k."""
+    """One state of one micro-batch: student input, target [B, C, h, w] and weight w_k.
+
+    ``sigma`` is a scalar, or [B] where every sample has a level of its own."""
 
     state: Tensor
     sigma: Tensor
@@ -35,10 +38,16 @@ Terms = Generator[Term, Tensor, None]
 
 def stored_terms(batch: TrainingBatch) -> Terms:
     """The terms of a finished batch; the velocities sent back are not needed."""
-    for state, sigma, target, weight in zip(
-        batch.states, batch.sigmas, batch.target_velocity, batch.weight
+    targets = Targets(batch.states, batch.sigmas, batch.target_velocity, batch.weight)
+    return target_terms(targets, batch.student)
+
+
+def target_terms(targets: Targets, student: Context) -> Terms:
+    """One term for each state; ``student`` is the context under which the student is run."""
+    for state, sigma, velocity, weight in zip(
+        targets.states, targets.sigmas, targets.velocity, targets.weight
     ):
-        yield Term(state, sigma, batch.student, target, weight)
+        yield Term(state, sigma, student, velocity, weight)
 
 
 def fused_terms(

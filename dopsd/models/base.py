@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -48,6 +49,15 @@ class Family(ABC):
     ) -> Any:
         """The stock diffusers pipeline, to draw pictures with; without ``text_encoder`` it takes
         contexts only."""
+
+    @abstractmethod
+    def load_vae(self, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
+        """The frozen autoencoder on ``device``."""
+
+    @abstractmethod
+    def encode_images(self, vae: nn.Module, images: list[np.ndarray]) -> Tensor:
+        """Latents [B, C, h, w] float32, as the transformer sees them, of B images uint8 [H, W, 3]
+        of one size: the posterior's mode, so that an image always has the same."""
 
     @abstractmethod
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:

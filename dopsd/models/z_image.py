@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -69,6 +70,25 @@ class ZImage(Family):
         )
         pipeline.set_progress_bar_config(disable=True)
         return pipeline.to(device)
+
+    def load_vae(self, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
+        from diffusers import AutoencoderKL
+
+        vae = AutoencoderKL.from_pretrained(
+            self.base,
+            subfolder="vae",
+            torch_dtype=dtype,
+            revision=self.revision,
+            use_safetensors=True,
+        )
+        return vae.requires_grad_(False).eval().to(device)
+
+    @torch.no_grad()
+    def encode_images(self, vae: Any, images: list[np.ndarray]) -> Tensor:
+        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        latents = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode().float()
+        scaled: Tensor = (latents - vae.config.shift_factor) * vae.config.scaling_factor
+        return scaled
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         unit = self._vae_factor * 2

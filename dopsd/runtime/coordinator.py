@@ -109,6 +109,8 @@ class Coordinator:
         elif roles.rollout:
             both = (STUDENT, TEACHER)
             self._pools = [Pool(config, roles.rollout, both, "generate_and_score")]
+        elif roles.teacher:
+            self._pools = [Pool(config, roles.teacher, (TEACHER,), "teach")]
         self._waiting = [[] for _ in self._pools]
         for target in (self._read_stream, self._drive):
             thread = threading.Thread(target=self._guarded, args=(target,), daemon=True)

@@ -55,7 +55,7 @@ def dump_scored(config: RunConfig, block: pa.Table, scored: bytes, folder: str) 
 
 def trajectory_record(config: RunConfig, batch: EncodedBatch, scored: TrainingBatch) -> bytes:
     """The dump of one scored micro-batch, as safetensors bytes."""
-    assert scored.finished is not None, "a dump needs the whole roll-out"
+    assert scored.finished is not None and batch.teacher is not None, "dumps are of `dopsd`"
     tensors = {
         "noise": scored.states[0],
         "sigmas": torch.cat([scored.sigmas.cpu(), torch.zeros(1)]),

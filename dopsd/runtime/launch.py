@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dopsd import __version__, storage
 from dopsd.config import RunConfig, dump_config
-from dopsd.contexts import EncoderFactory
+from dopsd.contexts.training import TrainingEncoderFactory
 from dopsd.data.manifest import Manifest
 from dopsd.data.stream import encoded_stream
 from dopsd.errors import ConfigError, DopsdError, LateError
@@ -82,7 +82,7 @@ class RunCoordinator(Coordinator):
                 stop,
                 shards=config.shards,
                 caption_keys=config.data.caption_keys,
-                encoder_factory=EncoderFactory(config, roles.encoder.device),
+                encoder_factory=TrainingEncoderFactory(config, roles.encoder.device),
                 workers=roles.encoder.workers,
                 num_cpus=roles.encoder.cpus,
                 num_gpus=roles.encoder.gpus,
@@ -317,7 +317,8 @@ def lora_metadata(config: RunConfig, manifest: Manifest) -> dict[str, str]:
         "dopsd.family": config.model.family,
         "dopsd.context": config.context.name,
         "dopsd.recipe": (
-            f"dopsd K={method.steps} weighting={method.weighting} ema={method.ema_decay} "
+            f"{method.objective} K={method.steps} weighting={method.weighting} "
+            f"teacher={method.teacher} ema={method.ema_decay} "
             f"lr={config.learner.lr} steps={config.learner.steps} "
             f"global_batch={config.learner.global_batch} max_policy_lag={config.max_policy_lag} "
             f"rank={lora.rank} alpha={lora.alpha} seed={config.run.seed}"

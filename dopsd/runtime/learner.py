@@ -81,7 +81,7 @@ class Learner:
         self._micro_batches, self._publish, self._report = micro_batches, publish, report
         self._sum = sum_over_ranks
         self.student = engine.full_weights(STUDENT)
-        self.ema = Ema(self.student, config.method.ema_decay)
+        self.ema = Ema(self.student, config.method.teacher_decay)
 
     def run(self, start: int, stop: int) -> None:
         """Train steps [start, stop). The initial weights are published as version ``start``."""

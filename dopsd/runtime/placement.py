@@ -27,7 +27,8 @@ class Role:
 
 @dataclass(frozen=True)
 class Roles:
-    """Every role of a run; the inference pools are empty when the learners roll out themselves."""
+    """Every role of a run: no inference pools when the learners roll out themselves, no roll-out
+    pool when the objective is not on-policy."""
 
     encoder: Role
     rollout: Role | None
@@ -53,9 +54,10 @@ def resolve_roles(config: RunConfig, cluster_gpus: float) -> Roles:
         return Role(name, section.workers, section.cpus, gpus)
 
     disaggregated = config.source == "disaggregated"
+    on_policy = config.method.objective == "dopsd"
     return Roles(
         encoder=role("encoder", config.encoder),
-        rollout=role("rollout", config.rollout) if disaggregated else None,
+        rollout=role("rollout", config.rollout) if disaggregated and on_policy else None,
         teacher=role("teacher", config.teacher)
         if disaggregated and not config.inference.shared
         else None,

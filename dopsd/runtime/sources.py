@@ -13,13 +13,15 @@ from dopsd.config import RunConfig
 from dopsd.data.stream import load_encoded
 from dopsd.method.noise import batch_noise
 from dopsd.method.objective import state_weights
+from dopsd.method.rollout import VelocityFn
 from dopsd.method.schedule import euler_step
-from dopsd.method.terms import Term, Terms, fused_terms, stored_terms
+from dopsd.method.terms import Term, Terms, fused_terms, stored_terms, target_terms
 from dopsd.models.base import DTYPES
 from dopsd.models.lora import STUDENT
+from dopsd.runtime.baselines import baseline_targets
 from dopsd.runtime.dump import dump_path, dumped, trajectory_record
 from dopsd.runtime.learner import Micro
-from dopsd.runtime.workers import training_sigmas
+from dopsd.runtime.schedule import training_sigmas
 from dopsd.runtime.zero import ZeroEngine
 from dopsd.types import Context, EncodedBatch, TrainingBatch
 
@@ -68,21 +70,44 @@ class FusedSource:
         self.family = engine.student.family
 
     def __call__(self, step: int) -> Iterator[Micro]:
-        dtype = DTYPES[self.config.model.dtype]
         for block, real in self._fetch(step):
             batch = load_encoded(block)
-            info = batch.info
-            shape = self.family.latent_shape(info.height, info.width)
-            noise = batch_noise(self.config.run.seed, info.step, info.sample_ids, shape)
-            noise = noise.to(self.device)
-            sigmas = training_sigmas(self.config, self.family, info.height, info.width)
-            student = batch.student.to(self.device, dtype)
-            teacher = batch.teacher.to(self.device, dtype)
-            scorer = partial(self._teacher, teacher)
-            terms = fused_terms(noise, sigmas, student, scorer, self.config.method.weighting)
-            if real and dumped(self.config, info):
-                terms = self._recorded(terms, batch, sigmas)
-            yield Micro(terms, info.step_samples, real, step, step, batch.encode_stats)
+            terms = self._dopsd(batch, real) if self._on_policy else self._baseline(batch)
+            yield Micro(terms, batch.info.step_samples, real, step, step, batch.encode_stats)
+
+    @property
+    def _on_policy(self) -> bool:
+        return self.config.method.objective == "dopsd"
+
+    def _dopsd(self, batch: EncodedBatch, real: bool) -> Terms:
+        info = batch.info
+        shape = self.family.latent_shape(info.height, info.width)
+        noise = batch_noise(self.config.run.seed, info.step, info.sample_ids, shape)
+        sigmas = training_sigmas(self.config, self.family, info.height, info.width)
+        student = batch.student.to(self.device, self._dtype)
+        terms = fused_terms(
+            noise.to(self.device),
+            sigmas,
+            student,
+            self._scorer(batch),
+            self.config.method.weighting,
+        )
+        if real and dumped(self.config, info):
+            terms = self._recorded(terms, batch, sigmas)
+        return terms
+
+    def _baseline(self, batch: EncodedBatch) -> Terms:
+        teacher = None if batch.teacher is None else self._scorer(batch)
+        targets, _ = baseline_targets(self.config, self.family, batch, teacher, self.device)
+        return target_terms(targets, batch.student.to(self.device, self._dtype))
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return DTYPES[self.config.model.dtype]
+
+    def _scorer(self, batch: EncodedBatch) -> VelocityFn:
+        assert batch.teacher is not None
+        return partial(self._teacher, batch.teacher.to(self.device, self._dtype))
 
     def _teacher(self, context: Context, latents: Tensor, sigma: Tensor) -> Tensor:
         return self.engine.teacher_velocity(latents, sigma, context.tensors, STUDENT)

@@ -12,7 +12,6 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from torch import Tensor
 
 from dopsd.config import RunConfig
 from dopsd.data.stream import load_encoded
@@ -20,7 +19,6 @@ from dopsd.errors import AcknowledgementError
 from dopsd.method.noise import batch_noise
 from dopsd.method.objective import state_weights
 from dopsd.method.rollout import VelocityFn, rollout, score
-from dopsd.method.schedule import with_final_zero
 from dopsd.models import FAMILIES
 from dopsd.models.base import DTYPES, Family
 from dopsd.models.lora import (
@@ -34,17 +32,12 @@ from dopsd.models.lora import (
     resolve_targets,
 )
 from dopsd.process import peak_memory_mb, set_up
+from dopsd.runtime.baselines import baseline_batch
+from dopsd.runtime.schedule import training_sigmas
 from dopsd.runtime.weights import Acknowledgement, read_payload
 from dopsd.types import Context, EncodedBatch, TrainingBatch, Trajectory
 
 Stats = dict[str, float]
-
-
-def training_sigmas(config: RunConfig, family: Family, height: int, width: int) -> Tensor:
-    """Roll-out sigmas [K + 1]: the config's override, or the pipeline's own schedule."""
-    if config.method.sigmas is not None:
-        return with_final_zero(config.method.sigmas)
-    return family.sigmas(config.method.steps, height, width)
 
 
 def batch_velocity(
@@ -115,6 +108,21 @@ class InferenceWorker:
 
         return self._timed(work)
 
+    def teach(self, version: int, block: pa.Table) -> tuple[bytes, Stats]:
+        """A TrainingBatch of an objective in which only the teacher works, and its timing."""
+
+        def work() -> bytes:
+            self._require(version)
+            batch = load_encoded(block)
+            assert batch.teacher is not None
+            activate(self.transformer, TEACHER)
+            teacher = batch_velocity(self.family, self.transformer, batch.teacher, self.dtype)
+            return baseline_batch(
+                self.config, self.family, batch, teacher, version, self.device
+            ).to_bytes()
+
+        return self._timed(work)
+
     def _rollout(self, version: int, batch: EncodedBatch) -> Trajectory:
         self._require(version)
         info = batch.info
@@ -132,6 +140,7 @@ class InferenceWorker:
 
     def _score(self, version: int, batch: EncodedBatch, path: Trajectory) -> TrainingBatch:
         self._require(version)
+        assert batch.teacher is not None
         states, sigmas = path.states[:-1], path.sigmas[:-1]
         activate(self.transformer, TEACHER)
         teacher = batch_velocity(

@@ -20,11 +20,11 @@ class PixelEncoder:
 
     delay: float = 0.0
 
-    def encode(self, images: list[np.ndarray], prompts: list[str]) -> tuple[Context, Context]:
+    def encode(self, images: list[np.ndarray], prompts: list[str]) -> tuple[Context, Context, None]:
         time.sleep(self.delay)
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         pixels = torch.from_numpy(np.stack(images))
-        return Context({"lengths": lengths}), Context({"pixels": pixels})
+        return Context({"lengths": lengths}), Context({"pixels": pixels}), None
 
 
 @dataclass
@@ -52,7 +52,7 @@ class FailingEncoder(PixelEncoder):
 
     calls = 0
 
-    def encode(self, images: list[np.ndarray], prompts: list[str]) -> tuple[Context, Context]:
+    def encode(self, images: list[np.ndarray], prompts: list[str]) -> tuple[Context, Context, None]:
         self.calls += 1
         if self.calls == 2:
             raise RuntimeError("out of patience")

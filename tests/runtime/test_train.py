@@ -128,7 +128,7 @@ def test_lora_metadata_says_where_it_comes_from(reference, tiny_base):
     manifest = json.loads((Path(reference.folder) / "shards" / "manifest.json").read_text())
     assert metadata["dopsd.base"] == str(tiny_base)
     assert metadata["dopsd.data"] == manifest["fingerprint"]
-    assert "K=4 weighting=x0 ema=0.9" in metadata["dopsd.recipe"]
+    assert "dopsd K=4 weighting=x0 teacher=ema ema=0.9" in metadata["dopsd.recipe"]
 
 
 def test_training_moves_both_adapters(reference):
