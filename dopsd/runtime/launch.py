@@ -113,7 +113,7 @@ def train(config: RunConfig, show: Show) -> Summary:
     cluster = connect()
     roles = resolve_roles(config, cluster.get("GPU", 0.0))
     manifest = prepared(config, lambda status: show("prepare", status))
-    wait_for_resources(roles, ray.cluster_resources, config.deadline.start)
+    wait_for_resources(roles.all(), ray.cluster_resources, config.deadline.start)
     _claim_folder(config)
 
     name = f"coordinator-{uuid.uuid4().hex[:8]}"

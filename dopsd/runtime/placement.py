@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dopsd.config import RoleSection, RunConfig
@@ -65,14 +65,13 @@ def resolve_roles(config: RunConfig, cluster_gpus: float) -> Roles:
     )
 
 
-def shortfall(roles: Roles, resources: dict[str, float]) -> str | None:
+def shortfall(roles: Sequence[Role], resources: dict[str, float]) -> str | None:
     """The sum of what is asked against what the cluster has, or None when it fits."""
     lines = [
-        f"{role.name} {role.workers} x ({role.cpus:g} CPU, {role.gpus:g} GPU)"
-        for role in roles.all()
+        f"{role.name} {role.workers} x ({role.cpus:g} CPU, {role.gpus:g} GPU)" for role in roles
     ]
-    cpus = sum(role.workers * role.cpus for role in roles.all())
-    gpus = sum(role.workers * role.gpus for role in roles.all())
+    cpus = sum(role.workers * role.cpus for role in roles)
+    gpus = sum(role.workers * role.gpus for role in roles)
     has_cpus, has_gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
     if cpus <= has_cpus + 1e-6 and gpus <= has_gpus + 1e-6:
         return None
@@ -83,7 +82,7 @@ def shortfall(roles: Roles, resources: dict[str, float]) -> str | None:
 
 
 def wait_for_resources(
-    roles: Roles, resources: Callable[[], dict[str, float]], deadline: float
+    roles: Sequence[Role], resources: Callable[[], dict[str, float]], deadline: float
 ) -> None:
     """Wait until the cluster (which may be scaling up) is large enough.
 

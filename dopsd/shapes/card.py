@@ -16,13 +16,14 @@ from diffusers import ZImagePipeline, ZImageTransformer2DModel
 from torch import Tensor
 from transformers import Qwen3VLForConditionalGeneration
 
+from dopsd.intervals import Value, bootstrap, mean, wilson
 from dopsd.shapes import concepts, fast, nets, oracle, world
 from dopsd.shapes.card_gates import gates
-from dopsd.shapes.card_record import Card, Row, Value, describe
+from dopsd.shapes.card_record import Card, Row, describe
 from dopsd.shapes.concepts import Prompt
 from dopsd.shapes.grid import save_grid
 from dopsd.shapes.nets import ChatTokenizer, Transformer, Vae, Vlm
-from dopsd.shapes.oracle import Reading, bootstrap, mean, wilson
+from dopsd.shapes.oracle import Reading
 from dopsd.shapes.recipe.save import UNDISTILLED, weights_hash
 
 GUIDANCE = 1.5

@@ -6,14 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-
-@dataclass(frozen=True)
-class Value:
-    """A measured mean with its 95% interval (Wilson for rates, bootstrap otherwise)."""
-
-    value: float
-    low: float
-    high: float
+from dopsd.intervals import Value
 
 
 @dataclass(frozen=True)
@@ -69,7 +62,7 @@ class Card:
 
 def describe(row: Row) -> str:
     """One line: the row's label and every value with its interval."""
-    values = [f"{k} {v.value:.3f} [{v.low:.3f}, {v.high:.3f}]" for k, v in row.values.items()]
+    values = [f"{k} {v}" for k, v in row.values.items()]
     return f"{row.name} (n={row.count}): " + ", ".join(values)
 
 
@@ -101,7 +94,7 @@ def markdown(card: Card) -> str:
         cells = []
         for metric in metrics:
             value = row.values.get(metric)
-            cells.append(f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}]" if value else "")
+            cells.append(str(value) if value else "")
         lines.append(f"| {row.name} | " + " | ".join(cells) + " |")
     lines += ["", "| gate | required | measured | met |", "|---|---|---|---|"]
     for gate in card.gates:

@@ -6,8 +6,6 @@ score here is a count of pictures, with no learned judge in between.
 
 from __future__ import annotations
 
-import math
-import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dopsd.intervals import mean
 from dopsd.shapes import world
 from dopsd.shapes.world import Scene
 
@@ -202,30 +201,3 @@ def score(
         palette_error=mean([seen.palette_error for seen in readings]),
     )
     return result, readings
-
-
-def mean(values: Sequence[float]) -> float:
-    """Arithmetic mean; nan for nothing."""
-    return sum(values) / len(values) if values else math.nan
-
-
-def wilson(hits: int, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson score interval of a proportion (95% by default)."""
-    if count == 0:
-        return 0.0, 1.0
-    rate = hits / count
-    scale = 1 + z * z / count
-    centre = (rate + z * z / (2 * count)) / scale
-    half = z * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count * count)) / scale
-    # Rounding can put an end of the interval a hair inside the observed rate.
-    return max(0.0, min(centre - half, rate)), min(1.0, max(centre + half, rate))
-
-
-def bootstrap(
-    values: Sequence[float], seed: int = 0, rounds: int = 1000, level: float = 0.95
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean, for quantities that are not counts."""
-    rng = random.Random(seed)
-    means = sorted(mean(rng.choices(values, k=len(values))) for _ in range(rounds))
-    tail = (1 - level) / 2
-    return means[int(tail * rounds)], means[min(rounds - 1, int((1 - tail) * rounds))]

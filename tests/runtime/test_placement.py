@@ -34,20 +34,20 @@ def test_pools_follow_source_and_sharing():
 
 def test_shortfall_prints_what_was_asked_and_what_is_there():
     roles = roles_of(0.0, "encoder.cpus=1", "rollout.cpus=2", "rollout.workers=3")
-    message = shortfall(roles, {"CPU": 4.0})
+    message = shortfall(roles.all(), {"CPU": 4.0})
     assert message == (
         "asked 9 CPU and 0 GPU (encoder 1 x (1 CPU, 0 GPU) + rollout 3 x (2 CPU, 0 GPU) + "
         "teacher 1 x (1 CPU, 0 GPU) + learner 1 x (1 CPU, 0 GPU)); "
         "the cluster has 4 CPU and 0 GPU"
     )
-    assert shortfall(roles, {"CPU": 9.0}) is None
+    assert shortfall(roles.all(), {"CPU": 9.0}) is None
 
 
 def test_waiting_for_a_cluster_that_scales_up_ends_at_the_deadline():
     roles = roles_of(0.0)
     began = time.monotonic()
     with pytest.raises(ResourceError, match=r"not enough resources after 0.2 s: asked 4 CPU"):
-        wait_for_resources(roles, lambda: {"CPU": 1.0}, 0.2)
+        wait_for_resources(roles.all(), lambda: {"CPU": 1.0}, 0.2)
     assert time.monotonic() - began < 5
     growing = iter([{"CPU": 1.0}, {"CPU": 4.0}])
-    wait_for_resources(roles, lambda: next(growing), 10.0)
+    wait_for_resources(roles.all(), lambda: next(growing), 10.0)

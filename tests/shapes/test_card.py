@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typer.testing import CliRunner
 
+from dopsd.intervals import Value
 from dopsd.shapes import cli as shapes_cli
 from dopsd.shapes.card import evaluate, prompts_of
 from dopsd.shapes.card_gates import gates
-from dopsd.shapes.card_record import Card, Row, Value, markdown, read_card, write
+from dopsd.shapes.card_record import Card, Row, markdown, read_card, write
 from dopsd.shapes.world import render
 
 

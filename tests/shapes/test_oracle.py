@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 
+from dopsd.intervals import bootstrap, mean, wilson
 from dopsd.shapes import oracle, world
 
 
@@ -23,7 +24,7 @@ def test_own_renderings_score_99_percent(choice, disturbance):
     assert result.ok >= 0.99
     assert all(rate >= 0.99 for rate in result.attributes.values())
     places = [(r.x, r.y) == (s.x, s.y) for r, s in zip(readings, scenes, strict=True)]
-    assert oracle.mean(places) >= 0.99
+    assert mean(places) >= 0.99
 
 
 def test_noise_scores_near_chance():
@@ -51,8 +52,8 @@ def test_blur_raises_the_palette_error():
     scenes = [world.sample_scene(random.Random(i)) for i in range(50)]
     images = world.render(scenes)
     blurred = torch.nn.functional.avg_pool2d(images, 5, 1, 2)
-    sharp = oracle.mean([r.palette_error for r in oracle.read(images)])
-    soft = oracle.mean([r.palette_error for r in oracle.read(blurred)])
+    sharp = mean([r.palette_error for r in oracle.read(images)])
+    soft = mean([r.palette_error for r in oracle.read(blurred)])
     assert sharp < 1e-3 and soft > 0.05
 
 
@@ -64,9 +65,9 @@ def test_pictures_of_another_size_are_refused():
 
 
 def test_intervals_cover_the_known_cases():
-    low, high = oracle.wilson(95, 100)
+    low, high = wilson(95, 100)
     assert low == pytest.approx(0.8882, abs=1e-3) and high == pytest.approx(0.9785, abs=1e-3)
-    assert oracle.wilson(0, 10)[0] == 0.0 and oracle.wilson(10, 10)[1] == 1.0
-    assert oracle.wilson(0, 0) == (0.0, 1.0)
-    low, high = oracle.bootstrap([float(i % 10) for i in range(200)])
+    assert wilson(0, 10)[0] == 0.0 and wilson(10, 10)[1] == 1.0
+    assert wilson(0, 0) == (0.0, 1.0)
+    low, high = bootstrap([float(i % 10) for i in range(200)])
     assert low < 4.5 < high and high - low < 1.0

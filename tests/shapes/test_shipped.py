@@ -10,8 +10,9 @@ from diffusers import ZImagePipeline
 from transformers import AutoImageProcessor, Qwen3VLForConditionalGeneration
 
 from dopsd import shapes
+from dopsd.intervals import wilson
 from dopsd.shapes import card as cards
-from dopsd.shapes import nets, oracle
+from dopsd.shapes import nets
 from dopsd.shapes.card_record import read_card
 from dopsd.shapes.recipe import save
 
@@ -80,7 +81,7 @@ def test_the_stock_pipeline_draws_what_the_card_says(folder, pipeline, kind):
     values = cards.evaluate(prompts, images, kind)
     for name in ("named", "all_named", "valid", "ok"):
         hits = round(values[name].value * count)
-        low, high = oracle.wilson(hits, count, z=3.0)
+        low, high = wilson(hits, count, z=3.0)
         known = row.values[name]
         assert low <= known.high and known.low <= high, (name, values[name], known)
 
@@ -96,7 +97,7 @@ def test_the_picture_context_works_as_the_card_says(folder, kind):
         model, model.transformers["turbo"], prompts, picture=True, steps=4, guidance=0.0, seed=9
     )
     hits = round(cards.evaluate(prompts, images, kind)["concept"].value * count)
-    low, high = oracle.wilson(hits, count, z=3.0)
+    low, high = wilson(hits, count, z=3.0)
     assert low <= row.values["concept"].high and row.values["concept"].low <= high
 
 

@@ -30,6 +30,7 @@ class _Encoder(ImageDistance):
     def load(self) -> None:
         from transformers import AutoImageProcessor, AutoModel
 
+        assert self.model is not None
         with telling_missing(self.name, self.model):
             self._images = AutoImageProcessor.from_pretrained(self.model)
             model = AutoModel.from_pretrained(self.model, use_safetensors=True)
