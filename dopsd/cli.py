@@ -1,8 +1,7 @@
-"""The command line: `dopsd train | prepare | generate | config | stats | shapes`."""
+"""The command line: `dopsd train | preflight | prepare | generate | config | stats | shapes`."""
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from typing import Annotated
@@ -12,8 +11,10 @@ from botocore.exceptions import BotoCoreError, ClientError
 from rich.console import Console
 
 from dopsd import __version__
+from dopsd.cli_options import ConfigPath, Overrides, quiet
 from dopsd.config import RunConfig, dump_config, load_config, reference
 from dopsd.errors import DopsdError
+from dopsd.preflight_cli import preflight
 from dopsd.shapes.cli import app as shapes
 
 app = typer.Typer(
@@ -24,19 +25,14 @@ app = typer.Typer(
 )
 
 app.add_typer(shapes, name="shapes", help="The embedded tiny world.")
-
-ConfigPath = Annotated[str, typer.Argument(help="Run config, a YAML file.", metavar="CONFIG")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(help="Overrides such as learner.lr=2e-4.", metavar="[KEY=VALUE]..."),
-]
+app.command()(preflight)
 
 
 @app.command()
 def train(config: ConfigPath = "configs/shapes.yaml", overrides: Overrides = None) -> None:
     """Train: shards are prepared when missing, then roll out, score, learn, export a LoRA."""
     run = load_config(config, overrides)
-    _quiet()
+    quiet()
     from dopsd.runtime.launch import train as launch
     from dopsd.runtime.progress import Progress, clock
 
@@ -64,7 +60,7 @@ def train(config: ConfigPath = "configs/shapes.yaml", overrides: Overrides = Non
 def prepare(config: ConfigPath = "configs/shapes.yaml", overrides: Overrides = None) -> None:
     """Turn data.source into prepared shards (data.shards) and a manifest."""
     run = load_config(config, overrides)
-    _quiet()
+    quiet()
     from dopsd.runtime.cluster import connect
     from dopsd.runtime.data import prepare_shards
     from dopsd.runtime.progress import Progress
@@ -94,7 +90,7 @@ def generate(
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
 ) -> None:
     """Draw pictures with the base, or with the base and a LoRA."""
-    _quiet()
+    quiet()
     import torch
 
     from dopsd import storage
@@ -155,13 +151,6 @@ def _root(
     if version:
         print(__version__)
         raise typer.Exit
-
-
-def _quiet() -> None:
-    from dopsd.runtime.cluster import QUIET
-
-    for key, value in QUIET.items():
-        os.environ.setdefault(key, value)
 
 
 def _next_command(run: RunConfig, lora: str) -> str:

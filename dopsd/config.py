@@ -10,19 +10,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from dopsd.config_message import one_line
+from dopsd.config_preflight import PreflightSection
+from dopsd.config_section import Device, Fraction, NonNegative, Positive, Section
 from dopsd.errors import ConfigError
-
-Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Device = Literal["auto", "cpu", "cuda"]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
 
 
 class RunSection(Section):
@@ -220,6 +213,7 @@ class RunConfig(Section):
     learner: LearnerSection = Field(default_factory=LearnerSection)
     deadline: DeadlineSection = Field(default_factory=DeadlineSection)
     preview: PreviewSection = Field(default_factory=PreviewSection)
+    preflight: PreflightSection = Field(default_factory=PreflightSection)
     debug: DebugSection = Field(default_factory=DebugSection)
 
     @property

@@ -23,6 +23,7 @@ _ALLOWED = {
     "model_type": "a section of keys",
     "greater_than": "greater than {gt:g}",
     "greater_than_equal": "at least {ge:g}",
+    "less_than": "less than {lt:g}",
     "less_than_equal": "at most {le:g}",
     "too_long": "at most {max_length} values",
     "literal_error": "{expected}",

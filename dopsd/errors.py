@@ -23,6 +23,10 @@ class ResourceError(DopsdError):
     """The cluster cannot place what the config asks for: prints the sum of both."""
 
 
+class PreflightError(DopsdError):
+    """The teacher was not shown to draw the concept, and the config is strict about it."""
+
+
 class LateError(DopsdError):
     """A deadline passed: names the role that is late and what it was doing."""
 

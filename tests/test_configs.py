@@ -62,7 +62,7 @@ def test_preset_is_zero_and_the_summing_of_gradients_only(stage: int) -> None:
 
 SECTIONS = (
     "run, model, context, data, method, lora, source, max_policy_lag, device, encoder, rollout, "
-    "teacher, inference, learner, deadline, preview, debug"
+    "teacher, inference, learner, deadline, preview, preflight, debug"
 )
 LEARNER = ", ".join(type(RunConfig.model_fields["learner"].default_factory()).model_fields)
 
@@ -151,6 +151,8 @@ WRONG_OVERRIDES = [
         "context.image_min_pixels=65536",
         "context.image_min_pixels: 65536, allowed: at most context.image_max_pixels (16384)",
     ),
+    ("preflight.margin=1", "preflight.margin: 1, allowed: less than 1"),
+    ("preflight.mode=maybe", "preflight.mode: 'maybe', allowed: 'warn', 'strict' or 'off'"),
     (
         "data.source=null",
         "data.source: missing, allowed: a folder, a .jsonl file or shapes:CONCEPT "

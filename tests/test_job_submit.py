@@ -145,6 +145,7 @@ def recipe(tiny_base, tmp_path_factory) -> Path:
         teacher={"cpus": 0.2},
         learner={"cpus": 0.5, "steps": 9, "global_batch": 4, "micro_batch": 2},
         preview={"samples": 1},
+        preflight={"mode": "off"},
     )
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))

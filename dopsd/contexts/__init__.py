@@ -5,6 +5,7 @@ Contexts do not depend on the policy, so they are computed upstream of it, once 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +13,22 @@ import numpy as np
 from dopsd.config import RunConfig
 from dopsd.process import set_up
 from dopsd.types import Context
+
+
+@dataclass(frozen=True)
+class ContextView:
+    """One context as the encoder reads it, for people to check."""
+
+    text: str
+    """The templated prompt."""
+    tokens: int
+    """Tokens of the whole text, before any cut."""
+    limit: int
+    """Tokens that are kept."""
+
+    @property
+    def truncated(self) -> bool:
+        return self.tokens > self.limit
 
 
 class ContextEncoder(Protocol):
@@ -23,6 +40,12 @@ class ContextEncoder(Protocol):
 
     def encode_text(self, prompts: list[str]) -> Context:
         """The student's context of B prompts."""
+        ...
+
+    def views(
+        self, images: list[np.ndarray], prompts: list[str]
+    ) -> list[tuple[ContextView, ContextView]]:
+        """(student's, teacher's) text and tokens of each sample; nothing is computed."""
         ...
 
 
@@ -40,4 +63,4 @@ class EncoderFactory:
         return VlmEncoder.from_config(self.config, self.device)
 
 
-__all__ = ["ContextEncoder", "EncoderFactory"]
+__all__ = ["ContextEncoder", "ContextView", "EncoderFactory"]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dopsd.config import RunConfig
+from dopsd.contexts import ContextView
 from dopsd.contexts.vlm_weights import carry_text_encoder, load_vlm, text_encoder_config
 from dopsd.errors import DataError, ModelError
 from dopsd.models import FAMILIES, resolve_vlm
@@ -94,9 +95,8 @@ class VlmEncoder:
     @torch.no_grad()
     def encode_image_text(self, images: list[np.ndarray], prompts: list[str]) -> Context:
         """Features of one user turn that holds the image and then the prompt."""
-        pixels = self.image_processor(images=images, return_tensors="pt")
+        pixels, merged = self._pixels(images)
         grids: Tensor = pixels["image_grid_thw"]
-        merged = grids.prod(1) // self.image_processor.merge_size**2
         texts = [self.image_template(p, int(n)) for p, n in zip(prompts, merged)]
         ids, mask = self._tokenize(self.vlm_tokenizer, texts, self.image_text_tokens)
         found = (ids == self.image_token).sum(1).cpu()
@@ -115,6 +115,32 @@ class VlmEncoder:
             use_cache=False,
         )
         return self._context(output.hidden_states, mask)
+
+    def views(
+        self, images: list[np.ndarray], prompts: list[str]
+    ) -> list[tuple[ContextView, ContextView]]:
+        """(student's, teacher's) templated text and token count of each sample."""
+        _, merged = self._pixels(images)
+        return [
+            (
+                self._view(self.text_tokenizer, self.text_template(prompt), self.text_tokens),
+                self._view(
+                    self.vlm_tokenizer,
+                    self.image_template(prompt, int(count)),
+                    self.image_text_tokens,
+                ),
+            )
+            for prompt, count in zip(prompts, merged)
+        ]
+
+    @staticmethod
+    def _view(tokenizer: Any, text: str, limit: int) -> ContextView:
+        return ContextView(text, len(tokenizer(text)["input_ids"]), limit)
+
+    def _pixels(self, images: list[np.ndarray]) -> tuple[Any, Tensor]:
+        """The VLM's pixel values, and how many language tokens each image becomes, [B]."""
+        pixels = self.image_processor(images=images, return_tensors="pt")
+        return pixels, pixels["image_grid_thw"].prod(1) // self.image_processor.merge_size**2
 
     def text_template(self, prompt: str) -> str:
         """The chat text of the student's context."""

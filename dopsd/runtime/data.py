@@ -121,6 +121,16 @@ def preview_samples(config: RunConfig, manifest: Manifest, count: int) -> list[P
     return samples[:count]
 
 
+def refuse_existing(config: RunConfig) -> None:
+    """A run never mixes with another, unless it is asked to replace it."""
+    folder = config.run.folder
+    if not config.run.overwrite and storage.exists(storage.join(folder, "config.yaml")):
+        raise ConfigError(
+            f"run.folder: {folder} holds a run already; allowed: another folder, or "
+            "run.overwrite=true to replace it"
+        )
+
+
 def with_absolute_paths(config: RunConfig) -> RunConfig:
     """The same config with local paths made absolute: workers stand in other folders, and there a
     relative model folder would pass for a hub id."""

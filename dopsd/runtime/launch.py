@@ -23,21 +23,22 @@ from dopsd.config import RunConfig, dump_config
 from dopsd.contexts.training import TrainingEncoderFactory
 from dopsd.data.manifest import Manifest
 from dopsd.data.stream import encoded_stream
-from dopsd.errors import ConfigError, DopsdError, LateError
+from dopsd.errors import DopsdError, LateError
 from dopsd.models import FAMILIES, resolve_vlm
 from dopsd.models.lora import resolve_targets
 from dopsd.runtime.cluster import NAMESPACE, connect
 from dopsd.runtime.coordinator import BlockStream, Coordinator
-from dopsd.runtime.data import plan_of, prepared, with_absolute_paths
+from dopsd.runtime.data import plan_of, prepared, refuse_existing, with_absolute_paths
 from dopsd.runtime.failures import own_error
 from dopsd.runtime.placement import Roles, resolve_roles, wait_for_resources
+from dopsd.runtime.preflight import before_training
 from dopsd.runtime.preview import draw_preview
 from dopsd.runtime.run_log import LORA_FILE, METRICS_FILE, SUMMARY_FILE, TEACHER_FILE, RunLog
 from dopsd.runtime.train_worker import train_worker
 from dopsd.runtime.zero import read_preset
 
 Show = Callable[[str, dict[str, Any]], None]
-"""Called with a phase (`prepare`, `start`, `train`, `preview`) and its status."""
+"""Called with a phase (`prepare`, `preflight`, `start`, `train`, `preview`) and its status."""
 
 _OUTPUTS = (METRICS_FILE, SUMMARY_FILE, LORA_FILE, TEACHER_FILE, "debug", "preview")
 _ANSWER_SECONDS = 60.0
@@ -108,12 +109,13 @@ def train(config: RunConfig, show: Show) -> Summary:
     config = with_absolute_paths(config)
     family = FAMILIES[config.model.family](config.model.base, config.model.revision)
     matched = resolve_targets(family.skeleton(), config.lora.targets, family.lora_targets)
-    _refuse_existing(config)
+    refuse_existing(config)
     show("prepare", {"message": "starting Ray"})
     cluster = connect()
     roles = resolve_roles(config, cluster.get("GPU", 0.0))
     manifest = prepared(config, lambda status: show("prepare", status))
     wait_for_resources(roles.all(), ray.cluster_resources, config.deadline.start)
+    before_training(config, manifest, roles.learner, show)
     _claim_folder(config)
 
     name = f"coordinator-{uuid.uuid4().hex[:8]}"
@@ -287,16 +289,6 @@ def _stop(coordinator: Any) -> list[str]:
         problems = [str(error)]
     ray.kill(coordinator)
     return problems
-
-
-def _refuse_existing(config: RunConfig) -> None:
-    """A run never mixes with another, unless it is asked to replace it."""
-    folder = config.run.folder
-    if not config.run.overwrite and storage.exists(storage.join(folder, "config.yaml")):
-        raise ConfigError(
-            f"run.folder: {folder} holds a run already; allowed: another folder, or "
-            "run.overwrite=true to replace it"
-        )
 
 
 def _claim_folder(config: RunConfig) -> None:

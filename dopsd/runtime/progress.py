@@ -17,6 +17,7 @@ _LOG_INTERVAL = 10.0
 """Seconds between lines where there is no terminal."""
 _PHASES = {
     "prepare": "preparing data",
+    "preflight": "checking that the teacher can draw the concept",
     "start": "starting: models are loading",
     "train": "training",
     "preview": "drawing the contact sheet",
@@ -56,7 +57,11 @@ class Progress:
             self._live.stop()
 
     def show(self, phase: str, status: dict[str, Any]) -> None:
-        """Update the panel, or log a line now and then."""
+        """Update the panel, or log a line now and then. Lines of a ``report`` stay in sight."""
+        if "report" in status:
+            for line in status["report"]:
+                self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            return
         if self.console.is_terminal:
             self._live.update(self._panel(phase, status))
             return

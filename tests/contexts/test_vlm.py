@@ -99,6 +99,26 @@ def test_the_teacher_reads_one_user_turn_with_the_image_first(
     assert (ids == encoder.image_token).sum() == 4
 
 
+def test_views_show_what_is_encoded(encoder: VlmEncoder) -> None:
+    contexts = encoder.encode(IMAGES, PROMPTS)
+    for row, views in enumerate(encoder.views(IMAGES, PROMPTS)):
+        student, teacher = views
+        assert student.text == encoder.text_template(PROMPTS[row])
+        assert teacher.text == encoder.image_template(PROMPTS[row], TOKENS[row])
+        for view, context in zip(views, contexts):
+            assert view.tokens == context.tensors["lengths"][row] <= view.limit
+            assert not view.truncated
+
+
+def test_views_tell_what_is_cut(encoder: VlmEncoder) -> None:
+    whole = encoder.views(IMAGES[:1], PROMPTS[2:])[0][0]
+    short = limited(encoder, text_tokens=whole.tokens - 1)
+    student, teacher = short.views(IMAGES[:1], PROMPTS[2:])[0]
+    assert (student.tokens, student.limit) == (whole.tokens, whole.tokens - 1)
+    assert student.truncated and not teacher.truncated
+    assert int(short.encode_text(PROMPTS[2:]).tensors["lengths"][0]) == student.limit
+
+
 def test_the_callers_prompts_stay_as_they_are(encoder: VlmEncoder) -> None:
     prompts = list(PROMPTS)
     encoder.encode(IMAGES, prompts)

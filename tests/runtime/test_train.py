@@ -58,6 +58,7 @@ def run(tiny_base, images, tmp_path_factory):
             },
             "method": {"ema_decay": 0.9},
             "preview": {"samples": 0},
+            "preflight": {"mode": "off"},
         }
         for name, section in sections.items():
             values[name] = values.get(name, {}) | section
@@ -221,7 +222,7 @@ def test_the_demo_in_three_steps(ray_cluster, tmp_path):
     summary = train(
         load_config("configs/shapes.yaml", settings), lambda phase, status: phases.append(phase)
     )
-    assert list(dict.fromkeys(phases)) == ["prepare", "start", "train", "preview"]
+    assert list(dict.fromkeys(phases)) == ["prepare", "preflight", "start", "train", "preview"]
     assert summary.problems == [] and summary.steps == 3
     assert 0 < summary.seconds_to_first_step < summary.seconds
     manifest = json.loads((folder / "shards" / "manifest.json").read_text())

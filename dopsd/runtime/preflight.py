@@ -1,0 +1,163 @@
+"""The preflight as one Ray task before the roles start, its files, and what a person reads.
+
+It runs first, on a learner's share, because what it finds should cost as little as possible: the
+learners' devices are the largest and still free, and a refused run has loaded no role.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import ray
+
+from dopsd import storage
+from dopsd.config import RunConfig
+from dopsd.contexts import ContextEncoder, ContextView, EncoderFactory
+from dopsd.data.manifest import Manifest
+from dopsd.errors import LateError, PreflightError, WorkerError
+from dopsd.evaluation.distance import choose_metric
+from dopsd.evaluation.preflight import Preflight, check_teacher
+from dopsd.models import resolve_vlm
+from dopsd.runtime.cluster import connect
+from dopsd.runtime.data import prepared, preview_samples, refuse_existing, with_absolute_paths
+from dopsd.runtime.placement import Role, resolve_roles, wait_for_resources
+from dopsd.runtime.task import run_task
+
+FOLDER = "preflight"
+SHEET, REPORT = f"{FOLDER}/contact_sheet.png", f"{FOLDER}/report.json"
+Show = Callable[[str, dict[str, Any]], None]
+_REPEATED = re.compile(r"(<[^<>]+>)\1+")
+
+
+def preflight(config: RunConfig, show: Show) -> Preflight:
+    """`dopsd preflight`: the check alone, whatever ``preflight.mode`` says of training.
+
+    Raises PreflightError in strict mode when the teacher was not shown to be closer.
+    """
+    show("prepare", {"message": "checking the config"})
+    resolve_vlm(config.model.base, config.model.vlm)
+    config = with_absolute_paths(config)
+    refuse_existing(config)
+    show("prepare", {"message": "starting Ray"})
+    learner = resolve_roles(config, connect().get("GPU", 0.0)).learner
+    manifest = prepared(config, lambda status: show("prepare", status))
+    wait_for_resources([_role(learner)], ray.cluster_resources, config.deadline.start)
+    return check(config, manifest, learner, show)
+
+
+def before_training(config: RunConfig, manifest: Manifest, learner: Role, show: Show) -> None:
+    """The check as training wants it: nothing in mode `off` or without a teacher (sft), a report
+    in mode `warn`.
+
+    Raises PreflightError in strict mode when the teacher was not shown to be closer. A check that
+    fails or is late ends the run in strict mode only.
+    """
+    # A report of an older run in the same folder is none of this one.
+    storage.remove(storage.join(config.run.folder, FOLDER))
+    if config.preflight.mode == "off" or config.method.objective == "sft":
+        return
+    try:
+        check(config, manifest, learner, show)
+    except (LateError, WorkerError) as error:
+        if config.preflight.mode == "strict":
+            raise
+        show(FOLDER, {"report": [f"WARNING: no preflight: {error}"]})
+
+
+def _role(learner: Role) -> Role:
+    return dataclasses.replace(learner, name=FOLDER, workers=1)
+
+
+def check(
+    config: RunConfig,
+    manifest: Manifest,
+    learner: Role,
+    show: Show,
+    encoder_factory: Callable[[], ContextEncoder] | None = None,
+) -> Preflight:
+    """Run the check and write its files into the run folder.
+
+    ``learner``: whose share the task takes. ``encoder_factory``: what the teacher sees, if not
+    what the config says. Raises as ``run_task`` does, and PreflightError.
+    """
+    samples = preview_samples(config, manifest, config.preflight.samples)
+    metric = choose_metric(config.preflight, [sample.image for sample in samples])
+    count = f"{len(samples)} samples x {config.preflight.noises}"
+    show(FOLDER, {"message": f"{count} noises, by student and teacher"})
+    role = _role(learner)
+    found: Preflight = run_task(
+        FOLDER,
+        f"drawing {count}",
+        role,
+        config.deadline.start + config.deadline.step,
+        check_teacher,
+        config,
+        samples,
+        metric,
+        encoder_factory or EncoderFactory(config, role.device),
+        role.device,
+    )
+    folder = config.run.folder
+    storage.write_bytes(storage.join(folder, SHEET), found.sheet)
+    text = json.dumps(found.record(), indent=1, ensure_ascii=False) + "\n"
+    storage.write_bytes(storage.join(folder, REPORT), text.encode())
+    show(FOLDER, {"report": report_lines(found, folder)})
+    if config.preflight.mode == "strict" and not found.verdict.can_teach:
+        raise PreflightError(
+            f"preflight: {found.verdict.sentence()}; preflight.mode: strict, allowed: a teacher "
+            "that was shown to be closer"
+        )
+    return found
+
+
+def report_lines(found: Preflight, folder: str) -> list[str]:
+    """The verdict, where to look, and what student and teacher read."""
+    prefix = "Preflight: " if found.verdict.can_teach else "WARNING: preflight: "
+    lines = [
+        prefix + found.verdict.sentence(),
+        f"  pictures       {storage.join(folder, SHEET)}",
+        f"  every number   {storage.join(folder, REPORT)}",
+    ]
+    for role in ("student", "teacher"):
+        views: list[ContextView] = [getattr(each, f"{role}_context") for each in found.samples]
+        tokens = [view.tokens for view in views]
+        lines.append(f"  {role} reads  {_shown(views[0].text)}")
+        lines.append(
+            f"                 {min(tokens)} to {max(tokens)} tokens in {len(views)} samples, "
+            f"{views[0].limit} are kept"
+        )
+        cut = [each.sample_id for each, view in zip(found.samples, views) if view.truncated]
+        if cut:
+            lines.append(
+                f"  WARNING: {len(cut)} of {len(views)} {role} contexts are cut at "
+                f"{views[0].limit} tokens: {', '.join(cut)}"
+            )
+    return lines
+
+
+def sample_lines(found: Preflight) -> list[str]:
+    """One line of distances and tokens for each sample, and the text that each role reads."""
+    lines = []
+    for each in found.samples:
+        student, teacher = (sum(d) / len(d) for d in (each.student, each.teacher))
+        lines.append(
+            f"{each.sample_id}: {found.verdict.metric} distance student {student:.3f}, "
+            f"teacher {teacher:.3f}"
+        )
+        for role, view in (("student", each.student_context), ("teacher", each.teacher_context)):
+            cut = f", cut at {view.limit}" if view.truncated else ""
+            lines.append(f"  {role} ({view.tokens} tokens{cut})  {_shown(view.text)}")
+    return lines
+
+
+def _shown(text: str) -> str:
+    """A templated text on one line, its image placeholders counted."""
+
+    def counted(found: re.Match[str]) -> str:
+        return f"{found[1]} x{len(found[0]) // len(found[1])} "
+
+    return _REPEATED.sub(counted, text).replace("\n", "\\n")

@@ -1,0 +1,32 @@
+"""One Ray task on a role's resources, with a deadline: previews and the preflight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+
+from dopsd.errors import LateError
+from dopsd.runtime.failures import own_error
+from dopsd.runtime.placement import Role
+
+
+def run_task(
+    who: str, doing: str, role: Role, limit: float, work: Callable[..., Any], *arguments: Any
+) -> Any:
+    """What ``work(*arguments)`` returns, run on one worker's share of ``role``.
+
+    Raises LateError after ``limit`` seconds (the task is ended), WorkerError in the name of
+    ``who``, or the task's own DopsdError.
+    """
+    task = ray.remote(num_cpus=role.cpus, num_gpus=role.gpus, max_retries=1)(work)
+    reference = task.remote(*arguments)
+    try:
+        return ray.get(reference, timeout=limit)
+    except GetTimeoutError:
+        ray.cancel(reference, force=True)
+        raise LateError(f"{who} is late: {doing} for {limit:g} s") from None
+    except RayError as error:
+        raise own_error(error, who) from None
