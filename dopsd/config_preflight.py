@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from dopsd.config_section import Positive, Section
 
@@ -30,3 +30,9 @@ class PreflightSection(Section):
     margin: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.1, description="How much nearer the teacher must be, as a fraction of the distance."
     )
+
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: Any) -> Any:
+        """YAML 1.1 reads a plain ``off`` as false."""
+        return "off" if value is False else value

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 import torch
 
 from dopsd.config import RunConfig, dump_config, load_config
@@ -207,6 +208,13 @@ def test_an_empty_file_still_needs_data(tmp_path: Path) -> None:
     file.write_text("# nothing yet\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"^data\.source: missing"):
         load_config(file)
+
+
+def test_off_is_a_word_for_the_preflight() -> None:
+    """YAML 1.1 reads it as false, and pydantic would have none of it."""
+    config = load_config(DEMO, ["preflight.mode=off"])
+    assert config.preflight.mode == "off"
+    assert yaml.safe_load(dump_config(config))["preflight"]["mode"] == "off"
 
 
 def test_the_last_override_of_a_key_wins_and_scientific_notation_is_a_number() -> None:

@@ -110,9 +110,8 @@ def recipe(tiny_base, tmp_path_factory) -> Path:
         data={"source": str(folder), "pixel_area": 1024, "bucket_multiple": 8},
         lora={"rank": 4, "alpha": 8},
         method={"steps": 2},
+        source="fused",
         encoder={"cpus": 0.2},
-        rollout={"cpus": 0.2},
-        teacher={"cpus": 0.2},
         learner={"cpus": 0.5, "steps": 1, "global_batch": 2, "micro_batch": 2},
         preview={"samples": 0},
     )

@@ -15,12 +15,20 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 ROLE = Role("learner", 1, 0.5, 0.0)
 
 
+def add(*numbers: int) -> int:
+    return sum(numbers)
+
+
+def sleep(seconds: float) -> None:
+    time.sleep(seconds)
+
+
 def fail(error: Exception) -> None:
     raise error
 
 
 def test_what_the_task_returns_or_raises():
-    assert run_task("preview", "adding", ROLE, 60, sum, [1, 2]) == 3
+    assert run_task("preview", "adding", ROLE, 60, add, 1, 2) == 3
     with pytest.raises(DataError, match=r"^the file$"):
         run_task("preview", "reading", ROLE, 60, fail, DataError("the file"))
     with pytest.raises(WorkerError, match=r"^preview: KeyError: 'x'$"):
@@ -30,6 +38,6 @@ def test_what_the_task_returns_or_raises():
 def test_a_late_task_is_named_and_ended():
     whole = Role("learner", 1, 4.0, 0.0)
     with pytest.raises(LateError, match=r"^preflight is late: drawing for 1 s$"):
-        run_task("preflight", "drawing", whole, 1, time.sleep, 600)
+        run_task("preflight", "drawing", whole, 1, sleep, 600)
     # The cluster has 4 CPUs: the next task runs because the late one gave them back.
-    assert run_task("preflight", "drawing", whole, 60, sum, [1, 2]) == 3
+    assert run_task("preflight", "drawing", whole, 60, add, 1, 2) == 3
