@@ -113,15 +113,15 @@ def _draw(
     context: Context,
     device: str,
 ) -> list[Image.Image]:
-    """One picture of the sample for each noise."""
+    """One picture of the sample for each noise, in as many steps as a training roll-out has."""
     height, width = sample.image.shape[:2]
     shape = family.latent_shape(height, width)
     count = config.preflight.noises
     seed, names = config.run.seed, (sample.sample_id,)
     noise = torch.cat([batch_noise(seed, _FIRST_STEP - n, names, shape) for n in range(count)])
-    steps = config.preview.steps or config.method.steps
     context = context.to(device, DTYPES[config.model.dtype])
     pictures: list[Image.Image] = []
     for part in noise.to(device).split(config.learner.micro_batch):
-        pictures += family.draw(pipeline, context.repeat(len(part)), part, steps, height, width)
+        contexts = context.repeat(len(part))
+        pictures += family.draw(pipeline, contexts, part, config.method.steps, height, width)
     return pictures

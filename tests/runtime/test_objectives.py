@@ -45,6 +45,7 @@ def run(tiny_base, images, tmp_path_factory, ray_cluster):
             learner={"cpus": 0.3, "steps": STEPS, "global_batch": 4, "micro_batch": 2, "lr": 1e-3},
             method={"ema_decay": 0.9, **method},
             preview={"samples": 0},
+            preflight={"mode": "off"},
             source=source,
         )
         return train(config, lambda phase, status: None)

@@ -106,7 +106,7 @@ def recipe(tiny_base, tmp_path_factory) -> Path:
         (folder / f"{number}.txt").write_text("a red cat " * (20 if number == 2 else 1))
     config = make_config(
         tiny_base,
-        context={"image_min_pixels": 1024, "image_max_pixels": 4096, "text_tokens": 40},
+        context={"image_min_pixels": 4096, "image_max_pixels": 4096, "text_tokens": 40},
         data={"source": str(folder), "pixel_area": 1024, "bucket_multiple": 8},
         lora={"rank": 4, "alpha": 8},
         method={"steps": 2},
