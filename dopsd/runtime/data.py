@@ -140,8 +140,9 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
         path = getattr(section, key)
         if path is not None and not storage.is_remote(path) and not path.startswith(_SHAPES):
             setattr(section, key, str(Path(path).absolute()))
-    for key in ("base", "vlm"):
-        path = getattr(config.model, key)
+    models = ((config.model, "base"), (config.model, "vlm"), (config.preflight, "model"))
+    for section, key in models:
+        path = getattr(section, key)
         if path is not None and Path(path).expanduser().is_dir():
-            setattr(config.model, key, str(Path(path).expanduser().absolute()))
+            setattr(section, key, str(Path(path).expanduser().absolute()))
     return config

@@ -7,7 +7,6 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -33,12 +32,10 @@ from dopsd.runtime.failures import own_error
 from dopsd.runtime.placement import Roles, resolve_roles, wait_for_resources
 from dopsd.runtime.preflight import before_training
 from dopsd.runtime.preview import draw_preview
+from dopsd.runtime.progress import Show
 from dopsd.runtime.run_log import LORA_FILE, METRICS_FILE, SUMMARY_FILE, TEACHER_FILE, RunLog
 from dopsd.runtime.train_worker import train_worker
 from dopsd.runtime.zero import read_preset
-
-Show = Callable[[str, dict[str, Any]], None]
-"""Called with a phase (`prepare`, `preflight`, `start`, `train`, `preview`) and its status."""
 
 _OUTPUTS = (METRICS_FILE, SUMMARY_FILE, LORA_FILE, TEACHER_FILE, "debug", "preview")
 _ANSWER_SECONDS = 60.0

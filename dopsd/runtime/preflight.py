@@ -10,7 +10,6 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable
-from typing import Any
 
 import ray
 
@@ -25,11 +24,11 @@ from dopsd.models import resolve_vlm
 from dopsd.runtime.cluster import connect
 from dopsd.runtime.data import prepared, preview_samples, refuse_existing, with_absolute_paths
 from dopsd.runtime.placement import Role, resolve_roles, wait_for_resources
+from dopsd.runtime.progress import Show
 from dopsd.runtime.task import run_task
 
 FOLDER = "preflight"
 SHEET, REPORT = f"{FOLDER}/contact_sheet.png", f"{FOLDER}/report.json"
-Show = Callable[[str, dict[str, Any]], None]
 _REPEATED = re.compile(r"(<[^<>]+>)\1+")
 
 

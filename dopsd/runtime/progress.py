@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -12,6 +13,10 @@ from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+Show = Callable[[str, dict[str, Any]], None]
+"""Called with a phase (`prepare`, `preflight`, `start`, `train`, `preview`) and its status; lines
+under ``report`` are for people to keep."""
 
 _LOG_INTERVAL = 10.0
 """Seconds between lines where there is no terminal."""

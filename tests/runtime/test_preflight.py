@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 import yaml
 from PIL import Image
+from transformers import Dinov2Config, Dinov2Model
 
 from dopsd.cli import main
 from dopsd.config import RunConfig, load_config
 from dopsd.errors import LateError
 from dopsd.runtime import preflight
-from dopsd.runtime.data import prepared
+from dopsd.runtime.data import prepared, with_absolute_paths
 from dopsd.runtime.placement import Role
 from tests.evaluation.blind import BlindFactory
+from tests.evaluation.test_metrics import image_processor
 from tests.tiny import make_config, random_image
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
@@ -95,6 +97,20 @@ def test_a_teacher_that_does_not_see_it_is_no_closer(metric, seeing, tmp_path):
     )
     assert found.verdict.outcome == "no_closer" and found.verdict.closer == 0
     assert shown[0].startswith("WARNING: preflight: the teacher is NO closer")
+
+
+def test_dino_may_be_a_folder_named_from_here(seeing, tmp_path, monkeypatch):
+    settings = ["preflight.metric=dino", "preflight.model=dino", "preflight.samples=2"]
+    config = demo(tmp_path / "run", f"data.shards={seeing[0].shards}", *settings)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    Dinov2Model(Dinov2Config(**shape, image_size=28)).save_pretrained(tmp_path / "dino")
+    image_processor().save_pretrained(tmp_path / "dino")
+    monkeypatch.chdir(tmp_path)  # the workers stand elsewhere
+    config = with_absolute_paths(config)
+    found = preflight.check(config, prepared(config, lambda status: None), LEARNER, ignore)
+    assert found.verdict.metric == "dino" and found.verdict.samples == 2
+    assert 0 < found.verdict.ratio < 2
+    assert all(distance > 0 for sample in found.samples for distance in sample.teacher)
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,16 @@ def test_log_lines_have_step_loss_lag_and_eta():
     assert "step 3/60 loss 0.12500 lag 1 ETA" in lines[1]
 
 
+def test_every_line_of_a_report_is_printed_as_it_is():
+    for terminal in (False, True):
+        out = io.StringIO()
+        with Progress(Console(file=out, force_terminal=terminal)) as progress:
+            progress.show("preflight", {"message": "8 samples"})
+            progress.show("preflight", {"report": ["Preflight: a [bold] claim", "a [v] cat"]})
+        for line in ("Preflight: a [bold] claim\n", "a [v] cat\n"):
+            assert line in out.getvalue()
+
+
 def test_panel_shows_roles_and_books():
     out = io.StringIO()
     console = Console(file=out, force_terminal=False, width=120)
