@@ -141,8 +141,8 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
         if path is not None and not storage.is_remote(path) and not path.startswith(_SHAPES):
             setattr(section, key, str(Path(path).absolute()))
     models = ((config.model, "base"), (config.model, "vlm"), (config.preflight, "model"))
-    for section, key in models:
-        path = getattr(section, key)
+    for model, key in models:
+        path = getattr(model, key)
         if path is not None and Path(path).expanduser().is_dir():
-            setattr(section, key, str(Path(path).expanduser().absolute()))
+            setattr(model, key, str(Path(path).expanduser().absolute()))
     return config
