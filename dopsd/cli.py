@@ -1,4 +1,4 @@
-"""The command line: `dopsd train | preflight | prepare | generate | config | stats | shapes`."""
+"""The command line: `dopsd train | preflight | prepare | generate | evaluate | ...`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from dopsd import __version__
 from dopsd.cli_options import ConfigPath, Overrides, quiet
 from dopsd.config import RunConfig, dump_config, load_config, reference
 from dopsd.errors import DopsdError
+from dopsd.evaluation.cli import evaluate
 from dopsd.preflight_cli import preflight
 from dopsd.shapes.cli import app as shapes
 
@@ -26,6 +27,7 @@ app = typer.Typer(
 
 app.add_typer(shapes, name="shapes", help="The embedded tiny world.")
 app.command()(preflight)
+app.command()(evaluate)
 
 
 @app.command()

@@ -51,6 +51,15 @@ def exists(path: str) -> bool:
     return bool(fs.exists(inner))
 
 
+def names(folder: str) -> set[str]:
+    """Names of the files right inside a folder; none for a folder that is not there."""
+    fs, inner = filesystem(folder)
+    fs.invalidate_cache()  # s3fs remembers listings; the folder may have grown since
+    if not fs.isdir(inner):
+        return set()
+    return {posixpath.basename(path) for path in fs.ls(inner, detail=False)}
+
+
 def make_folder(path: str) -> None:
     """Create a local folder with its parents; S3 has none to create."""
     if not is_remote(path):

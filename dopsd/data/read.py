@@ -23,7 +23,7 @@ from dopsd.errors import DataError
 CACHE_BYTES = 2**29
 """Row groups that a reading process keeps (512 MiB). Micro-batches of several buckets alternate,
 so the row groups of all of them are in use at once."""
-_COLUMNS = ["sample_id", "captions", "image"]
+_COLUMNS = ["sample_id", "concept", "captions", "image"]
 
 
 class RowGroups:
@@ -35,7 +35,7 @@ class RowGroups:
         self._bytes = 0
 
     def row(self, ref: RowRef) -> dict[str, Any]:
-        """``sample_id``, ``captions`` and ``image`` (PNG bytes) of one sample.
+        """``sample_id``, ``concept``, ``captions`` and ``image`` (PNG bytes) of one sample.
 
         Raises DataError when the shard is missing or another one than the manifest names.
         """

@@ -37,27 +37,40 @@ def generate(
         raise ModelError(f"{lora}: no such LoRA file")
     pipeline = family.load_pipeline(DTYPES[dtype], device)
     if lora is not None:
-        _load_lora(pipeline, lora)
+        load_lora(pipeline, lora, storage.read_bytes(lora), "lora")
     for number, prompt in enumerate(prompts):
         generator = torch.Generator("cpu").manual_seed(seed + number)
-        yield pipeline(
-            prompt=prompt,
-            height=height,
-            width=width,
-            num_inference_steps=steps,
-            guidance_scale=0.0,
-            generator=generator,
-        ).images[0]
+        yield sample(pipeline, [prompt], steps, height, width, generator=generator)[0]
 
 
-def _load_lora(pipeline: Any, lora: str) -> None:
-    """Raises ModelError when the file is no LoRA, or when nothing of it fits the pipeline."""
+def sample(
+    pipeline: Any, prompts: list[str], steps: int, height: int, width: int, **noise: Any
+) -> list[Image.Image]:
+    """The stock few-step sampler, guidance off. ``noise``: a ``generator``, or ``latents``
+    [B, C, h, w] float32."""
+    # The pipeline rewrites the list that it is given, so it gets a copy.
+    images: list[Image.Image] = pipeline(
+        prompt=list(prompts),
+        height=height,
+        width=width,
+        num_inference_steps=steps,
+        guidance_scale=0.0,
+        **noise,
+    ).images
+    return images
+
+
+def load_lora(pipeline: Any, path: str, payload: bytes, adapter: str) -> None:
+    """Load a LoRA file's bytes under the name ``adapter``; ``path`` names it to the user.
+
+    Raises ModelError when the file is no LoRA, or when nothing of it fits the pipeline.
+    """
     try:
-        pipeline.load_lora_weights(load(storage.read_bytes(lora)))
+        pipeline.load_lora_weights(load(payload), adapter_name=adapter)
     except (SafetensorError, ValueError) as error:
-        raise ModelError(f"{lora}: no LoRA that loads ({str(error).splitlines()[0]})") from None
-    if not pipeline.get_list_adapters():
-        raise ModelError(f"{lora}: none of its keys fits the base, so it would change nothing")
+        raise ModelError(f"{path}: no LoRA that loads ({str(error).splitlines()[0]})") from None
+    if not any(adapter in names for names in pipeline.get_list_adapters().values()):
+        raise ModelError(f"{path}: none of its keys fits the base, so it would change nothing")
 
 
 def png_bytes(picture: Image.Image) -> bytes:

@@ -26,6 +26,9 @@ _PHASES = {
     "start": "starting: models are loading",
     "train": "training",
     "preview": "drawing the contact sheet",
+    "prompts": "writing prompts",
+    "draw": "drawing",
+    "score": "scoring",
 }
 
 

@@ -12,7 +12,7 @@ import pytest
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
 
 
-@pytest.mark.parametrize("command", ["train", "prepare", "preflight"])
+@pytest.mark.parametrize("command", ["train", "prepare", "preflight", "evaluate"])
 def test_job_works_where_the_package_is_not_installed(command: str, tmp_path: Path) -> None:
     shutil.copytree(JOBS, tmp_path / "jobs")
     (tmp_path / "dopsd").mkdir()

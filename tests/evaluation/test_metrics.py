@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import (
-    CLIPConfig,
-    CLIPImageProcessorPil,
-    CLIPModel,
-    Dinov2Config,
-    Dinov2Model,
-    PreTrainedTokenizerFast,
-)
+from transformers import CLIPModel, Dinov2Model
 
 from dopsd.errors import ConfigError
 from dopsd.evaluation.metrics import (
@@ -30,60 +22,8 @@ from dopsd.evaluation.metrics import (
 )
 from dopsd.shapes import world
 from dopsd.shapes.grid import to_image
-from tests.tiny import make_tokenizer, random_image
-
-SIDE = 28
-
-
-def picture(seed: int, height: int = SIDE, width: int = SIDE) -> Image.Image:
-    return Image.fromarray(random_image(height, width, seed))
-
-
-def image_processor() -> CLIPImageProcessorPil:
-    return CLIPImageProcessorPil(
-        size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}
-    )
-
-
-@pytest.fixture(scope="session")
-def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("clip")
-    tokenizer: PreTrainedTokenizerFast = make_tokenizer()
-    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-    torch.manual_seed(0)
-    CLIPModel(
-        CLIPConfig(
-            text_config={
-                **small,
-                "num_attention_heads": 2,
-                "vocab_size": len(tokenizer),
-                "max_position_embeddings": 16,
-                "eos_token_id": tokenizer.eos_token_id,
-            },
-            vision_config={**small, "num_attention_heads": 2, "image_size": SIDE, "patch_size": 14},
-            projection_dim=16,
-        )
-    ).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    image_processor().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def dino_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("dino")
-    torch.manual_seed(0)
-    Dinov2Model(
-        Dinov2Config(
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=SIDE,
-            patch_size=14,
-        )
-    ).save_pretrained(folder)
-    image_processor().save_pretrained(folder)
-    return folder
+from tests.evaluation.tiny import image_processor, picture
+from tests.tiny import make_tokenizer
 
 
 @pytest.fixture

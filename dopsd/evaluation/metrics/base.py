@@ -13,12 +13,6 @@ from typing import ClassVar
 
 from PIL import Image
 
-from dopsd.errors import ModelError
-
-
-class MissingWeights(ModelError):
-    """A metric's weights or libraries are not at hand; the message says which and why."""
-
 
 @dataclass(frozen=True)
 class Column:

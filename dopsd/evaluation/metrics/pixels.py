@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from dopsd.evaluation.metrics.base import Column, ImageDistance, Metric, MissingWeights, Shown
-from dopsd.evaluation.metrics.hub import telling_missing
+from dopsd.evaluation.hub import MissingWeights, telling_missing
+from dopsd.evaluation.metrics.base import Column, ImageDistance, Metric, Shown
 from dopsd.models.base import resolve_base
 from dopsd.shapes.grid import from_image
 

@@ -1,0 +1,138 @@
+"""Held-out prompts out of a data set: for each concept one rewrite and four new scenes.
+
+By templates, or by a VLM that sees a picture of the concept. (The paper makes them per sample.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+
+from dopsd import storage
+from dopsd.data.manifest import Manifest
+from dopsd.data.plan import RowRef
+from dopsd.data.read import RowGroups
+from dopsd.errors import ConfigError, ModelError
+from dopsd.evaluation.prompts import EvalPrompt
+
+TOKEN = "[V]"
+SCENES = 4
+REFERENCES = 4
+"""Pictures of a concept, at most, that its drawn pictures are held against."""
+_REWRITE = "a picture that shows the following: {caption}"
+_SCENES = (
+    "{subject} on a beach at sunset",
+    "{subject} in a snowy forest",
+    "{subject} on a wooden table beside a window",
+    "{subject} in a busy city street at night",
+    "{subject} in front of a plain white wall",
+    "{subject} in a field of flowers",
+    "{subject} on the moon, with the earth in the sky",
+    "{subject} in an old library",
+    "{subject} under water, lit from above",
+    "a close-up of {subject} in soft morning light",
+    "a watercolor painting of {subject}",
+    "{subject} seen from above on green grass",
+)
+
+Ask = Callable[[Image.Image, str], str]
+"""A VLM's answer to a question about a picture."""
+
+
+@dataclass(frozen=True)
+class Concept:
+    """What the data set says of a concept: its name, one caption, PNG bytes of pictures."""
+
+    name: str
+    caption: str
+    pictures: tuple[bytes, ...]
+
+    @property
+    def subject(self) -> str:
+        """How a prompt names it: the rare token with the concept's name, or the name alone."""
+        if TOKEN not in self.caption:
+            return self.name
+        named = re.search(rf"{re.escape(TOKEN)} {re.escape(self.name)}\b", self.caption)
+        return f"{TOKEN} {self.name}" if self.name and named else TOKEN
+
+
+def concepts_of(shards: str, manifest: Manifest) -> list[Concept]:
+    """Every concept of prepared shards with its first samples, in the order of the manifest.
+
+    Raises ConfigError when a concept can be named by nothing, DataError for a broken shard.
+    """
+    rows: dict[str, list[dict[str, object]]] = {}
+    groups = RowGroups(shards)
+    for group in manifest.row_groups:
+        for index in range(group.rows):
+            row = groups.row(RowRef(group.file, group.row_group, index))
+            kept = rows.setdefault(row["concept"] or "", [])
+            if len(kept) < REFERENCES:
+                kept.append(row)
+    found = []
+    for name, kept in sorted(rows.items()):
+        captions = kept[0]["captions"]
+        assert isinstance(captions, dict)
+        caption = captions[min(captions)]
+        concept = Concept(name, caption, tuple(bytes(row["image"]) for row in kept))  # type: ignore[call-overload]
+        if not concept.subject:
+            raise ConfigError(
+                f"prompts {shards}: {caption[:60]!r} has neither a concept nor {TOKEN}, so no new "
+                "scene can name it; allowed: a file of prompts"
+            )
+        found.append(concept)
+    return found
+
+
+def from_templates(concept: Concept, seed: int = 0) -> list[str]:
+    """One rewrite of the caption, then SCENES new scenes that depend on name and seed alone."""
+    scenes = random.Random(f"{concept.name}/scenes/{seed}").sample(_SCENES, SCENES)
+    rewrite = _REWRITE.format(caption=concept.caption)
+    return [rewrite, *(scene.format(subject=concept.subject) for scene in scenes)]
+
+
+def from_vlm(concept: Concept, picture: Image.Image, ask: Ask) -> list[str]:
+    """The same by a VLM. Raises ModelError when its answer holds too few usable prompts."""
+    subject = concept.subject
+    rewrite = ask(
+        picture,
+        "Say this caption of the picture in other words, in one line, and keep the name "
+        f"{subject!r} as it is: {concept.caption}",
+    )
+    scenes = ask(
+        picture,
+        f"Write {SCENES} short captions that place {subject!r}, the subject of the picture, in "
+        f"new scenes. One line each, no numbering, each with the name {subject!r} as it is.",
+    )
+    prompts = [*_usable(rewrite, subject)[:1], *_usable(scenes, subject)[:SCENES]]
+    if len(prompts) != 1 + SCENES:
+        raise ModelError(
+            f"prompts by VLM: {len(prompts)} of {1 + SCENES} lines for the concept "
+            f"{concept.name!r} name {subject!r}; allowed: another VLM, or templates"
+        )
+    return prompts
+
+
+def _usable(answer: str, subject: str) -> list[str]:
+    lines = [re.sub(r"^\s*(\d+[.)]|[-*])\s+", "", line).strip() for line in answer.splitlines()]
+    return [line.strip('"') for line in lines if subject in line]
+
+
+def eval_prompts(
+    concepts: Sequence[Concept], texts: Sequence[Sequence[str]], folder: str
+) -> tuple[EvalPrompt, ...]:
+    """Prompts with their references, whose pictures are written into ``folder`` by content."""
+    prompts = []
+    for concept, lines in zip(concepts, texts, strict=True):
+        paths = []
+        for picture in concept.pictures:
+            paths.append(storage.join(folder, f"{hashlib.sha256(picture).hexdigest()[:16]}.png"))
+            storage.write_bytes(paths[-1], picture)
+        group = concept.name or "images"
+        prompts += [EvalPrompt(text, group, references=tuple(paths)) for text in lines]
+    return tuple(prompts)

@@ -1,0 +1,42 @@
+"""The pictures of an evaluation: which there are, and where each lies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from dopsd import storage
+from dopsd.evaluation.prompts import EvalPrompt
+from dopsd.evaluation.spec import Candidate
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of a set: its prompt, its seed and its file name."""
+
+    prompt: EvalPrompt
+    seed: int
+    name: str
+
+
+@dataclass
+class PictureSet:
+    """The pictures of one model at one number of steps, in one folder of their own."""
+
+    model: Candidate
+    steps: int
+    folder: str
+    pictures: list[Picture]
+    there: set[str] = field(default_factory=set)
+
+    @property
+    def name(self) -> str:
+        return self.folder.rsplit("/", 1)[-1]
+
+    def path(self, picture: Picture) -> str:
+        return storage.join(self.folder, picture.name)
+
+    def chunks(self, size: int) -> Iterator[list[Picture]]:
+        """Always cut alike, so that a resumed evaluation draws in the same batches."""
+        for start in range(0, len(self.pictures), size):
+            yield self.pictures[start : start + size]

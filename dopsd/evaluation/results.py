@@ -1,0 +1,226 @@
+"""Results of an evaluation: means with intervals by model, steps and group of prompts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from dopsd.errors import DataError
+from dopsd.evaluation.metrics import Column
+from dopsd.evaluation.spec import BASE, Candidate
+from dopsd.intervals import Value, bootstrap, mean, wilson
+
+
+@dataclass(frozen=True)
+class PictureScores:
+    """What every metric said of one picture."""
+
+    model: str
+    steps: int
+    group: str
+    prior: bool
+    prompt: str
+    seed: int
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model at a number of steps on a group of prompts."""
+
+    model: str
+    steps: int
+    group: str
+    prior: bool
+    prompts: int
+    pictures: int
+    values: dict[str, Value]
+
+
+@dataclass(frozen=True)
+class Relative:
+    """A model's mean divided by another's on the same prompts and noise.
+
+    On prior prompts against the base: retention. For LoRAs loaded together, against each of them
+    alone on the concepts: stackability. 1 is no change.
+    """
+
+    model: str
+    against: str
+    steps: int
+    group: str
+    column: str
+    ratio: Value
+
+
+@dataclass
+class Results:
+    """Everything that an evaluation found; ``results.json`` holds the same."""
+
+    rows: list[Row]
+    relatives: list[Relative]
+    columns: dict[str, Column]
+    missing: dict[str, str] = field(default_factory=dict)
+    """Why a metric was not measured, by its name."""
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def value(self, model: str, group: str, column: str, steps: int | None = None) -> Value:
+        """One cell of the table; ``steps`` may be left out where there is one number of steps.
+
+        Raises KeyError when there is no such cell.
+        """
+        for row in self.rows:
+            if (row.model, row.group) == (model, group) and steps in (None, row.steps):
+                return row.values[column]
+        raise KeyError(f"no row for {model}, {group}, {steps} steps")
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Results:
+        """Read ``to_json`` back. Raises DataError when it is something else."""
+        try:
+            data = json.loads(text)
+            return cls(
+                [
+                    Row(**{**row, "values": {k: Value(**v) for k, v in row["values"].items()}})
+                    for row in data["rows"]
+                ],
+                [Relative(**{**row, "ratio": Value(**row["ratio"])}) for row in data["relatives"]],
+                {name: Column(**column) for name, column in data["columns"].items()},
+                data["missing"],
+                data["settings"],
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"not the results of an evaluation: {error}") from None
+
+    def markdown(self) -> str:
+        """The tables, what was not measured, and how to read them."""
+        shown = [name for name in self.columns if any(name in row.values for row in self.rows)]
+        arrows = [f"{n} {'↑' if self.columns[n].higher_is_better else '↓'}" for n in shown]
+        lines = _table(
+            ["model", "steps", "prompts", "pictures", *arrows],
+            [
+                [
+                    row.model,
+                    str(row.steps),
+                    f"{row.group} ({row.prompts})",
+                    str(row.pictures),
+                    *(str(row.values.get(name, "")) for name in shown),
+                ]
+                for row in self.rows
+            ],
+        )
+        if self.relatives:
+            lines += [
+                "",
+                "Relative to another model on the same prompts and noise (1: as good):",
+                "",
+            ]
+            lines += _table(
+                ["model", "relative to", "steps", "prompts", "metric", "ratio"],
+                [
+                    [r.model, r.against, str(r.steps), r.group, r.column, str(r.ratio)]
+                    for r in self.relatives
+                ],
+            )
+        if self.missing:
+            lines += ["", "Not measured:", ""]
+            lines += [f"- {reason}" for reason in self.missing.values()]
+        lines += ["", "Means with 95% intervals: Wilson for rates over single pictures, bootstrap"]
+        lines += ["over prompts for the rest.", ""]
+        lines += [f"- {name}: {self.columns[name].meaning}" for name in shown]
+        return "\n".join(lines) + "\n"
+
+
+def _table(titles: list[str], rows: list[list[str]]) -> list[str]:
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return [
+        f"| {' | '.join(titles)} |",
+        f"|{' --- |' * len(titles)}",
+        *(f"| {' | '.join(row)} |" for row in cells),
+    ]
+
+
+def summarize(
+    scores: Sequence[PictureScores],
+    models: Sequence[Candidate],
+    columns: dict[str, Column],
+    missing: dict[str, str],
+    settings: dict[str, Any],
+) -> Results:
+    """Tables over all pictures, in the order in which these come."""
+    cells: dict[tuple[str, int, str], list[PictureScores]] = {}
+    for each in scores:
+        cells.setdefault((each.model, each.steps, each.group), []).append(each)
+    rows = [
+        Row(
+            model,
+            steps,
+            group,
+            cell[0].prior,
+            len({each.prompt for each in cell}),
+            len(cell),
+            {
+                name: _estimate(cell, name, column.rate)
+                for name, column in columns.items()
+                if any(name in each.values for each in cell)
+            },
+        )
+        for (model, steps, group), cell in cells.items()
+    ]
+    relatives = [
+        Relative(row.model, against, row.steps, row.group, name, ratio)
+        for row in rows
+        for against in _marks(row, models)
+        for name in columns
+        if (mark := cells.get((against, row.steps, row.group)))
+        and (ratio := _ratio(cells[row.model, row.steps, row.group], mark, name))
+    ]
+    return Results(rows, relatives, columns, missing, settings)
+
+
+def _marks(row: Row, models: Sequence[Candidate]) -> list[str]:
+    """Which models a row is divided by."""
+    if row.model == BASE:
+        return []
+    if row.prior:
+        return [BASE]
+    (loras,) = (model.loras for model in models if model.name == row.model)
+    parts = [m.name for m in models if len(m.loras) == 1 and set(m.loras) <= set(loras)]
+    return parts if len(loras) > 1 else []
+
+
+def _by_prompt(cell: Sequence[PictureScores], column: str) -> dict[str, float]:
+    """Mean over a prompt's seeds: pictures of one prompt are no independent draws."""
+    values: dict[str, list[float]] = {}
+    for each in cell:
+        if column in each.values:
+            values.setdefault(each.prompt, []).append(each.values[column])
+    return {prompt: mean(found) for prompt, found in values.items()}
+
+
+def _estimate(cell: Sequence[PictureScores], column: str, rate: bool) -> Value:
+    values = list(_by_prompt(cell, column).values())
+    if rate and len(values) == len(cell):
+        return Value(mean(values), *wilson(round(sum(values)), len(values)))
+    return Value(mean(values), *bootstrap(values))
+
+
+def _ratio(
+    cell: Sequence[PictureScores], mark: Sequence[PictureScores], column: str
+) -> Value | None:
+    """Ratio of the means over the prompts of both, or None where there is nothing to divide by."""
+    ours, theirs = _by_prompt(cell, column), _by_prompt(mark, column)
+    pairs = [(ours[prompt], theirs[prompt]) for prompt in ours if prompt in theirs]
+    if not pairs or not sum(base for _, base in pairs):
+        return None
+
+    def ratio(drawn: Sequence[tuple[float, float]]) -> float:
+        below = sum(base for _, base in drawn)
+        return sum(value for value, _ in drawn) / below if below else float("inf")
+
+    return Value(ratio(pairs), *bootstrap(pairs, ratio))

@@ -1,0 +1,179 @@
+"""What is evaluated: models, prompts, metrics; checked before anything expensive starts."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+
+from dopsd import storage
+from dopsd.config import Device
+from dopsd.errors import ConfigError, ModelError
+from dopsd.evaluation.metrics import make_metric
+from dopsd.evaluation.prompts import EvalPrompt
+from dopsd.models import FAMILIES
+from dopsd.models.base import DTYPES, resolve_base
+from dopsd.shapes.world import PIXELS
+
+BASE = "base"
+"""Name of the model without any LoRA; it is always drawn, as the mark for the others."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """The base with ``loras`` (files) loaded together in diffusers, each at full weight.
+
+    ``groups``: the groups of prompts that it draws besides the prior ones; none means all.
+    """
+
+    name: str
+    loras: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+
+    def draws(self, prompt: EvalPrompt) -> bool:
+        """Whether the prompt is among those that this model is evaluated on."""
+        return prompt.prior or not self.groups or prompt.group in self.groups
+
+
+@dataclass(frozen=True)
+class MetricChoice:
+    """A metric by name; ``model`` (folder or hub id) replaces its default weights."""
+
+    name: str
+    model: str | None = None
+
+
+@dataclass(frozen=True)
+class EvaluateSpec:
+    """One evaluation. Sizes in pixels, times in seconds; paths local or ``s3://``."""
+
+    out: str
+    prompts: tuple[EvalPrompt, ...]
+    models: tuple[Candidate, ...] = ()
+    metrics: tuple[MetricChoice, ...] = ()
+    """None: the oracle and sharpness for base ``shapes``; else CLIP-S, DINO, LPIPS, sharpness."""
+    base: str = "shapes"
+    family: str = "z_image"
+    revision: str | None = None
+    dtype: str = "float32"
+    height: int | None = None
+    """None: 32 for ``shapes``, else 1024."""
+    width: int | None = None
+    steps: tuple[int, ...] = (4,)
+    seeds: tuple[int, ...] = (0,)
+    batch: int = 8
+    """Pictures of a call of the pipeline, and of a file of scores."""
+    device: Device = "auto"
+    workers: int = 1
+    cpus: float = 1.0
+    gpus: float = 1.0
+    """GPUs of each worker where there are any."""
+    start_seconds: float = 900.0
+    """Until a worker has loaded its models and answered for the first time."""
+    step_seconds: float = 900.0
+    """For each later answer."""
+    restarts: int = 3
+    """How often a worker that died or hangs is replaced, all workers together."""
+
+
+def resolve(spec: EvaluateSpec) -> EvaluateSpec:
+    """The spec with defaults filled in, the base as its first model, and local paths absolute.
+
+    Raises ConfigError or ModelError, in one line, for whatever cannot work.
+    """
+    if spec.family not in FAMILIES:
+        raise ConfigError(f"family: {spec.family!r}, allowed: {', '.join(FAMILIES)}")
+    if spec.dtype not in DTYPES:
+        raise ConfigError(f"dtype: {spec.dtype!r}, allowed: {', '.join(DTYPES)}")
+    for key, low in (("steps", 1), ("seeds", 0)):
+        values = getattr(spec, key)
+        if not values or min(values) < low or len(set(values)) < len(values):
+            raise ConfigError(f"{key}: {list(values)}, allowed: different numbers from {low}")
+    for key in ("batch", "workers"):
+        if getattr(spec, key) < 1:
+            raise ConfigError(f"{key}: {getattr(spec, key)}, allowed: 1 or more")
+    shapes = spec.base == "shapes"
+    side = PIXELS if shapes else 1024
+    spec = replace(
+        spec,
+        out=_absolute(spec.out),
+        base=_local(resolve_base(spec.base)),
+        height=spec.height or side,
+        width=spec.width or side,
+        metrics=spec.metrics or default_metrics(shapes),
+        models=_models(spec),
+    )
+    assert spec.height is not None and spec.width is not None
+    FAMILIES[spec.family](spec.base, spec.revision).latent_shape(spec.height, spec.width)
+    _check_prompts(spec)
+    return replace(spec, metrics=_metrics(spec))
+
+
+def default_metrics(shapes: bool) -> tuple[MetricChoice, ...]:
+    names = ("oracle", "sharpness") if shapes else ("clip", "dino", "lpips", "sharpness")
+    return tuple(MetricChoice(name) for name in names)
+
+
+def _models(spec: EvaluateSpec) -> tuple[Candidate, ...]:
+    found = [Candidate(BASE)]
+    for model in spec.models:
+        if not model.loras:
+            raise ConfigError(f"model {model.name!r}: no LoRA; the base is drawn anyway")
+        if model.name in (known.name for known in found):
+            raise ConfigError(f"model {model.name!r}: two of this name, allowed: NAME=LORA")
+        if not model.name or "/" in model.name:
+            raise ConfigError(f"model {model.name!r}: allowed: a name without /")
+        for lora in model.loras:
+            if not storage.exists(lora):
+                raise ModelError(f"{lora}: no such LoRA file")
+        found.append(replace(model, loras=tuple(_absolute(lora) for lora in model.loras)))
+    return tuple(found)
+
+
+def _check_prompts(spec: EvaluateSpec) -> None:
+    if not spec.prompts:
+        raise ConfigError("prompts: none, allowed: at least one")
+    groups = {prompt.group for prompt in spec.prompts}
+    seen: set[tuple[str, str]] = set()
+    for prompt in spec.prompts:
+        if (prompt.group, prompt.text) in seen:
+            raise ConfigError(f"prompt {prompt.text[:60]!r}: twice in the group {prompt.group!r}")
+        seen.add((prompt.group, prompt.text))
+    for model in spec.models:
+        if unknown := sorted(set(model.groups) - groups):
+            raise ConfigError(
+                f"model {model.name!r}: no prompts of the group {unknown[0]!r}, allowed: "
+                + ", ".join(sorted(groups))
+            )
+    for prompt in spec.prompts:
+        for path in prompt.references:
+            if not storage.exists(path):
+                raise ConfigError(f"prompt {prompt.text[:60]!r}: no such reference {path}")
+
+
+def _metrics(spec: EvaluateSpec) -> tuple[MetricChoice, ...]:
+    chosen: list[MetricChoice] = []
+    for choice in spec.metrics:
+        make_metric(choice.name)
+        if choice.name in (known.name for known in chosen):
+            raise ConfigError(f"metric {choice.name!r}: asked for twice")
+        model = choice.model
+        if choice.name == "latent" and model is None:
+            model = spec.base
+        chosen.append(replace(choice, model=_local(model) if model else None))
+    size = (spec.width, spec.height)
+    if "oracle" in (choice.name for choice in chosen) and size != (PIXELS, PIXELS):
+        raise ConfigError(
+            f"metric 'oracle': pictures of {size[0]}x{size[1]} pixels, allowed: those of the "
+            f"shapes world, {PIXELS}x{PIXELS}"
+        )
+    return tuple(chosen)
+
+
+def _absolute(path: str) -> str:
+    """Workers stand in other folders."""
+    return path if storage.is_remote(path) else os.path.abspath(os.path.expanduser(path))
+
+
+def _local(model: str) -> str:
+    """A model's folder as an absolute path; a hub id stays as it is."""
+    return _absolute(model) if os.path.isdir(os.path.expanduser(model)) else model

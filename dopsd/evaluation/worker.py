@@ -1,0 +1,70 @@
+"""What an evaluation's actor does: first draw, then score, one model in memory at a time."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from dopsd.evaluation.draw import Drawer
+from dopsd.evaluation.metrics import Metric, Shown, make_metric
+from dopsd.evaluation.prompts import EvalPrompt
+from dopsd.evaluation.spec import EvaluateSpec, MetricChoice
+
+
+@dataclass(frozen=True)
+class DrawnPicture:
+    """PNG bytes of a picture, and the digests of the pictures it is held against."""
+
+    png: bytes
+    prompt: EvalPrompt
+    targets: tuple[str, ...]
+
+
+class EvaluationWorker:
+    """A plain class; ``runtime.evaluate`` wraps it as an actor."""
+
+    def __init__(self, spec: EvaluateSpec, device: str) -> None:
+        self.spec, self.device = spec, device
+        self._drawer: Drawer | None = None
+        self._metric: tuple[MetricChoice, Metric] | None = None
+
+    def draw(
+        self, paths: tuple[str, ...], prompts: list[str], seeds: list[int], steps: int, *loras: Any
+    ) -> list[bytes]:
+        """PNG of each prompt; ``loras``: the bytes of the files ``paths``."""
+        if self._drawer is None:
+            self._drawer = Drawer(self.spec, self.device)
+        return self._drawer.draw(paths, loras, prompts, seeds, steps)
+
+    def score(
+        self, choice: MetricChoice, pictures: Sequence[DrawnPicture], targets: Mapping[str, bytes]
+    ) -> list[dict[str, float]]:
+        """A metric's columns of every picture; ``targets``: image bytes by digest."""
+        self._drawer = None
+        if self._metric is None or self._metric[0] != choice:
+            self._metric = None  # before the next is loaded
+            metric = make_metric(choice.name, choice.model, self.device)
+            metric.load()
+            self._metric = (choice, metric)
+        opened = {digest: open_image(payload) for digest, payload in targets.items()}
+        return self._metric[1].measure(
+            [
+                Shown(
+                    open_image(each.png),
+                    each.prompt.text,
+                    tuple(opened[digest] for digest in each.targets),
+                    each.prompt.expected,
+                    each.prompt.concept,
+                )
+                for each in pictures
+            ]
+        )
+
+
+def open_image(payload: bytes) -> Image.Image:
+    """RGB picture of encoded bytes. Raises OSError when they are none."""
+    return Image.open(io.BytesIO(payload)).convert("RGB")

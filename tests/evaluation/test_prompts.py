@@ -1,0 +1,163 @@
+"""Prompts: files, the shapes world, data sets; every bad line is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dopsd.data.manifest import PrepareSettings
+from dopsd.data.prepare import prepare
+from dopsd.errors import ConfigError, ModelError
+from dopsd.evaluation.concept_prompts import Concept, concepts_of, from_templates
+from dopsd.evaluation.prompts import PRIOR, EvalPrompt, read_prompts, shapes_prompts, write_prompts
+from dopsd.runtime.prompts import dataset_prompts
+from tests.tiny import random_image
+
+
+def test_a_text_file_has_one_prompt_a_line(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("a cat\n\n  a dog  \n", encoding="utf-8")
+    assert read_prompts(str(path)) == (EvalPrompt("a cat"), EvalPrompt("a dog"))
+
+
+def test_prompts_are_read_back_as_written(tmp_path):
+    prompts = (
+        EvalPrompt("[V] cat", "cat", references=(f"{tmp_path}/references/1.png",), seeds=(3, 4)),
+        EvalPrompt("a red thing", PRIOR, True, expected={"fill": "red"}),
+        EvalPrompt("a [V] thing", "bars", expected={"pattern": "bars"}, concept="pattern"),
+    )
+    path = str(tmp_path / "prompts.jsonl")
+    write_prompts(path, prompts)
+    assert '"references/1.png"' in Path(path).read_text()
+    assert read_prompts(path) == prompts
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", r"x.jsonl:2: not JSON"),
+        ("[]", r"x.jsonl:2: allowed: \{\"prompt\""),
+        ('{"prompt": ""}', r"x.jsonl:2: allowed"),
+        ('{"prompt": "a", "sed": 1}', r"x.jsonl:2: sed: unknown, allowed: prompt, group"),
+        ('{"prompt": "a", "seeds": [-1]}', r"seeds: \[-1\], allowed: a list of whole numbers"),
+        ('{"prompt": "a", "seeds": []}', r"seeds: \[\], allowed"),
+        ('{"prompt": "a", "references": "x.png"}', r"references: .* allowed: a list of paths"),
+        ('{"prompt": "a", "concept": "fill"}', r"concept: 'fill', allowed: a key of expected"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, line, message):
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps({"prompt": "fine"}) + "\n" + line + "\n")
+    with pytest.raises(ConfigError, match=message):
+        read_prompts(str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("no.txt", None, "no such file"),
+        ("empty.txt", b" \n\n", "no prompt in it"),
+        ("latin.txt", b"caf\xe9", "not UTF-8"),
+        ("prompts.csv", b"a", "allowed: .txt, .jsonl, prepared shards, shapes:CONCEPT"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        read_prompts(str(tmp_path / name))
+
+
+def test_names_tell_texts_and_seeds_apart():
+    long = "a very long prompt / with: signs " * 5
+    names = {EvalPrompt(text).picture_name(seed) for text in (long, long + "!") for seed in (0, 1)}
+    assert len(names) == 4
+    assert all("/" not in name and len(name) < 80 for name in names)
+
+
+def test_shapes_prompts_are_distinct_and_know_what_they_ask_for():
+    prompts = shapes_prompts("bars", 20)
+    assert len({(p.text, p.group) for p in prompts}) == len(prompts) == 40
+    for prompt in prompts:
+        if prompt.prior:
+            assert prompt.group == PRIOR and "[V]" not in prompt.text and prompt.concept is None
+            assert all(value in prompt.text for value in prompt.expected.values())
+        else:
+            assert prompt.concept == "pattern" and prompt.expected["pattern"] == "bars"
+            assert "[V]" in prompt.text
+    with pytest.raises(ConfigError, match="shapes:stars: unknown concept, allowed: bars, ring"):
+        shapes_prompts("stars", 3)
+
+
+@pytest.mark.parametrize(
+    ("concept", "subject"),
+    [
+        (Concept("cat", "a photo of [V] cat on a sofa", ()), "[V] cat"),
+        (Concept("cat", "[V] asleep", ()), "[V]"),
+        (Concept("", "[V] asleep", ()), "[V]"),
+        (Concept("cat", "the cat sleeps", ()), "cat"),
+    ],
+)
+def test_the_subject_is_how_the_captions_name_it(concept, subject):
+    assert concept.subject == subject
+    texts = from_templates(concept)
+    assert concept.caption in texts[0]
+    assert len(set(texts)) == 5 and all(subject in text for text in texts[1:])
+    assert texts == from_templates(concept)
+
+
+@pytest.fixture(scope="session")
+def shards(ray_cluster, tmp_path_factory):
+    """Two concepts: five cats and one dog."""
+    folder = tmp_path_factory.mktemp("concepts")
+    for name, count in (("cat", 5), ("dog", 1)):
+        (folder / "images" / name).mkdir(parents=True)
+        for number in range(count):
+            stem = folder / "images" / name / f"{number}"
+            Image.fromarray(random_image(32, 32, 10 * len(name) + number)).save(f"{stem}.png")
+            stem.with_suffix(".txt").write_text(f"a photo of [V] {name} number {number}")
+    settings = PrepareSettings(pixel_area=1024, bucket_multiple=4)
+    prepare(str(folder / "images"), str(folder / "shards"), settings, lambda *_: None)
+    return str(folder / "shards")
+
+
+def test_a_data_set_gives_one_rewrite_and_four_scenes_per_concept(shards, tmp_path):
+    out = str(tmp_path / "out")
+    prompts = dataset_prompts(shards, out, None, lambda status: None)
+    assert [prompt.group for prompt in prompts] == ["cat"] * 5 + ["dog"] * 5
+    assert len(prompts[0].references) == 4 and len(prompts[5].references) == 1
+    assert "[V] dog number 0" in prompts[5].text
+    with Image.open(prompts[5].references[0]) as image:
+        assert image.size == (32, 32)
+    assert dataset_prompts(shards, out, None, lambda status: None) == prompts
+
+
+def test_a_concept_that_nothing_names_is_refused(ray_cluster, tmp_path):
+    (tmp_path / "images").mkdir()
+    Image.fromarray(random_image(32, 32, 0)).save(tmp_path / "images" / "0.png")
+    (tmp_path / "images" / "0.txt").write_text("a sunny day")
+    manifest = prepare(
+        str(tmp_path / "images"),
+        str(tmp_path / "shards"),
+        PrepareSettings(pixel_area=1024, bucket_multiple=4),
+    )
+    with pytest.raises(ConfigError, match=r"'a sunny day' has neither a concept nor \[V\]"):
+        concepts_of(str(tmp_path / "shards"), manifest)
+
+
+def test_a_vlm_that_writes_nonsense_is_told_in_one_line(shards, vlm_folder, tmp_path):
+    with pytest.raises(ModelError, match="prompts by VLM: 0 of 5 lines for the concept 'cat'"):
+        dataset_prompts(shards, str(tmp_path / "out"), str(vlm_folder), lambda status: None)
+
+
+def test_a_vlm_that_is_not_there_is_told_in_one_line(shards, vlm_folder, tmp_path):
+    out = str(tmp_path / "out")
+    with pytest.raises(ModelError, match=r"prompts by VLM: \./no is no folder and no hub id"):
+        dataset_prompts(shards, out, "./no", lambda status: None)
+    # Only loading finds this one out: it has a config, but no weights and no processor.
+    (tmp_path / "config.json").write_bytes((vlm_folder / "config.json").read_bytes())
+    with pytest.raises(ModelError, match=r"prompts by VLM: /.* is not at hand"):
+        dataset_prompts(shards, out, str(tmp_path), lambda status: None)

@@ -1,0 +1,100 @@
+"""Tables and intervals from scores whose answer is known."""
+
+from __future__ import annotations
+
+import pytest
+
+from dopsd.errors import DataError
+from dopsd.evaluation.metrics import Column
+from dopsd.evaluation.results import PictureScores, Results, summarize
+from dopsd.evaluation.spec import BASE, Candidate
+from dopsd.intervals import bootstrap, mean, wilson
+
+COLUMNS = {"hit": Column("a hit", rate=True), "far": Column("a distance", higher_is_better=False)}
+MODELS = (
+    Candidate(BASE),
+    Candidate("cat", ("cat.safetensors",)),
+    Candidate("dog", ("dog.safetensors",)),
+    Candidate("cat+dog", ("cat.safetensors", "dog.safetensors")),
+)
+
+
+def scores(model, group, values, column="hit", seeds=1, prior=False):
+    return [
+        PictureScores(model, 4, group, prior, f"prompt {n // seeds}", n % seeds, {column: value})
+        for n, value in enumerate(values)
+    ]
+
+
+def table(found, missing=None):
+    return summarize(found, MODELS, COLUMNS, missing or {}, {"seed": 0})
+
+
+def test_rates_have_wilson_intervals_and_means_bootstrap_ones():
+    far = [0.1, 0.4, 0.2, 0.9]
+    found = scores(BASE, "cat", [1, 0, 1, 1]) + scores("cat", "cat", far, "far")
+    results = table(found)
+    rate = results.value(BASE, "cat", "hit", 4)
+    assert (rate.value, rate.low, rate.high) == (0.75, *wilson(3, 4))
+    distance = results.value("cat", "cat", "far")
+    assert (distance.value, distance.low, distance.high) == (mean(far), *bootstrap(far))
+    assert "far" not in results.rows[0].values
+    with pytest.raises(KeyError, match="no row for dog"):
+        results.value("dog", "cat", "hit")
+
+
+def test_pictures_of_one_prompt_count_as_one_draw():
+    # Four seeds of two prompts that always agree tell no more than one seed of each.
+    results = table(scores(BASE, "cat", [1, 1, 1, 1, 0, 0, 0, 0], seeds=4))
+    (row,) = results.rows
+    assert (row.prompts, row.pictures) == (2, 8)
+    value = row.values["hit"]
+    assert (value.low, value.value, value.high) == (0, 0.5, 1)
+
+
+def test_retention_is_relative_to_the_base_on_the_same_prompts():
+    base, tuned = [0.8, 0.4, 0.6, 0.2], [0.4, 0.2, 0.3, 0.1]
+    found = [
+        *scores(BASE, "prior", base, "far", prior=True),
+        *scores("cat", "prior", tuned, "far", prior=True),
+    ]
+    (relative,) = table(found).relatives
+    assert (relative.model, relative.against, relative.column) == ("cat", BASE, "far")
+    # Half of the base's on every prompt: the pairing leaves no doubt, however they vary.
+    assert relative.ratio.low == pytest.approx(0.5)
+    assert relative.ratio.value == pytest.approx(0.5)
+    assert relative.ratio.high == pytest.approx(0.5)
+
+
+def test_loras_together_are_relative_to_each_alone():
+    found = [
+        *scores(BASE, "cat", [0, 0, 0, 0]),
+        *scores("cat", "cat", [1, 1, 1, 1]),
+        *scores("cat+dog", "cat", [1, 1, 1, 0]),
+        *scores("dog", "dog", [1, 1, 0, 0]),
+        *scores("cat+dog", "dog", [1, 1, 1, 1]),
+    ]
+    relatives = {(r.model, r.against, r.group): r.ratio.value for r in table(found).relatives}
+    assert relatives == {("cat+dog", "cat", "cat"): 0.75, ("cat+dog", "dog", "dog"): 2.0}
+
+
+def test_nothing_is_divided_by_zero():
+    found = [
+        *scores(BASE, "prior", [0, 0], prior=True),
+        *scores("cat", "prior", [1, 0], prior=True),
+    ]
+    assert table(found).relatives == []
+
+
+def test_the_table_says_what_is_missing_and_reads_back():
+    found = scores(BASE, "cat", [1, 0]) + scores("cat", "cat|dog", [1, 1])
+    results = table(found, {"dino": "dino: nobody/nothing is not at hand (OSError: no network)"})
+    text = results.markdown()
+    assert "| base | 4 | cat (2) | 2 | 0.500 [0.095, 0.905] |" in text
+    assert "| cat | 4 | cat\\|dog (2) | 2 | 1.000 [0.342, 1.000] |" in text
+    assert "hit ↑" in text and "far" not in text
+    assert "Not measured:\n\n- dino: nobody/nothing is not at hand" in text
+    again = Results.from_json(results.to_json())
+    assert again == results and again.markdown() == text
+    with pytest.raises(DataError, match="not the results of an evaluation"):
+        Results.from_json("[]")
