@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -60,6 +61,7 @@ class Crew:
             num_cpus=role.cpus, num_gpus=role.gpus, max_restarts=0
         )
         self._members: list[_Member] = []
+        self._numbers = itertools.count()
 
     def __enter__(self) -> Crew:
         return self
@@ -70,9 +72,7 @@ class Crew:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for member in self._members:
-            ray.kill(member.handle)
-        self._members = []
+        self._dismiss(list(self._members))
 
     def run(self, jobs: Iterable[Job], done: Callable[[Job, Any], None]) -> None:
         """Do every job; ``done`` takes each result as it comes.
@@ -80,7 +80,14 @@ class Crew:
         Raises the DopsdError of a job, WorkerError for any other failure, and LateError or
         WorkerError when the restarts are spent.
         """
-        waiting = iter(jobs)
+        try:
+            self._run(iter(jobs), done)
+        except BaseException:
+            # What the others were doing belongs to this call: the next one gets fresh ones.
+            self._dismiss([member for member in self._members if member.job])
+            raise
+
+    def _run(self, waiting: Iterator[Job], done: Callable[[Job, Any], None]) -> None:
         upcoming = next(waiting, None)
         while True:
             while upcoming is not None and (member := self._free()) is not None:
@@ -103,9 +110,14 @@ class Crew:
                 return member
         if len(self._members) == self.role.workers:
             return None
-        member = _Member(f"{self.role.name}-{len(self._members)}", self._launch())
+        member = _Member(f"{self.role.name}-{next(self._numbers)}", self._launch())
         self._members.append(member)
         return member
+
+    def _dismiss(self, members: list[_Member]) -> None:
+        for member in members:
+            ray.kill(member.handle)
+            self._members.remove(member)
 
     def _launch(self) -> Any:
         return self._actor.remote(*self._arguments)
@@ -120,6 +132,7 @@ class Crew:
         try:
             value = ray.get(member.reference)
         except RayTaskError as error:
+            member.answered, member.job = True, None
             raise own_error(error, f"{member.name}, {job.what}") from None
         except RayError as error:
             if getattr(error, "actor_init_failed", False):

@@ -70,6 +70,17 @@ def test_a_failure_is_its_own_line(ray_cluster, tmp_path, method, kind, message)
         run(crew(tmp_path), Job("a job", method, ()))
 
 
+def test_a_crew_goes_on_after_a_failed_job(ray_cluster, tmp_path):
+    found = []
+    with crew(tmp_path, 2) as painters:
+        with pytest.raises(ModelError):
+            painters.run(
+                [Job("a nap", "sleep", (60.0,)), Job("a job", "refuse", ())], lambda *_: None
+            )
+        painters.run([Job("a job", "double", (4,))], lambda job, value: found.append(value))
+    assert found == [8]
+
+
 def test_a_worker_that_cannot_start_says_why(ray_cluster):
     with pytest.raises(WorkerError, match=r"^painter-0: .*broken: no such folder$"):
         run(crew("broken"), Job("a job", "double", (1,)))
