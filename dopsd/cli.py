@@ -1,4 +1,4 @@
-"""The command line: `dopsd train | preflight | prepare | generate | evaluate | ...`."""
+"""The command line: `dopsd train`, `preflight`, `report` and more; `dopsd --help` lists them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from dopsd.config import RunConfig, dump_config, load_config, reference
 from dopsd.errors import DopsdError
 from dopsd.evaluation.cli import evaluate
 from dopsd.preflight_cli import preflight
+from dopsd.report.cli import report
 from dopsd.shapes.cli import app as shapes
 
 app = typer.Typer(
@@ -28,6 +29,7 @@ app = typer.Typer(
 app.add_typer(shapes, name="shapes", help="The embedded tiny world.")
 app.command()(preflight)
 app.command()(evaluate)
+app.command()(report)
 
 
 @app.command()
@@ -51,6 +53,8 @@ def train(config: ConfigPath = "configs/shapes.yaml", overrides: Overrides = Non
     console.print(f"  adapted modules               {adapted}", highlight=False, soft_wrap=True)
     if summary.sheet:
         console.print(f"  contact sheet                 {summary.sheet}", highlight=False)
+    if summary.page:
+        console.print(f"  run page                      {summary.page}", highlight=False)
     console.print(f"  metrics, config               {summary.folder}", highlight=False)
     for problem in summary.problems:
         console.print(f"  afterwards: {problem}", highlight=False, soft_wrap=True)

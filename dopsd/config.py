@@ -182,8 +182,20 @@ class DebugSection(Section):
 
 
 class PreviewSection(Section):
-    samples: NonNegative = Field(4, description="Rows of the contact sheet; 0 leaves it out.")
+    samples: NonNegative = Field(
+        4, description="Samples drawn on contact sheet and run page; 0 leaves both drawings out."
+    )
     steps: Positive | None = Field(None, description="Sampler steps. Default: method.steps.")
+    every: NonNegative = Field(
+        0,
+        description="Keep both adapters every N optimizer steps, to draw how pictures changed "
+        "over training; 0: at each quarter of the run.",
+    )
+    max_weights_mb: NonNegative = Field(
+        512,
+        description="Adapters larger than this (MB, one of them in model.dtype) are not kept, and "
+        "only start and end are drawn.",
+    )
 
 
 class RunConfig(Section):
@@ -215,6 +227,10 @@ class RunConfig(Section):
     preview: PreviewSection = Field(default_factory=PreviewSection)
     preflight: PreflightSection = Field(default_factory=PreflightSection)
     debug: DebugSection = Field(default_factory=DebugSection)
+    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
+        default_factory=lambda: ["tensorboard"],  # type: ignore[arg-type]
+        description="Where metrics also go: `tensorboard` (in the run folder), `wandb`, `mlflow`.",
+    )
 
     @property
     def shards(self) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 
+import torch
 from torch import Tensor
 
 from dopsd import storage
@@ -17,14 +18,20 @@ from dopsd.errors import ModelError
 _PREFIX = "transformer."
 
 
-def lora_file(state: dict[str, Tensor], rank: int, alpha: float, metadata: dict[str, str]) -> bytes:
-    """Serialise adapter weights {``<module>.lora_A.weight``: [r, in], ...} in float32."""
+def lora_file(
+    state: dict[str, Tensor],
+    rank: int,
+    alpha: float,
+    metadata: dict[str, str],
+    dtype: torch.dtype = torch.float32,
+) -> bytes:
+    """Serialise adapter weights {``<module>.lora_A.weight``: [r, in], ...} in ``dtype``."""
     from safetensors.torch import save
 
     tensors = {}
     for name, tensor in state.items():
         scale = alpha / rank if ".lora_B." in name else 1.0
-        tensors[_PREFIX + name] = (tensor.detach().float().cpu() * scale).contiguous()
+        tensors[_PREFIX + name] = (tensor.detach().float().cpu() * scale).to(dtype).contiguous()
     return _same_bytes(save(tensors, metadata={"format": "pt", **metadata}))
 
 

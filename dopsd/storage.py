@@ -71,6 +71,15 @@ def read_bytes(path: str) -> bytes:
     return bytes(fs.cat_file(inner))
 
 
+def list_files(folder: str) -> list[tuple[str, int]]:
+    """(path inside ``folder``, bytes) of every file under it, by path; a missing one is empty."""
+    fs, inner = filesystem(folder)
+    inner = inner.rstrip("/")
+    fs.invalidate_cache()  # as in names
+    found = fs.find(inner, detail=True)
+    return sorted((path[len(inner) + 1 :], entry["size"]) for path, entry in found.items())
+
+
 def write_bytes(path: str, data: bytes) -> None:
     """Write a file complete or not at all: a local one is renamed into place."""
     fs, inner = filesystem(path)

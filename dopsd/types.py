@@ -148,8 +148,9 @@ class EncodedBatch(_Record):
     """None where the objective has no teacher."""
     target: Tensor | None = None
     """[B, C, h, w] float32: the images' latents, where the objective trains on them."""
-    encode_stats: dict[str, float] = field(default_factory=dict)
-    """``seconds`` that encoding took and ``peak_memory_mb`` of the encoder's process."""
+    encode_stats: dict[str, Any] = field(default_factory=dict)
+    """``seconds`` that encoding took, ``ended`` (since the epoch), ``worker`` (id of the encoder's
+    actor) and ``peak_memory_mb`` of its process."""
 
 
 @dataclass
@@ -188,5 +189,5 @@ class TrainingBatch(_Record):
     weight: Tensor
     finished: Tensor | None = None
     """[B, C, h, w] float32: where the roll-out ended (sigma 0), when there was one."""
-    encode_stats: dict[str, float] = field(default_factory=dict)
+    encode_stats: dict[str, Any] = field(default_factory=dict)
     """As in EncodedBatch, passed on for the run's metrics."""

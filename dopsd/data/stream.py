@@ -157,6 +157,7 @@ class _Encode:
         # An actor that fails to start is started again and again, each time with a page of
         # traceback; so the failure is kept and told by the first call.
         self._failure: Exception | None = None
+        self._worker = ray.get_runtime_context().get_actor_id() or ""
         try:
             self._encoder = factory()
         except Exception as error:
@@ -167,17 +168,25 @@ class _Encode:
             if self._failure is not None:
                 raise self._failure
             assert self._encoder is not None
-            return encode_micro_batch(batch, self._encoder)
+            return encode_micro_batch(batch, self._encoder, self._worker)
 
 
-def encode_micro_batch(batch: pa.Table, encoder: Encoder) -> pa.Table:
-    """A read micro-batch (one row of ``read.READ_SCHEMA``) to one row of ENCODED_SCHEMA."""
+def encode_micro_batch(batch: pa.Table, encoder: Encoder, worker: str = "") -> pa.Table:
+    """A read micro-batch (one row of ``read.READ_SCHEMA``) to one row of ENCODED_SCHEMA.
+
+    ``worker``: id of the encoder's actor, for the run's timeline.
+    """
     (values,) = batch.to_pylist()
     shape = (len(values["sample_ids"]), values["height"], values["width"], 3)
     images = np.frombuffer(values["pixels"], dtype=np.uint8).reshape(shape)
     began = time.perf_counter()
     student, teacher, target = encoder.encode(list(images), list(values["prompts"]))
-    stats = {"seconds": time.perf_counter() - began, "peak_memory_mb": peak_memory_mb()}
+    stats = {
+        "seconds": time.perf_counter() - began,
+        "peak_memory_mb": peak_memory_mb(),
+        "ended": time.time(),
+        "worker": worker,
+    }
     info = SampleInfo(
         step=values["step"],
         index=values["index"],

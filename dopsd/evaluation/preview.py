@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from dopsd.config import RunConfig
 from dopsd.contexts import EncoderFactory
@@ -17,9 +18,10 @@ from dopsd.models import FAMILIES
 from dopsd.models.base import DTYPES
 from dopsd.models.lora import STUDENT, TEACHER
 from dopsd.report.sheet import contact_sheet
+from dopsd.types import Context
 
 TITLES = ("target", "base", "student", "teacher (sees target)")
-_PREVIEW_STEP = -1
+PREVIEW_STEP = -1
 """Stands for the optimizer step in the noise's counter: never a training step's noise."""
 
 
@@ -32,48 +34,71 @@ class PreviewSample:
     image: np.ndarray
 
 
-def draw_sheet(
-    config: RunConfig,
-    samples: list[PreviewSample],
-    student: bytes,
-    teacher: bytes,
-    device: str,
-) -> bytes:
-    """PNG of the contact sheet. ``student`` and ``teacher``: exported LoRA files.
+class Drawer:
+    """The stock pipeline with the contexts of a few samples: draws them under any adapters.
 
-    The stock pipeline draws, and loads the LoRA as any user would. Base and student read the
-    prompt, the teacher sees [target, prompt].
+    Base and student read the prompt, the teacher sees [target, prompt].
     """
-    from safetensors.torch import load
 
-    dtype = DTYPES[config.model.dtype]
-    family = FAMILIES[config.model.family](config.model.base, config.model.revision)
-    encoder = EncoderFactory(config, device)()
-    contexts = [encoder.encode([sample.image], [sample.prompt]) for sample in samples]
-    del encoder
-    pipeline = family.load_pipeline(dtype, device, text_encoder=False)
-    pipeline.load_lora_weights(load(student), adapter_name=STUDENT)
-    pipeline.load_lora_weights(load(teacher), adapter_name=TEACHER)
-    steps = config.preview.steps or config.method.steps
+    def __init__(self, config: RunConfig, samples: list[PreviewSample], device: str) -> None:
+        self.config, self.samples, self.device = config, samples, device
+        self.dtype = DTYPES[config.model.dtype]
+        self.family = FAMILIES[config.model.family](config.model.base, config.model.revision)
+        encoder = EncoderFactory(config, device)()
+        self.contexts = [encoder.encode([sample.image], [sample.prompt]) for sample in samples]
+        """(student's, teacher's) of each sample."""
+        del encoder
+        self.pipeline = self.family.load_pipeline(self.dtype, device, text_encoder=False)
 
-    def draw(index: int, role: str) -> Image.Image:
-        height, width = samples[index].image.shape[:2]
-        shape = family.latent_shape(height, width)
-        noise = batch_noise(config.run.seed, _PREVIEW_STEP, (samples[index].sample_id,), shape)
+    def load(self, student: bytes, teacher: bytes) -> None:
+        """Take exported LoRA files, in place of earlier ones, as any user would."""
+        from safetensors.torch import load
+
+        if old := self.pipeline.get_list_adapters().get("transformer"):
+            self.pipeline.delete_adapters(old)
+        for role, payload in ((STUDENT, student), (TEACHER, teacher)):
+            self.pipeline.load_lora_weights(load(payload), adapter_name=role)
+
+    def use(self, role: str) -> None:
+        """Draw as ``student`` or ``teacher``; as ``base`` (or before any ``load``) without."""
+        if not self.pipeline.get_list_adapters():
+            return
         if role == "base":
-            pipeline.disable_lora()
+            self.pipeline.disable_lora()
         else:
-            pipeline.enable_lora()
-            pipeline.set_adapters(role)
-        context = contexts[index][1 if role == TEACHER else 0].to(device, dtype)
+            self.pipeline.enable_lora()
+            self.pipeline.set_adapters(role)
+
+    def context(self, index: int, role: str) -> Context:
+        """What ``role`` sees of a sample, one row in the pipeline's dtype."""
+        return self.contexts[index][1 if role == TEACHER else 0].to(self.device, self.dtype)
+
+    def noise(self, index: int) -> Tensor:
+        """The sample's fixed noise, [1, C, h, w] float32: equal for every role and version."""
+        sample = self.samples[index]
+        shape = self.family.latent_shape(*sample.image.shape[:2])
+        noise = batch_noise(self.config.run.seed, PREVIEW_STEP, (sample.sample_id,), shape)
+        return noise.to(self.device)
+
+    def draw(self, index: int, role: str) -> Image.Image:
+        """The sample's picture by the stock sampler."""
+        self.use(role)
+        height, width = self.samples[index].image.shape[:2]
+        steps = self.config.preview.steps or self.config.method.steps
+        context, noise = self.context(index, role), self.noise(index)
         with torch.no_grad():
-            image: Any = family.draw(pipeline, context, noise.to(device), steps, height, width)
-        picture: Image.Image = image[0]
+            images: Any = self.family.draw(self.pipeline, context, noise, steps, height, width)
+        picture: Image.Image = images[0]
         return picture
 
-    rows = [
-        [Image.fromarray(sample.image), *(draw(i, role) for role in ("base", STUDENT, TEACHER))]
-        for i, sample in enumerate(samples)
-    ]
-    sheet = contact_sheet(TITLES, rows, [sample.prompt for sample in samples])
-    return png_bytes(sheet)
+    def sheet(self) -> bytes:
+        """PNG of the contact sheet of all samples."""
+        rows = [
+            [
+                Image.fromarray(sample.image),
+                *(self.draw(index, role) for role in ("base", STUDENT, TEACHER)),
+            ]
+            for index, sample in enumerate(self.samples)
+        ]
+        sheet = contact_sheet(TITLES, rows, [sample.prompt for sample in self.samples])
+        return png_bytes(sheet)

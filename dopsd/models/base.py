@@ -86,6 +86,10 @@ class Family(ABC):
     ) -> Any:
         """Run the stock sampler from ``noise`` [B, C, h, w]: B PIL images."""
 
+    @abstractmethod
+    def decode(self, pipeline: Any, latents: Tensor) -> Any:
+        """``latents`` [B, C, h, w] through the VAE, as the stock sampler ends: B PIL images."""
+
 
 def resolve_base(base: str) -> str:
     """``shapes`` is the embedded world; an existing folder or a hub id is itself.

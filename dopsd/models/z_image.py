@@ -139,6 +139,13 @@ class ZImage(Family):
             guidance_scale=0.0,
         ).images
 
+    def decode(self, pipeline: Any, latents: Tensor) -> Any:
+        vae = pipeline.vae
+        latents = latents.to(vae.device, vae.dtype)
+        latents = latents / vae.config.scaling_factor + vae.config.shift_factor
+        images = vae.decode(latents, return_dict=False)[0]
+        return pipeline.image_processor.postprocess(images, output_type="pil")
+
     @cached_property
     def _scheduler(self) -> Any:
         from diffusers import FlowMatchEulerDiscreteScheduler

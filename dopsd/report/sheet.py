@@ -11,6 +11,8 @@ _MARGIN = 8
 _CELL = 192
 """Smallest shown side of a picture in pixels; pixel art is enlarged without smoothing."""
 _MAX_CELL = 512
+_STRIP_CELL = 320
+"""Largest side of a picture in a strip, in pixels."""
 
 
 def contact_sheet(
@@ -45,6 +47,34 @@ def contact_sheet(
             draw.text((_MARGIN, below + number * line), words, "dimgray", font)
         top += height
     return sheet
+
+
+def strip(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
+    """Rows of equally many pictures of one size, edge to edge; large ones are reduced.
+
+    ``cut`` takes it apart again.
+    """
+    side = max(rows[0][0].size)
+    scale = min(1.0, _STRIP_CELL / side)
+    width, height = (max(1, round(length * scale)) for length in rows[0][0].size)
+    sheet = Image.new("RGB", (len(rows[0]) * width, len(rows) * height))
+    for y, row in enumerate(rows):
+        for x, picture in enumerate(row):
+            small = picture if scale == 1.0 else picture.resize((width, height))
+            sheet.paste(small, (x * width, y * height))
+    return sheet
+
+
+def cut(sheet: Image.Image, columns: int, rows: int) -> list[list[Image.Image]]:
+    """The pictures of a strip."""
+    width, height = sheet.width // columns, sheet.height // rows
+    return [
+        [
+            sheet.crop((x * width, y * height, (x + 1) * width, (y + 1) * height))
+            for x in range(columns)
+        ]
+        for y in range(rows)
+    ]
 
 
 def _fit(picture: Image.Image) -> Image.Image:

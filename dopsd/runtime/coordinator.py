@@ -25,6 +25,7 @@ from dopsd.runtime.failures import own_message
 from dopsd.runtime.placement import Roles
 from dopsd.runtime.pool import Pool
 from dopsd.runtime.run_log import RunLog
+from dopsd.runtime.timeline import Span
 from dopsd.runtime.weights import Bundle
 
 BlockStream = Iterator[tuple[int, int, ray.ObjectRef]]
@@ -130,7 +131,7 @@ class Coordinator:
                 end()
             except Exception as error:
                 problems.append(own_message(error))
-        return problems
+        return problems + self.log.notices
 
     def _end_dumps(self) -> None:
         _, late = ray.wait(self._dumps, num_returns=len(self._dumps), timeout=_STOP_SECONDS)
@@ -214,9 +215,19 @@ class Coordinator:
                 peak = max(m.peak_memory_mb for m in pool.members)
                 metrics[f"{pool.role.name}_busy_seconds"] = busy
                 metrics[f"{pool.role.name}_peak_memory_mb"] = peak
+            counts = self._admission.counts()
+            metrics |= {
+                "queue_blocks": len(self._blocks),
+                "queue_in_flight": counts.in_flight,
+                "queue_ready": counts.ready,
+            }
         workers = {pool.role.name: pool.role.workers for pool in self._pools}
         workers["encoder"] = self.roles.encoder.workers
         self.log.step(step, metrics, workers)
+
+    def tell(self, spans: list[Span]) -> None:
+        """Take a learner's spans (and its encoders') into the run's timeline."""
+        self.log.timeline.add(spans)
 
     def write(self, name: str, payload: bytes) -> None:
         """Write a file of the learners (the LoRA, debug records) into the run folder."""
@@ -242,6 +253,7 @@ class Coordinator:
                 "still": time.monotonic() - self._progress,
                 "restarts": sum(m.restarts for p in self._pools for m in p.members),
                 "error": str(self._error) if self._error else None,
+                "notices": list(self.log.notices),
             }
 
     def _doing(self) -> dict[str, str]:
@@ -342,6 +354,7 @@ class Coordinator:
         before = sum(pool.events for pool in self._pools)
         for stage, pool in enumerate(self._pools):
             finished, retry = pool.collect()
+            self.log.timeline.add(pool.take_spans())
             for key in retry:
                 self._retry(self._items[key])
             for done in finished:

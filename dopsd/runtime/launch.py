@@ -25,6 +25,7 @@ from dopsd.data.stream import encoded_stream
 from dopsd.errors import DopsdError, LateError
 from dopsd.models import FAMILIES, resolve_vlm
 from dopsd.models.lora import resolve_targets
+from dopsd.report.page import REPORT_FILE, write_report
 from dopsd.runtime.cluster import NAMESPACE, connect
 from dopsd.runtime.coordinator import BlockStream, Coordinator
 from dopsd.runtime.data import plan_of, prepared, refuse_existing, with_absolute_paths
@@ -33,11 +34,23 @@ from dopsd.runtime.placement import Roles, resolve_roles, wait_for_resources
 from dopsd.runtime.preflight import before_training
 from dopsd.runtime.preview import draw_preview
 from dopsd.runtime.progress import Show
-from dopsd.runtime.run_log import LORA_FILE, METRICS_FILE, SUMMARY_FILE, TEACHER_FILE, RunLog
+from dopsd.runtime.run_log import (
+    LORA_FILE,
+    METRICS_FILE,
+    SUMMARY_FILE,
+    TEACHER_FILE,
+    TIMELINE_FILE,
+    RunLog,
+)
+from dopsd.runtime.trackers import FOLDER as TENSORBOARD
+from dopsd.runtime.trackers import check_trackers, open_trackers
 from dopsd.runtime.train_worker import train_worker
 from dopsd.runtime.zero import read_preset
 
-_OUTPUTS = (METRICS_FILE, SUMMARY_FILE, LORA_FILE, TEACHER_FILE, "debug", "preview")
+_OUTPUTS = (
+    *(METRICS_FILE, SUMMARY_FILE, TIMELINE_FILE, REPORT_FILE, LORA_FILE, TEACHER_FILE),
+    *("debug", "preview", TENSORBOARD),
+)
 _ANSWER_SECONDS = 60.0
 """What the coordinator may take for an answer: it answers from memory."""
 
@@ -50,6 +63,8 @@ class Summary:
     lora: str
     sheet: str | None
     """None when no preview was asked for, or when it failed (see ``problems``)."""
+    page: str | None
+    """The run page; None when it could not be written."""
     steps: int
     seconds: float
     seconds_to_first_step: float
@@ -93,7 +108,7 @@ class RunCoordinator(Coordinator):
             roles,
             open_stream,
             plan.step_size,
-            RunLog(config.run.folder),
+            RunLog(config.run.folder, open_trackers(config)),
         )
 
 
@@ -102,6 +117,7 @@ def train(config: RunConfig, show: Show) -> Summary:
     began = time.monotonic()
     show("prepare", {"message": "checking the config"})
     preset = read_preset(config.learner.deepspeed)
+    check_trackers(config.trackers)
     resolve_vlm(config.model.base, config.model.vlm)
     config = with_absolute_paths(config)
     family = FAMILIES[config.model.family](config.model.base, config.model.revision)
@@ -137,6 +153,7 @@ def train(config: RunConfig, show: Show) -> Summary:
         folder=folder,
         lora=storage.join(folder, LORA_FILE),
         sheet=None,
+        page=None,
         steps=status["step"],
         seconds=time.monotonic() - began,
         seconds_to_first_step=first_step,
@@ -154,9 +171,21 @@ def train(config: RunConfig, show: Show) -> Summary:
             summary.sheet = draw_preview(config, manifest, roles.learner)
         except DopsdError as error:
             summary.problems.append(str(error))
-        summary.seconds = time.monotonic() - began
-        _write_summary(summary)
+    summary.seconds = time.monotonic() - began
+    _write_page(summary)
     return summary
+
+
+def _write_page(summary: Summary) -> None:
+    """The run page, which shows the summary, and the summary, which names the page."""
+    summary.page = storage.join(summary.folder, REPORT_FILE)
+    _write_summary(summary)
+    try:
+        write_report(summary.folder)
+    except Exception as error:  # a page is not worth a finished run
+        summary.page = None
+        summary.problems.append(f"run page: {' '.join(str(error).split())}")
+        _write_summary(summary)
 
 
 def _write_summary(summary: Summary) -> None:

@@ -18,8 +18,11 @@ from dopsd.method.ema import Ema
 from dopsd.method.objective import state_loss
 from dopsd.method.terms import Terms
 from dopsd.models.lora import STUDENT
+from dopsd.runtime.timeline import Span
 from dopsd.runtime.zero import ZeroEngine
 
+Tell = Callable[[list[Span]], None]
+"""Takes what this rank, and the encoders for it, did in a step."""
 Publish = Callable[[int, dict[str, Tensor], dict[str, Tensor]], None]
 """(version, student's fp32 weights, teacher's fp32 weights)."""
 
@@ -35,7 +38,7 @@ class Micro:
     """False for zero-weight padding."""
     policy_version: int
     teacher_version: int
-    encode_stats: dict[str, float]
+    encode_stats: dict[str, Any]
 
 
 @dataclass
@@ -65,7 +68,8 @@ class Learner:
 
     ``micro_batches(step)`` yields this rank's Micros, equally many on every rank.
     ``sum_over_ranks`` adds a float up over all ranks (collective). ``publish`` and ``report``
-    are called on every rank; the caller decides which of them speaks.
+    are called on every rank; the caller decides which of them speaks. ``tell`` takes each step's
+    spans, in which the learner is named ``learner-<rank>``.
     """
 
     def __init__(
@@ -76,10 +80,13 @@ class Learner:
         publish: Publish,
         report: Callable[[int, dict[str, Any]], None],
         sum_over_ranks: Callable[[float], float],
+        tell: Tell = lambda spans: None,
+        rank: int = 0,
     ) -> None:
         self.config, self.engine = config, engine
         self._micro_batches, self._publish, self._report = micro_batches, publish, report
-        self._sum = sum_over_ranks
+        self._sum, self._tell, self._lane = sum_over_ranks, tell, f"learner-{rank}"
+        self._spans: list[Span] = []
         self.student = engine.full_weights(STUDENT)
         self.ema = Ema(self.student, config.method.teacher_decay)
 
@@ -96,6 +103,9 @@ class Learner:
             self.ema.update(self.student)
             trained = time.perf_counter()
             self._hand_over(step + 1)
+            self._note("publish", step, time.perf_counter() - began - done.compute_seconds - waited)
+            self._tell(self._spans)
+            self._spans = []
             loss, encode_seconds = self._sum(done.loss), self._sum(done.encode_seconds)
             now = time.perf_counter()
             metrics = {
@@ -122,11 +132,26 @@ class Learner:
             began = time.perf_counter()
             part, updated = self._accumulate(micro)
             loss += part
-            compute += time.perf_counter() - began
+            compute += (seconds := time.perf_counter() - began)
+            self._note("train", step, seconds)
+            self._note_encoding(micro, step)
             encode += micro.encode_stats.get("seconds", 0.0) if micro.real else 0.0
             last = micro
         assert updated and last is not None, f"step {step}: wrong number of backward passes"
         return StepResult(loss, compute, encode, last)
+
+    def _note(self, task: str, step: int, seconds: float) -> None:
+        """A task of this learner that ended just now."""
+        now = time.time()
+        self._spans.append(Span(self._lane, task, step, now - seconds, now))
+
+    def _note_encoding(self, micro: Micro, step: int) -> None:
+        """What its encoder, which speaks to nobody else, did for a micro-batch."""
+        stats = micro.encode_stats
+        if micro.real and "ended" in stats:
+            began = stats["ended"] - stats["seconds"]
+            lane = f"encoder:{stats['worker']}"
+            self._spans.append(Span(lane, "encode", step, began, stats["ended"]))
 
     def _accumulate(self, micro: Micro) -> tuple[float, bool]:
         """Backward at each state on its own, so that one state's activations are alive."""

@@ -14,6 +14,7 @@ from dopsd.errors import DopsdError, LateError, WorkerError
 from dopsd.runtime.admission import Key
 from dopsd.runtime.failures import own_message
 from dopsd.runtime.placement import Role
+from dopsd.runtime.timeline import Span
 from dopsd.runtime.weights import Bundle, check_acknowledgement
 from dopsd.runtime.workers import InferenceWorker
 
@@ -36,6 +37,7 @@ class Member:
 
     name: str
     handle: Any
+    launched: float = field(default_factory=time.monotonic)
     loaded: int = -1
     """Version it has acknowledged; -1 before the first."""
     calls: list[Call] = field(default_factory=list)
@@ -75,6 +77,7 @@ class Pool:
         self.config, self.role, self.adapters, self.method = config, role, adapters, method
         self.events = 0
         """Calls that ended and restarts: tells whether anything moves."""
+        self._spans: list[Span] = []
         self._actor = ray.remote(InferenceWorker).options(
             num_cpus=role.cpus, num_gpus=role.gpus, max_restarts=0
         )
@@ -152,14 +155,32 @@ class Pool:
                     member.calls[0].started = time.monotonic()
                 if call.key is None:
                     check_acknowledgement(call.bundle, value, member.name)
+                    self._note_load(member, call)
                     member.loaded = call.bundle.version
                     continue
                 assert call.result is not None
                 member.busy_seconds += value["seconds"]
                 member.peak_memory_mb = max(member.peak_memory_mb, value["peak_memory_mb"])
                 member.served += 1
+                self._note(member, self.method, call.key[0], value["seconds"])
                 finished.append(Finished(call.key, call.result, value))
         return finished, retry
+
+    def take_spans(self) -> list[Span]:
+        """What the members have done since the last call."""
+        spans, self._spans = self._spans, []
+        return spans
+
+    def _note(self, member: Member, task: str, step: int, seconds: float) -> None:
+        """A task that ended just now, in this process's clock: a worker's may differ."""
+        now = time.time()
+        self._spans.append(Span(member.name, task, step, now - seconds, now))
+
+    def _note_load(self, member: Member, call: Call) -> None:
+        task, began = ("load weights", call.started)
+        if member.loaded < 0:
+            task, began = ("start up", member.launched)
+        self._note(member, task, call.bundle.version, time.monotonic() - began)
 
     def doing(self) -> str:
         """What each member is doing, for progress and for a late message."""
@@ -191,10 +212,14 @@ class Pool:
 
     def _restart(self, member: Member, reason: DopsdError) -> list[Key]:
         keys = [call.key for call in member.calls if call.key is not None]
+        if member.calls:
+            step = keys[0][0] if keys else member.calls[0].bundle.version
+            self._note(member, "lost", step, time.monotonic() - member.calls[0].started)
         if member.restarts >= self.config.deadline.restarts:
             raise type(reason)(f"{reason}; its {member.restarts} restarts are spent")
         ray.kill(member.handle)
         member.handle, member.loaded, member.calls = self._launch(), -1, []
+        member.launched = time.monotonic()
         member.restarts += 1
         self.events += 1
         return keys

@@ -49,6 +49,7 @@ class Progress:
         self._first: tuple[int, float] | None = None
         self._logged = float("-inf")
         self._phase = ""
+        self._told: set[str] = set()
 
     def __enter__(self) -> Progress:
         if self.console.is_terminal:
@@ -65,11 +66,16 @@ class Progress:
             self._live.stop()
 
     def show(self, phase: str, status: dict[str, Any]) -> None:
-        """Update the panel, or log a line now and then. Lines of a ``report`` stay in sight."""
+        """Update the panel, or log a line now and then. Lines of a ``report`` and notices, each
+        printed once, stay in sight."""
         if "report" in status:
             for line in status["report"]:
                 self.console.print(line, highlight=False, markup=False, soft_wrap=True)
             return
+        for notice in status.get("notices", ()):
+            if notice not in self._told:
+                self._told.add(notice)
+                self.console.print(notice, highlight=False, markup=False, soft_wrap=True)
         if self.console.is_terminal:
             self._live.update(self._panel(phase, status))
             return

@@ -1,4 +1,4 @@
-"""The one writer of a run's metrics: JSON lines in the run folder, local or S3."""
+"""The one writer of a run's metrics and timeline: JSON lines in the run folder, local or S3."""
 
 from __future__ import annotations
 
@@ -7,30 +7,40 @@ import json
 import math
 import statistics
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from dopsd import storage
+from dopsd.runtime.timeline import Timeline
+from dopsd.runtime.trackers import Guarded
 
 LORA_FILE, TEACHER_FILE = "lora.safetensors", "teacher_lora.safetensors"
-METRICS_FILE, SUMMARY_FILE = "metrics.jsonl", "summary.json"
+METRICS_FILE, SUMMARY_FILE, TIMELINE_FILE = "metrics.jsonl", "summary.json", "timeline.jsonl"
 """Names in the run folder."""
 
 _REMOTE_INTERVAL = 15.0
 """Seconds between rewrites of the metrics file on S3, which cannot append."""
+_TIMELINE_INTERVAL = 30.0
+"""Seconds between rewrites of the timeline."""
 
 
 class RunLog:
-    """Writes ``metrics.jsonl``, one line per optimizer step, under ``folder``."""
+    """Writes ``metrics.jsonl``, one line per optimizer step, and ``timeline.jsonl`` in ``folder``.
 
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
+    Each step also goes to ``trackers``.
+    """
+
+    def __init__(self, folder: str, trackers: Sequence[Guarded] = ()) -> None:
+        self.folder, self._trackers = folder, trackers
+        self.timeline = Timeline(time.time())
         self.latest: dict[str, Any] = {}
         self._path = storage.join(folder, METRICS_FILE)
         self._lines: list[str] = []
         self._losses: list[float] = []
         self._written = 0.0
+        self._timeline_written = time.monotonic()
         self._last_step = time.monotonic()
         self._busy: dict[str, float] = {}
 
@@ -54,6 +64,16 @@ class RunLog:
         self.latest = line
         self._losses.append(float(line["loss"]))
         self._append(json.dumps(line))
+        for tracker in self._trackers:
+            tracker.step(step, line)
+        if now - self._timeline_written > _TIMELINE_INTERVAL:
+            with contextlib.suppress(OSError, BotoCoreError, ClientError):
+                self._write_timeline()
+
+    @property
+    def notices(self) -> list[str]:
+        """What a person should know: trackers that were given up."""
+        return [tracker.problem for tracker in self._trackers if tracker.problem]
 
     def losses(self) -> tuple[float, float]:
         """Mean loss of the first and of the last 10 steps; nan before the first."""
@@ -67,8 +87,15 @@ class RunLog:
 
     def close(self) -> None:
         """Write what is left. Raises whatever the storage raises."""
+        for tracker in self._trackers:
+            tracker.close()
+        self._write_timeline()
         if storage.is_remote(self._path) and self._lines:
             self._rewrite()
+
+    def _write_timeline(self) -> None:
+        self._timeline_written = time.monotonic()
+        self.write(TIMELINE_FILE, self.timeline.to_bytes())
 
     def _append(self, line: str) -> None:
         self._lines.append(line)

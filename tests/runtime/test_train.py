@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ from dopsd import storage
 from dopsd.config import load_config
 from dopsd.errors import ConfigError, DataError, ModelError
 from dopsd.export import read_lora
+from dopsd.report.page import SECTIONS
 from dopsd.runtime.launch import Summary, train
+from tests.browser import open_page
 from tests.tiny import make_config, random_image
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
@@ -98,6 +101,9 @@ def test_run_folder_holds_everything(reference):
         "config.yaml",
         "metrics.jsonl",
         "summary.json",
+        "timeline.jsonl",
+        "report.html",
+        "tensorboard",
         "lora.safetensors",
         "teacher_lora.safetensors",
         "shards",
@@ -121,6 +127,27 @@ def test_run_folder_holds_everything(reference):
     ):
         assert all(line[key] >= 0 for line in lines), key
     assert lines[0]["loss"] > 0
+
+
+def test_the_timeline_holds_every_task_of_every_worker(reference):
+    text = (Path(reference.folder) / "timeline.jsonl").read_text()
+    spans = [json.loads(line) for line in text.splitlines()]
+    tasks = Counter((span["lane"], span["task"]) for span in spans)
+    micro_batches = 2 * STEPS
+    assert tasks["encoder-0", "encode"] == micro_batches
+    assert tasks["rollout-0", "generate"] == tasks["teacher-0", "score"] == micro_batches
+    for rank in range(2):
+        assert tasks[f"learner-{rank}", "train"] == tasks[f"learner-{rank}", "publish"] == STEPS
+    for lane in ("rollout-0", "teacher-0", "learner-0", "learner-1"):
+        assert tasks[lane, "start up"] == 1
+        own = sorted((s["start"], s["end"]) for s in spans if s["lane"] == lane)
+        assert all(a[1] <= b[0] + 0.05 for a, b in zip(own, own[1:])), "one task at a time"
+    for step in range(STEPS):
+        ends = {
+            task: max(s["end"] for s in spans if (s["step"], s["task"]) == (step, task))
+            for task in ("generate", "score", "train", "publish")
+        }
+        assert list(ends.values()) == sorted(ends.values()), "lag 0: one stage after the other"
 
 
 def test_lora_metadata_says_where_it_comes_from(reference, tiny_base):
@@ -175,8 +202,14 @@ def test_sources_stages_and_learners_agree(settings, run, reference):
 
 
 def test_run_folder_and_shards_on_s3(run, reference, bucket):
-    other = run(run={"folder": f"{bucket}/runs/one", "seed": 3}, debug={"dump_trajectories": 1})
-    assert difference(reference, other) == 0.0
+    other = run(
+        run={"folder": f"{bucket}/runs/one", "seed": 3},
+        debug={"dump_trajectories": 1},
+        preview={"samples": 1, "every": 2},
+    )
+    assert difference(reference, other) == 0.0, "keeping adapters for pictures changes no bit"
+    history = json.loads(storage.read_bytes(f"{other.folder}/preview/history.json"))
+    assert [row["version"] for row in history["rows"]] == [0, 2, 4, STEPS]
     lines = storage.read_bytes(f"{other.folder}/metrics.jsonl").splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(STEPS))
     for name in (
@@ -185,6 +218,10 @@ def test_run_folder_and_shards_on_s3(run, reference, bucket):
         "shards/manifest.json",
         "debug/trajectories/step000000-mb000.safetensors",
         "debug/weights/v000000.teacher.safetensors",
+        "preview/weights/v000004.teacher.safetensors",
+        "preview/trajectories/v000005-s00.safetensors",
+        "timeline.jsonl",
+        "report.html",
     ):
         assert storage.exists(f"{other.folder}/{name}"), name
 
@@ -230,3 +267,10 @@ def test_the_demo_in_three_steps(ray_cluster, tmp_path):
     sheet = Image.open(summary.sheet)
     assert sheet.width >= 4 * 192, "target, base, student and teacher side by side"
     assert max(t.abs().max() for n, t in adapter(summary).items() if ".lora_B." in n) > 0
+    dom, console = open_page(Path(summary.page))
+    assert console == []
+    for title, _ in SECTIONS:
+        assert f"<h2>{title}</h2>" in dom
+    for part in ("rollout-0", "learner-1", "after 3 steps", "32x32", "Quarantined: none"):
+        assert part in dom, part
+    assert 'class="nothing"' not in dom, "every section has something to show"

@@ -1,0 +1,120 @@
+"""Line charts as inline SVG: drawn at phone size, so that text keeps its size on any screen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH, HEIGHT = 360, 190
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 8, 8, 24
+_POINTS = 400
+"""Points of a line; longer series are averaged down to this many."""
+
+Scale = Callable[[float], float]
+
+
+@dataclass
+class Series:
+    """One line: ``values`` by optimizer step (NaN leaves a gap)."""
+
+    name: str
+    values: Sequence[float]
+    faint: bool = False
+    stepped: bool = False
+
+
+def chart(title: str, series: Sequence[Series], unit: str = "", log: bool = False) -> str:
+    """A figure with ``series`` over their index, the optimizer step. ``log``: logarithmic y axis,
+    for positive values. Returns "" when there is nothing to draw."""
+    values = [v for line in series for v in line.values if math.isfinite(v) and (v > 0 or not log)]
+    if not values:
+        return ""
+    steps = max(len(line.values) for line in series)
+    scale = math.log10 if log else float
+    ticks = _log_ticks(min(values), max(values)) if log else _ticks(min(*values, 0), max(values))
+    low, high = scale(ticks[0]), scale(ticks[-1])
+
+    def x(step: float) -> float:
+        return _LEFT + (WIDTH - _LEFT - _RIGHT) * step / max(1, steps - 1)
+
+    def y(value: float) -> float:
+        share = (scale(value) - low) / ((high - low) or 1.0)
+        return HEIGHT - _BOTTOM - (HEIGHT - _BOTTOM - _TOP) * share
+
+    parts = []
+    for tick in ticks:
+        at = f"{y(tick):.1f}"
+        parts.append(f'<line class="rule" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{at}" y2="{at}"/>')
+        parts.append(f'<text x="{_LEFT - 6}" y="{y(tick) + 4:.1f}" class="end">{tick:.4g}</text>')
+    for step in sorted({round((steps - 1) * q / 4) for q in range(5)}):
+        anchor = "end" if step == steps - 1 and step else "mid" if step else "start"
+        parts.append(f'<text x="{x(step):.1f}" y="{HEIGHT - 7}" class="{anchor}">{step}</text>')
+    for number, line in enumerate(series):
+        look = " faint" if line.faint else " stepped" if line.stepped else ""
+        for path in _paths(line, x, y, log):
+            parts.append(f'<path class="line c{number}{look}" d="{path}"/>')
+    names = "".join(
+        f'<span><i class="c{number}"></i>{escape(line.name)}</span>'
+        for number, line in enumerate(series)
+        if not line.faint and sum(not other.faint for other in series) > 1
+    )
+    unit = f" <small>{escape(unit)}</small>" if unit else ""
+    return (
+        f'<figure class="chart"><figcaption>{escape(title)}{unit}<span class="key">{names}</span>'
+        f'</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="{escape(title)} by step">{"".join(parts)}</svg></figure>'
+    )
+
+
+def smooth(values: Sequence[float], window: int) -> list[float]:
+    """Mean over the last ``window`` values."""
+    result: list[float] = []
+    for at in range(len(values)):
+        near = [v for v in values[max(0, at - window + 1) : at + 1] if math.isfinite(v)]
+        result.append(sum(near) / len(near) if near else math.nan)
+    return result
+
+
+def _paths(line: Series, x: Scale, y: Scale, log: bool) -> list[str]:
+    """SVG paths, one for each stretch of drawable values."""
+    size = max(1, math.ceil(len(line.values) / _POINTS))
+    groups = [line.values[at : at + size] for at in range(0, len(line.values), size)]
+    paths, current = [], ""
+    for number, group in enumerate(groups):
+        drawable = [v for v in group if math.isfinite(v) and (v > 0 or not log)]
+        if not drawable:
+            paths.append(current)
+            current = ""
+            continue
+        at_x, at_y = f"{x(number * size):.1f}", f"{y(sum(drawable) / len(drawable)):.1f}"
+        current += (
+            (f"H{at_x}V{at_y}" if line.stepped else f"L{at_x},{at_y}")
+            if current
+            else (f"M{at_x},{at_y}")
+        )
+    return [path for path in (*paths, current) if path]
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """About four round values that enclose [low, high]."""
+    span = (high - low) or abs(high) or 1.0
+    power = 10.0 ** math.floor(math.log10(span / 3))
+    step = next(power * m for m in (1, 2, 5, 10) if span / (power * m) <= 4)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [step * n for n in range(first, max(last, first + 1) + 1)]
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten, or 1-2-5 steps, that enclose [low, high]."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high) + 1e-12)
+    fine = [m * 10.0**p for p in range(first, last + 1) for m in (1, 2, 5)]
+    start = max(v for v in fine if v <= low * (1 + 1e-9))
+    end = min((v for v in fine if v >= high * (1 - 1e-9)), default=10.0**last)
+    inside = [v for v in fine if start <= v <= end]
+    return inside if len(inside) <= 6 else [v for v in inside if _is_power(v) or v in (start, end)]
+
+
+def _is_power(value: float) -> bool:
+    return abs(math.log10(value) - round(math.log10(value))) < 1e-9

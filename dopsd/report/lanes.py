@@ -1,0 +1,153 @@
+"""The timeline of the run page: every worker one lane, idle time left blank."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from html import escape
+from typing import Any
+
+TASKS = (
+    "encode",
+    "generate",
+    "score",
+    "train",
+    "publish",
+    "load weights",
+    "start up",
+    "lost",
+    "generate_and_score",
+)
+"""Every task in a run's timeline; the position decides its colour."""
+_ROLES = ("encoder", "rollout", "teacher", "learner")
+_BINS = 240
+
+Span = dict[str, Any]
+
+
+def timeline(spans: list[Span]) -> str:
+    """The whole run at a glance, and a close-up that a script of the page moves about."""
+    if not spans:
+        return ""
+    lanes: dict[str, list[Span]] = defaultdict(list)
+    for span in spans:
+        lanes[span["lane"]].append(span)
+    names = sorted(lanes, key=_order)
+    end = max(span["end"] for span in spans)
+    training = [span for span in spans if span["task"] == "train"] or spans
+    began, ended = min(s["start"] for s in training), max(s["end"] for s in training)
+    rows = "".join(
+        f'<span class="lane">{escape(name)}</span>{_strip(lanes[name], end)}'
+        f'<span class="end">{_busy(lanes[name], began, ended):.0%}</span>'
+        for name in names
+    )
+    used = [task for task in TASKS if any(span["task"] == task for span in spans)]
+    key = "".join(
+        f'<span><i class="t{TASKS.index(task)}"></i>{escape(task.replace("_", " "))}</span>'
+        for task in used
+    )
+    data = {
+        "lanes": names,
+        "tasks": list(TASKS),
+        "spans": [
+            [
+                names.index(s["lane"]),
+                _colour(s["task"]),
+                s["step"],
+                s["start"],
+                s["end"],
+                round(_work(s), 3),
+            ]
+            for s in spans
+        ],
+        "at": round((began + ended) / 2, 3),
+        "end": end,
+        "width": _window(training),
+    }
+    closer = "".join(
+        f'<span class="lane">{escape(name)}</span><svg viewBox="0 0 1000 10" '
+        f'preserveAspectRatio="none" data-lane="{number}"></svg><span></span>'
+        for number, name in enumerate(names)
+    )
+    return (
+        f'<p class="key">{key}</p>'
+        f'<div class="lanes" id="lanes">{rows}<span></span>'
+        f'<span class="axis"><span>0 s</span><span>{end:.0f} s</span></span><span></span></div>'
+        "<p>Blank is idle. Percent: busy from the start of the first step to the end of the last. "
+        "Learners wait for each other within their bars.</p>"
+        '<div id="close" hidden><h3>Close up</h3><form id="close-choice">'
+        '<label>from <input type="range" name="at" min="0" max="1000"></label>'
+        '<label>show <select name="width"></select></label></form>'
+        f'<div class="lanes">{closer}<span></span>'
+        '<span class="axis"><span id="close-from"></span><span id="close-to"></span></span>'
+        '<span></span></div><output id="close-task">Point at a bar, or tap it.</output></div>'
+        f'<script type="application/json" id="spans">{_json(data)}</script>'
+    )
+
+
+def _json(value: Any) -> str:
+    """JSON that cannot end its script element."""
+    return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _order(name: str) -> tuple[int, str, int]:
+    role, _, number = name.rpartition("-")
+    place = _ROLES.index(role) if role in _ROLES else len(_ROLES)
+    return place, role, int(number) if number.isdigit() else 0
+
+
+def _work(span: Span) -> float:
+    return float(span.get("busy", span["end"] - span["start"]))
+
+
+def _busy(spans: list[Span], start: float, end: float) -> float:
+    """Share of [start, end] that the lane worked."""
+    work = 0.0
+    for span in spans:
+        inside = min(span["end"], end) - max(span["start"], start)
+        if inside > 0:
+            work += _work(span) * inside / max(span["end"] - span["start"], 1e-9)
+    return min(1.0, work / max(end - start, 1e-9))
+
+
+def _window(training: list[Span]) -> float:
+    """Seconds of about four steps."""
+    steps = len({span["step"] for span in training})
+    whole = max(s["end"] for s in training) - min(s["start"] for s in training)
+    return round(max(0.05, 4 * whole / max(1, steps)), 3)
+
+
+def _strip(spans: list[Span], end: float) -> str:
+    """A lane over the whole run in bins: colour of the longest task, opacity the busy share."""
+    width = end / _BINS or 1.0
+    work: list[dict[str, float]] = [defaultdict(float) for _ in range(_BINS)]
+    for span in spans:
+        length = max(span["end"] - span["start"], 1e-9)
+        first, last = int(span["start"] / width), int(span["end"] / width)
+        for bin in range(max(0, first), min(_BINS - 1, last) + 1):
+            inside = min(span["end"], (bin + 1) * width) - max(span["start"], bin * width)
+            work[bin][span["task"]] += max(0.0, inside) * _work(span) / length
+    rects: list[tuple[int, int, int, str]] = []  # first bin, bins, colour, opacity
+    for bin, tasks in enumerate(work):
+        share = min(1.0, sum(tasks.values()) / width)
+        if share < 0.02:
+            continue
+        colour = _colour(max(tasks, key=lambda name: tasks[name]))
+        opacity = f"{0.15 + 0.85 * share:.1f}"
+        if rects and sum(rects[-1][:2]) == bin and rects[-1][2:] == (colour, opacity):
+            bin, count = rects.pop()[:2]
+            rects.append((bin, count + 1, colour, opacity))
+        else:
+            rects.append((bin, 1, colour, opacity))
+    drawn = "".join(
+        f'<rect class="t{colour}" x="{bin}" width="{count}" height="10" fill-opacity="{opacity}"/>'
+        for bin, count, colour, opacity in rects
+    )
+    return (
+        f'<svg viewBox="0 0 {_BINS} 10" preserveAspectRatio="none" shape-rendering="crispEdges">'
+        f"{drawn}</svg>"
+    )
+
+
+def _colour(task: str) -> int:
+    return TASKS.index(task) if task in TASKS else len(TASKS) - 1

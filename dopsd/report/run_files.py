@@ -1,0 +1,71 @@
+"""What the run page shows, read from a run folder (local or s3://), finished or not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from dopsd import storage
+from dopsd.config import RunConfig
+from dopsd.data.manifest import Manifest, load_manifest
+from dopsd.errors import DataError
+from dopsd.report.history import HISTORY
+
+
+@dataclass
+class RunFiles:
+    """A run folder's records. What a run has not written (yet) is empty or None."""
+
+    folder: str
+    config: RunConfig
+    summary: dict[str, Any] | None
+    """None while the run is not finished."""
+    metrics: list[dict[str, Any]]
+    timeline: list[dict[str, Any]]
+    manifest: Manifest | None
+    history: dict[str, Any] | None
+    files: list[tuple[str, int]]
+    """(path inside the folder, bytes) of every file, by path."""
+
+    def read(self, name: str) -> bytes:
+        """A file of the folder."""
+        return storage.read_bytes(storage.join(self.folder, name))
+
+
+def read_run_files(folder: str) -> RunFiles:
+    """Raises DataError when ``folder`` holds no run, or a config of another dopsd."""
+    files = storage.list_files(folder)
+    names = {name for name, _ in files}
+    if "config.yaml" not in names:
+        raise DataError(f"{folder}: no config.yaml; allowed: the folder of a run")
+
+    def read(name: str) -> bytes:
+        return storage.read_bytes(storage.join(folder, name))
+
+    def lines(name: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in read(name).splitlines()] if name in names else []
+
+    try:
+        config = RunConfig.model_validate(yaml.safe_load(read("config.yaml")))
+    except (ValueError, yaml.YAMLError) as error:
+        first = str(error).splitlines()[0]
+        raise DataError(f"{folder}/config.yaml: not a config of this dopsd ({first})") from None
+    # A run folder may have been copied from where it was written: its own shards first.
+    manifest = None
+    for shards in (storage.join(folder, "shards"), config.shards):
+        if storage.exists(storage.join(shards, "manifest.json")):
+            manifest = load_manifest(shards)
+            break
+    return RunFiles(
+        folder=folder,
+        config=config,
+        summary=json.loads(read("summary.json")) if "summary.json" in names else None,
+        metrics=lines("metrics.jsonl"),
+        timeline=lines("timeline.jsonl"),
+        manifest=manifest,
+        history=json.loads(read(HISTORY)) if HISTORY in names else None,
+        files=files,
+    )

@@ -1,0 +1,153 @@
+"""The run page from records alone: sections, escaping, runs that are not finished."""
+
+from __future__ import annotations
+
+import io
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dopsd.cli import main
+from dopsd.config import dump_config, load_config
+from dopsd.data.manifest import Manifest, PrepareSettings, Quarantined, save_manifest
+from dopsd.errors import DataError
+from dopsd.report.history import HISTORY, strip_path, target_path
+from dopsd.report.page import SECTIONS, write_report
+from dopsd.report.redact import redact
+from dopsd.report.run_files import read_run_files
+from tests.browser import open_page
+
+HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>&\"'"
+STEPS = 6
+
+
+def png(width: int, height: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height), "teal").save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A finished run whose every text is hostile."""
+    run = tmp_path / "run"
+    config = load_config(
+        "configs/shapes.yaml",
+        [f"run.folder={run}", f"run.name={json.dumps(HOSTILE)}", "learner.steps=6"],
+    )
+    files = {"config.yaml": dump_config(config).encode(), f"<i>{0}</i>.txt": b"x"}
+    line = {"loss": 0.5, "grad_norm": 1.0, "lr": 1e-4, "samples": 4, "wall_seconds": 1.0}
+    line |= {"student_lag": 0, "teacher_lag": 1, "samples_per_second": 4.0}
+    line |= {f"{role}_seconds": 0.5 for role in ("encoder", "rollout", "teacher", "learner")}
+    line |= {"rollout_idle_fraction": float("nan")}
+    metrics = [json.dumps({"step": step, **line}) for step in range(STEPS)]
+    files["metrics.jsonl"] = "\n".join(metrics).encode()
+    span = {"lane": HOSTILE, "task": "train", "step": 1, "start": 1.0, "end": 2.0}
+    other = {"lane": "rollout-0", "task": HOSTILE, "step": 1, "start": 1.0, "end": 9.0, "busy": 4}
+    files["timeline.jsonl"] = "\n".join(map(json.dumps, [span, other])).encode()
+    summary = {"steps": 6, "seconds": 9.0, "seconds_to_first_step": 1.0, "problems": [HOSTILE]}
+    summary |= {"first_loss": 0.5, "last_loss": 0.4}
+    files["summary.json"] = json.dumps(summary).encode()
+    states = [{"sigma": sigma, "difference": 0.1} for sigma in (1.0, 0.5)]
+    rows = [{"version": v, "sample": 0, "states": states} for v in (0, 6)]
+    history = {"samples": [{"id": HOSTILE, "prompt": HOSTILE}], "rows": rows}
+    files[HISTORY] = json.dumps(history).encode()
+    files[target_path(0)] = png(8, 8)
+    files |= {strip_path(version, 0): png(24, 16) for version in (0, 6)}
+    files["preflight/report.json"] = json.dumps({"verdict": {"sentence": HOSTILE}}).encode()
+    files["preflight/contact_sheet.png"] = png(200, 100)
+    for name, payload in files.items():
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_bytes(payload)
+    manifest = Manifest(
+        source=HOSTILE,
+        settings=PrepareSettings(),
+        seen=3,
+        samples=2,
+        buckets={"32x32": 2},
+        concepts={HOSTILE: 2},
+        caption_sets=(),
+        fingerprint="f" * 64,
+        row_groups=(),
+        quarantined=(Quarantined(where=HOSTILE, sample_id=HOSTILE, reason="not an image"),),
+        notes=(HOSTILE,),
+    )
+    save_manifest(str(run / "shards"), manifest)
+    return run
+
+
+class Tags(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+
+def test_every_section_opens_in_a_browser_and_no_text_becomes_markup(folder):
+    dom, console = open_page(Path(write_report(str(folder))))
+    assert console == []
+    for title, _ in SECTIONS:
+        assert f"<h2>{title}</h2>" in dom
+    title = dom[dom.index("<title>") : dom.index("</title>")]
+    assert "· dopsd" in title, "a caption's script did not run"
+    tags = Tags(dom).tags
+    assert not [attrs for _, attrs in tags if any(name.startswith("on") for name in attrs)]
+    assert [attrs.get("id") for tag, attrs in tags if tag == "script"] == ["spans", None]
+    hidden = [a for t, a in tags if t == "figure" and "data-version" in a and "hidden" not in a]
+    assert [a["data-version"] for a in hidden] == ["6"], "the script shows one panel, the last"
+    assert dom.count("<rect") >= 4, "overview by Python, close-up by the script"
+
+
+def test_the_page_needs_no_network(folder):
+    for tag, attrs in Tags(Path(write_report(str(folder))).read_text()).tags:
+        for name in ("src", "href", "srcset", "action"):
+            value = attrs.get(name) or ""
+            assert not value.startswith(("http", "//", "file")), (tag, value)
+    assert "@import" not in Path(write_report(str(folder))).read_text()
+
+
+def test_nothing_but_a_config_is_enough(folder):
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_file() and path.name != "config.yaml":
+            path.unlink()
+    text = Path(write_report(str(folder))).read_text()
+    assert "not finished" in text and "No step is finished yet." in text
+    assert "No task has been recorded." in text and "Nothing was drawn" in text
+
+
+def test_a_folder_without_a_run_is_one_line(tmp_path, capsys):
+    assert main(["report", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith(f"dopsd: {tmp_path}: no config.yaml; allowed: the")
+    (tmp_path / "config.yaml").write_text("learner: {lrr: 1}")
+    with pytest.raises(DataError, match=r"config.yaml: not a config of this dopsd"):
+        read_run_files(str(tmp_path))
+
+
+def test_report_on_s3(folder, bucket):
+    from dopsd import storage
+
+    for path in folder.rglob("*"):
+        if path.is_file():
+            name = path.relative_to(folder).as_posix()
+            storage.write_bytes(f"{bucket}/page/{name}", path.read_bytes())
+    written = write_report(f"{bucket}/page")
+    assert written == f"{bucket}/page/report.html"
+    assert b"<h2>Trajectories</h2>" in storage.read_bytes(written)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("s3://key:secret@bucket/a", "s3://***@bucket/a"),
+        ("https://host/a?x=1&access_token=abc", "https://host/a?x=1&access_token=***"),
+        ("a photo of me@home", "a photo of me@home"),
+    ],
+)
+def test_credentials_in_urls_are_not_shown(text, shown):
+    assert redact(text) == shown
