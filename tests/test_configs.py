@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
+import torch
 
 from dopsd.config import RunConfig, dump_config, load_config
 from dopsd.errors import ConfigError

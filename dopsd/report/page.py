@@ -11,6 +11,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Callable
+from functools import lru_cache
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,7 @@ def _timeline(run: RunFiles) -> str:
     return timeline(run.timeline) or _nothing("No task has been recorded.")
 
 
+@lru_cache(maxsize=1)
 def _drawn(run: RunFiles) -> list[Drawn]:
     return read_drawn(run.history, run.read) if run.history else []
 

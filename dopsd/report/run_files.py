@@ -15,7 +15,7 @@ from dopsd.errors import DataError
 from dopsd.report.history import HISTORY
 
 
-@dataclass
+@dataclass(eq=False)
 class RunFiles:
     """A run folder's records. What a run has not written (yet) is empty or None."""
 

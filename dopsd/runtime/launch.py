@@ -49,7 +49,7 @@ from dopsd.runtime.zero import read_preset
 
 _OUTPUTS = (
     *(METRICS_FILE, SUMMARY_FILE, TIMELINE_FILE, REPORT_FILE, LORA_FILE, TEACHER_FILE),
-    *("debug", "preview", TENSORBOARD),
+    *("debug", "preview", TENSORBOARD, "wandb"),
 )
 _ANSWER_SECONDS = 60.0
 """What the coordinator may take for an answer: it answers from memory."""

@@ -171,7 +171,7 @@ class WandB:
             dir=self._scratch.name if storage.is_remote(folder) else folder,
             # Neither code, command line nor console: they may hold what is nobody's business.
             settings=wandb.Settings(
-                console="off", save_code=False, disable_git=True, x_disable_meta=True
+                console="off", quiet=True, save_code=False, disable_git=True, x_disable_meta=True
             ),
         )
 
