@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-import yaml
 import torch
+import yaml
 
 from dopsd.config import RunConfig, dump_config, load_config
 from dopsd.errors import ConfigError
@@ -63,7 +63,7 @@ def test_preset_is_zero_and_the_summing_of_gradients_only(stage: int) -> None:
 
 SECTIONS = (
     "run, model, context, data, method, lora, source, max_policy_lag, device, encoder, rollout, "
-    "teacher, inference, learner, deadline, preview, preflight, debug"
+    "teacher, inference, learner, deadline, preview, preflight, debug, trackers"
 )
 LEARNER = ", ".join(type(RunConfig.model_fields["learner"].default_factory()).model_fields)
 
