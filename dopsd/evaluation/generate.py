@@ -69,6 +69,10 @@ def load_lora(pipeline: Any, path: str, payload: bytes, adapter: str) -> None:
         pipeline.load_lora_weights(load(payload), adapter_name=adapter)
     except (SafetensorError, ValueError) as error:
         raise ModelError(f"{path}: no LoRA that loads ({str(error).splitlines()[0]})") from None
+    except RuntimeError as error:
+        if "size mismatch" not in str(error):
+            raise
+        raise ModelError(f"{path}: its weights have other shapes than the base's layers") from None
     if not any(adapter in names for names in pipeline.get_list_adapters().values()):
         raise ModelError(f"{path}: none of its keys fits the base, so it would change nothing")
 

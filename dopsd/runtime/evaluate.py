@@ -23,6 +23,7 @@ from dopsd.evaluation.prompts import write_prompts
 from dopsd.evaluation.results import Results, summarize
 from dopsd.evaluation.spec import EvaluateSpec, resolve
 from dopsd.evaluation.worker import EvaluationWorker, open_image
+from dopsd.models import FAMILIES
 from dopsd.runtime.cluster import connect
 from dopsd.runtime.crew import Crew, Job
 from dopsd.runtime.placement import Role, wait_for_resources
@@ -79,13 +80,28 @@ def evaluate(spec: EvaluateSpec, show: Show = lambda phase, status: None) -> Res
 
 
 def _read_loras(spec: EvaluateSpec) -> dict[str, bytes]:
-    """Bytes of every LoRA by its path. Raises ModelError for a file that is no safetensors."""
+    """Bytes of every LoRA by its path.
+
+    Raises ModelError for a file that is no safetensors, or whose layers have other sizes than the
+    base's.
+    """
     payloads = {path: storage.read_bytes(path) for model in spec.models for path in model.loras}
+    if not payloads:
+        return {}
+    modules = FAMILIES[spec.family](spec.base, spec.revision).skeleton().named_modules()
+    sizes = {name: each.in_features for name, each in modules if isinstance(each, torch.nn.Linear)}
     for path, payload in payloads.items():
         try:
-            load(payload)
+            tensors = load(payload)
         except SafetensorError as error:
             raise ModelError(f"{path}: not a safetensors file ({error})") from None
+        for key, tensor in tensors.items():
+            name, found, _ = key.removeprefix("transformer.").partition(".lora_A.")
+            if found and name in sizes and tensor.shape[1] != sizes[name]:
+                raise ModelError(
+                    f"{path}: made for another base: its {name} takes {tensor.shape[1]} features, "
+                    f"here it takes {sizes[name]}"
+                )
     return payloads
 
 

@@ -236,6 +236,12 @@ def test_a_file_that_is_no_lora_is_refused(spec, tmp_path):
         evaluate(replace(spec, models=(Candidate("x", (str(tmp_path / "x.safetensors"),)),)))
 
 
+def test_a_lora_of_another_base_is_refused_before_anything_is_drawn(spec):
+    message = r"0.safetensors: made for another base: its \S+ takes 64 features, here it takes \d+"
+    with pytest.raises(ModelError, match=message):
+        evaluate(replace(spec, base="shapes", height=None, width=None))
+
+
 def test_a_worker_that_does_not_start_in_time_is_named(spec):
     late = replace(spec, start_seconds=0.2, restarts=0)
     message = r"evaluation-0 is late: starting up for drawing 2 pictures of base at 2 steps"
