@@ -117,7 +117,7 @@ class Results:
         if self.relatives:
             lines += [
                 "",
-                "Relative to another model on the same prompts and noise (1: as good):",
+                "Relative to another model on the same prompts and noise (1: equal):",
                 "",
             ]
             lines += _table(
