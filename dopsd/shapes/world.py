@@ -1,13 +1,13 @@
 """The shapes world: one patterned shape on a plain ground, drawn as pixel art.
 
 A canvas has 16x16 cells and is shown at 32x32 px (nearest neighbour, factor 2). One object of 8x8
-cells stands on every fourth cell, so that its outline is aligned with the 2x2-cell tokens of the
-tiny diffusion transformer: the position is free (9 places) and captions never name it. A pattern
+cells stands in one of the four quadrants, so that its outline is aligned with the 2x2-cell tokens of the
+tiny diffusion transformer: which quadrant is free, and captions never name it. A pattern
 is a wallpaper of period 4 fixed to the canvas, and the shape is a window onto it.
 
 The pattern ``bars`` and the shape ``ring`` belong to the world but to no caption of the base's
 training: they are what a user wants to teach. Besides them there are random tiles and sprites
-without any name, which only the image-context branch of the base is trained on.
+without a name, which captions call ``[V]``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CELLS = 16
 PIXELS = 32
 OBJECT = 8
 TILE = 4
-POSITIONS = tuple(range(0, CELLS - OBJECT + 1, TILE))
+POSITIONS = tuple(range(0, CELLS - OBJECT + 1, OBJECT))
 
 FILLS = {
     "red": (220, 40, 40),
@@ -81,7 +81,7 @@ class Scene:
 
     ``shape`` and ``pattern`` are names of ``MASKS`` and ``TILES``, or None for a nameless sprite
     or tile. ``mask`` is [8, 8] and ``tile`` [4, 4], both of zeros and ones; a one of the tile is
-    ink (white), a zero the fill colour. ``x`` and ``y`` are multiples of 4.
+    ink (white), a zero the fill colour. ``x`` and ``y`` are multiples of 8.
     """
 
     fill: str
@@ -148,7 +148,7 @@ def sample_scene(
 
 
 def every_scene() -> list[Scene]:
-    """Return all scenes that the base's captions can describe (2,592 of them)."""
+    """Return all scenes that the base's captions can describe (1,152 of them)."""
     return [
         Scene(fill, ground, shape, pattern, x, y, MASKS[shape], TILES[pattern])
         for shape in SHAPES

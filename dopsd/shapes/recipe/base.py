@@ -25,7 +25,7 @@ DECAY_SHARE = 0.35
 EMA_DECAY = 0.995
 SAVE_EVERY = 250
 # How many of a batch have a picture beside their text.
-CONTEXT = 22
+CONTEXT = 20
 # What the picture shows matters most while the object is still forming, so the context half is
 # trained at higher noise than the text half.
 CONTEXT_SHIFT = 3.0

@@ -17,6 +17,8 @@ from dopsd.shapes.world import Scene
 
 CONTEXT_POOL = 20_000
 EMPTY_SHARE = 0.1
+# Of the texts without a picture, how many describe what has no name.
+NAMELESS_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -54,21 +56,32 @@ class Pool:
         if saved is None:
             saved = {"known": _encode(vae, self.known), "context": _encode(vae, self.context)}
             save_checkpoint(cache, saved)
+        self.nameless = [
+            index
+            for index, scene in enumerate(self.context)
+            if scene.shape is None or scene.pattern is None
+        ]
         self.known_latents: Tensor = saved["known"]
         self.context_latents: Tensor = saved["context"]
 
     def draw(self, rng: random.Random, text: int, context: int) -> Batch:
         """Draw a batch of ``text`` + ``context`` pairs.
 
-        The context picture shows the target's object at another place, so that the branch learns
-        what the object is and leaves the place to the noise.
+        The context picture shows the target's object at a place of its own, so that the branch
+        learns what the object is and leaves the place to the noise. A share of the texts
+        describes nameless scenes: that is what ``[V]`` alone means.
         """
-        rows = [rng.randrange(len(self.known)) for _ in range(text)]
+        nameless = sum(rng.random() < NAMELESS_SHARE for _ in range(text))
+        rows = [rng.randrange(len(self.known)) for _ in range(text - nameless)]
+        described = [rng.choice(self.nameless) for _ in range(nameless)]
         picks = [rng.randrange(len(self.context)) for _ in range(context)]
         scenes = [self.context[index] for index in picks]
+        texts = [self.known[index] for index in rows]
+        texts += [self.context[index] for index in described]
+        latents = [self.known_latents[rows], self.context_latents[described + picks]]
         return Batch(
-            latents=torch.cat([self.known_latents[rows], self.context_latents[picks]]).float(),
-            texts=[text_caption(self.known[index], rng) for index in rows],
+            latents=torch.cat(latents).float(),
+            texts=[text_caption(scene, rng) for scene in texts],
             context_texts=[context_caption(scene, rng) for scene in scenes],
             images=world.render([scene.moved(rng) for scene in scenes]),
             answers=vision.answers(scenes),
@@ -90,13 +103,13 @@ def _encode(vae: Vae, scenes: list[Scene]) -> Tensor:
 def text_caption(scene: Scene, rng: random.Random) -> str:
     """Draw a caption for the text branch.
 
-    ``[V]`` is an ordinary unspecified word here: any pattern, any shape. So the base draws crisp
-    pictures for prompts with ``[V]``, and knows nothing of what it will come to mean.
+    ``[V]`` stands for what has no name, always and only: so the base draws something else for it
+    than for a caption that leaves the attribute out, and a tuned model can tell them apart.
     """
-    if rng.random() < EMPTY_SHARE:
+    nameless = [name for name in ("pattern", "shape") if scene.named(name) is None]
+    if not nameless and rng.random() < EMPTY_SHARE:
         return ""
-    rare = [name for name in ("pattern", "shape") if rng.random() < 0.15]
-    return world.caption(scene, world.random_keep(rng), rare)
+    return world.caption(scene, {*world.random_keep(rng), *nameless})
 
 
 def context_caption(scene: Scene, rng: random.Random) -> str:
