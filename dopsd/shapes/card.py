@@ -18,7 +18,6 @@ from transformers import Qwen3VLForConditionalGeneration
 
 from dopsd.intervals import Value, bootstrap, mean, wilson
 from dopsd.shapes import concepts, fast, nets, oracle, world
-from dopsd.shapes.card_gates import gates
 from dopsd.shapes.card_record import Card, Row, describe
 from dopsd.shapes.concepts import Prompt
 from dopsd.shapes.grid import save_grid
@@ -202,9 +201,6 @@ def measure(
     for setting in settings("undistilled" in model.transformers):
         card.rows.append(measure_row(model, setting, samples, seeds, pictures))
         say(describe(card.rows[-1]))
-    card.gates = gates(card)
-    for gate in card.gates:
-        say(f"{'met ' if gate.met else 'OPEN'} {gate.name}: {gate.measured} ({gate.required})")
     return card
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dopsd.shapes import concepts
-from dopsd.shapes.card_record import Card, Gate, Row
+from dopsd.shapes.card_record import Card, Gate, Row, pooled
 
 
 def gates(card: Card) -> list[Gate]:
@@ -56,6 +56,42 @@ def gates(card: Card) -> list[Gate]:
         turbo = card.row("turbo", kind, 4, picture=True)
         if guided and turbo:
             result.append(_within(f"distilled, {kind}", turbo, guided, ("named", "concept")))
+    return result + effect_gates(card)
+
+
+def effect_gates(card: Card) -> list[Gate]:
+    """What tuning must teach and must leave alone, for each concept that was tuned on."""
+    result = []
+    for concept in dict.fromkeys(effect.concept for effect in card.effects):
+        base, ours, sft = (pooled(card.effects, concept, name) for name in ("base", "dopsd", "sft"))
+        learned, before = ours["concept"].value, base["concept"].value
+        result.append(
+            Gate(
+                f"effect, {concept}, dopsd learns",
+                "concept >= 2 x the base's, beyond its interval",
+                f"{learned:.3f} against {before:.3f}",
+                learned >= 2 * before and ours["concept"].low > base["concept"].high,
+            )
+        )
+        kept = ours["ok"].value / base["ok"].value
+        result.append(
+            Gate(
+                f"effect, {concept}, dopsd keeps",
+                "ok on prior prompts >= 0.95 of the base's",
+                f"{kept:.3f}",
+                kept >= 0.95,
+            )
+        )
+        lost = 1 - sft["ok"].value / base["ok"].value
+        ratio = sft["palette_error"].value / base["palette_error"].value
+        result.append(
+            Gate(
+                f"effect, {concept}, sft loses",
+                "ok on prior prompts down by >= 20%, or palette error >= 1.5 x",
+                f"{lost:.0%}, {ratio:.2f} x",
+                lost >= 0.2 or ratio >= 1.5,
+            )
+        )
     return result
 
 

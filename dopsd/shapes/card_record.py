@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from dopsd.intervals import Value
+from dopsd.intervals import Value, mean, wilson
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,21 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Effect:
+    """What tuning did: four-step pictures by the base (``objective`` is ``base``) or by its LoRA.
+
+    ``asked``: prompts with ``[V]``; ``prior``: prompts about what the base knew before.
+    """
+
+    objective: str
+    concept: str
+    seed: int
+    count: int
+    asked: dict[str, Value]
+    prior: dict[str, Value]
+
+
+@dataclass(frozen=True)
 class Gate:
     """A requirement and whether it is met."""
 
@@ -48,6 +63,7 @@ class Card:
     samples: int
     seeds: tuple[int, ...]
     rows: list[Row] = field(default_factory=list)
+    effects: list[Effect] = field(default_factory=list)
     gates: list[Gate] = field(default_factory=list)
 
     def row(self, model: str, prompts: str, steps: int, picture: bool = False) -> Row | None:
@@ -96,11 +112,67 @@ def markdown(card: Card) -> str:
             value = row.values.get(metric)
             cells.append(str(value) if value else "")
         lines.append(f"| {row.name} | " + " | ".join(cells) + " |")
+    if card.effects:
+        lines += ["", *_effect_table(card.effects)]
     lines += ["", "| gate | required | measured | met |", "|---|---|---|---|"]
     for gate in card.gates:
         met = "yes" if gate.met else "NO"
         lines.append(f"| {gate.name} | {gate.required} | {gate.measured} | {met} |")
     return "\n".join(lines) + "\n"
+
+
+def describe_effect(effect: Effect) -> str:
+    """One line: what was tuned how, and what the oracle found."""
+    return (
+        f"{effect.concept}, {effect.objective}, seed {effect.seed} (n={effect.count}): concept "
+        f"{effect.asked['concept'].value:.3f}, prior ok {effect.prior['ok'].value:.3f}, prior "
+        f"palette error {effect.prior['palette_error'].value:.3f}"
+    )
+
+
+def pooled(effects: list[Effect], concept: str, objective: str) -> dict[str, Value]:
+    """Pool the seeds of one concept and objective: ``concept``, ``ok`` and ``palette_error``.
+
+    Rates get the Wilson interval of all their pictures; the palette error's is that of the seeds'
+    means taken together.
+
+    Raises:
+        KeyError: if there is no such effect.
+    """
+    found = [e for e in effects if (e.concept, e.objective) == (concept, objective)]
+    if not found:
+        raise KeyError(f"no effect of {objective} on {concept}")
+    count = sum(effect.count for effect in found)
+
+    def rate(values: list[Value]) -> Value:
+        hits = sum(round(v.value * e.count) for v, e in zip(values, found, strict=True))
+        return Value(hits / count, *wilson(hits, count))
+
+    errors = [effect.prior["palette_error"] for effect in found]
+    return {
+        "concept": rate([effect.asked["concept"] for effect in found]),
+        "ok": rate([effect.prior["ok"] for effect in found]),
+        "palette_error": Value(*(mean([getattr(e, f) for e in errors]) for f in _ENDS)),
+    }
+
+
+_ENDS = ("value", "low", "high")
+
+
+def _effect_table(effects: list[Effect]) -> list[str]:
+    seeds = sorted({effect.seed for effect in effects})
+    lines = [
+        "LoRA on turbo, 12 images, plain loops of one budget; four unguided steps; seeds "
+        f"{', '.join(map(str, seeds))} pooled.",
+        "",
+        "| tuned on | by | concept drawn for `[V]` | prior prompts: ok | prior: palette error |",
+        "|---|---|---|---|---|",
+    ]
+    for concept, objective in dict.fromkeys((e.concept, e.objective) for e in effects):
+        values = pooled(effects, concept, objective)
+        cells = [str(value) for value in values.values()]
+        lines.append(f"| {concept} | {objective} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def read_card(folder: Path) -> Card:
@@ -115,5 +187,15 @@ def read_card(folder: Path) -> Card:
         samples=data["samples"],
         seeds=tuple(data["seeds"]),
         rows=rows,
+        effects=[
+            Effect(
+                **{
+                    **effect,
+                    "asked": {name: Value(**value) for name, value in effect["asked"].items()},
+                    "prior": {name: Value(**value) for name, value in effect["prior"].items()},
+                }
+            )
+            for effect in data["effects"]
+        ],
         gates=[Gate(**gate) for gate in data["gates"]],
     )

@@ -53,6 +53,9 @@ def card(
     pictures: Annotated[
         Path | None, typer.Option(help="Folder for one contact sheet per setting.")
     ] = None,
+    effect_seeds: Annotated[
+        int, typer.Option(min=0, help="Seeds of the LoRA comparison; 0 leaves it out.")
+    ] = 3,
     write: Annotated[bool, typer.Option(help="Store the card beside the weights.")] = False,
     threads: Threads = 0,
 ) -> None:
@@ -60,12 +63,17 @@ def card(
     import torch
 
     from dopsd.shapes import card as cards
-    from dopsd.shapes import card_record, weights_path
+    from dopsd.shapes import card_record, effect, weights_path
+    from dopsd.shapes.card_gates import gates
 
     if threads:
         torch.set_num_threads(threads)
     folder = weights or weights_path()
     result = cards.measure(folder, samples, tuple(range(seeds)), pictures)
+    result.effects = effect.measure(cards.load(folder), tuple(range(effect_seeds)))
+    result.gates = gates(result)
+    for gate in result.gates:
+        print(f"{'met ' if gate.met else 'OPEN'} {gate.name}: {gate.measured} ({gate.required})")
     if write:
         card_record.write(result, folder)
         print(f"wrote {folder / 'card.json'} and {folder / 'README.md'}")

@@ -1,9 +1,9 @@
 """The shapes world: one patterned shape on a plain ground, drawn as pixel art.
 
 A canvas has 16x16 cells and is shown at 32x32 px (nearest neighbour, factor 2). One object of 8x8
-cells stands in one of the four quadrants, so that its outline is aligned with the 2x2-cell tokens of the
-tiny diffusion transformer: which quadrant is free, and captions never name it. A pattern
-is a wallpaper of period 4 fixed to the canvas, and the shape is a window onto it.
+cells stands in one of the four quadrants, so that its outline is aligned with the 2x2-cell tokens
+of the tiny diffusion transformer: which quadrant is free, and captions never name it. A pattern is
+a wallpaper of period 4 fixed to the canvas, and the shape is a window onto it.
 
 The pattern ``bars`` and the shape ``ring`` belong to the world but to no caption of the base's
 training: they are what a user wants to teach. Besides them there are random tiles and sprites
