@@ -27,7 +27,7 @@ def build_base(
     ] = Path("runs/shapes/build"),
     stage: Annotated[str, typer.Option(help="Last stage: vae, base or turbo.")] = "turbo",
     base_steps: Annotated[int, typer.Option(min=1, help="Steps of the base.")] = 12_000,
-    turbo_rounds: Annotated[int, typer.Option(min=1, help="Rounds of the distillation.")] = 500,
+    turbo_rounds: Annotated[int, typer.Option(min=1, help="Rounds of the distillation.")] = 300,
     threads: Threads = 0,
 ) -> None:
     """Train the base from nothing: autoencoder, joint base, few-step distillation. Resumable."""
