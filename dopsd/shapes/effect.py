@@ -16,12 +16,13 @@ import torch
 from peft import LoraConfig
 from torch import Tensor
 
+from dopsd.intervals import Value
 from dopsd.method.objective import state_loss
 from dopsd.method.off_policy import flow_matching, training_levels
 from dopsd.method.terms import Terms, fused_terms, target_terms
 from dopsd.models.z_image import ZImage
 from dopsd.shapes import card, concepts, fast, nets, world
-from dopsd.shapes.card_record import Effect, Value, describe_effect
+from dopsd.shapes.card_record import Effect, describe_effect
 from dopsd.shapes.nets import Transformer
 from dopsd.types import Context
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 from typer.testing import CliRunner
 
-from dopsd.intervals import Value
+from dopsd.intervals import Value, wilson
 from dopsd.shapes import cli as shapes_cli
 from dopsd.shapes.card import evaluate, prompts_of
 from dopsd.shapes.card_gates import gates
-from dopsd.shapes.card_record import Card, Row, markdown, read_card, write
+from dopsd.shapes.card_record import Card, Effect, Row, markdown, pooled, read_card, write
 from dopsd.shapes.world import render
 
 
@@ -60,13 +63,51 @@ def test_perfect_pictures_score_one_and_count_the_concept():
             assert values["concept"].value == values["same_place"].value == 1.0
 
 
+def _effects(**rates: tuple[float, float, float]) -> list[Effect]:
+    """By objective: concept, prior ok and prior palette error, over two seeds of 100 pictures."""
+    return [
+        Effect(
+            objective,
+            "bars",
+            seed,
+            100,
+            asked={"concept": Value(concept, 0, 1)},
+            prior={"ok": Value(ok, 0, 1), "palette_error": Value(error, error, error)},
+        )
+        for objective, (concept, ok, error) in rates.items()
+        for seed in (0, 1)
+    ]
+
+
+def test_the_effect_asks_that_dopsd_learns_and_keeps_and_sft_loses():
+    def verdict(**rates):
+        card = Card("", 1, (0,), effects=_effects(**rates))
+        return [gate.met for gate in gates(card)]
+
+    base = (0.02, 0.90, 0.02)
+    assert verdict(base=base, dopsd=(0.5, 0.88, 0.02), sft=(0.5, 0.7, 0.02)) == [True, True, True]
+    assert verdict(base=base, dopsd=(0.5, 0.80, 0.02), sft=(0.5, 0.9, 0.03)) == [True, False, True]
+    assert verdict(base=base, dopsd=(0.03, 0.90, 0.02), sft=(0, 0.88, 0.02)) == [False, True, False]
+
+
+def test_seeds_are_pooled_as_pictures():
+    effects = _effects(dopsd=(0.5, 0.9, 0.02))
+    effects[1] = replace(effects[1], asked={"concept": Value(0.7, 0, 1)})
+    values = pooled(effects, "bars", "dopsd")
+    assert values["concept"] == Value(0.6, *wilson(120, 200))
+    with pytest.raises(KeyError, match="no effect of sft on bars"):
+        pooled(effects, "bars", "sft")
+
+
 def test_a_card_survives_the_file(tmp_path):
-    card = Card("abc", 10, (0, 1), _rows())
+    effects = _effects(base=(0.02, 0.9, 0.02), dopsd=(0.5, 0.9, 0.02), sft=(0.5, 0.7, 0.02))
+    card = Card("abc", 10, (0, 1), _rows(), effects)
     card.gates = gates(card)
     write(card, tmp_path)
     assert read_card(tmp_path) == card
     text = (tmp_path / "README.md").read_text()
     assert text == markdown(card) and "few-step gap, full" in text
+    assert "| bars | dopsd | 0.500 [" in text
 
 
 def test_the_command_line_renders_a_concept_and_names_a_wrong_one(tmp_path):

@@ -1,0 +1,51 @@
+"""Train every trial that is not trained yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dopsd import storage
+from dopsd.config import RunConfig, dump_config
+from dopsd.errors import ConfigError
+from dopsd.reproduce.variants import Budget, Trial, config_of
+from dopsd.runtime.launch import train
+from dopsd.runtime.run_log import LORA_FILE, SUMMARY_FILE
+
+Show = Callable[[str, dict[str, Any]], None]
+
+
+def pending(trials: Sequence[Trial], budget: Budget, folder: str) -> list[Trial]:
+    """The trials without a finished run.
+
+    Raises ConfigError when a finished run was made by other settings: results never mix.
+    """
+    left = []
+    for trial in trials:
+        config = config_of(trial, budget, folder)
+        if not storage.exists(storage.join(config.run.folder, SUMMARY_FILE)):
+            left.append(trial)
+            continue
+        made = storage.read_bytes(storage.join(config.run.folder, "config.yaml")).decode()
+        if made != dump_config(config):
+            raise ConfigError(
+                f"{config.run.folder} was trained by other settings; allowed: another --folder, "
+                "or take it away"
+            )
+    return left
+
+
+def train_all(trials: Sequence[Trial], budget: Budget, folder: str, show: Show) -> None:
+    """Train the pending trials one after another; a run that was cut short begins anew."""
+    left = pending(trials, budget, folder)
+    for number, trial in enumerate(left, 1):
+        title = f"{number}/{len(left)} {trial.name}"
+        train(
+            config_of(trial, budget, folder),
+            lambda phase, status, title=title: show(phase, {**status, "title": title}),  # type: ignore[misc]
+        )
+
+
+def lora_of(config: RunConfig) -> str:
+    """The file that a finished trial left."""
+    return storage.join(config.run.folder, LORA_FILE)

@@ -1,0 +1,119 @@
+"""What is compared: objectives and teachers under one budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from dopsd.config import RunConfig
+from dopsd.shapes.concepts import CONCEPTS
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of the table: a name for files, a title for people, the settings that differ."""
+
+    name: str
+    title: str
+    method: dict[str, Any]
+
+
+VARIANTS = (
+    Variant("dopsd", "D-OPSD (EMA 0.9999)", {}),
+    Variant("dopsd-ema09", "D-OPSD, EMA 0.9", {"ema_decay": 0.9}),
+    Variant("dopsd-frozen", "D-OPSD, frozen teacher", {"teacher": "frozen"}),
+    Variant("dopsd-live", "D-OPSD, live teacher", {"teacher": "live"}),
+    Variant("sft", "SFT", {"objective": "sft"}),
+    Variant(
+        "off-policy-noised",
+        "off-policy, noised targets",
+        {"objective": "off_policy", "off_policy_states": "noised"},
+    ),
+    Variant(
+        "off-policy-teacher",
+        "off-policy, teacher's trajectory",
+        {"objective": "off_policy", "off_policy_states": "teacher"},
+    ),
+    Variant("sft-on-teacher", "SFT on the teacher's samples", {"objective": "sft_on_teacher"}),
+)
+QUICK = ("dopsd", "sft", "off-policy-teacher", "sft-on-teacher")
+"""The rows of the quick table."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training of the comparison."""
+
+    variant: Variant
+    concept: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Its folder and its name in the evaluation."""
+        return f"{self.concept}-{self.variant.name}-s{self.seed}"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every trial may spend: AdamW steps of ``batch`` samples with 4 states each."""
+
+    steps: int
+    batch: int
+    lr: float
+    rank: int
+    images: int
+
+
+FULL = Budget(steps=200, batch=8, lr=2e-4, rank=16, images=12)
+
+
+def trials(variants: tuple[Variant, ...], seeds: int) -> list[Trial]:
+    """Every trial, in the order of training: whole comparisons first, seed by seed."""
+    return [
+        Trial(variant, concept, seed)
+        for seed in range(seeds)
+        for concept in CONCEPTS
+        for variant in variants
+    ]
+
+
+def config_of(trial: Trial, budget: Budget, folder: str) -> RunConfig:
+    """The run config of a trial: the learner rolls out itself, which is fastest on a laptop.
+
+    ``folder``: of the whole comparison; the trials of a concept and seed share their shards.
+    """
+    return RunConfig.model_validate(
+        {
+            "run": {
+                "name": trial.name,
+                "folder": f"{folder}/runs/{trial.name}",
+                "seed": trial.seed,
+                "overwrite": True,
+            },
+            "model": {"base": "shapes", "dtype": "float32"},
+            "context": {"image_min_pixels": 16384, "image_max_pixels": 16384},
+            "data": {
+                "source": f"shapes:{trial.concept}",
+                "shards": f"{folder}/shards/{trial.concept}-s{trial.seed}",
+                "shapes_count": budget.images,
+                "pixel_area": 1024,
+                "bucket_multiple": 4,
+                "rows_per_group": 4,
+                "groups_per_shard": 4,
+            },
+            "method": {"steps": 4, **trial.variant.method},
+            "lora": {"rank": budget.rank, "alpha": 2 * budget.rank},
+            "source": "fused",
+            "device": "cpu",
+            "encoder": {"cpus": 0.2},
+            "learner": {
+                "cpus": 0.4,
+                "steps": budget.steps,
+                "global_batch": budget.batch,
+                "micro_batch": budget.batch,
+                "lr": budget.lr,
+            },
+            "preview": {"samples": 0},
+        }
+    )
