@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from dopsd import storage
-from dopsd.config import RunConfig, dump_config
+from dopsd.config import dump_config
 from dopsd.errors import ConfigError
 from dopsd.reproduce.variants import Budget, Trial, config_of
+from dopsd.runtime.data import with_absolute_paths
 from dopsd.runtime.launch import train
+from dopsd.runtime.progress import Progress
 from dopsd.runtime.run_log import LORA_FILE, SUMMARY_FILE
-
-Show = Callable[[str, dict[str, Any]], None]
 
 
 def pending(trials: Sequence[Trial], budget: Budget, folder: str) -> list[Trial]:
@@ -22,7 +21,7 @@ def pending(trials: Sequence[Trial], budget: Budget, folder: str) -> list[Trial]
     """
     left = []
     for trial in trials:
-        config = config_of(trial, budget, folder)
+        config = with_absolute_paths(config_of(trial, budget, folder))
         if not storage.exists(storage.join(config.run.folder, SUMMARY_FILE)):
             left.append(trial)
             continue
@@ -35,17 +34,19 @@ def pending(trials: Sequence[Trial], budget: Budget, folder: str) -> list[Trial]
     return left
 
 
-def train_all(trials: Sequence[Trial], budget: Budget, folder: str, show: Show) -> None:
-    """Train the pending trials one after another; a run that was cut short begins anew."""
+def train_all(
+    trials: Sequence[Trial], budget: Budget, folder: str, begin: Callable[[str], Progress]
+) -> None:
+    """Train the pending trials one after another; a run that was cut short begins anew.
+
+    ``begin(title)`` gives the progress of a trial, a context manager.
+    """
     left = pending(trials, budget, folder)
     for number, trial in enumerate(left, 1):
-        title = f"{number}/{len(left)} {trial.name}"
-        train(
-            config_of(trial, budget, folder),
-            lambda phase, status, title=title: show(phase, {**status, "title": title}),  # type: ignore[misc]
-        )
+        with begin(f"trial {number} of {len(left)}: {trial.name}") as progress:
+            train(config_of(trial, budget, folder), progress.show)
 
 
-def lora_of(config: RunConfig) -> str:
+def lora_of(trial: Trial, budget: Budget, folder: str) -> str:
     """The file that a finished trial left."""
-    return storage.join(config.run.folder, LORA_FILE)
+    return storage.join(config_of(trial, budget, folder).run.folder, LORA_FILE)

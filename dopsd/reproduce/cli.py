@@ -1,0 +1,56 @@
+"""``dopsd reproduce shapes``: arguments in, the table on the screen."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(no_args_is_help=True, add_completion=False)
+
+
+@app.callback()
+def main() -> None:
+    """The paper's comparison, trained and judged on this machine."""
+
+
+@app.command()
+def shapes(
+    folder: Annotated[
+        str, typer.Option(help="Everything is kept here, and gone on with.")
+    ] = "runs/reproduce",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One seed, the pattern alone, four of the rows.")
+    ] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each row.")] = 3,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps of each.")] = None,
+    prompts: Annotated[
+        int, typer.Option(min=1, help="Prompts of each concept, and of the prior; 3 noises each.")
+    ] = 40,
+) -> None:
+    """D-OPSD beside SFT, off-policy distillation and other teachers, on the shapes world."""
+    from dopsd.reproduce import table
+    from dopsd.reproduce.shapes import TABLE, reproduce
+    from dopsd.reproduce.variants import FULL, QUICK, VARIANTS, trials
+    from dopsd.runtime.progress import Progress, clock
+    from dopsd.shapes.world import HELD_OUT_PATTERN
+
+    console, began = Console(), time.monotonic()
+    variants = tuple(v for v in VARIANTS if not quick or v.name in QUICK)
+    chosen = trials(variants, 1 if quick else seeds)
+    if quick:
+        chosen = [trial for trial in chosen if trial.concept == HELD_OUT_PATTERN]
+    budget = replace(FULL, steps=steps or FULL.steps)
+
+    def begin(title: str) -> Progress:
+        console.print(f"[bold]{title}[/bold]", highlight=False)
+        return Progress(console)
+
+    lines = reproduce(chosen, budget, folder, prompts, begin)
+    console.print(table.markdown(lines), highlight=False, soft_wrap=True, markup=False)
+    for verdict in table.verdicts(lines):
+        console.print(verdict, highlight=False, soft_wrap=True)
+    console.print(f"{clock(time.monotonic() - began)}; tables and grids: {folder}/{TABLE}")

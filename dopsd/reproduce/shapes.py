@@ -1,0 +1,87 @@
+"""``dopsd reproduce shapes``: train, evaluate, table and grid; every part goes on where it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from dopsd import storage
+from dopsd.evaluation.generate import png_bytes
+from dopsd.evaluation.prompts import PRIOR, EvalPrompt, shapes_prompts
+from dopsd.evaluation.results import Results
+from dopsd.evaluation.spec import BASE, Candidate, EvaluateSpec
+from dopsd.intervals import Value
+from dopsd.reproduce import table
+from dopsd.reproduce.grid import draw_grid
+from dopsd.reproduce.runs import lora_of, train_all
+from dopsd.reproduce.variants import Budget, Trial
+from dopsd.runtime.evaluate import evaluate
+from dopsd.runtime.progress import Progress
+from dopsd.shapes.concepts import CONCEPTS
+
+TABLE, LINES = "table.md", "table.json"
+SEEDS = (0, 1, 2)
+"""Pictures of each prompt: short prompts for a concept are all alike."""
+PROMPT_SEED = 1000
+"""Evaluation prompts are none of the training images' captions by more than chance."""
+
+
+def reproduce(
+    trials: Sequence[Trial],
+    budget: Budget,
+    folder: str,
+    prompts: int,
+    begin: Callable[[str], Progress],
+) -> list[table.Line]:
+    """Run the whole comparison and write ``table.md``, ``table.json`` and one grid per concept.
+
+    Args:
+        trials: what to train.
+        budget: the same for each of them.
+        folder: where everything is kept, local or s3://.
+        prompts: for each concept, and about the prior; those that are alike count once.
+        begin: gives the progress of a part by its title, a context manager.
+
+    Raises:
+        DopsdError: in one line, when a trial or the evaluation cannot go on.
+    """
+    train_all(trials, budget, folder, begin)
+    with begin("evaluation") as progress:
+        results = evaluate(_spec(trials, budget, folder, prompts), progress.show)
+
+    def score(model: str, group: str, column: str) -> tuple[Value, int]:
+        return results.value(model, group, column), _pictures(results, model, group)
+
+    lines = table.lines_of(trials, BASE, PRIOR, score)
+    for name, text in ((TABLE, table.markdown(lines)), (LINES, table.to_json(lines))):
+        storage.write_bytes(storage.join(folder, name), text.encode())
+    for concept in dict.fromkeys(trial.concept for trial in trials):
+        shown = [t for t in trials if t.concept == concept and t.seed == trials[0].seed]
+        loras = [(t.variant.title, lora_of(t, budget, folder)) for t in shown]
+        sheet = draw_grid(concept, [(table.BASE_TITLE, None), *loras])
+        storage.write_bytes(storage.join(folder, f"grid-{concept}.png"), png_bytes(sheet))
+    return lines
+
+
+def _spec(trials: Sequence[Trial], budget: Budget, folder: str, count: int) -> EvaluateSpec:
+    asked: dict[tuple[str, str], EvalPrompt] = {}
+    for concept in CONCEPTS:
+        if any(trial.concept == concept for trial in trials):
+            # Every concept comes with the same prior prompts.
+            for prompt in shapes_prompts(concept, count, PROMPT_SEED):
+                asked.setdefault((prompt.group, prompt.text), prompt)
+    models = tuple(
+        Candidate(trial.name, (lora_of(trial, budget, folder),), (trial.concept,))
+        for trial in trials
+    )
+    return EvaluateSpec(
+        out=storage.join(folder, "evaluation"),
+        prompts=tuple(asked.values()),
+        models=models,
+        seeds=SEEDS,
+        device="cpu",
+        batch=16,
+    )
+
+
+def _pictures(results: Results, model: str, group: str) -> int:
+    return next(r.pictures for r in results.rows if (r.model, r.group) == (model, group))
