@@ -170,31 +170,37 @@ class _Batches:
     def __init__(self, model: card.Model, concept: str, seed: int):
         rng = random.Random(f"{concept}/{seed}")
         scenes = [concepts.concept_scene(concept, rng) for _ in range(IMAGES)]
-        self._model = model
-        self._images = world.render(scenes)
-        self._clean = nets.encode_images(model.vae, self._images)
-        self._captions = [list(concepts.captions_of(concept, s).values()) for s in scenes]
+        images = world.render(scenes)
+        self._clean = nets.encode_images(model.vae, images)
+        captions = [list(concepts.captions_of(concept, s).values()) for s in scenes]
+        self._kinds = len(captions[0])
+        texts = [text for image in captions for text in image]
+        self._student = _encode(model, texts, None)
+        self._teacher = _encode(model, texts, images.repeat_interleave(self._kinds, 0))
         self._rng = random.Random(f"{concept}/{seed}/batches")
         self._generator = torch.Generator().manual_seed(seed)
         self._schedule = fast.sigmas(1000)
 
-    @torch.no_grad()
     def draw(self, count: int) -> _Batch:
         rows = [self._rng.randrange(IMAGES) for _ in range(count)]
-        texts = [self._rng.choice(self._captions[row]) for row in rows]
+        pairs = [row * self._kinds + self._rng.randrange(self._kinds) for row in rows]
         noise = torch.randn(STATES, *self._clean[rows].shape, generator=self._generator)
         uniform = torch.rand(STATES, count, generator=self._generator)
         return _Batch(
-            student=self._encode(texts, None),
-            teacher=self._encode(texts, self._images[rows]),
+            student=_rows(self._student, pairs),
+            teacher=_rows(self._teacher, pairs),
             clean=self._clean[rows],
             noise=noise,
             levels=training_levels(uniform, self._schedule),
         )
 
-    def _encode(self, texts: list[str], images: Tensor | None) -> Context:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            features, lengths = fast.Forwards().encode(
-                self._model.vlm, self._model.tokens, texts, images
-            )
-        return Context({"embeds": features, "lengths": lengths})
+
+@torch.no_grad()
+def _encode(model: card.Model, texts: list[str], images: Tensor | None) -> Context:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        features, lengths = fast.Forwards().encode(model.vlm, model.tokens, texts, images)
+    return Context({"embeds": features, "lengths": lengths})
+
+
+def _rows(context: Context, rows: list[int]) -> Context:
+    return Context({name: tensor[rows] for name, tensor in context.tensors.items()})
