@@ -30,6 +30,9 @@ OBJECTIVES = ("dopsd", "sft")
 IMAGES = 12
 SAMPLES = 70
 STATES = 4
+# Captions say all that is not the concept: the teacher sees the rest of the picture too, and what
+# no text says would only be averaged.
+CAPTIONS = ("detailed",)
 
 
 @dataclass(frozen=True)
@@ -58,13 +61,13 @@ def measure(
         samples: pictures of each kind and seed.
         say: gets one line per result.
     """
-    effects = []
+    forwards, effects = fast.Forwards(compiled=True), []
     for concept in concepts.CONCEPTS:
         for seed in seeds:
             for name in ("base", *OBJECTIVES):
                 tuned = model.transformers["turbo"]
                 if name != "base":
-                    tuned = train_lora(model, concept, name, seed, budget or Budget())
+                    tuned = train_lora(model, concept, name, seed, budget or Budget(), forwards)
                 effects.append(judge(model, tuned, name, concept, seed, samples))
                 say(describe_effect(effects[-1]))
     return effects
@@ -92,7 +95,12 @@ def judge(
 
 
 def train_lora(
-    model: card.Model, concept: str, objective: str, seed: int, budget: Budget
+    model: card.Model,
+    concept: str,
+    objective: str,
+    seed: int,
+    budget: Budget,
+    forwards: fast.Forwards,
 ) -> Transformer:
     """Tune a copy of the turbo transformer; the teacher of ``dopsd`` is the base itself.
 
@@ -116,7 +124,7 @@ def train_lora(
     params = [param for param in student.parameters() if param.requires_grad]
     optimizer = torch.optim.AdamW(params, lr=budget.lr, weight_decay=0.0)
     batches = _Batches(model, concept, seed)
-    forwards, grid = fast.Forwards(), fast.sigmas(STATES)
+    grid = fast.sigmas(STATES)
     for _ in range(budget.steps):
         batch = batches.draw(budget.batch)
 
@@ -172,7 +180,7 @@ class _Batches:
         scenes = [concepts.concept_scene(concept, rng) for _ in range(IMAGES)]
         images = world.render(scenes)
         self._clean = nets.encode_images(model.vae, images)
-        captions = [list(concepts.captions_of(concept, s).values()) for s in scenes]
+        captions = [[concepts.captions_of(concept, s)[kind] for kind in CAPTIONS] for s in scenes]
         self._kinds = len(captions[0])
         texts = [text for image in captions for text in image]
         self._student = _encode(model, texts, None)

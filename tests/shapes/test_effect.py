@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from dopsd.shapes import card as cards
-from dopsd.shapes import effect, weights_path
+from dopsd.shapes import effect, fast, weights_path
 
+PLAIN = fast.Forwards()
 SHORT = effect.Budget(steps=2, batch=2, rank=4)
 
 
@@ -23,7 +24,7 @@ def lora(transformer) -> dict[str, torch.Tensor]:
 def test_a_seed_decides_the_lora_and_the_base_stays(model):
     before = {n: p.detach().clone() for n, p in model.transformers["turbo"].named_parameters()}
     one, two, other = (
-        lora(effect.train_lora(model, "bars", "dopsd", seed, SHORT)) for seed in (0, 0, 1)
+        lora(effect.train_lora(model, "bars", "dopsd", seed, SHORT, PLAIN)) for seed in (0, 0, 1)
     )
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert any(not torch.equal(one[name], other[name]) for name in one)
@@ -34,11 +35,11 @@ def test_a_seed_decides_the_lora_and_the_base_stays(model):
 
 def test_objectives_differ_and_an_unknown_one_is_refused(model):
     ours, sft = (
-        lora(effect.train_lora(model, "ring", name, 0, SHORT)) for name in effect.OBJECTIVES
+        lora(effect.train_lora(model, "ring", name, 0, SHORT, PLAIN)) for name in effect.OBJECTIVES
     )
     assert any(not torch.equal(ours[name], sft[name]) for name in ours)
     with pytest.raises(ValueError, match="objective: 'psft', allowed: dopsd, sft"):
-        effect.train_lora(model, "ring", "psft", 0, SHORT)
+        effect.train_lora(model, "ring", "psft", 0, SHORT, PLAIN)
 
 
 def test_a_measurement_judges_base_and_both_loras(model):
