@@ -17,6 +17,7 @@ from dopsd.errors import DopsdError
 from dopsd.evaluation.cli import evaluate
 from dopsd.preflight_cli import preflight
 from dopsd.report.cli import report
+from dopsd.reproduce.cli import app as reproduce
 from dopsd.shapes.cli import app as shapes
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 
 app.add_typer(shapes, name="shapes", help="The embedded tiny world.")
+app.add_typer(reproduce, name="reproduce", help="The paper's comparison, trained and judged here.")
 app.command()(preflight)
 app.command()(evaluate)
 app.command()(report)

@@ -99,6 +99,8 @@ def config_of(trial: Trial, budget: Budget, folder: str) -> RunConfig:
                 "shapes_count": budget.images,
                 "pixel_area": 1024,
                 "bucket_multiple": 4,
+                # What no text says would only be averaged: the teacher sees the whole picture.
+                "caption_keys": ["detailed"],
                 "rows_per_group": 4,
                 "groups_per_shard": 4,
             },
@@ -115,5 +117,6 @@ def config_of(trial: Trial, budget: Budget, folder: str) -> RunConfig:
                 "lr": budget.lr,
             },
             "preview": {"samples": 0},
+            "preflight": {"mode": "off"},
         }
     )
