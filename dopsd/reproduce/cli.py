@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from dopsd.cli_options import quiet
+
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 
@@ -32,6 +34,7 @@ def shapes(
     ] = 40,
 ) -> None:
     """D-OPSD beside SFT, off-policy distillation and other teachers, on the shapes world."""
+    quiet()
     from dopsd.reproduce import table
     from dopsd.reproduce.shapes import TABLE, reproduce
     from dopsd.reproduce.variants import FULL, QUICK, VARIANTS, trials

@@ -26,7 +26,7 @@ from dopsd.shapes.oracle import Reading
 from dopsd.shapes.recipe.save import UNDISTILLED, weights_hash
 
 GUIDANCE = 1.5
-SAMPLES = 70
+SAMPLES = 200
 SEEDS = (0, 1, 2)
 Say = Callable[[str], None]
 # Model, prompts, whether with a picture, steps, guidance.

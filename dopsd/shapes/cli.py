@@ -27,7 +27,7 @@ def build_base(
     ] = Path("runs/shapes/build"),
     stage: Annotated[str, typer.Option(help="Last stage: vae, base or turbo.")] = "turbo",
     base_steps: Annotated[int, typer.Option(min=1, help="Steps of the base.")] = 12_000,
-    turbo_rounds: Annotated[int, typer.Option(min=1, help="Rounds of the distillation.")] = 300,
+    turbo_rounds: Annotated[int, typer.Option(min=1, help="Rounds of the distillation.")] = 600,
     threads: Threads = 0,
 ) -> None:
     """Train the base from nothing: autoencoder, joint base, few-step distillation. Resumable."""
@@ -48,7 +48,7 @@ def card(
     weights: Annotated[
         Path | None, typer.Option(help="Weights folder; the shipped base by default.")
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Pictures per seed and setting.")] = 70,
+    samples: Annotated[int, typer.Option(min=1, help="Pictures per seed and setting.")] = 200,
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 3,
     pictures: Annotated[
         Path | None, typer.Option(help="Folder for one contact sheet per setting.")

@@ -39,7 +39,7 @@ CAPTIONS = ("detailed",)
 class Budget:
     """What both objectives may spend: AdamW steps of ``batch`` samples with 4 states each."""
 
-    steps: int = 200
+    steps: int = 400
     batch: int = 8
     lr: float = 2e-4
     rank: int = 16

@@ -60,7 +60,9 @@ def write_pipeline(
 
 
 def _copy_vae(vae: Vae) -> Vae:
-    copy = AutoencoderKL.from_config(vae.config)
+    # Not the folder it was loaded from: that is nobody's business but the builder's.
+    config = {key: value for key, value in vae.config.items() if key != "_name_or_path"}
+    copy = AutoencoderKL.from_config(config)
     copy.load_state_dict(vae.state_dict())
     return copy.eval()
 

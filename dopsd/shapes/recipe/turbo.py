@@ -24,7 +24,7 @@ from dopsd.shapes.recipe.data import Pool
 from dopsd.shapes.recipe.optim import Average, Optimizers
 from dopsd.shapes.recipe.progress import Progress, load_checkpoint, save_checkpoint
 
-ROUNDS = 300
+ROUNDS = 600
 LEARNING_RATE = 5e-4
 BATCH = 32
 GUIDANCE = 1.5

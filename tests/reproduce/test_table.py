@@ -1,0 +1,94 @@
+"""The comparison's arithmetic: trials of one budget, pooled seeds, verdicts."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from dopsd.errors import ConfigError
+from dopsd.intervals import Value, wilson
+from dopsd.reproduce.runs import pending
+from dopsd.reproduce.table import BASE_TITLE, lines_of, markdown, to_json, verdicts
+from dopsd.reproduce.variants import FULL, QUICK, VARIANTS, config_of, trials
+from dopsd.runtime.data import with_absolute_paths
+
+DOPSD, SFT = (next(v for v in VARIANTS if v.name == name) for name in ("dopsd", "sft"))
+
+
+def test_trials_differ_in_method_seed_and_concept_alone() -> None:
+    chosen = trials(VARIANTS, seeds=2)
+    assert len({trial.name for trial in chosen}) == len(chosen) == 2 * 2 * len(VARIANTS)
+    assert {trial.seed for trial in chosen[: len(chosen) // 2]} == {0}, "whole comparisons first"
+    base = config_of(chosen[0], FULL, "runs/x").model_dump()
+    for trial in chosen:
+        other = config_of(trial, FULL, "runs/x").model_dump()
+        changed = {
+            f"{section}.{key}"
+            for section, values in base.items()
+            if isinstance(values, dict)
+            for key in values
+            if values[key] != other[section][key]
+        }
+        assert changed <= {
+            "run.name",
+            "run.folder",
+            "run.seed",
+            "data.source",
+            "data.shards",
+            "method.objective",
+            "method.off_policy_states",
+            "method.teacher",
+            "method.ema_decay",
+        }
+    assert set(QUICK) <= {variant.name for variant in VARIANTS}
+
+
+def score(model: str, group: str, column: str) -> tuple[Value, int]:
+    rates = {
+        ("base", "bars", "concept"): 0.02,
+        ("base", "prior", "ok"): 0.80,
+        ("bars-dopsd-s0", "bars", "concept"): 0.70,
+        ("bars-dopsd-s1", "bars", "concept"): 0.90,
+        ("bars-dopsd-s0", "prior", "ok"): 0.78,
+        ("bars-dopsd-s1", "prior", "ok"): 0.76,
+        ("bars-sft-s0", "bars", "concept"): 0.60,
+        ("bars-sft-s1", "bars", "concept"): 0.60,
+        ("bars-sft-s0", "prior", "ok"): 0.70,
+        ("bars-sft-s1", "prior", "ok"): 0.70,
+    }
+    errors = {"base": 0.02, "bars-dopsd-s0": 0.02, "bars-dopsd-s1": 0.03}
+    if column == "palette_error":
+        value = errors.get(model, 0.04)
+        return Value(value, value, value), 100
+    return Value(rates[model, group, column], 0, 1), 100
+
+
+def test_seeds_are_pooled_and_held_against_the_base() -> None:
+    chosen = [t for t in trials((DOPSD, SFT), seeds=2) if t.concept == "bars"]
+    base, ours, sft = lines = lines_of(chosen, "base", "prior", score)
+    assert (base.title, base.kept, base.blur) == (BASE_TITLE, 1.0, 1.0)
+    assert ours.concept == Value(0.8, *wilson(160, 200)) and ours.seeds == 2
+    assert ours.kept == pytest.approx(0.77 / 0.80) and ours.blur == pytest.approx(1.25)
+    assert sft.kept == pytest.approx(0.875) and sft.blur == pytest.approx(2.0)
+    assert json.loads(to_json(lines))[1]["ok"]["value"] == pytest.approx(0.77)
+    assert "| bars | SFT | 2 | 0.600 [" in markdown(lines)
+    said = verdicts(lines)
+    assert len(said) == 2 and said[0].endswith("95% kept: met)") and said[1].endswith("yes)")
+
+
+def test_a_run_of_other_settings_is_refused_by_name(tmp_path) -> None:
+    (trial,) = [t for t in trials((SFT,), seeds=1) if t.concept == "bars"]
+    assert pending([trial], FULL, str(tmp_path)) == [trial]
+    folder = tmp_path / "runs" / trial.name
+    folder.mkdir(parents=True)
+    config = with_absolute_paths(config_of(trial, FULL, str(tmp_path)))
+    from dopsd.config import dump_config
+
+    (folder / "config.yaml").write_text(dump_config(config))
+    assert pending([trial], FULL, str(tmp_path)) == [trial], "it never finished"
+    (folder / "summary.json").write_text("{}")
+    assert pending([trial], FULL, str(tmp_path)) == []
+    (folder / "config.yaml").write_text("learner: {}\n")
+    with pytest.raises(ConfigError, match="bars-sft-s0 was trained by other settings; allowed"):
+        pending([trial], FULL, str(tmp_path))
