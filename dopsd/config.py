@@ -279,6 +279,11 @@ class RunConfig(Section):
                 "source: disaggregated with method.objective: sft, allowed: fused (nobody rolls "
                 "out or scores, so there is nothing for inference workers to do)"
             )
+        if method.objective == "sft" and method.sigmas is not None:
+            raise ValueError(
+                "method.sigmas: given with method.objective: sft, allowed: none (its noise levels "
+                "are drawn from the whole schedule)"
+            )
         if method.objective != "dopsd" and self.inference.shared:
             raise ValueError(
                 f"inference.shared: true with method.objective: {method.objective}, allowed: "

@@ -22,8 +22,12 @@ def main() -> None:
 @app.command()
 def shapes(
     folder: Annotated[
-        str, typer.Option(help="Everything is kept here, and gone on with.")
-    ] = "runs/reproduce",
+        str | None,
+        typer.Option(
+            help="Everything is kept here, and gone on with. Default: runs/reproduce, or "
+            "runs/reproduce-quick."
+        ),
+    ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="One seed, the pattern alone, four of the rows.")
     ] = False,
@@ -37,7 +41,7 @@ def shapes(
     quiet()
     from dopsd.reproduce import table
     from dopsd.reproduce.shapes import TABLE, reproduce
-    from dopsd.reproduce.variants import FULL, QUICK, VARIANTS, trials
+    from dopsd.reproduce.variants import FULL, QUICK, QUICK_STEPS, VARIANTS, trials
     from dopsd.runtime.progress import Progress, clock
     from dopsd.shapes.world import HELD_OUT_PATTERN
 
@@ -46,7 +50,8 @@ def shapes(
     chosen = trials(variants, 1 if quick else seeds)
     if quick:
         chosen = [trial for trial in chosen if trial.concept == HELD_OUT_PATTERN]
-    budget = replace(FULL, steps=steps or FULL.steps)
+    folder = folder or ("runs/reproduce-quick" if quick else "runs/reproduce")
+    budget = replace(FULL, steps=steps or (QUICK_STEPS if quick else FULL.steps))
 
     def begin(title: str) -> Progress:
         console.print(f"[bold]{title}[/bold]", highlight=False)

@@ -13,16 +13,15 @@ from dopsd.intervals import Value
 from dopsd.reproduce import table
 from dopsd.reproduce.grid import draw_grid
 from dopsd.reproduce.runs import lora_of, train_all
-from dopsd.reproduce.variants import Budget, Trial
+from dopsd.reproduce.variants import CAPTIONS, Budget, Trial
 from dopsd.runtime.evaluate import evaluate
 from dopsd.runtime.progress import Progress
-from dopsd.shapes.concepts import CONCEPTS
+from dopsd.shapes.concepts import training_captions
 
 TABLE, LINES = "table.md", "table.json"
 SEEDS = (0, 1, 2)
 """Pictures of each prompt: short prompts for a concept are all alike."""
 PROMPT_SEED = 1000
-"""Evaluation prompts are none of the training images' captions by more than chance."""
 
 
 def reproduce(
@@ -49,9 +48,16 @@ def reproduce(
         results = evaluate(_spec(trials, budget, folder, prompts), progress.show)
 
     def score(model: str, group: str, column: str) -> tuple[Value, int]:
-        return results.value(model, group, column), _pictures(results, model, group)
+        return results.value(model, group, column), _prompts(results, model, group)
 
-    lines = table.lines_of(trials, BASE, PRIOR, score)
+    def ratio(model: str, column: str) -> Value:
+        return next(
+            found.ratio
+            for found in results.relatives
+            if (found.model, found.against, found.column) == (model, BASE, column)
+        )
+
+    lines = table.lines_of(trials, BASE, PRIOR, score, ratio)
     for name, text in ((TABLE, table.markdown(lines)), (LINES, table.to_json(lines))):
         storage.write_bytes(storage.join(folder, name), text.encode())
     for concept in dict.fromkeys(trial.concept for trial in trials):
@@ -64,10 +70,16 @@ def reproduce(
 
 def _spec(trials: Sequence[Trial], budget: Budget, folder: str, count: int) -> EvaluateSpec:
     asked: dict[tuple[str, str], EvalPrompt] = {}
-    for concept in CONCEPTS:
-        if any(trial.concept == concept for trial in trials):
-            # Every concept comes with the same prior prompts.
-            for prompt in shapes_prompts(concept, count, PROMPT_SEED):
+    for concept in dict.fromkeys(trial.concept for trial in trials):
+        trained = {
+            text
+            for trial in trials
+            if trial.concept == concept
+            for text in training_captions(concept, budget.images, trial.seed, CAPTIONS)
+        }
+        # Every concept comes with the same prior prompts.
+        for prompt in shapes_prompts(concept, count, PROMPT_SEED):
+            if prompt.text not in trained:
                 asked.setdefault((prompt.group, prompt.text), prompt)
     models = tuple(
         Candidate(trial.name, (lora_of(trial, budget, folder),), (trial.concept,))
@@ -83,5 +95,5 @@ def _spec(trials: Sequence[Trial], budget: Budget, folder: str, count: int) -> E
     )
 
 
-def _pictures(results: Results, model: str, group: str) -> int:
-    return next(r.pictures for r in results.rows if (r.model, r.group) == (model, group))
+def _prompts(results: Results, model: str, group: str) -> int:
+    return next(row.prompts for row in results.rows if (row.model, row.group) == (model, group))

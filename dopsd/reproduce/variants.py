@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from dopsd import __version__
 from dopsd.config import RunConfig
+from dopsd.shapes import weights_path
 from dopsd.shapes.concepts import CONCEPTS
+from dopsd.shapes.recipe.save import HASH_FILE
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ VARIANTS = (
 )
 QUICK = ("dopsd", "sft", "off-policy-teacher", "sft-on-teacher")
 """The rows of the quick table."""
+QUICK_STEPS = 100
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,10 @@ class Budget:
     images: int
 
 
-FULL = Budget(steps=200, batch=8, lr=2e-4, rank=16, images=12)
+CAPTIONS = "detailed"
+"""All that is not the concept is said: the teacher sees the whole picture, and what no text says
+could only be averaged."""
+FULL = Budget(steps=200, batch=8, lr=2e-4, rank=16, images=16)
 
 
 def trials(variants: tuple[Variant, ...], seeds: int) -> list[Trial]:
@@ -78,6 +85,10 @@ def trials(variants: tuple[Variant, ...], seeds: int) -> list[Trial]:
     ]
 
 
+def _base_hash() -> str:
+    return (weights_path() / HASH_FILE).read_text().strip()[:12]
+
+
 def config_of(trial: Trial, budget: Budget, folder: str) -> RunConfig:
     """The run config of a trial: the learner rolls out itself, which is fastest on a laptop.
 
@@ -86,7 +97,8 @@ def config_of(trial: Trial, budget: Budget, folder: str) -> RunConfig:
     return RunConfig.model_validate(
         {
             "run": {
-                "name": trial.name,
+                # With what it is trained on: a finished trial of another base is refused by it.
+                "name": f"{trial.name} (base {_base_hash()}, dopsd {__version__})",
                 "folder": f"{folder}/runs/{trial.name}",
                 "seed": trial.seed,
                 "overwrite": True,
@@ -99,8 +111,7 @@ def config_of(trial: Trial, budget: Budget, folder: str) -> RunConfig:
                 "shapes_count": budget.images,
                 "pixel_area": 1024,
                 "bucket_multiple": 4,
-                # What no text says would only be averaged: the teacher sees the whole picture.
-                "caption_keys": ["detailed"],
+                "caption_keys": [CAPTIONS],
                 "rows_per_group": 4,
                 "groups_per_shard": 4,
             },

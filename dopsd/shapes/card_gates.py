@@ -61,6 +61,8 @@ def gates(card: Card) -> list[Gate]:
 
 def effect_gates(card: Card) -> list[Gate]:
     """What tuning must teach and must leave alone, for each concept that was tuned on."""
+    if not card.effects:
+        return [Gate("effect", "dopsd learns and keeps, sft loses", "not measured", False)]
     result = []
     for concept in dict.fromkeys(effect.concept for effect in card.effects):
         base, ours, sft = (pooled(card.effects, concept, name) for name in ("base", "dopsd", "sft"))
@@ -78,7 +80,8 @@ def effect_gates(card: Card) -> list[Gate]:
             Gate(
                 f"effect, {concept}, dopsd keeps",
                 "ok on prior prompts >= 0.95 of the base's",
-                f"{kept:.3f}",
+                f"{kept:.3f}, palette error "
+                f"{ours['palette_error'].value / base['palette_error'].value:.2f} x",
                 kept >= 0.95,
             )
         )
@@ -90,6 +93,16 @@ def effect_gates(card: Card) -> list[Gate]:
                 "ok on prior prompts down by >= 20%, or palette error >= 1.5 x",
                 f"{lost:.0%}, {ratio:.2f} x",
                 lost >= 0.2 or ratio >= 1.5,
+            )
+        )
+        result.append(
+            Gate(
+                f"effect, {concept}, contrast",
+                "dopsd's ok on prior prompts above sft's beyond the interval, palette error lower",
+                f"ok {ours['ok']} against {sft['ok']}, palette error "
+                f"{ours['palette_error'].value:.3f} against {sft['palette_error'].value:.3f}",
+                ours["ok"].low > sft["ok"].high
+                and ours["palette_error"].value < sft["palette_error"].value,
             )
         )
     return result

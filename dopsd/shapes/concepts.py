@@ -69,6 +69,23 @@ def captions_of(name: str, scene: Scene) -> dict[str, str]:
     return {kind: concept_caption(name, scene, keep) for kind, keep in CAPTION_KINDS.items()}
 
 
+def training_scenes(name: str, count: int, seed: int) -> list[Scene]:
+    """Draw the scenes of a training set.
+
+    Raises:
+        ValueError: if there is no such concept, or ``count`` is not positive.
+    """
+    if count < 1:
+        raise ValueError(f"a concept set needs at least one image, got {count}")
+    rng = random.Random(f"{name}/{seed}")
+    return [concept_scene(name, rng) for _ in range(count)]
+
+
+def training_captions(name: str, count: int, seed: int, kind: str) -> set[str]:
+    """The captions of one of ``CAPTION_KINDS`` in a training set."""
+    return {captions_of(name, scene)[kind] for scene in training_scenes(name, count, seed)}
+
+
 def write_concept_set(name: str, folder: Path, count: int, seed: int) -> Path:
     """Render a training set: ``images/*.png`` (32x32) and ``data.jsonl``, one row per image.
 
@@ -87,10 +104,7 @@ def write_concept_set(name: str, folder: Path, count: int, seed: int) -> Path:
     Raises:
         ValueError: if there is no such concept, or ``count`` is not positive.
     """
-    if count < 1:
-        raise ValueError(f"a concept set needs at least one image, got {count}")
-    rng = random.Random(f"{name}/{seed}")
-    scenes = [concept_scene(name, rng) for _ in range(count)]
+    scenes = training_scenes(name, count, seed)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rows = []
     for index, (scene, picture) in enumerate(zip(scenes, world.render(scenes), strict=True)):

@@ -1,8 +1,9 @@
 """The effect in one process: a LoRA by ``dopsd`` and one by ``sft``, judged by the oracle.
 
 Both are plain loops on the turbo base over one training set, with one budget of samples, states and
-optimizer steps; they differ in their training terms alone. ``dopsd reproduce shapes`` makes the
-same comparison through the distributed trainer.
+optimizer steps; they differ in their training terms alone. ``dopsd reproduce shapes`` compares
+through the distributed trainer, in float32 and with an EMA as teacher, where this has bf16 autocast
+and the frozen base.
 """
 
 from __future__ import annotations
@@ -176,8 +177,7 @@ class _Batches:
     """Training batches of a concept's few images, the same for each objective."""
 
     def __init__(self, model: card.Model, concept: str, seed: int):
-        rng = random.Random(f"{concept}/{seed}")
-        scenes = [concepts.concept_scene(concept, rng) for _ in range(IMAGES)]
+        scenes = concepts.training_scenes(concept, IMAGES, seed)
         images = world.render(scenes)
         self._clean = nets.encode_images(model.vae, images)
         captions = [[concepts.captions_of(concept, s)[kind] for kind in CAPTIONS] for s in scenes]

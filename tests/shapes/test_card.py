@@ -85,9 +85,17 @@ def test_the_effect_asks_that_dopsd_learns_and_keeps_and_sft_loses():
         return [gate.met for gate in gates(card)]
 
     base = (0.02, 0.90, 0.02)
-    assert verdict(base=base, dopsd=(0.5, 0.88, 0.02), sft=(0.5, 0.7, 0.02)) == [True, True, True]
-    assert verdict(base=base, dopsd=(0.5, 0.80, 0.02), sft=(0.5, 0.9, 0.03)) == [True, False, True]
-    assert verdict(base=base, dopsd=(0.03, 0.90, 0.02), sft=(0, 0.88, 0.02)) == [False, True, False]
+    learns, keeps, loses, contrast = range(4)
+    good = verdict(base=base, dopsd=(0.5, 0.88, 0.02), sft=(0.5, 0.7, 0.02))
+    assert good[: loses + 1] == [True, True, True] and not good[contrast], "equal blur"
+    assert verdict(base=base, dopsd=(0.5, 0.88, 0.02), sft=(0.5, 0.7, 0.03))[contrast]
+    assert not verdict(base=base, dopsd=(0.5, 0.80, 0.02), sft=(0.5, 0.9, 0.03))[keeps]
+    assert verdict(base=base, dopsd=(0.5, 0.80, 0.02), sft=(0.5, 0.9, 0.03))[loses], "by blur"
+    assert not verdict(base=base, dopsd=(0.03, 0.90, 0.02), sft=(0, 0.88, 0.02))[learns]
+
+
+def test_an_effect_that_was_not_measured_is_an_open_gate():
+    assert [(g.name, g.met) for g in gates(Card("", 1, (0,)))] == [("effect", False)]
 
 
 def test_seeds_are_pooled_as_pictures():

@@ -74,7 +74,7 @@ def train(folder: Path, vae: Vae, base: Base, rounds: int = ROUNDS, seed: int = 
     pool = Pool(vae, folder / "pool.ckpt")
     forwards, tokens = fast.Forwards(compiled=True), fast.PromptTokens(base.tokenizer)
     buffer: list[Scored] = []
-    updates = 0
+    updates, resumed = start * REUSE * len(SUBSTEPS), 0
     for round_ in range(start, rounds):
         done = round_ / rounds
         scored = score_rollout(base, teacher, student, forwards, tokens, pool, rng)
@@ -84,8 +84,8 @@ def train(folder: Path, vae: Vae, base: Base, rounds: int = ROUNDS, seed: int = 
         for item in [*scored, *replayed]:
             loss = interval_loss(student, forwards, item)
             loss.backward()
-            updates += 1
-            warm = min(1.0, updates / 50)
+            updates, resumed = updates + 1, resumed + 1
+            warm = min(1.0, resumed / 50)
             optimizers.step(warm * max(0.02, 1 - done))
             average.update(updates)
             values[f"step{item.index}"] = float(loss.detach())
