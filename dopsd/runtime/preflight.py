@@ -19,6 +19,7 @@ from dopsd.contexts import ContextEncoder, ContextView, EncoderFactory
 from dopsd.data.manifest import Manifest
 from dopsd.errors import LateError, PreflightError, WorkerError
 from dopsd.evaluation.distance import choose_metric
+from dopsd.evaluation.hub import MissingWeights
 from dopsd.evaluation.preflight import Preflight, check_teacher
 from dopsd.models import resolve_vlm
 from dopsd.runtime.cluster import connect
@@ -53,7 +54,7 @@ def before_training(config: RunConfig, manifest: Manifest, learner: Role, show: 
     in mode `warn`.
 
     Raises PreflightError in strict mode when the teacher was not shown to be closer. A check that
-    fails or is late ends the run in strict mode only.
+    fails, is late or lacks its metric's model ends the run in strict mode only.
     """
     # A report of an older run in the same folder is none of this one.
     storage.remove(storage.join(config.run.folder, FOLDER))
@@ -61,7 +62,7 @@ def before_training(config: RunConfig, manifest: Manifest, learner: Role, show: 
         return
     try:
         check(config, manifest, learner, show)
-    except (LateError, WorkerError) as error:
+    except (LateError, WorkerError, MissingWeights) as error:
         if config.preflight.mode == "strict":
             raise
         show(FOLDER, {"report": [f"WARNING: no preflight: {error}"]})

@@ -12,7 +12,8 @@ from transformers import Dinov2Config, Dinov2Model
 
 from dopsd.cli import main
 from dopsd.config import RunConfig, load_config
-from dopsd.errors import LateError
+from dopsd.errors import LateError, WorkerError
+from dopsd.evaluation.metrics import MissingWeights
 from dopsd.runtime import preflight
 from dopsd.runtime.data import prepared, with_absolute_paths
 from dopsd.runtime.placement import Role
@@ -177,11 +178,12 @@ def test_off_skips_and_takes_an_older_report_away(tmp_path):
     assert not (tmp_path / "preflight").exists()
 
 
-def test_a_check_that_is_late_stops_strict_runs_only(tmp_path, monkeypatch):
-    def late(*arguments):
-        raise LateError("preflight is late: drawing for 9 s")
+@pytest.mark.parametrize("kind", [LateError, WorkerError, MissingWeights])
+def test_a_check_that_cannot_be_made_stops_strict_runs_only(kind, tmp_path, monkeypatch):
+    def fails(*arguments):
+        raise kind("the reason")
 
-    monkeypatch.setattr(preflight, "check", late)
+    monkeypatch.setattr(preflight, "check", fails)
     shown = []
 
     def show(phase, status):
@@ -189,7 +191,7 @@ def test_a_check_that_is_late_stops_strict_runs_only(tmp_path, monkeypatch):
 
     config = make_config("shapes", run={"folder": str(tmp_path)})
     preflight.before_training(config, None, LEARNER, show)
-    assert shown == [["WARNING: no preflight: preflight is late: drawing for 9 s"]]
+    assert shown == [["WARNING: no preflight: the reason"]]
     config.preflight.mode = "strict"
-    with pytest.raises(LateError, match="drawing for 9 s"):
+    with pytest.raises(kind, match="the reason"):
         preflight.before_training(config, None, LEARNER, show)
