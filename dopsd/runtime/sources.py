@@ -97,9 +97,10 @@ class FusedSource:
         return terms
 
     def _baseline(self, batch: EncodedBatch) -> Terms:
+        """A generator: the teacher's forwards count as the learner's work, not as waiting."""
         teacher = None if batch.teacher is None else self._scorer(batch)
         targets, _ = baseline_targets(self.config, self.family, batch, teacher, self.device)
-        return target_terms(targets, batch.student.to(self.device, self._dtype))
+        yield from target_terms(targets, batch.student.to(self.device, self._dtype))
 
     @property
     def _dtype(self) -> torch.dtype:

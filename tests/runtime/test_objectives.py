@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -16,6 +18,7 @@ from dopsd.method.noise import batch_noise, batch_uniform
 from dopsd.models import FAMILIES
 from dopsd.runtime.baselines import baseline_targets
 from dopsd.runtime.launch import Summary, train
+from dopsd.runtime.sources import FusedSource
 from dopsd.types import EncodedBatch, SampleInfo
 from tests.tiny import make_config, random_image
 
@@ -139,6 +142,23 @@ def test_targets_are_the_vaes_own_latents(encoded) -> None:
         state = (1 - level) * batch.target + level * noise[:, k + 1]
         torch.testing.assert_close(targets.states[k], state)
         torch.testing.assert_close(targets.velocity[k], noise[:, k + 1] - batch.target)
+
+
+def test_a_fused_baselines_teacher_runs_when_a_term_is_asked_for(encoded) -> None:
+    config, family, batch, _ = encoded(objective="off_policy", off_policy_states="teacher")
+    forwards = []
+
+    def velocity(state: torch.Tensor, *arguments) -> torch.Tensor:
+        forwards.append(state)
+        return state
+
+    engine = SimpleNamespace(student=SimpleNamespace(family=family), teacher_velocity=velocity)
+    block = pa.table({"payload": [batch.to_bytes()]})
+    device = torch.device("cpu")
+    source = FusedSource(config, lambda step: iter([(block, True)]), engine, device, None)
+    (micro,) = source(7)
+    assert forwards == [], "the learner's clock is not running yet"
+    assert len(list(micro.terms)) == len(forwards) == 2
 
 
 def test_sft_on_teacher_noises_what_the_teacher_drew(encoded) -> None:
