@@ -28,8 +28,8 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-def wilson(hits: int, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson score interval of a proportion (95% by default)."""
+def wilson(hits: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson score interval of a proportion (95% by default); ``hits`` may be a sum of rates."""
     if count == 0:
         return 0.0, 1.0
     rate = hits / count

@@ -130,8 +130,8 @@ class Results:
         if self.missing:
             lines += ["", "Not measured:", ""]
             lines += [f"- {reason}" for reason in self.missing.values()]
-        lines += ["", "Means with 95% intervals: Wilson for rates over single pictures, bootstrap"]
-        lines += ["over prompts for the rest.", ""]
+        lines += ["", "Means with 95% intervals over prompts: Wilson for rates, bootstrap for the"]
+        lines += ["rest. Seeds of one prompt count as one draw.", ""]
         lines += [f"- {name}: {self.columns[name].meaning}" for name in shown]
         return "\n".join(lines) + "\n"
 
@@ -205,8 +205,9 @@ def _by_prompt(cell: Sequence[PictureScores], column: str) -> dict[str, float]:
 
 def _estimate(cell: Sequence[PictureScores], column: str, rate: bool) -> Value:
     values = list(_by_prompt(cell, column).values())
-    if rate and len(values) == len(cell):
-        return Value(mean(values), *wilson(round(sum(values)), len(values)))
+    if rate:
+        # A prompt is one draw, whatever its seeds; a bootstrap of equal values had no width.
+        return Value(mean(values), *wilson(sum(values), len(values)))
     return Value(mean(values), *bootstrap(values))
 
 

@@ -49,7 +49,13 @@ def test_pictures_of_one_prompt_count_as_one_draw():
     (row,) = results.rows
     assert (row.prompts, row.pictures) == (2, 8)
     value = row.values["hit"]
-    assert (value.low, value.value, value.high) == (0, 0.5, 1)
+    assert (value.low, value.value, value.high) == pytest.approx((0.095, 0.5, 0.905), abs=1e-3)
+
+
+def test_a_rate_of_one_is_not_certain_whatever_the_seeds():
+    value = table(scores(BASE, "cat", [1] * 8, seeds=2)).value(BASE, "cat", "hit")
+    assert (value.value, value.high) == (1, 1)
+    assert value.low == pytest.approx(wilson(4, 4)[0])
 
 
 def test_retention_is_relative_to_the_base_on_the_same_prompts():
