@@ -17,8 +17,9 @@ TASKS = (
     "start up",
     "lost",
     "generate_and_score",
+    "teach",
 )
-"""Every task in a run's timeline; the position decides its colour."""
+"""The tasks in a run's timeline; the position decides the colour. Any other comes after them."""
 _ROLES = ("encoder", "rollout", "teacher", "learner")
 _BINS = 240
 
@@ -33,26 +34,28 @@ def timeline(spans: list[Span]) -> str:
     for span in spans:
         lanes[span["lane"]].append(span)
     names = sorted(lanes, key=_order)
+    used = {span["task"] for span in spans}
+    tasks = [*TASKS, *sorted(used - set(TASKS))]
     end = max(span["end"] for span in spans)
     training = [span for span in spans if span["task"] == "train"] or spans
     began, ended = min(s["start"] for s in training), max(s["end"] for s in training)
     rows = "".join(
-        f'<span class="lane">{escape(name)}</span>{_strip(lanes[name], end)}'
+        f'<span class="lane">{escape(name)}</span>{_strip(lanes[name], end, tasks)}'
         f'<span class="end">{_busy(lanes[name], began, ended):.0%}</span>'
         for name in names
     )
-    used = [task for task in TASKS if any(span["task"] == task for span in spans)]
     key = "".join(
-        f'<span><i class="t{TASKS.index(task)}"></i>{escape(task.replace("_", " "))}</span>'
-        for task in used
+        f'<span><i class="t{tasks.index(task)}"></i>{escape(task.replace("_", " "))}</span>'
+        for task in tasks
+        if task in used
     )
     data = {
         "lanes": names,
-        "tasks": list(TASKS),
+        "tasks": tasks,
         "spans": [
             [
                 names.index(s["lane"]),
-                _colour(s["task"]),
+                tasks.index(s["task"]),
                 s["step"],
                 s["start"],
                 s["end"],
@@ -117,7 +120,7 @@ def _window(training: list[Span]) -> float:
     return round(max(0.05, 4 * whole / max(1, steps)), 3)
 
 
-def _strip(spans: list[Span], end: float) -> str:
+def _strip(spans: list[Span], end: float, names: list[str]) -> str:
     """A lane over the whole run in bins: colour of the longest task, opacity the busy share."""
     width = end / _BINS or 1.0
     work: list[dict[str, float]] = [defaultdict(float) for _ in range(_BINS)]
@@ -132,7 +135,7 @@ def _strip(spans: list[Span], end: float) -> str:
         share = min(1.0, sum(tasks.values()) / width)
         if share < 0.02:
             continue
-        colour = _colour(max(tasks, key=lambda name: tasks[name]))
+        colour = names.index(max(tasks, key=lambda name: tasks[name]))
         opacity = f"{0.15 + 0.85 * share:.1f}"
         if rects and sum(rects[-1][:2]) == bin and rects[-1][2:] == (colour, opacity):
             bin, count = rects.pop()[:2]
@@ -147,7 +150,3 @@ def _strip(spans: list[Span], end: float) -> str:
         f'<svg viewBox="0 0 {_BINS} 10" preserveAspectRatio="none" shape-rendering="crispEdges">'
         f"{drawn}</svg>"
     )
-
-
-def _colour(task: str) -> int:
-    return TASKS.index(task) if task in TASKS else len(TASKS) - 1

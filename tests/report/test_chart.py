@@ -52,3 +52,9 @@ def test_lanes_are_in_the_order_of_the_road_and_idle_is_blank():
     assert re.findall(r'<span class="end">(\d+%)</span>', drawn) == ["25%", "50%", "100%"]
     widths = [int(width) for width in re.findall(r'<rect [^>]*width="(\d+)" height', drawn)]
     assert widths == [240, 120, 240]
+
+
+def test_every_task_has_its_own_name():
+    drawn = timeline([span("teacher-0", "teach", 0.0, 5.0), span("teacher-0", "nap", 5.0, 10.0)])
+    assert re.findall(r'<i class="t(\d+)"></i>([^<]+)<', drawn) == [("9", "teach"), ("10", "nap")]
+    assert re.findall(r'<rect class="t(\d+)"', drawn) == ["9", "10"]
