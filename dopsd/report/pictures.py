@@ -73,9 +73,10 @@ def read_drawn(history: dict[str, Any], read: ReadFn) -> list[Drawn]:
         drawings = []
         for row in history["rows"]:
             if row["sample"] == index:
-                whole = picture(strip_path(row["version"], index))
+                version = int(row["version"])
+                whole = picture(strip_path(version, index))
                 student, teacher = cut(whole, len(row["states"]) + 1, 2)
-                drawings.append(Drawing(row["version"], row["states"], student, teacher))
+                drawings.append(Drawing(version, row["states"], student, teacher))
         samples.append(Drawn(sample["prompt"], picture(target_path(index)), drawings))
     return samples
 
