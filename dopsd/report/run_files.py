@@ -46,7 +46,7 @@ def read_run_files(folder: str) -> RunFiles:
         return storage.read_bytes(storage.join(folder, name))
 
     def lines(name: str) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in read(name).splitlines()] if name in names else []
+        return _records(read(name)) if name in names else []
 
     try:
         config = RunConfig.model_validate(yaml.safe_load(read("config.yaml")))
@@ -69,3 +69,13 @@ def read_run_files(folder: str) -> RunFiles:
         history=json.loads(read(HISTORY)) if HISTORY in names else None,
         files=files,
     )
+
+
+def _records(text: bytes) -> list[dict[str, Any]]:
+    """JSON lines; the last one may have been cut off when its writer was killed."""
+    lines = text.splitlines()
+    try:
+        last = [json.loads(line) for line in lines[-1:]]
+    except ValueError:
+        last = []
+    return [json.loads(line) for line in lines[:-1]] + last

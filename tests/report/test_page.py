@@ -129,6 +129,13 @@ def test_a_folder_without_a_run_is_one_line(tmp_path, capsys):
         read_run_files(str(tmp_path))
 
 
+def test_a_line_cut_off_at_the_end_is_left_out(folder):
+    whole = len(read_run_files(str(folder)).metrics)
+    with (folder / "metrics.jsonl").open("ab") as file:
+        file.write('\n{"step": 6, "note": "猫'.encode()[:-1])
+    assert len(read_run_files(str(folder)).metrics) == whole
+
+
 def test_report_on_s3(folder, bucket):
     from dopsd import storage
 
