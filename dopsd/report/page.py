@@ -60,7 +60,7 @@ def render(run: RunFiles) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
         f"<title>{name} · dopsd</title><style>{_asset('page.css')}</style></head><body>"
-        f"<header><h1>{name}</h1><p>{escape(run.folder)}</p><nav>{''.join(links)}</nav></header>"
+        f"<header><h1>{name}</h1><p>{escape(redact(run.folder))}</p><nav>{''.join(links)}</nav></header>"
         f"<main>{''.join(sections)}</main><script>{_asset('page.js')}</script></body></html>\n"
     )
 
@@ -96,14 +96,14 @@ def _summary(run: RunFiles) -> str:
     facts += [
         ("policy lag", f"{config.max_policy_lag} at most"),
         ("source of batches", config.source),
-        ("base", config.model.base),
+        ("base", redact(config.model.base)),
         ("seed", str(config.run.seed)),
     ]
     tiles = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts
     )
     problems = "".join(
-        f'<p class="problem">{escape(problem)}</p>'
+        f'<p class="problem">{escape(redact(problem))}</p>'
         for problem in (summary or {}).get("problems", ())
     )
     return f"{problems}<dl>{tiles}</dl>"
@@ -204,7 +204,7 @@ def _trajectories(run: RunFiles) -> str:
 def _data(run: RunFiles) -> str:
     manifest = run.manifest
     if manifest is None:
-        return _nothing(f"{run.config.shards} cannot be seen from here.")
+        return _nothing(f"{redact(run.config.shards)} cannot be seen from here.")
     most = max(manifest.buckets.values(), default=1)
     buckets = "".join(
         f"<tr><td>{escape(bucket)}</td><td class='num'>{count}</td>"
@@ -233,7 +233,7 @@ def _data(run: RunFiles) -> str:
         if bad
         else "<h3>Quarantined: none</h3>"
     )
-    notes = "".join(f"<p>{escape(note)}</p>" for note in manifest.notes)
+    notes = "".join(f"<p>{escape(redact(note))}</p>" for note in manifest.notes)
     return (
         f"<p>{manifest.samples} of {manifest.seen} samples from "
         f"<code>{escape(redact(manifest.source))}</code>, fingerprint "

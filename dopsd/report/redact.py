@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 
-_USER_INFO = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s@'\"]+@", re.IGNORECASE)
+# A password may hold "/" or "@", though it should be quoted: after user and ":" take up to an "@".
+_USER_INFO = re.compile(
+    r"(\b[a-z][a-z0-9+.-]*://)(?:[^/\s'\"]+|[^/\s@'\":]*:[^\s@'\"]*)@", re.IGNORECASE
+)
 _PARAMETER = re.compile(
     r"([?&][^=&\s'\"]*(?:token|key|secret|password|signature|credential)[^=&\s'\"]*=)[^&\s'\"]+",
     re.IGNORECASE,

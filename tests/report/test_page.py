@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from html.parser import HTMLParser
@@ -15,7 +16,7 @@ from dopsd.config import dump_config, load_config
 from dopsd.data.manifest import Manifest, PrepareSettings, Quarantined, save_manifest
 from dopsd.errors import DataError
 from dopsd.report.history import HISTORY, strip_path, target_path
-from dopsd.report.page import SECTIONS, write_report
+from dopsd.report.page import SECTIONS, render, write_report
 from dopsd.report.redact import redact
 from dopsd.report.run_files import read_run_files
 from tests.browser import open_page
@@ -136,6 +137,24 @@ def test_a_line_cut_off_at_the_end_is_left_out(folder):
     assert len(read_run_files(str(folder)).metrics) == whole
 
 
+def test_no_credentials_are_in_the_page(folder):
+    url = "s3://key:secret/word@bucket/a"
+    settings = [f"model.base={url}", f"data.shards={url}", f"run.folder={folder}"]
+    config = load_config("configs/shapes.yaml", settings)
+    summary = json.loads((folder / "summary.json").read_text()) | {"problems": [f"{url} is gone"]}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    run = dataclasses.replace(
+        read_run_files(str(folder)),
+        config=config,
+        folder=url,
+        manifest=None,
+        files=[],
+        history=None,
+    )
+    page = render(run)
+    assert page.count("s3://***@bucket") >= 4 and "secret" not in page
+
+
 def test_report_on_s3(folder, bucket):
     from dopsd import storage
 
@@ -152,6 +171,9 @@ def test_report_on_s3(folder, bucket):
     ("text", "shown"),
     [
         ("s3://key:secret@bucket/a", "s3://***@bucket/a"),
+        ("https://u:p/w@host/a b@c", "https://***@host/a b@c"),
+        ("https://u:p@w@host/a", "https://***@host/a"),
+        ("https://host/model@v1", "https://host/model@v1"),
         ("https://host/a?x=1&access_token=abc", "https://host/a?x=1&access_token=***"),
         ("a photo of me@home", "a photo of me@home"),
     ],
