@@ -116,7 +116,9 @@ def _models(loras: list[str], stack: bool) -> tuple[Candidate, ...]:
 
     found = []
     for each in loras:
-        name, _, path = each.rpartition("=")
+        name, equals, path = each.partition("=")
+        if not equals or "/" in name or ":" in name:  # the "=", if any, is the path's own
+            name, path = "", each
         path = path.rstrip("/")
         if not path.endswith(".safetensors"):
             path = storage.join(path, _LORA_FILE)

@@ -15,6 +15,7 @@ from PIL import Image
 from dopsd import storage
 from dopsd.cli import main
 from dopsd.errors import ConfigError, LateError, ModelError, ResourceError
+from dopsd.evaluation.cli import _models
 from dopsd.evaluation.prompts import EvalPrompt, shapes_prompts
 from dopsd.evaluation.results import Results
 from dopsd.evaluation.spec import BASE, Candidate, EvaluateSpec, MetricChoice
@@ -318,3 +319,17 @@ def test_a_mistake_is_one_line_before_anything_starts(arguments, line, capsys):
     assert main(["evaluate", *arguments]) == 1
     printed = capsys.readouterr().err.strip().splitlines()
     assert len(printed) == 1 and printed[0].startswith(line), printed
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "path"),
+    [
+        ("s3://b/date=2024/run", "run", "s3://b/date=2024/run/lora.safetensors"),
+        ("cat=s3://b/date=2024/run", "cat", "s3://b/date=2024/run/lora.safetensors"),
+        ("./r=4/dog.safetensors", "dog", "./r=4/dog.safetensors"),
+        ("cat=a.safetensors", "cat", "a.safetensors"),
+        ("runs/dog/", "dog", "runs/dog/lora.safetensors"),
+    ],
+)
+def test_a_path_may_hold_an_equals_sign(given, name, path):
+    assert _models([given], False) == (Candidate(name, (path,)),)
