@@ -193,14 +193,13 @@ class MLflow:
             raise RuntimeError("MLFLOW_TRACKING_URI is not set where Ray's workers run")
         self._mlflow = mlflow
         mlflow.start_run(run_name=config.run.name, log_system_metrics=False)
-        sections = _config_values(config)
-        mlflow.log_params(
-            {
-                f"{name}.{key}": value
-                for name, section in sections.items()
-                for key, value in (section.items() if isinstance(section, dict) else ())
-            }
-        )
+        parameters: dict[str, Any] = {}
+        for name, section in _config_values(config).items():
+            if isinstance(section, dict):
+                parameters |= {f"{name}.{key}": value for key, value in section.items()}
+            else:
+                parameters[name] = section
+        mlflow.log_params(parameters)
 
     def step(self, step: int, values: dict[str, float]) -> None:
         self._mlflow.log_metrics({key.replace(" ", "_"): v for key, v in values.items()}, step=step)

@@ -149,6 +149,20 @@ def test_wandb_is_told_metrics_and_neither_code_nor_command_line(tmp_path, monke
     assert told["settings"]["save_code"] is False and told["settings"]["disable_git"] is True
 
 
+def test_mlflow_is_told_every_key_of_the_config(tmp_path, monkeypatch):
+    told = {}
+    fake = types.ModuleType("mlflow")
+    fake.start_run = lambda **arguments: None
+    fake.log_params = told.update
+    monkeypatch.setitem(sys.modules, "mlflow", fake)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", str(tmp_path))
+    config = make_config("base", run={"folder": str(tmp_path)}, max_policy_lag=3)
+    trackers.MLflow(config)
+    assert told["learner.lr"] == config.learner.lr
+    assert (told["source"], told["max_policy_lag"]) == (config.source, 3)
+    assert {"device", "trackers"} <= told.keys()
+
+
 def test_rays_own_metrics_hold_the_roles(ray_cluster, tmp_path):
     import ray
 
