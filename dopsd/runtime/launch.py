@@ -329,14 +329,19 @@ def _claim_folder(config: RunConfig) -> None:
 def lora_metadata(config: RunConfig, manifest: Manifest) -> dict[str, str]:
     """What the exported file says of itself: base model, recipe, data fingerprint."""
     method, lora = config.method, config.lora
+    objective: str = method.objective
+    if objective == "off_policy":
+        objective += f" off_policy_states={method.off_policy_states}"
+    teacher = f"teacher={method.teacher} ema={method.ema_decay} "
+    if objective == "sft":
+        teacher = ""  # it has none
     return {
         "dopsd.version": __version__,
         "dopsd.base": config.model.base,
         "dopsd.family": config.model.family,
         "dopsd.context": config.context.name,
         "dopsd.recipe": (
-            f"{method.objective} K={method.steps} weighting={method.weighting} "
-            f"teacher={method.teacher} ema={method.ema_decay} "
+            f"{objective} K={method.steps} weighting={method.weighting} {teacher}"
             f"lr={config.learner.lr} steps={config.learner.steps} "
             f"global_batch={config.learner.global_batch} max_policy_lag={config.max_policy_lag} "
             f"rank={lora.rank} alpha={lora.alpha} seed={config.run.seed}"

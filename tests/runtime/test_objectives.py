@@ -17,7 +17,7 @@ from dopsd.export import read_lora
 from dopsd.method.noise import batch_noise, batch_uniform
 from dopsd.models import FAMILIES
 from dopsd.runtime.baselines import baseline_targets
-from dopsd.runtime.launch import Summary, train
+from dopsd.runtime.launch import Summary, lora_metadata, train
 from dopsd.runtime.sources import FusedSource
 from dopsd.types import EncodedBatch, SampleInfo
 from tests.tiny import make_config, random_image
@@ -102,6 +102,22 @@ def test_the_teachers_weights_are_the_base_or_the_student(run) -> None:
     assert ups(adapter(frozen)) > 0 and ups(adapter(frozen, "teacher_lora")) == 0
     live = run("fused", teacher="live")
     assert difference(adapter(live), adapter(live, "teacher_lora")) == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "recipe"),
+    [
+        ({"objective": "sft"}, "sft K=4 weighting=x0 lr="),
+        (
+            {"objective": "off_policy", "off_policy_states": "teacher", "teacher": "frozen"},
+            "off_policy off_policy_states=teacher K=4 weighting=x0 teacher=frozen ",
+        ),
+    ],
+)
+def test_the_recipe_names_what_the_objective_has(method, recipe) -> None:
+    config = make_config("base", method=method, source="fused")
+    manifest = SimpleNamespace(fingerprint="f")
+    assert lora_metadata(config, manifest)["dopsd.recipe"].startswith(recipe)
 
 
 @pytest.fixture
