@@ -68,8 +68,8 @@ def oracle_distance(target: Image.Image, pictures: list[Image.Image]) -> list[fl
     """The share of the target's attributes that a picture has wrong, by the shapes world's oracle.
 
     Of a target with an attribute that no caption of the base's training names (a concept to
-    teach), that attribute alone counts: the others are in the prompt, or free. A picture that is none
-    of this world (a nameless tile, say) has everything wrong, whatever it comes nearest to.
+    teach), that attribute alone counts: the others are in the prompt, or free. A picture that is
+    none of this world (a nameless tile, say) has everything wrong, whatever it comes nearest to.
     """
     wanted, *seen = oracle.read(torch.stack([from_image(each) for each in (target, *pictures)]))
     held_out = (world.HELD_OUT_PATTERN, world.HELD_OUT_SHAPE)

@@ -58,7 +58,6 @@ def test_the_oracle_counts_the_concept_alone():
 def test_a_picture_that_is_none_of_the_world_shows_nothing():
     target = picture(pattern="bars", shape="circle")
     grey = Image.new("RGB", target.size, (128, 128, 128))
-    # Nearest to bars by its stripes, but two of a period's columns are half as bright.
     faint = Image.blend(target, grey, 0.6)
     assert oracle_distance(target, [grey, faint]) == [1.0, 1.0]
 
