@@ -78,7 +78,7 @@ def lines_of(
 
 def _rate(cells: Sequence[tuple[Value, int]]) -> Value:
     rate, prompts = mean([value.value for value, _ in cells]), cells[0][1]
-    return Value(rate, *wilson(round(rate * prompts), prompts))
+    return Value(rate, *wilson(rate * prompts, prompts))
 
 
 def _mean(values: Sequence[Value]) -> Value:
