@@ -179,7 +179,7 @@ def main(argv: list[str] | None = None) -> int:
         code = app(args=argv, prog_name="dopsd", standalone_mode=False)
     except DopsdError as error:
         print(f"dopsd: {error}", file=sys.stderr)
-        return 1
+        return error.exit_code
     except (OSError, BotoCoreError, ClientError) as error:
         # A disk or S3 that refuses: its own message says what, and to which file.
         print(f"dopsd: {' '.join(str(error).split())}", file=sys.stderr)

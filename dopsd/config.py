@@ -12,8 +12,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from dopsd.config_checkpoint import CheckpointSection
 from dopsd.config_message import one_line
 from dopsd.config_preflight import PreflightSection
+from dopsd.config_roles import DeadlineSection, InferenceSection, LearnerSection, RoleSection
 from dopsd.config_section import Device, Fraction, NonNegative, Positive, Section
 from dopsd.errors import ConfigError
 
@@ -129,50 +131,6 @@ class LoraSection(Section):
     )
 
 
-class RoleSection(Section):
-    workers: Positive = Field(1, description="Actors of this role.")
-    cpus: Annotated[float, Field(ge=0)] = Field(1.0, description="CPUs of each worker.")
-    gpus: Annotated[float, Field(ge=0)] | None = Field(
-        None, description="GPUs of each worker. Default: 1 on a GPU device, else 0."
-    )
-
-
-class LearnerSection(RoleSection):
-    steps: Positive = Field(2000, description="Optimizer steps.")
-    global_batch: Positive = Field(4, description="Samples of an optimizer step, all learners.")
-    micro_batch: Positive = Field(1, description="Samples of a micro-batch (one bucket).")
-    lr: Annotated[float, Field(gt=0)] = Field(1e-4, description="AdamW learning rate.")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="AdamW weight decay.")
-    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="AdamW betas.")
-    eps: Annotated[float, Field(gt=0)] = Field(1e-8, description="AdamW epsilon.")
-    clip: Annotated[float, Field(ge=0)] = Field(
-        1.0, description="Gradient norm clip; 0 switches it off."
-    )
-    warmup_steps: NonNegative = Field(0, description="Linear warm-up of the learning rate.")
-    schedule: Literal["constant", "cosine"] = Field("constant", description="After warm-up.")
-    deepspeed: str = Field(
-        "zero1",
-        description="Preset name (zero1, zero2, zero3) or the path of a DeepSpeed JSON file; "
-        "batch sizes, precision, clipping and optimizer come from this config.",
-    )
-    gradient_checkpointing: bool = Field(False, description="Recompute activations in backward.")
-
-
-class InferenceSection(Section):
-    shared: bool = Field(
-        False,
-        description="One pool holds both adapters on one base and does roll-out and scoring; "
-        "the `rollout` section sizes it and `teacher` is ignored.",
-    )
-    slots: Positive = Field(2, description="Micro-batches queued on a worker at once.")
-
-
-class DeadlineSection(Section):
-    start: Annotated[float, Field(gt=0)] = Field(900.0, description="Every role up and loaded.")
-    step: Annotated[float, Field(gt=0)] = Field(900.0, description="One micro-batch or one step.")
-    restarts: NonNegative = Field(3, description="Restarts of each inference worker.")
-
-
 class DebugSection(Section):
     dump_trajectories: NonNegative = Field(
         0,
@@ -224,6 +182,7 @@ class RunConfig(Section):
     inference: InferenceSection = Field(default_factory=InferenceSection)
     learner: LearnerSection = Field(default_factory=LearnerSection)
     deadline: DeadlineSection = Field(default_factory=DeadlineSection)
+    checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
     preview: PreviewSection = Field(default_factory=PreviewSection)
     preflight: PreflightSection = Field(default_factory=PreflightSection)
     debug: DebugSection = Field(default_factory=DebugSection)

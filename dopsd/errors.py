@@ -6,6 +6,8 @@ from __future__ import annotations
 class DopsdError(Exception):
     """Base of every error that is shown to the user as one line, without a traceback."""
 
+    exit_code = 1
+
 
 class ConfigError(DopsdError):
     """A run config that cannot work: names the key, what was given and what is allowed."""
@@ -37,3 +39,13 @@ class WorkerError(DopsdError):
 
 class AcknowledgementError(DopsdError):
     """An inference worker bound other weights than were published."""
+
+
+class CheckpointError(DopsdError):
+    """A checkpoint that cannot be used: names the file and the reason."""
+
+
+class StoppedError(DopsdError):
+    """The run was asked to end and did so at a checkpoint."""
+
+    exit_code = 143

@@ -80,8 +80,11 @@ def list_files(folder: str) -> list[tuple[str, int]]:
     return sorted((path[len(inner) + 1 :], entry["size"]) for path, entry in found.items())
 
 
-def write_bytes(path: str, data: bytes) -> None:
-    """Write a file complete or not at all: a local one is renamed into place."""
+def write_bytes(path: str, data: bytes, durable: bool = False) -> None:
+    """Write a file complete or not at all: a local one is renamed into place.
+
+    ``durable``: return only when it would survive a power cut (S3 always does).
+    """
     fs, inner = filesystem(path)
     if is_remote(path):
         fs.pipe_file(inner, data)
@@ -90,7 +93,16 @@ def write_bytes(path: str, data: bytes) -> None:
     temporary = f"{inner}.tmp-{os.getpid()}"
     with open(temporary, "wb") as file:
         file.write(data)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
     os.replace(temporary, inner)
+    if durable:
+        folder = os.open(os.path.dirname(inner) or ".", os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def remove(path: str) -> None:

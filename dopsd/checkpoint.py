@@ -1,0 +1,205 @@
+"""Checkpoints: folders that are complete or absent, on local disk or S3. Knows no Ray.
+
+``RUN/checkpoints/step-000120/`` holds what a run needs to go on after 120 optimizer steps:
+
+- ``student.safetensors``, ``ema.safetensors``: fp32 weights; ``optimizer.safetensors``: AdamW's
+  moments by parameter name, so that any number of learners and any ZeRO stage can take them;
+- ``policy-000118.student.safetensors`` and ``.teacher``: the weights of the versions that still
+  generate (one more than the policy lag), as they were published;
+- ``checkpoint.json``, written last: step, config, data fingerprint, and size and SHA-256 of every
+  other file. A folder without it is no checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from dopsd import __version__, storage
+from dopsd.errors import CheckpointError
+
+FOLDER, MANIFEST = "checkpoints", "checkpoint.json"
+_NAME = re.compile(r"step-(\d{6,})")
+
+
+class FileRecord(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bytes: int
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """What ``checkpoint.json`` holds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal["dopsd-checkpoint"] = "dopsd-checkpoint"
+    format_version: Literal[1] = 1
+    step: int
+    """Optimizer steps that were taken: the next one, and the position in the plan."""
+    policy_versions: tuple[int, ...]
+    """Versions of the weights that are kept beside it, as published."""
+    config: dict[str, Any]
+    """The resolved config, without credentials."""
+    data: str
+    """Fingerprint of the data set."""
+    learners: int
+    dopsd: str = __version__
+    torch: str = torch.__version__
+    written: float
+    """Seconds since the epoch."""
+    files: dict[str, FileRecord]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose files were all read and found as the manifest says."""
+
+    path: str
+    manifest: Manifest
+    files: dict[str, bytes]
+
+    @property
+    def step(self) -> int:
+        return self.manifest.step
+
+
+def policy_file(version: int, adapter: str) -> str:
+    """Name of an adapter's published weights inside a checkpoint."""
+    return f"policy-{version:06d}.{adapter}.safetensors"
+
+
+def write_checkpoint(
+    root: str,
+    files: Mapping[str, bytes],
+    *,
+    step: int,
+    policy_versions: tuple[int, ...],
+    config: dict[str, Any],
+    data: str,
+    learners: int,
+) -> str:
+    """Write, read back, and commit by the manifest; returns the folder.
+
+    Raises CheckpointError when a file does not read back as it was written, and whatever the
+    storage raises: then there is no checkpoint of this step.
+    """
+    path = storage.join(root, f"step-{step:06d}")
+    storage.remove(storage.join(path, MANIFEST))  # whatever lay here is no checkpoint any more
+    storage.remove(path)
+    records = {}
+    for name, payload in files.items():
+        place = storage.join(path, name)
+        storage.write_bytes(place, payload, durable=True)
+        records[name] = _record(payload)
+        if _record(storage.read_bytes(place)) != records[name]:
+            raise CheckpointError(f"{place}: does not read back as it was written")
+    manifest = Manifest(
+        step=step,
+        policy_versions=policy_versions,
+        config=config,
+        data=data,
+        learners=learners,
+        written=time.time(),
+        files=records,
+    )
+    text = manifest.model_dump_json(indent=1) + "\n"
+    storage.write_bytes(storage.join(path, MANIFEST), text.encode(), durable=True)
+    return path
+
+
+def read_manifest(path: str) -> Manifest:
+    """Raises CheckpointError for a folder that is no checkpoint of this dopsd."""
+    place = storage.join(path, MANIFEST)
+    if not storage.exists(place):
+        raise CheckpointError(f"{path}: incomplete, it has no {MANIFEST}")
+    try:
+        manifest = Manifest.model_validate_json(storage.read_bytes(place))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "JSON"
+        why = f"{where}: {first['msg']}"
+        raise CheckpointError(f"{place}: not a checkpoint of this dopsd ({why})") from None
+    name = path.rstrip("/").rsplit("/", 1)[-1]
+    if name != f"step-{manifest.step:06d}":
+        raise CheckpointError(f"{place}: says step {manifest.step}, but lies in {name}")
+    return manifest
+
+
+def read_checkpoint(path: str) -> Checkpoint:
+    """Every file, each compared with the manifest. Raises CheckpointError naming what is wrong."""
+    manifest = read_manifest(path)
+    files = {}
+    for name, record in manifest.files.items():
+        place = storage.join(path, name)
+        if "/" in name or not storage.exists(place):
+            raise CheckpointError(f"{place}: missing")
+        files[name] = storage.read_bytes(place)
+        if len(files[name]) != record.bytes:
+            raise CheckpointError(
+                f"{place}: {len(files[name])} bytes, the manifest says {record.bytes}"
+            )
+        if _record(files[name]) != record:
+            raise CheckpointError(f"{place}: damaged, its SHA-256 is not the manifest's")
+    return Checkpoint(path, manifest, files)
+
+
+def steps(root: str) -> list[int]:
+    """Steps of the checkpoint folders under ``root``, complete or not, ascending."""
+    found = (_NAME.fullmatch(name) for name in storage.names(root))
+    return sorted(int(match[1]) for match in found if match)
+
+
+def newest_good(
+    root: str, refusal: Callable[[Manifest], str | None] = lambda manifest: None
+) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that is whole and fits, and why each newer one was refused.
+
+    ``refusal`` says what does not fit about a whole checkpoint, or None.
+    """
+    refused = []
+    for step in reversed(steps(root)):
+        path = storage.join(root, f"step-{step:06d}")
+        try:
+            found = read_checkpoint(path)
+        except CheckpointError as error:
+            refused.append(str(error))
+            continue
+        why = refusal(found.manifest)
+        if why is None:
+            return found, refused
+        refused.append(f"{path}: {why}")
+    return None, refused
+
+
+def prune(root: str, keep_last: int, keep_every: int) -> list[int]:
+    """Remove older checkpoints; returns their steps. Call it after a new one is committed.
+
+    Kept: the ``keep_last`` newest complete ones, those of every ``keep_every``-th step, and
+    whatever is newer than the newest complete one.
+    """
+    found = steps(root)
+    manifests = {step: storage.join(root, f"step-{step:06d}", MANIFEST) for step in found}
+    complete = [step for step in found if storage.exists(manifests[step])]
+    if not complete:
+        return []
+    kept = set(complete[-keep_last:]) | {step for step in found if step > complete[-1]}
+    if keep_every:
+        kept |= {step for step in complete if step % keep_every == 0}
+    gone = [step for step in found if step not in kept]
+    for step in gone:
+        storage.remove(manifests[step])  # first: half removed is no checkpoint
+        storage.remove(storage.join(root, f"step-{step:06d}"))
+    return gone
+
+
+def _record(payload: bytes) -> FileRecord:
+    return FileRecord(bytes=len(payload), sha256=hashlib.sha256(payload).hexdigest())
