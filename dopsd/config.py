@@ -28,7 +28,7 @@ class RunSection(Section):
 
 
 class ModelSection(Section):
-    family: Literal["z_image"] = Field("z_image", description="Model family.")
+    family: Literal["z_image", "flux2_klein"] = Field("z_image", description="Model family.")
     base: str = Field(
         "shapes",
         description="Pipeline folder or hub id; `shapes` is the embedded tiny world.",
@@ -36,7 +36,8 @@ class ModelSection(Section):
     vlm: str | None = Field(
         None,
         description="VLM folder or hub id whose language model carries the text encoder's "
-        "weights. Default: the folder `vlm` inside a local base.",
+        "weights. Default: the folder `vlm` inside a local base, else the Qwen3-VL of the text "
+        "encoder's size.",
     )
     revision: str | None = Field(None, description="Hub revision of the base.")
     vlm_revision: str | None = Field(None, description="Hub revision of the VLM.")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +21,19 @@ from dopsd.types import Context
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
+@dataclass(frozen=True)
+class TextFormat:
+    """How a family's transformer wants a prompt read."""
+
+    layers: tuple[int, ...]
+    """Entries of the text encoder's ``hidden_states`` that are concatenated into features."""
+    thinking: bool
+    """``enable_thinking`` of the chat template."""
+    padded: bool
+    """Every row is as long as the limit, and the transformer attends to the padding; otherwise
+    padding is zero and ``lengths`` tells where a row ends."""
+
+
 class Family(ABC):
     """One family of pipelines: how its latents, sigmas, velocity and LoRA targets are defined.
 
@@ -24,47 +41,80 @@ class Family(ABC):
     """
 
     name: ClassVar[str]
+    pipeline_class: ClassVar[str]
+    """Name in diffusers; so are the next two."""
+    transformer_class: ClassVar[str]
+    vae_class: ClassVar[str]
     lora_targets: ClassVar[tuple[str, ...]]
     """Module name suffixes of the authors' LoRA recipe."""
-    text_layers: ClassVar[tuple[int, ...]]
-    """Entries of the text encoder's ``hidden_states`` that are concatenated into features."""
+    text_format: ClassVar[TextFormat]
+    takes_references: ClassVar[bool] = False
+    """Whether ``velocity`` and ``draw`` take contexts with reference images."""
 
     def __init__(self, base: str, revision: str | None = None) -> None:
         self.base = resolve_base(base)
         self.revision = revision
 
-    @abstractmethod
     def load_transformer(
         self, dtype: torch.dtype, device: torch.device | str, attention: str | None = None
     ) -> nn.Module:
         """The frozen transformer (``requires_grad`` off, eval mode) on ``device``."""
+        transformer = self._load_part(self.transformer_class, "transformer", dtype)
+        if attention is not None:
+            transformer.set_attention_backend(attention)
+        frozen: nn.Module = transformer.requires_grad_(False).eval().to(device)
+        return frozen
 
-    @abstractmethod
     def skeleton(self) -> nn.Module:
         """The transformer without weights (on the meta device): its modules can be named."""
+        import diffusers
 
-    @abstractmethod
+        with torch.device("meta"):
+            model: nn.Module = getattr(diffusers, self.transformer_class).from_config(
+                self.part_config("transformer")
+            )
+        return model
+
     def load_pipeline(
         self, dtype: torch.dtype, device: torch.device | str, text_encoder: bool = True
     ) -> Any:
         """The stock diffusers pipeline, to draw pictures with; without ``text_encoder`` it takes
         contexts only."""
+        import diffusers
 
-    @abstractmethod
+        left_out = {} if text_encoder else {"text_encoder": None, "tokenizer": None}
+        pipeline = getattr(diffusers, self.pipeline_class).from_pretrained(
+            self.base,
+            torch_dtype=dtype,
+            revision=self.revision,
+            use_safetensors=True,
+            **left_out,
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline.to(device)
+
     def load_vae(self, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
         """The frozen autoencoder on ``device``."""
+        vae: nn.Module = self._load_part(self.vae_class, "vae", dtype)
+        return vae.requires_grad_(False).eval().to(device)
 
     @abstractmethod
     def encode_images(self, vae: nn.Module, images: list[np.ndarray]) -> Tensor:
         """Latents [B, C, h, w] float32, as the transformer sees them, of B images uint8 [H, W, 3]
         of one size: the posterior's mode, so that an image always has the same."""
 
-    @abstractmethod
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, h, w) of the latents of an image of ``height`` x ``width`` pixels.
 
         Raises ModelError when the size does not fit the family's patches.
         """
+        unit = self.vae_factor * 2
+        if height % unit or width % unit:
+            raise ModelError(
+                f"image of {width}x{height} pixels: this base allows multiples of {unit} "
+                "(data.bucket_multiple)"
+            )
+        return self.channels, height // self.latent_pixels, width // self.latent_pixels
 
     @abstractmethod
     def sigmas(self, steps: int, height: int, width: int) -> Tensor:
@@ -80,15 +130,67 @@ class Family(ABC):
         transformer's dtype. Returns [B, C, h, w] float32.
         """
 
+    def reference_tokens(self, samples: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
+        """What a Context holds beside its text, to let the model see reference images.
+
+        Raises ModelError where the family has no editing branch.
+        """
+        raise ModelError(f"model.family: {self.name} takes no reference images")
+
     @abstractmethod
     def draw(
         self, pipeline: Any, context: Context, noise: Tensor, steps: int, height: int, width: int
     ) -> Any:
-        """Run the stock sampler from ``noise`` [B, C, h, w]: B PIL images."""
+        """Run the stock sampler, guidance off, from ``noise`` [B, C, h, w]: B PIL images."""
 
     @abstractmethod
     def decode(self, pipeline: Any, latents: Tensor) -> Any:
         """``latents`` [B, C, h, w] through the VAE, as the stock sampler ends: B PIL images."""
+
+    @property
+    @abstractmethod
+    def latent_pixels(self) -> int:
+        """Pixels of an image, along one side, that one latent position stands for."""
+
+    @cached_property
+    def vae_factor(self) -> int:
+        """Pixels of an image, along one side, to one of the VAE's latents."""
+        return int(2 ** (len(self.part_config("vae")["block_out_channels"]) - 1))
+
+    @cached_property
+    def channels(self) -> int:
+        """Channels of the latents as the transformer sees them."""
+        return int(self.part_config("transformer")["in_channels"])
+
+    @cached_property
+    def scheduler(self) -> Any:
+        """The pipeline's own scheduler; whoever samples with it copies it first."""
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        return FlowMatchEulerDiscreteScheduler.from_pretrained(
+            self.base, subfolder="scheduler", revision=self.revision
+        )
+
+    def part_config(self, subfolder: str) -> dict[str, Any]:
+        """``config.json`` of one part of the pipeline."""
+        return part_config(self.base, subfolder, self.revision)
+
+    def _load_part(self, name: str, subfolder: str, dtype: torch.dtype) -> Any:
+        import diffusers
+
+        return getattr(diffusers, name).from_pretrained(
+            self.base,
+            subfolder=subfolder,
+            torch_dtype=dtype,
+            revision=self.revision,
+            use_safetensors=True,
+        )
+
+
+def as_pixels(images: list[np.ndarray], vae: Any) -> Tensor:
+    """B images uint8 [H, W, 3] as the VAE takes them: [B, 3, H, W] in [-1, 1]."""
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return pixels.to(vae.device, vae.dtype)
 
 
 def resolve_base(base: str) -> str:
@@ -109,17 +211,46 @@ def resolve_base(base: str) -> str:
     return base
 
 
-def resolve_vlm(base: str, vlm: str | None) -> str:
-    """The VLM's folder or hub id; by default the folder ``vlm`` inside a local base.
+def part_config(base: str, subfolder: str, revision: str | None = None) -> dict[str, Any]:
+    """``config.json`` of one part of a pipeline, in a local folder or on the hub."""
+    local = Path(base) / subfolder / "config.json"
+    if not local.is_file():
+        from huggingface_hub import hf_hub_download
 
-    Raises ModelError when neither is there.
+        local = Path(hf_hub_download(base, f"{subfolder}/config.json", revision=revision))
+    config: dict[str, Any] = json.loads(local.read_text())
+    return config
+
+
+_VLMS = {
+    (2048, 28): "Qwen/Qwen3-VL-2B-Instruct",
+    (2560, 36): "Qwen/Qwen3-VL-4B-Instruct",
+    (4096, 36): "Qwen/Qwen3-VL-8B-Instruct",
+}
+"""By width and layers of the language model, which is that of Qwen3-1.7B, 4B and 8B."""
+
+
+def resolve_vlm(base: str, vlm: str | None, revision: str | None = None) -> str:
+    """The VLM's folder or hub id. By default the folder ``vlm`` inside a local base, else the
+    Qwen3-VL whose language model has the size of the base's text encoder (at ``revision``).
+
+    Raises ModelError when there is none.
     """
     if vlm is not None:
         return resolve_base(vlm)
-    folder = Path(resolve_base(base)) / "vlm"
+    base = resolve_base(base)
+    folder = Path(base) / "vlm"
     if folder.is_dir():
         return str(folder)
+    try:
+        config = part_config(base, "text_encoder", revision)
+        found = f"{config['hidden_size']} wide and {config['num_hidden_layers']} layers deep"
+        size = config["hidden_size"], config["num_hidden_layers"]
+    except (OSError, ValueError, KeyError):
+        found, size = "of unknown size", (0, 0)
+    if size in _VLMS:
+        return _VLMS[size]
     raise ModelError(
-        f"model.vlm: missing, and {base!r} has no folder `vlm`; allowed: a folder or hub id of a "
-        "VLM whose language model has the text encoder's shape"
+        f"model.vlm: missing, {base!r} has no folder `vlm`, and its text encoder is {found}; "
+        "allowed: a folder or hub id of a VLM whose language model has the text encoder's shape"
     )

@@ -118,7 +118,7 @@ def train(config: RunConfig, show: Show) -> Summary:
     show("prepare", {"message": "checking the config"})
     preset = read_preset(config.learner.deepspeed)
     check_trackers(config.trackers)
-    resolve_vlm(config.model.base, config.model.vlm)
+    resolve_vlm(config.model.base, config.model.vlm, config.model.revision)
     config = with_absolute_paths(config)
     family = FAMILIES[config.model.family](config.model.base, config.model.revision)
     matched = resolve_targets(family.skeleton(), config.lora.targets, family.lora_targets)

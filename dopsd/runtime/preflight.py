@@ -39,7 +39,7 @@ def preflight(config: RunConfig, show: Show) -> Preflight:
     Raises PreflightError in strict mode when the teacher was not shown to be closer.
     """
     show("prepare", {"message": "checking the config"})
-    resolve_vlm(config.model.base, config.model.vlm)
+    resolve_vlm(config.model.base, config.model.vlm, config.model.revision)
     config = with_absolute_paths(config)
     refuse_existing(config)
     show("prepare", {"message": "starting Ray"})

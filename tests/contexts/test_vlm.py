@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import Qwen3Model, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from dopsd.contexts import EncoderFactory
+from dopsd.contexts.text import TextEncoder, tokenize
 from dopsd.contexts.vlm import VlmEncoder
 from dopsd.contexts.vlm_weights import load_vlm
 from dopsd.errors import DataError, ModelError
@@ -50,11 +51,9 @@ def limited(encoder: VlmEncoder, text_tokens: int = 512, image_text_tokens: int 
     """The same encoder under other limits."""
     return VlmEncoder(
         encoder.model,
-        encoder.text_tokenizer,
+        TextEncoder(encoder.text.model, encoder.text.tokenizer, encoder.text.format, text_tokens),
         encoder.vlm_tokenizer,
         encoder.image_processor,
-        encoder.layers,
-        text_tokens,
         image_text_tokens,
     )
 
@@ -76,11 +75,11 @@ def assert_rows(ours: list[Tensor], theirs: list[Tensor]) -> None:
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_the_student_reads_one_user_turn(encoder: VlmEncoder, prompt: str) -> None:
     expected = f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
-    assert encoder.text_template(prompt) == expected
-    ids, mask = encoder._tokenize(encoder.text_tokenizer, [expected], 512)
+    assert encoder.text.template(prompt) == expected
+    ids, mask = encoder.text.tokenize([expected])
     assert mask.all()
-    assert encoder.text_tokenizer.decode(ids[0]) == expected
-    count = (ids == encoder.text_tokenizer.convert_tokens_to_ids("<|im_start|>")).sum()
+    assert encoder.text.tokenizer.decode(ids[0]) == expected
+    count = (ids == encoder.text.tokenizer.convert_tokens_to_ids("<|im_start|>")).sum()
     assert count == 2
 
 
@@ -94,7 +93,7 @@ def test_the_teacher_reads_one_user_turn_with_the_image_first(
     )
     text = encoder.image_template(prompt, 4)
     assert text == expected
-    ids, _ = encoder._tokenize(encoder.vlm_tokenizer, [text], 1024)
+    ids, _ = tokenize(encoder.vlm_tokenizer, [text], 1024, encoder.text.format)
     assert encoder.vlm_tokenizer.decode(ids[0]) == expected
     assert (ids == encoder.image_token).sum() == 4
 
@@ -103,7 +102,7 @@ def test_views_show_what_is_encoded(encoder: VlmEncoder) -> None:
     contexts = encoder.encode(IMAGES, PROMPTS)
     for row, views in enumerate(encoder.views(IMAGES, PROMPTS)):
         student, teacher = views
-        assert student.text == encoder.text_template(PROMPTS[row])
+        assert student.text == encoder.text.template(PROMPTS[row])
         assert teacher.text == encoder.image_template(PROMPTS[row], TOKENS[row])
         for view, context in zip(views, contexts):
             assert view.tokens == context.tensors["lengths"][row] <= view.limit
@@ -134,7 +133,7 @@ def test_student_features_are_the_stock_pipelines(encoder: VlmEncoder, tiny_base
     # Thinking disabled, or the VLM's own language weights, would be something else.
     assert ours[0].std() > 0.1
     own = load_vlm(str(tiny_base / "vlm"), torch.float32, "cpu")
-    ids, mask = encoder._tokenize(encoder.text_tokenizer, [encoder.text_template(PROMPTS[0])], 512)
+    ids, mask = encoder.text.tokenize([encoder.text.template(PROMPTS[0])])
     with torch.no_grad():
         other = own.language_model(ids, attention_mask=mask, output_hidden_states=True)
     assert (other.hidden_states[-2][0] - ours[0]).abs().mean() > 0.1
@@ -254,9 +253,9 @@ def test_a_special_token_in_a_caption_is_refused_in_one_line(
 
 def test_what_looks_like_a_special_token_is_text(encoder: VlmEncoder) -> None:
     prompt = "<|im_ end|> [V] <image> <|cat|> < | im_end | >"
-    ids, _ = encoder._tokenize(encoder.text_tokenizer, [encoder.text_template(prompt)], 512)
-    assert (ids == encoder.text_tokenizer.convert_tokens_to_ids("<|im_end|>")).sum() == 1
-    assert prompt in encoder.text_tokenizer.decode(ids[0])
+    ids, _ = encoder.text.tokenize([encoder.text.template(prompt)])
+    assert (ids == encoder.text.tokenizer.convert_tokens_to_ids("<|im_end|>")).sum() == 1
+    assert prompt in encoder.text.tokenizer.decode(ids[0])
 
 
 def test_contexts_are_frozen_and_on_the_cpu(encoder: VlmEncoder) -> None:

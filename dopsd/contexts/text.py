@@ -1,0 +1,143 @@
+"""Text features: what the student reads, and every context that shows no image to a VLM.
+
+Each prompt is templated exactly once, on a copy: diffusers' own ``encode_prompt`` functions
+rewrite the caller's list in place, so they are not used here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dopsd.config import RunConfig
+from dopsd.contexts import ContextView
+from dopsd.errors import DataError
+from dopsd.models import FAMILIES
+from dopsd.models.base import DTYPES, TextFormat
+from dopsd.types import Context
+
+
+class TextEncoder:
+    """Features of prompts from one frozen language model.
+
+    ``model``: the text encoder without its head, or a VLM's language model that carries its
+    weights. ``limit``: longer inputs are cut at the end, as the stock pipeline does.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, text_format: TextFormat, limit: int) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.format = text_format
+        self.limit = limit
+
+    @classmethod
+    def from_config(cls, config: RunConfig, device: str) -> TextEncoder:
+        """The base pipeline's own text encoder and tokenizer; no VLM is loaded."""
+        from transformers import AutoModel
+
+        family = FAMILIES[config.model.family](config.model.base, config.model.revision)
+        model = AutoModel.from_pretrained(
+            family.base,
+            subfolder="text_encoder",
+            revision=family.revision,
+            dtype=DTYPES[config.model.dtype],
+            use_safetensors=True,
+        )
+        return cls(
+            model.requires_grad_(False).eval().to(device),
+            load_tokenizer(family.base, family.revision),
+            family.text_format,
+            config.context.text_tokens,
+        )
+
+    @torch.no_grad()
+    def encode(self, prompts: list[str]) -> Context:
+        """The context of B prompts, on the CPU: ``embeds`` [B, L, D] in the model's dtype, and
+        ``lengths`` [B] where the family's rows are not padded to the limit.
+
+        Raises DataError for a prompt that holds a special token.
+        """
+        texts = [self.template(prompt) for prompt in prompts]
+        ids, mask = self.tokenize(texts)
+        output = self.model(
+            input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False
+        )
+        return text_features(output.hidden_states, mask, self.format)
+
+    def template(self, prompt: str) -> str:
+        """The chat text: one user turn and the generation prompt."""
+        refuse_special_tokens(self.tokenizer, prompt)
+        return chat_text(self.tokenizer, prompt, enable_thinking=self.format.thinking)
+
+    def view(self, prompt: str) -> ContextView:
+        """Templated text and token count of a prompt; nothing is computed."""
+        return view_of(self.tokenizer, self.template(prompt), self.limit)
+
+    def tokenize(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Ids and mask [B, L] of templated texts, on the model's device."""
+        ids, mask = tokenize(self.tokenizer, texts, self.limit, self.format)
+        return ids.to(self.model.device), mask.to(self.model.device)
+
+
+def load_tokenizer(base: str, revision: str | None) -> Any:
+    """The pipeline's tokenizer."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(base, subfolder="tokenizer", revision=revision)
+
+
+def chat_text(tokenizer: Any, content: Any, **options: Any) -> str:
+    """One user turn with ``content`` (a string or a list of parts) and the generation prompt."""
+    message = [{"role": "user", "content": content}]
+    text: str = tokenizer.apply_chat_template(
+        message, tokenize=False, add_generation_prompt=True, **options
+    )
+    return text
+
+
+def tokenize(
+    tokenizer: Any, texts: list[str], limit: int, text_format: TextFormat
+) -> tuple[Tensor, Tensor]:
+    """Ids and mask [B, L]: L is ``limit`` where rows are padded, else that of the longest."""
+    batch = tokenizer(
+        texts,
+        padding="max_length" if text_format.padded else True,
+        # Where the transformer sees the padding, its side is the stock pipeline's.
+        padding_side=None if text_format.padded else "right",
+        truncation=True,
+        max_length=limit,
+        return_tensors="pt",
+    )
+    return batch["input_ids"], batch["attention_mask"]
+
+
+def text_features(
+    hidden_states: tuple[Tensor, ...], mask: Tensor, text_format: TextFormat
+) -> Context:
+    """A context of the layers that the family reads, concatenated: see ``TextEncoder.encode``."""
+    features = torch.cat([hidden_states[layer] for layer in text_format.layers], dim=-1)
+    if text_format.padded:
+        return Context({"embeds": features.cpu()})
+    # Padding carries nothing; zeros make the bytes of a context independent of it.
+    features = features * mask.unsqueeze(-1).to(features.dtype)
+    return Context({"embeds": features.cpu(), "lengths": mask.sum(1).cpu()})
+
+
+def view_of(tokenizer: Any, text: str, limit: int) -> ContextView:
+    """The view of a templated text of which ``limit`` tokens are kept."""
+    return ContextView(text, len(tokenizer(text)["input_ids"]), limit)
+
+
+def refuse_special_tokens(tokenizer: Any, prompt: str) -> None:
+    """A special token inside a caption would end its turn or pass for a piece of the image.
+
+    Raises DataError naming the caption and the token.
+    """
+    for token in tokenizer.added_tokens_decoder.values():
+        if token.special and token.content in prompt:
+            raise DataError(
+                f"caption {prompt[:80]!r}: holds {token.content}, a special token of the "
+                "tokenizer; take it out of the caption"
+            )

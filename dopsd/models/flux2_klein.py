@@ -1,0 +1,211 @@
+"""FLUX.2-klein (4B and 9B: they differ by their configs alone)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from dopsd.method.rollout import rollout
+from dopsd.method.schedule import scheduler_sigmas
+from dopsd.models.base import Family, TextFormat, as_pixels
+from dopsd.types import Context
+
+_REFERENCE_TIME = 10
+"""Spacing of reference images along the time axis of the position ids, as in the stock pipeline:
+the image that is drawn is at 0, its references at 10, 20, ..."""
+
+
+class Flux2Klein(Family):
+    """Flux2KleinPipeline: patchified latents, normalised by the VAE's batch-norm statistics.
+
+    Latents are [B, 4 c, H / 16, W / 16] (c: the VAE's channels): one position is one token. A
+    Context holds ``embeds`` [B, L, D], whose padding the transformer attends to as well, and,
+    where the model shall see reference images, what ``reference_tokens`` makes of them.
+    """
+
+    name: ClassVar[str] = "flux2_klein"
+    pipeline_class: ClassVar[str] = "Flux2KleinPipeline"
+    transformer_class: ClassVar[str] = "Flux2Transformer2DModel"
+    vae_class: ClassVar[str] = "AutoencoderKLFlux2"
+    # The authors' list, by today's names; the single-stream blocks are left out.
+    lora_targets: ClassVar[tuple[str, ...]] = (
+        "attn.to_q",
+        "attn.to_k",
+        "attn.to_v",
+        "attn.to_out.0",
+        "attn.add_q_proj",
+        "attn.add_k_proj",
+        "attn.add_v_proj",
+        "attn.to_add_out",
+        "ff.linear_in",
+        "ff.linear_out",
+        "ff_context.linear_in",
+        "ff_context.linear_out",
+    )
+    text_format: ClassVar[TextFormat] = TextFormat(layers=(9, 18, 27), thinking=False, padded=True)
+    takes_references: ClassVar[bool] = True
+
+    @property
+    def latent_pixels(self) -> int:
+        return self.vae_factor * 2
+
+    @torch.no_grad()
+    def encode_images(self, vae: Any, images: list[np.ndarray]) -> Tensor:
+        latents = patchify(vae.encode(as_pixels(images, vae)).latent_dist.mode().float())
+        mean, std = _statistics(vae)
+        normalised: Tensor = (latents - mean) / std
+        return normalised
+
+    def sigmas(self, steps: int, height: int, width: int) -> Tensor:
+        from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+
+        _, h, w = self.latent_shape(height, width)
+        unshifted = np.linspace(1.0, 1 / steps, steps).tolist()
+        return scheduler_sigmas(self.scheduler, unshifted, compute_empirical_mu(h * w, steps))
+
+    def velocity(
+        self, transformer: nn.Module, latents: Tensor, sigma: Tensor, context: Context
+    ) -> Tensor:
+        # The transformer's time is sigma and its output is u. Rounded as the stock pipeline
+        # rounds it, so that bf16 is trained at the times that it will be asked for.
+        dtype = context.tensors["embeds"].dtype
+        time = (sigma * 1000).to(dtype) / 1000
+        tokens = pack(latents).to(dtype)
+        ids = position_ids(*latents.shape[-2:])
+        groups = _rows_alike(context, len(latents))
+        parts = []
+        for rows in groups:
+            part = context if len(groups) == 1 else _rows(context, rows)
+            hidden, img_ids = tokens[rows], ids
+            if "reference" in part.tensors:
+                length = int(part.tensors["reference_lengths"][0])
+                hidden = torch.cat([hidden, part.tensors["reference"][:, :length]], dim=1)
+                img_ids = torch.cat([ids, part.tensors["reference_ids"][0, :length]])
+            embeds = part.tensors["embeds"]
+            predicted = transformer(
+                hidden_states=hidden,
+                timestep=time[rows],
+                guidance=None,
+                encoder_hidden_states=embeds,
+                txt_ids=position_ids(1, 1, length=embeds.shape[1]).to(latents.device),
+                img_ids=img_ids.to(latents.device),
+                return_dict=False,
+            )[0]
+            parts.append(predicted[:, : tokens.shape[1]].float())
+        order = [row for rows in groups for row in rows]
+        back = sorted(range(len(order)), key=order.__getitem__)
+        velocities = parts[0] if len(parts) == 1 else torch.cat(parts)[back]
+        return unpack(velocities, *latents.shape[-2:])
+
+    def reference_tokens(self, samples: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
+        """What a Context holds beside ``embeds``, to let the model see reference images.
+
+        ``samples``: of each of the B samples its references, one or more, as ``encode_images``
+        gives them ([C, h, w] each, of any sizes; B encoded images of one size are one reference
+        of B samples: ``[[row] for row in latents]``). Returns, on the CPU:
+
+        - ``reference`` [B, R, C] float32: all tokens of a sample, zero-padded to the longest;
+        - ``reference_ids`` [B, R, 4] int64: their positions (time, row, column, 0), where the
+          i-th reference stands at time 10 * (i + 1), as in the stock pipeline;
+        - ``reference_lengths`` [B] int64: tokens of each sample.
+
+        Rows whose references differ in size take a forward each: the transformer knows one set of
+        positions for a batch. Under ZeRO-3, where all ranks must make equally many forwards, such
+        rows may not share a micro-batch.
+        """
+        tokens, ids = [], []
+        for references in samples:
+            tokens.append(torch.cat([pack(latents[None])[0] for latents in references]))
+            ids.append(
+                torch.cat(
+                    [
+                        position_ids(*latents.shape[-2:], time=_REFERENCE_TIME * (number + 1))
+                        for number, latents in enumerate(references)
+                    ]
+                )
+            )
+        return {
+            "reference": pad_sequence(tokens, batch_first=True).float().cpu(),
+            "reference_ids": pad_sequence(ids, batch_first=True),
+            "reference_lengths": torch.tensor([len(each) for each in ids]),
+        }
+
+    def draw(
+        self, pipeline: Any, context: Context, noise: Tensor, steps: int, height: int, width: int
+    ) -> Any:
+        if "reference" in context.tensors:
+            # The stock pipeline takes references as pictures only.
+            def velocity(latents: Tensor, sigma: Tensor) -> Tensor:
+                return self.velocity(pipeline.transformer, latents, sigma, context)
+
+            return self.decode(
+                pipeline, rollout(velocity, noise, self.sigmas(steps, height, width))[-1]
+            )
+        return pipeline(
+            prompt_embeds=context.tensors["embeds"],
+            latents=noise,
+            height=height,
+            width=width,
+            num_inference_steps=steps,
+            guidance_scale=1.0,
+        ).images
+
+    def decode(self, pipeline: Any, latents: Tensor) -> Any:
+        vae = pipeline.vae
+        mean, std = _statistics(vae)
+        latents = unpatchify(latents.to(vae.device) * std + mean)
+        images = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
+        return pipeline.image_processor.postprocess(images, output_type="pil")
+
+
+def pack(latents: Tensor) -> Tensor:
+    """Latents [B, C, h, w] as tokens [B, h * w, C]."""
+    return latents.flatten(2).transpose(1, 2)
+
+
+def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
+    """Inverse of :func:`pack`."""
+    return tokens.transpose(1, 2).unflatten(2, (height, width))
+
+
+def patchify(latents: Tensor) -> Tensor:
+    """The VAE's latents [B, c, 2 h, 2 w] as [B, 4 c, h, w]: a patch of 2x2 is one position."""
+    return nn.functional.pixel_unshuffle(latents, 2)
+
+
+def unpatchify(latents: Tensor) -> Tensor:
+    """Inverse of :func:`patchify`."""
+    return nn.functional.pixel_shuffle(latents, 2)
+
+
+def position_ids(height: int, width: int, *, time: int = 0, length: int = 1) -> Tensor:
+    """[height * width * length, 4] int64: (time, row, column, place in the text)."""
+    axes = torch.tensor([time]), torch.arange(height), torch.arange(width), torch.arange(length)
+    return torch.cartesian_prod(*axes)
+
+
+def _statistics(vae: Any) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of patchified latents, [1, C, 1, 1] float32 each."""
+    mean = vae.bn.running_mean.float().view(1, -1, 1, 1)
+    variance = vae.bn.running_var.float().view(1, -1, 1, 1)
+    return mean, torch.sqrt(variance + vae.config.batch_norm_eps)
+
+
+def _rows_alike(context: Context, count: int) -> list[list[int]]:
+    """The batch's rows, grouped by the sizes of their references."""
+    if "reference" not in context.tensors:
+        return [list(range(count))]
+    groups: dict[bytes, list[int]] = {}
+    lengths = context.tensors["reference_lengths"].tolist()
+    for row, (ids, length) in enumerate(zip(context.tensors["reference_ids"], lengths)):
+        groups.setdefault(ids[:length].numpy().tobytes(), []).append(row)
+    return list(groups.values())
+
+
+def _rows(context: Context, rows: list[int]) -> Context:
+    return Context({name: tensor[rows] for name, tensor in context.tensors.items()})
