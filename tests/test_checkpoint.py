@@ -64,7 +64,7 @@ def test_torn_foreign_and_misplaced_ones_are_refused(tmp_path):
         (3, text),
         (4, b"{"),
         (5, json.dumps({**json.loads(text), "format": "pytorch"}).encode()),
-        (6, json.dumps({**json.loads(text), "step": 6, "files": {"../x": {}}}).encode()),
+        (6, json.dumps({**json.loads(text), "step": 6, "torch": 3}).encode()),
     ):
         storage.write_bytes(storage.join(root, f"step-{step:06d}", MANIFEST), manifest)
     found, refused = newest_good(root)
