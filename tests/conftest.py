@@ -35,6 +35,14 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_flux2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same for FLUX.2-klein (see tests/tiny_flux2.py)."""
+    from tests.tiny_flux2 import save_flux2
+
+    return save_flux2(tmp_path_factory.mktemp("flux2"))
+
+
+@pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One local Ray cluster for every test that needs actors: 4 logical CPUs on 2 real ones."""
     import ray

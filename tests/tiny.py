@@ -128,12 +128,12 @@ def make_vae() -> AutoencoderKL:
     ).eval()
 
 
-def _text_config(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+def text_config(tokenizer: PreTrainedTokenizerFast, layers: int = 3) -> dict[str, Any]:
     return {
         "vocab_size": len(tokenizer),
         "hidden_size": WIDTH,
         "intermediate_size": 96,
-        "num_hidden_layers": 3,
+        "num_hidden_layers": layers,
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
         "head_dim": 32,
@@ -146,10 +146,12 @@ def _text_config(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
 def make_text_encoder(tokenizer: PreTrainedTokenizerFast) -> Qwen3Model:
     torch.manual_seed(2)
     rope = {"rope_type": "default", "rope_theta": ROPE_THETA}
-    return Qwen3Model(Qwen3Config(**_text_config(tokenizer), rope_parameters=rope)).eval()
+    return Qwen3Model(Qwen3Config(**text_config(tokenizer), rope_parameters=rope)).eval()
 
 
-def make_vlm(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLForConditionalGeneration:
+def make_vlm(
+    tokenizer: PreTrainedTokenizerFast, layers: int = 3
+) -> Qwen3VLForConditionalGeneration:
     """Its language model has the text encoder's shape but OTHER weights, as Qwen3-VL's has."""
     torch.manual_seed(3)
     marks = {
@@ -178,7 +180,7 @@ def make_vlm(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLForConditionalGenerat
         "initializer_range": 0.2,
     }
     config = Qwen3VLConfig(
-        text_config=_text_config(tokenizer) | {"rope_parameters": rope},
+        text_config=text_config(tokenizer, layers) | {"rope_parameters": rope},
         vision_config=vision,
         tie_word_embeddings=True,
         **{name: tokenizer.convert_tokens_to_ids(token) for name, token in marks.items()},
@@ -196,12 +198,19 @@ def save_base(folder: Path) -> Path:
         tokenizer=tokenizer,
         transformer=make_transformer(),
     ).save_pretrained(folder)
-    make_vlm(tokenizer).save_pretrained(folder / "vlm")
-    tokenizer.save_pretrained(folder / "vlm")
+    save_vlm(folder / "vlm", make_vlm(tokenizer), tokenizer)
+    return folder
+
+
+def save_vlm(
+    folder: Path, vlm: Qwen3VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Write a VLM with its tokenizer and image processor."""
+    vlm.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     Qwen2VLImageProcessorPil(
         patch_size=IMAGE_TOKEN_SIDE // 2, merge_size=2, temporal_patch_size=2
-    ).save_pretrained(folder / "vlm")
-    return folder
+    ).save_pretrained(folder)
 
 
 def make_config(base: Path | str, **sections: Any) -> RunConfig:
