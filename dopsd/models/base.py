@@ -19,6 +19,8 @@ from dopsd.errors import ModelError
 from dopsd.types import Context
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+LEVELS = 1000
+"""Resolution at which flow matching reads a pipeline's schedule."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,11 @@ class Family(ABC):
     @abstractmethod
     def sigmas(self, steps: int, height: int, width: int) -> Tensor:
         """The stock sampler's noise levels, [steps + 1] float32, descending to 0."""
+
+    @abstractmethod
+    def noise_levels(self, steps: int, height: int, width: int) -> Tensor:
+        """The curve on which the levels of a sampler of ``steps`` steps lie, finely:
+        [N + 1] float32, descending to 0, for flow matching to draw from."""
 
     @abstractmethod
     def velocity(

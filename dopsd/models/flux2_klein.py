@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from dopsd.method.rollout import rollout
 from dopsd.method.schedule import scheduler_sigmas
-from dopsd.models.base import Family, TextFormat, as_pixels
+from dopsd.models.base import LEVELS, Family, TextFormat, as_pixels
 from dopsd.types import Context
 
 _REFERENCE_TIME = 10
@@ -62,10 +62,18 @@ class Flux2Klein(Family):
         return normalised
 
     def sigmas(self, steps: int, height: int, width: int) -> Tensor:
+        return self._levels(steps, steps, height, width)
+
+    def noise_levels(self, steps: int, height: int, width: int) -> Tensor:
+        return self._levels(LEVELS, steps, height, width)
+
+    def _levels(self, count: int, steps: int, height: int, width: int) -> Tensor:
+        """``count`` levels under the shift of a sampler of ``steps`` steps. The pipeline's shift is
+        linear in the steps: at 1000 it would press nearly all levels against 0."""
         from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 
         _, h, w = self.latent_shape(height, width)
-        unshifted = np.linspace(1.0, 1 / steps, steps).tolist()
+        unshifted = np.linspace(1.0, 1 / count, count).tolist()
         return scheduler_sigmas(self.scheduler, unshifted, compute_empirical_mu(h * w, steps))
 
     def velocity(

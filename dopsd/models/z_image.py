@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dopsd.method.schedule import scheduler_sigmas
-from dopsd.models.base import Family, TextFormat, as_pixels
+from dopsd.models.base import LEVELS, Family, TextFormat, as_pixels
 from dopsd.types import Context
 
 
@@ -57,6 +57,9 @@ class ZImage(Family):
             config.get("max_shift", 1.15),
         )
         return scheduler_sigmas(self.scheduler, get_default_z_image_sigmas(steps), mu)
+
+    def noise_levels(self, steps: int, height: int, width: int) -> Tensor:
+        return self.sigmas(LEVELS, height, width)
 
     def velocity(
         self, transformer: nn.Module, latents: Tensor, sigma: Tensor, context: Context

@@ -22,9 +22,6 @@ from dopsd.models.base import Family
 from dopsd.runtime.schedule import training_sigmas
 from dopsd.types import EncodedBatch, SampleInfo, TrainingBatch
 
-_SCHEDULE_STEPS = 1000
-"""Resolution at which flow matching reads the pipeline's schedule."""
-
 
 def baseline_targets(
     config: RunConfig,
@@ -61,7 +58,9 @@ def baseline_targets(
 
 def _levels(config: RunConfig, family: Family, info: SampleInfo) -> Tensor:
     uniform = batch_uniform(config.run.seed, info.step, info.sample_ids, config.method.steps)
-    return training_levels(uniform, family.sigmas(_SCHEDULE_STEPS, info.height, info.width))
+    return training_levels(
+        uniform, family.noise_levels(config.method.steps, info.height, info.width)
+    )
 
 
 def baseline_batch(

@@ -136,6 +136,14 @@ def test_mu_follows_image_tokens_and_steps(family: Flux2Klein) -> None:
     assert not torch.allclose(found, family.sigmas(steps, 128, 128))
 
 
+@pytest.mark.parametrize("steps", [4, 8])
+def test_noise_levels_lie_on_the_few_step_samplers_curve(family: Flux2Klein, steps: int) -> None:
+    levels = family.noise_levels(steps, HEIGHT, IMAGE_WIDTH)
+    nodes = levels[:: (len(levels) - 1) // steps]
+    torch.testing.assert_close(nodes, family.sigmas(steps, HEIGHT, IMAGE_WIDTH), atol=1e-6, rtol=0)
+    assert 0.5 < levels.median() < 0.95
+
+
 def test_packing_and_positions_are_the_stock_pipelines_own(pipeline: Any) -> None:
     raw = torch.randn(2, 4, 6, 10)
     latents = pipeline._patchify_latents(raw)
