@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from dopsd.config_checkpoint import CheckpointSection
+from dopsd.config_context import ContextSection, check_context_fits
 from dopsd.config_message import one_line
 from dopsd.config_preflight import PreflightSection
 from dopsd.config_roles import DeadlineSection, InferenceSection, LearnerSection, RoleSection
@@ -47,14 +48,6 @@ class ModelSection(Section):
     attention: str | None = Field(
         None, description="diffusers attention backend (e.g. `flash`, `native`); default: its own."
     )
-
-
-class ContextSection(Section):
-    name: Literal["vlm"] = Field("vlm", description="What the teacher sees beyond the prompt.")
-    text_tokens: Positive = Field(512, description="Most tokens of a text context.")
-    image_text_tokens: Positive = Field(1024, description="Most tokens of an image+text context.")
-    image_min_pixels: Positive = Field(512**2, description="Smallest image shown to the VLM.")
-    image_max_pixels: Positive = Field(768**2, description="Largest image shown to the VLM.")
 
 
 class DataSection(Section):
@@ -264,11 +257,7 @@ class RunConfig(Section):
                 f"learner.warmup_steps: {learner.warmup_steps}, allowed: at most learner.steps "
                 f"({learner.steps})"
             )
-        if self.context.image_min_pixels > self.context.image_max_pixels:
-            raise ValueError(
-                f"context.image_min_pixels: {self.context.image_min_pixels}, allowed: at most "
-                f"context.image_max_pixels ({self.context.image_max_pixels})"
-            )
+        check_context_fits(self.context, self.model.family, self.model.vlm, self.data.caption_keys)
         if not self.data.source and not self.data.shards:
             raise ValueError(
                 "data.source: missing, allowed: a folder, a .jsonl file or shapes:CONCEPT "

@@ -41,7 +41,7 @@ def one_line(error: ValidationError, model: type[BaseModel]) -> str:
         close = difflib.get_close_matches(str(first["loc"][-1]), siblings, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         return f"{key}: unknown key{hint}; allowed: {', '.join(siblings)}"
-    if first["type"] == "value_error" and not first["loc"]:
+    if first["type"] == "value_error":  # a section's own: it names the key
         return str(first["ctx"]["error"])
     if first["type"] == "missing":
         return f"{key}: missing"

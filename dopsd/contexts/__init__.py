@@ -1,16 +1,21 @@
 """How a role sees a sample: frozen encoders that turn images and prompts into contexts.
 
 Contexts do not depend on the policy, so they are computed upstream of it, once per micro-batch.
+Each context is one file with one encoder class; ``context.name`` chooses it, and
+``config_context.CONTEXT_NEEDS`` says what of a sample it reads.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from importlib import import_module
+from typing import Any, Protocol
 
-import numpy as np
+from torch import nn
 
 from dopsd.config import RunConfig
+from dopsd.data.sample import Sample
 from dopsd.process import set_up
 from dopsd.types import Context
 
@@ -32,21 +37,29 @@ class ContextView:
 
 
 class ContextEncoder(Protocol):
-    """Encodes a micro-batch for both roles."""
+    """Encodes the samples of a micro-batch for both roles."""
 
-    def encode(self, images: list[np.ndarray], prompts: list[str]) -> tuple[Context, Context]:
-        """(student's context, teacher's context) of B images uint8 [H, W, 3] and B prompts."""
+    vae: nn.Module | None
+    """The family's frozen VAE where the context needs one: nobody then loads a second."""
+
+    def encode(self, samples: Sequence[Sample]) -> tuple[Context, Context]:
+        """(student's context, teacher's context), a row for each sample."""
         ...
 
-    def encode_text(self, prompts: list[str]) -> Context:
-        """The student's context of B prompts."""
+    def encode_student(self, samples: Sequence[Sample]) -> Context:
+        """The student's context alone."""
         ...
 
-    def views(
-        self, images: list[np.ndarray], prompts: list[str]
-    ) -> list[tuple[ContextView, ContextView]]:
+    def views(self, samples: Sequence[Sample]) -> list[tuple[ContextView, ContextView]]:
         """(student's, teacher's) text and tokens of each sample; nothing is computed."""
         ...
+
+
+CONTEXTS = {
+    "vlm": "dopsd.contexts.vlm:VlmEncoder",
+}
+"""Where each context's encoder is, imported when it is built: ``Class.from_config(config,
+device)``."""
 
 
 class EncoderFactory:
@@ -57,10 +70,11 @@ class EncoderFactory:
         self.device = device
 
     def __call__(self) -> ContextEncoder:
-        from dopsd.contexts.vlm import VlmEncoder
-
+        module, _, name = CONTEXTS[self.config.context.name].partition(":")
         set_up(self.device)
-        return VlmEncoder.from_config(self.config, self.device)
+        encoder: Any = getattr(import_module(module), name)
+        built: ContextEncoder = encoder.from_config(self.config, self.device)
+        return built
 
 
-__all__ = ["ContextEncoder", "ContextView", "EncoderFactory"]
+__all__ = ["CONTEXTS", "ContextEncoder", "ContextView", "EncoderFactory"]

@@ -5,11 +5,13 @@ Preview and evaluation use the context encoder alone.
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from dopsd.config import RunConfig
 from dopsd.contexts import ContextEncoder, EncoderFactory
+from dopsd.data.sample import Sample
 from dopsd.models import FAMILIES
 from dopsd.models.base import DTYPES, Family
 from dopsd.types import Context
@@ -24,14 +26,15 @@ class TrainingEncoder:
         self.contexts, self.family, self.vae = contexts, family, vae
         self.has_teacher = has_teacher
 
-    def encode(
-        self, images: list[np.ndarray], prompts: list[str]
-    ) -> tuple[Context, Context | None, Tensor | None]:
+    def encode(self, samples: Sequence[Sample]) -> tuple[Context, Context | None, Tensor | None]:
         """(student's context, teacher's context, latents [B, C, h, w] float32 on the CPU)."""
-        target = None if self.vae is None else self.family.encode_images(self.vae, images).cpu()
+        target = None
+        if self.vae is not None:
+            targets = [sample.target for sample in samples]
+            target = self.family.encode_images(self.vae, targets).cpu()
         if self.has_teacher:
-            return *self.contexts.encode(images, prompts), target
-        return self.contexts.encode_text(prompts), None, target
+            return *self.contexts.encode(samples), target
+        return self.contexts.encode_student(samples), None, target
 
 
 class TrainingEncoderFactory:
@@ -44,5 +47,7 @@ class TrainingEncoderFactory:
         contexts = EncoderFactory(self.config, self.device)()
         model, method = self.config.model, self.config.method
         family = FAMILIES[model.family](model.base, model.revision)
-        vae = family.load_vae(DTYPES[model.dtype], self.device) if method.needs_targets else None
+        vae = None
+        if method.needs_targets:
+            vae = contexts.vae or family.load_vae(DTYPES[model.dtype], self.device)
         return TrainingEncoder(contexts, family, vae, method.objective != "sft")

@@ -5,6 +5,7 @@ One frozen VLM serves both: its language model carries the weights of the pipeli
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from dopsd.contexts.text import (
     view_of,
 )
 from dopsd.contexts.vlm_weights import carry_text_encoder, load_vlm, text_encoder_config
+from dopsd.data.sample import Sample
 from dopsd.errors import ModelError
 from dopsd.models import FAMILIES, resolve_vlm
 from dopsd.models.base import DTYPES
@@ -35,6 +37,8 @@ class VlmEncoder:
     ``text``: reads prompts through the VLM's language model. ``image_text_tokens``: longer inputs
     are cut at the end.
     """
+
+    vae = None
 
     def __init__(
         self,
@@ -79,9 +83,14 @@ class VlmEncoder:
             context.image_text_tokens,
         )
 
-    def encode(self, images: list[np.ndarray], prompts: list[str]) -> tuple[Context, Context]:
-        """(text context, image+text context) of B images uint8 [H, W, 3] and B prompts."""
+    def encode(self, samples: Sequence[Sample]) -> tuple[Context, Context]:
+        """(text context, image+text context) of B samples."""
+        images, prompts = [s.target for s in samples], [s.prompt for s in samples]
         return self.encode_text(prompts), self.encode_image_text(images, prompts)
+
+    def encode_student(self, samples: Sequence[Sample]) -> Context:
+        """The text context of B samples."""
+        return self.encode_text([sample.prompt for sample in samples])
 
     def encode_text(self, prompts: list[str]) -> Context:
         """Features of the prompts alone."""
@@ -120,19 +129,15 @@ class VlmEncoder:
         )
         return text_features(output.hidden_states, mask, self.text.format)
 
-    def views(
-        self, images: list[np.ndarray], prompts: list[str]
-    ) -> list[tuple[ContextView, ContextView]]:
+    def views(self, samples: Sequence[Sample]) -> list[tuple[ContextView, ContextView]]:
         """(student's, teacher's) templated text and token count of each sample."""
-        _, merged = self._pixels(images)
+        _, merged = self._pixels([sample.target for sample in samples])
         limit = self.image_text_tokens
-        return [
-            (
-                self.text.view(prompt),
-                view_of(self.vlm_tokenizer, self.image_template(prompt, int(count)), limit),
-            )
-            for prompt, count in zip(prompts, merged)
-        ]
+        views = []
+        for sample, count in zip(samples, merged):
+            seen = self.image_template(sample.prompt, int(count))
+            views.append((self.text.view(sample.prompt), view_of(self.vlm_tokenizer, seen, limit)))
+        return views
 
     def _pixels(self, images: list[np.ndarray]) -> tuple[Any, Tensor]:
         """The VLM's pixel values, and how many language tokens each image becomes, [B]."""

@@ -23,9 +23,63 @@ def draw_caption(
             f"sample {sample_id}: has no caption under data.caption_keys ({', '.join(keys)}); "
             f"it has: {', '.join(sorted(captions)) or 'none'}"
         )
-    digest = hashlib.sha256(f"caption\0{seed}\0{epoch}\0{sample_id}".encode()).digest()
-    key = present[int.from_bytes(digest[:8], "little") % len(present)]
+    key = present[_draw(seed, epoch, sample_id, len(present))]
     return key, captions[key]
+
+
+def draw_pair(
+    captions: Mapping[str, str],
+    pairs: Sequence[tuple[str, str]],
+    seed: int,
+    epoch: int,
+    sample_id: str,
+) -> tuple[str, str]:
+    """(student's, teacher's) text: one of ``pairs`` of keys, drawn as ``draw_caption`` draws.
+
+    Raises DataError when the sample has both captions of no pair.
+    """
+    whole = [pair for pair in dict.fromkeys(pairs) if captions.keys() >= {*pair}]
+    if not whole:
+        raise DataError(
+            f"sample {sample_id}: has both captions of no pair of context.prompt_pairs "
+            f"({_listed(pairs)}); it has: {', '.join(sorted(captions)) or 'none'}"
+        )
+    student, teacher = whole[_draw(seed, epoch, sample_id, len(whole))]
+    return captions[student], captions[teacher]
+
+
+def check_prompt_pairs(manifest: Manifest, pairs: Sequence[tuple[str, str]]) -> None:
+    """Refuse ``context.prompt_pairs`` that the data cannot serve, before anything is loaded.
+
+    Raises DataError when no sample has both captions of a pair, or when a sample has those of
+    none.
+    """
+    known = ", ".join(sorted(manifest.caption_keys))
+    for pair in pairs:
+        if not any({*pair} <= {*group.keys} for group in manifest.caption_sets):
+            raise DataError(
+                f"context.prompt_pairs: no sample has both captions of {_listed([pair])}; the data "
+                f"has: {known}"
+            )
+    without = sum(
+        group.samples
+        for group in manifest.caption_sets
+        if not any({*pair} <= {*group.keys} for pair in pairs)
+    )
+    if pairs and without:
+        raise DataError(
+            f"context.prompt_pairs: {without} of {manifest.samples} samples have both captions of "
+            f"none of {_listed(pairs)}; add a pair that they have: {known}"
+        )
+
+
+def _listed(pairs: Sequence[tuple[str, str]]) -> str:
+    return ", ".join(f"[{student}, {teacher}]" for student, teacher in pairs)
+
+
+def _draw(seed: int, epoch: int, sample_id: str, count: int) -> int:
+    digest = hashlib.sha256(f"caption\0{seed}\0{epoch}\0{sample_id}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") % count
 
 
 def check_caption_keys(manifest: Manifest, keys: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dopsd import storage
-from dopsd.data.schema import FORMAT, SCHEMA_VERSION
+from dopsd.data.schema import FORMAT, READABLE_VERSIONS, SCHEMA_VERSION
 from dopsd.errors import DataError
 
 MANIFEST = "manifest.json"
@@ -75,8 +75,11 @@ class Manifest(_Record):
     concepts: dict[str, int]
     """Samples of each concept; "" counts those without one."""
     caption_sets: tuple[CaptionSet, ...]
+    references: dict[str, int] = {}
+    """Samples by how many reference pictures they have; empty before version 2."""
     fingerprint: str
-    """sha256 over ids, concepts, captions and prepared pixels, in the order of the ids."""
+    """sha256 over ids, concepts, captions, prepared pixels and reference pictures, in the order of
+    the ids."""
     row_groups: tuple[RowGroup, ...]
     quarantined: tuple[Quarantined, ...]
     notes: tuple[str, ...]
@@ -91,6 +94,11 @@ class Manifest(_Record):
                 counts[key] = counts.get(key, 0) + group.samples
         return counts
 
+    @property
+    def without_references(self) -> int:
+        """Samples that have no reference picture."""
+        return self.references.get("0", 0) if self.references else self.samples
+
     def summary_lines(self) -> list[str]:
         """The outcome of preparing, for the user: counts, then each kind of quarantine."""
         lines = [
@@ -98,6 +106,9 @@ class Manifest(_Record):
             + ", ".join(f"{bucket} ({count})" for bucket, count in self.buckets.items()),
             "captions: " + ", ".join(f"{k} ({n})" for k, n in sorted(self.caption_keys.items())),
         ]
+        if self.without_references < self.samples:
+            counts = ", ".join(f"{n} with {count}" for count, n in self.references.items())
+            lines.append(f"reference pictures: {counts} each")
         if self.quarantined:
             lines.append(f"quarantined: {len(self.quarantined)} of {self.seen}")
             kinds = Counter(entry.reason.split(":")[0] for entry in self.quarantined)
@@ -140,9 +151,10 @@ def load_manifest(shards: str) -> Manifest:
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise DataError(f"{path}: not a manifest of dopsd shards (its format is not {FORMAT!r})")
     version = values.get("schema_version")
-    if version != SCHEMA_VERSION:
+    if version not in READABLE_VERSIONS:
         raise DataError(
-            f"{path}: schema version {version}, this dopsd reads {SCHEMA_VERSION}; "
+            f"{path}: schema version {version}, this dopsd reads "
+            f"{' and '.join(map(str, READABLE_VERSIONS))}; "
             "use the dopsd that wrote it, or prepare the data again"
         )
     try:

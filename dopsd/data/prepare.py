@@ -113,10 +113,13 @@ def _inspect_all(
 ) -> dict[int, str]:
     """Position -> bucket of the usable samples; the others get their ``problem`` written in."""
     choices = buckets(settings.pixel_area, settings.bucket_multiple)
+    multiple = settings.bucket_multiple
     todo = [{"at": at, "row": pack_row(row)} for at, row in enumerate(rows) if row.problem is None]
     bucket_of: dict[int, str] = {}
     done = len(rows) - len(todo)
-    for batch in _map(todo, _inspect_batch, ROWS_PER_TASK, cpus, choices=choices):
+    for batch in _map(
+        todo, _inspect_batch, ROWS_PER_TASK, cpus, choices=choices, multiple=multiple
+    ):
         for result in batch.to_pylist():
             if result["reason"]:
                 rows[result["at"]].problem = result["reason"]
@@ -127,10 +130,10 @@ def _inspect_all(
     return dict(sorted(bucket_of.items()))
 
 
-def _inspect_batch(batch: pa.Table, choices: tuple[Bucket, ...]) -> pa.Table:
+def _inspect_batch(batch: pa.Table, choices: tuple[Bucket, ...], multiple: int) -> pa.Table:
     results = []
     for item in batch.to_pylist():
-        bucket, reason = inspect(unpack_row(item["row"]), choices)
+        bucket, reason = inspect(unpack_row(item["row"]), choices, multiple)
         results.append({"at": item["at"], "bucket": bucket, "reason": reason})
     return pa.Table.from_pylist(results)
 
@@ -256,6 +259,7 @@ def _manifest(
         buckets=dict(sorted(Counter(bucket_of.values()).items())),
         concepts=dict(sorted(Counter(row.concept or "" for row in good).items())),
         caption_sets=tuple(CaptionSet(keys=k, samples=n) for k, n in sorted(sets.items())),
+        references=dict(sorted(Counter(str(len(row.references)) for row in good).items())),
         fingerprint=fingerprint.hexdigest(),
         row_groups=tuple(
             RowGroup(file=shard.file, row_group=number, bucket=bucket, rows=len(places))

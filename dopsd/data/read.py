@@ -7,35 +7,64 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from dopsd import storage
-from dopsd.data.captions import draw_caption
+from dopsd.data.captions import draw_caption, draw_pair
 from dopsd.data.images import decode_png
 from dopsd.data.plan import MicroBatch, Plan, RowRef
 from dopsd.data.ray_tools import telling_errors
+from dopsd.data.references import sized
+from dopsd.data.sample import Sample
 from dopsd.errors import DataError
 
 CACHE_BYTES = 2**29
 """Row groups that a reading process keeps (512 MiB). Micro-batches of several buckets alternate,
 so the row groups of all of them are in use at once."""
-_COLUMNS = ["sample_id", "concept", "captions", "image"]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What of each sample is read: nothing is decoded that nobody looks at."""
+
+    caption_keys: tuple[str, ...] = ()
+    """Captions to draw from; empty: every one that a sample has."""
+    prompt_pairs: tuple[tuple[str, str], ...] = ()
+    """Pairs of caption keys [student's, teacher's], in place of ``caption_keys``."""
+    images: bool = True
+    """The targets' pixels."""
+    reference_pixels: int = 0
+    """Most pixels of a reference picture; 0: references are not read."""
+    reference_multiple: int = 16
+    """Both sides of a reference are multiples of this."""
+
+    def columns(self) -> list[str]:
+        """Columns of the shards that this takes."""
+        columns = ["sample_id", "concept", "captions", "width", "height"]
+        columns += ["image"] if self.images else []
+        return columns + (["references"] if self.reference_pixels else [])
 
 
 class RowGroups:
     """Row groups of one folder of shards, the recently used ones kept in memory."""
 
-    def __init__(self, shards: str, capacity: int = CACHE_BYTES) -> None:
+    def __init__(
+        self, shards: str, wanted: Wanted | None = None, capacity: int = CACHE_BYTES
+    ) -> None:
         self.shards, self.capacity = shards, capacity
+        self.wanted = wanted or Wanted()
         self._tables: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
         self._bytes = 0
 
     def row(self, ref: RowRef) -> dict[str, Any]:
-        """``sample_id``, ``concept``, ``captions`` and ``image`` (PNG bytes) of one sample.
+        """``sample_id``, ``concept``, ``captions``, ``width``, ``height`` of one sample; ``image``
+        and ``references`` (PNG bytes) where they are wanted.
 
         Raises DataError when the shard is missing or another one than the manifest names.
         """
@@ -51,7 +80,7 @@ class RowGroups:
         fs, inner = storage.arrow_filesystem(path)
         try:
             with pq.ParquetFile(fs.open_input_file(inner)) as parquet:
-                table = parquet.read_row_group(row_group, columns=_COLUMNS)
+                table = parquet.read_row_group(row_group, columns=self.wanted.columns())
         except FileNotFoundError:
             raise DataError(f"{path}: no such file, but the manifest names it") from None
         except (pa.ArrowInvalid, KeyError, IndexError) as error:
@@ -64,31 +93,73 @@ class RowGroups:
         return table
 
 
-def read_micro_batch(
-    batch: MicroBatch, groups: RowGroups, caption_keys: tuple[str, ...], seed: int
-) -> dict[str, Any]:
-    """One micro-batch as plain values, its captions drawn.
+def read_micro_batch(batch: MicroBatch, groups: RowGroups, seed: int) -> dict[str, Any]:
+    """One micro-batch as plain values, its captions drawn: a row of ``READ_SCHEMA``.
 
-    ``pixels``: bytes of uint8 [B, H, W, 3]. Raises DataError when a sample has no asked caption.
+    ``pixels``: bytes of uint8 [B, H, W, 3], null where no images are wanted. Raises DataError
+    when a sample has no asked caption.
     """
+    wanted = groups.wanted
     rows = [groups.row(ref) for ref in batch.rows]
-    images = np.stack([decode_png(row["image"]) for row in rows])
-    drawn = [
-        draw_caption(row["captions"], caption_keys, seed, batch.epoch, row["sample_id"])
-        for row in rows
-    ]
-    return {
+    values: dict[str, Any] = {
         "step": batch.step,
         "index": batch.index,
         "step_samples": batch.step_samples,
         "sample_ids": [row["sample_id"] for row in rows],
-        "prompts": [text for _, text in drawn],
-        "height": images.shape[1],
-        "width": images.shape[2],
-        "pixels": images.tobytes(),
+        "height": rows[0]["height"],
+        "width": rows[0]["width"],
+        "pixels": None,
+        "teacher_prompts": None,
+        "references": [_references(row, wanted) for row in rows],
     }
+    if wanted.images:
+        values["pixels"] = np.stack([decode_png(row["image"]) for row in rows]).tobytes()
+    named = [(row["captions"], row["sample_id"]) for row in rows]
+    if wanted.prompt_pairs:
+        pairs = [draw_pair(c, wanted.prompt_pairs, seed, batch.epoch, name) for c, name in named]
+        values["prompts"], values["teacher_prompts"] = map(list, zip(*pairs))
+    else:
+        keys = wanted.caption_keys
+        drawn = [draw_caption(c, keys, seed, batch.epoch, name) for c, name in named]
+        values["prompts"] = [text for _, text in drawn]
+    return values
 
 
+def _references(row: dict[str, Any], wanted: Wanted) -> list[dict[str, Any]]:
+    # Shards of version 1 have no such column.
+    found = []
+    for png in row.get("references") or []:
+        image = Image.fromarray(decode_png(png))
+        pixels = sized(image, wanted.reference_pixels, wanted.reference_multiple)
+        found.append(
+            {"height": pixels.shape[0], "width": pixels.shape[1], "pixels": pixels.tobytes()}
+        )
+    return found
+
+
+def samples_of(values: dict[str, Any]) -> list[Sample]:
+    """The samples of a row of ``READ_SCHEMA``."""
+    count = len(values["sample_ids"])
+    images: Any = [None] * count
+    if values["pixels"] is not None:
+        shape = (count, values["height"], values["width"], 3)
+        images = np.frombuffer(values["pixels"], dtype=np.uint8).reshape(shape)
+    references = [tuple(map(_pixels, each)) for each in values["references"]]
+    teacher = values["teacher_prompts"] or [None] * count
+    return [
+        Sample(*each)
+        for each in zip(values["sample_ids"], values["prompts"], images, references, teacher)
+    ]
+
+
+def _pixels(reference: dict[str, Any]) -> np.ndarray:
+    shape = (reference["height"], reference["width"], 3)
+    return np.frombuffer(reference["pixels"], dtype=np.uint8).reshape(shape)
+
+
+_REFERENCE = pa.struct(
+    [("height", pa.int64()), ("width", pa.int64()), ("pixels", pa.large_binary())]
+)
 READ_SCHEMA = pa.schema(
     [
         ("step", pa.int64()),
@@ -96,29 +167,29 @@ READ_SCHEMA = pa.schema(
         ("step_samples", pa.int64()),
         ("sample_ids", pa.list_(pa.string())),
         ("prompts", pa.list_(pa.string())),
+        ("teacher_prompts", pa.list_(pa.string())),
         ("height", pa.int64()),
         ("width", pa.int64()),
         ("pixels", pa.large_binary()),
+        ("references", pa.list_(pa.list_(_REFERENCE))),
     ]
 )
 
 _groups: RowGroups | None = None
 
 
-def read_segment(
-    segment: pa.Table, plan: Plan, shards: str, caption_keys: tuple[str, ...]
-) -> Iterator[pa.Table]:
+def read_segment(segment: pa.Table, plan: Plan, shards: str, wanted: Wanted) -> Iterator[pa.Table]:
     """A table of one row per micro-batch of the segment (columns ``start``, ``stop``), in order.
 
     ``start`` and ``stop`` count micro-batches as :meth:`Plan.number` does; captions are
     drawn with the plan's seed.
     """
     global _groups
-    if _groups is None or _groups.shards != shards:
-        _groups = RowGroups(shards)
+    if _groups is None or (_groups.shards, _groups.wanted) != (shards, wanted):
+        _groups = RowGroups(shards, wanted)
     (span,) = segment.to_pylist()
     for number in range(span["start"], span["stop"]):
         with telling_errors():
-            values = read_micro_batch(plan.micro_batch_at(number), _groups, caption_keys, plan.seed)
+            values = read_micro_batch(plan.micro_batch_at(number), _groups, plan.seed)
             table = pa.Table.from_pylist([values], schema=READ_SCHEMA)
         yield table

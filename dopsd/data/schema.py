@@ -6,7 +6,9 @@ from typing import Literal
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE_VERSIONS = (1, 2)
+"""Version 1 had no reference pictures; its shards are read as samples without any."""
 FORMAT: Literal["dopsd-shards"] = "dopsd-shards"
 SHARD = "shard-{:05d}.parquet"
 
@@ -21,6 +23,9 @@ SCHEMA = pa.schema(
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("bucket", pa.string()),
+        # PNG of each reference picture in order, upright RGB, in its own size up to 2048^2 pixels:
+        # the size that a model sees is decided when it is read.
+        ("references", pa.list_(pa.binary())),
     ],
     metadata={b"dopsd.format": FORMAT.encode(), b"dopsd.version": str(SCHEMA_VERSION).encode()},
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import posixpath
 import re
 from dataclasses import asdict
 from typing import Any
@@ -13,8 +14,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from dopsd import storage
+from dopsd.config_context import MAX_REFERENCE_PIXELS
 from dopsd.data.buckets import Bucket, fit, nearest, parse_bucket
 from dopsd.data.images import MAX_BYTES, BadImage, decode_image, decode_png, encode_png
+from dopsd.data.references import MAX_REFERENCES, check_shape, shrunk
 from dopsd.data.schema import SCHEMA
 from dopsd.data.sources import CAPTION_KEY, SourceRow, read_caption_file
 from dopsd.errors import DataError
@@ -23,10 +26,11 @@ _CONTROL_TOKEN = re.compile(r"<\|[^|<>]+\|>")
 """Tokens such as <|im_end|> end a turn or stand for an image; encoders refuse them too."""
 
 
-def inspect(row: SourceRow, buckets: tuple[Bucket, ...]) -> tuple[str, str]:
+def inspect(row: SourceRow, buckets: tuple[Bucket, ...], multiple: int) -> tuple[str, str]:
     """(bucket, "") of a usable sample, or ("", reason) of one for the quarantine.
 
-    Decodes the whole picture: a file that breaks off in the middle is found here.
+    Decodes the whole picture: a file that breaks off in the middle is found here. ``multiple``:
+    the shortest side of a reference picture.
     """
     try:
         captions = _captions(row)
@@ -35,6 +39,7 @@ def inspect(row: SourceRow, buckets: tuple[Bucket, ...]) -> tuple[str, str]:
         if found := next(filter(None, map(_CONTROL_TOKEN.search, captions.values())), None):
             return "", f"caption holds {found[0]}, a control token of chat templates"
         image = _read_image(row.image)
+        _check_references(row.references, multiple)
     except BadImage as error:
         return "", str(error)
     except FileNotFoundError:
@@ -101,11 +106,24 @@ def _read_image(path: str) -> Image.Image:
     return decode_image(data)
 
 
+def _check_references(paths: list[str], multiple: int) -> None:
+    """Raises BadImage naming the reference that cannot be used, and why."""
+    if len(paths) > MAX_REFERENCES:
+        raise BadImage(f"too many references: {len(paths)}, allowed: {MAX_REFERENCES}")
+    for path in paths:
+        try:
+            picture = _read_image(path)
+            check_shape(picture.width, picture.height, multiple)
+        except BadImage as error:
+            raise BadImage(f"bad reference: {posixpath.basename(path)}: {error}") from None
+
+
 def _record(row: SourceRow, bucket: str) -> dict[str, Any]:
     """One row of the parquet file."""
     try:
         captions = _captions(row)
         image = fit(_read_image(row.image), parse_bucket(bucket))
+        references = [shrunk(_read_image(path), MAX_REFERENCE_PIXELS) for path in row.references]
     except (BadImage, OSError, ValueError) as error:
         raise DataError(f"{row.where}: changed while it was being prepared: {error}") from None
     return {
@@ -116,14 +134,18 @@ def _record(row: SourceRow, bucket: str) -> dict[str, Any]:
         "width": image.width,
         "height": image.height,
         "bucket": bucket,
+        "references": [encode_png(each) for each in references],
     }
 
 
 def _digest(record: dict[str, Any]) -> str:
-    """sha256 of what a sample trains with: id, concept, captions and pixels."""
+    """sha256 of what a sample trains with: id, concept, captions, pixels and references."""
     identity = [record["sample_id"], record["concept"], record["captions"]]
     identity += [record["width"], record["height"]]
     digest = hashlib.sha256(json.dumps(identity, ensure_ascii=False).encode())
     # Pixels, not PNG bytes: another zlib compresses the same picture differently.
     digest.update(decode_png(record["image"]).tobytes())
+    for png in record["references"]:
+        pixels = decode_png(png)
+        digest.update(f"reference {pixels.shape}".encode() + pixels.tobytes())
     return digest.hexdigest()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import posixpath
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,11 @@ from dopsd.errors import DataError
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 CAPTION_KEY = "caption"
 """Key of a caption that came without one."""
-_FIELDS = ("image", "captions", "caption", "text", "id", "concept")
+_FIELDS = ("image", "captions", "caption", "text", "id", "concept", "references")
+
+
+_REFERENCE = re.compile(r"(.+)\.ref(\d+)")
+"""Stem of a reference picture in a folder."""
 
 
 @dataclass
@@ -32,6 +37,7 @@ class SourceRow:
     sample_id: str
     image: str = ""
     concept: str | None = None
+    references: list[str] = field(default_factory=list)
     captions: dict[str, str] = field(default_factory=dict)
     caption_file: str | None = None
     problem: str | None = None
@@ -88,8 +94,9 @@ def read_caption_file(path: str) -> str:
 def _read_folder(folder: str) -> Source:
     """Images at any depth with ``STEM.txt`` beside them; ``sample_id`` is the path without suffix.
 
-    ``concept`` is the name of the first-level sub-folder; images at the top have none. Hidden
-    files and folders are skipped.
+    ``concept`` is the name of the first-level sub-folder; images at the top have none. Pictures
+    ``STEM.ref1.png``, ``STEM.ref2.jpg`` ... beside an image are its references, in the order of
+    their numbers. Hidden files and folders are skipped.
     """
     prefix = "s3://" if storage.is_remote(folder) else ""
     fs, inner = storage.filesystem(folder)
@@ -107,14 +114,21 @@ def _read_folder(folder: str) -> Source:
             texts[stem] = prefix + path
         else:
             others += 1
+    stems = {posixpath.splitext(name)[0] for name, _ in images}
+    references: dict[str, list[tuple[int, str]]] = {}
     rows = []
     for name, path in images:
         stem = posixpath.splitext(name)[0]
+        if (found := _REFERENCE.fullmatch(stem)) and found[1] in stems:
+            references.setdefault(found[1], []).append((int(found[2]), path))
+            continue
         concept = name.split("/")[0] if "/" in name else None
         row = SourceRow(name, stem, path, concept, caption_file=texts.get(stem))
         if row.caption_file is None:
             row.problem = f"missing caption: no {stem}.txt"
         rows.append(row)
+    for row in rows:
+        row.references = [path for _, path in sorted(references.get(row.sample_id, []))]
     pictured = {row.sample_id for row in rows}
     for stem in sorted(texts.keys() - pictured):
         problem = f"missing image: no picture beside {stem}.txt"
@@ -131,7 +145,8 @@ def _read_jsonl(path: str) -> Source:
 
     ``image`` (path relative to the file, absolute, or s3://), captions as ``captions`` (a map
     key -> text, or one text), ``caption`` or ``text``; optional ``id`` (default: the image path
-    without suffix) and ``concept``. Other fields are left aside with a note.
+    without suffix), ``concept``, and ``references`` (a list of paths like ``image``). Other fields
+    are left aside with a note.
     """
     fs, inner = storage.filesystem(path)
     folder, file = posixpath.split(path)
@@ -173,17 +188,25 @@ def _fill(row: SourceRow, values: dict[str, Any], folder: str, empty: Counter[st
         raise ValueError("missing image: no field 'image'")
     if not isinstance(image, str):
         raise ValueError(f"image: {image!r}, allowed: a path")
-    row.image = image if storage.is_remote(image) else storage.join(folder, image)
+    row.image = _beside(folder, image)
     row.sample_id = row.sample_id or posixpath.splitext(image)[0]
     concept = values.get("concept")
     if concept is not None and not isinstance(concept, str):
         raise ValueError(f"concept: {concept!r}, allowed: a text")
     row.concept = concept or None
+    references = values.get("references") or []
+    if not isinstance(references, list) or not all(isinstance(r, str) and r for r in references):
+        raise ValueError(f"references: {references!r}, allowed: a list of paths")
+    row.references = [_beside(folder, path) for path in references]
     captions = _captions(values)
     row.captions = {key: text for key, text in captions.items() if text}
     if not row.captions:
         raise ValueError("empty caption" if captions else "missing caption")
     empty.update(key for key, text in captions.items() if not text)
+
+
+def _beside(folder: str, path: str) -> str:
+    return path if storage.is_remote(path) else storage.join(folder, path)
 
 
 def _captions(values: dict[str, Any]) -> dict[str, str]:

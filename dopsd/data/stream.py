@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
-import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
@@ -21,7 +20,8 @@ from torch import Tensor
 from dopsd.data import window
 from dopsd.data.plan import Plan
 from dopsd.data.ray_tools import everywhere, own_error, quiet_context, telling_errors
-from dopsd.data.read import read_segment
+from dopsd.data.read import Wanted, read_segment, samples_of
+from dopsd.data.sample import Sample
 from dopsd.errors import LateError
 from dopsd.process import peak_memory_mb
 from dopsd.types import Context, EncodedBatch, SampleInfo
@@ -35,11 +35,9 @@ ENCODED_SCHEMA = pa.schema(
 class Encoder(Protocol):
     """The frozen encoders of an objective."""
 
-    def encode(
-        self, images: list[np.ndarray], prompts: list[str]
-    ) -> tuple[Context, Context | None, Tensor | None]:
-        """Contexts of student and teacher, and latents, of B images uint8 [H, W, 3] and B prompts;
-        teacher and latents are None where the objective has no use for them."""
+    def encode(self, samples: Sequence[Sample]) -> tuple[Context, Context | None, Tensor | None]:
+        """Contexts of student and teacher, and latents, of B samples; teacher and latents are None
+        where the objective has no use for them."""
         ...
 
 
@@ -58,7 +56,7 @@ def encoded_stream(
     stop_step: int,
     *,
     shards: str,
-    caption_keys: Sequence[str],
+    wanted: Wanted,
     encoder_factory: EncoderFactory,
     workers: int = 1,
     num_cpus: float = 1.0,
@@ -71,11 +69,12 @@ def encoded_stream(
     """Every micro-batch of the steps [start_step, stop_step), encoded, in plan order.
 
     ``workers`` encoder actors take ``num_cpus`` and ``num_gpus`` each; at most ``readers``
-    reading tasks of ``reader_cpus`` run at once. Nothing starts before the first ``next``, which
-    waits until every encoder is loaded. At most ``ahead`` micro-batches (default: two steps, at
-    least 4) are read, encoded or waiting beyond what was taken. Closing the iterator ends the
-    pool. Errors of tasks and encoders are raised as DopsdErrors with their own message; LateError
-    when the pool is not up within ``start_s`` seconds.
+    reading tasks of ``reader_cpus`` run at once; ``wanted``: what they read of each sample.
+    Nothing starts before the first ``next``, which waits until every encoder is loaded. At most
+    ``ahead`` micro-batches (default: two steps, at least 4) are read, encoded or waiting beyond
+    what was taken. Closing the iterator ends the pool. Errors of tasks and encoders are raised
+    as DopsdErrors with their own message; LateError when the pool is not up within ``start_s``
+    seconds.
     """
     first, last = plan.number(start_step), plan.number(stop_step)
     if first >= last:
@@ -96,7 +95,7 @@ def encoded_stream(
                 batch_size=1,
                 batch_format="pyarrow",
                 num_cpus=reader_cpus,
-                fn_kwargs={"plan": plan, "shards": shards, "caption_keys": tuple(caption_keys)},
+                fn_kwargs={"plan": plan, "shards": shards, "wanted": wanted},
             )
             data = data.map_batches(
                 _Encode,
@@ -177,10 +176,9 @@ def encode_micro_batch(batch: pa.Table, encoder: Encoder, worker: str = "") -> p
     ``worker``: id of the encoder's actor, for the run's timeline.
     """
     (values,) = batch.to_pylist()
-    shape = (len(values["sample_ids"]), values["height"], values["width"], 3)
-    images = np.frombuffer(values["pixels"], dtype=np.uint8).reshape(shape)
+    samples = samples_of(values)
     began = time.perf_counter()
-    student, teacher, target = encoder.encode(list(images), list(values["prompts"]))
+    student, teacher, target = encoder.encode(samples)
     stats = {
         "seconds": time.perf_counter() - began,
         "peak_memory_mb": peak_memory_mb(),

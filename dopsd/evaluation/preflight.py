@@ -16,9 +16,9 @@ from PIL import Image
 
 from dopsd.config import RunConfig
 from dopsd.contexts import ContextEncoder, ContextView
+from dopsd.data.sample import Sample
 from dopsd.evaluation.distance import load_distance
 from dopsd.evaluation.generate import png_bytes
-from dopsd.evaluation.preview import PreviewSample
 from dopsd.evaluation.verdict import Verdict, judge
 from dopsd.method.noise import batch_noise
 from dopsd.models import FAMILIES
@@ -66,7 +66,7 @@ class Preflight:
 
 def check_teacher(
     config: RunConfig,
-    samples: list[PreviewSample],
+    samples: list[Sample],
     metric: str,
     encoder_factory: Callable[[], ContextEncoder],
     device: str,
@@ -77,15 +77,15 @@ def check_teacher(
     ``learner.micro_batch`` pictures at once.
     """
     encoder = encoder_factory()
-    views = [encoder.views([sample.image], [sample.prompt])[0] for sample in samples]
-    contexts = [encoder.encode([sample.image], [sample.prompt]) for sample in samples]
+    views = [encoder.views([sample])[0] for sample in samples]
+    contexts = [encoder.encode([sample]) for sample in samples]
     del encoder  # its memory is the pipeline's now
     family = FAMILIES[config.model.family](config.model.base, config.model.revision)
     pipeline = family.load_pipeline(DTYPES[config.model.dtype], device, text_encoder=False)
     distance = load_distance(metric, config.preflight.model, family, pipeline, device)
     checks, rows = [], []
     for sample, view, context in zip(samples, views, contexts):
-        target = Image.fromarray(sample.image)
+        target = Image.fromarray(sample.target)
         drawn = [_draw(config, family, pipeline, sample, role, device) for role in context]
         student, teacher = (distance(target, pictures) for pictures in drawn)
         checks.append(SampleCheck(sample.sample_id, sample.prompt, *view, student, teacher))
@@ -109,12 +109,12 @@ def _draw(
     config: RunConfig,
     family: Family,
     pipeline: Any,
-    sample: PreviewSample,
+    sample: Sample,
     context: Context,
     device: str,
 ) -> list[Image.Image]:
     """One picture of the sample for each noise, in as many steps as a training roll-out has."""
-    height, width = sample.image.shape[:2]
+    height, width = sample.target.shape[:2]
     shape = family.latent_shape(height, width)
     count = config.preflight.noises
     seed, names = config.run.seed, (sample.sample_id,)

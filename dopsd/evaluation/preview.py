@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from dopsd.config import RunConfig
 from dopsd.contexts import EncoderFactory
+from dopsd.data.sample import Sample
 from dopsd.evaluation.generate import png_bytes
 from dopsd.method.noise import batch_noise
 from dopsd.models import FAMILIES
@@ -25,27 +24,18 @@ PREVIEW_STEP = -1
 """Stands for the optimizer step in the noise's counter: never a training step's noise."""
 
 
-@dataclass
-class PreviewSample:
-    """A prepared training sample: ``image`` uint8 [H, W, 3]."""
-
-    sample_id: str
-    prompt: str
-    image: np.ndarray
-
-
 class Drawer:
     """The stock pipeline with the contexts of a few samples: draws them under any adapters.
 
-    Base and student read the prompt, the teacher sees [target, prompt].
+    ``samples`` hold their images. Base and student draw under the student's context.
     """
 
-    def __init__(self, config: RunConfig, samples: list[PreviewSample], device: str) -> None:
+    def __init__(self, config: RunConfig, samples: list[Sample], device: str) -> None:
         self.config, self.samples, self.device = config, samples, device
         self.dtype = DTYPES[config.model.dtype]
         self.family = FAMILIES[config.model.family](config.model.base, config.model.revision)
         encoder = EncoderFactory(config, device)()
-        self.contexts = [encoder.encode([sample.image], [sample.prompt]) for sample in samples]
+        self.contexts = [encoder.encode([sample]) for sample in samples]
         """(student's, teacher's) of each sample."""
         del encoder
         self.pipeline = self.family.load_pipeline(self.dtype, device, text_encoder=False)
@@ -76,14 +66,14 @@ class Drawer:
     def noise(self, index: int) -> Tensor:
         """The sample's fixed noise, [1, C, h, w] float32: equal for every role and version."""
         sample = self.samples[index]
-        shape = self.family.latent_shape(*sample.image.shape[:2])
+        shape = self.family.latent_shape(*sample.target.shape[:2])
         noise = batch_noise(self.config.run.seed, PREVIEW_STEP, (sample.sample_id,), shape)
         return noise.to(self.device)
 
     def draw(self, index: int, role: str) -> Image.Image:
         """The sample's picture by the stock sampler."""
         self.use(role)
-        height, width = self.samples[index].image.shape[:2]
+        height, width = self.samples[index].target.shape[:2]
         steps = self.config.preview.steps or self.config.method.steps
         context, noise = self.context(index, role), self.noise(index)
         with torch.no_grad():
@@ -95,7 +85,7 @@ class Drawer:
         """PNG of the contact sheet of all samples."""
         rows = [
             [
-                Image.fromarray(sample.image),
+                Image.fromarray(sample.target),
                 *(self.draw(index, role) for role in ("base", STUDENT, TEACHER)),
             ]
             for index, sample in enumerate(self.samples)

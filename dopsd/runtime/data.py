@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dopsd import storage
 from dopsd.config import RunConfig
-from dopsd.data.captions import check_caption_keys
+from dopsd.data.captions import check_caption_keys, check_prompt_pairs
 from dopsd.data.manifest import Manifest, has_manifest, load_manifest
 from dopsd.data.plan import Plan
 from dopsd.data.prepare import load_prepared, prepare, prepare_settings
-from dopsd.data.read import RowGroups, read_micro_batch
+from dopsd.data.read import RowGroups, Wanted, read_micro_batch, samples_of
+from dopsd.data.references import check_references
+from dopsd.data.sample import Sample
 from dopsd.errors import ConfigError, DataError
-from dopsd.evaluation.preview import PreviewSample
+from dopsd.models import resolve_vlm
 
 Tell = Callable[[dict[str, Any]], None]
 _SHAPES = "shapes:"
 _TASK_CPUS = 0.2
 """CPUs of a preparing task: small, so that it fits beside anything."""
+
+
+def check_context(config: RunConfig) -> None:
+    """Before any cluster: raises ModelError when the context's VLM is not at hand."""
+    if config.context.needs.vlm:
+        resolve_vlm(config.model.base, config.model.vlm, config.model.revision)
 
 
 def source_name(config: RunConfig) -> str | None:
@@ -54,6 +61,9 @@ def prepared(config: RunConfig, tell: Tell) -> Manifest:
         prepare_shards(config, tell)
     manifest = load_prepared(config.shards, config.data)
     check_caption_keys(manifest, config.data.caption_keys)
+    check_prompt_pairs(manifest, config.context.prompt_pairs)
+    if config.context.needs.references:
+        check_references(manifest)
     return manifest
 
 
@@ -104,20 +114,28 @@ def plan_of(config: RunConfig, manifest: Manifest) -> Plan:
     )
 
 
-def preview_samples(config: RunConfig, manifest: Manifest, count: int) -> list[PreviewSample]:
-    """The first ``count`` samples of the plan, with the captions of epoch 0."""
+def wanted(config: RunConfig) -> Wanted:
+    """What the run's stream reads of each sample: what its context and objective look at."""
+    needs = config.context.needs
+    sees_target = needs.image and config.method.objective != "sft"
+    return Wanted(
+        caption_keys=tuple(config.data.caption_keys),
+        prompt_pairs=tuple(config.context.prompt_pairs),
+        images=sees_target or config.method.needs_targets,
+        reference_pixels=config.context.reference_max_pixels if needs.references else 0,
+        reference_multiple=config.data.bucket_multiple,
+    )
+
+
+def preview_samples(config: RunConfig, manifest: Manifest, count: int) -> list[Sample]:
+    """The first ``count`` samples of the plan, with images and the captions of epoch 0."""
     plan = plan_of(config, manifest)
-    groups = RowGroups(config.shards)
-    keys = tuple(config.data.caption_keys)
-    samples: list[PreviewSample] = []
+    groups = RowGroups(config.shards, replace(wanted(config), images=True))
+    samples: list[Sample] = []
     for batch in plan.micro_batches(0, plan.steps_per_epoch):
         if len(samples) >= count:
             break
-        values = read_micro_batch(batch, groups, keys, config.run.seed)
-        shape = (len(batch.rows), values["height"], values["width"], 3)
-        images = np.frombuffer(values["pixels"], np.uint8).reshape(shape)
-        for name, prompt, image in zip(values["sample_ids"], values["prompts"], images):
-            samples.append(PreviewSample(name, prompt, image))
+        samples += samples_of(read_micro_batch(batch, groups, config.run.seed))
     return samples[:count]
 
 

@@ -78,7 +78,7 @@ def draw_history(
             files[strip_path(version, index)] = png_bytes(picture)
             rows.append({"version": version, "sample": index, "states": estimates})
     for index, sample in enumerate(drawer.samples):
-        files[target_path(index)] = png_bytes(strip([[Image.fromarray(sample.image)]]))
+        files[target_path(index)] = png_bytes(strip([[Image.fromarray(sample.target)]]))
     samples = [{"id": s.sample_id, "prompt": s.prompt} for s in drawer.samples]
     record = {"samples": samples, "rows": rows}
     files[HISTORY] = (json.dumps(record, ensure_ascii=False, indent=1) + "\n").encode()
@@ -92,7 +92,7 @@ def _trajectory(
     """The sample's training roll-out under the loaded adapters, scored, and the latents
     [1, C, h, w] of the teacher's own drawing."""
     config, sample, noise = drawer.config, drawer.samples[index], drawer.noise(index)
-    height, width = sample.image.shape[:2]
+    height, width = sample.target.shape[:2]
     sigmas = training_sigmas(config, drawer.family, height, width)
 
     def velocity(role: str, repeat: int = 1) -> Any:

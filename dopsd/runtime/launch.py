@@ -23,12 +23,19 @@ from dopsd.contexts.training import TrainingEncoderFactory
 from dopsd.data.manifest import Manifest
 from dopsd.data.stream import encoded_stream
 from dopsd.errors import DopsdError, LateError
-from dopsd.models import FAMILIES, resolve_vlm
+from dopsd.models import FAMILIES
 from dopsd.models.lora import resolve_targets
 from dopsd.report.page import REPORT_FILE, write_report
 from dopsd.runtime.cluster import NAMESPACE, connect
 from dopsd.runtime.coordinator import BlockStream, Coordinator
-from dopsd.runtime.data import plan_of, prepared, refuse_existing, with_absolute_paths
+from dopsd.runtime.data import (
+    check_context,
+    plan_of,
+    prepared,
+    refuse_existing,
+    wanted,
+    with_absolute_paths,
+)
 from dopsd.runtime.failures import own_error
 from dopsd.runtime.placement import Roles, resolve_roles, wait_for_resources
 from dopsd.runtime.preflight import before_training
@@ -94,7 +101,7 @@ class RunCoordinator(Coordinator):
                 start,
                 stop,
                 shards=config.shards,
-                caption_keys=config.data.caption_keys,
+                wanted=wanted(config),
                 encoder_factory=TrainingEncoderFactory(config, roles.encoder.device),
                 workers=roles.encoder.workers,
                 num_cpus=roles.encoder.cpus,
@@ -118,7 +125,7 @@ def train(config: RunConfig, show: Show) -> Summary:
     show("prepare", {"message": "checking the config"})
     preset = read_preset(config.learner.deepspeed)
     check_trackers(config.trackers)
-    resolve_vlm(config.model.base, config.model.vlm, config.model.revision)
+    check_context(config)
     config = with_absolute_paths(config)
     family = FAMILIES[config.model.family](config.model.base, config.model.revision)
     matched = resolve_targets(family.skeleton(), config.lora.targets, family.lora_targets)

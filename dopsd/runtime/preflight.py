@@ -21,9 +21,14 @@ from dopsd.errors import LateError, PreflightError, WorkerError
 from dopsd.evaluation.distance import choose_metric
 from dopsd.evaluation.hub import MissingWeights
 from dopsd.evaluation.preflight import Preflight, check_teacher
-from dopsd.models import resolve_vlm
 from dopsd.runtime.cluster import connect
-from dopsd.runtime.data import prepared, preview_samples, refuse_existing, with_absolute_paths
+from dopsd.runtime.data import (
+    check_context,
+    prepared,
+    preview_samples,
+    refuse_existing,
+    with_absolute_paths,
+)
 from dopsd.runtime.placement import Role, resolve_roles, wait_for_resources
 from dopsd.runtime.progress import Show
 from dopsd.runtime.task import run_task
@@ -39,7 +44,7 @@ def preflight(config: RunConfig, show: Show) -> Preflight:
     Raises PreflightError in strict mode when the teacher was not shown to be closer.
     """
     show("prepare", {"message": "checking the config"})
-    resolve_vlm(config.model.base, config.model.vlm, config.model.revision)
+    check_context(config)
     config = with_absolute_paths(config)
     refuse_existing(config)
     show("prepare", {"message": "starting Ray"})
@@ -85,7 +90,7 @@ def check(
     what the config says. Raises as ``run_task`` does, and PreflightError.
     """
     samples = preview_samples(config, manifest, config.preflight.samples)
-    metric = choose_metric(config.preflight, [sample.image for sample in samples])
+    metric = choose_metric(config.preflight, [sample.target for sample in samples])
     count = f"{len(samples)} samples x {config.preflight.noises}"
     show(FOLDER, {"message": f"{count} noises, by student and teacher"})
     role = _role(learner)

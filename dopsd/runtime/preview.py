@@ -9,7 +9,8 @@ import ray
 from dopsd import storage
 from dopsd.config import RunConfig
 from dopsd.data.manifest import Manifest
-from dopsd.evaluation.preview import Drawer, PreviewSample
+from dopsd.data.sample import Sample
+from dopsd.evaluation.preview import Drawer
 from dopsd.models.lora import STUDENT, TEACHER
 from dopsd.runtime.data import preview_samples
 from dopsd.runtime.history import Adapters, draw_history, kept_path, kept_versions
@@ -61,7 +62,7 @@ def _put(config: RunConfig, student: str, teacher: str) -> tuple[ray.ObjectRef, 
 
 
 def _draw(
-    config: RunConfig, samples: list[PreviewSample], stored: list[Stored], device: str
+    config: RunConfig, samples: list[Sample], stored: list[Stored], device: str
 ) -> dict[str, bytes]:
     drawer = Drawer(config, samples, device)
 

@@ -18,6 +18,7 @@ from dopsd.contexts import EncoderFactory
 from dopsd.contexts.text import TextEncoder, tokenize
 from dopsd.contexts.vlm import VlmEncoder
 from dopsd.contexts.vlm_weights import load_vlm
+from dopsd.data.sample import Sample
 from dopsd.errors import DataError, ModelError
 from dopsd.models import ZImage
 from dopsd.types import Context
@@ -38,6 +39,7 @@ IMAGES = [
     random_image(2 * SIDE, SIDE, 1),
     random_image(2 * SIDE, 2 * SIDE, 2),
 ]
+SAMPLES = [Sample(prompt, prompt, image) for image, prompt in zip(IMAGES, PROMPTS)]
 TOKENS = [1, 2, 4]
 """Language tokens of each of IMAGES."""
 
@@ -99,8 +101,8 @@ def test_the_teacher_reads_one_user_turn_with_the_image_first(
 
 
 def test_views_show_what_is_encoded(encoder: VlmEncoder) -> None:
-    contexts = encoder.encode(IMAGES, PROMPTS)
-    for row, views in enumerate(encoder.views(IMAGES, PROMPTS)):
+    contexts = encoder.encode(SAMPLES)
+    for row, views in enumerate(encoder.views(SAMPLES)):
         student, teacher = views
         assert student.text == encoder.text.template(PROMPTS[row])
         assert teacher.text == encoder.image_template(PROMPTS[row], TOKENS[row])
@@ -110,9 +112,9 @@ def test_views_show_what_is_encoded(encoder: VlmEncoder) -> None:
 
 
 def test_views_tell_what_is_cut(encoder: VlmEncoder) -> None:
-    whole = encoder.views(IMAGES[:1], PROMPTS[2:])[0][0]
+    whole = encoder.views([Sample("one", PROMPTS[2], IMAGES[0])])[0][0]
     short = limited(encoder, text_tokens=whole.tokens - 1)
-    student, teacher = short.views(IMAGES[:1], PROMPTS[2:])[0]
+    student, teacher = short.views([Sample("one", PROMPTS[2], IMAGES[0])])[0]
     assert (student.tokens, student.limit) == (whole.tokens, whole.tokens - 1)
     assert student.truncated and not teacher.truncated
     assert int(short.encode_text(PROMPTS[2:]).tensors["lengths"][0]) == student.limit
@@ -120,7 +122,8 @@ def test_views_tell_what_is_cut(encoder: VlmEncoder) -> None:
 
 def test_the_callers_prompts_stay_as_they_are(encoder: VlmEncoder) -> None:
     prompts = list(PROMPTS)
-    encoder.encode(IMAGES, prompts)
+    encoder.encode_text(prompts)
+    encoder.encode_image_text(IMAGES, prompts)
     assert prompts == PROMPTS
 
 
@@ -181,8 +184,8 @@ def test_the_teacher_sees_image_and_prompt(encoder: VlmEncoder) -> None:
 
 
 def test_a_batch_is_its_samples(encoder: VlmEncoder) -> None:
-    together = encoder.encode(IMAGES, PROMPTS)
-    alone = [encoder.encode([image], [prompt]) for image, prompt in zip(IMAGES, PROMPTS)]
+    together = encoder.encode(SAMPLES)
+    alone = [encoder.encode([each]) for each in SAMPLES]
     for role in (0, 1):
         batch = rows(together[role])
         assert len({len(row) for row in batch}) > 1
@@ -261,14 +264,14 @@ def test_what_looks_like_a_special_token_is_text(encoder: VlmEncoder) -> None:
 def test_contexts_are_frozen_and_on_the_cpu(encoder: VlmEncoder) -> None:
     assert not encoder.model.training
     assert not any(p.requires_grad for p in encoder.model.parameters())
-    for context in encoder.encode(IMAGES, PROMPTS):
+    for context in encoder.encode(SAMPLES):
         assert not context.tensors["embeds"].requires_grad
         assert context.tensors["lengths"].dtype == torch.int64
 
 
 def test_bf16_features_are_near_the_fp32_ones(encoder: VlmEncoder, tiny_base: Path) -> None:
     half = VlmEncoder.from_config(make_config(tiny_base, model={"dtype": "bfloat16"}), "cpu")
-    for ours, full in zip(half.encode(IMAGES, PROMPTS), encoder.encode(IMAGES, PROMPTS)):
+    for ours, full in zip(half.encode(SAMPLES), encoder.encode(SAMPLES)):
         assert ours.tensors["embeds"].dtype == torch.bfloat16
         assert torch.equal(ours.tensors["lengths"], full.tensors["lengths"])
         a, b = ours.tensors["embeds"].float(), full.tensors["embeds"]
@@ -302,5 +305,5 @@ def test_the_factory_is_picklable_and_builds_the_same_encoder(
     encoder: VlmEncoder, tiny_base: Path
 ) -> None:
     factory = pickle.loads(pickle.dumps(EncoderFactory(make_config(tiny_base), "cpu")))
-    for ours, theirs in zip(factory().encode(IMAGES, PROMPTS), encoder.encode(IMAGES, PROMPTS)):
+    for ours, theirs in zip(factory().encode(SAMPLES), encoder.encode(SAMPLES)):
         assert np.array_equal(ours.tensors["embeds"].numpy(), theirs.tensors["embeds"].numpy())

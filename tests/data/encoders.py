@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from dopsd.data.sample import Sample
 from dopsd.errors import ModelError
 from dopsd.types import Context
 
@@ -20,10 +22,10 @@ class PixelEncoder:
 
     delay: float = 0.0
 
-    def encode(self, images: list[np.ndarray], prompts: list[str]) -> tuple[Context, Context, None]:
+    def encode(self, samples: Sequence[Sample]) -> tuple[Context, Context, None]:
         time.sleep(self.delay)
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
-        pixels = torch.from_numpy(np.stack(images))
+        lengths = torch.tensor([len(sample.prompt) for sample in samples])
+        pixels = torch.from_numpy(np.stack([sample.target for sample in samples]))
         return Context({"lengths": lengths}), Context({"pixels": pixels}), None
 
 
@@ -52,8 +54,8 @@ class FailingEncoder(PixelEncoder):
 
     calls = 0
 
-    def encode(self, images: list[np.ndarray], prompts: list[str]) -> tuple[Context, Context, None]:
+    def encode(self, samples: Sequence[Sample]) -> tuple[Context, Context, None]:
         self.calls += 1
         if self.calls == 2:
             raise RuntimeError("out of patience")
-        return super().encode(images, prompts)
+        return super().encode(samples)

@@ -53,7 +53,10 @@ def test_the_summary_counts_each_kind_of_quarantine() -> None:
         ("{", "not JSON"),
         ("[]", "not a manifest of dopsd shards"),
         ('{"format": "other"}', "not a manifest of dopsd shards"),
-        ('{"format": "dopsd-shards", "schema_version": 2}', "schema version 2, this dopsd reads 1"),
+        (
+            '{"format": "dopsd-shards", "schema_version": 3}',
+            "version 3, this dopsd reads 1 and 2",
+        ),
         ('{"format": "dopsd-shards", "schema_version": 1}', "source: Field required"),
     ],
 )

@@ -50,7 +50,7 @@ def test_shards_hold_one_bucket_per_row_group_and_every_sample(tmp_path: Path) -
     for group in manifest.row_groups:
         with pq.ParquetFile(tmp_path / "shards" / group.file) as parquet:
             assert parquet.schema_arrow.equals(SCHEMA, check_metadata=False)
-            assert parquet.schema_arrow.metadata[b"dopsd.version"] == b"1"
+            assert parquet.schema_arrow.metadata[b"dopsd.version"] == b"2"
             table = parquet.read_row_group(group.row_group)
         assert set(table["bucket"].to_pylist()) == {group.bucket}
         assert table.num_rows == group.rows <= 3

@@ -11,6 +11,7 @@ from dopsd import storage
 from dopsd.data.manifest import PrepareSettings, load_manifest
 from dopsd.data.plan import Plan
 from dopsd.data.prepare import prepare
+from dopsd.data.read import Wanted
 from dopsd.data.stream import encoded_stream, load_encoded
 from dopsd.errors import DataError
 from tests.data.encoders import PixelFactory
@@ -51,7 +52,7 @@ def test_prepare_and_stream(ray_cluster: None, bucket: str, source: str) -> None
         0,
         plan.steps_per_epoch,
         shards=shards,
-        caption_keys=[],
+        wanted=Wanted(),
         encoder_factory=PixelFactory(),
         num_cpus=0.25,
     )

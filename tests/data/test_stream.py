@@ -17,6 +17,7 @@ from dopsd.data.captions import draw_caption
 from dopsd.data.manifest import Manifest, PrepareSettings
 from dopsd.data.plan import Plan
 from dopsd.data.prepare import prepare
+from dopsd.data.read import Wanted
 from dopsd.data.stream import encoded_stream, load_encoded
 from dopsd.errors import DataError, LateError, ModelError, WorkerError
 from tests.data.encoders import BrokenFactory, FailingEncoder, PixelFactory
@@ -51,7 +52,7 @@ def open_stream(
 ) -> Iterator[tuple[int, int, ray.ObjectRef]]:
     options = {
         "shards": data[1],
-        "caption_keys": [],
+        "wanted": Wanted(),
         "encoder_factory": PixelFactory(),
         "num_cpus": 0.25,
         **options,
@@ -110,7 +111,7 @@ def test_a_task_receives_the_block_for_the_reference(data: tuple[Manifest, str])
 
 
 def test_asked_caption_keys_are_drawn(data: tuple[Manifest, str]) -> None:
-    for _, _, ref in open_stream(data, 0, 2, caption_keys=["short"]):
+    for _, _, ref in open_stream(data, 0, 2, wanted=Wanted(caption_keys=("short",))):
         assert all(prompt.startswith("s") for prompt in load_encoded(ray.get(ref)).info.prompts)
 
 
@@ -151,9 +152,9 @@ class CountingFactory(PixelFactory):
         encoder, counter = super().__call__(), self.counter
         plain = encoder.encode
 
-        def encode(images: Any, prompts: Any) -> Any:
+        def encode(samples: Any) -> Any:
             counter.add.remote()
-            return plain(images, prompts)
+            return plain(samples)
 
         encoder.encode = encode  # type: ignore[method-assign]
         return encoder
@@ -246,7 +247,7 @@ def test_an_encoder_that_fails_says_so(data: tuple[Manifest, str]) -> None:
 
 def test_a_missing_caption_says_so(data: tuple[Manifest, str]) -> None:
     with pytest.raises(DataError, match=r"^sample \d+: has no caption under data.caption_keys"):
-        list(open_stream(data, 0, 4, caption_keys=["medium"]))
+        list(open_stream(data, 0, 4, wanted=Wanted(caption_keys=("medium",))))
 
 
 def test_a_missing_shard_says_so(data: tuple[Manifest, str], tmp_path: Path) -> None:

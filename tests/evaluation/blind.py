@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Sequence
 
 from dopsd.contexts import EncoderFactory
+from dopsd.data.sample import Sample
 from dopsd.types import Context
 
 
@@ -15,8 +16,8 @@ class BlindFactory(EncoderFactory):
         encoder = super().__call__()
         see = encoder.encode
 
-        def encode(images: list[np.ndarray], prompts: list[str]) -> tuple[Context, Context]:
-            student, _ = see(images, prompts)
+        def encode(samples: Sequence[Sample]) -> tuple[Context, Context]:
+            student, _ = see(samples)
             return student, student
 
         encoder.encode = encode

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dopsd.evaluation.preview import PREVIEW_STEP, Drawer, PreviewSample
+from dopsd.data.sample import Sample
+from dopsd.evaluation.preview import PREVIEW_STEP, Drawer
 from dopsd.export import lora_file
 from dopsd.method.noise import sample_noise
 from dopsd.models import FAMILIES
@@ -55,8 +56,8 @@ def drawn(tiny_base):
     parameters = adapter_parameters(transformer, STUDENT)
     adapters = tuple(lora_file(random_state(parameters, seed), 4, 8, {}) for seed in (1, 2))
     samples = [
-        PreviewSample("one", "a red cat", random_image(32, 32, 0)),
-        PreviewSample("two", "a blue mat", random_image(24, 48, 1)),
+        Sample("one", "a red cat", random_image(32, 32, 0)),
+        Sample("two", "a blue mat", random_image(24, 48, 1)),
     ]
     drawer = Drawer(config, samples, "cpu")
     return config, drawer, draw_history(drawer, [(0, None), (5, lambda: adapters)])

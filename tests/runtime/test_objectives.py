@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from dopsd.contexts.training import TrainingEncoderFactory
+from dopsd.data.sample import Sample
 from dopsd.export import read_lora
 from dopsd.method.noise import batch_noise, batch_uniform
 from dopsd.models import FAMILIES
@@ -129,7 +130,8 @@ def encoded(tiny_base):
         names, prompts = ("a", "b"), ["a red cat", "a dog"]
         pictures = [random_image(32, 48, number) for number in range(2)]
         encoder = TrainingEncoderFactory(config, "cpu")()
-        student, teacher, target = encoder.encode(pictures, prompts)
+        samples = [Sample(*each) for each in zip(names, prompts, pictures)]
+        student, teacher, target = encoder.encode(samples)
         info = SampleInfo(7, 0, names, tuple(prompts), 32, 48, 2)
         family = FAMILIES["z_image"](str(tiny_base))
         return config, family, EncodedBatch(info, student, teacher, target), pictures
