@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from dopsd.cli import main
 from dopsd.contexts import EncoderFactory
+from dopsd.data.sample import Sample
 from dopsd.evaluation.preflight import check_teacher
-from dopsd.evaluation.preview import Drawer, PreviewSample
+from dopsd.evaluation.preview import Drawer
 from dopsd.export import lora_file
 from dopsd.method.rollout import rollout
 from dopsd.models import Flux2Klein
@@ -26,8 +27,8 @@ from tests.tiny_flux2 import LATENT, make_flux2_config, make_flux2_context
 RANK, ALPHA = 8, 16.0
 STEPS = 4
 SAMPLES = [
-    PreviewSample("one", "a red cat", random_image(HEIGHT, IMAGE_WIDTH, 0)),
-    PreviewSample("two", "a blue mat", random_image(32, 32, 1)),
+    Sample("one", "a red cat", random_image(HEIGHT, IMAGE_WIDTH, 0)),
+    Sample("two", "a blue mat", random_image(32, 32, 1)),
 ]
 
 
@@ -160,7 +161,7 @@ def test_preview_draws_base_student_and_teacher(config: Any, family: Flux2Klein)
     drawer.load(*loras)
     for index, sample in enumerate(SAMPLES):
         drawn = {role: drawer.draw(index, role) for role in ("base", STUDENT, TEACHER)}
-        height, width = sample.image.shape[:2]
+        height, width = sample.target.shape[:2]
         assert {picture.size for picture in drawn.values()} == {(width, height)}
         assert len({picture.tobytes() for picture in drawn.values()}) == 3
         steps = config.method.steps

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from dopsd.contexts.training import TrainingEncoderFactory
+from dopsd.data.sample import Sample
 from dopsd.export import read_lora
 from dopsd.method.noise import batch_noise
 from dopsd.method.terms import fused_terms
@@ -64,8 +65,8 @@ def test_only_the_student_gets_gradients(tiny_flux2, references, checkpointing) 
         method={"objective": "off_policy"},
         learner={"gradient_checkpointing": checkpointing},
     )
-    images = [random_image(32, 48, number) for number in range(2)]
-    plain, seeing, target = TrainingEncoderFactory(config, "cpu")().encode(images, ["a", "b"])
+    samples = [Sample(name, name, random_image(32, 48, row)) for row, name in enumerate("ab")]
+    plain, seeing, target = TrainingEncoderFactory(config, "cpu")().encode(samples)
     family = Flux2Klein(str(tiny_flux2))
     if references:
         tokens = family.reference_tokens([[row] for row in target])
