@@ -90,6 +90,10 @@ def generate(
     base: Annotated[str, typer.Option(help="Pipeline folder, hub id or `shapes`.")] = "shapes",
     family: Annotated[str, typer.Option(help="Model family.")] = "z_image",
     lora: Annotated[str | None, typer.Option(help="LoRA file, local or s3://.")] = None,
+    reference: Annotated[
+        list[str] | None,
+        typer.Option(help="Reference picture (repeatable, in order), shown with every prompt."),
+    ] = None,
     out: Annotated[str, typer.Option(help="Folder of the pictures.")] = "generated",
     steps: Annotated[int, typer.Option(min=1, help="Sampler steps.")] = 4,
     width: Annotated[int | None, typer.Option(min=1, help="Pixels; default by base.")] = None,
@@ -104,7 +108,7 @@ def generate(
     from dopsd import storage
     from dopsd.errors import ConfigError
     from dopsd.evaluation.generate import generate as draw
-    from dopsd.evaluation.generate import png_bytes
+    from dopsd.evaluation.generate import png_bytes, read_reference
     from dopsd.models import FAMILIES
     from dopsd.models.base import DTYPES
 
@@ -123,6 +127,7 @@ def generate(
         seed,
         dtype,
         device,
+        [read_reference(path) for path in reference or []],
     )
     for number, picture in enumerate(pictures):
         path = storage.join(out, f"{number:03d}.png")

@@ -30,6 +30,11 @@ class ContextNeeds:
     reference_tokens: bool = False
     """Pictures reach the transformer as reference tokens, with an instruction."""
 
+    @property
+    def teacher_sees(self) -> str:
+        """What the teacher sees beyond the student, for the titles of pictures."""
+        return "target" if self.image else "detailed prompt"
+
 
 CONTEXT_NEEDS = {
     "vlm": ContextNeeds(image=True, vlm=True),

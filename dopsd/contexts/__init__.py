@@ -30,6 +30,8 @@ class ContextView:
     """Tokens of the whole text, before any cut."""
     limit: int
     """Tokens that are kept."""
+    references: int = 0
+    """Pictures that it sees as reference tokens."""
 
     @property
     def truncated(self) -> bool:
@@ -57,6 +59,9 @@ class ContextEncoder(Protocol):
 
 CONTEXTS = {
     "vlm": "dopsd.contexts.vlm:VlmEncoder",
+    "enhanced_prompt": "dopsd.contexts.enhanced_prompt:EnhancedPromptEncoder",
+    "edit": "dopsd.contexts.edit:EditEncoder",
+    "edit_reference": "dopsd.contexts.edit_reference:EditReferenceEncoder",
 }
 """Where each context's encoder is, imported when it is built: ``Class.from_config(config,
 device)``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,8 +12,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from dopsd import storage
-from dopsd.errors import ModelError
+from dopsd.data.images import BadImage, decode_image
+from dopsd.data.references import check_shape
+from dopsd.errors import ConfigError, ModelError
 from dopsd.models.base import DTYPES, Family
+
+_MIN_REFERENCE_SIDE = 64
+"""Pixels; FLUX.2's pipeline refuses smaller ones."""
 
 
 def generate(
@@ -26,28 +31,52 @@ def generate(
     seed: int,
     dtype: str,
     device: str,
+    references: Sequence[Image.Image] = (),
 ) -> Iterator[Image.Image]:
     """One picture per prompt with the stock few-step sampler, guidance off.
 
-    Picture i uses ``torch.Generator`` seed ``seed + i``. Raises ModelError for a missing LoRA, or
-    for a size that the family's patches do not allow.
+    Picture i uses ``torch.Generator`` seed ``seed + i``; ``references`` are shown with every
+    prompt, in order. Raises ModelError for a missing LoRA, for references to a family that takes
+    none, or for a size that the family's patches do not allow.
     """
+    if references and not family.takes_references:
+        raise ModelError(
+            f"--reference: given with family {family.name}, allowed: none (its transformer takes "
+            "no reference pictures)"
+        )
     family.latent_shape(height, width)
     if lora is not None and not storage.exists(lora):
         raise ModelError(f"{lora}: no such LoRA file")
     pipeline = family.load_pipeline(DTYPES[dtype], device)
     if lora is not None:
         load_lora(pipeline, lora, storage.read_bytes(lora), "lora")
+    # The pipeline may change its list, so it gets a copy each time.
     for number, prompt in enumerate(prompts):
-        generator = torch.Generator("cpu").manual_seed(seed + number)
-        yield sample(pipeline, [prompt], steps, height, width, generator=generator)[0]
+        options: dict[str, Any] = {"image": list(references)} if references else {}
+        options["generator"] = torch.Generator("cpu").manual_seed(seed + number)
+        yield sample(pipeline, [prompt], steps, height, width, **options)[0]
+
+
+def read_reference(path: str) -> Image.Image:
+    """A reference picture as the stock pipeline takes it: upright RGB, transparency over white.
+
+    Raises ConfigError with the reason for one that cannot be used.
+    """
+    try:
+        picture = decode_image(storage.read_bytes(path))
+        check_shape(picture.width, picture.height, _MIN_REFERENCE_SIDE)
+    except FileNotFoundError:
+        raise ConfigError(f"--reference: {path}: no such file") from None
+    except BadImage as error:
+        raise ConfigError(f"--reference: {path}: {error}") from None
+    return picture
 
 
 def sample(
-    pipeline: Any, prompts: list[str], steps: int, height: int, width: int, **noise: Any
+    pipeline: Any, prompts: list[str], steps: int, height: int, width: int, **options: Any
 ) -> list[Image.Image]:
-    """The stock few-step sampler, guidance off. ``noise``: a ``generator``, or ``latents``
-    [B, C, h, w] float32."""
+    """The stock few-step sampler, guidance off. ``options``: a ``generator`` or ``latents``
+    [B, C, h, w] float32, and ``image``, a list of reference pictures."""
     # The pipeline rewrites the list that it is given, so it gets a copy.
     images: list[Image.Image] = pipeline(
         prompt=list(prompts),
@@ -55,7 +84,7 @@ def sample(
         width=width,
         num_inference_steps=steps,
         guidance_scale=0.0,
-        **noise,
+        **options,
     ).images
     return images
 

@@ -26,7 +26,7 @@ from dopsd.models.base import DTYPES, Family
 from dopsd.report.sheet import contact_sheet
 from dopsd.types import Context
 
-TITLES = ("target", "student (base, prompt)", "teacher (base, sees target)")
+TITLES = ("target", "student (base)")
 _FIRST_STEP = -1000
 """Stands for the optimizer step in the noise's counter, minus one for each further noise: never a
 training step's noise, nor the preview's."""
@@ -101,7 +101,8 @@ def check_teacher(
         f"{check.teacher[0]:.2f}"
         for check in checks
     ]
-    return Preflight(verdict, checks, png_bytes(contact_sheet(TITLES, rows, captions)))
+    titles = (*TITLES, f"teacher (base, sees {config.context.needs.teacher_sees})")
+    return Preflight(verdict, checks, png_bytes(contact_sheet(titles, rows, captions)))
 
 
 @torch.no_grad()

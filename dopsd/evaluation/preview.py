@@ -19,7 +19,7 @@ from dopsd.models.lora import STUDENT, TEACHER
 from dopsd.report.sheet import contact_sheet
 from dopsd.types import Context
 
-TITLES = ("target", "base", "student", "teacher (sees target)")
+TITLES = ("target", "base", "student")
 PREVIEW_STEP = -1
 """Stands for the optimizer step in the noise's counter: never a training step's noise."""
 
@@ -90,5 +90,6 @@ class Drawer:
             ]
             for index, sample in enumerate(self.samples)
         ]
-        sheet = contact_sheet(TITLES, rows, [sample.prompt for sample in self.samples])
+        titles = (*TITLES, f"teacher (sees {self.config.context.needs.teacher_sees})")
+        sheet = contact_sheet(titles, rows, [sample.prompt for sample in self.samples])
         return png_bytes(sheet)

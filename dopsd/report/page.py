@@ -181,7 +181,7 @@ def _pictures(run: RunFiles) -> str:
     if samples := _drawn(run):
         return (
             "<p>One noise per sample, drawn by the training roll-out with the weights after so "
-            "many optimizer steps. The student reads the prompt, the teacher also sees the target."
+            "many optimizer steps. The teacher sees what context.name adds to the student's prompt."
             f"</p>{over_training(samples)}"
         )
     sheet = "preview/contact_sheet.png"

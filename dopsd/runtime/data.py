@@ -26,8 +26,15 @@ _TASK_CPUS = 0.2
 """CPUs of a preparing task: small, so that it fits beside anything."""
 
 
-def check_context(config: RunConfig) -> None:
-    """Before any cluster: raises ModelError when the context's VLM is not at hand."""
+def check_context(config: RunConfig, zero_stage: int = 1) -> None:
+    """Before any cluster: raises ModelError when the context's VLM is not at hand, ConfigError
+    when its micro-batches cannot be trained under ``zero_stage``."""
+    if config.context.needs.references and zero_stage == 3 and config.learner.micro_batch > 1:
+        raise ConfigError(
+            f"learner.micro_batch: {config.learner.micro_batch} with context.name: "
+            f"{config.context.name} and ZeRO stage 3, allowed: 1 (references of other sizes take "
+            "a forward each, and stage 3 needs equally many on every learner)"
+        )
     if config.context.needs.vlm:
         resolve_vlm(config.model.base, config.model.vlm, config.model.revision)
 

@@ -52,7 +52,7 @@ from dopsd.runtime.run_log import (
 from dopsd.runtime.trackers import FOLDER as TENSORBOARD
 from dopsd.runtime.trackers import check_trackers, open_trackers
 from dopsd.runtime.train_worker import train_worker
-from dopsd.runtime.zero import read_preset
+from dopsd.runtime.zero import preset_stage, read_preset
 
 _OUTPUTS = (
     *(METRICS_FILE, SUMMARY_FILE, TIMELINE_FILE, REPORT_FILE, LORA_FILE, TEACHER_FILE),
@@ -125,7 +125,7 @@ def train(config: RunConfig, show: Show) -> Summary:
     show("prepare", {"message": "checking the config"})
     preset = read_preset(config.learner.deepspeed)
     check_trackers(config.trackers)
-    check_context(config)
+    check_context(config, preset_stage(preset))
     config = with_absolute_paths(config)
     family = FAMILIES[config.model.family](config.model.base, config.model.revision)
     matched = resolve_targets(family.skeleton(), config.lora.targets, family.lora_targets)

@@ -133,7 +133,7 @@ def report_lines(found: Preflight, folder: str) -> list[str]:
         lines.append(f"  {role} reads  {_shown(views[0].text)}")
         lines.append(
             f"                 {min(tokens)} to {max(tokens)} tokens in {len(views)} samples, "
-            f"{views[0].limit} are kept"
+            f"{views[0].limit} are kept{_pictures(views)}"
         )
         cut = [each.sample_id for each, view in zip(found.samples, views) if view.truncated]
         if cut:
@@ -155,8 +155,14 @@ def sample_lines(found: Preflight) -> list[str]:
         )
         for role, view in (("student", each.student_context), ("teacher", each.teacher_context)):
             cut = f", cut at {view.limit}" if view.truncated else ""
+            cut += _pictures([view])
             lines.append(f"  {role} ({view.tokens} tokens{cut})  {_shown(view.text)}")
     return lines
+
+
+def _pictures(views: list[ContextView]) -> str:
+    counts = sorted({view.references for view in views})
+    return f"; reference pictures: {', '.join(map(str, counts))}" if counts != [0] else ""
 
 
 def _shown(text: str) -> str:
