@@ -106,7 +106,7 @@ class ContextSection(Section):
                     "edit and edit_reference have one)"
                 )
             if not self.instruction.strip():
-                raise ValueError("context.instruction: '', allowed: a sentence")
+                raise ValueError(f"context.instruction: {self.instruction!r}, allowed: a sentence")
         return self
 
 

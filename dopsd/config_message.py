@@ -24,7 +24,7 @@ _ALLOWED = {
     "greater_than": "greater than {gt:g}",
     "greater_than_equal": "at least {ge:g}",
     "less_than": "less than {lt:g}",
-    "less_than_equal": "at most {le:g}",
+    "less_than_equal": "at most {le:.12g}",
     "too_long": "at most {max_length} values",
     "literal_error": "{expected}",
 }

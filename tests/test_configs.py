@@ -10,7 +10,11 @@ import torch
 import yaml
 
 from dopsd.config import RunConfig, dump_config, load_config
+from dopsd.config_context import CONTEXT_NEEDS, REFERENCE_FAMILIES
+from dopsd.contexts import CONTEXTS
 from dopsd.errors import ConfigError
+from dopsd.models import FAMILIES
+from dopsd.runtime.data import check_context, wanted
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 RECIPES = sorted(CONFIGS.glob("*.yaml"))
@@ -152,6 +156,42 @@ WRONG_OVERRIDES = [
         "context.image_min_pixels=65536",
         "context.image_min_pixels: 65536, allowed: at most context.image_max_pixels (16384)",
     ),
+    # contexts
+    (
+        "context.name=images",
+        "context.name: 'images', allowed: 'vlm', 'enhanced_prompt', 'edit' or 'edit_reference'",
+    ),
+    (
+        "context.name=edit",
+        "context.name: edit with model.family: z_image, allowed: vlm or enhanced_prompt "
+        "(its transformer takes no reference tokens)",
+    ),
+    (
+        "context.name=edit_reference",
+        "context.name: edit_reference with model.family: z_image, allowed: vlm or enhanced_prompt "
+        "(its transformer takes no reference tokens)",
+    ),
+    (
+        "context.name=enhanced_prompt",
+        "context.prompt_pairs: missing with context.name: enhanced_prompt, allowed: pairs of "
+        "caption keys [student's, teacher's], e.g. [[short, detailed]]",
+    ),
+    (
+        "context.prompt_pairs=[[short, detailed]]",
+        "context.prompt_pairs: given with context.name: vlm, allowed: none (both roles read one "
+        "caption); context.name: enhanced_prompt takes pairs",
+    ),
+    ("context.prompt_pairs=[[short]]", "context.prompt_pairs.0.1: missing"),
+    ("context.prompt_pairs=short", "context.prompt_pairs: 'short', allowed: a list"),
+    (
+        "context.instruction=again",
+        "context.instruction: given with context.name: vlm, allowed: none (only edit and "
+        "edit_reference have one)",
+    ),
+    (
+        "context.reference_max_pixels=4194305",
+        "context.reference_max_pixels: 4194305, allowed: at most 4194304",
+    ),
     ("preflight.margin=1", "preflight.margin: 1, allowed: less than 1"),
     ("preflight.mode=maybe", "preflight.mode: 'maybe', allowed: 'warn', 'strict' or 'off'"),
     (
@@ -175,6 +215,84 @@ def test_wrong_override_gets_its_line(text: str, line: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(DEMO, overrides)
     assert str(caught.value) == line
+
+
+WRONG_CONTEXTS = [
+    (
+        {"context": {"name": "enhanced_prompt", "prompt_pairs": [["short", "short"]]}},
+        "context.prompt_pairs: [short, short], allowed: two different keys (the teacher would see "
+        "nothing that the student does not)",
+    ),
+    (
+        {
+            "context": {"name": "enhanced_prompt", "prompt_pairs": [["short", "long"]]},
+            "data": {"caption_keys": ["short"]},
+        },
+        "data.caption_keys: given with context.name: enhanced_prompt, allowed: none "
+        "(context.prompt_pairs names the captions)",
+    ),
+    (
+        {"model": {"family": "flux2_klein", "vlm": "owner/vlm"}, "context": {"name": "edit"}},
+        "model.vlm: given with context.name: edit, allowed: none (nothing is shown to a VLM)",
+    ),
+    (
+        {"model": {"family": "flux2_klein"}, "context": {"name": "edit", "instruction": " "}},
+        "context.instruction: ' ', allowed: a sentence",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("sections", "line"), WRONG_CONTEXTS, ids=[row[1] for row in WRONG_CONTEXTS]
+)
+def test_wrong_context_gets_its_line(sections: dict, line: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump({"data": {"source": "x"}} | sections), encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_config(file, ["data.source=x"])
+    assert str(caught.value) == line
+
+
+def test_what_contexts_need_is_what_encoders_and_families_have() -> None:
+    assert CONTEXTS.keys() == CONTEXT_NEEDS.keys()
+    taking = {name for name, family in FAMILIES.items() if family.takes_references}
+    assert taking == {*REFERENCE_FAMILIES}
+
+
+@pytest.mark.parametrize("objective", ["dopsd", "sft", "off_policy", "sft_on_teacher"])
+@pytest.mark.parametrize("name", sorted(CONTEXT_NEEDS))
+def test_a_stream_reads_what_context_and_objective_look_at(name: str, objective: str) -> None:
+    pairs = [["short", "long"]] if name == "enhanced_prompt" else []
+    config = RunConfig.model_validate(
+        {
+            "model": {"family": "flux2_klein"},
+            "context": {"name": name, "prompt_pairs": pairs},
+            "data": {"source": "x"},
+            "method": {"objective": objective},
+            "source": "fused",
+        }
+    )
+    reads = wanted(config)
+    assert reads.images == (name != "enhanced_prompt" or objective in ("sft", "off_policy"))
+    assert reads.reference_pixels == (1024**2 if name == "edit_reference" else 0)
+    assert reads.prompt_pairs == tuple(map(tuple, pairs))
+
+
+def test_references_under_zero_3_want_micro_batches_of_one() -> None:
+    def config(micro_batch: int) -> RunConfig:
+        return RunConfig.model_validate(
+            {
+                "model": {"family": "flux2_klein"},
+                "context": {"name": "edit_reference"},
+                "data": {"source": "x"},
+                "learner": {"micro_batch": micro_batch},
+            }
+        )
+
+    check_context(config(2), zero_stage=2)
+    check_context(config(1), zero_stage=3)
+    with pytest.raises(ConfigError, match=r"^learner.micro_batch: 2 with .* stage 3, allowed: 1"):
+        check_context(config(2), zero_stage=3)
 
 
 WRONG_FILES = [

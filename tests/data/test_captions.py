@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from dopsd.data.captions import check_caption_keys, draw_caption
+from dopsd.data.captions import check_caption_keys, check_prompt_pairs, draw_caption, draw_pair
 from dopsd.data.manifest import CaptionSet, Manifest, PrepareSettings
 from dopsd.errors import DataError
 
@@ -70,3 +70,25 @@ def test_check_names_an_unknown_key_and_uncovered_samples() -> None:
         check_caption_keys(data, ["short", "medium"])
     with pytest.raises(DataError, match="2 of 5 samples have none of long; add a key"):
         check_caption_keys(data, ["long"])
+
+
+def test_a_pair_is_drawn_whole_and_the_same_everywhere() -> None:
+    captions = {"short": "s", "detailed": "d", "zh": "z"}
+    pairs = [("short", "detailed"), ("zh", "detailed"), ("short", "medium")]
+    draws = [draw_pair(captions, pairs, 0, epoch, "a") for epoch in range(30)]
+    assert set(draws) == {("s", "d"), ("z", "d")}
+    again = dict(sorted(captions.items()))
+    assert draws == [draw_pair(again, pairs, 0, epoch, "a") for epoch in range(30)]
+    assert draws != [draw_pair(captions, pairs, 1, epoch, "a") for epoch in range(30)]
+    with pytest.raises(DataError, match=r"^sample dog: has both captions of no pair .*\[zh, en\]"):
+        draw_pair(captions, [("zh", "en")], 0, 0, "dog")
+
+
+def test_pairs_that_the_data_cannot_serve_are_refused() -> None:
+    data = manifest((("long", "short", "zh"), 3), (("short", "zh"), 2))
+    check_prompt_pairs(data, [])
+    check_prompt_pairs(data, [("short", "long"), ("short", "zh")])
+    with pytest.raises(DataError, match=r"no sample has both captions of \[short, medium\]"):
+        check_prompt_pairs(data, [("short", "medium")])
+    with pytest.raises(DataError, match=r"2 of 5 samples have both captions of none of"):
+        check_prompt_pairs(data, [("short", "long")])
