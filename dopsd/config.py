@@ -121,7 +121,7 @@ class LoraSection(Section):
     targets: list[str] | Literal["default", "all-linear"] = Field(
         "default",
         description="Module name suffixes, `default` (the authors' list of the family) or "
-        "`all-linear`. Every entry must match.",
+        "`all-linear` (of FLUX.2-klein: of its blocks). Every entry must match.",
     )
 
 

@@ -50,6 +50,17 @@ def test_gpu_recipe_is_the_authors() -> None:
     assert (config.context.image_min_pixels, config.context.image_max_pixels) == (512**2, 768**2)
 
 
+def test_flux2_recipe_is_the_authors() -> None:
+    config = load_config(CONFIGS / "flux2_klein_4b_vlm_lora.yaml")
+    assert (config.model.family, config.context.name) == ("flux2_klein", "vlm")
+    assert (config.method.steps, config.preview.steps, config.method.ema_decay) == (4, 4, 0.9999)
+    assert (config.lora.rank, config.lora.alpha, config.lora.targets) == (64, 128, "default")
+    learner = config.learner
+    assert (learner.lr, learner.weight_decay, learner.clip) == (2e-5, 0, 1)
+    assert (learner.steps, learner.global_batch, learner.micro_batch) == (3000, 4, 1)
+    assert config.context.text_tokens == 512
+
+
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_preset_is_zero_and_the_summing_of_gradients_only(stage: int) -> None:
     from deepspeed.runtime.config import get_communication_data_type

@@ -45,7 +45,7 @@ def pipeline(family: Flux2Klein) -> Any:
 def adapted(family: Flux2Klein, targets: str | list[str]) -> tuple[nn.Module, dict[str, Tensor]]:
     """The trainer's student with random LoRA weights."""
     transformer = family.load_transformer(torch.float32, "cpu")
-    matched = resolve_targets(transformer, targets, family.lora_targets)
+    matched = resolve_targets(transformer, targets, family.lora_targets, family.lora_all_linear)
     inject(transformer, matched, RANK, ALPHA, 0, (STUDENT, TEACHER))
     state = random_state(adapter_parameters(transformer, STUDENT), 2)
     bind(transformer, STUDENT, state)

@@ -49,6 +49,8 @@ class Family(ABC):
     vae_class: ClassVar[str]
     lora_targets: ClassVar[tuple[str, ...]]
     """Module name suffixes of the authors' LoRA recipe."""
+    lora_all_linear: ClassVar[tuple[str, ...]] = ()
+    """What `lora.targets: all-linear` means; empty: every linear module."""
     text_format: ClassVar[TextFormat]
     takes_references: ClassVar[bool] = False
     """Whether ``velocity`` and ``draw`` take contexts with reference images."""

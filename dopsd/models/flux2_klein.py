@@ -47,6 +47,13 @@ class Flux2Klein(Family):
         "ff_context.linear_in",
         "ff_context.linear_out",
     )
+    # Every linear layer of a block. ComfyUI has no names for the layers outside: it would leave an
+    # adapted modulation out without a word.
+    lora_all_linear: ClassVar[tuple[str, ...]] = (
+        *lora_targets,
+        "attn.to_qkv_mlp_proj",
+        "attn.to_out",
+    )
     text_format: ClassVar[TextFormat] = TextFormat(layers=(9, 18, 27), thinking=False, padded=True)
     takes_references: ClassVar[bool] = True
 

@@ -44,13 +44,21 @@ def match_targets(transformer: nn.Module, targets: list[str]) -> dict[str, list[
 
 
 def resolve_targets(
-    transformer: nn.Module, targets: list[str] | str, defaults: tuple[str, ...]
+    transformer: nn.Module,
+    targets: list[str] | str,
+    defaults: tuple[str, ...],
+    all_linear: tuple[str, ...] = (),
 ) -> dict[str, list[str]]:
-    """``default``, ``all-linear`` or a list, as {target: matched module names}."""
-    if targets == "all-linear":
+    """``default``, ``all-linear`` or a list, as {target: matched module names}.
+
+    ``all_linear``: what `all-linear` means; empty is every linear module. Raises ModelError as
+    ``match_targets`` does.
+    """
+    if targets == "all-linear" and not all_linear:
         names = [n for n, module in transformer.named_modules() if isinstance(module, nn.Linear)]
         return {"all-linear": names}
-    wanted = list(defaults) if targets == "default" else list(targets)
+    named = {"default": defaults, "all-linear": all_linear}
+    wanted = list(named[targets]) if isinstance(targets, str) else targets
     return match_targets(transformer, wanted)
 
 

@@ -128,7 +128,9 @@ def train(config: RunConfig, show: Show) -> Summary:
     check_context(config, preset_stage(preset))
     config = with_absolute_paths(config)
     family = FAMILIES[config.model.family](config.model.base, config.model.revision)
-    matched = resolve_targets(family.skeleton(), config.lora.targets, family.lora_targets)
+    matched = resolve_targets(
+        family.skeleton(), config.lora.targets, family.lora_targets, family.lora_all_linear
+    )
     refuse_existing(config)
     show("prepare", {"message": "starting Ray"})
     cluster = connect()

@@ -32,7 +32,9 @@ def build_student(
     """The module to train: base, LoRA on the config's targets, checkpointing as asked."""
     dtype = DTYPES[config.model.dtype]
     transformer: Any = family.load_transformer(dtype, device, config.model.attention)
-    matched = resolve_targets(transformer, config.lora.targets, family.lora_targets)
+    matched = resolve_targets(
+        transformer, config.lora.targets, family.lora_targets, family.lora_all_linear
+    )
     adapters = (STUDENT, TEACHER) if with_teacher else (STUDENT,)
     inject(transformer, matched, config.lora.rank, config.lora.alpha, config.run.seed, adapters)
     if config.learner.gradient_checkpointing:

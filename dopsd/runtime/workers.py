@@ -59,7 +59,12 @@ class InferenceWorker:
         self.dtype = DTYPES[config.model.dtype]
         self.family = FAMILIES[config.model.family](config.model.base, config.model.revision)
         self.transformer = self.family.load_transformer(self.dtype, device, config.model.attention)
-        matched = resolve_targets(self.transformer, config.lora.targets, self.family.lora_targets)
+        matched = resolve_targets(
+            self.transformer,
+            config.lora.targets,
+            self.family.lora_targets,
+            self.family.lora_all_linear,
+        )
         inject(
             self.transformer,
             matched,

@@ -21,7 +21,7 @@ from dopsd.models.flux2_klein import pack, patchify, position_ids, unpack, unpat
 from dopsd.models.lora import resolve_targets
 from dopsd.types import Context
 from tests.tiny import HEIGHT, IMAGE_WIDTH, random_image
-from tests.tiny_flux2 import LATENT, make_flux2_config, make_flux2_context
+from tests.tiny_flux2 import BLOCKS, LATENT, make_flux2_config, make_flux2_context
 
 PROMPTS = ["a red cat", "a blue mat on a red cat, and so on and so on and so on"]
 REFERENCES = [random_image(64, 96, 0), random_image(80, 64, 1)]
@@ -328,11 +328,13 @@ def test_the_published_layouts_differ_by_their_configs(name: str, tmp_path: Path
 
 def test_targets_of_the_single_stream_blocks(family: Flux2Klein) -> None:
     skeleton = family.skeleton()
-    everything = set(resolve_targets(skeleton, "all-linear", family.lora_targets)["all-linear"])
     single = ["attn.to_qkv_mlp_proj", "attn.to_out"]
     for target, names in resolve_targets(skeleton, single, ()).items():
-        assert names == [f"single_transformer_blocks.{i}.{target}" for i in range(2)]
-        assert everything >= set(names)
+        assert names == [f"single_transformer_blocks.{i}.{target}" for i in range(BLOCKS)]
+    matched = resolve_targets(skeleton, "all-linear", family.lora_targets, family.lora_all_linear)
+    adapted = [name for names in matched.values() for name in names]
+    linear = [n for n, m in skeleton.named_modules() if isinstance(m, torch.nn.Linear)]
+    assert sorted(adapted) == sorted(name for name in linear if "transformer_blocks." in name)
     # Names of other releases, which would train attention alone if they were let through.
     with pytest.raises(ModelError, match=r"lora.targets: ff\.net\.0\.proj, proj_mlp match no"):
         resolve_targets(skeleton, ["attn.to_q", "ff.net.0.proj", "proj_mlp"], ())
