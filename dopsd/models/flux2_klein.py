@@ -86,36 +86,34 @@ class Flux2Klein(Family):
     def velocity(
         self, transformer: nn.Module, latents: Tensor, sigma: Tensor, context: Context
     ) -> Tensor:
-        # The transformer's time is sigma and its output is u. Rounded as the stock pipeline
-        # rounds it, so that bf16 is trained at the times that it will be asked for.
-        dtype = context.tensors["embeds"].dtype
-        time = (sigma * 1000).to(dtype) / 1000
-        tokens = pack(latents).to(dtype)
-        ids = position_ids(*latents.shape[-2:])
-        groups = _rows_alike(context, len(latents))
-        parts = []
-        for rows in groups:
-            part = context if len(groups) == 1 else _rows(context, rows)
-            hidden, img_ids = tokens[rows], ids
-            if "reference" in part.tensors:
-                length = int(part.tensors["reference_lengths"][0])
-                hidden = torch.cat([hidden, part.tensors["reference"][:, :length]], dim=1)
-                img_ids = torch.cat([ids, part.tensors["reference_ids"][0, :length]])
-            embeds = part.tensors["embeds"]
-            predicted = transformer(
-                hidden_states=hidden,
-                timestep=time[rows],
-                guidance=None,
-                encoder_hidden_states=embeds,
-                txt_ids=position_ids(1, 1, length=embeds.shape[1]).to(latents.device),
-                img_ids=img_ids.to(latents.device),
-                return_dict=False,
-            )[0]
-            parts.append(predicted[:, : tokens.shape[1]].float())
-        order = [row for rows in groups for row in rows]
-        back = sorted(range(len(order)), key=order.__getitem__)
-        velocities = parts[0] if len(parts) == 1 else torch.cat(parts)[back]
-        return unpack(velocities, *latents.shape[-2:])
+        groups = _rows_alike(context)
+        if len(groups) > 1:
+            parts = [
+                self.velocity(transformer, latents[rows], sigma[rows], _rows(context, rows))
+                for rows in groups
+            ]
+            order = torch.tensor([row for rows in groups for row in rows])
+            return torch.cat(parts)[order.argsort()]
+        embeds, device = context.tensors["embeds"], latents.device
+        tokens = pack(latents).to(embeds.dtype)
+        hidden, ids = tokens, position_ids(*latents.shape[-2:], device=device)
+        if "reference" in context.tensors:
+            length = int(context.tensors["reference_lengths"][0])
+            reference_ids = context.tensors["reference_ids"][0, :length]
+            hidden = torch.cat([tokens, context.tensors["reference"][:, :length]], dim=1)
+            ids = torch.cat([ids, reference_ids.to(device)])
+        # The transformer's time is sigma and its output is u. Time is rounded as the stock
+        # pipeline rounds it, so that bf16 is trained at the times that it will be asked for.
+        predicted = transformer(
+            hidden_states=hidden,
+            timestep=(sigma * 1000).to(embeds.dtype) / 1000,
+            guidance=None,
+            encoder_hidden_states=embeds,
+            txt_ids=position_ids(1, 1, length=embeds.shape[1], device=device),
+            img_ids=ids,
+            return_dict=False,
+        )[0]
+        return unpack(predicted[:, : tokens.shape[1]].float(), *latents.shape[-2:])
 
     def reference_tokens(self, samples: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
         """What a Context holds beside ``embeds``, to let the model see reference images.
@@ -198,10 +196,17 @@ def unpatchify(latents: Tensor) -> Tensor:
     return nn.functional.pixel_shuffle(latents, 2)
 
 
-def position_ids(height: int, width: int, *, time: int = 0, length: int = 1) -> Tensor:
+def position_ids(
+    height: int,
+    width: int,
+    *,
+    time: int = 0,
+    length: int = 1,
+    device: torch.device | str = "cpu",
+) -> Tensor:
     """[height * width * length, 4] int64: (time, row, column, place in the text)."""
-    axes = torch.tensor([time]), torch.arange(height), torch.arange(width), torch.arange(length)
-    return torch.cartesian_prod(*axes)
+    sides = (torch.arange(size, device=device) for size in (height, width, length))
+    return torch.cartesian_prod(torch.tensor([time], device=device), *sides)
 
 
 def _statistics(vae: Any) -> tuple[Tensor, Tensor]:
@@ -211,10 +216,10 @@ def _statistics(vae: Any) -> tuple[Tensor, Tensor]:
     return mean, torch.sqrt(variance + vae.config.batch_norm_eps)
 
 
-def _rows_alike(context: Context, count: int) -> list[list[int]]:
-    """The batch's rows, grouped by the sizes of their references."""
+def _rows_alike(context: Context) -> list[list[int]]:
+    """The batch's rows, grouped by the sizes of their references; none without references."""
     if "reference" not in context.tensors:
-        return [list(range(count))]
+        return []
     groups: dict[bytes, list[int]] = {}
     lengths = context.tensors["reference_lengths"].tolist()
     for row, (ids, length) in enumerate(zip(context.tensors["reference_ids"], lengths)):
