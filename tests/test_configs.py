@@ -50,9 +50,19 @@ def test_gpu_recipe_is_the_authors() -> None:
     assert (config.context.image_min_pixels, config.context.image_max_pixels) == (512**2, 768**2)
 
 
-def test_flux2_recipe_is_the_authors() -> None:
-    config = load_config(CONFIGS / "flux2_klein_4b_vlm_lora.yaml")
-    assert (config.model.family, config.context.name) == ("flux2_klein", "vlm")
+@pytest.mark.parametrize(
+    ("name", "context"),
+    [
+        ("4b_vlm", "vlm"),
+        ("4b_edit", "edit"),
+        ("9b_edit", "edit"),
+        ("4b_edit_reference", "edit_reference"),
+    ],
+)
+def test_flux2_recipes_are_the_authors(name: str, context: str) -> None:
+    config = load_config(CONFIGS / f"flux2_klein_{name}_lora.yaml")
+    assert (config.model.family, config.context.name) == ("flux2_klein", context)
+    assert config.model.base.endswith(name[:2].upper())
     assert (config.method.steps, config.preview.steps, config.method.ema_decay) == (4, 4, 0.9999)
     assert (config.lora.rank, config.lora.alpha, config.lora.targets) == (64, 128, "default")
     learner = config.learner
