@@ -20,9 +20,11 @@ from dopsd.export import read_lora
 from dopsd.method.noise import batch_noise
 from dopsd.method.terms import fused_terms
 from dopsd.models.lora import STUDENT, TEACHER, activate, adapter_parameters
+from dopsd.runtime.baselines import baseline_targets
+from dopsd.runtime.data import wanted
 from dopsd.runtime.launch import Summary, train
 from dopsd.runtime.weights import Bundle
-from dopsd.runtime.workers import InferenceWorker
+from dopsd.runtime.workers import InferenceWorker, batch_velocity
 from dopsd.types import EncodedBatch, SampleInfo, TrainingBatch, unpack
 from tests.tiny import make_config, random_image, random_state
 from tests.tiny_flux2 import make_flux2_config
@@ -115,6 +117,71 @@ def test_samples_train_alike_alone_and_together(worker: InferenceWorker) -> None
         for name in ("states", "target_velocity"):
             difference = getattr(batch, name)[:, row] - getattr(one, name)[:, 0]
             assert difference.abs().max() < 1e-5, name
+
+
+OBJECTIVES: list[dict[str, Any]] = [
+    {"objective": "off_policy"},
+    {"objective": "off_policy", "off_policy_states": "teacher"},
+    {"objective": "sft_on_teacher"},
+    {"objective": "sft"},
+]
+
+
+@pytest.mark.parametrize("method", OBJECTIVES, ids=["noised", "teacher", "on-teacher", "sft"])
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("z_image", "enhanced_prompt"),
+        ("flux2_klein", "enhanced_prompt"),
+        ("flux2_klein", "edit"),
+        ("flux2_klein", "edit_reference"),
+    ],
+)
+def test_every_objective_takes_every_context(
+    family: str, name: str, method: dict[str, Any], tiny_base: Path, tiny_flux2: Path
+) -> None:
+    make, base = {
+        "z_image": (make_config, tiny_base),
+        "flux2_klein": (make_flux2_config, tiny_flux2),
+    }[family]
+    pairs = [["short", "long"]] if name == "enhanced_prompt" else []
+    config = make(
+        base,
+        **SETTINGS
+        | {
+            "context": {"name": name, "prompt_pairs": pairs, "text_tokens": 64},
+            "method": SETTINGS["method"] | method,
+            "debug": {},
+            "source": "fused",
+        },
+    )
+    reads = wanted(config)
+    samples = [
+        Sample(
+            each.sample_id,
+            each.prompt,
+            each.image if reads.images else None,
+            each.references if reads.reference_pixels else (),
+            "make it red, all of it" if reads.prompt_pairs else None,
+        )
+        for each in SAMPLES
+    ]
+    batch = encoded(config, samples)
+    worker = InferenceWorker(config, "cpu", (TEACHER,))
+    if method["objective"] == "sft":
+        assert batch.teacher is None
+        targets, _ = baseline_targets(config, worker.family, batch, None, "cpu")
+        states, velocity, sigmas = targets.states, targets.velocity, targets.sigmas
+    else:
+        worker.version = 0
+        made = TrainingBatch.from_bytes(worker.teach(0, block_of(batch))[0])
+        states, velocity, sigmas = made.states, made.target_velocity, made.sigmas
+    assert ("reference" in batch.student.tensors) == (name == "edit_reference")
+    student = batch_velocity(worker.family, worker.transformer, batch.student, worker.dtype)
+    with torch.no_grad():
+        for state, target, sigma in zip(states, velocity, sigmas):
+            error = student(state, sigma.expand(2)) - target
+            assert error.isfinite().all() and error.abs().max() > 1e-3
 
 
 def finite(summary: Summary) -> None:
