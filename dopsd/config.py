@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from dopsd.config_checkpoint import CheckpointSection
 from dopsd.config_context import ContextSection, check_context_fits
+from dopsd.config_data import DataSection
 from dopsd.config_message import one_line
 from dopsd.config_preflight import PreflightSection
 from dopsd.config_roles import DeadlineSection, InferenceSection, LearnerSection, RoleSection
@@ -48,31 +49,6 @@ class ModelSection(Section):
     attention: str | None = Field(
         None, description="diffusers attention backend (e.g. `flash`, `native`); default: its own."
     )
-
-
-class DataSection(Section):
-    source: str | None = Field(
-        None,
-        description="Folder of images with .txt captions, a .jsonl file, or `shapes:CONCEPT`; "
-        "prepared into `shards` when those do not exist yet.",
-    )
-    shards: str | None = Field(
-        None, description="Folder of prepared shards. Default: `shards` in the run folder."
-    )
-    caption_keys: list[str] = Field(
-        default_factory=list,
-        description="Captions to draw from, per sample and epoch. Empty: every key of a sample.",
-    )
-    pixel_area: Positive = Field(1024 * 1024, description="Pixels of a prepared image, about.")
-    bucket_multiple: Positive = Field(
-        16, description="Width and height of every bucket are multiples of this."
-    )
-    rows_per_group: Positive = Field(32, description="Rows of a parquet row group.")
-    groups_per_shard: Positive = Field(16, description="Row groups of a parquet file.")
-    max_bad_fraction: Fraction = Field(
-        0.05, description="More quarantined samples than this fraction stop the run."
-    )
-    shapes_count: Positive = Field(12, description="Images of a `shapes:CONCEPT` source.")
 
 
 class MethodSection(Section):
@@ -258,6 +234,12 @@ class RunConfig(Section):
                 f"({learner.steps})"
             )
         check_context_fits(self.context, self.model.family, self.model.vlm, self.data.caption_keys)
+        needs = self.context.needs
+        if self.data.prior.prompts and (needs.references or needs.prompt_pairs):
+            raise ValueError(
+                f"data.prior.prompts: given with context.name: {self.context.name}, allowed: none "
+                "(the base's own samples have one caption and no references)"
+            )
         if not self.data.source and not self.data.shards:
             raise ValueError(
                 "data.source: missing, allowed: a folder, a .jsonl file or shapes:CONCEPT "

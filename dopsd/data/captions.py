@@ -1,4 +1,7 @@
-"""Which caption a sample trains with: drawn per sample and epoch, by seed alone."""
+"""Which caption a sample trains with: drawn per sample and epoch, by seed alone.
+
+Of a sample that comes several times in an epoch each time counts as an epoch here.
+"""
 
 from __future__ import annotations
 
@@ -77,9 +80,19 @@ def _listed(pairs: Sequence[tuple[str, str]]) -> str:
     return ", ".join(f"[{student}, {teacher}]" for student, teacher in pairs)
 
 
+def dropped(share: float, seed: int, epoch: int, sample_id: str) -> bool:
+    """Whether this draw trains with an empty prompt; true for ``share`` of all draws."""
+    return _number("dropout", seed, epoch, sample_id) < share * 2**64
+
+
 def _draw(seed: int, epoch: int, sample_id: str, count: int) -> int:
-    digest = hashlib.sha256(f"caption\0{seed}\0{epoch}\0{sample_id}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") % count
+    return _number("caption", seed, epoch, sample_id) % count
+
+
+def _number(purpose: str, seed: int, epoch: int, sample_id: str) -> int:
+    """A whole number below 2^64, from a hash."""
+    digest = hashlib.sha256(f"{purpose}\0{seed}\0{epoch}\0{sample_id}".encode()).digest()
+    return int.from_bytes(digest[:8], "little")
 
 
 def check_caption_keys(manifest: Manifest, keys: Sequence[str]) -> None:

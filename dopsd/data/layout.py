@@ -18,20 +18,25 @@ class Shard:
     groups: tuple[tuple[str, tuple[int, ...]], ...]
 
 
-def lay_out(samples: Iterable[tuple[int, str, str]], settings: PrepareSettings) -> list[Shard]:
-    """Shards of ``samples`` (position, sample_id, bucket).
+def lay_out(samples: Iterable[tuple[int, str, str, str]], settings: PrepareSettings) -> list[Shard]:
+    """Shards of ``samples`` (position, sample_id, bucket, concept).
 
-    Samples of a bucket are shuffled by seed, so that the concepts mix within a row group; then
-    the row groups are, so that every file holds all kinds. Neither depends on the order given.
+    Samples of a bucket are shuffled by seed, so that the concepts mix among the row groups; then
+    the row groups are, so that every file holds all kinds. Within a row group each concept stands
+    together, so that a manifest can tell which rows are whose. Nothing depends on the order given.
     """
     by_bucket: dict[str, list[tuple[bytes, int]]] = {}
-    for position, sample_id, bucket in samples:
+    concepts: dict[int, str] = {}
+    for position, sample_id, bucket, concept in samples:
         by_bucket.setdefault(bucket, []).append((_key(settings.seed, sample_id), position))
+        concepts[position] = concept
     groups: list[tuple[bytes, str, tuple[int, ...]]] = []
     for bucket, keyed in by_bucket.items():
         order = [position for _, position in sorted(keyed)]
         for start in range(0, len(order), settings.rows_per_group):
-            rows = tuple(order[start : start + settings.rows_per_group])
+            rows = tuple(
+                sorted(order[start : start + settings.rows_per_group], key=concepts.__getitem__)
+            )
             groups.append((_key(settings.seed, f"{bucket}\0{start}"), bucket, rows))
     groups.sort()
     size = settings.groups_per_shard

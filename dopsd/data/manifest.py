@@ -43,6 +43,8 @@ class RowGroup(_Record):
     row_group: int
     bucket: str
     rows: int
+    concepts: tuple[tuple[str, int], ...] = ()
+    """(concept, number of rows) as they follow one another; empty in shards of older versions."""
 
 
 class Quarantined(_Record):

@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
@@ -80,7 +81,9 @@ def prepare(
     bucket_of = _inspect_all(rows, settings, tell, cpus_per_task)
     _drop_duplicates(rows, bucket_of)
     bad = _quarantine(rows, settings)
-    samples = [(at, rows[at].sample_id, bucket) for at, bucket in bucket_of.items()]
+    samples = [
+        (at, rows[at].sample_id, bucket, rows[at].concept or "") for at, bucket in bucket_of.items()
+    ]
     layout = lay_out(samples, settings)
     _clear(shards)
     digests = _write_all(shards, layout, rows, tell, cpus_per_task)
@@ -262,10 +265,20 @@ def _manifest(
         references=dict(sorted(Counter(str(len(row.references)) for row in good).items())),
         fingerprint=fingerprint.hexdigest(),
         row_groups=tuple(
-            RowGroup(file=shard.file, row_group=number, bucket=bucket, rows=len(places))
+            RowGroup(
+                file=shard.file,
+                row_group=number,
+                bucket=bucket,
+                rows=len(places),
+                concepts=_runs(found.rows[at].concept or "" for at in places),
+            )
             for shard in layout
             for number, (bucket, places) in enumerate(shard.groups)
         ),
         quarantined=bad,
         notes=tuple(found.notes),
     )
+
+
+def _runs(concepts: Iterable[str]) -> tuple[tuple[str, int], ...]:
+    return tuple((concept, len(list(run))) for concept, run in groupby(concepts))

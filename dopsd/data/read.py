@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from dopsd import storage
-from dopsd.data.captions import draw_caption, draw_pair
+from dopsd.data.captions import draw_caption, draw_pair, dropped
 from dopsd.data.images import decode_png
 from dopsd.data.plan import MicroBatch, Plan, RowRef
 from dopsd.data.ray_tools import telling_errors
@@ -35,6 +35,8 @@ class Wanted:
 
     caption_keys: tuple[str, ...] = ()
     """Captions to draw from; empty: every one that a sample has."""
+    caption_dropout: float = 0.0
+    """Share of draws whose prompt is empty, for both roles."""
     prompt_pairs: tuple[tuple[str, str], ...] = ()
     """Pairs of caption keys [student's, teacher's], in place of ``caption_keys``."""
     images: bool = True
@@ -114,14 +116,19 @@ def read_micro_batch(batch: MicroBatch, groups: RowGroups, seed: int) -> dict[st
     }
     if wanted.images:
         values["pixels"] = np.stack([decode_png(row["image"]) for row in rows]).tobytes()
-    named = [(row["captions"], row["sample_id"]) for row in rows]
+    named = [(row["captions"], turn, row["sample_id"]) for row, turn in zip(rows, batch.turns)]
     if wanted.prompt_pairs:
-        pairs = [draw_pair(c, wanted.prompt_pairs, seed, batch.epoch, name) for c, name in named]
+        pairs = [draw_pair(c, wanted.prompt_pairs, seed, turn, name) for c, turn, name in named]
         values["prompts"], values["teacher_prompts"] = map(list, zip(*pairs))
     else:
         keys = wanted.caption_keys
-        drawn = [draw_caption(c, keys, seed, batch.epoch, name) for c, name in named]
+        drawn = [draw_caption(c, keys, seed, turn, name) for c, turn, name in named]
         values["prompts"] = [text for _, text in drawn]
+    for at, (_, turn, name) in enumerate(named):
+        if dropped(wanted.caption_dropout, seed, turn, name):
+            for key in ("prompts", "teacher_prompts"):
+                if values[key] is not None:
+                    values[key][at] = ""
     return values
 
 

@@ -10,7 +10,9 @@ from typing import Any
 
 from dopsd import storage
 from dopsd.config import RunConfig
+from dopsd.config_data import PRIOR
 from dopsd.data.captions import check_caption_keys, check_prompt_pairs
+from dopsd.data.join import without_prior
 from dopsd.data.manifest import Manifest, has_manifest, load_manifest
 from dopsd.data.plan import Plan
 from dopsd.data.prepare import load_prepared, prepare, prepare_settings
@@ -116,8 +118,12 @@ def _render(config: RunConfig, concept: str, folder: Path) -> str:
 
 def plan_of(config: RunConfig, manifest: Manifest) -> Plan:
     """The run's plan: which samples each step holds."""
+    weights = dict(config.data.weights)
+    if PRIOR in manifest.concepts:
+        weights[PRIOR] = config.data.prior.weight
+    learner = config.learner
     return Plan.from_manifest(
-        manifest, config.run.seed, config.learner.global_batch, config.learner.micro_batch
+        manifest, config.run.seed, learner.global_batch, learner.micro_batch, weights
     )
 
 
@@ -127,6 +133,7 @@ def wanted(config: RunConfig) -> Wanted:
     sees_target = needs.image and config.method.objective != "sft"
     return Wanted(
         caption_keys=tuple(config.data.caption_keys),
+        caption_dropout=config.data.caption_dropout,
         prompt_pairs=tuple(config.context.prompt_pairs),
         images=sees_target or config.method.needs_targets,
         reference_pixels=config.context.reference_max_pixels if needs.references else 0,
@@ -135,9 +142,10 @@ def wanted(config: RunConfig) -> Wanted:
 
 
 def preview_samples(config: RunConfig, manifest: Manifest, count: int) -> list[Sample]:
-    """The first ``count`` samples of the plan, with images and the captions of epoch 0."""
-    plan = plan_of(config, manifest)
-    groups = RowGroups(config.shards, replace(wanted(config), images=True))
+    """The first ``count`` samples of the plan, the base's own left out, with images and the
+    captions of epoch 0."""
+    plan = plan_of(config, without_prior(manifest))
+    groups = RowGroups(config.shards, replace(wanted(config), images=True, caption_dropout=0.0))
     samples: list[Sample] = []
     for batch in plan.micro_batches(0, plan.steps_per_epoch):
         if len(samples) >= count:
@@ -160,7 +168,12 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     """The same config with local paths made absolute: workers stand in other folders, and there a
     relative model folder would pass for a hub id."""
     config = config.model_copy(deep=True)
-    places = ((config.run, "folder"), (config.data, "shards"), (config.data, "source"))
+    places = (
+        (config.run, "folder"),
+        (config.data, "shards"),
+        (config.data, "source"),
+        (config.data.prior, "prompts"),
+    )
     for section, key in places:
         path = getattr(section, key)
         if path is not None and not storage.is_remote(path) and not path.startswith(_SHAPES):

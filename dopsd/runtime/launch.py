@@ -40,6 +40,7 @@ from dopsd.runtime.failures import own_error
 from dopsd.runtime.placement import Roles, resolve_roles, wait_for_resources
 from dopsd.runtime.preflight import before_training
 from dopsd.runtime.preview import draw_preview
+from dopsd.runtime.prior import check_prior, with_prior
 from dopsd.runtime.progress import Show
 from dopsd.runtime.run_log import (
     LORA_FILE,
@@ -126,6 +127,7 @@ def train(config: RunConfig, show: Show) -> Summary:
     preset = read_preset(config.learner.deepspeed)
     check_trackers(config.trackers)
     check_context(config, preset_stage(preset))
+    check_prior(config)
     config = with_absolute_paths(config)
     family = FAMILIES[config.model.family](config.model.base, config.model.revision)
     matched = resolve_targets(
@@ -137,6 +139,7 @@ def train(config: RunConfig, show: Show) -> Summary:
     roles = resolve_roles(config, cluster.get("GPU", 0.0))
     manifest = prepared(config, lambda status: show("prepare", status))
     wait_for_resources(roles.all(), ray.cluster_resources, config.deadline.start)
+    manifest = with_prior(config, manifest, roles.learner, show)
     before_training(config, manifest, roles.learner, show)
     _claim_folder(config)
 

@@ -4,7 +4,13 @@ from collections import Counter
 
 import pytest
 
-from dopsd.data.captions import check_caption_keys, check_prompt_pairs, draw_caption, draw_pair
+from dopsd.data.captions import (
+    check_caption_keys,
+    check_prompt_pairs,
+    draw_caption,
+    draw_pair,
+    dropped,
+)
 from dopsd.data.manifest import CaptionSet, Manifest, PrepareSettings
 from dopsd.errors import DataError
 
@@ -92,3 +98,11 @@ def test_pairs_that_the_data_cannot_serve_are_refused() -> None:
         check_prompt_pairs(data, [("short", "medium")])
     with pytest.raises(DataError, match=r"2 of 5 samples have both captions of none of"):
         check_prompt_pairs(data, [("short", "long")])
+
+
+def test_dropout_takes_its_share_of_the_draws():
+    draws = [dropped(0.25, 3, epoch, f"s{sample}") for epoch in range(20) for sample in range(100)]
+    assert 0.2 < sum(draws) / len(draws) < 0.3
+    assert draws == [dropped(0.25, 3, e, f"s{s}") for e in range(20) for s in range(100)]
+    assert not any(dropped(0.0, 0, epoch, "a") for epoch in range(100))
+    assert all(dropped(1.0, 0, epoch, "a") for epoch in range(100))

@@ -20,6 +20,30 @@ def groups(*sizes: tuple[str, int]) -> tuple[RowGroup, ...]:
 MIXED = groups(("32x32", 5), ("40x28", 4), ("32x32", 6), ("28x40", 3), ("40x28", 5), ("32x32", 2))
 
 
+WEIGHED = tuple(
+    group.model_copy(update={"concepts": runs})
+    for group, runs in zip(
+        MIXED,
+        [
+            (("cat", 3), ("dog", 2)),
+            (("dog", 4),),
+            (("cat", 6),),
+            (("prior", 3),),
+            (("prior", 5),),
+            (("dog", 2),),
+        ],
+    )
+)
+
+
+def concepts_of(rows: list[RowRef]) -> Counter[str]:
+    named: dict[tuple[str, int], list[str]] = {
+        (group.file, group.row_group): [name for name, n in group.concepts for _ in range(n)]
+        for group in WEIGHED
+    }
+    return Counter(named[row.file, row.row_group][row.row] for row in rows)
+
+
 def epoch_of(plan: Plan, epoch: int) -> list[MicroBatch]:
     return list(
         plan.micro_batches(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
@@ -142,3 +166,65 @@ def test_a_row_group_is_read_in_one_stretch() -> None:
 def test_no_samples_are_refused() -> None:
     with pytest.raises(DataError, match="no samples"):
         Plan((), 0, 4, 1)
+
+
+def test_a_weight_says_how_often_a_concept_comes_per_epoch() -> None:
+    # cat 9 samples, all in 32x32; dog 2 + 4 + 2; prior 3 + 5.
+    plan = Plan(WEIGHED, 0, 4, 2, {"cat": 3, "prior": 0.5})
+    for epoch in range(4):
+        rows = [row for batch in epoch_of(plan, epoch) for row in batch.rows]
+        assert len(rows) == plan.samples_per_epoch
+        # Each bucket's share of a weight is rounded: 3 and 5 at 0.5 give 2 and 2.
+        assert concepts_of(rows) == {"cat": 27, "dog": 8, "prior": 4}
+
+
+def test_no_sample_of_a_weight_comes_more_than_once_more_often_than_another() -> None:
+    plan = Plan(WEIGHED, 5, 4, 2, {"cat": 0.4, "dog": 2.5, "prior": 0})
+    seen: Counter[RowRef] = Counter()
+    for epoch in range(7):
+        for batch in epoch_of(plan, epoch):
+            for row, turn in zip(batch.rows, batch.turns):
+                assert turn <= seen[row] <= turn + 1
+                seen[row] += 1
+        for name in ("cat", "dog"):
+            for bucket in ("32x32", "40x28"):
+                counts = [
+                    seen[RowRef(group.file, group.row_group, at)]
+                    for group in WEIGHED
+                    if group.bucket == bucket
+                    for at, each in enumerate([n for n, k in group.concepts for _ in range(k)])
+                    if each == name
+                ]
+                assert not counts or max(counts) - min(counts) <= 1
+    assert concepts_of(list(seen)).keys() == {"cat", "dog"}
+
+
+def test_weights_are_mixed_over_the_epoch() -> None:
+    many = groups(*[("32x32", 8)] * 32)
+    named = [(("data" if at % 4 else "prior", 8),) for at in range(32)]
+    data = tuple(g.model_copy(update={"concepts": c}) for g, c in zip(many, named))
+    plan = Plan(data, 1, 8, 8, {"prior": 3})
+    whose = {(g.file, g.row_group): g.concepts[0][0] for g in data}
+    batches = [Counter(whose[r.file, r.row_group] for r in b.rows) for b in epoch_of(plan, 0)]
+    assert sum((b for b in batches), Counter()) == {"data": 192, "prior": 192}
+    half = sum((b for b in batches[: len(batches) // 2]), Counter())
+    assert 70 < half["prior"] < 122
+
+
+def test_a_weight_of_one_is_no_weight() -> None:
+    assert list(Plan(WEIGHED, 3, 4, 2, {"cat": 1}).micro_batches(0, 9)) == list(
+        Plan(WEIGHED, 3, 4, 2).micro_batches(0, 9)
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "weights", "message"),
+    [
+        (WEIGHED, {"fox": 2}, "data.weights: 'fox' is no concept of the data, allowed: 'cat', "),
+        (WEIGHED, {"cat": 0, "dog": 0, "prior": 0}, "data.weights: every sample has the weight 0"),
+        (MIXED, {"cat": 2}, "data.weights: the shards were prepared by a dopsd that kept no "),
+    ],
+)
+def test_weights_that_cannot_be_are_refused(data, weights, message) -> None:
+    with pytest.raises(DataError, match=message):
+        Plan(data, 0, 4, 2, weights)

@@ -219,7 +219,10 @@ def test_load_prepared_names_the_key_that_differs(tmp_path: Path) -> None:
 
 def test_the_layout_mixes_and_ignores_the_order_given() -> None:
     settings = PrepareSettings(rows_per_group=4, groups_per_shard=3)
-    samples = [(at, f"s{at:03}", "32x32" if at % 3 else "40x28") for at in range(50)]
+    samples = [
+        (at, f"s{at:03}", "32x32" if at % 3 else "40x28", "cat" if at % 2 else "dog")
+        for at in range(50)
+    ]
     shards = lay_out(samples, settings)
     assert lay_out(samples[::-1], settings) == shards
     placed = [at for shard in shards for _, rows in shard.groups for at in rows]
@@ -228,3 +231,22 @@ def test_the_layout_mixes_and_ignores_the_order_given() -> None:
         assert len(shard.groups) <= 3
         for bucket, rows in shard.groups:
             assert {samples[at][2] for at in rows} == {bucket}
+            concepts = [samples[at][3] for at in rows]
+            assert concepts == sorted(concepts)
+
+
+def test_the_manifest_tells_whose_every_row_is(tmp_path: Path) -> None:
+    names = ("cat", "dog", None, "cat", "dog", None, "cat", "cat")
+    write_folder(tmp_path / "pictures", len(names))
+    rows = [
+        {"image": f"pictures/{at:03}.png", "caption": "a picture", "concept": name}
+        for at, name in enumerate(names)
+    ]
+    source = write_jsonl(tmp_path / "data.jsonl", rows)
+    manifest = run(source, tmp_path / "shards")
+    for group in manifest.row_groups:
+        with pq.ParquetFile(tmp_path / "shards" / group.file) as parquet:
+            found = parquet.read_row_group(group.row_group)["concept"].to_pylist()
+        told = [name or None for name, count in group.concepts for _ in range(count)]
+        assert found == told
+    assert manifest.concepts == {"": 2, "cat": 4, "dog": 2}

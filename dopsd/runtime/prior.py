@@ -1,0 +1,152 @@
+"""Prior preservation: the base's own samples, drawn once and kept beside the shards.
+
+They train beside the data, so that what the base knew is asked for as well: prompts whose targets
+are what it draws for them anyway.
+"""
+
+from __future__ import annotations
+
+import json
+
+from dopsd import storage
+from dopsd.config import RunConfig
+from dopsd.config_data import PRIOR
+from dopsd.data.buckets import parse_bucket
+from dopsd.data.join import joined
+from dopsd.data.manifest import Manifest, has_manifest
+from dopsd.data.prepare import load_prepared, prepare, prepare_settings
+from dopsd.data.sources import CAPTION_KEY
+from dopsd.evaluation.identity import fingerprint, model_identity
+from dopsd.evaluation.prompts import read_prompts
+from dopsd.evaluation.spec import EvaluateSpec
+from dopsd.evaluation.worker import EvaluationWorker
+from dopsd.models.base import resolve_base
+from dopsd.runtime.crew import Crew, Job
+from dopsd.runtime.placement import Role
+from dopsd.runtime.progress import Show
+
+BATCH = 8
+"""Samples of a call of the pipeline."""
+RESTARTS = 3
+"""How often a worker that dies while it draws is replaced."""
+
+
+def check_prior(config: RunConfig) -> None:
+    """Refuse prompts that cannot be read, before anything starts.
+
+    Raises ConfigError in one line.
+    """
+    if config.data.prior.prompts is not None:
+        read_prompts(config.data.prior.prompts)
+
+
+def with_prior(config: RunConfig, manifest: Manifest, learner: Role, show: Show) -> Manifest:
+    """``manifest`` with the prior's samples; they are drawn where they are not there yet.
+
+    Drawn on the learners' share, which is free before training, in the commonest bucket of the
+    data. Samples of another making (base, prompts, count, steps, size, seed) lie in a folder of
+    their own. Without ``data.prior.prompts`` the manifest is returned as it is.
+    """
+    if config.data.prior.prompts is None:
+        return manifest
+    spec, seeds = _spec(config, manifest), _seeds(config)
+    made = {
+        "base": model_identity(spec.base, spec.revision),
+        "family": spec.family,
+        "dtype": spec.dtype,
+        "size": [spec.height, spec.width],
+        "steps": spec.steps,
+        "texts": [prompt.text for prompt in spec.prompts],
+        "seeds": seeds,
+        "keys": _caption_keys(config),
+        "settings": prepare_settings(config.data, config.run.seed).model_dump(),
+    }
+    folder = f"{PRIOR}-{fingerprint(made)}"
+    shards = storage.join(config.shards, folder)
+    if not has_manifest(shards):
+        _draw(config, spec, seeds, shards, learner, show)
+    return joined(manifest, load_prepared(shards, config.data), folder)
+
+
+def _spec(config: RunConfig, manifest: Manifest) -> EvaluateSpec:
+    prior = config.data.prior
+    assert prior.prompts is not None
+    prompts = read_prompts(prior.prompts)
+    bucket = parse_bucket(max(manifest.buckets, key=lambda name: (manifest.buckets[name], name)))
+    return EvaluateSpec(
+        out="",  # nothing of an evaluation is written
+        prompts=tuple(prompts[at % len(prompts)] for at in range(prior.count)),
+        base=resolve_base(config.model.base),
+        family=config.model.family,
+        revision=config.model.revision,
+        dtype=config.model.dtype,
+        height=bucket.height,
+        width=bucket.width,
+        steps=(prior.steps or config.preview.steps or config.method.steps,),
+    )
+
+
+def _seeds(config: RunConfig) -> list[int]:
+    """One of each sample: a prompt that comes again is drawn from other noise."""
+    prior = config.data.prior
+    assert prior.prompts is not None
+    prompts = len(read_prompts(prior.prompts))
+    return [config.run.seed + at // prompts for at in range(prior.count)]
+
+
+def _caption_keys(config: RunConfig) -> list[str]:
+    """The run draws among these keys, so that a sample needs its prompt under each of them."""
+    return config.data.caption_keys or [CAPTION_KEY]
+
+
+def _draw(
+    config: RunConfig, spec: EvaluateSpec, seeds: list[int], shards: str, learner: Role, show: Show
+) -> None:
+    names = [f"{at:06}" for at in range(len(seeds))]
+    chunks: dict[Job, list[str]] = {}
+    for start in range(0, len(names), BATCH):
+        part = slice(start, start + BATCH)
+        texts = [prompt.text for prompt in spec.prompts[part]]
+        what = f"drawing {len(texts)} samples of the base"
+        job = Job(what, "draw", ((), texts, seeds[part], spec.steps[0]))
+        chunks[job] = names[part]
+    done = 0
+
+    def keep(job: Job, pictures: list[bytes]) -> None:
+        nonlocal done
+        for name, png in zip(chunks[job], pictures, strict=True):
+            storage.write_bytes(storage.join(shards, _picture(name)), png)
+        done += len(pictures)
+        show("prepare", {"message": f"samples of the base: {done} of {len(names)}"})
+
+    with Crew(
+        EvaluationWorker,
+        (spec, learner.device),
+        Role("prior", learner.workers, learner.cpus, learner.gpus),
+        start_s=config.deadline.start,
+        step_s=config.deadline.step,
+        restarts=RESTARTS,
+    ) as crew:
+        crew.run(list(chunks), keep)
+    rows = [
+        {
+            "id": f"{PRIOR}/{name}",
+            "image": _picture(name),
+            "concept": PRIOR,
+            "captions": dict.fromkeys(_caption_keys(config), prompt.text),
+        }
+        for name, prompt in zip(names, spec.prompts, strict=True)
+    ]
+    table = storage.join(shards, "samples.jsonl")
+    storage.write_bytes(table, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    prepare(
+        table,
+        shards,
+        prepare_settings(config.data, config.run.seed),
+        lambda stage, at, total: show("prepare", {"message": f"{stage}: {at} of {total}"}),
+        cpus_per_task=min(1.0, learner.cpus),
+    )
+
+
+def _picture(name: str) -> str:
+    return f"pictures/{name}.png"

@@ -1,0 +1,95 @@
+"""The base's own samples beside the data: drawn by real actors, planned, read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dopsd.config import RunConfig, load_config
+from dopsd.config_data import PRIOR
+from dopsd.data.manifest import Manifest
+from dopsd.data.read import RowGroups, read_micro_batch, samples_of
+from dopsd.errors import ConfigError, DataError
+from dopsd.runtime.data import plan_of, prepared, preview_samples, wanted, with_absolute_paths
+from dopsd.runtime.placement import Role
+from dopsd.runtime.prior import check_prior, with_prior
+from dopsd.shapes import oracle
+from dopsd.shapes.grid import from_image
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+
+LEARNER = Role("learner", 1, 0.4, 0.0)
+TEXTS = (
+    "a red striped circle on teal",
+    "a blue flat square on black",
+    "a green flat cross on gray",
+)
+
+
+def ignore(phase: str, status: dict) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def drawn(ray_cluster, tmp_path_factory) -> tuple[RunConfig, Manifest]:
+    folder = tmp_path_factory.mktemp("prior")
+    (folder / "prompts.txt").write_text("\n".join(TEXTS))
+    config = with_absolute_paths(
+        load_config(
+            "configs/shapes.yaml",
+            [
+                f"run.folder={folder}/run",
+                f"data.prior.prompts={folder}/prompts.txt",
+                "data.prior.count=5",
+                "data.prior.weight=2",
+                "data.caption_keys=[detailed]",
+            ],
+        )
+    )
+    return config, with_prior(config, prepared(config, lambda status: None), LEARNER, ignore)
+
+
+def test_the_samples_are_what_the_base_draws(drawn):
+    config, manifest = drawn
+    assert manifest.concepts == {"bars": 12, PRIOR: 5} and manifest.samples == 17
+    groups = RowGroups(config.shards, wanted(config))
+    plan = plan_of(config, manifest)
+    seen: dict[str, set[bytes]] = {}
+    counts: Counter[str] = Counter()
+    for batch in plan.micro_batches(0, plan.steps_per_epoch):
+        for sample in samples_of(read_micro_batch(batch, groups, config.run.seed)):
+            counts[sample.sample_id] += 1
+            if sample.sample_id.startswith(PRIOR):
+                seen.setdefault(sample.prompt, set()).add(sample.image.tobytes())
+                (reading,) = oracle.read(from_image(Image.fromarray(sample.image))[None])
+                words = sample.prompt.split()
+                assert reading.valid
+                assert [reading.fill, reading.pattern, reading.shape] == words[1:4]
+    assert {text: len(pictures) for text, pictures in seen.items()} == dict(
+        zip(TEXTS, (2, 2, 1), strict=True)
+    ), "a prompt that comes again is drawn from other noise"
+    assert Counter(counts.values()) == {1: 12, 2: 5}, "weight 2: twice per epoch"
+
+
+def test_they_are_drawn_once_and_previews_leave_them_out(drawn, monkeypatch):
+    config, manifest = drawn
+    monkeypatch.setattr("dopsd.runtime.prior._draw", lambda *_: pytest.fail("drawn again"))
+    again = with_prior(config, prepared(config, lambda status: None), LEARNER, ignore)
+    assert again == manifest
+    shown = preview_samples(config, manifest, 100)
+    assert len(shown) == 12 and not any(each.sample_id.startswith(PRIOR) for each in shown)
+
+
+def test_what_cannot_be_is_refused(drawn, tmp_path: Path):
+    config, manifest = drawn
+    with pytest.raises(DataError, match="5 samples of the data have the concept 'prior'"):
+        with_prior(config, manifest, LEARNER, ignore)
+    missing = config.model_copy(deep=True)
+    missing.data.prior.prompts = str(tmp_path / "none.txt")
+    with pytest.raises(ConfigError, match=r"none\.txt"):
+        check_prior(missing)
+    with pytest.raises(ConfigError, match=r"data\.weights: 'prior' names the base's own samples"):
+        load_config("configs/shapes.yaml", ["data.weights={prior: 2}"])
