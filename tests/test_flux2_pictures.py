@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,11 @@ from torch import Tensor, nn
 from dopsd.cli import main
 from dopsd.contexts import EncoderFactory
 from dopsd.data.sample import Sample
+from dopsd.evaluation.draw import Drawer as EvaluationDrawer
+from dopsd.evaluation.draw import picture_noise
 from dopsd.evaluation.preflight import check_teacher
 from dopsd.evaluation.preview import Drawer
+from dopsd.evaluation.spec import EvaluateSpec
 from dopsd.export import lora_file
 from dopsd.method.rollout import rollout
 from dopsd.models import Flux2Klein
@@ -127,6 +131,23 @@ def test_generate_draws_with_and_without_a_lora(
         drawn.append(Image.open(out / "000.png"))
     assert drawn[0].size == (16, 32)
     assert drawn[0].tobytes() != drawn[1].tobytes()
+
+
+@torch.no_grad()
+def test_evaluation_draws_what_the_stock_pipeline_draws(family: Flux2Klein, pipeline: Any) -> None:
+    spec = EvaluateSpec(
+        out="unused", prompts=(), base=family.base, family=family.name, height=32, width=16
+    )
+    (drawn,) = EvaluationDrawer(spec, "cpu").draw((), (), ["a red cat"], [3], 2)
+    stock = pipeline(
+        prompt="a red cat",
+        latents=picture_noise(3, "a red cat", family.latent_shape(32, 16))[None],
+        height=32,
+        width=16,
+        num_inference_steps=2,
+        guidance_scale=1.0,
+    ).images
+    assert np.array_equal(pixels([Image.open(io.BytesIO(drawn))]), pixels(stock))
 
 
 @pytest.fixture(scope="module")
