@@ -47,8 +47,8 @@ class Flux2Klein(Family):
         "ff_context.linear_in",
         "ff_context.linear_out",
     )
-    # Every linear layer of a block. ComfyUI has no names for the layers outside: it would leave an
-    # adapted modulation out without a word.
+    # Every linear layer of a block. ComfyUI has no names for FLUX.2's modulation and time layers:
+    # it would leave them out without a word.
     lora_all_linear: ClassVar[tuple[str, ...]] = (
         *lora_targets,
         "attn.to_qkv_mlp_proj",
