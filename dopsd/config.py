@@ -233,13 +233,7 @@ class RunConfig(Section):
                 f"learner.warmup_steps: {learner.warmup_steps}, allowed: at most learner.steps "
                 f"({learner.steps})"
             )
-        check_context_fits(self.context, self.model.family, self.model.vlm, self.data.caption_keys)
-        needs = self.context.needs
-        if self.data.prior.prompts and (needs.references or needs.prompt_pairs):
-            raise ValueError(
-                f"data.prior.prompts: given with context.name: {self.context.name}, allowed: none "
-                "(the base's own samples have one caption and no references)"
-            )
+        check_context_fits(self.context, self.model.family, self.model.vlm, self.data)
         if not self.data.source and not self.data.shards:
             raise ValueError(
                 "data.source: missing, allowed: a folder, a .jsonl file or shapes:CONCEPT "

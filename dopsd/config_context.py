@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from dopsd.config_data import DataSection
 from dopsd.config_section import Positive, Section
 
 REFERENCE_FAMILIES = ("flux2_klein",)
@@ -111,7 +112,7 @@ class ContextSection(Section):
 
 
 def check_context_fits(
-    context: ContextSection, family: str, vlm: str | None, caption_keys: list[str]
+    context: ContextSection, family: str, vlm: str | None, data: DataSection
 ) -> None:
     """Raises ValueError for what ``model`` and ``data`` ask of a context that it cannot do."""
     needs = context.needs
@@ -126,8 +127,18 @@ def check_context_fits(
             f"model.vlm: given with context.name: {context.name}, allowed: none (nothing is shown "
             "to a VLM)"
         )
-    if needs.prompt_pairs and caption_keys:
+    if needs.prompt_pairs and data.caption_keys:
         raise ValueError(
             f"data.caption_keys: given with context.name: {context.name}, allowed: none "
             "(context.prompt_pairs names the captions)"
+        )
+    if needs.prompt_pairs and data.caption_dropout:
+        raise ValueError(
+            f"data.caption_dropout: {data.caption_dropout:g} with context.name: {context.name}, "
+            "allowed: 0 (both roles would read the same empty prompt)"
+        )
+    if data.prior.prompts and (needs.references or needs.prompt_pairs):
+        raise ValueError(
+            f"data.prior.prompts: given with context.name: {context.name}, allowed: none "
+            "(the base's own samples have one caption and no references)"
         )

@@ -253,6 +253,14 @@ WRONG_CONTEXTS = [
         "(context.prompt_pairs names the captions)",
     ),
     (
+        {
+            "context": {"name": "enhanced_prompt", "prompt_pairs": [["short", "long"]]},
+            "data": {"caption_dropout": 0.1},
+        },
+        "data.caption_dropout: 0.1 with context.name: enhanced_prompt, allowed: 0 (both roles "
+        "would read the same empty prompt)",
+    ),
+    (
         {"model": {"family": "flux2_klein", "vlm": "owner/vlm"}, "context": {"name": "edit"}},
         "model.vlm: given with context.name: edit, allowed: none (nothing is shown to a VLM)",
     ),

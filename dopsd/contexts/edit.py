@@ -85,7 +85,7 @@ class EditEncoder:
         return ()
 
     def _instructed(self, sample: Sample) -> str:
-        return f"{sample.prompt}\n{self.instruction}" if self.instruction else sample.prompt
+        return "\n".join(filter(None, (sample.prompt, self.instruction)))
 
     def _latents(self, pictures: Sequence[Sequence[np.ndarray]]) -> References:
         return [

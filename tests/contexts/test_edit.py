@@ -147,6 +147,11 @@ def test_a_sample_without_references_is_named(by_reference: EditReferenceEncoder
         by_reference.encode([ALIKE[0], replace(ALIKE[1], references=())])
 
 
+def test_a_dropped_caption_leaves_the_instruction(edit: EditEncoder) -> None:
+    _, view = edit.views([replace(ALIKE[0], prompt="")])[0]
+    assert f"user\n{edit.default_instruction}<|im_end|>" in view.text
+
+
 def test_an_instruction_of_ones_own_and_one_vae(tiny_flux2: Path) -> None:
     config = make(tiny_flux2, "edit", instruction="Paint it again.")
     config.method.objective = "off_policy"
