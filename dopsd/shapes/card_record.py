@@ -162,7 +162,8 @@ _ENDS = ("value", "low", "high")
 def _effect_table(effects: list[Effect]) -> list[str]:
     seeds = sorted({effect.seed for effect in effects})
     lines = [
-        "LoRA on turbo, 12 images, plain loops of one budget; four unguided steps; seeds "
+        "LoRA on turbo, 12 images beside samples of the base, plain loops of one budget; four "
+        "unguided steps; seeds "
         f"{', '.join(map(str, seeds))} pooled.",
         "",
         "| tuned on | by | concept drawn for `[V]` | prior prompts: ok | prior: palette error |",

@@ -1,6 +1,7 @@
 """The effect in one process: a LoRA by ``dopsd`` and one by ``sft``, judged by the oracle.
 
-Both are plain loops on the turbo base over one training set, with one budget of samples, states and
+Both are plain loops on the turbo base over one training set, half of every batch the concept's
+images and half the base's own samples (``effect_data``), with one budget of samples, states and
 optimizer steps; they differ in their training terms alone. ``dopsd reproduce shapes`` compares
 through the distributed trainer, in float32 and with an EMA as teacher, where this has bf16 autocast
 and the frozen base.
@@ -9,7 +10,6 @@ and the frozen base.
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,31 +19,31 @@ from torch import Tensor
 
 from dopsd.intervals import Value
 from dopsd.method.objective import state_loss
-from dopsd.method.off_policy import flow_matching, training_levels
+from dopsd.method.off_policy import flow_matching
 from dopsd.method.terms import Terms, fused_terms, target_terms
 from dopsd.models.z_image import ZImage
-from dopsd.shapes import card, concepts, fast, nets, world
+from dopsd.shapes import card, concepts, fast
 from dopsd.shapes.card_record import Effect, describe_effect
+from dopsd.shapes.effect_data import STATES, Batches
 from dopsd.shapes.nets import Transformer
 from dopsd.types import Context
 
 OBJECTIVES = ("dopsd", "sft")
-IMAGES = 12
-SAMPLES = 70
-STATES = 4
-# Captions say all that is not the concept: the teacher sees the rest of the picture too, and what
-# no text says would only be averaged.
-CAPTIONS = ("detailed",)
+SAMPLES = 140
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What both objectives may spend: AdamW steps of ``batch`` samples with 4 states each."""
+    """What both objectives may spend: AdamW steps of ``batch`` samples with 4 states each.
+
+    ``lr`` falls to zero along a cosine. ``prior``: the base's own samples, one a prompt.
+    """
 
     steps: int = 400
     batch: int = 8
-    lr: float = 2e-4
+    lr: float = 3e-4
     rank: int = 16
+    prior: int = 250
 
 
 def measure(
@@ -68,7 +68,9 @@ def measure(
             for name in ("base", *OBJECTIVES):
                 tuned = model.transformers["turbo"]
                 if name != "base":
-                    tuned = train_lora(model, concept, name, seed, budget or Budget(), forwards)
+                    tuned = train_lora(
+                        model, concept, name, seed, budget or Budget(), forwards, samples
+                    )
                 effects.append(judge(model, tuned, name, concept, seed, samples))
                 say(describe_effect(effects[-1]))
     return effects
@@ -91,8 +93,12 @@ def judge(
         seed=seed,
         count=samples,
         asked=scored(concepts.concept_prompts(concept, samples, 1000 + seed), concept),
-        prior=scored(concepts.prior_prompts(samples, 1000 + seed), "prior"),
+        prior=scored(_prior(samples, seed), "prior"),
     )
+
+
+def _prior(samples: int, seed: int) -> list[concepts.Prompt]:
+    return concepts.prior_prompts(samples, 1000 + seed)
 
 
 def train_lora(
@@ -102,8 +108,11 @@ def train_lora(
     seed: int,
     budget: Budget,
     forwards: fast.Forwards,
+    samples: int = SAMPLES,
 ) -> Transformer:
     """Tune a copy of the turbo transformer; the teacher of ``dopsd`` is the base itself.
+
+    ``samples``: the prior prompts that ``judge`` will ask for, so that none is trained on.
 
     Raises:
         ValueError: for another objective than ``OBJECTIVES``.
@@ -124,7 +133,9 @@ def train_lora(
         )
     params = [param for param in student.parameters() if param.requires_grad]
     optimizer = torch.optim.AdamW(params, lr=budget.lr, weight_decay=0.0)
-    batches = _Batches(model, concept, seed)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, budget.steps)
+    asked = {prompt.text for prompt in _prior(samples, seed)}
+    batches = Batches(model, concept, seed, budget.prior, asked)
     grid = fast.sigmas(STATES)
     for _ in range(budget.steps):
         batch = batches.draw(budget.batch)
@@ -148,6 +159,7 @@ def train_lora(
         _backward(terms, lambda *inputs: velocity(student, *inputs))
         torch.nn.utils.clip_grad_norm_(params, 1.0)
         optimizer.step()
+        schedule.step()
         optimizer.zero_grad()
     return student
 
@@ -162,53 +174,3 @@ def _backward(terms: Terms, velocity: Callable[..., Tensor]) -> None:
             term = terms.send(output.detach())
         except StopIteration:
             return
-
-
-@dataclass(frozen=True)
-class _Batch:
-    student: Context
-    teacher: Context
-    clean: Tensor
-    noise: Tensor
-    levels: Tensor
-
-
-class _Batches:
-    """Training batches of a concept's few images, the same for each objective."""
-
-    def __init__(self, model: card.Model, concept: str, seed: int):
-        scenes = concepts.training_scenes(concept, IMAGES, seed)
-        images = world.render(scenes)
-        self._clean = nets.encode_images(model.vae, images)
-        captions = [[concepts.captions_of(concept, s)[kind] for kind in CAPTIONS] for s in scenes]
-        self._kinds = len(captions[0])
-        texts = [text for image in captions for text in image]
-        self._student = _encode(model, texts, None)
-        self._teacher = _encode(model, texts, images.repeat_interleave(self._kinds, 0))
-        self._rng = random.Random(f"{concept}/{seed}/batches")
-        self._generator = torch.Generator().manual_seed(seed)
-        self._schedule = fast.sigmas(1000)
-
-    def draw(self, count: int) -> _Batch:
-        rows = [self._rng.randrange(IMAGES) for _ in range(count)]
-        pairs = [row * self._kinds + self._rng.randrange(self._kinds) for row in rows]
-        noise = torch.randn(STATES, *self._clean[rows].shape, generator=self._generator)
-        uniform = torch.rand(STATES, count, generator=self._generator)
-        return _Batch(
-            student=_rows(self._student, pairs),
-            teacher=_rows(self._teacher, pairs),
-            clean=self._clean[rows],
-            noise=noise,
-            levels=training_levels(uniform, self._schedule),
-        )
-
-
-@torch.no_grad()
-def _encode(model: card.Model, texts: list[str], images: Tensor | None) -> Context:
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        features, lengths = fast.Forwards().encode(model.vlm, model.tokens, texts, images)
-    return Context({"embeds": features, "lengths": lengths})
-
-
-def _rows(context: Context, rows: list[int]) -> Context:
-    return Context({name: tensor[rows] for name, tensor in context.tensors.items()})

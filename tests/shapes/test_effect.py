@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from dopsd.shapes import card as cards
-from dopsd.shapes import effect, fast, weights_path
+from dopsd.shapes import concepts, effect, fast, weights_path
+from dopsd.shapes.effect_data import Batches, prior_prompts
 
 PLAIN = fast.Forwards()
-SHORT = effect.Budget(steps=2, batch=2, rank=4)
+SHORT = effect.Budget(steps=2, batch=2, rank=4, prior=4)
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +51,17 @@ def test_a_measurement_judges_base_and_both_loras(model):
     ]
     assert len(said) == 6 and all(e.count == 4 and e.seed == 3 for e in found)
     assert {"concept", "ok"} <= found[0].asked.keys() and "concept" not in found[0].prior
+
+
+def test_no_prior_prompt_is_trained_on_and_judged():
+    judged = {prompt.text for prompt in concepts.prior_prompts(effect.SAMPLES, 1000)}
+    trained = [prompt.text for prompt in prior_prompts(250, 0, judged)]
+    assert len(set(trained)) == 250 and not judged & set(trained)
+
+
+def test_half_of_a_batch_is_the_base_s_own(model):
+    batches = Batches(model, "bars", 0, prior=6, avoid=())
+    batch = batches.draw(5)
+    own = batches._clean[:12]
+    from_data = [bool((own == sample).flatten(1).all(1).any()) for sample in batch.clean]
+    assert from_data == [True, True, True, False, False]
