@@ -13,10 +13,10 @@ from dopsd.intervals import Value
 from dopsd.reproduce import table
 from dopsd.reproduce.grid import draw_grid
 from dopsd.reproduce.runs import lora_of, train_all
-from dopsd.reproduce.variants import CAPTIONS, Budget, Trial
+from dopsd.reproduce.variants import CAPTIONS, Budget, Trial, prior_file
 from dopsd.runtime.evaluate import evaluate
 from dopsd.runtime.progress import Progress
-from dopsd.shapes.concepts import training_captions
+from dopsd.shapes.concepts import distinct_prior_prompts, training_captions
 
 TABLE, LINES = "table.md", "table.json"
 SEEDS = (0, 1, 2)
@@ -43,9 +43,11 @@ def reproduce(
     Raises:
         DopsdError: in one line, when a trial or the evaluation cannot go on.
     """
+    spec = _spec(trials, budget, folder, prompts)
+    _write_priors(trials, budget, folder, spec)
     train_all(trials, budget, folder, begin)
     with begin("evaluation") as progress:
-        results = evaluate(_spec(trials, budget, folder, prompts), progress.show)
+        results = evaluate(spec, progress.show)
 
     def score(model: str, group: str, column: str) -> tuple[Value, int]:
         return results.value(model, group, column), _prompts(results, model, group)
@@ -93,6 +95,14 @@ def _spec(trials: Sequence[Trial], budget: Budget, folder: str, count: int) -> E
         device="cpu",
         batch=16,
     )
+
+
+def _write_priors(trials: Sequence[Trial], budget: Budget, folder: str, spec: EvaluateSpec) -> None:
+    """The prompts of the base's own samples: none that is evaluated on."""
+    asked = {prompt.text for prompt in spec.prompts}
+    for seed in dict.fromkeys(trial.seed for trial in trials):
+        texts = [prompt.text for prompt in distinct_prior_prompts(budget.prior, seed, asked)]
+        storage.write_bytes(prior_file(folder, seed), "\n".join(texts).encode())
 
 
 def _prompts(results: Results, model: str, group: str) -> int:

@@ -67,12 +67,14 @@ class Budget:
     lr: float
     rank: int
     images: int
+    prior: int
+    """Samples of the base that train beside the images: half of all draws, as many as those."""
 
 
 CAPTIONS = "detailed"
 """All that is not the concept is said: the teacher sees the whole picture, and what no text says
 could only be averaged."""
-FULL = Budget(steps=200, batch=8, lr=2e-4, rank=16, images=16)
+FULL = Budget(steps=200, batch=8, lr=5e-4, rank=16, images=16, prior=250)
 
 
 def trials(variants: tuple[Variant, ...], seeds: int) -> list[Trial]:
@@ -83,6 +85,11 @@ def trials(variants: tuple[Variant, ...], seeds: int) -> list[Trial]:
         for concept in CONCEPTS
         for variant in variants
     ]
+
+
+def prior_file(folder: str, seed: int) -> str:
+    """Where the prompts of a seed's prior samples are."""
+    return f"{folder}/prior-s{seed}.txt"
 
 
 def _base_hash() -> str:
@@ -114,6 +121,12 @@ def config_of(trial: Trial, budget: Budget, folder: str) -> RunConfig:
                 "caption_keys": [CAPTIONS],
                 "rows_per_group": 4,
                 "groups_per_shard": 4,
+                "prior": {
+                    "prompts": prior_file(folder, trial.seed),
+                    "count": budget.prior,
+                    "steps": 4,
+                    "weight": budget.images / budget.prior,
+                },
             },
             "method": {"steps": 4, **trial.variant.method},
             "lora": {"rank": budget.rank, "alpha": 2 * budget.rank},
@@ -126,6 +139,7 @@ def config_of(trial: Trial, budget: Budget, folder: str) -> RunConfig:
                 "global_batch": budget.batch,
                 "micro_batch": budget.batch,
                 "lr": budget.lr,
+                "schedule": "cosine",
             },
             "preview": {"samples": 0},
             "preflight": {"mode": "off"},

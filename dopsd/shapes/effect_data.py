@@ -48,7 +48,7 @@ class Batches:
     ) -> None:
         scenes = concepts.training_scenes(concept, IMAGES, seed)
         texts = [concepts.captions_of(concept, scene)[CAPTIONS] for scene in scenes]
-        prompts = prior_prompts(prior, seed, avoid)
+        prompts = concepts.distinct_prior_prompts(prior, seed, avoid)
         self._prior = len(prompts)
         samples = card.draw(
             model,
@@ -81,13 +81,6 @@ class Batches:
             noise=noise,
             levels=training_levels(uniform, self._schedule),
         )
-
-
-def prior_prompts(count: int, seed: int, avoid: Collection[str]) -> list[concepts.Prompt]:
-    """``count`` different prompts about what the base knows, none of them in ``avoid``."""
-    drawn = concepts.prior_prompts(16 * count, seed)
-    found = {prompt.text: prompt for prompt in drawn if prompt.text not in avoid}
-    return list(found.values())[:count]
 
 
 @torch.no_grad()

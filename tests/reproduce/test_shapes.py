@@ -18,7 +18,7 @@ from dopsd.runtime.progress import Progress
 def test_it_trains_evaluates_and_draws_and_trains_nothing_twice(ray_cluster, tmp_path: Path):
     variants = tuple(v for v in VARIANTS if v.name in ("dopsd", "sft"))
     chosen = [trial for trial in trials(variants, seeds=1) if trial.concept == "bars"]
-    budget = replace(FULL, steps=1, batch=2, images=2)
+    budget = replace(FULL, steps=1, batch=2, images=2, prior=3)
     titles: list[str] = []
 
     def begin(title: str) -> Progress:
@@ -36,6 +36,9 @@ def test_it_trains_evaluates_and_draws_and_trains_nothing_twice(ray_cluster, tmp
     assert (tmp_path / "table.md").read_text().count("| bars |") == 3
     grid = Image.open(tmp_path / "grid-bars.png")
     assert grid.width >= 3 * 192, "one column for the base and for each variant"
+    trained = set((tmp_path / "prior-s0.txt").read_text().splitlines())
+    asked = [json.loads(row)["prompt"] for row in (tmp_path / "evaluation/prompts.jsonl").open()]
+    assert len(trained) == 3 and trained.isdisjoint(asked)
 
     titles.clear()
     again = reproduce(chosen, budget, str(tmp_path), 3, begin)

@@ -36,6 +36,7 @@ def test_trials_differ_in_method_seed_and_concept_alone() -> None:
             "run.seed",
             "data.source",
             "data.shards",
+            "data.prior",  # its file of prompts is of the seed
             "method.objective",
             "method.off_policy_states",
             "method.teacher",

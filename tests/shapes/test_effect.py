@@ -7,7 +7,7 @@ import torch
 
 from dopsd.shapes import card as cards
 from dopsd.shapes import concepts, effect, fast, weights_path
-from dopsd.shapes.effect_data import Batches, prior_prompts
+from dopsd.shapes.effect_data import Batches
 
 PLAIN = fast.Forwards()
 SHORT = effect.Budget(steps=2, batch=2, rank=4, prior=4)
@@ -55,7 +55,7 @@ def test_a_measurement_judges_base_and_both_loras(model):
 
 def test_no_prior_prompt_is_trained_on_and_judged():
     judged = {prompt.text for prompt in concepts.prior_prompts(effect.SAMPLES, 1000)}
-    trained = [prompt.text for prompt in prior_prompts(250, 0, judged)]
+    trained = [prompt.text for prompt in concepts.distinct_prior_prompts(250, 0, judged)]
     assert len(set(trained)) == 250 and not judged & set(trained)
 
 
