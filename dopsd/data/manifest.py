@@ -109,8 +109,8 @@ class Manifest(_Record):
             "captions: " + ", ".join(f"{k} ({n})" for k, n in sorted(self.caption_keys.items())),
         ]
         if self.without_references < self.samples:
-            counts = ", ".join(f"{n} with {count}" for count, n in self.references.items())
-            lines.append(f"reference pictures: {counts} each")
+            counts = ", ".join(f"{each} ({n})" for each, n in self.references.items())
+            lines.append(f"reference pictures of a sample: {counts}")
         if self.quarantined:
             lines.append(f"quarantined: {len(self.quarantined)} of {self.seen}")
             kinds = Counter(entry.reason.split(":")[0] for entry in self.quarantined)

@@ -219,6 +219,14 @@ def _data(run: RunFiles) -> str:
         f"<tr><td>{escape(key)}</td><td class='num'>{count}</td></tr>"
         for key, count in manifest.caption_keys.items()
     )
+    references = ""
+    if manifest.without_references < manifest.samples:
+        rows = "".join(
+            f"<tr><td>{escape(each)}</td><td class='num'>{count}</td></tr>"
+            for each, count in manifest.references.items()
+        )
+        head = "<tr><th>reference pictures</th><th class='num'>samples</th></tr>"
+        references = f"<table>{head}{rows}</table>"
     bad = manifest.quarantined
     listed = "".join(
         f"<tr><td>{escape(redact(q.where))}</td><td>{escape(q.sample_id)}</td>"
@@ -242,7 +250,7 @@ def _data(run: RunFiles) -> str:
         f"<table><tr><th>bucket</th><th class='num'>samples</th><th></th></tr>{buckets}</table>"
         f"<table><tr><th>concept</th><th class='num'>samples</th></tr>{concepts}</table>"
         f"<table><tr><th>caption key</th><th class='num'>samples</th></tr>{captions}</table>"
-        f"</div>{quarantine}{notes}"
+        f"{references}</div>{quarantine}{notes}"
     )
 
 

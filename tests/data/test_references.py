@@ -67,6 +67,7 @@ def read(folder: Path, manifest: Manifest, wanted: Wanted) -> dict[str, Sample]:
 def test_a_bad_reference_quarantines_its_row_and_says_why(data: tuple[Path, Manifest]) -> None:
     _, manifest = data
     assert (manifest.samples, manifest.references) == (3, {"0": 1, "1": 1, "2": 1})
+    assert "reference pictures of a sample: 0 (1), 1 (1), 2 (1)" in manifest.summary_lines()
     reasons = {entry.sample_id: entry.reason for entry in manifest.quarantined}
     bad = "bad reference: {}.png: "
     assert reasons["tiny.png"] == bad.format("tiny") + (

@@ -272,3 +272,4 @@ def test_edit_reference_trains_with_references_of_any_size(
     lengths = [tensors[f"{role}.reference_lengths"] for role in ("student", "teacher")]
     assert (lengths[1] - lengths[0] == 64).all(), "the target, 32 x 32 pixels"
     assert sorted(lengths[0].tolist())[0] == 6 * 10
+    assert "reference pictures" in Path(done.page).read_text(encoding="utf-8")
