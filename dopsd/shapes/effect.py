@@ -39,9 +39,9 @@ class Budget:
     ``lr`` falls to zero along a cosine. ``prior``: the base's own samples, one a prompt.
     """
 
-    steps: int = 400
+    steps: int = 200
     batch: int = 8
-    lr: float = 3e-4
+    lr: float = 5e-4
     rank: int = 16
     prior: int = 250
 
