@@ -51,6 +51,8 @@ class Manifest(BaseModel):
     """The resolved config, without credentials."""
     data: str
     """Fingerprint of the data set."""
+    plan: str
+    """Key of the plan: of the row groups, the seed and the batch sizes."""
     learners: int
     dopsd: str = __version__
     torch: str = torch.__version__
@@ -85,6 +87,7 @@ def write_checkpoint(
     policy_versions: tuple[int, ...],
     config: dict[str, Any],
     data: str,
+    plan: str,
     learners: int,
 ) -> str:
     """Write, read back, and commit by the manifest; returns the folder.
@@ -107,6 +110,7 @@ def write_checkpoint(
         policy_versions=policy_versions,
         config=config,
         data=data,
+        plan=plan,
         learners=learners,
         written=time.time(),
         files=records,
@@ -158,6 +162,12 @@ def steps(root: str) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
+def complete_steps(root: str) -> list[int]:
+    """Steps of the committed checkpoints under ``root``, ascending."""
+    places = {step: storage.join(root, f"step-{step:06d}", MANIFEST) for step in steps(root)}
+    return [step for step, place in places.items() if storage.exists(place)]
+
+
 def newest_good(
     root: str, refusal: Callable[[Manifest], str | None] = lambda manifest: None
 ) -> tuple[Checkpoint | None, list[str]]:
@@ -186,9 +196,7 @@ def prune(root: str, keep_last: int, keep_every: int) -> list[int]:
     Kept: the ``keep_last`` newest complete ones, those of every ``keep_every``-th step, and
     whatever is newer than the newest complete one.
     """
-    found = steps(root)
-    manifests = {step: storage.join(root, f"step-{step:06d}", MANIFEST) for step in found}
-    complete = [step for step in found if storage.exists(manifests[step])]
+    found, complete = steps(root), complete_steps(root)
     if not complete:
         return []
     kept = set(complete[-keep_last:]) | {step for step in found if step > complete[-1]}
@@ -196,8 +204,9 @@ def prune(root: str, keep_last: int, keep_every: int) -> list[int]:
         kept |= {step for step in complete if step % keep_every == 0}
     gone = [step for step in found if step not in kept]
     for step in gone:
-        storage.remove(manifests[step])  # first: half removed is no checkpoint
-        storage.remove(storage.join(root, f"step-{step:06d}"))
+        path = storage.join(root, f"step-{step:06d}")
+        storage.remove(storage.join(path, MANIFEST))  # first: half removed is no checkpoint
+        storage.remove(path)
     return gone
 
 

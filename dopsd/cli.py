@@ -11,13 +11,14 @@ from botocore.exceptions import BotoCoreError, ClientError
 from rich.console import Console
 
 from dopsd import __version__
-from dopsd.cli_options import ConfigPath, Overrides, quiet
+from dopsd.cli_options import CONFIG, ConfigPath, Overrides, quiet
 from dopsd.config import RunConfig, dump_config, load_config, reference
 from dopsd.errors import DopsdError
 from dopsd.evaluation.cli import evaluate
 from dopsd.preflight_cli import preflight
 from dopsd.report.cli import report
 from dopsd.reproduce.cli import app as reproduce
+from dopsd.run_cli import checkpoint, resumed_config, verify
 from dopsd.shapes.cli import app as shapes
 
 app = typer.Typer(
@@ -32,19 +33,37 @@ app.add_typer(reproduce, name="reproduce", help="The paper's comparison, trained
 app.command()(preflight)
 app.command()(evaluate)
 app.command()(report)
+app.command()(verify)
+app.command()(checkpoint)
 
 
 @app.command()
-def train(config: ConfigPath = "configs/shapes.yaml", overrides: Overrides = None) -> None:
-    """Train: shards are prepared when missing, then roll out, score, learn, export a LoRA."""
-    run = load_config(config, overrides)
+def train(
+    config: Annotated[str | None, CONFIG] = None,
+    overrides: Overrides = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(metavar="RUN", help="Go on from the newest checkpoint of this run folder."),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run folder, even an unfinished run.")
+    ] = False,
+) -> None:
+    """Train: shards are prepared when missing, then roll out, score, learn, export a LoRA.
+
+    With --resume, CONFIG is the run's own unless it is given.
+    """
+    if resume is not None:
+        run = resumed_config(resume, config, overrides)
+    else:
+        run = load_config(config or "configs/shapes.yaml", overrides)
     quiet()
     from dopsd.runtime.launch import train as launch
     from dopsd.runtime.progress import Progress, clock
 
     console = Console()
     with Progress(console) as progress:
-        summary = launch(run, progress.show)
+        summary = launch(run, progress.show, resume=resume is not None, replace=overwrite)
     console.print(
         f"\n[bold]Done:[/bold] {summary.steps} steps in {clock(summary.seconds)} "
         f"(first step after {clock(summary.seconds_to_first_step)}); loss "

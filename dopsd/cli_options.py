@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-ConfigPath = Annotated[str, typer.Argument(help="Run config, a YAML file.", metavar="CONFIG")]
+CONFIG = typer.Argument(help="Run config, a YAML file.", metavar="CONFIG")
+ConfigPath = Annotated[str, CONFIG]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Overrides such as learner.lr=2e-4.", metavar="[KEY=VALUE]..."),

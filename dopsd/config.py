@@ -247,17 +247,26 @@ def load_config(path: str | Path | None, overrides: list[str] | None = None) -> 
 
     Raises ConfigError with one line naming the key, what was given and what is allowed.
     """
-    values: Any = {}
-    if path is not None:
-        file = Path(path)
-        if not file.is_file():
-            raise ConfigError(f"config {path}: no such file")
-        try:
-            values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"config {path}: not YAML: {_yaml_problem(error)}") from error
-        if not isinstance(values, dict):
-            raise ConfigError(f"config {path}: found {type(values).__name__}, allowed: a mapping")
+    if path is None:
+        return parse_config("", "", overrides)
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"config {path}: no such file")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"config {path}: not YAML: {_yaml_problem(error)}") from error
+    return parse_config(text, str(path), overrides)
+
+
+def parse_config(text: str, path: str, overrides: list[str] | None = None) -> RunConfig:
+    """As :func:`load_config`, from the text of a file that is called ``path``."""
+    try:
+        values: Any = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config {path}: not YAML: {_yaml_problem(error)}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"config {path}: found {type(values).__name__}, allowed: a mapping")
     for override in overrides or []:
         _apply(values, override)
     try:

@@ -16,7 +16,14 @@ FILES = {"student.safetensors": b"s" * 100, "optimizer.safetensors": b"o" * 50}
 
 def write(root: str, step: int, files=FILES) -> str:
     return write_checkpoint(
-        root, files, step=step, policy_versions=(step,), config={"a": 1}, data="f", learners=2
+        root,
+        files,
+        step=step,
+        policy_versions=(step,),
+        config={"a": 1},
+        data="f",
+        plan="p",
+        learners=2,
     )
 
 

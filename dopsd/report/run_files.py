@@ -12,6 +12,7 @@ from dopsd import storage
 from dopsd.config import RunConfig
 from dopsd.data.manifest import Manifest, load_manifest
 from dopsd.errors import DataError
+from dopsd.json_lines import parse_lines
 from dopsd.report.history import HISTORY
 
 
@@ -46,7 +47,7 @@ def read_run_files(folder: str) -> RunFiles:
         return storage.read_bytes(storage.join(folder, name))
 
     def lines(name: str) -> list[dict[str, Any]]:
-        return _records(read(name)) if name in names else []
+        return parse_lines(read(name)) if name in names else []
 
     try:
         config = RunConfig.model_validate(yaml.safe_load(read("config.yaml")))
@@ -69,13 +70,3 @@ def read_run_files(folder: str) -> RunFiles:
         history=json.loads(read(HISTORY)) if HISTORY in names else None,
         files=files,
     )
-
-
-def _records(text: bytes) -> list[dict[str, Any]]:
-    """JSON lines; the last one may have been cut off when its writer was killed."""
-    lines = text.splitlines()
-    try:
-        last = [json.loads(line) for line in lines[-1:]]
-    except ValueError:
-        last = []
-    return [json.loads(line) for line in lines[:-1]] + last

@@ -80,6 +80,12 @@ class Admission:
             self._ready.add(key)
             self._check()
 
+    def unfinish(self, key: Key) -> None:
+        """What was generated for ``key`` is lost: it is under way again."""
+        self._ready.remove(key)
+        self._in_flight.add(key)
+        self._check()
+
     def train(self, step: int) -> None:
         """Every micro-batch of ``step`` went into the optimizer; steps are trained in order."""
         assert step == self._trained_steps, f"trained {step}, expected {self._trained_steps}"

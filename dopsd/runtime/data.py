@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dopsd import storage
+from dopsd import checkpoint, storage
 from dopsd.config import RunConfig
 from dopsd.config_data import PRIOR
 from dopsd.data.captions import check_caption_keys, check_prompt_pairs
@@ -154,13 +155,23 @@ def preview_samples(config: RunConfig, manifest: Manifest, count: int) -> list[S
     return samples[:count]
 
 
-def refuse_existing(config: RunConfig) -> None:
-    """A run never mixes with another, unless it is asked to replace it."""
+def refuse_existing(config: RunConfig, replace: bool = False) -> None:
+    """A run never mixes with another, unless it is asked to replace it; an unfinished one that
+    could be resumed is replaced only when that is asked for on the spot (``replace``)."""
     folder = config.run.folder
-    if not config.run.overwrite and storage.exists(storage.join(folder, "config.yaml")):
+    if replace or not storage.exists(storage.join(folder, "config.yaml")):
+        return
+    saved = checkpoint.complete_steps(storage.join(folder, checkpoint.FOLDER))
+    way = f"`dopsd train --resume {shlex.quote(folder)}` to go on with it"
+    if not config.run.overwrite:
         raise ConfigError(
             f"run.folder: {folder} holds a run already; allowed: another folder, or "
-            "run.overwrite=true to replace it"
+            "run.overwrite=true to replace it" + (f", or {way}" if saved else "")
+        )
+    if saved and not storage.exists(storage.join(folder, "summary.json")):
+        raise ConfigError(
+            f"run.folder: {folder} holds an unfinished run, saved at step {saved[-1]}; allowed: "
+            f"{way}, or --overwrite to lose it"
         )
 
 

@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import json
+import shlex
 import tempfile
-import threading
 import time
 import uuid
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
 from ray.train import FailureConfig, ScalingConfig
 from ray.train import RunConfig as TrainRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dopsd import __version__, storage
+from dopsd import __version__, checkpoint, storage
 from dopsd.config import RunConfig, dump_config
 from dopsd.contexts.training import TrainingEncoderFactory
 from dopsd.data.manifest import Manifest
 from dopsd.data.stream import encoded_stream
-from dopsd.errors import DopsdError, LateError
+from dopsd.errors import CheckpointError, DopsdError, StoppedError
 from dopsd.models import FAMILIES
 from dopsd.models.lora import resolve_targets
 from dopsd.report.page import REPORT_FILE, write_report
 from dopsd.runtime.cluster import NAMESPACE, connect
-from dopsd.runtime.coordinator import BlockStream, Coordinator
+from dopsd.runtime.config_drift import Identity
+from dopsd.runtime.coordinator import Coordinator
 from dopsd.runtime.data import (
     check_context,
     plan_of,
@@ -36,12 +36,13 @@ from dopsd.runtime.data import (
     wanted,
     with_absolute_paths,
 )
-from dopsd.runtime.failures import own_error
+from dopsd.runtime.ledger import LEDGER_FILE, SKIPPED_FILE
 from dopsd.runtime.placement import Roles, resolve_roles, wait_for_resources
 from dopsd.runtime.preflight import before_training
 from dopsd.runtime.preview import draw_preview
 from dopsd.runtime.prior import check_prior, with_prior
 from dopsd.runtime.progress import Show
+from dopsd.runtime.reader import BlockStream
 from dopsd.runtime.run_log import (
     LORA_FILE,
     METRICS_FILE,
@@ -50,17 +51,18 @@ from dopsd.runtime.run_log import (
     TIMELINE_FILE,
     RunLog,
 )
+from dopsd.runtime.saver import REQUEST_FILE, newest_checkpoint
+from dopsd.runtime.supervise import ANSWER_SECONDS, Supervisor, ask
 from dopsd.runtime.trackers import FOLDER as TENSORBOARD
 from dopsd.runtime.trackers import check_trackers, open_trackers
 from dopsd.runtime.train_worker import train_worker
 from dopsd.runtime.zero import preset_stage, read_preset
 
+_FINAL = (SUMMARY_FILE, REPORT_FILE, REQUEST_FILE)
 _OUTPUTS = (
-    *(METRICS_FILE, SUMMARY_FILE, TIMELINE_FILE, REPORT_FILE, LORA_FILE, TEACHER_FILE),
-    *("debug", "preview", TENSORBOARD, "wandb"),
+    *(METRICS_FILE, TIMELINE_FILE, LORA_FILE, TEACHER_FILE, LEDGER_FILE, SKIPPED_FILE),
+    *(checkpoint.FOLDER, "debug", "preview", TENSORBOARD, "wandb", *_FINAL),
 )
-_ANSWER_SECONDS = 60.0
-"""What the coordinator may take for an answer: it answers from memory."""
 
 
 @dataclass
@@ -91,7 +93,7 @@ class Summary:
 class RunCoordinator(Coordinator):
     """The coordinator of a whole run, with its plan and stream: the class behind the actor."""
 
-    def __init__(self, config: RunConfig, roles: Roles, manifest: Manifest) -> None:
+    def __init__(self, config: RunConfig, roles: Roles, manifest: Manifest, restarts: int) -> None:
         plan = plan_of(config, manifest)
 
         def open_stream(start: int, stop: int) -> BlockStream:
@@ -117,11 +119,17 @@ class RunCoordinator(Coordinator):
             open_stream,
             plan.step_size,
             RunLog(config.run.folder, open_trackers(config)),
+            Identity(manifest.fingerprint, plan.key),
+            restarts,
         )
 
 
-def train(config: RunConfig, show: Show) -> Summary:
-    """Run ``config`` to its end. Raises a DopsdError with one clear line when it cannot."""
+def train(config: RunConfig, show: Show, *, resume: bool = False, replace: bool = False) -> Summary:
+    """Run ``config`` to its end. Raises a DopsdError with one clear line when it cannot.
+
+    ``resume``: go on from the newest good checkpoint in the run folder. ``replace``: even an
+    unfinished run in it may be lost. Raises StoppedError when a SIGTERM ended the run.
+    """
     began = time.monotonic()
     show("prepare", {"message": "checking the config"})
     preset = read_preset(config.learner.deepspeed)
@@ -133,18 +141,22 @@ def train(config: RunConfig, show: Show) -> Summary:
     matched = resolve_targets(
         family.skeleton(), config.lora.targets, family.lora_targets, family.lora_all_linear
     )
-    refuse_existing(config)
+    if not resume:
+        refuse_existing(config, replace)
     show("prepare", {"message": "starting Ray"})
     cluster = connect()
     roles = resolve_roles(config, cluster.get("GPU", 0.0))
     manifest = prepared(config, lambda status: show("prepare", status))
     wait_for_resources(roles.all(), ray.cluster_resources, config.deadline.start)
     manifest = with_prior(config, manifest, roles.learner, show)
-    before_training(config, manifest, roles.learner, show)
-    _claim_folder(config)
+    identity = Identity(manifest.fingerprint, plan_of(config, manifest).key)
+    if resume:
+        show("prepare", {"message": _resumable(config, identity)})
+    else:
+        before_training(config, manifest, roles.learner, show)
+    _claim_folder(config, resume)
 
     name = f"coordinator-{uuid.uuid4().hex[:8]}"
-    coordinator = _launch_coordinator(config, roles, manifest, name)
     arguments = {
         "config": config.model_dump(mode="json"),
         "preset": preset,
@@ -152,14 +164,26 @@ def train(config: RunConfig, show: Show) -> Summary:
         "namespace": NAMESPACE,
         "lora": lora_metadata(config, manifest),
     }
-    try:
-        _ask(coordinator, "start", config.deadline.start)
-        first_step = _fit(config, roles, coordinator, arguments, show, began)
-        status = _ask(coordinator, "status")
-    except BaseException:
-        _stop(coordinator)
-        raise
-    problems = _stop(coordinator)
+    # Ray Train keeps notes of its own in a folder; nothing of the run depends on them.
+    with tempfile.TemporaryDirectory(prefix="dopsd-ray-train-") as scratch:
+        supervisor = Supervisor(
+            config,
+            lambda restarts: _launch_coordinator(config, roles, manifest, name, restarts),
+            lambda: _trainer(config, roles, arguments, scratch).fit(),
+            show,
+            began,
+        )
+        try:
+            status = supervisor.run()
+        except BaseException as error:
+            _stop(supervisor.coordinator)
+            if isinstance(error, DopsdError):
+                raise _with_way_on(config, error) from None
+            raise
+        problems = _stop(supervisor.coordinator)
+    if status["ended"] and status["step"] < config.learner.steps:
+        stopped = StoppedError(f"stopped by SIGTERM after step {status['step']}")
+        raise _with_way_on(config, stopped)
     folder = config.run.folder
     summary = Summary(
         folder=folder,
@@ -168,7 +192,7 @@ def train(config: RunConfig, show: Show) -> Summary:
         page=None,
         steps=status["step"],
         seconds=time.monotonic() - began,
-        seconds_to_first_step=first_step,
+        seconds_to_first_step=supervisor.first_step,
         max_policy_lag=config.max_policy_lag,
         first_loss=status["losses"][0],
         last_loss=status["losses"][1],
@@ -205,7 +229,29 @@ def _write_summary(summary: Summary) -> None:
     storage.write_bytes(storage.join(summary.folder, SUMMARY_FILE), text.encode())
 
 
-def _launch_coordinator(config: RunConfig, roles: Roles, manifest: Manifest, name: str) -> Any:
+def _resumable(config: RunConfig, identity: Identity) -> str:
+    """What the run goes on from, in words. Raises CheckpointError when there is nothing."""
+    root = storage.join(config.run.folder, checkpoint.FOLDER)
+    found, refused = newest_checkpoint(config, identity)
+    if found is None:
+        raise CheckpointError("; ".join(refused) or f"{root}: no checkpoint; nothing to resume")
+    words = f"going on from step {found.step}"
+    return f"{words}; refused: {'; '.join(refused)}" if refused else words
+
+
+def _with_way_on(config: RunConfig, error: DopsdError) -> DopsdError:
+    """The same error, saying how to go on when a checkpoint is there."""
+    folder = config.run.folder
+    steps = checkpoint.complete_steps(storage.join(folder, checkpoint.FOLDER))
+    if not steps:
+        return error
+    way = f"dopsd train --resume {shlex.quote(folder)}"
+    return type(error)(f"{error}; step {steps[-1]} is saved, go on with: {way}")
+
+
+def _launch_coordinator(
+    config: RunConfig, roles: Roles, manifest: Manifest, name: str, restarts: int
+) -> Any:
     """The coordinator's actor, on this node: it writes into the run folder."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor: Any = ray.remote(RunCoordinator)
@@ -214,32 +260,7 @@ def _launch_coordinator(config: RunConfig, roles: Roles, manifest: Manifest, nam
         num_cpus=0,
         max_concurrency=config.learner.workers + 8,
         scheduling_strategy=here,
-    ).remote(config, roles, manifest)
-
-
-def _ask(coordinator: Any, method: str, limit: float = _ANSWER_SECONDS) -> Any:
-    """Call the coordinator. Raises LateError or WorkerError in its name, or its own DopsdError."""
-    try:
-        return ray.get(getattr(coordinator, method).remote(), timeout=limit)
-    except GetTimeoutError:
-        raise LateError(f"coordinator is late: no answer to {method} for {limit:g} s") from None
-    except RayError as error:
-        raise own_error(error, "coordinator") from None
-
-
-def _fit(
-    config: RunConfig,
-    roles: Roles,
-    coordinator: Any,
-    arguments: dict[str, Any],
-    show: Show,
-    began: float,
-) -> float:
-    """Run the learners and show progress; returns seconds from the command to the first step."""
-    # Ray Train keeps notes of its own in a folder; nothing of the run depends on them.
-    with tempfile.TemporaryDirectory(prefix="dopsd-ray-train-") as scratch:
-        trainer = _trainer(config, roles, arguments, scratch)
-        return _watch(config, trainer, coordinator, show, began)
+    ).remote(config, roles, manifest, restarts)
 
 
 def _trainer(
@@ -260,79 +281,27 @@ def _trainer(
         run_config=TrainRunConfig(
             name="ray_train",
             storage_path=scratch,
-            failure_config=FailureConfig(max_failures=0),
+            # The coordinator counts; learners that look for one on its way back may fail twice.
+            failure_config=FailureConfig(max_failures=2 * config.learner.restarts),
         ),
     )
-
-
-def _watch(
-    config: RunConfig, trainer: TorchTrainer, coordinator: Any, show: Show, began: float
-) -> float:
-    problem: list[BaseException] = []
-
-    def fit() -> None:
-        try:
-            trainer.fit()
-        except BaseException as error:
-            problem.append(error)
-
-    thread = threading.Thread(target=fit, daemon=True)
-    thread.start()
-    first_step = 0.0
-    moved, last_step = time.monotonic(), 0
-    while True:
-        thread.join(timeout=0.5)
-        status = _ask(coordinator, "status")
-        show("train" if status["step"] else "start", status)
-        if status["step"] != last_step:
-            moved, last_step = time.monotonic(), status["step"]
-        if status["step"] and not first_step:
-            first_step = time.monotonic() - began
-        error = _ask(coordinator, "error")
-        if error is not None:
-            raise error
-        if not thread.is_alive():
-            break
-        # The coordinator's own deadlines speak first; this one catches learners that never ask.
-        limit = (config.deadline.step if last_step else config.deadline.start) + _ANSWER_SECONDS
-        if min(time.monotonic() - moved, status["still"]) > limit:
-            raise LateError(
-                f"no step for {limit:g} s after step {last_step}: "
-                + "; ".join(f"{role}: {doing}" for role, doing in status["roles"].items())
-                + f"; free now: {_free()}"
-            )
-    if problem:
-        raise _learner_error(problem[0])
-    return first_step
-
-
-def _free() -> str:
-    free = ray.available_resources()
-    return f"{free.get('CPU', 0.0):g} CPU, {free.get('GPU', 0.0):g} GPU"
-
-
-def _learner_error(error: BaseException) -> DopsdError:
-    """The first failed learner's own error out of Ray Train's report."""
-    failures = getattr(error, "worker_failures", None) or {}
-    for rank, failure in sorted(failures.items()):
-        return own_error(failure, f"learner rank {rank}")
-    return own_error(getattr(error, "controller_failure", None) or error, "learner")
 
 
 def _stop(coordinator: Any) -> list[str]:
     """End the coordinator and its actors; what went wrong is told, never raised."""
     try:
-        problems: list[str] = _ask(coordinator, "stop", 3 * _ANSWER_SECONDS)
+        problems: list[str] = ask(coordinator, "stop", limit=3 * ANSWER_SECONDS)
     except DopsdError as error:
         problems = [str(error)]
     ray.kill(coordinator)
     return problems
 
 
-def _claim_folder(config: RunConfig) -> None:
-    """Take an older run's outputs away (not its shards) and write the resolved config."""
+def _claim_folder(config: RunConfig, resume: bool) -> None:
+    """Write the resolved config; take an older run's outputs away (not its shards), or only what
+    a run that goes on has to write anew."""
     folder = config.run.folder
-    for name in _OUTPUTS:
+    for name in _FINAL if resume else _OUTPUTS:
         storage.remove(storage.join(folder, name))
     storage.make_folder(folder)
     storage.write_bytes(storage.join(folder, "config.yaml"), dump_config(config).encode())

@@ -14,16 +14,30 @@ from typing import Any
 from torch import Tensor
 
 from dopsd.config import LearnerSection, RunConfig
+from dopsd.errors import WorkerError
 from dopsd.method.ema import Ema
 from dopsd.method.objective import state_loss
 from dopsd.method.terms import Terms
 from dopsd.models.lora import STUDENT
+from dopsd.runtime.learner_state import LearnerState
 from dopsd.runtime.timeline import Span
 from dopsd.runtime.zero import ZeroEngine
 
 Tell = Callable[[list[Span]], None]
 """Takes what this rank, and the encoders for it, did in a step."""
-Publish = Callable[[int, dict[str, Tensor], dict[str, Tensor]], None]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the coordinator wants of the learners at a version."""
+
+    save: bool = False
+    """A checkpoint now."""
+    stop: bool = False
+    """Train no further."""
+
+
+Publish = Callable[[int, dict[str, Tensor], dict[str, Tensor]], Wish]
 """(version, student's fp32 weights, teacher's fp32 weights)."""
 
 
@@ -39,6 +53,23 @@ class Micro:
     policy_version: int
     teacher_version: int
     encode_stats: dict[str, Any]
+    index: int = 0
+    """Position within the step."""
+    sample_ids: tuple[str, ...] = ()
+
+
+@dataclass
+class Trained:
+    """What one rank put into one optimizer step, padding left out, for the ledger."""
+
+    rank: int
+    world: int
+    micro_batches: dict[int, tuple[str, ...]]
+    """Sample ids by position within the step."""
+    policy_version: int
+    teacher_version: int
+    skipped: bool
+    """The gradients were not finite: weights, optimizer and teacher stayed as they were."""
 
 
 @dataclass
@@ -51,6 +82,8 @@ class StepResult:
     encode_seconds: float
     """Spent upstream on this rank's micro-batches."""
     last: Micro
+    trained: dict[int, tuple[str, ...]]
+    """Sample ids of the real micro-batches, by position within the step."""
 
 
 def learning_rate(step: int, learner: LearnerSection) -> float:
@@ -67,9 +100,10 @@ class Learner:
     """One rank of the optimizer.
 
     ``micro_batches(step)`` yields this rank's Micros, equally many on every rank.
-    ``sum_over_ranks`` adds a float up over all ranks (collective). ``publish`` and ``report``
-    are called on every rank; the caller decides which of them speaks. ``tell`` takes each step's
-    spans, in which the learner is named ``learner-<rank>``.
+    ``sum_over_ranks`` adds floats up over all ranks (collective). ``publish``, ``report`` and
+    ``save`` are called on every rank; the caller decides which of them speaks. ``record`` takes
+    what each rank trained, before the step counts as done. ``tell`` takes each step's spans, in
+    which the learner is named ``learner-<rank>``.
     """
 
     def __init__(
@@ -79,19 +113,38 @@ class Learner:
         micro_batches: Callable[[int], Iterator[Micro]],
         publish: Publish,
         report: Callable[[int, dict[str, Any]], None],
-        sum_over_ranks: Callable[[float], float],
+        sum_over_ranks: Callable[[list[float]], list[float]],
         tell: Tell = lambda spans: None,
         rank: int = 0,
+        save: Callable[[LearnerState], None] = lambda state: None,
+        record: Callable[[int, Trained], None] = lambda step, trained: None,
     ) -> None:
-        self.config, self.engine = config, engine
+        self.config, self.engine, self.rank = config, engine, rank
         self._micro_batches, self._publish, self._report = micro_batches, publish, report
         self._sum, self._tell, self._lane = sum_over_ranks, tell, f"learner-{rank}"
+        self._save, self._record = save, record
         self._spans: list[Span] = []
+        self._nonfinite = 0
         self.student = engine.full_weights(STUDENT)
         self.ema = Ema(self.student, config.method.teacher_decay)
 
-    def run(self, start: int, stop: int) -> None:
-        """Train steps [start, stop). The initial weights are published as version ``start``."""
+    def restore(self, state: LearnerState) -> None:
+        """Go on from a checkpoint; every rank is given all of it. Collective."""
+        self.engine.restore(state.student, state.updates, state.moments)
+        self.student = self.engine.full_weights(STUDENT)
+        self.ema.tensors = state.ema
+
+    def state(self, step: int) -> LearnerState:
+        """Where this learner stands before ``step``. Collective."""
+        updates, moments = self.engine.optimizer_state()
+        return LearnerState(step, self.student, self.ema.tensors, updates, moments)
+
+    def run(self, start: int, stop: int) -> bool:
+        """Train steps [start, stop), or until the coordinator wants an end; True when all are done.
+
+        The initial weights are published as version ``start``. Raises WorkerError when more than
+        ``learner.max_nonfinite`` steps in a row had gradients that are not finite.
+        """
         self._hand_over(start)
         for step in range(start, stop):
             began = time.perf_counter()
@@ -99,18 +152,24 @@ class Learner:
             self.engine.set_lr(lr)
             done = self._step(step)
             waited = time.perf_counter() - began - done.compute_seconds
-            self.student = self.engine.full_weights(STUDENT)
-            self.ema.update(self.student)
+            skipped = self.engine.skipped()
+            if not skipped:
+                self.student = self.engine.full_weights(STUDENT)
+                self.ema.update(self.student)
             trained = time.perf_counter()
-            self._hand_over(step + 1)
+            self._note_trained(step, done, skipped)
+            wish = self._hand_over(step + 1)
             self._note("publish", step, time.perf_counter() - began - done.compute_seconds - waited)
             self._tell(self._spans)
             self._spans = []
-            loss, encode_seconds = self._sum(done.loss), self._sum(done.encode_seconds)
+            loss, encode_seconds, save, end = self._sum(
+                [done.loss, done.encode_seconds, float(wish.save), float(wish.stop)]
+            )
             now = time.perf_counter()
             metrics = {
-                "loss": loss,
-                "grad_norm": self.engine.grad_norm(),
+                # JSON knows no nan: a step that was skipped has neither loss nor norm.
+                **({} if skipped else {"loss": loss, "grad_norm": self.engine.grad_norm()}),
+                "skipped": skipped,
                 "lr": lr,
                 "samples": done.last.step_samples,
                 "samples_per_second": done.last.step_samples / (now - began),
@@ -125,9 +184,36 @@ class Learner:
                 "encoder_peak_memory_mb": done.last.encode_stats.get("peak_memory_mb", 0.0),
             }
             self._report(step, metrics)
+            if save:
+                self._save(self.state(step + 1))
+            if end:
+                return False
+        return True
+
+    def _note_trained(self, step: int, done: StepResult, skipped: bool) -> None:
+        last = done.last
+        self._record(
+            step,
+            Trained(
+                self.rank,
+                self.engine.world,
+                done.trained,
+                last.policy_version,
+                last.teacher_version,
+                skipped,
+            ),
+        )
+        self._nonfinite = self._nonfinite + 1 if skipped else 0
+        if self._nonfinite > self.config.learner.max_nonfinite:
+            raise WorkerError(
+                f"step {step}: loss or gradients are not finite, {self._nonfinite} steps in a row "
+                f"(learner.max_nonfinite: {self.config.learner.max_nonfinite}); skipped.jsonl "
+                "names their samples"
+            )
 
     def _step(self, step: int) -> StepResult:
         loss, compute, encode, updated, last = 0.0, 0.0, 0.0, False, None
+        trained = {}
         for micro in self._micro_batches(step):
             began = time.perf_counter()
             part, updated = self._accumulate(micro)
@@ -137,8 +223,10 @@ class Learner:
             self._note_encoding(micro, step)
             encode += micro.encode_stats.get("seconds", 0.0) if micro.real else 0.0
             last = micro
+            if micro.real:
+                trained[micro.index] = micro.sample_ids
         assert updated and last is not None, f"step {step}: wrong number of backward passes"
-        return StepResult(loss, compute, encode, last)
+        return StepResult(loss, compute, encode, last, trained)
 
     def _note(self, task: str, step: int, seconds: float) -> None:
         """A task of this learner that ended just now."""
@@ -172,8 +260,8 @@ class Learner:
             total += float(loss.detach())
             velocity = velocity.detach()
 
-    def _hand_over(self, version: int) -> None:
+    def _hand_over(self, version: int) -> Wish:
         """Publish (student, EMA) as ``version``; a fused learner's teacher adapter follows."""
         if self.config.source == "fused":
             self.engine.write_teacher(self.ema.tensors)
-        self._publish(version, self.student, self.ema.tensors)
+        return self._publish(version, self.student, self.ema.tensors)

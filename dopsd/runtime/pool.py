@@ -18,6 +18,9 @@ from dopsd.runtime.timeline import Span
 from dopsd.runtime.weights import Bundle, check_acknowledgement
 from dopsd.runtime.workers import InferenceWorker
 
+_REST = 1.0
+"""Seconds between two attempts to load weights that are gone."""
+
 
 @dataclass
 class Call:
@@ -29,6 +32,8 @@ class Call:
     """Ready when the call has ended: an acknowledgement, or the call's stats."""
     result: ray.ObjectRef | None
     started: float
+    dropped: bool = False
+    """Nobody wants its outcome any more: the run was rewound."""
 
 
 @dataclass
@@ -40,7 +45,11 @@ class Member:
     launched: float = field(default_factory=time.monotonic)
     loaded: int = -1
     """Version it has acknowledged; -1 before the first."""
+    bundle: Bundle | None = None
+    """The weights it holds; None when they are of an attempt that is over."""
     calls: list[Call] = field(default_factory=list)
+    rests_until: float = 0.0
+    """It loads nothing before: the weights that it should load were gone."""
     restarts: int = 0
     busy_seconds: float = 0.0
     peak_memory_mb: float = 0.0
@@ -93,9 +102,9 @@ class Pool:
         """
         best = None
         for member in self.members:
-            if member.loading:
+            if member.loading or time.monotonic() < member.rests_until:
                 continue
-            if member.loaded != bundle.version:
+            if member.bundle is not bundle:
                 ack = member.handle.load.remote(*(bundle.refs[a] for a in self.adapters))
                 member.calls.append(Call(None, bundle, ack, None, time.monotonic()))
             elif len(member.calls) < self.config.inference.slots and (
@@ -137,11 +146,14 @@ class Pool:
                 try:
                     value = ray.get(call.done)
                 except RayTaskError as error:
-                    if call.key is None or not isinstance(error.cause, RayError):
+                    if not isinstance(error.cause, RayError):
                         raise WorkerError(f"{member.name}: {own_message(error)}") from None
-                    # An input was lost with the node that held it: generate it again.
+                    # An input was lost with the process or node that held it.
                     member.calls.pop(0)
-                    retry.append(call.key)
+                    if call.key is None:  # weights of a learner that died: its successor's follow
+                        member.rests_until = time.monotonic() + _REST
+                    elif not call.dropped:
+                        retry.append(call.key)
                     continue
                 except RayError as error:
                     died = WorkerError(f"{member.name} died: {own_message(error)}")
@@ -157,14 +169,24 @@ class Pool:
                     check_acknowledgement(call.bundle, value, member.name)
                     self._note_load(member, call)
                     member.loaded = call.bundle.version
+                    member.bundle = None if call.dropped else call.bundle
                     continue
                 assert call.result is not None
                 member.busy_seconds += value["seconds"]
                 member.peak_memory_mb = max(member.peak_memory_mb, value["peak_memory_mb"])
                 member.served += 1
                 self._note(member, self.method, call.key[0], value["seconds"])
+                if call.dropped:
+                    continue
                 finished.append(Finished(call.key, call.result, value))
         return finished, retry
+
+    def forget(self) -> None:
+        """The run is rewound: drop what is under way when it ends, and load weights anew."""
+        for member in self.members:
+            member.bundle = None
+            for call in member.calls:
+                call.dropped = True
 
     def take_spans(self) -> list[Span]:
         """What the members have done since the last call."""
@@ -211,14 +233,17 @@ class Pool:
         )
 
     def _restart(self, member: Member, reason: DopsdError) -> list[Key]:
-        keys = [call.key for call in member.calls if call.key is not None]
+        queued = [call for call in member.calls if call.key is not None]
+        keys = [call.key for call in queued if call.key is not None and not call.dropped]
         if member.calls:
-            step = keys[0][0] if keys else member.calls[0].bundle.version
+            first = queued[0].key if queued else None
+            step = first[0] if first else member.calls[0].bundle.version
             self._note(member, "lost", step, time.monotonic() - member.calls[0].started)
         if member.restarts >= self.config.deadline.restarts:
             raise type(reason)(f"{reason}; its {member.restarts} restarts are spent")
         ray.kill(member.handle)
         member.handle, member.loaded, member.calls = self._launch(), -1, []
+        member.bundle = None
         member.launched = time.monotonic()
         member.restarts += 1
         self.events += 1

@@ -116,7 +116,7 @@ class Progress:
         facts = Table.grid(padding=(0, 2))
         facts.add_row(
             f"step {status['step']}/{status['steps']}",
-            f"loss {latest['loss']:.5f}" if latest else "loss --",
+            f"loss {latest['loss']:.5f}" if "loss" in latest else "loss --",
             f"lag student {latest.get('student_lag', 0)} teacher {latest.get('teacher_lag', 0)}",
             f"{latest.get('samples_per_second', 0.0):.2f} samples/s",
             f"ETA {self.eta(status)}",

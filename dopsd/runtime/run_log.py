@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import statistics
 import time
@@ -13,6 +12,7 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from dopsd import storage
+from dopsd.json_lines import JsonLines, read_lines
 from dopsd.runtime.timeline import Timeline
 from dopsd.runtime.trackers import Guarded
 
@@ -20,8 +20,6 @@ LORA_FILE, TEACHER_FILE = "lora.safetensors", "teacher_lora.safetensors"
 METRICS_FILE, SUMMARY_FILE, TIMELINE_FILE = "metrics.jsonl", "summary.json", "timeline.jsonl"
 """Names in the run folder."""
 
-_REMOTE_INTERVAL = 15.0
-"""Seconds between rewrites of the metrics file on S3, which cannot append."""
 _TIMELINE_INTERVAL = 30.0
 """Seconds between rewrites of the timeline."""
 
@@ -29,17 +27,17 @@ _TIMELINE_INTERVAL = 30.0
 class RunLog:
     """Writes ``metrics.jsonl``, one line per optimizer step, and ``timeline.jsonl`` in ``folder``.
 
-    Each step also goes to ``trackers``.
+    Each step also goes to ``trackers``. Files that lie there already are gone on with.
     """
 
     def __init__(self, folder: str, trackers: Sequence[Guarded] = ()) -> None:
         self.folder, self._trackers = folder, trackers
-        self.timeline = Timeline(time.time())
+        self.timeline = Timeline.continued(
+            read_lines(storage.join(folder, TIMELINE_FILE)), time.time()
+        )
         self.latest: dict[str, Any] = {}
-        self._path = storage.join(folder, METRICS_FILE)
-        self._lines: list[str] = []
-        self._losses: list[float] = []
-        self._written = 0.0
+        self._metrics = JsonLines(storage.join(folder, METRICS_FILE))
+        self._losses: list[tuple[int, float]] = []
         self._timeline_written = time.monotonic()
         self._last_step = time.monotonic()
         self._busy: dict[str, float] = {}
@@ -61,14 +59,29 @@ class RunLog:
                 self._busy[role] = total
             busy = line[f"{role}_seconds"]
             line[f"{role}_idle_fraction"] = max(0.0, 1.0 - busy / max(wall * count, 1e-9))
-        self.latest = line
-        self._losses.append(float(line["loss"]))
-        self._append(json.dumps(line))
+        self._take(line)
+        self._metrics.append(line)
         for tracker in self._trackers:
             tracker.step(step, line)
         if now - self._timeline_written > _TIMELINE_INTERVAL:
             with contextlib.suppress(OSError, BotoCoreError, ClientError):
                 self._write_timeline()
+
+    def rewind(self, step: int) -> None:
+        """Forget ``step`` and whatever follows it: the run goes on from there."""
+        sent = self._losses[-1][0] if self._losses else -1
+        self._losses, self.latest = [], {}
+        entries = self._metrics.keep(lambda line: line["step"] < step)
+        for line in entries:
+            self._take(line)
+        self._busy, self._last_step = {}, time.monotonic()
+        for tracker in self._trackers:
+            tracker.rewind(step, sent)
+
+    def _take(self, line: dict[str, Any]) -> None:
+        self.latest = line
+        if "loss" in line:
+            self._losses.append((line["step"], float(line["loss"])))
 
     @property
     def notices(self) -> list[str]:
@@ -79,34 +92,24 @@ class RunLog:
         """Mean loss of the first and of the last 10 steps; nan before the first."""
         if not self._losses:
             return math.nan, math.nan
-        return statistics.fmean(self._losses[:10]), statistics.fmean(self._losses[-10:])
+        losses = [loss for _, loss in self._losses]
+        return statistics.fmean(losses[:10]), statistics.fmean(losses[-10:])
 
     def write(self, name: str, payload: bytes) -> None:
         """Write another file of the run."""
         storage.write_bytes(storage.join(self.folder, name), payload)
 
+    def flush(self) -> None:
+        """Bring the files up to date. Raises whatever the storage raises."""
+        self._metrics.flush()
+        self._write_timeline()
+
     def close(self) -> None:
         """Write what is left. Raises whatever the storage raises."""
         for tracker in self._trackers:
             tracker.close()
-        self._write_timeline()
-        if storage.is_remote(self._path) and self._lines:
-            self._rewrite()
+        self.flush()
 
     def _write_timeline(self) -> None:
         self._timeline_written = time.monotonic()
         self.write(TIMELINE_FILE, self.timeline.to_bytes())
-
-    def _append(self, line: str) -> None:
-        self._lines.append(line)
-        if not storage.is_remote(self._path):
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.write(line + "\n")
-        elif time.monotonic() - self._written > _REMOTE_INTERVAL:
-            # A hiccup of S3 must not stop training; the next interval writes every line anew.
-            with contextlib.suppress(OSError, BotoCoreError, ClientError):
-                self._rewrite()
-
-    def _rewrite(self) -> None:
-        self._written = time.monotonic()
-        storage.write_bytes(self._path, ("\n".join(self._lines) + "\n").encode())

@@ -51,6 +51,8 @@ class DisaggregatedSource:
                 batch.policy_version,
                 batch.teacher_version,
                 batch.encode_stats,
+                batch.info.index,
+                batch.info.sample_ids,
             )
 
 
@@ -73,7 +75,17 @@ class FusedSource:
         for block, real in self._fetch(step):
             batch = load_encoded(block)
             terms = self._dopsd(batch, real) if self._on_policy else self._baseline(batch)
-            yield Micro(terms, batch.info.step_samples, real, step, step, batch.encode_stats)
+            info = batch.info
+            yield Micro(
+                terms,
+                info.step_samples,
+                real,
+                step,
+                step,
+                batch.encode_stats,
+                info.index,
+                info.sample_ids,
+            )
 
     @property
     def _on_policy(self) -> bool:

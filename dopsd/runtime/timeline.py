@@ -11,6 +11,7 @@ import json
 import threading
 from collections import defaultdict
 from dataclasses import dataclass, replace
+from typing import Any
 
 LIMIT = 20_000
 """Spans that are kept: about 2 MB of JSON."""
@@ -59,6 +60,15 @@ class Timeline:
         self._spans: list[Span] = []
         self._numbers: dict[str, dict[str, int]] = defaultdict(dict)
         self._lock = threading.Lock()
+
+    @classmethod
+    def continued(cls, entries: list[dict[str, Any]], now: float) -> Timeline:
+        """Going on after the spans of an earlier file: what lay between is cut out."""
+        origin = now - max((entry["end"] for entry in entries), default=0.0)
+        timeline = cls(origin)
+        shifted = [{**e, "start": e["start"] + origin, "end": e["end"] + origin} for e in entries]
+        timeline.add([Span(**entry) for entry in shifted])
+        return timeline
 
     def add(self, spans: list[Span]) -> None:
         """Take spans in; they may come in any order."""

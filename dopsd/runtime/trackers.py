@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,6 +38,10 @@ class Tracker(Protocol):
     """One destination of metrics. Made, called and closed in one thread."""
 
     def step(self, step: int, values: dict[str, float]) -> None: ...
+
+    def rewind(self, step: int) -> bool:
+        """Forget ``step`` and what follows; False when that cannot be done."""
+        ...
 
     def close(self) -> None: ...
 
@@ -68,15 +73,23 @@ class Guarded:
     def __init__(self, name: str, make: Callable[[], Tracker]) -> None:
         self.name, self._make = name, make
         self.problem: str | None = None
-        self._queue: queue.Queue[tuple[int, dict[str, float]] | None] = queue.Queue(_WAITING)
+        self._queue: queue.Queue[tuple[int, dict[str, float] | int] | None] = queue.Queue(_WAITING)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def step(self, step: int, metrics: dict[str, Any]) -> None:
         """Queue a step's metrics; never waits."""
+        self._put((step, grouped(metrics)))
+
+    def rewind(self, step: int, sent: int) -> None:
+        """The run goes on from ``step``, having come to ``sent`` before: no step counts twice."""
+        if step or sent >= 0:
+            self._put((step, sent))
+
+    def _put(self, entry: tuple[int, dict[str, float] | int]) -> None:
         if self.problem is None:
             try:
-                self._queue.put_nowait((step, grouped(metrics)))
+                self._queue.put_nowait(entry)
             except queue.Full:
                 self._give_up(f"is {_WAITING} steps behind")
 
@@ -97,9 +110,13 @@ class Guarded:
 
     def _run(self) -> None:
         try:
-            tracker = self._make()
+            tracker, known = self._make(), -1
             while (entry := self._queue.get()) is not None:
-                tracker.step(*entry)
+                step, what = entry
+                if isinstance(what, int):
+                    known = -1 if tracker.rewind(step) else max(known, what)
+                elif step > known:
+                    tracker.step(step, what)
             tracker.close()
         except BaseException as error:  # a tracker may even call sys.exit
             text = " ".join(str(error).split())[:300]
@@ -135,7 +152,8 @@ class TensorBoard:
             self._scratch = tempfile.TemporaryDirectory(prefix="dopsd-tensorboard-")
             local = self._scratch.name
         self._local, self._uploaded = local, time.monotonic()
-        self._writer = SummaryWriter(local, flush_secs=10)
+        self._open = partial(SummaryWriter, local, flush_secs=10)
+        self._writer = self._open()
         self._writer.add_text("config", f"```\n{redact(dump_config(config))}```")
 
     def step(self, step: int, values: dict[str, float]) -> None:
@@ -144,6 +162,11 @@ class TensorBoard:
         if self._scratch and time.monotonic() - self._uploaded > _UPLOAD_INTERVAL:
             self._writer.flush()
             self._upload()
+
+    def rewind(self, step: int) -> bool:
+        self._writer.close()
+        self._writer = self._open(purge_step=step)
+        return True
 
     def close(self) -> None:
         self._writer.close()
@@ -178,6 +201,9 @@ class WandB:
     def step(self, step: int, values: dict[str, float]) -> None:
         self._run.log(values, step=step)
 
+    def rewind(self, step: int) -> bool:
+        return False
+
     def close(self) -> None:
         self._run.finish()
         self._scratch.cleanup()
@@ -203,6 +229,9 @@ class MLflow:
 
     def step(self, step: int, values: dict[str, float]) -> None:
         self._mlflow.log_metrics({key.replace(" ", "_"): v for key, v in values.items()}, step=step)
+
+    def rewind(self, step: int) -> bool:
+        return False
 
     def close(self) -> None:
         self._mlflow.end_run()
@@ -240,5 +269,8 @@ class RayMetrics:
                 self._queue.set(value, {"stage": rest})
             elif key.endswith("_lag"):
                 self._lag.set(value, {"adapter": key.removesuffix("_lag")})
+
+    def rewind(self, step: int) -> bool:
+        return True  # a gauge knows no past
 
     def close(self) -> None: ...

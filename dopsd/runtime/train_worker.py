@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
 import torch
 from ray import train
+from ray.exceptions import ObjectLostError, RayError
 from ray.train.torch import get_device
 from torch import Tensor
 
 from dopsd.config import RunConfig
+from dopsd.errors import DopsdError
 from dopsd.export import lora_file
 from dopsd.models import FAMILIES
 from dopsd.models.base import DTYPES
 from dopsd.models.lora import STUDENT, TEACHER
 from dopsd.process import peak_memory_mb, set_up
 from dopsd.runtime.dump import weights_dumped, weights_path
+from dopsd.runtime.exchange import Box
 from dopsd.runtime.history import kept_path, kept_versions, small_enough
-from dopsd.runtime.learner import Learner
+from dopsd.runtime.learner import Learner, Wish
+from dopsd.runtime.learner_state import LearnerState
 from dopsd.runtime.run_log import LORA_FILE, TEACHER_FILE
 from dopsd.runtime.sources import DisaggregatedSource, FusedSource
 from dopsd.runtime.student import build_student
@@ -30,18 +35,67 @@ from dopsd.runtime.zero import ZeroEngine, engine_config, preset_stage
 
 _GRACE = 30.0
 """Seconds that a call to the coordinator may take beyond the coordinator's own deadline."""
+_RETURN = 20.0
+"""Seconds that a coordinator that died takes to come back, beside the wait before its restart."""
 
 
 def train_worker(arguments: dict[str, Any]) -> None:
     """``arguments``: config (dict), preset (DeepSpeed), coordinator (name), namespace, lora
     (metadata of the exported file)."""
-    began = time.time()
     config = RunConfig.model_validate(arguments["config"])
-    coordinator = ray.get_actor(arguments["coordinator"], namespace=arguments["namespace"])
     context = train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     device = get_device()
+    learner = config.learner
+    patience = _RETURN + learner.restart_wait * 2**learner.restarts
+    coordinator = _find(arguments["coordinator"], arguments["namespace"], patience)
+    limit = max(config.deadline.start, config.deadline.step) + _GRACE
+
+    # A new group of learners is a new attempt; rank 0 asks for its number.
+    number = torch.zeros(1, dtype=torch.int64, device=device)
+    if rank == 0:
+        number += ray.get(coordinator.attach.remote(), timeout=limit)
+    if world > 1:
+        torch.distributed.broadcast(number, 0)
+    attempt = int(number)
+
+    def call(method: str, *values: Any) -> Any:
+        return ray.get(getattr(coordinator, method).remote(attempt, *values), timeout=limit)
+
+    try:
+        _train(arguments, config, coordinator, call, rank, world, device)
+    except DopsdError as error:
+        # No restart mends what has a name; of a learner whose attempt is over nobody listens.
+        with contextlib.suppress(RayError, DopsdError):
+            call("fail", error)
+        raise
+
+
+def _find(name: str, namespace: str, patience: float) -> Any:
+    """The coordinator's actor; it may be on its way back for ``patience`` seconds."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return ray.get_actor(name, namespace=namespace)
+        except ValueError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+
+
+def _train(
+    arguments: dict[str, Any],
+    config: RunConfig,
+    coordinator: Any,
+    call: Callable[..., Any],
+    rank: int,
+    world: int,
+    device: torch.device,
+) -> None:
+    began = time.time()
     set_up(device.type)
+    entry = call("enter", rank, ray.get_runtime_context().current_actor)
+    saved = {name: ray.get(box.ref, timeout=_GRACE) for name, box in entry.files.items()}
 
     family = FAMILIES[config.model.family](config.model.base, config.model.revision)
     fused = config.source == "fused"
@@ -53,21 +107,24 @@ def train_worker(arguments: dict[str, Any]) -> None:
     accumulation = -(-micro_batches // world) * config.method.steps
     engine = ZeroEngine(student, engine_config(config, arguments["preset"], accumulation))
 
-    def call(method: str, *values: Any) -> Any:
-        limit = max(config.deadline.start, config.deadline.step) + _GRACE
-        return ray.get(getattr(coordinator, method).remote(*values), timeout=limit)
-
     def fetch(step: int) -> Iterator[tuple[Any, bool]]:
-        for box in call("fetch", step, rank, world):
-            yield ray.get(box.ref, timeout=config.deadline.step), box.real
+        for place, box in enumerate(call("fetch", step, rank, world)):
+            while True:
+                try:
+                    value = ray.get(box.ref, timeout=config.deadline.step)
+                    break
+                except ObjectLostError:
+                    call("lost", step, box.index, box.losses)
+                    box = call("fetch", step, rank, world)[place]
+            yield value, box.real
 
     def lora(adapter: str, state: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> bytes:
         metadata = {**arguments["lora"], "dopsd.adapter": adapter}
         return lora_file(state, config.lora.rank, config.lora.alpha, metadata, dtype)
 
-    def publish(version: int, student: dict[str, Tensor], teacher: dict[str, Tensor]) -> None:
+    def publish(version: int, student: dict[str, Tensor], teacher: dict[str, Tensor]) -> Wish:
         if rank:
-            return
+            return Wish()
         if fused:
             bundle = Bundle(version, {}, {}, 0)
         else:
@@ -76,12 +133,18 @@ def train_worker(arguments: dict[str, Any]) -> None:
         if weights_dumped(config, version):
             for adapter, state in ((STUDENT, student), (TEACHER, teacher)):
                 call("write", weights_path(version, adapter), lora(adapter, state))
-        call("publish", bundle)
+        wish: Wish = call("publish", bundle)
         # After it, so that roll-outs of the next step go on meanwhile.
         if version in kept_versions(config) and small_enough(config, student):
             for adapter, state in ((STUDENT, student), (TEACHER, teacher)):
                 payload = lora(adapter, state, DTYPES[config.model.dtype])
                 call("write", kept_path(version, adapter), payload)
+        return wish
+
+    def save(state: LearnerState) -> None:
+        if rank == 0:
+            files = {name: Box(ray.put(data), True) for name, data in state.to_files().items()}
+            call("save", state.step, files)
 
     def report(step: int, metrics: dict[str, Any]) -> None:
         if rank == 0:
@@ -93,12 +156,12 @@ def train_worker(arguments: dict[str, Any]) -> None:
     def tell(spans: list[Span]) -> None:
         told[:] = [coordinator.tell.remote(spans)]  # nobody waits for it
 
-    def sum_over_ranks(value: float) -> float:
+    def sum_over_ranks(values: list[float]) -> list[float]:
         if world == 1:
-            return value
-        total = torch.tensor([value], dtype=torch.float64, device=device)
+            return values
+        total = torch.tensor(values, dtype=torch.float64, device=device)
         torch.distributed.all_reduce(total)
-        return float(total)
+        return total.tolist()
 
     if fused:
         source: Any = FusedSource(
@@ -106,10 +169,24 @@ def train_worker(arguments: dict[str, Any]) -> None:
         )
     else:
         source = DisaggregatedSource(config, fetch, device)
-    learner = Learner(config, engine, source, publish, report, sum_over_ranks, tell, rank)
-    tell([Span(f"learner-{rank}", "start up", 0, began, time.time())])
-    learner.run(0, learner_config.steps)
+    learner = Learner(
+        config,
+        engine,
+        source,
+        publish,
+        report,
+        sum_over_ranks,
+        tell,
+        rank,
+        save,
+        lambda step, trained: call("trained", step, trained),
+    )
+    if saved:
+        learner.restore(LearnerState.from_files(saved))
+        saved.clear()
+    tell([Span(f"learner-{rank}", "start up", entry.step, began, time.time())])
+    done = learner.run(entry.step, learner_config.steps)
     ray.wait(told, timeout=_GRACE)  # a process that ends takes its unsent calls along
-    if rank == 0:
+    if rank == 0 and done:
         call("write", LORA_FILE, lora(STUDENT, learner.student))
         call("write", TEACHER_FILE, lora(TEACHER, learner.ema.tensors))

@@ -45,6 +45,18 @@ class Bundle:
             checksums[adapter] = checksum(cast)
         return cls(version, refs, checksums, len(student))
 
+    @classmethod
+    def restored(
+        cls, version: int, payloads: dict[str, bytes], put: Callable[[bytes], Any]
+    ) -> Bundle:
+        """From the payloads of an earlier bundle, as a checkpoint keeps them."""
+        refs, checksums, modules = {}, {}, 0
+        for adapter, payload in payloads.items():
+            found, state = read_payload(payload, adapter)
+            assert found == version, f"payload of version {found}, expected {version}"
+            refs[adapter], checksums[adapter], modules = put(payload), checksum(state), len(state)
+        return cls(version, refs, checksums, modules)
+
 
 def read_payload(payload: bytes, adapter: str) -> tuple[int, dict[str, Tensor]]:
     """(version, tensors) of one adapter's payload."""

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from dopsd.config import RunConfig
-from dopsd.errors import ConfigError
-from dopsd.models.lora import TEACHER, activate, adapter_parameters
+from dopsd.errors import CheckpointError, ConfigError
+from dopsd.models.lora import STUDENT, TEACHER, activate, adapter_parameters
 from dopsd.runtime.student import Student
+from dopsd.runtime.zero_state import optimizer_state, set_master_weights, set_optimizer_state
 
 _OWNED = (
     "train_batch_size",
@@ -144,6 +145,35 @@ class ZeroEngine:
     def grad_norm(self) -> float:
         """Global gradient norm of the last update, before clipping."""
         return float(self.engine.get_global_grad_norm() or 0.0)
+
+    def skipped(self) -> bool:
+        """Whether the last update was left out because its gradients were not finite."""
+        return bool(self.engine.optimizer.overflow)
+
+    def optimizer_state(self) -> tuple[int, dict[str, Tensor]]:
+        """(updates taken, AdamW's moments by parameter name, fp32 on the CPU). Collective."""
+        return optimizer_state(self.engine.optimizer, self._trained())
+
+    @torch.no_grad()
+    def restore(self, weights: dict[str, Tensor], updates: int, moments: dict[str, Tensor]) -> None:
+        """Go on where another engine stood: fp32 weights of the student and AdamW's state.
+
+        Collective. Raises CheckpointError unless the weights are those of the same modules.
+        """
+        parameters = self._trained()
+        for name in parameters.keys() ^ weights.keys():
+            missing = name in parameters
+            raise CheckpointError(
+                f"student weights: {name} is {'missing' if missing else 'none of this model'}"
+            )
+        set_master_weights(parameters, weights)
+        set_optimizer_state(self.engine.optimizer, parameters, updates, moments)
+        with self._gathered(list(parameters.values())):
+            for name, parameter in parameters.items():
+                parameter.copy_(weights[name])
+
+    def _trained(self) -> dict[str, nn.Parameter]:
+        return adapter_parameters(self.student.transformer, STUDENT)
 
     def full_weights(self, adapter: str) -> dict[str, Tensor]:
         """fp32 master weights of an adapter, gathered from all ranks, on the CPU. Collective."""

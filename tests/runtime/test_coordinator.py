@@ -88,13 +88,14 @@ def run(config, parameters, during=None) -> dict[tuple[int, int], bytes]:
     coordinator.start()
     try:
         results = {}
-        coordinator.publish(bundle_of(parameters, 0))
+        attempt = coordinator.attach()
+        coordinator.publish(attempt, bundle_of(parameters, 0))
         for step in range(STEPS):
             if during:
                 during(coordinator, step)
-            for index, box in enumerate(coordinator.fetch(step, 0, 1)):
+            for index, box in enumerate(coordinator.fetch(attempt, step, 0, 1)):
                 results[(step, index)] = ray.get(box.ref)
-            coordinator.publish(bundle_of(parameters, step + 1))
+            coordinator.publish(attempt, bundle_of(parameters, step + 1))
         counts = coordinator.status()["counts"]
         assert counts["trained"] == counts["planned"] == STEPS * PER_STEP
         return results
@@ -148,7 +149,7 @@ def test_killed_workers_are_replaced_and_nothing_changes(
 ):
     def kill(coordinator, step):
         if step in (1, 3):
-            role = coordinator._pools[step // 2]
+            role = coordinator._flow.pools[step // 2]
             pid = ray.get(role.members[0].handle.__ray_call__.remote(lambda self: os.getpid()))
             os.kill(pid, signal.SIGKILL)
 
@@ -245,8 +246,9 @@ def test_fetch_is_idempotent_and_pads_with_zero_weight(tiny_base, parameters, tm
     )
     coordinator.start()
     try:
-        coordinator.publish(bundle_of(parameters, 0))
-        boxes = [coordinator.fetch(0, rank, 2) for rank in (0, 1, 1)]
+        attempt = coordinator.attach()
+        coordinator.publish(attempt, bundle_of(parameters, 0))
+        boxes = [coordinator.fetch(attempt, 0, rank, 2) for rank in (0, 1, 1)]
         assert [[box.real for box in share] for share in boxes] == [
             [True, False],
             [True, False],

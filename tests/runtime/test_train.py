@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -13,11 +14,14 @@ from safetensors import safe_open
 
 from dopsd import storage
 from dopsd.config import load_config
-from dopsd.errors import ConfigError, DataError, ModelError
+from dopsd.errors import CheckpointError, ConfigError, DataError, ModelError
 from dopsd.export import read_lora
 from dopsd.report.page import SECTIONS
 from dopsd.runtime.launch import Summary, train
+from dopsd.runtime.verify import verify_run
 from tests.browser import open_page
+from tests.chaos import harness as chaos
+from tests.chaos.harness import Fault
 from tests.tiny import make_config, random_image
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
@@ -40,8 +44,12 @@ def images(tmp_path_factory) -> Path:
 def run(tiny_base, images, tmp_path_factory):
     """Train with some settings changed."""
 
-    def start(*, lag: int = 0, source: str = "disaggregated", **sections):
+    def start(
+        *, lag: int = 0, source: str = "disaggregated", resume: Summary | None = None, **sections
+    ):
         folder = tmp_path_factory.mktemp("run")
+        if resume is not None:
+            cut_off(Path(resume.folder), folder)
         values = {
             "run": {"folder": str(folder), "seed": 3},
             "data": {"source": str(images), "pixel_area": 1024, "bucket_multiple": 8},
@@ -62,6 +70,7 @@ def run(tiny_base, images, tmp_path_factory):
             "method": {"ema_decay": 0.9},
             "preview": {"samples": 0},
             "preflight": {"mode": "off"},
+            "checkpoint": {"every_steps": 2},
         }
         for name, section in sections.items():
             values[name] = values.get(name, {}) | section
@@ -69,9 +78,17 @@ def run(tiny_base, images, tmp_path_factory):
         config = config.model_validate(
             {**config.model_dump(), "source": source, "max_policy_lag": lag}
         )
-        return train(config, lambda phase, status: None)
+        return train(config, lambda phase, status: None, resume=resume is not None)
 
     return start
+
+
+def cut_off(whole: Path, folder: Path) -> None:
+    """Make ``folder`` what ``whole`` was when it was cut off in its last step."""
+    shutil.copytree(whole, folder, dirs_exist_ok=True)
+    shutil.rmtree(folder / "checkpoints" / f"step-{STEPS:06d}")
+    for name in ("summary.json", "report.html", "lora.safetensors", "teacher_lora.safetensors"):
+        (folder / name).unlink()
 
 
 def adapter(summary: Summary) -> dict[str, torch.Tensor]:
@@ -100,6 +117,8 @@ def test_run_folder_holds_everything(reference):
     assert {path.name for path in folder.iterdir()} == {
         "config.yaml",
         "metrics.jsonl",
+        "ledger.jsonl",
+        "checkpoints",
         "summary.json",
         "timeline.jsonl",
         "report.html",
@@ -127,6 +146,42 @@ def test_run_folder_holds_everything(reference):
     ):
         assert all(line[key] >= 0 for line in lines), key
     assert lines[0]["loss"] > 0
+
+
+def test_plan_and_ledger_agree_until_somebody_lies(reference, tmp_path):
+    assert verify_run(reference.folder).lines()[0].startswith(f"{STEPS} steps, 18 samples")
+    assert verify_run(reference.folder).agrees
+    folder = tmp_path / "lied"
+    shutil.copytree(reference.folder, folder)
+    lines = (folder / "ledger.jsonl").read_text().splitlines()
+    other = json.loads(lines[2]) | {"micro_batches": [["0", "0"], ["1"]]}
+    (folder / "ledger.jsonl").write_text("\n".join([*lines[:2], json.dumps(other), *lines[4:]]))
+    verdict = verify_run(str(folder))
+    assert verdict.lost >= 4 and verdict.doubled >= 1 and not verdict.agrees
+    assert any(line == "step 2: not in the ledger" for line in verdict.problems)
+
+
+def test_a_run_resumed_with_other_learners_and_stage_agrees(run, reference):
+    resumed = run(resume=reference, learner={"workers": 1, "deepspeed": "zero3"})
+    assert difference(reference, resumed) < 1e-5
+    assert [line["step"] for line in metrics(resumed)] == list(range(STEPS))
+    assert verify_run(resumed.folder).agrees and verify_run(resumed.folder).attempts == 2
+    with pytest.raises(
+        CheckpointError, match=r"step-00000\d: learner.lr: 0.001, the checkpoint has"
+    ):
+        run(resume=reference, learner={"lr": 1e-3})
+
+
+def test_learners_and_coordinator_are_killed_and_nothing_changes(reference, tmp_path):
+    faults = [Fault(1, "learner", False, 0.0), Fault(2, "coordinator", False, 0.0)]
+    words = [f"{reference.folder}/config.yaml", "learner.restart_wait=0"]
+    outcome = chaos.run(words, tmp_path / "run", faults, limit=600.0)
+    assert outcome.code == 0, outcome.output
+    assert outcome.struck and "goes on from step" in outcome.output
+    apart = chaos.difference(Path(reference.lora), tmp_path / "run" / "lora.safetensors")
+    assert apart == 0.0, [fault.name for fault, _ in outcome.struck]
+    verdict = verify_run(str(tmp_path / "run"))
+    assert verdict.agrees and verdict.attempts > len(outcome.struck) - 1
 
 
 def test_the_timeline_holds_every_task_of_every_worker(reference):
@@ -176,6 +231,7 @@ def test_two_runs_at_lag_two_are_bitwise_equal_whatever_the_workers(run, referen
     first = run(lag=2)
     second = run(lag=2, rollout={"workers": 3, "cpus": 0.2})
     assert difference(first, second) == 0.0
+    assert difference(first, run(lag=2, resume=first)) == 0.0, "resumed at step 4"
     assert difference(first, reference) > 0.0, "stale policies train otherwise"
     lines = [
         json.loads(line) for line in (Path(first.folder) / "metrics.jsonl").read_text().splitlines()
@@ -222,6 +278,8 @@ def test_run_folder_and_shards_on_s3(run, reference, bucket):
         "preview/trajectories/v000005-s00.safetensors",
         "timeline.jsonl",
         "report.html",
+        "ledger.jsonl",
+        f"checkpoints/step-{STEPS:06d}/checkpoint.json",
     ):
         assert storage.exists(f"{other.folder}/{name}"), name
 

@@ -1,7 +1,9 @@
 """One rank of tests/runtime/test_zero.py: the product's learner on made-up training batches.
 
-Run as ``python -m tests.runtime.zero_rank RANK WORLD PORT BASE OUT STAGE:DTYPE...``; rank 0 writes
-losses, gradient norms and weights of each case to ``OUT``.
+Run as ``python -m tests.runtime.zero_rank RANK WORLD PORT BASE OUT STAGE:DTYPE[:WORD]...``; rank 0
+writes losses, gradient norms and weights of each case to ``OUT``, and the state after SAVED steps
+into a folder beside it. The word ``resume`` starts from the state that lies there, ``poison`` makes
+a target of step 1 infinite.
 """
 
 from __future__ import annotations
@@ -9,6 +11,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from itertools import pairwise
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,14 +20,16 @@ from torch import Tensor
 from dopsd.config import RunConfig
 from dopsd.method.terms import stored_terms
 from dopsd.models import FAMILIES
+from dopsd.models.lora import checksum
 from dopsd.runtime.admission import rank_share
-from dopsd.runtime.learner import Learner, Micro
+from dopsd.runtime.learner import Learner, Micro, Trained, Wish
+from dopsd.runtime.learner_state import LearnerState
 from dopsd.runtime.student import build_student
 from dopsd.runtime.zero import ZeroEngine, engine_config, read_preset
 from dopsd.types import SampleInfo, TrainingBatch
 from tests.tiny import make_config, make_context
 
-STEPS, STATES, FULL = 3, 2, 3
+STEPS, STATES, FULL, SAVED = 3, 2, 3, 2
 ROWS = {0: (2, 2, 1), 1: (2, 1), 2: (1,)}
 """Rows of each micro-batch of a step: a remainder, and steps that are padded with zero weight."""
 
@@ -63,7 +69,8 @@ def batches(step: int) -> list[TrainingBatch]:
     return made
 
 
-def run_case(base: str, stage: str, dtype: str, rank: int, world: int) -> dict:
+def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
+    stage, dtype, *words = case.split(":")
     config = case_config(base, stage, dtype)
     family = FAMILIES["z_image"](base)
     student = build_student(config, family, "cpu", with_teacher=False)
@@ -75,26 +82,68 @@ def run_case(base: str, stage: str, dtype: str, rank: int, world: int) -> dict:
         for index, real in rank_share(len(made), FULL, rank, world):
             batch = made[index]
             batch.student = batch.student.to("cpu", getattr(torch, dtype))
-            yield Micro(stored_terms(batch), batch.info.step_samples, real, 0, 0, {})
+            if "poison" in words and step == 1 and index == 1:
+                batch.target_velocity[0, 0, 0, 0, 0] = float("inf")
+            info = batch.info
+            yield Micro(
+                stored_terms(batch),
+                info.step_samples,
+                real,
+                0,
+                0,
+                {},
+                index,
+                info.sample_ids,
+            )
 
-    def total(value: float) -> float:
-        tensor = torch.tensor([value], dtype=torch.float64)
+    def total(values: list[float]) -> list[float]:
+        tensor = torch.tensor(values, dtype=torch.float64)
         torch.distributed.all_reduce(tensor)
-        return float(tensor)
+        return tensor.tolist()
+
+    def save(state: LearnerState) -> None:
+        if rank == 0:
+            place = folder / f"{stage}-{dtype}-{world}"
+            place.mkdir(exist_ok=True)
+            for name, payload in state.to_files().items():
+                (place / name).write_bytes(payload)
 
     lines: list[dict] = []
+    weights_at: list[dict] = []
+    shares: list[Trained] = []
+
+    def publish(version: int, weights: dict[str, Tensor], teacher: dict[str, Tensor]) -> Wish:
+        weights_at.append({name: tensor.clone() for name, tensor in weights.items()})
+        return Wish(save=version == SAVED and not words)
+
     learner = Learner(
         config,
         engine,
         micro_batches,
-        lambda version, weights, teacher: None,
+        publish,
         lambda step, metrics: lines.append(metrics),
         total,
+        rank=rank,
+        save=save,
+        record=lambda step, trained: shares.append(trained),
     )
-    learner.run(0, STEPS)
+    start = 0
+    if "resume" in words:
+        place = folder / words[words.index("resume") + 1]
+        files = {file.name: file.read_bytes() for file in place.iterdir()}
+        learner.restore(LearnerState.from_files(files))
+        start = SAVED
+    assert learner.run(start, STEPS)
+    changed = [any(not torch.equal(a[n], b[n]) for n in a) for a, b in pairwise(weights_at)]
+    updates, _ = engine.optimizer_state()
     return {
-        "loss": [line["loss"] for line in lines],
-        "grad_norm": [line["grad_norm"] for line in lines],
+        "loss": [line.get("loss") for line in lines],
+        "grad_norm": [line.get("grad_norm") for line in lines],
+        "changed": changed,
+        "saved": checksum(weights_at[SAVED - start]),
+        "updates": updates,
+        "micro_batches": [sorted(share.micro_batches) for share in shares],
+        "skipped": [share.skipped for share in shares],
         "weights": {name: t.flatten().tolist() for name, t in learner.student.items()},
         "teacher": {name: t.flatten().tolist() for name, t in learner.ema.tensors.items()},
     }
@@ -112,7 +161,8 @@ def main() -> None:
         "MASTER_PORT": str(port),
     }
     torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
-    results = {case: run_case(base, *case.split(":"), rank, world) for case in cases}
+    folder = Path(out).parent
+    results = {case: run_case(base, folder, case, rank, world) for case in cases}
     if rank == 0:
         with open(out, "w", encoding="utf-8") as file:
             json.dump(results, file)

@@ -1,0 +1,194 @@
+"""Micro-batches on their way from the stream through the pools to the learners.
+
+A plain object under the coordinator's lock: it neither waits nor starts threads.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import ray
+
+from dopsd.config import RunConfig
+from dopsd.errors import WorkerError
+from dopsd.models.lora import STUDENT, TEACHER
+from dopsd.runtime.admission import Admission, Key, policy_version
+from dopsd.runtime.placement import Roles
+from dopsd.runtime.pool import Pool
+from dopsd.runtime.timeline import Span
+from dopsd.runtime.weights import Bundle
+
+_ATTEMPTS = 4
+"""A micro-batch may be lost this many times for every restart that a worker has."""
+
+
+@dataclass
+class Item:
+    """A micro-batch, from its admission until it is trained."""
+
+    key: Key
+    block: ray.ObjectRef
+    version: int
+    stage: int = 0
+    losses: int = 0
+    """How often it was lost and generated again."""
+    inputs: list[ray.ObjectRef] = field(default_factory=list)
+    result: ray.ObjectRef | None = None
+
+
+class Flow:
+    """``step_size(step)`` is the plan's number of micro-batches; ``done(item, result)`` is told of
+    each that is ready."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        roles: Roles,
+        step_size: Callable[[int], int],
+        done: Callable[[Item, ray.ObjectRef], None],
+        spans: Callable[[list[Span]], None],
+    ) -> None:
+        self.config, self.roles, self._step_size = config, roles, step_size
+        self._done, self._spans = done, spans
+        self.full_size = config.learner.global_batch // config.learner.micro_batch
+        self.pools: list[Pool] = []
+        self.rewind(0)
+
+    def launch(self) -> None:
+        """Start the actors; returns at once."""
+        roles, config = self.roles, self.config
+        if roles.rollout and roles.teacher:
+            self.pools = [
+                Pool(config, roles.rollout, (STUDENT,), "generate"),
+                Pool(config, roles.teacher, (TEACHER,), "score"),
+            ]
+        elif roles.rollout:
+            both = (STUDENT, TEACHER)
+            self.pools = [Pool(config, roles.rollout, both, "generate_and_score")]
+        elif roles.teacher:
+            self.pools = [Pool(config, roles.teacher, (TEACHER,), "teach")]
+        self.rewind(0)
+
+    def rewind(self, step: int) -> None:
+        """Forget everything and begin at ``step``; what is under way is dropped when it ends."""
+        self.books = Admission(
+            step, self.config.learner.steps, self._step_size, self.config.max_policy_lag
+        )
+        self.blocks: deque[tuple[Key, ray.ObjectRef]] = deque()
+        self._items: dict[Key, Item] = {}
+        self._waiting: list[list[Key]] = [[] for _ in self.pools]
+        for pool in self.pools:
+            pool.forget()
+
+    @property
+    def full(self) -> bool:
+        """Whether a step's blocks wait already."""
+        return len(self.blocks) > self.full_size
+
+    def ready(self, keys: set[Key]) -> bool:
+        return all(key in self._items and self._items[key].result is not None for key in keys)
+
+    def item(self, key: Key) -> Item:
+        return self._items[key]
+
+    def trained(self, step: int) -> None:
+        """Every micro-batch of ``step`` went into the optimizer."""
+        self.books.train(step)
+        for index in range(self._step_size(step)):
+            del self._items[(step, index)]
+
+    def advance(self, published: int, bundles: dict[int, Bundle]) -> bool:
+        """Admit and dispatch whatever may go; True when something did."""
+        moved = self._admit(published)
+        return self._dispatch(bundles) or moved
+
+    def _admit(self, published: int) -> bool:
+        moved = False
+        while self.blocks:
+            key = self.books.next_admissible(published)
+            if key is None:
+                break
+            found, block = self.blocks.popleft()
+            assert found == key, f"the stream delivered {found}, the plan says {key}"
+            self.books.admit(key)
+            version = policy_version(key[0], self.config.max_policy_lag)
+            item = self._items[key] = Item(key, block, version, inputs=[block])
+            if self.pools:
+                self._waiting[0].append(key)
+            else:
+                self._finish(item, block)
+            moved = True
+        return moved
+
+    def _dispatch(self, bundles: dict[int, Bundle]) -> bool:
+        """Queue waiting micro-batches on free members, oldest version first.
+
+        A later version waits while an earlier one is still on its way to the stage, so that a
+        pool never goes back and forth between two versions.
+        """
+        moved = False
+        for stage, (pool, waiting) in enumerate(zip(self.pools, self._waiting)):
+            waiting.sort()
+            while waiting:
+                item = self._items[waiting[0]]
+                under_way = (i for i in self._items.values() if i.result is None)
+                coming = [i.version for i in under_way if i.stage < stage]
+                if coming and min(coming) < item.version:
+                    break
+                bundle = bundles[item.version]
+                member = pool.free_member(bundle)
+                if member is None:
+                    break
+                pool.submit(member, item.key, bundle, *item.inputs)
+                waiting.pop(0)
+                moved = True
+        return moved
+
+    def collect(self) -> bool:
+        """Take in what the pools have finished; True when something moved."""
+        before = sum(pool.events for pool in self.pools)
+        for stage, pool in enumerate(self.pools):
+            finished, again = pool.collect()
+            self._spans(pool.take_spans())
+            for key in again:
+                self._again(self._items[key])
+            for done in finished:
+                item = self._items[done.key]
+                if stage + 1 < len(self.pools):
+                    item.stage, item.inputs = stage + 1, [item.block, done.result]
+                    self._waiting[stage + 1].append(item.key)
+                else:
+                    self._finish(item, done.result)
+        return sum(pool.events for pool in self.pools) != before
+
+    def lost(self, key: Key, losses: int) -> None:
+        """The object of a ready micro-batch is gone; ``losses`` is how often it had been before.
+
+        Told by several learners, it counts once.
+        """
+        item = self._items.get(key)
+        if item is None or item.result is None or item.losses != losses:
+            return
+        if not self.pools:
+            raise WorkerError(f"step {key[0]} micro-batch {key[1]}: its encoded block was lost")
+        item.result = None
+        self.books.unfinish(key)
+        self._again(item)
+
+    def _again(self, item: Item) -> None:
+        """Generate a micro-batch again from its block, a bounded number of times."""
+        item.losses += 1
+        limit = _ATTEMPTS * (self.config.deadline.restarts + 1)
+        if item.losses >= limit:
+            step, index = item.key
+            raise WorkerError(f"step {step} micro-batch {index} was lost {limit} times")
+        item.stage, item.inputs = 0, [item.block]
+        self._waiting[0].append(item.key)
+
+    def _finish(self, item: Item, result: ray.ObjectRef) -> None:
+        self.books.finish(item.key)
+        item.result, item.inputs = result, []
+        if self.pools:
+            self._done(item, result)

@@ -1,0 +1,198 @@
+"""Keeps coordinator and learners of a run alive, and relays signals to it."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError
+
+from dopsd.config import RunConfig
+from dopsd.errors import DopsdError, LateError, WorkerError
+from dopsd.runtime.failures import own_error, own_message
+from dopsd.runtime.progress import Show
+
+ANSWER_SECONDS = 60.0
+"""What the coordinator may take for an answer: it answers from memory."""
+
+
+class CoordinatorLost(WorkerError):
+    """The coordinator died, or answers no more."""
+
+
+def ask(coordinator: Any, method: str, *values: Any, limit: float = ANSWER_SECONDS) -> Any:
+    """Call the coordinator. Raises CoordinatorLost, or the coordinator's own DopsdError."""
+    try:
+        return ray.get(getattr(coordinator, method).remote(*values), timeout=limit)
+    except GetTimeoutError:
+        raise CoordinatorLost(
+            f"coordinator is late: no answer to {method} for {limit:g} s"
+        ) from None
+    except (RayActorError, ActorUnavailableError) as error:
+        raise CoordinatorLost(f"coordinator died: {own_message(error)}") from None
+    except RayError as error:
+        raise own_error(error, "coordinator") from None
+
+
+class Supervisor:
+    """``launch(restarts)`` makes the coordinator's actor, always under the same name, so that new
+    learners find the new one; ``fit()`` runs the learners to their end, restarts included."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        launch: Callable[[int], Any],
+        fit: Callable[[], Any],
+        show: Show,
+        began: float,
+    ) -> None:
+        self.config, self._launch, self._fit, self._show = config, launch, fit, show
+        self._began = began
+        self._restarts = 0
+        self._hung = -1
+        self._wishes: list[bool] = []
+        self.first_step = 0.0
+        """Seconds from the command to the first step of this process."""
+        self.coordinator = launch(0)
+
+    def run(self) -> dict[str, Any]:
+        """Until the learners are done; returns the last status. Raises what ended the run."""
+        problem: list[BaseException] = []
+
+        def fit() -> None:
+            try:
+                self._fit()
+            except BaseException as error:
+                problem.append(error)
+
+        self._start()
+        thread = threading.Thread(target=fit, daemon=True)
+        thread.start()
+        started, moved = -1, (time.monotonic(), -1)
+        with self._signals():
+            while True:
+                thread.join(timeout=0.5)
+                over = not thread.is_alive()
+                try:
+                    status = self._status()
+                except CoordinatorLost as error:
+                    self._replace(error)
+                    continue
+                started = status["step"] if started < 0 else started
+                if status["step"] > started and not self.first_step:
+                    self.first_step = time.monotonic() - self._began
+                if status["step"] != moved[1]:
+                    moved = time.monotonic(), status["step"]
+                if over:
+                    break
+                self._look_for_hanging(status, time.monotonic() - moved[0])
+        if problem:
+            raise self._spent(_learner_error(problem[0]))
+        return status
+
+    def _start(self) -> None:
+        ask(self.coordinator, "start", limit=self.config.deadline.start)
+
+    def _status(self) -> dict[str, Any]:
+        while self._wishes:
+            ask(self.coordinator, "ask_checkpoint", self._wishes[0])
+            self._wishes.pop(0)
+        status: dict[str, Any] = ask(self.coordinator, "status")
+        self._restarts = status["learner_restarts"]
+        self._show("train" if status["step"] else "start", status)
+        error = ask(self.coordinator, "error")
+        if error is not None:
+            raise error
+        return status
+
+    def _replace(self, error: CoordinatorLost) -> None:
+        """Another coordinator goes on from the newest checkpoint; the learners follow it."""
+        learner = self.config.learner
+        while True:
+            if self._restarts >= learner.restarts:
+                raise self._spent(error)
+            ray.kill(self.coordinator)
+            time.sleep(learner.restart_wait * 2**self._restarts)
+            self._restarts += 1
+            self.coordinator = self._launch_again()
+            try:
+                self._start()
+                return
+            except CoordinatorLost as again:
+                error = again
+
+    def _launch_again(self) -> Any:
+        """Ray gives a dead actor's name free a little later."""
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while True:
+            try:
+                return self._launch(self._restarts)
+            except ValueError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
+
+    def _look_for_hanging(self, status: dict[str, Any], still: float) -> None:
+        """End learners that hang, once an attempt. Raises LateError when that was no help."""
+        # The coordinator's own deadlines speak first; this one catches learners that never ask.
+        deadline = self.config.deadline
+        limit = (deadline.step if status["training"] else deadline.start) + ANSWER_SECONDS
+        if min(still, status["still"]) <= limit:
+            return
+        if self._hung != status["attempt"] and self._restarts < self.config.learner.restarts:
+            self._hung = status["attempt"]
+            ask(self.coordinator, "kill_learners")
+            return
+        raise LateError(
+            f"no step for {limit:g} s after step {status['step']}: "
+            + "; ".join(f"{role}: {doing}" for role, doing in status["roles"].items())
+            + f"; free now: {_free()}"
+        )
+
+    def _spent(self, error: DopsdError) -> DopsdError:
+        budget = self.config.learner.restarts
+        if not budget:
+            return error
+        return WorkerError(f"{error}; {budget} restarts (learner.restarts) are spent")
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGUSR1: a checkpoint. SIGTERM: a checkpoint and then the end; a second one ends now."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        numbers: tuple[int, ...] = (signal.SIGUSR1, signal.SIGTERM)
+        before = {number: signal.getsignal(number) for number in numbers}
+
+        def heard(number: int, frame: Any) -> None:
+            self._wishes.append(number == signal.SIGTERM)
+            if number == signal.SIGTERM:
+                signal.signal(number, before[number])
+
+        for number in before:
+            signal.signal(number, heard)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _free() -> str:
+    free = ray.available_resources()
+    return f"{free.get('CPU', 0.0):g} CPU, {free.get('GPU', 0.0):g} GPU"
+
+
+def _learner_error(error: BaseException) -> DopsdError:
+    """The first failed learner's own error out of Ray Train's report."""
+    failures = getattr(error, "worker_failures", None) or {}
+    # One that died takes the others' collectives along: its end says more than theirs.
+    first = sorted(failures.items(), key=lambda each: (not isinstance(each[1], RayError), each[0]))
+    for rank, failure in first:
+        return own_error(failure, f"learner rank {rank}")
+    return own_error(getattr(error, "controller_failure", None) or error, "learner")

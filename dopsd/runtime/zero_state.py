@@ -1,0 +1,102 @@
+"""AdamW's state out of and into DeepSpeed, by parameter name: the same for every ZeRO stage and
+every number of learners."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dopsd.errors import CheckpointError
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+_FLAT = (
+    "fp32_partitioned_groups_flat",  # ZeRO-3
+    "single_partition_of_fp32_groups",  # ZeRO-1 and 2
+    "fp32_groups_flat_partition",  # ZeRO-1 in bfloat16
+)
+"""Where DeepSpeed's optimizers keep this rank's part of the fp32 master weights."""
+
+
+def optimizer_state(
+    zero: Any, parameters: dict[str, nn.Parameter]
+) -> tuple[int, dict[str, Tensor]]:
+    """(updates taken, {``<name>.exp_avg`` and ``<name>.exp_avg_sq``: fp32 on the CPU}). Collective.
+
+    Before the first update there are no moments. ``zero`` is DeepSpeed's ZeRO optimizer.
+    """
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    states = [zero.optimizer.state.get(flat) for flat in _flat_parts(zero)]
+    if not states or not all(states):
+        return 0, {}
+    moments = {}
+    for name, parameter in parameters.items():
+        for key in MOMENTS:
+            full = safe_get_full_optimizer_state(parameter, key)
+            moments[f"{name}.{key}"] = full.detach().float().cpu().clone()
+    return int(states[0]["step"]), moments
+
+
+def set_optimizer_state(
+    zero: Any, parameters: dict[str, nn.Parameter], step: int, moments: dict[str, Tensor]
+) -> None:
+    """Inverse of :func:`optimizer_state` on a fresh optimizer; every rank is given all of it."""
+    if not step:
+        return
+    adam = isinstance(zero.optimizer, (torch.optim.Adam, torch.optim.AdamW))
+    for flat in _flat_parts(zero):
+        # torch counts in a tensor, DeepSpeed's own Adam in an integer.
+        zero.optimizer.state[flat] = {
+            "step": torch.tensor(float(step)) if adam else step,
+            **{key: torch.zeros_like(flat.data) for key in MOMENTS},
+        }
+    if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
+        zero._lazy_init_hp_params_optimizer_state()
+    for name, parameter in parameters.items():
+        for key in MOMENTS:
+            _set(parameter, moments[f"{name}.{key}"], key)
+
+
+def set_master_weights(parameters: dict[str, nn.Parameter], weights: dict[str, Tensor]) -> None:
+    """Set the fp32 masters; the weights in the compute dtype are the caller's to set."""
+    for name, parameter in parameters.items():
+        _set(parameter, weights[name], None)
+
+
+def _set(parameter: Any, value: Tensor, key: str | None) -> None:
+    """This rank's part of the master weight (key None) or of a moment, from the full tensor."""
+    from deepspeed.utils import (
+        safe_set_full_fp32_param,
+        safe_set_full_optimizer_state,
+        safe_set_local_fp32_param,
+        safe_set_local_optimizer_state,
+    )
+
+    if not hasattr(parameter, "ds_tensor"):
+        value = value.to(parameter.device)
+        if key is None:
+            safe_set_full_fp32_param(parameter, value)
+        else:
+            safe_set_full_optimizer_state(parameter, value, key)
+        return
+    # DeepSpeed's own call for the full tensor forgets that the last rank's part may be padded.
+    size, rank = parameter.ds_tensor.ds_numel, torch.distributed.get_rank()
+    padded = value.new_zeros(size * torch.distributed.get_world_size())
+    padded[: value.numel()] = value.flatten()
+    part = padded[rank * size : (rank + 1) * size].to(parameter.ds_tensor.device)
+    if key is None:
+        safe_set_local_fp32_param(parameter, part)
+    else:
+        safe_set_local_optimizer_state(parameter, part, key)
+
+
+def _flat_parts(zero: Any) -> list[Tensor]:
+    parts: list[Tensor] | None = next((getattr(zero, n) for n in _FLAT if hasattr(zero, n)), None)
+    if not parts or any(part is None for part in parts):
+        raise CheckpointError(
+            f"learner.deepspeed: the optimizer state of {type(zero).__name__} cannot be gathered; "
+            "allowed: ZeRO 1, 2 or 3 without NVMe offload"
+        )
+    return list(parts)

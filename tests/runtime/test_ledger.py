@@ -1,0 +1,68 @@
+"""The ledger: what is written when, and which lines count after restarts."""
+
+from __future__ import annotations
+
+import json
+
+from dopsd.json_lines import JsonLines, read_lines
+from dopsd.runtime.learner import Trained
+from dopsd.runtime.ledger import LEDGER_FILE, SKIPPED_FILE, Ledger, effective
+
+
+def share(rank: int, world: int, *ids: str, skipped: bool = False) -> Trained:
+    parts = {rank + world * place: (name,) for place, name in enumerate(ids)}
+    return Trained(rank, world, parts, 3, 3, skipped)
+
+
+def test_a_step_is_written_when_every_rank_has_told(tmp_path):
+    ledger = Ledger(str(tmp_path))
+    assert ledger.begin(0) == 1
+    ledger.add(0, share(1, 2, "b"))
+    ledger.add(0, share(1, 2, "b"))
+    assert len(read_lines(str(tmp_path / LEDGER_FILE))) == 1
+    ledger.add(0, share(0, 2, "a", "c"))
+    line = read_lines(str(tmp_path / LEDGER_FILE))[1]
+    assert line["micro_batches"] == [["a"], ["b"], ["c"]] and line["policy_version"] == 3
+
+
+def test_another_process_goes_on_with_the_next_attempt(tmp_path):
+    first = Ledger(str(tmp_path))
+    first.begin(0)
+    for step in range(3):
+        first.add(step, share(0, 1, f"sample-{step}", skipped=step == 2))
+    first.add(3, share(0, 2, "half"))
+    second = Ledger(str(tmp_path))
+    assert second.begin(2) == 2
+    assert read_lines(str(tmp_path / SKIPPED_FILE)) == [], "step 2 is trained again"
+    second.add(2, share(0, 1, "sample-2"))
+    steps, twice = effective(read_lines(str(tmp_path / LEDGER_FILE)))
+    assert [(step, line["attempt"]) for step, line in steps.items()] == [(0, 1), (1, 1), (2, 2)]
+    assert twice == []
+
+
+def test_a_step_that_one_attempt_trains_twice_is_found():
+    lines = [{"attempt": 1, "start": 0}, {"attempt": 1, "step": 0}, {"attempt": 1, "step": 0}]
+    assert effective(lines)[1] == [0]
+
+
+def test_json_lines_drop_a_line_that_was_cut_off(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    path.write_text('{"step": 0}\n{"step": 1}\n{"ste')
+    lines = JsonLines(str(path))
+    lines.append({"step": 2})
+    assert [entry["step"] for entry in read_lines(str(path))] == [0, 1, 2]
+    assert lines.keep(lambda entry: entry["step"] < 2) == [{"step": 0}, {"step": 1}]
+    assert path.read_text() == '{"step": 0}\n{"step": 1}\n'
+
+
+def test_json_lines_on_s3_are_there_after_a_flush(bucket, tmp_path):
+    path = f"{bucket}/{tmp_path.name}/lines.jsonl"
+    lines = JsonLines(path)
+    lines.append({"step": 0, "name": "é"})
+    assert read_lines(path) == []
+    lines.flush()
+    again = JsonLines(path)
+    again.append({"step": 1})
+    again.flush()
+    assert read_lines(path) == [{"step": 0, "name": "é"}, {"step": 1}]
+    assert json.dumps(read_lines(path)[0])
