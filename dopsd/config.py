@@ -213,6 +213,11 @@ class RunConfig(Section):
                 "method.sigmas: given with method.objective: sft, allowed: none (its noise levels "
                 "are drawn from the whole schedule)"
             )
+        if method.objective in ("sft", "sft_on_teacher") and method.weighting != "x0":
+            raise ValueError(
+                f"method.weighting: {method.weighting} with method.objective: {method.objective}, "
+                "allowed: the default (flow matching weighs its levels equally)"
+            )
         if method.objective != "dopsd" and self.inference.shared:
             raise ValueError(
                 f"inference.shared: true with method.objective: {method.objective}, allowed: "

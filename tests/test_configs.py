@@ -158,6 +158,11 @@ WRONG_OVERRIDES = [
         "debug.dump_trajectories: 2 with method.objective: sft_on_teacher, allowed: 0 "
         "(no student trajectory)",
     ),
+    (
+        "method.objective=sft_on_teacher method.weighting=velocity",
+        "method.weighting: velocity with method.objective: sft_on_teacher, allowed: the default "
+        "(flow matching weighs its levels equally)",
+    ),
     ("method.sigmas=[1, 0.5]", "method.sigmas: 2 values, allowed: method.steps (4)"),
     (
         "method.sigmas=[1, 0.9, 0.5, 0]",

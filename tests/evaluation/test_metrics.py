@@ -118,14 +118,6 @@ def test_the_oracle_counts_what_the_prompt_names():
     assert plain.keys() == {"palette_error"}
 
 
-def test_the_oracle_distance_is_the_share_of_attributes_that_differ():
-    scene = world.sample_scene(random.Random(0), shape="square", pattern="flat")
-    other = world.sample_scene(random.Random(0), shape="ring", pattern="flat")
-    pictures = [to_image(image) for image in world.render([scene, other])]
-    differ = sum(scene.named(name) != other.named(name) for name in world.ATTRIBUTES)
-    assert make_distance("oracle").distance(*([each] for each in pictures)) == [differ / 4]
-
-
 @pytest.mark.parametrize("name", ["clip", "dino"])
 @pytest.mark.parametrize("model", ["./nowhere", "nobody/nothing"])
 def test_missing_weights_are_one_line_that_names_them(name, model):

@@ -8,17 +8,14 @@ from typing import ClassVar
 import torch
 from PIL import Image
 
-from dopsd.evaluation.metrics.base import Column, ImageDistance, Shown
-from dopsd.shapes import oracle, world
+from dopsd.evaluation.metrics.base import Column, Metric, Shown
+from dopsd.shapes import oracle
 from dopsd.shapes.grid import from_image
 from dopsd.shapes.oracle import Reading
 
 
-class Oracle(ImageDistance):
-    """What the oracle reads off pictures of 32x32 px, held against what the prompt names.
-
-    As an ``ImageDistance``: the share of the world's attributes that it reads differently.
-    """
+class Oracle(Metric):
+    """What the oracle reads off pictures of 32x32 px, held against what the prompt names."""
 
     name: ClassVar[str] = "oracle"
     columns: ClassVar[dict[str, Column]] = {
@@ -31,16 +28,6 @@ class Oracle(ImageDistance):
     def measure(self, shown: Sequence[Shown]) -> list[dict[str, float]]:
         readings = _read([each.picture for each in shown])
         return [_columns(seen, each) for seen, each in zip(readings, shown, strict=True)]
-
-    def distance(
-        self, images: Sequence[Image.Image], targets: Sequence[Image.Image]
-    ) -> list[float]:
-        pairs = zip(_read(images), _read(targets), strict=True)
-        return [
-            sum(getattr(a, name) != getattr(b, name) for name in world.ATTRIBUTES)
-            / len(world.ATTRIBUTES)
-            for a, b in pairs
-        ]
 
 
 def _read(images: Sequence[Image.Image]) -> list[Reading]:
