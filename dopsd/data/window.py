@@ -8,6 +8,8 @@ number of micro-batches bounds memory and work alike.
 
 from __future__ import annotations
 
+import time
+
 from ray.data._internal.execution.backpressure_policy import (
     ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY,
     BackpressurePolicy,
@@ -17,6 +19,7 @@ from ray.data._internal.execution.operators.input_data_buffer import InputDataBu
 from ray.data.context import DataContext
 
 _AHEAD, _SEGMENT, _READERS = "dopsd.ahead", "dopsd.segment", "dopsd.readers"
+_REST_SECONDS = 0.02
 
 
 def limit(context: DataContext, ahead: int, segment: int, readers: int) -> None:
@@ -45,6 +48,16 @@ class Window(BackpressurePolicy):
         if op.num_active_tasks() >= config(_READERS):
             return False
         return self._inside() + config(_SEGMENT) <= config(_AHEAD)
+
+    def max_task_output_bytes_to_read(self, op: PhysicalOperator) -> int | None:
+        """No limit; but the executor asks this once per turn, so here it can rest.
+
+        It waits for running tasks, yet where none runs, because the window is full, it would go
+        round without a pause and take a whole CPU from whoever trains.
+        """
+        if _reads(op) and not any(each.num_active_tasks() for each in self._topology):
+            time.sleep(_REST_SECONDS)
+        return None
 
     def _inside(self) -> int:
         """Micro-batches between the reading tasks and the consumer; never too few."""

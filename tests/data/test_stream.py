@@ -218,6 +218,18 @@ def test_it_runs_while_others_hold_almost_every_cpu(data: tuple[Manifest, str]) 
     assert keys == [(batch.step, batch.index) for batch in plan_of(data).micro_batches(0, 8)]
 
 
+def test_a_pipeline_that_waits_for_its_consumer_rests(data: tuple[Manifest, str]) -> None:
+    """Without a pause its executor goes round in this process and takes a whole CPU."""
+    stream = open_stream(data, 0, 12, encoder_factory=PixelFactory())
+    next(stream)
+    time.sleep(2)  # the window fills up
+    before, began = time.process_time(), time.monotonic()
+    time.sleep(2)
+    busy = (time.process_time() - before) / (time.monotonic() - began)
+    stream.close()
+    assert busy < 0.4
+
+
 def test_a_killed_encoder_is_replaced_and_nothing_is_lost(
     data: tuple[Manifest, str], tmp_path: Path
 ) -> None:
