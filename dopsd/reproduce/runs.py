@@ -44,7 +44,7 @@ def train_all(
     left = pending(trials, budget, folder)
     for number, trial in enumerate(left, 1):
         with begin(f"trial {number} of {len(left)}: {trial.name}") as progress:
-            train(config_of(trial, budget, folder), progress.show)
+            train(config_of(trial, budget, folder), progress.show, replace=True)
 
 
 def lora_of(trial: Trial, budget: Budget, folder: str) -> str:
