@@ -180,7 +180,7 @@ def train(config: RunConfig, show: Show, *, resume: bool = False, replace: bool 
             if isinstance(error, DopsdError):
                 raise _with_way_on(config, error) from None
             raise
-        problems = _stop(supervisor.coordinator)
+        problems = supervisor.notices + _stop(supervisor.coordinator)
     if status["ended"] and status["step"] < config.learner.steps:
         stopped = StoppedError(f"stopped by SIGTERM after step {status['step']}")
         raise _with_way_on(config, stopped)

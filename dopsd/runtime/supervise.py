@@ -56,6 +56,8 @@ class Supervisor:
         self._restarts = 0
         self._hung = -1
         self._wishes: list[bool] = []
+        self.notices: list[str] = []
+        """Coordinators that were replaced."""
         self.first_step = 0.0
         """Seconds from the command to the first step of this process."""
         self.coordinator = launch(0)
@@ -104,6 +106,7 @@ class Supervisor:
             self._wishes.pop(0)
         status: dict[str, Any] = ask(self.coordinator, "status")
         self._restarts = status["learner_restarts"]
+        status["notices"] = self.notices + status["notices"]
         self._show("train" if status["step"] else "start", status)
         error = ask(self.coordinator, "error")
         if error is not None:
@@ -116,6 +119,7 @@ class Supervisor:
         while True:
             if self._restarts >= learner.restarts:
                 raise self._spent(error)
+            self.notices.append(f"{error}; another one goes on")
             ray.kill(self.coordinator)
             time.sleep(learner.restart_wait * 2**self._restarts)
             self._restarts += 1
