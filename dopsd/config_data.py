@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -10,6 +10,9 @@ from dopsd.config_section import Fraction, Positive, Section
 
 PRIOR = "prior"
 """Concept of the base's own samples, and their folder inside the shards."""
+
+Column = Literal["image", "caption", "captions", "text", "prompt", "id", "concept", "references"]
+"""Fields of a sample (docs/data.md)."""
 
 Weight = Annotated[float, Field(ge=0)]
 
@@ -34,8 +37,13 @@ class PriorSection(Section):
 class DataSection(Section):
     source: str | None = Field(
         None,
-        description="Folder of images with .txt captions, a .jsonl file, or `shapes:CONCEPT`; "
-        "prepared into `shards` when those do not exist yet.",
+        description="Folder of images with .txt captions or of .parquet files, a .jsonl or "
+        ".parquet file, or `shapes:CONCEPT`; prepared into `shards` when those do not exist yet.",
+    )
+    columns: dict[Column, str] = Field(
+        default_factory=dict,
+        description="What fields are called in .parquet and .jsonl sources, e.g. {image: jpg, "
+        "caption: long_text}. Default: their own names.",
     )
     shards: str | None = Field(
         None, description="Folder of prepared shards. Default: `shards` in the run folder."

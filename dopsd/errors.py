@@ -17,6 +17,10 @@ class DataError(DopsdError):
     """A data set, shard or manifest that cannot be used: names the file and the reason."""
 
 
+class StorageError(DopsdError):
+    """A storage that fails beyond all tries: names the path and the cause."""
+
+
 class ModelError(DopsdError):
     """Weights, targets or classes that do not fit: names the module or file."""
 

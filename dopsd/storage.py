@@ -1,19 +1,39 @@
 """Files under one path syntax: local folders and ``s3://``, through fsspec and s3fs.
 
 Credentials and endpoint of S3 come from the usual environment variables
-(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, ...).
+(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, ...). What passes (throttling, a
+server's 5xx, a dropped connection) is tried again with back-off, every wait has a deadline, and
+what stays becomes one StorageError that names path and cause.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import posixpath
-from typing import Any
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any
 
 import fsspec
-import pyarrow.fs as pafs
+import pyarrow as pa
 
-from dopsd.errors import DataError
+from dopsd.errors import DataError, DopsdError, StorageError
+
+CONNECT_S = 10
+READ_S = 30
+"""Seconds without a byte after which a request counts as failed and is tried again."""
+ATTEMPTS = 5
+"""Tries of one request with growing pauses, and s3fs tries that five times: an outage of some
+twenty seconds is outlived. AWS_MAX_ATTEMPTS overrides it."""
+OPERATION_S = 1800
+"""Seconds that reading or writing one object may take, tries included: a server that sends a byte
+now and then is found by this alone."""
+PART = 2**24
+"""Bytes of a part (16 MiB): what is at least two of them goes up in parts, four at a time."""
+_HINTS = {"400": "often expired credentials", "403": "no permission, or wrong credentials"}
+"""What stands behind the status of an answer without a body."""
 
 
 def is_remote(path: str) -> bool:
@@ -31,33 +51,168 @@ def filesystem(path: str) -> tuple[Any, str]:
     protocol = path.split("://", 1)[0] if is_remote(path) else "file"
     if protocol not in ("file", "s3"):
         raise DataError(f"{path}: protocol {protocol!r}, allowed: a local path or s3://")
-    options: dict[str, Any] = {}
-    if protocol == "s3" and os.environ.get("AWS_ENDPOINT_URL"):
+    if protocol == "file":
+        fs = fsspec.filesystem("file")
+        return fs, fs._strip_protocol(path)
+    bucket = path.removeprefix("s3://").split("/", 1)[0]
+    if re.search("[:@]", bucket) and not bucket.startswith("arn:"):
+        # Not even the bucket is repeated: a secret may hold "@" and "/".
+        raise DataError(
+            "s3://***@...: credentials in a path, allowed: s3://bucket/key with credentials in the "
+            "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+        )
+    retries: dict[str, Any] = {}
+    if not os.environ.get("AWS_RETRY_MODE"):
+        retries["mode"] = "standard"
+    if not os.environ.get("AWS_MAX_ATTEMPTS"):
+        retries["total_max_attempts"] = ATTEMPTS
+    options: dict[str, Any] = {
+        "config_kwargs": {
+            "connect_timeout": CONNECT_S,
+            "read_timeout": READ_S,
+            "retries": retries,
+        },
+        # s3fs reads the parts of a large object side by side, but does not try such a part again.
+        "max_concurrency": 1,
+    }
+    if os.environ.get("AWS_ENDPOINT_URL"):
         options["endpoint_url"] = os.environ["AWS_ENDPOINT_URL"]
     fs = fsspec.filesystem(protocol, **options)
     return fs, fs._strip_protocol(path)
 
 
-def arrow_filesystem(path: str) -> tuple[pafs.FileSystem, str]:
-    """pyarrow filesystem of ``path`` and the path inside it (same credentials as above)."""
-    fs, inner = filesystem(path)
-    if not is_remote(path):
-        return pafs.LocalFileSystem(), inner
-    return pafs.PyFileSystem(pafs.FSSpecHandler(fs)), inner
+@contextmanager
+def told(path: str) -> Iterator[None]:
+    """Whatever goes wrong with a remote ``path`` becomes one line.
+
+    Raises StorageError for all but a missing file (FileNotFoundError, as it is) and our own
+    errors; errors of local files stay what they are.
+    """
+    try:
+        yield
+    except (DopsdError, FileNotFoundError):
+        raise
+    except Exception as error:  # s3fs, botocore and aiohttp raise many kinds
+        if not is_remote(path):
+            raise
+        raise StorageError(f"{path}: {_cause(error)}") from error
+
+
+def _cause(error: BaseException) -> str:
+    if isinstance(error, (TimeoutError, fsspec.asyn.FSTimeoutError)):
+        return f"the storage does not answer in time ({type(error).__name__})"
+    origin = error.__cause__
+    code = getattr(origin, "response", {}).get("Error", {}).get("Code", "")
+    text = " ".join(str(error).split()) or type(error).__name__
+    hint = f" ({_HINTS[code]})" if code in _HINTS else ""
+    return (f"{code}: {text}" if code and code not in text else text) + hint
+
+
+class _Reader(io.RawIOBase):
+    """A remote file that reads exactly what is asked for, each time with tries and a deadline.
+
+    The file objects of s3fs read 50 MiB ahead and wait without end.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path, self._at, self._size = path, 0, size(path)
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        stop = min(self._at + len(view), self._size)
+        data = read_bytes(self._path, self._at, stop) if stop > self._at else b""
+        view[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        self._at = base + offset
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+
+class _Writer(io.RawIOBase):
+    """A remote file that goes up in parts; its errors are told as in :func:`told`."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        fs, inner = filesystem(path)
+        with told(path):
+            self._file = fs.open(inner, "wb")
+
+    def write(self, data: Any) -> int:
+        with told(self._path):
+            return int(self._file.write(data))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def writable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            with told(self._path):
+                self._file.close()
+
+
+def open_binary(path: str) -> IO[bytes]:
+    """A file to read from the start, line by line. Raises FileNotFoundError or StorageError."""
+    if is_remote(path):
+        return io.BufferedReader(_Reader(path), 2**22)
+    return open(path, "rb")
+
+
+def open_input(path: str) -> pa.NativeFile:
+    """A file for pyarrow to read at random. Raises FileNotFoundError or StorageError."""
+    if is_remote(path):
+        return pa.PythonFile(_Reader(path), mode="r")
+    return pa.OSFile(path, "rb")
+
+
+def open_output(path: str) -> pa.NativeFile:
+    """A file for pyarrow to write; its folder is made. On S3 it appears when it is closed."""
+    if is_remote(path):
+        return pa.PythonFile(_Writer(path), mode="w")
+    make_folder(os.path.dirname(path) or ".")
+    return pa.OSFile(path, "wb")
 
 
 def exists(path: str) -> bool:
     fs, inner = filesystem(path)
-    return bool(fs.exists(inner))
+    with told(path):
+        return bool(fs.exists(inner))
+
+
+def size(path: str) -> int:
+    """Bytes of a file. Raises FileNotFoundError, or ValueError for a folder, pipe or device."""
+    fs, inner = filesystem(path)
+    with told(path):
+        entry = fs.info(inner)
+    # Of a local link the entry tells about what it leads to; a pipe would be waited for forever.
+    if entry["type"] != "file":
+        raise ValueError(f"not a regular file: {path}")
+    return int(entry["size"])
 
 
 def names(folder: str) -> set[str]:
     """Names of the files right inside a folder; none for a folder that is not there."""
     fs, inner = filesystem(folder)
     fs.invalidate_cache()  # s3fs remembers listings; the folder may have grown since
-    if not fs.isdir(inner):
-        return set()
-    return {posixpath.basename(path) for path in fs.ls(inner, detail=False)}
+    with told(folder):
+        if not fs.isdir(inner):
+            return set()
+        return {posixpath.basename(path) for path in fs.ls(inner, detail=False)}
 
 
 def make_folder(path: str) -> None:
@@ -66,9 +221,15 @@ def make_folder(path: str) -> None:
         os.makedirs(path, exist_ok=True)
 
 
-def read_bytes(path: str) -> bytes:
+def read_bytes(path: str, start: int | None = None, stop: int | None = None) -> bytes:
+    """A whole file, or its bytes from ``start`` up to ``stop``.
+
+    Raises FileNotFoundError, or StorageError when the storage fails beyond all tries.
+    """
     fs, inner = filesystem(path)
-    return bytes(fs.cat_file(inner))
+    deadline = {"timeout": OPERATION_S} if is_remote(path) else {}
+    with told(path):
+        return bytes(fs.cat_file(inner, start=start, end=stop, **deadline))
 
 
 def list_files(folder: str) -> list[tuple[str, int]]:
@@ -76,7 +237,8 @@ def list_files(folder: str) -> list[tuple[str, int]]:
     fs, inner = filesystem(folder)
     inner = inner.rstrip("/")
     fs.invalidate_cache()  # as in names
-    found = fs.find(inner, detail=True)
+    with told(folder):
+        found = fs.find(inner, detail=True)
     return sorted((path[len(inner) + 1 :], entry["size"]) for path, entry in found.items())
 
 
@@ -87,7 +249,8 @@ def write_bytes(path: str, data: bytes, durable: bool = False) -> None:
     """
     fs, inner = filesystem(path)
     if is_remote(path):
-        fs.pipe_file(inner, data)
+        with told(path):
+            fs.pipe_file(inner, data, chunksize=PART, max_concurrency=4, timeout=OPERATION_S)
         return
     os.makedirs(os.path.dirname(inner) or ".", exist_ok=True)
     temporary = f"{inner}.tmp-{os.getpid()}"
@@ -108,5 +271,6 @@ def write_bytes(path: str, data: bytes, durable: bool = False) -> None:
 def remove(path: str) -> None:
     """Remove a file or a folder with its contents; a missing one is no error."""
     fs, inner = filesystem(path)
-    if fs.exists(inner):
-        fs.rm(inner, recursive=True)
+    with told(path):
+        if fs.exists(inner):
+            fs.rm(inner, recursive=True)

@@ -23,6 +23,8 @@ os.environ.setdefault("AWS_DEFAULT_REGION", "us-east-1")
 import pytest
 import torch
 
+from tests.faulty_s3 import Faults, FaultyS3
+
 torch.set_num_threads(1)
 
 
@@ -62,15 +64,32 @@ def ray_cluster() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def bucket() -> Iterator[str]:
-    """URL of an empty S3 bucket."""
+def s3() -> Iterator[FaultyS3]:
+    """An S3 server behind a proxy that can be told to fail (see the fixture ``faults``)."""
     from moto.server import ThreadedMotoServer
 
     from dopsd import storage
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=S3_PORT)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
+    proxy = FaultyS3(S3_PORT, server.get_host_and_port())
+    proxy.start()
     fs, _ = storage.filesystem("s3://dopsd-test")
     fs.mkdir("dopsd-test")
-    yield "s3://dopsd-test"
+    yield proxy
+    proxy.stop()
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def bucket(s3: FaultyS3) -> str:
+    """URL of an S3 bucket."""
+    return "s3://dopsd-test"
+
+
+@pytest.fixture
+def faults(s3: FaultyS3) -> Iterator[Faults]:
+    """Faults of the S3 server for one test."""
+    s3.faults.clear()
+    yield s3.faults
+    s3.faults.clear()

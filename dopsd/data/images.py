@@ -6,12 +6,29 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 MAX_PIXELS = 2**27
 """Pixels of a picture that is opened at all (134 million): a small file can claim to be huge."""
 MAX_BYTES = 2**28
 """Bytes of an image file (256 MiB)."""
+MAX_ASPECT = 8
+"""The longer side by the shorter one: FLUX.2's own pipeline takes no narrower references, and of a
+narrower target the crop to a bucket would leave less than a third."""
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+"""Pillow knows more, and some start other programs (EPS) or hold no picture."""
+_STRIP = 2**22
+"""Pixels that are converted at a time: intermediate copies stay small beside the picture."""
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By EXIF orientation; Pillow's own exif_transpose would turn a picture and keep the other."""
 
 
 class BadImage(Exception):
@@ -21,7 +38,7 @@ class BadImage(Exception):
 def decode_image(data: bytes) -> Image.Image:
     """An image file as upright 8-bit RGB: EXIF orientation applied, transparency over white.
 
-    Raises BadImage with the reason.
+    Takes up to about 8 bytes of memory per pixel beside ``data``. Raises BadImage with the reason.
     """
     if not data:
         raise BadImage("zero bytes")
@@ -29,24 +46,38 @@ def decode_image(data: bytes) -> Image.Image:
         with warnings.catch_warnings():
             # Pillow's own limit warns and raises at sizes of its choice; ours is checked below.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
             if image.width * image.height > MAX_PIXELS:
                 raise BadImage(_too_large(f"{image.width}x{image.height} pixels"))
+            # MPO is the JPEG of many phones: the photo, then a smaller one.
+            if image.format != "MPO" and getattr(image, "is_animated", False):
+                raise BadImage(f"unsupported image: {image.format} of several frames or pages")
             image.load()
     except BadImage:
         raise
     except Image.DecompressionBombError:
         raise BadImage(_too_large("more pixels than Pillow opens")) from None
     except UnidentifiedImageError:  # its own message holds a memory address
-        raise BadImage("broken image: not a format that Pillow knows") from None
+        raise BadImage(f"broken image: not a format of {', '.join(FORMATS)}") from None
     except Exception as error:  # Pillow's decoders raise many kinds on broken files
         raise BadImage(f"broken image: {_line(error)}") from None
     try:
-        return _rgb(ImageOps.exif_transpose(image))
+        turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        upright = _rgb(image)
+        image.close()
+        return upright if turn is None else upright.transpose(turn)
     except BadImage:
         raise
     except Exception as error:  # e.g. an EXIF block that cannot be parsed
         raise BadImage(f"broken image: {_line(error)}") from None
+
+
+def check_shape(width: int, height: int, multiple: int) -> None:
+    """Raises BadImage for a picture too small or too narrow to be trained on or shown."""
+    if min(width, height) < multiple:
+        raise BadImage(f"too small: {width}x{height} pixels, allowed: at least {multiple} a side")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise BadImage(f"too narrow: {width}x{height} pixels, allowed: {MAX_ASPECT} to 1 at most")
 
 
 def encode_png(image: Image.Image) -> bytes:
@@ -63,9 +94,18 @@ def decode_png(data: bytes) -> np.ndarray:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
+    # A new image: no EXIF, no ICC profile, no text of the original travels on.
+    whole = Image.new("RGB", image.size)
+    rows = max(1, _STRIP // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        whole.paste(_strip(image.crop(box)), box)
+    return whole
+
+
+def _strip(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
-        # A plain copy: no EXIF, no ICC profile, no text of the original travels on.
-        return Image.frombytes("RGB", image.size, image.tobytes())
+        return image
     if image.mode.startswith("I"):  # 16-bit gray; Pillow's own conversion would clip at 255
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:

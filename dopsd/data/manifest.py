@@ -34,6 +34,7 @@ class PrepareSettings(_Record):
     groups_per_shard: Positive = 16
     max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 0.05
     seed: Annotated[int, Field(ge=0)] = 0
+    columns: dict[str, str] = {}
 
 
 class RowGroup(_Record):
@@ -48,11 +49,16 @@ class RowGroup(_Record):
 
 
 class Quarantined(_Record):
-    """A sample that is not in the shards, and why. ``where``: file, or file:line."""
+    """A sample that is not in the shards, and why.
+
+    ``where``: file, file:line, or file:row group:row.
+    """
 
     where: str
     sample_id: str
     reason: str
+    samples: int = 1
+    """More than one where a part of a parquet file cannot be read."""
 
 
 class CaptionSet(_Record):
@@ -112,8 +118,10 @@ class Manifest(_Record):
             counts = ", ".join(f"{each} ({n})" for each, n in self.references.items())
             lines.append(f"reference pictures of a sample: {counts}")
         if self.quarantined:
-            lines.append(f"quarantined: {len(self.quarantined)} of {self.seen}")
-            kinds = Counter(entry.reason.split(":")[0] for entry in self.quarantined)
+            lines.append(f"quarantined: {self.seen - self.samples} of {self.seen}")
+            kinds: Counter[str] = Counter()
+            for entry in self.quarantined:
+                kinds[entry.reason.split(":")[0]] += entry.samples
             first = {entry.reason.split(":")[0]: entry for entry in reversed(self.quarantined)}
             for kind, count in kinds.most_common():
                 entry = first[kind]

@@ -2,8 +2,9 @@
 
 The first pass decodes every picture and decides its bucket or its quarantine; the layout of the
 shards follows from that alone. The second pass writes each shard in a task of its own. Pictures
-are read twice, but no pixel ever passes through the driver, a task holds one row group at most,
-and the files come out the same for any number of tasks.
+are read twice (those that stand in parquet rows are set aside as files in between), but no pixel
+ever passes through the driver, a task holds one row group of a shard at most, and the files come
+out the same for any number of tasks.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from itertools import groupby
 from typing import Any
 
@@ -34,14 +37,17 @@ from dopsd.data.manifest import (
     save_manifest,
 )
 from dopsd.data.ray_tools import everywhere, own_error, quiet_context, telling_errors
-from dopsd.data.shards import inspect, pack_row, unpack_row, write_shard
-from dopsd.data.sources import CAPTION_KEY, Source, SourceRow, read_source
+from dopsd.data.rows import CAPTION_KEY, Group, Source, SourceRow, pack_row, unpack_row
+from dopsd.data.shards import inspect, unpack, write_shard
+from dopsd.data.sources import read_source
 from dopsd.errors import DataError
 
 ROWS_PER_TASK = 16
 """Pictures that an inspecting task takes at a time."""
 MOST_TASKS = 2000
 """Tasks of a pass; making each costs the driver about a millisecond."""
+_ASIDE = ".pictures"
+"""Folder inside the shards for pictures out of parquet rows, while data is being prepared."""
 
 Progress = Callable[[str, int, int], None]
 """(what is being done, how many are done, of how many)."""
@@ -62,7 +68,7 @@ def prepare(
     cpus_per_task: float = 1.0,
     name: str | None = None,
 ) -> Manifest:
-    """Prepare ``source`` (folder or .jsonl, local or s3://) into the folder ``shards``.
+    """Prepare ``source`` (folder, .jsonl or .parquet, local or s3://) into the folder ``shards``.
 
     ``name`` is what the manifest calls the source (default: ``source``). Ray must be initialised.
     The same source, settings and seed give the same bytes. Raises DataError when ``shards`` is a
@@ -76,17 +82,19 @@ def prepare(
             f"{shards}: holds a prepared data set already; choose another folder for data.shards "
             "or ask for overwriting"
         )
-    found = read_source(everywhere(source))
-    rows = found.rows
-    bucket_of = _inspect_all(rows, settings, tell, cpus_per_task)
-    _drop_duplicates(rows, bucket_of)
-    bad = _quarantine(rows, settings)
-    samples = [
-        (at, rows[at].sample_id, bucket, rows[at].concept or "") for at, bucket in bucket_of.items()
-    ]
-    layout = lay_out(samples, settings)
-    _clear(shards)
-    digests = _write_all(shards, layout, rows, tell, cpus_per_task)
+    found = read_source(everywhere(source), settings.columns)
+    with _set_aside(shards) as aside:
+        bucket_of = _inspect_all(found, aside, settings, tell, cpus_per_task)
+        rows = found.rows
+        _drop_duplicates(rows, bucket_of)
+        bad = _quarantine(rows, settings)
+        samples = [
+            (at, rows[at].sample_id, bucket, rows[at].concept or "")
+            for at, bucket in bucket_of.items()
+        ]
+        layout = lay_out(samples, settings)
+        _clear(shards)
+        digests = _write_all(shards, layout, rows, tell, cpus_per_task)
     manifest = _manifest(name or source, settings, found, bucket_of, layout, digests, bad)
     save_manifest(shards, manifest)
     return manifest
@@ -108,28 +116,66 @@ def load_prepared(shards: str, data: DataSection) -> Manifest:
     return manifest
 
 
+@contextmanager
+def _set_aside(shards: str) -> Iterator[str]:
+    """A folder for pictures out of parquet rows, gone afterwards."""
+    aside = storage.join(shards, _ASIDE)
+    storage.remove(aside)  # of a run that was killed
+    was_there = storage.exists(shards)
+    try:
+        yield aside
+    except BaseException:
+        with suppress(Exception):  # what went wrong first is what is told
+            storage.remove(aside)
+            if not was_there and not storage.list_files(shards):
+                storage.remove(shards)
+        raise
+    storage.remove(aside)
+
+
 # -- the two passes --------------------------------------------------------------------------
 
 
 def _inspect_all(
-    rows: list[SourceRow], settings: PrepareSettings, tell: Progress, cpus: float
+    found: Source, aside: str, settings: PrepareSettings, tell: Progress, cpus: float
 ) -> dict[int, str]:
-    """Position -> bucket of the usable samples; the others get their ``problem`` written in."""
-    choices = buckets(settings.pixel_area, settings.bucket_multiple)
-    multiple = settings.bucket_multiple
-    todo = [{"at": at, "row": pack_row(row)} for at, row in enumerate(rows) if row.problem is None]
+    """Position in ``found.rows`` -> bucket of the usable samples.
+
+    The others get their ``problem`` written in; samples of parquet files are appended.
+    """
+    rows = found.rows
+    arguments = {
+        "choices": buckets(settings.pixel_area, settings.bucket_multiple),
+        "multiple": settings.bucket_multiple,
+    }
+    total = len(rows) + sum(group.rows for group in found.groups)
     bucket_of: dict[int, str] = {}
+    todo = [{"at": at, "row": pack_row(row)} for at, row in enumerate(rows) if row.problem is None]
     done = len(rows) - len(todo)
-    for batch in _map(
-        todo, _inspect_batch, ROWS_PER_TASK, cpus, choices=choices, multiple=multiple
-    ):
+    for batch in _map(todo, _inspect_batch, ROWS_PER_TASK, cpus, **arguments):
         for result in batch.to_pylist():
             if result["reason"]:
                 rows[result["at"]].problem = result["reason"]
             else:
                 bucket_of[result["at"]] = result["bucket"]
         done += batch.num_rows
-        tell("checking images", done, len(rows))
+        tell("checking images", done, total)
+    groups = [
+        {"at": at, "group": json.dumps(asdict(group)), "aside": storage.join(aside, f"{at:06}")}
+        for at, group in enumerate(found.groups)
+    ]
+    unpacked: dict[int, list[tuple[SourceRow, str]]] = {}
+    for batch in _map(groups, _unpack_batch, 1, cpus, **arguments):
+        for result in batch.to_pylist():
+            sample = (unpack_row(result["row"]), result["bucket"])
+            unpacked.setdefault(result["at"], []).append(sample)
+            done += sample[0].samples
+        tell("checking images", done, total)
+    for _, samples in sorted(unpacked.items()):
+        for row, bucket in samples:
+            if row.problem is None:
+                bucket_of[len(rows)] = bucket
+            rows.append(row)
     return dict(sorted(bucket_of.items()))
 
 
@@ -139,6 +185,14 @@ def _inspect_batch(batch: pa.Table, choices: tuple[Bucket, ...], multiple: int) 
         bucket, reason = inspect(unpack_row(item["row"]), choices, multiple)
         results.append({"at": item["at"], "bucket": bucket, "reason": reason})
     return pa.Table.from_pylist(results)
+
+
+def _unpack_batch(batch: pa.Table, choices: tuple[Bucket, ...], multiple: int) -> pa.Table:
+    (item,) = batch.to_pylist()
+    samples = unpack(Group(**json.loads(item["group"])), item["aside"], choices, multiple)
+    return pa.Table.from_pylist(
+        [{"at": item["at"], "row": pack_row(row), "bucket": bucket} for row, bucket in samples]
+    )
 
 
 def _write_all(
@@ -218,15 +272,18 @@ def _drop_duplicates(rows: list[SourceRow], bucket_of: dict[int, str]) -> None:
 
 def _quarantine(rows: list[SourceRow], settings: PrepareSettings) -> tuple[Quarantined, ...]:
     bad = tuple(
-        Quarantined(where=row.where, sample_id=row.sample_id, reason=row.problem)
+        Quarantined(
+            where=row.where, sample_id=row.sample_id, reason=row.problem, samples=row.samples
+        )
         for row in rows
         if row.problem is not None
     )
-    if len(bad) == len(rows) or len(bad) > settings.max_bad_fraction * len(rows):
+    lost, seen = sum(entry.samples for entry in bad), sum(row.samples for row in rows)
+    if len(bad) == len(rows) or lost > settings.max_bad_fraction * seen:
         first = "; ".join(f"{entry.where}: {entry.reason}" for entry in bad[:3])
         more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
         raise DataError(
-            f"{len(bad)} of {len(rows)} samples are bad, data.max_bad_fraction allows "
+            f"{lost} of {seen} samples are bad, data.max_bad_fraction allows "
             f"{settings.max_bad_fraction}: {first}{more}"
         )
     return bad
@@ -257,7 +314,7 @@ def _manifest(
     return Manifest(
         source=source,
         settings=settings,
-        seen=len(found.rows),
+        seen=sum(row.samples for row in found.rows),
         samples=len(good),
         buckets=dict(sorted(Counter(bucket_of.values()).items())),
         concepts=dict(sorted(Counter(row.concept or "" for row in good).items())),

@@ -22,7 +22,7 @@ from dopsd.data.plan import MicroBatch, Plan, RowRef
 from dopsd.data.ray_tools import telling_errors
 from dopsd.data.references import sized
 from dopsd.data.sample import Sample
-from dopsd.errors import DataError
+from dopsd.errors import DataError, DopsdError
 
 CACHE_BYTES = 2**29
 """Row groups that a reading process keeps (512 MiB). Micro-batches of several buckets alternate,
@@ -79,14 +79,16 @@ class RowGroups:
             self._tables.move_to_end(key)
             return self._tables[key]
         path = storage.join(self.shards, file)
-        fs, inner = storage.arrow_filesystem(path)
         try:
-            with pq.ParquetFile(fs.open_input_file(inner)) as parquet:
+            with storage.open_input(path) as source, pq.ParquetFile(source) as parquet:
                 table = parquet.read_row_group(row_group, columns=self.wanted.columns())
         except FileNotFoundError:
             raise DataError(f"{path}: no such file, but the manifest names it") from None
-        except (pa.ArrowInvalid, KeyError, IndexError) as error:
-            raise DataError(f"{path}: not the shard that the manifest names: {error}") from None
+        except DopsdError:
+            raise
+        except Exception as error:  # pyarrow raises many kinds on files that are broken
+            reason = " ".join(str(error).split())
+            raise DataError(f"{path}: not the shard that the manifest names: {reason}") from None
         self._tables[key] = table
         self._bytes += table.nbytes
         while self._bytes > self.capacity and len(self._tables) > 1:
@@ -115,7 +117,8 @@ def read_micro_batch(batch: MicroBatch, groups: RowGroups, seed: int) -> dict[st
         "references": [_references(row, wanted) for row in rows],
     }
     if wanted.images:
-        values["pixels"] = np.stack([decode_png(row["image"]) for row in rows]).tobytes()
+        pixels = [_decoded(row["image"], row["sample_id"]) for row in rows]
+        values["pixels"] = np.stack(pixels).tobytes()
     named = [(row["captions"], turn, row["sample_id"]) for row, turn in zip(rows, batch.turns)]
     if wanted.prompt_pairs:
         pairs = [draw_pair(c, wanted.prompt_pairs, seed, turn, name) for c, turn, name in named]
@@ -136,12 +139,22 @@ def _references(row: dict[str, Any], wanted: Wanted) -> list[dict[str, Any]]:
     # Shards of version 1 have no such column.
     found = []
     for png in row.get("references") or []:
-        image = Image.fromarray(decode_png(png))
+        image = Image.fromarray(_decoded(png, row["sample_id"]))
         pixels = sized(image, wanted.reference_pixels, wanted.reference_multiple)
         found.append(
             {"height": pixels.shape[0], "width": pixels.shape[1], "pixels": pixels.tobytes()}
         )
     return found
+
+
+def _decoded(png: bytes, sample_id: str) -> np.ndarray:
+    try:
+        return decode_png(png)
+    except Exception as error:  # Pillow raises many kinds
+        raise DataError(
+            f"sample {sample_id}: its picture in the shards is broken ({error}); prepare the data "
+            "again"
+        ) from None
 
 
 def samples_of(values: dict[str, Any]) -> list[Sample]:

@@ -7,22 +7,11 @@ import math
 import numpy as np
 from PIL import Image
 
-from dopsd.data.images import BadImage
 from dopsd.data.manifest import Manifest
 from dopsd.errors import DataError
 
 MAX_REFERENCES = 8
 """Reference pictures of a sample."""
-MAX_ASPECT = 8
-"""The longer side by the shorter one: FLUX.2's own pipeline takes no narrower pictures."""
-
-
-def check_shape(width: int, height: int, multiple: int) -> None:
-    """Raises BadImage for a picture that ``sized`` or the stock pipeline could not use."""
-    if min(width, height) < multiple:
-        raise BadImage(f"too small: {width}x{height} pixels, allowed: at least {multiple} a side")
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        raise BadImage(f"too narrow: {width}x{height} pixels, allowed: {MAX_ASPECT} to 1 at most")
 
 
 def shrunk(image: Image.Image, max_pixels: int) -> Image.Image:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import posixpath
-import re
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -16,37 +17,89 @@ from PIL import Image
 from dopsd import storage
 from dopsd.config_context import MAX_REFERENCE_PIXELS
 from dopsd.data.buckets import Bucket, fit, nearest, parse_bucket
-from dopsd.data.images import MAX_BYTES, BadImage, decode_image, decode_png, encode_png
-from dopsd.data.references import MAX_REFERENCES, check_shape, shrunk
+from dopsd.data.fields import check_captions
+from dopsd.data.folder import read_caption_file
+from dopsd.data.images import (
+    MAX_BYTES,
+    BadImage,
+    check_shape,
+    decode_image,
+    decode_png,
+    encode_png,
+)
+from dopsd.data.parquet import read_group
+from dopsd.data.references import MAX_REFERENCES, shrunk
+from dopsd.data.rows import CAPTION_KEY, Group, Place, SourceRow
 from dopsd.data.schema import SCHEMA
-from dopsd.data.sources import CAPTION_KEY, SourceRow, read_caption_file
 from dopsd.errors import DataError
 
-_CONTROL_TOKEN = re.compile(r"<\|[^|<>]+\|>")
-"""Tokens such as <|im_end|> end a turn or stand for an image; encoders refuse them too."""
+Fetch = Callable[[Place], bytes]
 
 
-def inspect(row: SourceRow, buckets: tuple[Bucket, ...], multiple: int) -> tuple[str, str]:
+def inspect(
+    row: SourceRow, buckets: tuple[Bucket, ...], multiple: int, fetch: Fetch | None = None
+) -> tuple[str, str]:
     """(bucket, "") of a usable sample, or ("", reason) of one for the quarantine.
 
     Decodes the whole picture: a file that breaks off in the middle is found here. ``multiple``:
-    the shortest side of a reference picture.
+    the shortest side of a picture. ``fetch`` gives the bytes of a picture (default: from storage).
+    Raises StorageError when a storage fails: that is no fault of the sample.
     """
+    read = fetch or fetch_picture
     try:
         captions = _captions(row)
         if not captions:
             return "", "empty caption"
-        if found := next(filter(None, map(_CONTROL_TOKEN.search, captions.values())), None):
-            return "", f"caption holds {found[0]}, a control token of chat templates"
-        image = _read_image(row.image)
-        _check_references(row.references, multiple)
-    except BadImage as error:
-        return "", str(error)
+        check_captions(captions)
     except FileNotFoundError:
         return "", "missing caption: no such file"
     except (OSError, ValueError) as error:
-        return "", f"caption: {' '.join(str(error).split())}"
-    return str(nearest(image.width, image.height, buckets)), ""
+        reason = " ".join(str(error).split())
+        return "", reason if reason.startswith("caption") else f"caption: {reason}"
+    try:
+        width, height = _open(row.image, read).size
+        check_shape(width, height, multiple)
+        _check_references(row.references, multiple, read)
+    except BadImage as error:
+        return "", str(error)
+    return str(nearest(width, height, buckets)), ""
+
+
+def unpack(
+    group: Group, path: str, buckets: tuple[Bucket, ...], multiple: int
+) -> Iterator[tuple[SourceRow, str]]:
+    """(sample, bucket) of each row of a parquet row group; bad ones carry their ``problem``.
+
+    Pictures of usable samples that stand in the rows are written to ``path``, one after the other,
+    and the samples say where. Raises StorageError.
+    """
+    held: dict[Place, bytes] = {}
+    end = 0
+
+    def keep(data: bytes) -> Place:
+        place = Place(path, end + sum(map(len, held.values())))
+        place = replace(place, stop=(place.start or 0) + len(data))
+        held[place] = data
+        return place
+
+    def fetch(place: Place) -> bytes:
+        return held[place] if place in held else fetch_picture(place)
+
+    with ExitStack() as stack:
+        sink: pa.NativeFile | None = None
+        for row in read_group(group, keep):
+            bucket = ""
+            if row.problem is None:
+                bucket, reason = inspect(row, buckets, multiple, fetch)
+                row.problem = reason or None
+            if row.problem is None and held:
+                if sink is None:
+                    sink = stack.enter_context(storage.open_output(path))
+                for data in held.values():
+                    sink.write(data)
+                    end += len(data)
+            held.clear()
+            yield row, bucket
 
 
 def write_shard(path: str, groups: list[tuple[str, list[SourceRow]]]) -> dict[str, str]:
@@ -56,12 +109,11 @@ def write_shard(path: str, groups: list[tuple[str, list[SourceRow]]]) -> dict[st
     when a sample no longer reads as it did when it was inspected.
     """
     digests: dict[str, str] = {}
-    fs, inner = storage.arrow_filesystem(path)
     # No compression: PNG does not shrink, and readers then copy nothing. No statistics: of a
     # binary column they would repeat whole pictures in the footer. A file that is left
     # unfinished does no harm: without its manifest the folder is not a data set.
     with (
-        fs.open_output_stream(inner) as sink,
+        storage.open_output(path) as sink,
         pq.ParquetWriter(
             sink, SCHEMA, compression="NONE", use_dictionary=False, write_statistics=False
         ) as writer,
@@ -74,14 +126,17 @@ def write_shard(path: str, groups: list[tuple[str, list[SourceRow]]]) -> dict[st
     return digests
 
 
-def pack_row(row: SourceRow) -> str:
-    """A source row as JSON text, the form in which it passes through Ray Data."""
-    return json.dumps(asdict(row), ensure_ascii=False)
-
-
-def unpack_row(text: str) -> SourceRow:
-    """Inverse of :func:`pack_row`."""
-    return SourceRow(**json.loads(text))
+def fetch_picture(place: Place) -> bytes:
+    """Bytes of a picture. Raises BadImage when it is missing, too large or cannot be opened."""
+    try:
+        size = storage.size(place.path) if place.stop is None else place.stop - (place.start or 0)
+        if size > MAX_BYTES:
+            raise BadImage(f"too large: {size} bytes, allowed: {MAX_BYTES}")
+        return storage.read_bytes(place.path, place.start, place.stop)
+    except FileNotFoundError:
+        raise BadImage(f"missing image: no such file {place.path}") from None
+    except (OSError, ValueError, DataError) as error:
+        raise BadImage(f"unreadable image: {' '.join(str(error).split())}") from None
 
 
 def _captions(row: SourceRow) -> dict[str, str]:
@@ -91,39 +146,33 @@ def _captions(row: SourceRow) -> dict[str, str]:
     return {CAPTION_KEY: text} if text else {}
 
 
-def _read_image(path: str) -> Image.Image:
-    """Raises BadImage when the file is missing, too large, unreadable or broken."""
-    try:
-        fs, inner = storage.filesystem(path)
-        size = fs.size(inner)
-        if size is not None and size > MAX_BYTES:
-            raise BadImage(f"too large: {size} bytes, allowed: {MAX_BYTES}")
-        data = fs.cat_file(inner)
-    except FileNotFoundError:
-        raise BadImage(f"missing image: no such file {path}") from None
-    except (OSError, DataError) as error:
-        raise BadImage(f"unreadable image: {' '.join(str(error).split())}") from None
+def _open(place: Place | None, fetch: Fetch = fetch_picture) -> Image.Image:
+    assert place is not None, "a row without a picture has a problem"
+    data = fetch(place)
+    if len(data) > MAX_BYTES:
+        raise BadImage(f"too large: {len(data)} bytes, allowed: {MAX_BYTES}")
     return decode_image(data)
 
 
-def _check_references(paths: list[str], multiple: int) -> None:
+def _check_references(places: list[Place], multiple: int, fetch: Fetch) -> None:
     """Raises BadImage naming the reference that cannot be used, and why."""
-    if len(paths) > MAX_REFERENCES:
-        raise BadImage(f"too many references: {len(paths)}, allowed: {MAX_REFERENCES}")
-    for path in paths:
+    if len(places) > MAX_REFERENCES:
+        raise BadImage(f"too many references: {len(places)}, allowed: {MAX_REFERENCES}")
+    for number, place in enumerate(places, start=1):
         try:
-            picture = _read_image(path)
+            picture = _open(place, fetch)
             check_shape(picture.width, picture.height, multiple)
         except BadImage as error:
-            raise BadImage(f"bad reference: {posixpath.basename(path)}: {error}") from None
+            name = posixpath.basename(place.path) if place.stop is None else str(number)
+            raise BadImage(f"bad reference: {name}: {error}") from None
 
 
 def _record(row: SourceRow, bucket: str) -> dict[str, Any]:
     """One row of the parquet file."""
     try:
         captions = _captions(row)
-        image = fit(_read_image(row.image), parse_bucket(bucket))
-        references = [shrunk(_read_image(path), MAX_REFERENCE_PIXELS) for path in row.references]
+        image = fit(_open(row.image), parse_bucket(bucket))
+        references = [shrunk(_open(place), MAX_REFERENCE_PIXELS) for place in row.references]
     except (BadImage, OSError, ValueError) as error:
         raise DataError(f"{row.where}: changed while it was being prepared: {error}") from None
     return {

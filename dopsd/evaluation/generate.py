@@ -12,8 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from dopsd import storage
-from dopsd.data.images import BadImage, decode_image
-from dopsd.data.references import check_shape
+from dopsd.data.images import BadImage, check_shape, decode_image
 from dopsd.errors import ConfigError, ModelError
 from dopsd.models.base import DTYPES, Family
 

@@ -15,7 +15,7 @@ from dopsd.data.buckets import parse_bucket
 from dopsd.data.join import joined
 from dopsd.data.manifest import Manifest, has_manifest
 from dopsd.data.prepare import load_prepared, prepare, prepare_settings
-from dopsd.data.sources import CAPTION_KEY
+from dopsd.data.rows import CAPTION_KEY
 from dopsd.evaluation.identity import fingerprint, model_identity
 from dopsd.evaluation.prompts import read_prompts
 from dopsd.evaluation.spec import EvaluateSpec

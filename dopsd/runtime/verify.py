@@ -151,7 +151,7 @@ class _SampleIds:
         return self._group(ref.file, ref.row_group)[ref.row]
 
     def _read(self, file: str, row_group: int) -> list[str]:
-        fs, inner = storage.arrow_filesystem(storage.join(self._shards, file))
-        with pq.ParquetFile(fs.open_input_file(inner)) as parquet:
+        path = storage.join(self._shards, file)
+        with storage.open_input(path) as source, pq.ParquetFile(source) as parquet:
             names: list[str] = parquet.read_row_group(row_group, ["sample_id"])[0].to_pylist()
         return names

@@ -114,7 +114,7 @@ def test_every_kind_of_bad_input_is_named(tmp_path: Path) -> None:
         "text": (b"not an image", b"x", "broken image: not a format"),
         "nil": (b"", b"x", "zero bytes"),
         "mute": (data, b" \n", "empty caption"),
-        "latin": (data, b"\xff\xfe", "caption: caption is not UTF-8"),
+        "latin": (data, b"\xff\xfe", "caption is not UTF-8"),
         "bare": (data, None, "missing caption: no bare.txt"),
     }
     for name, (image, caption, _) in bad.items():

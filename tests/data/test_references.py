@@ -155,7 +155,7 @@ def test_a_folder_holds_references_beside_an_image(tmp_path: Path) -> None:
         picture(0).save(tmp_path / f"{name}.png")
         (tmp_path / f"{name}.txt").write_text("x")
     rows = {row.sample_id: row for row in read_source(str(tmp_path)).rows if row.image}
-    names = {key: [Path(path).name for path in row.references] for key, row in rows.items()}
+    names = {key: [Path(place.path).name for place in row.references] for key, row in rows.items()}
     assert names == {"a": ["a.ref2.png", "a.ref10.png"], "b": [], "c.ref1": []}
 
 

@@ -20,7 +20,7 @@ def test_folder_lists_images_with_captions_and_concepts(tmp_path: Path) -> None:
         ("001", None, None),
         ("dog/deep/000", "dog", None),
     ]
-    assert found.notes == ["1 files are neither images nor .txt captions: left aside"]
+    assert found.notes == ["1 files are neither images, .txt captions nor .parquet: left aside"]
 
 
 def test_folder_names_missing_captions_and_missing_images(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_jsonl_takes_captions_in_every_form(tmp_path: Path) -> None:
         {"caption": "a hen", "long": "a hen"},
     ]
     assert [row.concept for row in rows] == ["dog", None, None, None]
-    assert [row.image for row in rows] == [
+    assert [row.image and row.image.path for row in rows] == [
         f"{tmp_path}/a/1.png",
         f"{tmp_path}/a/2.png",
         "s3://elsewhere/3.png",
@@ -106,9 +106,9 @@ def test_sources_that_cannot_be_read_at_all(tmp_path: Path) -> None:
     (tmp_path / "file.csv").write_text("x")
     (tmp_path / "empty").mkdir()
     for name, message in [
-        ("nothing", "no such folder or .jsonl"),
+        ("nothing", "no such folder, .jsonl or .parquet file"),
         ("nothing.jsonl", "no such file"),
-        ("file.csv", "not a folder or .jsonl file"),
+        ("file.csv", "not a folder, .jsonl or .parquet file"),
         ("empty", "no samples in it"),
     ]:
         with pytest.raises(DataError, match=f"data.source: .*{name}: {message}"):
