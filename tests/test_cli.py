@@ -51,6 +51,10 @@ def test_reference_names_every_key_with_a_meaning(capsys):
         (["generate", "x", "--lora", "no.safetensors"], "dopsd: no.safetensors: no such LoRA"),
         (["generate", "x", "--width", "33"], "dopsd: image of 33x32 pixels"),
         (["stats", "nowhere"], "dopsd: nowhere/summary.json: missing"),
+        (
+            ["reproduce", "shapes", "--concept", "hat"],
+            "dopsd: --concept: 'hat', allowed: bars, ring",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_1(arguments, line, capsys):

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from dopsd.cli_options import quiet
+from dopsd.errors import ConfigError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -31,6 +32,9 @@ def shapes(
     quick: Annotated[
         bool, typer.Option("--quick", help="One seed, the pattern alone, four of the rows.")
     ] = False,
+    concept: Annotated[
+        str | None, typer.Option(help="bars or ring alone. Default: both; of --quick: bars.")
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each row.")] = 3,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps of each.")] = None,
     prompts: Annotated[
@@ -43,13 +47,18 @@ def shapes(
     from dopsd.reproduce.shapes import TABLE, reproduce
     from dopsd.reproduce.variants import FULL, QUICK, QUICK_STEPS, VARIANTS, trials
     from dopsd.runtime.progress import Progress, clock
+    from dopsd.shapes.concepts import CONCEPTS
     from dopsd.shapes.world import HELD_OUT_PATTERN
 
+    if concept not in (None, *CONCEPTS):
+        raise ConfigError(f"--concept: {concept!r}, allowed: {', '.join(CONCEPTS)}")
+    if quick and concept is None:
+        concept = HELD_OUT_PATTERN
     console, began = Console(), time.monotonic()
     variants = tuple(v for v in VARIANTS if not quick or v.name in QUICK)
     chosen = trials(variants, 1 if quick else seeds)
-    if quick:
-        chosen = [trial for trial in chosen if trial.concept == HELD_OUT_PATTERN]
+    if concept:
+        chosen = [trial for trial in chosen if trial.concept == concept]
     folder = folder or ("runs/reproduce-quick" if quick else "runs/reproduce")
     budget = replace(FULL, steps=steps or (QUICK_STEPS if quick else FULL.steps))
 
