@@ -175,7 +175,7 @@ def test_a_run_resumed_with_other_learners_and_stage_agrees(run, reference):
 def test_learners_and_coordinator_are_killed_and_nothing_changes(reference, tmp_path):
     faults = [Fault(1, "learner", False, 0.0), Fault(2, "coordinator", False, 0.0)]
     words = [f"{reference.folder}/config.yaml", "learner.restart_wait=0"]
-    outcome = chaos.run(words, tmp_path / "run", faults, limit=600.0)
+    outcome = chaos.run(words, tmp_path / "run", faults, limit=1200.0)
     assert outcome.code == 0, outcome.output
     assert outcome.struck and "goes on from step" in outcome.output
     apart = chaos.difference(Path(reference.lora), tmp_path / "run" / "lora.safetensors")
