@@ -190,16 +190,18 @@ def newest_good(
     return None, refused
 
 
-def prune(root: str, keep_last: int, keep_every: int) -> list[int]:
-    """Remove older checkpoints; returns their steps. Call it after a new one is committed.
+def prune(root: str, newest: int, keep_last: int, keep_every: int) -> list[int]:
+    """Remove checkpoints older than that of step ``newest``, just committed; returns their steps.
 
-    Kept: the ``keep_last`` newest complete ones, those of every ``keep_every``-th step, and
-    whatever is newer than the newest complete one.
+    Kept: the ``keep_last`` newest complete ones up to ``newest``, those of every ``keep_every``-th
+    step, and whatever is newer: a run that went on from an older checkpoint, because a newer one
+    is damaged, must not lose the good ones to it.
     """
-    found, complete = steps(root), complete_steps(root)
-    if not complete:
+    found = steps(root)
+    complete = [step for step in complete_steps(root) if step <= newest]
+    if newest not in complete:
         return []
-    kept = set(complete[-keep_last:]) | {step for step in found if step > complete[-1]}
+    kept = set(complete[-keep_last:]) | {step for step in found if step > newest}
     if keep_every:
         kept |= {step for step in complete if step % keep_every == 0}
     gone = [step for step in found if step not in kept]

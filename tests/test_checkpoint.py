@@ -123,8 +123,20 @@ def test_pruning_keeps_the_newest_and_every_nth(root):
     for step in (10, 20, 30, 40, 50, 60):
         write(root, step)
     storage.remove(storage.join(root, "step-000040", MANIFEST))
-    assert prune(root, keep_last=2, keep_every=30) == [10, 20, 40]
+    assert prune(root, 60, keep_last=2, keep_every=30) == [10, 20, 40]
     assert steps(root) == [30, 50, 60]
     storage.remove(storage.join(root, "step-000060", MANIFEST))
-    assert prune(root, keep_last=1, keep_every=0) == [30]
+    assert prune(root, 50, keep_last=1, keep_every=0) == [30]
     assert steps(root) == [50, 60], "the newest may still be being written"
+
+
+def test_a_damaged_newer_one_does_not_cost_the_good_ones(tmp_path):
+    root = str(tmp_path)
+    for step in (10, 20):
+        write(root, step)
+    storage.write_bytes(storage.join(root, "step-000020", "student.safetensors"), b"torn")
+    write(root, 15)  # the run went on from 10
+    assert prune(root, 15, keep_last=1, keep_every=0) == [10]
+    found, refused = newest_good(root)
+    assert found is not None and found.step == 15 and "step-000020" in refused[0]
+    assert prune(root, 12, keep_last=1, keep_every=0) == [], "nothing without a new one"

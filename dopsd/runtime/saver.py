@@ -116,7 +116,7 @@ class Saver:
             )
             self.saved = step
             section = self.config.checkpoint
-            checkpoint.prune(self.root, section.keep_last, section.keep_every)
+            checkpoint.prune(self.root, step, section.keep_last, section.keep_every)
         except Exception as error:  # training goes on; the next one may succeed
             self.notices.append(f"no checkpoint of step {step}: {own_message(error)}")
         finally:

@@ -91,7 +91,7 @@ def verify_run(folder: str) -> Verdict:
         batches = [[ids(ref) for ref in batch.rows] for batch in plan.step(step).micro_batches]
         _compare(verdict, config, step, batches, trained.get(step))
     if storage.exists(storage.join(folder, "summary.json")):
-        missing = range(verdict.steps, config.learner.steps)
+        missing = range(max(trained, default=-1) + 1, config.learner.steps)
         verdict.problems += [f"step {step}: not in the ledger" for step in missing]
         verdict.lost += sum(plan.step(step).samples for step in missing)
     return verdict
