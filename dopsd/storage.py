@@ -260,12 +260,19 @@ def write_bytes(path: str, data: bytes, durable: bool = False) -> None:
             file.flush()
             os.fsync(file.fileno())
     os.replace(temporary, inner)
-    if durable:
-        folder = os.open(os.path.dirname(inner) or ".", os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    if durable:  # the folder may be as new as the file
+        folder = os.path.dirname(inner) or "."
+        sync(folder)
+        sync(os.path.dirname(folder) or ".")
+
+
+def sync(path: str) -> None:
+    """Make what was written to a local file or folder survive a power cut."""
+    place = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(place)
+    finally:
+        os.close(place)
 
 
 def remove(path: str) -> None:

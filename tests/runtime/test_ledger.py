@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 
+from dopsd import json_lines, storage
 from dopsd.json_lines import JsonLines, read_lines
 from dopsd.runtime.learner import Trained
 from dopsd.runtime.ledger import LEDGER_FILE, SKIPPED_FILE, Ledger, effective
@@ -66,3 +68,21 @@ def test_json_lines_on_s3_are_there_after_a_flush(bucket, tmp_path):
     again.flush()
     assert read_lines(path) == [{"step": 0, "name": "é"}, {"step": 1}]
     assert json.dumps(read_lines(path)[0])
+
+
+def test_whoever_appends_does_not_wait_for_s3(bucket, tmp_path, monkeypatch):
+    path = f"{bucket}/{tmp_path.name}/slow.jsonl"
+    lines, answers, honest = JsonLines(path), threading.Event(), storage.write_bytes
+
+    def slow(path: str, data: bytes) -> None:
+        assert answers.wait(60)
+        honest(path, data)
+
+    monkeypatch.setattr(storage, "write_bytes", slow)
+    monkeypatch.setattr(json_lines, "_REMOTE_INTERVAL", 0.0)
+    for step in range(3):
+        lines.append({"step": step})
+    assert read_lines(path) == [], "and S3 has not answered yet"
+    answers.set()
+    lines.flush()
+    assert [entry["step"] for entry in read_lines(path)] == [0, 1, 2]
