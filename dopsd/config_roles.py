@@ -8,6 +8,8 @@ from pydantic import Field
 
 from dopsd.config_section import Fraction, NonNegative, Positive, Section
 
+_LONGEST_PAUSE = 60.0
+
 
 class RoleSection(Section):
     workers: Positive = Field(1, description="Actors of this role.")
@@ -42,13 +44,20 @@ class LearnerSection(RoleSection):
         "newest checkpoint.",
     )
     restart_wait: Annotated[float, Field(ge=0)] = Field(
-        2.0, description="Seconds before the first of these restarts, doubled at each later one."
+        2.0,
+        description="Seconds before the first of these restarts, doubled at each later one up to "
+        "a minute (a longer one stays as it is).",
     )
     max_nonfinite: NonNegative = Field(
         5,
         description="Steps in a row whose gradients may be infinite or nan. Such a step is "
         "skipped and written to skipped.jsonl; one more of them stops the run.",
     )
+
+    def pause_before(self, restart: int) -> float:
+        """Seconds of waiting before a restart; the first is 1."""
+        longest = max(self.restart_wait, _LONGEST_PAUSE)
+        return min(longest, self.restart_wait * 2.0 ** min(restart - 1, 60))
 
 
 class InferenceSection(Section):

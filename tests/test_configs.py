@@ -373,3 +373,13 @@ def test_the_last_override_of_a_key_wins_and_scientific_notation_is_a_number() -
     config = load_config(DEMO, ["learner.lr=1e-3", "learner.lr=2e-4", "lora.targets=[to_q, to_k]"])
     assert config.learner.lr == 2e-4
     assert config.lora.targets == ["to_q", "to_k"]
+
+
+def test_pauses_before_restarts_double_up_to_a_minute() -> None:
+    def pauses(wait: float) -> list[float]:
+        learner = load_config("configs/shapes.yaml", [f"learner.restart_wait={wait}"]).learner
+        return [learner.pause_before(restart) for restart in (1, 2, 3, 30, 3000)]
+
+    assert pauses(2.0) == [2.0, 4.0, 8.0, 60.0, 60.0]
+    assert pauses(90.0) == [90.0] * 5
+    assert pauses(0.0) == [0.0] * 5

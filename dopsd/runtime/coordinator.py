@@ -169,7 +169,7 @@ class Coordinator:
                 )
                 raise self._error
             self._restarts += 1
-            wait = self.config.learner.restart_wait * 2 ** (self._restarts - 1)
+            wait = self.config.learner.pause_before(self._restarts)
             self._learner = f"restarting in {wait:g} s"
             self._moved()
         time.sleep(wait)

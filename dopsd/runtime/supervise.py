@@ -56,6 +56,8 @@ class Supervisor:
         self._restarts = 0
         self._hung = -1
         self._wishes: list[bool] = []
+        self._ending = False
+        """A coordinator was told to end the run; another one has to be told again."""
         self.notices: list[str] = []
         """Coordinators that were replaced."""
         self.first_step = 0.0
@@ -103,7 +105,7 @@ class Supervisor:
     def _status(self) -> dict[str, Any]:
         while self._wishes:
             ask(self.coordinator, "ask_checkpoint", self._wishes[0])
-            self._wishes.pop(0)
+            self._ending |= self._wishes.pop(0)
         status: dict[str, Any] = ask(self.coordinator, "status")
         self._restarts = status["learner_restarts"]
         status["notices"] = self.notices + status["notices"]
@@ -121,14 +123,16 @@ class Supervisor:
                 raise self._spent(error)
             self.notices.append(f"{error}; another one goes on")
             ray.kill(self.coordinator)
-            time.sleep(learner.restart_wait * 2**self._restarts)
+            time.sleep(learner.pause_before(self._restarts + 1))
             self._restarts += 1
             self.coordinator = self._launch_again()
             try:
                 self._start()
-                return
             except CoordinatorLost as again:
                 error = again
+                continue
+            self._wishes += [True] * self._ending
+            return
 
     def _launch_again(self) -> Any:
         """Ray gives a dead actor's name free a little later."""

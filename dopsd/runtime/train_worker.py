@@ -47,7 +47,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     device = get_device()
     learner = config.learner
-    patience = _RETURN + learner.restart_wait * 2**learner.restarts
+    patience = _RETURN + learner.pause_before(learner.restarts)
     coordinator = _find(arguments["coordinator"], arguments["namespace"], patience)
     limit = max(config.deadline.start, config.deadline.step) + _GRACE
 
@@ -95,7 +95,8 @@ def _train(
     began = time.time()
     set_up(device.type)
     entry = call("enter", rank, ray.get_runtime_context().current_actor)
-    saved = {name: ray.get(box.ref, timeout=_GRACE) for name, box in entry.files.items()}
+    limit = config.deadline.start
+    saved = {name: ray.get(box.ref, timeout=limit) for name, box in entry.files.items()}
 
     family = FAMILIES[config.model.family](config.model.base, config.model.revision)
     fused = config.source == "fused"
