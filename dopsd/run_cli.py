@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Annotated
 
@@ -44,18 +45,31 @@ def checkpoint(
         raise ConfigError(f"{run}: holds no run; allowed: a run folder")
     if "summary.json" in storage.names(run):
         raise CheckpointError(f"{run}: this run is finished; its last checkpoint is there")
-    asked = time.time()
+    before = _newest(root)
+    asked = time.monotonic()
     storage.write_bytes(storage.join(run, REQUEST_FILE), b"")
     while REQUEST_FILE in storage.names(run):
-        if time.time() - asked > wait:
+        if time.monotonic() - asked > wait:
             storage.remove(storage.join(run, REQUEST_FILE))
             raise CheckpointError(f"{run}: nobody answered for {wait:g} s; does this run train?")
         time.sleep(0.5)
-    steps = checkpoints.complete_steps(root)
-    path = storage.join(root, f"step-{steps[-1]:06d}") if steps else root
-    if not steps or checkpoints.read_manifest(path).written < asked:
+    found = _newest(root)
+    if found is None or found == before:
         raise CheckpointError(f"{run}: the checkpoint failed; the run's own output says why")
-    print(path)
+    print(found[1])
+
+
+def _newest(root: str) -> tuple[float, str] | None:
+    """(when it was written, folder) of the checkpoint that was written last.
+
+    Compared with itself only: the run's clock may differ from this machine's.
+    """
+    found = []
+    for step in checkpoints.complete_steps(root):
+        path = storage.join(root, f"step-{step:06d}")
+        with contextlib.suppress(CheckpointError, FileNotFoundError):  # it may be pruned meanwhile
+            found.append((checkpoints.read_manifest(path).written, path))
+    return max(found, default=None)
 
 
 def verify(run: RunFolder) -> None:
