@@ -120,7 +120,7 @@ def _render(config: RunConfig, concept: str, folder: Path) -> str:
 def plan_of(config: RunConfig, manifest: Manifest) -> Plan:
     """The run's plan: which samples each step holds."""
     weights = dict(config.data.weights)
-    if PRIOR in manifest.concepts:
+    if config.data.prior.prompts is not None and PRIOR in manifest.concepts:
         weights[PRIOR] = config.data.prior.weight
     learner = config.learner
     return Plan.from_manifest(
@@ -145,7 +145,9 @@ def wanted(config: RunConfig) -> Wanted:
 def preview_samples(config: RunConfig, manifest: Manifest, count: int) -> list[Sample]:
     """The first ``count`` samples of the plan, the base's own left out, with images and the
     captions of epoch 0."""
-    plan = plan_of(config, without_prior(manifest))
+    # Without prompts, a concept of that name is the user's own.
+    own = manifest if config.data.prior.prompts is None else without_prior(manifest)
+    plan = plan_of(config, own)
     groups = RowGroups(config.shards, replace(wanted(config), images=True, caption_dropout=0.0))
     samples: list[Sample] = []
     for batch in plan.micro_batches(0, plan.steps_per_epoch):
