@@ -6,6 +6,7 @@ that cluster, found by the titles that Ray gives them.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -166,11 +167,14 @@ class Report:
     verdict: Verdict | None
     difference: float
     """Largest difference of the final adapters; nan when there is none to compare."""
+    planned: int
+    """Faults of the schedule; some strike nobody when the run ends before their turn."""
 
     @property
     def survived(self) -> bool:
         good = self.verdict is not None and self.verdict.agrees
-        return self.disturbed.code == 0 and good and self.difference == 0.0
+        struck = bool(self.disturbed.struck) or not self.planned  # else nothing was tried
+        return self.disturbed.code == 0 and good and self.difference == 0.0 and struck
 
     def lines(self) -> list[str]:
         """A Markdown table and what was found."""
@@ -187,27 +191,31 @@ class Report:
             *rows,
             "",
             *verdict,
-            f"adapter equal: {equal}; {len(struck)} faults, {extra:.0f} s longer than undisturbed "
+            f"adapter equal: {equal}; {len(struck)} of {self.planned} faults struck, "
+            f"{extra:.0f} s longer than undisturbed "
             f"({self.undisturbed.seconds:.0f} s); exit code {self.disturbed.code}",
         ]
 
 
 def compare(words: list[str], folder: Path, faults: list[Fault], limit: float) -> Report:
-    """Run ``words`` undisturbed (unless that is there already) and under ``faults``."""
-    calm = folder / "undisturbed"
-    if (calm / "summary.json").exists():
-        undisturbed = Outcome(0, "", 0.0)
+    """Run ``words`` undisturbed (unless those very words were already) and under ``faults``."""
+    calm, record = folder / "undisturbed", folder / "undisturbed.json"
+    known = json.loads(record.read_text()) if record.exists() else {}
+    if known.get("words") == words and (calm / "summary.json").exists():
+        undisturbed = Outcome(0, "", known["seconds"])
     else:
+        record.unlink(missing_ok=True)
         undisturbed = run(words, calm, [], limit)
         if undisturbed.code:
             raise RuntimeError(f"the undisturbed run failed:\n{undisturbed.output[-2000:]}")
+        record.write_text(json.dumps({"words": words, "seconds": undisturbed.seconds}))
     wild = folder / "disturbed"
     disturbed = run(words, wild, faults, limit)
     verdict = verify_run(str(wild)) if (wild / LEDGER_FILE).exists() else None
     apart = float("nan")
     if disturbed.code == 0:
         apart = difference(calm / "lora.safetensors", wild / "lora.safetensors")
-    return Report(undisturbed, disturbed, verdict, apart)
+    return Report(undisturbed, disturbed, verdict, apart, len(faults))
 
 
 def difference(one: Path, other: Path) -> float:
