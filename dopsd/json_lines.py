@@ -9,9 +9,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from botocore.exceptions import BotoCoreError, ClientError
-
 from dopsd import storage
+from dopsd.errors import StorageError
 
 _REMOTE_INTERVAL = 15.0
 """Seconds between rewrites of a file on S3, which cannot append."""
@@ -51,7 +50,7 @@ class JsonLines:
 
     def _flush_quietly(self) -> None:
         # A hiccup of S3 must not stop training; the next interval writes every line anew.
-        with contextlib.suppress(OSError, BotoCoreError, ClientError):
+        with contextlib.suppress(OSError, StorageError):
             self.flush()
 
     def flush(self) -> None:

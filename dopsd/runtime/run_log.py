@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import math
 import statistics
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
 
-from botocore.exceptions import BotoCoreError, ClientError
-
 from dopsd import storage
+from dopsd.errors import StorageError
 from dopsd.json_lines import JsonLines, read_lines
 from dopsd.runtime.timeline import Timeline
 from dopsd.runtime.trackers import Guarded
@@ -39,6 +39,7 @@ class RunLog:
         self._metrics = JsonLines(storage.join(folder, METRICS_FILE))
         self._losses: list[tuple[int, float]] = []
         self._timeline_written = time.monotonic()
+        self._timeline_writing = threading.Lock()
         self._last_step = time.monotonic()
         self._busy: dict[str, float] = {}
 
@@ -63,9 +64,11 @@ class RunLog:
         self._metrics.append(line)
         for tracker in self._trackers:
             tracker.step(step, line)
-        if now - self._timeline_written > _TIMELINE_INTERVAL:
-            with contextlib.suppress(OSError, BotoCoreError, ClientError):
-                self._write_timeline()
+        old = now - self._timeline_written > _TIMELINE_INTERVAL
+        if old and not self._timeline_writing.locked():
+            self._timeline_written = now
+            # A thread of its own: whoever trains does not wait for a storage.
+            threading.Thread(target=self._write_timeline_quietly, daemon=True).start()
 
     def rewind(self, step: int) -> None:
         """Forget ``step`` and whatever follows it: the run goes on from there."""
@@ -110,6 +113,10 @@ class RunLog:
             tracker.close()
         self.flush()
 
+    def _write_timeline_quietly(self) -> None:
+        with contextlib.suppress(OSError, StorageError):
+            self._write_timeline()
+
     def _write_timeline(self) -> None:
-        self._timeline_written = time.monotonic()
-        self.write(TIMELINE_FILE, self.timeline.to_bytes())
+        with self._timeline_writing:
+            self.write(TIMELINE_FILE, self.timeline.to_bytes())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import ray
 from dopsd import checkpoint, storage
 from dopsd.checkpoint import Checkpoint
 from dopsd.config import RunConfig
+from dopsd.errors import StorageError
 from dopsd.runtime.config_drift import Identity, plain_values, refusal
 from dopsd.runtime.failures import own_message
 
@@ -73,7 +75,8 @@ class Saver:
         if time.monotonic() - self._looked < _LOOK_SECONDS[storage.is_remote(folder)]:
             return
         self._looked = time.monotonic()
-        self._asked |= REQUEST_FILE in storage.names(folder)
+        with contextlib.suppress(OSError, StorageError):  # a storage that is away for a while
+            self._asked |= REQUEST_FILE in storage.names(folder)
         # What Ray Train's own notices are made of; those come to the learners' nodes alone.
         draining = set(ray._private.state.state.get_draining_nodes() or {})
         self._asked |= bool(draining - self._draining)

@@ -6,6 +6,7 @@ import json
 import threading
 
 from dopsd import json_lines, storage
+from dopsd.errors import StorageError
 from dopsd.json_lines import JsonLines, read_lines
 from dopsd.runtime.learner import Trained
 from dopsd.runtime.ledger import LEDGER_FILE, SKIPPED_FILE, Ledger, effective
@@ -73,9 +74,13 @@ def test_json_lines_on_s3_are_there_after_a_flush(bucket, tmp_path):
 def test_whoever_appends_does_not_wait_for_s3(bucket, tmp_path, monkeypatch):
     path = f"{bucket}/{tmp_path.name}/slow.jsonl"
     lines, answers, honest = JsonLines(path), threading.Event(), storage.write_bytes
+    tries = []
 
     def slow(path: str, data: bytes) -> None:
+        tries.append(data)
         assert answers.wait(60)
+        if len(tries) == 1:
+            raise StorageError(f"{path}: slow down")
         honest(path, data)
 
     monkeypatch.setattr(storage, "write_bytes", slow)
@@ -84,5 +89,8 @@ def test_whoever_appends_does_not_wait_for_s3(bucket, tmp_path, monkeypatch):
         lines.append({"step": step})
     assert read_lines(path) == [], "and S3 has not answered yet"
     answers.set()
+    assert lines._writer is not None
+    lines._writer.join()
     lines.flush()
+    assert len(tries) == 2, "what S3 refused is written again"
     assert [entry["step"] for entry in read_lines(path)] == [0, 1, 2]
