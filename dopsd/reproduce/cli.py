@@ -38,7 +38,10 @@ def shapes(
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each row.")] = 3,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps of each.")] = None,
     prompts: Annotated[
-        int, typer.Option(min=1, help="Prompts of each concept, and of the prior; 3 noises each.")
+        int,
+        typer.Option(
+            min=1, max=200, help="Prompts of each concept, and of the prior; 3 noises each."
+        ),
     ] = 40,
 ) -> None:
     """D-OPSD beside SFT, off-policy distillation and other teachers, on the shapes world."""

@@ -22,6 +22,8 @@ TABLE, LINES = "table.md", "table.json"
 SEEDS = (0, 1, 2)
 """Pictures of each prompt: short prompts for a concept are all alike."""
 PROMPT_SEED = 1000
+MOST_PROMPTS = 200
+"""Prompts of each kind that an evaluation may ask for."""
 
 
 def reproduce(
@@ -44,7 +46,7 @@ def reproduce(
         DopsdError: in one line, when a trial or the evaluation cannot go on.
     """
     spec = _spec(trials, budget, folder, prompts)
-    _write_priors(trials, budget, folder, spec)
+    _write_priors(trials, budget, folder)
     train_all(trials, budget, folder, begin)
     with begin("evaluation") as progress:
         results = evaluate(spec, progress.show)
@@ -97,9 +99,9 @@ def _spec(trials: Sequence[Trial], budget: Budget, folder: str, count: int) -> E
     )
 
 
-def _write_priors(trials: Sequence[Trial], budget: Budget, folder: str, spec: EvaluateSpec) -> None:
-    """The prompts of the base's own samples: none that is evaluated on."""
-    asked = {prompt.text for prompt in spec.prompts}
+def _write_priors(trials: Sequence[Trial], budget: Budget, folder: str) -> None:
+    """The prompts of the base's own samples: none that is evaluated on, however many those are."""
+    asked = {prompt.text for prompt in shapes_prompts(trials[0].concept, MOST_PROMPTS, PROMPT_SEED)}
     for seed in dict.fromkeys(trial.seed for trial in trials):
         texts = [prompt.text for prompt in distinct_prior_prompts(budget.prior, seed, asked)]
         storage.write_bytes(prior_file(folder, seed), "\n".join(texts).encode())
