@@ -10,9 +10,11 @@ import pytest
 
 from dopsd.cli import main
 from dopsd.config import dump_config, load_config
-from dopsd.errors import ConfigError
+from dopsd.data.manifest import save_manifest
+from dopsd.errors import ConfigError, DataError
 from dopsd.run_cli import resumed_config
-from dopsd.runtime.data import refuse_existing
+from dopsd.runtime.data import prepared, refuse_existing
+from tests.data.test_manifest import example
 from tests.test_checkpoint import write
 
 
@@ -43,6 +45,15 @@ def test_an_unfinished_run_is_not_lost_by_the_way(folder):
     config.run.overwrite = False
     with pytest.raises(ConfigError, match=r"holds a run already.* or `dopsd train --resume .*`"):
         refuse_existing(config)
+
+
+def test_a_run_that_goes_on_keeps_its_shards(folder, monkeypatch):
+    monkeypatch.setattr("dopsd.runtime.data.prepare_shards", lambda *_: pytest.fail("lost"))
+    save_manifest(str(folder / "shards"), example())
+    config = load_config("configs/shapes.yaml", [f"run.folder={folder}", "data.source=elsewhere"])
+    assert config.run.overwrite
+    with pytest.raises(DataError, match=r"data.source: .*elsewhere, but .* from pictures; allowed"):
+        prepared(config, lambda status: None, renew=False)
 
 
 def test_what_is_no_run_is_refused_in_one_line(tmp_path, capsys):

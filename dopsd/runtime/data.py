@@ -52,18 +52,19 @@ def source_name(config: RunConfig) -> str | None:
     return str(Path(source).absolute())
 
 
-def prepared(config: RunConfig, tell: Tell) -> Manifest:
+def prepared(config: RunConfig, tell: Tell, renew: bool = True) -> Manifest:
     """The manifest of the run's shards; they are prepared first when they do not exist.
 
     Raises DataError when they do not hold what the config asks for. Shards of another source are
-    prepared anew only where they are the run's own and it may overwrite.
+    prepared anew only where they are the run's own and it may overwrite; never without ``renew``:
+    a run that goes on needs those that it began with.
     """
     if not has_manifest(config.shards):
         prepare_shards(config, tell)
     manifest = load_manifest(config.shards)
     asked = source_name(config)
     if asked is not None and manifest.source != asked:
-        if not (config.run.overwrite and config.data.shards is None):
+        if not (renew and config.run.overwrite and config.data.shards is None):
             raise DataError(
                 f"data.source: {asked}, but {config.shards} was prepared from {manifest.source}; "
                 "allowed: another data.shards, or no data.source to train on what is there"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import tempfile
@@ -21,7 +22,7 @@ from dopsd.config import RunConfig, dump_config
 from dopsd.contexts.training import TrainingEncoderFactory
 from dopsd.data.manifest import Manifest
 from dopsd.data.stream import encoded_stream
-from dopsd.errors import CheckpointError, DopsdError, StoppedError
+from dopsd.errors import CheckpointError, DopsdError, StoppedError, StorageError
 from dopsd.models import FAMILIES
 from dopsd.models.lora import resolve_targets
 from dopsd.report.page import REPORT_FILE, write_report
@@ -146,7 +147,7 @@ def train(config: RunConfig, show: Show, *, resume: bool = False, replace: bool 
     show("prepare", {"message": "starting Ray"})
     cluster = connect()
     roles = resolve_roles(config, cluster.get("GPU", 0.0))
-    manifest = prepared(config, lambda status: show("prepare", status))
+    manifest = prepared(config, lambda status: show("prepare", status), renew=not resume)
     wait_for_resources(roles.all(), ray.cluster_resources, config.deadline.start)
     manifest = with_prior(config, manifest, roles.learner, show)
     identity = Identity(manifest.fingerprint, plan_of(config, manifest).key)
@@ -241,8 +242,9 @@ def _resumable(config: RunConfig, identity: Identity) -> str:
 
 def _with_way_on(config: RunConfig, error: DopsdError) -> DopsdError:
     """The same error, saying how to go on when a checkpoint is there."""
-    folder = config.run.folder
-    steps = checkpoint.complete_steps(storage.join(folder, checkpoint.FOLDER))
+    folder, steps = config.run.folder, []
+    with contextlib.suppress(OSError, StorageError):  # which may be why the run ended
+        steps = checkpoint.complete_steps(storage.join(folder, checkpoint.FOLDER))
     if not steps:
         return error
     way = f"dopsd train --resume {shlex.quote(folder)}"

@@ -59,7 +59,10 @@ def with_prior(config: RunConfig, manifest: Manifest, learner: Role, show: Show)
         "texts": [prompt.text for prompt in spec.prompts],
         "seeds": seeds,
         "keys": _caption_keys(config),
-        "settings": prepare_settings(config.data, config.run.seed).model_dump(),
+        # How many may be bad decides nothing of what is drawn, and may change on resume.
+        "settings": prepare_settings(config.data, config.run.seed).model_dump(
+            exclude={"max_bad_fraction"}
+        ),
     }
     folder = f"{PRIOR}-{fingerprint(made)}"
     shards = storage.join(config.shards, folder)

@@ -67,6 +67,15 @@ def test_a_cosine_cannot_be_lengthened():
     assert refusal(longer, manifest(cosine), SAME) == "learner.steps: 90, the checkpoint has 80"
 
 
+def test_sampler_steps_that_drew_the_prior_may_not_change():
+    prior = ["data.prior.prompts=prior.txt"]
+    changed = load_config("configs/shapes.yaml", [*prior, "preview.steps=8"])
+    assert refusal(changed, manifest(prior), SAME) == "preview.steps: 8, the checkpoint has None"
+    own = [*prior, "data.prior.steps=4"]
+    changed = load_config("configs/shapes.yaml", [*own, "preview.steps=8"])
+    assert refusal(changed, manifest(own), SAME) is None
+
+
 def test_other_data_and_another_plan_are_refused():
     config = load_config("configs/shapes.yaml")
     line = refusal(config, manifest(), Identity("other", "plan"))
