@@ -6,6 +6,7 @@ Paths may be local or ``s3://``. Sizes are samples, pixels, seconds and optimize
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +21,7 @@ from dopsd.config_preflight import PreflightSection
 from dopsd.config_roles import DeadlineSection, InferenceSection, LearnerSection, RoleSection
 from dopsd.config_section import Device, Fraction, NonNegative, Positive, Section
 from dopsd.errors import ConfigError
+from dopsd.urls import holds_credentials
 
 
 class RunSection(Section):
@@ -168,6 +170,12 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _combinations(self) -> RunConfig:
+        for key, text in _texts(self.model_dump(mode="json")):
+            if holds_credentials(text):  # the config is written into the run folder and shown
+                raise ValueError(
+                    f"{key}: credentials in a URL, allowed: a URL without them; they come from the "
+                    "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+                )
         learner, method = self.learner, self.method
         if learner.global_batch % learner.micro_batch:
             raise ValueError(
@@ -241,10 +249,20 @@ class RunConfig(Section):
         check_context_fits(self.context, self.model.family, self.model.vlm, self.data)
         if not self.data.source and not self.data.shards:
             raise ValueError(
-                "data.source: missing, allowed: a folder, a .jsonl file or shapes:CONCEPT "
-                "(or prepared shards under data.shards)"
+                "data.source: missing, allowed: a folder, .jsonl or .parquet file, or "
+                "shapes:CONCEPT (or prepared shards under data.shards)"
             )
         return self
+
+
+def _texts(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, text) of every text in a dumped config."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _texts(value, f"{prefix}{key}.")
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str):
+                yield prefix + key, text
 
 
 def load_config(path: str | Path | None, overrides: list[str] | None = None) -> RunConfig:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import os
 import posixpath
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
@@ -20,6 +19,7 @@ import fsspec
 import pyarrow as pa
 
 from dopsd.errors import DataError, DopsdError, StorageError
+from dopsd.urls import holds_credentials
 
 CONNECT_S = 10
 READ_S = 30
@@ -54,8 +54,7 @@ def filesystem(path: str) -> tuple[Any, str]:
     if protocol == "file":
         fs = fsspec.filesystem("file")
         return fs, fs._strip_protocol(path)
-    bucket = path.removeprefix("s3://").split("/", 1)[0]
-    if re.search("[:@]", bucket) and not bucket.startswith("arn:"):
+    if holds_credentials(path):
         # Not even the bucket is repeated: a secret may hold "@" and "/".
         raise DataError(
             "s3://***@...: credentials in a path, allowed: s3://bucket/key with credentials in the "

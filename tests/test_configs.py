@@ -222,7 +222,7 @@ WRONG_OVERRIDES = [
     ("preflight.mode=maybe", "preflight.mode: 'maybe', allowed: 'warn', 'strict' or 'off'"),
     (
         "data.source=null",
-        "data.source: missing, allowed: a folder, a .jsonl file or shapes:CONCEPT "
+        "data.source: missing, allowed: a folder, .jsonl or .parquet file, or shapes:CONCEPT "
         "(or prepared shards under data.shards)",
     ),
     # malformed overrides

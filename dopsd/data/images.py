@@ -38,7 +38,7 @@ class BadImage(Exception):
 def decode_image(data: bytes) -> Image.Image:
     """An image file as upright 8-bit RGB: EXIF orientation applied, transparency over white.
 
-    Takes up to about 8 bytes of memory per pixel beside ``data``. Raises BadImage with the reason.
+    Takes up to about 10 bytes of memory per pixel beside ``data``. Raises BadImage with the reason.
     """
     if not data:
         raise BadImage("zero bytes")
