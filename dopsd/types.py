@@ -93,9 +93,17 @@ class SampleInfo:
     """Pixels."""
     step_samples: int
     """Number of real samples in the whole optimizer step: the loss is normalised by it."""
+    repeats: tuple[int, ...] = ()
+    """How often each sample came before within its step; empty where none did."""
 
     def __len__(self) -> int:
         return len(self.sample_ids)
+
+    @property
+    def noise_ids(self) -> tuple[str, ...]:
+        """What each sample's noise is drawn by: its id, and one of its own where it comes again."""
+        repeats = self.repeats or (0,) * len(self)
+        return tuple(f"{n}/{k}" if k else n for n, k in zip(self.sample_ids, repeats, strict=True))
 
 
 class _Record:
@@ -132,7 +140,7 @@ class _Record:
                 values[entry.name] = Context(nested)
             elif entry.name == "info":
                 info = meta["info"]
-                for key in ("sample_ids", "prompts"):
+                for key in ("sample_ids", "prompts", "repeats"):
                     info[key] = tuple(info[key])
                 values["info"] = SampleInfo(**info)
             elif entry.name in meta:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from dataclasses import fields
@@ -30,6 +31,7 @@ INFO = SampleInfo(
     height=32,
     width=48,
     step_samples=4,
+    repeats=(0, 2),
 )
 
 
@@ -164,3 +166,8 @@ def test_to_changes_floating_entries_only() -> None:
     moved = context(0).to("cpu", torch.float32)
     assert moved.tensors["embeds"].dtype == torch.float32
     assert moved.tensors["lengths"].dtype == torch.int64
+
+
+def test_a_repeated_sample_has_noise_of_its_own() -> None:
+    assert INFO.noise_ids == ("a/1", "猫\n2/2")
+    assert dataclasses.replace(INFO, repeats=()).noise_ids == INFO.sample_ids

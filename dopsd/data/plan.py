@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -41,6 +42,8 @@ class MicroBatch:
     rows: tuple[RowRef, ...]
     turns: tuple[int, ...]
     """How often each sample was drawn before: the epoch, unless its concept has a weight."""
+    repeats: tuple[int, ...]
+    """How often each sample came before within the step."""
     step_samples: int
     """Samples of the whole step."""
 
@@ -126,6 +129,13 @@ class Plan:
         first = (step % self.steps_per_epoch) * self.micro_batches_per_step
         span = range(first, first + self.step_size(step))
         samples = sum(order.length(number) for number in span)
+        seen: Counter[tuple[int, int]] = Counter()
+
+        def repeats(number: int) -> Iterator[int]:
+            for row in order.rows(number):
+                yield seen[row]
+                seen[row] += 1
+
         return StepPlan(
             step,
             epoch,
@@ -137,6 +147,7 @@ class Plan:
                     order.bucket(number),
                     tuple(self._ref(*row) for row in order.rows(number)),
                     order.turns(number),
+                    tuple(repeats(number)),
                     samples,
                 )
                 for number in span

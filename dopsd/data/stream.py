@@ -189,6 +189,7 @@ def encode_micro_batch(batch: pa.Table, encoder: Encoder, worker: str = "") -> p
         step=values["step"],
         index=values["index"],
         sample_ids=tuple(values["sample_ids"]),
+        repeats=tuple(values["repeats"]),
         prompts=tuple(values["prompts"]),
         height=values["height"],
         width=values["width"],

@@ -38,7 +38,7 @@ def baseline_targets(
     method, info = config.method, batch.info
     shape = family.latent_shape(info.height, info.width)
     # Row 0 is the noise of a roll-out, as `dopsd` draws it; the others noise clean latents.
-    noise = batch_noise(config.run.seed, info.step, info.sample_ids, (method.steps + 1, *shape))
+    noise = batch_noise(config.run.seed, info.step, info.noise_ids, (method.steps + 1, *shape))
     first, rest = noise[:, 0].to(device), noise[:, 1:].transpose(0, 1).to(device)
     sigmas = training_sigmas(config, family, info.height, info.width).to(device)
     if method.objective == "sft":
@@ -57,7 +57,7 @@ def baseline_targets(
 
 
 def _levels(config: RunConfig, family: Family, info: SampleInfo) -> Tensor:
-    uniform = batch_uniform(config.run.seed, info.step, info.sample_ids, config.method.steps)
+    uniform = batch_uniform(config.run.seed, info.step, info.noise_ids, config.method.steps)
     return training_levels(
         uniform, family.noise_levels(config.method.steps, info.height, info.width)
     )

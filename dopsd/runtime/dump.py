@@ -10,8 +10,9 @@ base's weights they are enough to recompute every number outside the project:
 - header entry ``dopsd`` (JSON): step, micro-batch index, sample ids, prompts, pixels, seed,
   policy and teacher version, weighting, samples of the whole step, model base and family.
 
-The noise of sample i is ``method.noise.sample_noise(seed, step, sample_ids[i], (C, h, w))``; the
-student's velocity at state k is (states[k + 1] - states[k]) / (sigmas[k + 1] - sigmas[k]).
+The noise of sample i is ``method.noise.sample_noise(seed, step, noise_ids[i], (C, h, w))`` with
+``SampleInfo.noise_ids``; the student's velocity at state k is
+(states[k + 1] - states[k]) / (sigmas[k + 1] - sigmas[k]).
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ class FusedSource:
     def _dopsd(self, batch: EncodedBatch, real: bool) -> Terms:
         info = batch.info
         shape = self.family.latent_shape(info.height, info.width)
-        noise = batch_noise(self.config.run.seed, info.step, info.sample_ids, shape)
+        noise = batch_noise(self.config.run.seed, info.step, info.noise_ids, shape)
         sigmas = training_sigmas(self.config, self.family, info.height, info.width)
         student = batch.student.to(self.device, self._dtype)
         terms = fused_terms(

@@ -134,7 +134,7 @@ class InferenceWorker:
         noise = batch_noise(
             self.config.run.seed,
             info.step,
-            info.sample_ids,
+            info.noise_ids,
             self.family.latent_shape(info.height, info.width),
         )
         sigmas = training_sigmas(self.config, self.family, info.height, info.width)

@@ -228,3 +228,17 @@ def test_a_weight_of_one_is_no_weight() -> None:
 def test_weights_that_cannot_be_are_refused(data, weights, message) -> None:
     with pytest.raises(DataError, match=message):
         Plan(data, 0, 4, 2, weights)
+
+
+def test_a_sample_that_comes_again_in_a_step_is_told_apart() -> None:
+    """Its noise is drawn by the count: without it two draws of one step would be equal."""
+    plan = Plan(WEIGHED, 2, 8, 2, {"prior": 9})
+    again = 0
+    for step in range(2 * plan.steps_per_epoch):
+        batches = plan.step(step).micro_batches
+        drawn = [(row, k) for batch in batches for row, k in zip(batch.rows, batch.repeats)]
+        assert len(set(drawn)) == len(drawn)
+        again += sum(k > 0 for _, k in drawn)
+    assert again
+    plain = Plan(WEIGHED, 2, 8, 2)
+    assert not any(any(b.repeats) for b in plain.micro_batches(0, 2 * plain.steps_per_epoch))
