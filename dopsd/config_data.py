@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from dopsd.config_section import Fraction, Positive, Section
 
@@ -15,6 +15,11 @@ Column = Literal["image", "caption", "captions", "text", "prompt", "id", "concep
 """Fields of a sample (docs/data.md)."""
 
 Weight = Annotated[float, Field(ge=0)]
+
+
+def _is_area(value: Any) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and value >= 1 and value == int(value)
 
 
 class PriorSection(Section):
@@ -61,7 +66,12 @@ class DataSection(Section):
         "0.5}; 1 for the others, 0 leaves a concept out.",
     )
     prior: PriorSection = Field(default_factory=PriorSection)
-    pixel_area: Positive = Field(1024 * 1024, description="Pixels of a prepared image, about.")
+    pixel_area: int | list[int] = Field(
+        1024 * 1024,
+        description="Pixels of a prepared image, about. A list, e.g. [262144, 1048576], gives "
+        "buckets of each area: every sample goes into one of those that it fills without being "
+        "enlarged, drawn by run.seed and its id (into the smallest when it fills none).",
+    )
     bucket_multiple: Positive = Field(
         16, description="Width and height of every bucket are multiples of this."
     )
@@ -71,6 +81,17 @@ class DataSection(Section):
         0.05, description="More quarantined samples than this fraction stop the run."
     )
     shapes_count: Positive = Field(12, description="Images of a `shapes:CONCEPT` source.")
+
+    @field_validator("pixel_area", mode="before")
+    @classmethod
+    def _area_or_areas(cls, value: Any) -> Any:
+        areas = value if isinstance(value, list) else [value]
+        if not areas or not all(map(_is_area, areas)):
+            raise ValueError(
+                f"data.pixel_area: {value!r}, allowed: a whole number of at least 1, or a list of "
+                "such"
+            )
+        return value
 
     @model_validator(mode="after")
     def _prior_is_no_concept(self) -> DataSection:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from PIL import Image
@@ -52,6 +54,28 @@ def buckets(pixel_area: int, multiple: int) -> tuple[Bucket, ...]:
         return max(1, math.floor(pixels * scale / multiple + 0.5)) * multiple
 
     return tuple(dict.fromkeys(Bucket(side(w), side(h)) for w, h in _SHAPES))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which bucket a sample goes into: ``areas`` holds the buckets of each of data.pixel_area."""
+
+    areas: tuple[tuple[Bucket, ...], ...]
+    seed: int
+
+    @classmethod
+    def of(cls, pixel_areas: tuple[int, ...], multiple: int, seed: int) -> Choice:
+        return cls(tuple(buckets(area, multiple) for area in pixel_areas), seed)
+
+    def bucket(self, width: int, height: int, sample_id: str) -> Bucket:
+        """The nearest of one area, drawn by seed and id among those that a picture of ``width`` x
+        ``height`` fills without being enlarged; where it fills none, of the smallest."""
+        found = [nearest(width, height, each) for each in self.areas]
+        filled = [each for each in found if width >= each.width and height >= each.height]
+        if not filled:
+            return min(found, key=lambda each: each.width * each.height)
+        digest = hashlib.sha256(f"{self.seed}\0{sample_id}".encode()).digest()
+        return filled[int.from_bytes(digest[:8], "big") % len(filled)]
 
 
 def nearest(width: int, height: int, choices: tuple[Bucket, ...]) -> Bucket:

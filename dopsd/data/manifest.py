@@ -28,13 +28,18 @@ class _Record(BaseModel):
 class PrepareSettings(_Record):
     """What decides the content of the shards; field names as in the ``data`` config section."""
 
-    pixel_area: Positive = 1024 * 1024
+    pixel_area: Positive | Annotated[tuple[Positive, ...], Field(min_length=1)] = 1024 * 1024
     bucket_multiple: Positive = 16
     rows_per_group: Positive = 32
     groups_per_shard: Positive = 16
     max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 0.05
     seed: Annotated[int, Field(ge=0)] = 0
     columns: dict[str, str] = {}
+
+    @property
+    def areas(self) -> tuple[int, ...]:
+        """Every area of ``pixel_area``."""
+        return (self.pixel_area,) if isinstance(self.pixel_area, int) else self.pixel_area
 
 
 class RowGroup(_Record):

@@ -23,7 +23,7 @@ import ray.data
 
 from dopsd import storage
 from dopsd.config import DataSection
-from dopsd.data.buckets import Bucket, buckets
+from dopsd.data.buckets import Choice
 from dopsd.data.layout import Shard, lay_out
 from dopsd.data.manifest import (
     MANIFEST,
@@ -107,7 +107,7 @@ def load_prepared(shards: str, data: DataSection) -> Manifest:
     """
     manifest = load_manifest(shards)
     for key in ("pixel_area", "bucket_multiple"):
-        made, asked = getattr(manifest.settings, key), getattr(data, key)
+        made, asked = getattr(manifest.settings, key), getattr(prepare_settings(data, 0), key)
         if made != asked:
             raise DataError(
                 f"data.{key}: {asked}, but {shards} was prepared with {made}; "
@@ -144,10 +144,9 @@ def _inspect_all(
     The others get their ``problem`` written in; samples of parquet files are appended.
     """
     rows = found.rows
-    arguments = {
-        "choices": buckets(settings.pixel_area, settings.bucket_multiple),
-        "multiple": settings.bucket_multiple,
-    }
+    multiple = settings.bucket_multiple
+    choice = Choice.of(settings.areas, multiple, settings.seed)
+    arguments = {"choice": choice, "multiple": multiple}
     total = len(rows) + sum(group.rows for group in found.groups)
     bucket_of: dict[int, str] = {}
     todo = [{"at": at, "row": pack_row(row)} for at, row in enumerate(rows) if row.problem is None]
@@ -179,17 +178,17 @@ def _inspect_all(
     return dict(sorted(bucket_of.items()))
 
 
-def _inspect_batch(batch: pa.Table, choices: tuple[Bucket, ...], multiple: int) -> pa.Table:
+def _inspect_batch(batch: pa.Table, choice: Choice, multiple: int) -> pa.Table:
     results = []
     for item in batch.to_pylist():
-        bucket, reason = inspect(unpack_row(item["row"]), choices, multiple)
+        bucket, reason = inspect(unpack_row(item["row"]), choice, multiple)
         results.append({"at": item["at"], "bucket": bucket, "reason": reason})
     return pa.Table.from_pylist(results)
 
 
-def _unpack_batch(batch: pa.Table, choices: tuple[Bucket, ...], multiple: int) -> pa.Table:
+def _unpack_batch(batch: pa.Table, choice: Choice, multiple: int) -> pa.Table:
     (item,) = batch.to_pylist()
-    samples = unpack(Group(**json.loads(item["group"])), item["aside"], choices, multiple)
+    samples = unpack(Group(**json.loads(item["group"])), item["aside"], choice, multiple)
     return pa.Table.from_pylist(
         [{"at": item["at"], "row": pack_row(row), "bucket": bucket} for row, bucket in samples]
     )

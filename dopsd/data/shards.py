@@ -16,7 +16,7 @@ from PIL import Image
 
 from dopsd import storage
 from dopsd.config_context import MAX_REFERENCE_PIXELS
-from dopsd.data.buckets import Bucket, fit, nearest, parse_bucket
+from dopsd.data.buckets import Choice, fit, parse_bucket
 from dopsd.data.fields import check_captions
 from dopsd.data.folder import read_caption_file
 from dopsd.data.images import (
@@ -37,7 +37,7 @@ Fetch = Callable[[Place], bytes]
 
 
 def inspect(
-    row: SourceRow, buckets: tuple[Bucket, ...], multiple: int, fetch: Fetch | None = None
+    row: SourceRow, choice: Choice, multiple: int, fetch: Fetch | None = None
 ) -> tuple[str, str]:
     """(bucket, "") of a usable sample, or ("", reason) of one for the quarantine.
 
@@ -62,11 +62,11 @@ def inspect(
         _check_references(row.references, multiple, read)
     except BadImage as error:
         return "", str(error)
-    return str(nearest(width, height, buckets)), ""
+    return str(choice.bucket(width, height, row.sample_id)), ""
 
 
 def unpack(
-    group: Group, path: str, buckets: tuple[Bucket, ...], multiple: int
+    group: Group, path: str, choice: Choice, multiple: int
 ) -> Iterator[tuple[SourceRow, str]]:
     """(sample, bucket) of each row of a parquet row group; bad ones carry their ``problem``.
 
@@ -90,7 +90,7 @@ def unpack(
         for row in read_group(group, keep):
             bucket = ""
             if row.problem is None:
-                bucket, reason = inspect(row, buckets, multiple, fetch)
+                bucket, reason = inspect(row, choice, multiple, fetch)
                 row.problem = reason or None
             if row.problem is None and held:
                 if sink is None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dopsd.data.buckets import Bucket, buckets, fit, nearest, parse_bucket
+from dopsd.data.buckets import Bucket, Choice, buckets, fit, nearest, parse_bucket
 from tests.data.samples import picture
 
 
@@ -69,3 +69,15 @@ def test_fit_covers_and_cuts_the_centre() -> None:
 @pytest.mark.parametrize("size", [(7, 1000), (1000, 7), (1, 1), (33, 31)])
 def test_fit_always_gives_the_bucket(size: tuple[int, int]) -> None:
     assert fit(picture(0, *size), Bucket(40, 24)).size == (40, 24)
+
+
+def test_an_area_is_drawn_by_id_among_those_that_a_picture_fills() -> None:
+    choice = Choice.of((1024, 4096), 4, seed=0)
+    drawn = [choice.bucket(200, 200, str(key)) for key in range(200)]
+    assert drawn == [choice.bucket(200, 200, str(key)) for key in range(200)]
+    assert set(drawn) == {(32, 32), (64, 64)} and 60 < drawn.count(Bucket(32, 32)) < 140
+    assert drawn != [Choice.of((1024, 4096), 4, 1).bucket(200, 200, str(key)) for key in range(200)]
+    # 40 pixels would have to be enlarged to fill 64, and 20 to fill anything.
+    for side in (40, 20):
+        assert {choice.bucket(side, side, str(key)) for key in range(20)} == {(32, 32)}
+    assert Choice.of((4096,), 4, 0).bucket(20, 20, "") == (64, 64)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dopsd.data.buckets import buckets
+from dopsd.data.buckets import Choice
 from dopsd.data.images import decode_png
 from dopsd.data.manifest import Manifest, PrepareSettings
 from dopsd.data.prepare import prepare
@@ -20,7 +20,7 @@ from dopsd.data.sources import read_source
 from dopsd.errors import DataError
 from tests.data.samples import SMALL, picture, png, write_folder
 
-CHOICES = buckets(SMALL["pixel_area"], SMALL["bucket_multiple"])
+CHOICE = Choice.of((SMALL["pixel_area"],), SMALL["bucket_multiple"], seed=0)
 
 
 def read(source: Path, columns: dict[str, str] | None = None) -> list[SourceRow]:
@@ -29,7 +29,7 @@ def read(source: Path, columns: dict[str, str] | None = None) -> list[SourceRow]
     rows = list(found.rows)
     for at, group in enumerate(found.groups):
         aside = source.parent / f"aside-{at}"
-        rows += [row for row, _ in unpack(group, str(aside), CHOICES, SMALL["bucket_multiple"])]
+        rows += [row for row, _ in unpack(group, str(aside), CHOICE, SMALL["bucket_multiple"])]
     return rows
 
 

@@ -217,6 +217,23 @@ def test_load_prepared_names_the_key_that_differs(tmp_path: Path) -> None:
             load_prepared(shards, data.model_copy(update={key: value}))
 
 
+def test_several_areas_share_the_samples_out(tmp_path: Path) -> None:
+    data = DataSection(source="x", **{**SMALL, "pixel_area": [1024, 4096]})
+    source = str(write_folder(tmp_path / "a", 16, ((64, 64), (128, 128), (32, 32))))
+    made = [
+        prepare(source, str(tmp_path / name), prepare_settings(data, seed))
+        for name, seed in (("one", 0), ("again", 0), ("other", 1))
+    ]
+    one, again, other = (rows_of(tmp_path / name) for name in ("one", "again", "other"))
+    assert set(made[0].buckets) == {"32x32", "64x64"} and made[0].samples == 16
+    assert one == again and made[0].fingerprint == made[1].fingerprint != made[2].fingerprint
+    assert any(one[key]["bucket"] != other[key]["bucket"] for key in one)
+    assert {row["bucket"] for key, row in one.items() if int(key) % 3 == 2} == {"32x32"}
+    assert load_prepared(str(tmp_path / "one"), data) == made[0]
+    with pytest.raises(DataError, match=r"data.pixel_area: 1024, but .* with \(1024, 4096\)"):
+        load_prepared(str(tmp_path / "one"), DataSection(source="x", **SMALL))
+
+
 def test_the_layout_mixes_and_ignores_the_order_given() -> None:
     settings = PrepareSettings(rows_per_group=4, groups_per_shard=3)
     samples = [
