@@ -23,6 +23,11 @@ class LearnerSection(RoleSection):
     steps: Positive = Field(2000, description="Optimizer steps.")
     global_batch: Positive = Field(4, description="Samples of an optimizer step, all learners.")
     micro_batch: Positive = Field(1, description="Samples of a micro-batch (one bucket).")
+    optimizer: Literal["adamw", "adamw8bit"] = Field(
+        "adamw",
+        description="`adamw8bit` keeps AdamW's moments in 8 bits (needs bitsandbytes): a quarter "
+        "of their memory, which only counts when many weights train.",
+    )
     lr: Annotated[float, Field(gt=0)] = Field(1e-4, description="AdamW learning rate.")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="AdamW weight decay.")
     betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="AdamW betas.")

@@ -2,12 +2,15 @@
 
 Keys are ``transformer.<diffusers module name>.lora_A.weight`` / ``.lora_B.weight``; alpha / r is
 folded into B, and there are no ``.alpha`` keys: PEFT's own prefix loads nothing into Z-Image,
-and alpha tensors raise in one reader and are ignored in the other.
+and alpha tensors raise in one reader and are ignored in the other. DoRA adds
+``.lora_magnitude_vector``, which diffusers reads and ComfyUI, whose DoRA is another formula, leaves
+out.
 """
 
 from __future__ import annotations
 
 import json
+import math
 
 import torch
 from torch import Tensor
@@ -24,13 +27,19 @@ def lora_file(
     alpha: float,
     metadata: dict[str, str],
     dtype: torch.dtype = torch.float32,
+    *,
+    rank_stabilized: bool = False,
 ) -> bytes:
-    """Serialise adapter weights {``<module>.lora_A.weight``: [r, in], ...} in ``dtype``."""
+    """Serialise adapter weights {``<module>.lora_A.weight``: [r, in], ...} in ``dtype``.
+
+    ``rank_stabilized``: alpha / sqrt(rank) is folded in, in place of alpha / rank.
+    """
     from safetensors.torch import save
 
+    strength = alpha / (math.sqrt(rank) if rank_stabilized else rank)
     tensors = {}
     for name, tensor in state.items():
-        scale = alpha / rank if ".lora_B." in name else 1.0
+        scale = strength if ".lora_B." in name else 1.0
         tensors[_PREFIX + name] = (tensor.detach().float().cpu() * scale).to(dtype).contiguous()
     return _same_bytes(save(tensors, metadata={"format": "pt", **metadata}))
 

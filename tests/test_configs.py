@@ -87,8 +87,8 @@ def test_preset_is_zero_and_the_summing_of_gradients_only(stage: int) -> None:
 
 
 SECTIONS = (
-    "run, model, context, data, method, lora, source, max_policy_lag, device, encoder, rollout, "
-    "teacher, inference, learner, deadline, checkpoint, preview, preflight, debug, trackers"
+    "run, model, context, data, method, lora, source, max_policy_lag, transport, device, encoder, "
+    "rollout, teacher, inference, learner, deadline, checkpoint, preview, preflight, debug, trackers"
 )
 LEARNER = ", ".join(type(RunConfig.model_fields["learner"].default_factory()).model_fields)
 
@@ -218,6 +218,11 @@ WRONG_OVERRIDES = [
         "context.reference_max_pixels=4194305",
         "context.reference_max_pixels: 4194305, allowed: at most 4194304",
     ),
+    (
+        "data.pixel_area=[1024, 0]",
+        "data.pixel_area: [1024, 0], allowed: a whole number of at least 1, or a list of such",
+    ),
+    ("transport=nccl", "transport: 'nccl', allowed: 'object_store' or 'rdt'"),
     ("preflight.margin=1", "preflight.margin: 1, allowed: less than 1"),
     ("preflight.mode=maybe", "preflight.mode: 'maybe', allowed: 'warn', 'strict' or 'off'"),
     (

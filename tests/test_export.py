@@ -37,11 +37,11 @@ class Drawing:
         self.pipeline = self.family.load_pipeline(torch.float32, "cpu")
 
     @torch.no_grad()
-    def student(self, targets: str) -> tuple[dict[str, Tensor], np.ndarray]:
+    def student(self, targets: str, **variant: bool) -> tuple[dict[str, Tensor], np.ndarray]:
         """Adapter weights, and the pictures [2, H, W, 3] in [0, 1] of the trainer's student."""
         transformer = self.family.load_transformer(torch.float32, "cpu")
         matched = resolve_targets(transformer, targets, ZImage.lora_targets)
-        inject(transformer, matched, RANK, ALPHA, 0, (STUDENT, TEACHER))
+        inject(transformer, matched, RANK, ALPHA, 0, (STUDENT, TEACHER), **variant)
         state = random_state(adapter_parameters(transformer, STUDENT), 2)
         bind(transformer, STUDENT, state)
         velocity = partial(self.family.velocity, transformer)
@@ -92,17 +92,23 @@ def diffusers_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptur
     logger.removeHandler(caplog.handler)
 
 
-@pytest.mark.parametrize("targets", ["default", "all-linear"])
+@pytest.mark.parametrize(
+    ("targets", "dora", "rank_stabilized"),
+    [("default", False, False), ("all-linear", False, True), ("default", True, True)],
+)
 def test_stock_diffusers_draws_what_the_student_draws(
     drawing: Drawing,
     tmp_path: Path,
     targets: str,
+    dora: bool,
+    rank_stabilized: bool,
     diffusers_log: pytest.LogCaptureFixture,
     recwarn: pytest.WarningsRecorder,
 ) -> None:
-    state, expected = drawing.student(targets)
+    state, expected = drawing.student(targets, dora=dora, rank_stabilized=rank_stabilized)
     path = tmp_path / "lora.safetensors"
-    path.write_bytes(lora_file(state, RANK, ALPHA, {"base": "tiny"}))
+    metadata = {"base": "tiny"}
+    path.write_bytes(lora_file(state, RANK, ALPHA, metadata, rank_stabilized=rank_stabilized))
     diffusers_log.clear()
     recwarn.clear()
     drawn = drawing.stock(path)

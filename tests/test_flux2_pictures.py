@@ -46,24 +46,29 @@ def pipeline(family: Flux2Klein) -> Any:
     return family.load_pipeline(torch.float32, "cpu")
 
 
-def adapted(family: Flux2Klein, targets: str | list[str]) -> tuple[nn.Module, dict[str, Tensor]]:
+def adapted(
+    family: Flux2Klein, targets: str | list[str], dora: bool = False
+) -> tuple[nn.Module, dict[str, Tensor]]:
     """The trainer's student with random LoRA weights."""
     transformer = family.load_transformer(torch.float32, "cpu")
     matched = resolve_targets(transformer, targets, family.lora_targets, family.lora_all_linear)
-    inject(transformer, matched, RANK, ALPHA, 0, (STUDENT, TEACHER))
+    inject(transformer, matched, RANK, ALPHA, 0, (STUDENT, TEACHER), dora=dora)
     state = random_state(adapter_parameters(transformer, STUDENT), 2)
     bind(transformer, STUDENT, state)
     return transformer, state
 
 
 def merged(family: Flux2Klein, state: dict[str, Tensor]) -> nn.Module:
-    """The base with W + alpha / r B A in its own weights."""
+    """The base with W + alpha / r B A in its own weights, rows of DoRA at their magnitudes."""
     transformer = family.load_transformer(torch.float32, "cpu")
     names = {name.partition(".lora_")[0] for name in state}
     for name in names:
         down, up = (state[f"{name}.lora_{part}.weight"] for part in "AB")
         with torch.no_grad():
-            transformer.get_submodule(name).weight += ALPHA / RANK * up @ down
+            weight = transformer.get_submodule(name).weight
+            weight += ALPHA / RANK * up @ down
+            if (magnitude := state.get(f"{name}.lora_magnitude_vector")) is not None:
+                weight *= (magnitude / weight.norm(dim=1))[:, None]
     return transformer
 
 
@@ -71,13 +76,16 @@ def pixels(pictures: list[Image.Image]) -> np.ndarray:
     return np.stack([np.asarray(picture, np.int16) for picture in pictures])
 
 
-@pytest.mark.parametrize("targets", ["default", "all-linear"])
+@pytest.mark.parametrize(
+    ("targets", "dora"), [("default", False), ("all-linear", False), ("all-linear", True)]
+)
 @torch.no_grad()
 def test_stock_diffusers_draws_what_the_student_draws(
     family: Flux2Klein,
     pipeline: Any,
     tmp_path: Path,
     targets: str,
+    dora: bool,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -102,7 +110,7 @@ def test_stock_diffusers_draws_what_the_student_draws(
         finally:
             pipeline.unload_lora_weights()
 
-    transformer, state = adapted(family, targets)
+    transformer, state = adapted(family, targets, dora)
     expected = draw(transformer)
     assert np.abs(draw(merged(family, state)) - expected).max() <= 1
     base = stock()

@@ -239,12 +239,15 @@ def make_context(lengths: tuple[int, ...], seed: int) -> Context:
 
 
 def random_state(parameters: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """LoRA weights of the same shapes, large enough to change what the model draws."""
+    """LoRA weights of the same shapes, large enough to change what the model draws; magnitudes
+    of DoRA around those that they have."""
     generator = torch.Generator().manual_seed(seed)
-    return {
-        name: torch.randn(tensor.shape, generator=generator) * 0.1
-        for name, tensor in parameters.items()
-    }
+
+    def value(name: str, tensor: Tensor) -> Tensor:
+        noise = torch.randn(tensor.shape, generator=generator) * 0.1
+        return tensor.detach() * (1 + noise) if name.endswith("magnitude_vector") else noise
+
+    return {name: value(name, tensor) for name, tensor in parameters.items()}
 
 
 def random_image(height: int, width: int, seed: int) -> np.ndarray:

@@ -32,7 +32,9 @@ class Drawer:
         family = FAMILIES[spec.family](spec.base, spec.revision)
         self.height, self.width, self.device = spec.height, spec.width, device
         self.shape = family.latent_shape(self.height, self.width)
-        self.pipeline: Any = family.load_pipeline(DTYPES[spec.dtype], device)
+        self.pipeline: Any = family.load_pipeline(
+            DTYPES[spec.dtype], device, attention=spec.attention
+        )
         self._loras: tuple[str, ...] = ()
 
     @torch.no_grad()

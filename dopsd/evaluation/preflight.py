@@ -81,7 +81,10 @@ def check_teacher(
     contexts = [encoder.encode([sample]) for sample in samples]
     del encoder  # its memory is the pipeline's now
     family = FAMILIES[config.model.family](config.model.base, config.model.revision)
-    pipeline = family.load_pipeline(DTYPES[config.model.dtype], device, text_encoder=False)
+    model = config.model
+    pipeline = family.load_pipeline(
+        DTYPES[model.dtype], device, text_encoder=False, attention=model.attention
+    )
     distance = load_distance(metric, config.preflight.model, family, pipeline, device)
     checks, rows = [], []
     for sample, view, context in zip(samples, views, contexts):

@@ -38,7 +38,9 @@ class Drawer:
         self.contexts = [encoder.encode([sample]) for sample in samples]
         """(student's, teacher's) of each sample."""
         del encoder
-        self.pipeline = self.family.load_pipeline(self.dtype, device, text_encoder=False)
+        self.pipeline = self.family.load_pipeline(
+            self.dtype, device, text_encoder=False, attention=config.model.attention
+        )
 
     def load(self, student: bytes, teacher: bytes) -> None:
         """Take exported LoRA files, in place of earlier ones, as any user would."""

@@ -55,6 +55,8 @@ class EvaluateSpec:
     family: str = "z_image"
     revision: str | None = None
     dtype: str = "float32"
+    attention: str | None = None
+    """Attention backend of diffusers; None: its own choice."""
     height: int | None = None
     """None: 32 for ``shapes``, else 1024."""
     width: int | None = None

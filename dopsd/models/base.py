@@ -64,8 +64,7 @@ class Family(ABC):
     ) -> nn.Module:
         """The frozen transformer (``requires_grad`` off, eval mode) on ``device``."""
         transformer = self._load_part(self.transformer_class, "transformer", dtype)
-        if attention is not None:
-            transformer.set_attention_backend(attention)
+        set_attention(transformer, attention)
         frozen: nn.Module = transformer.requires_grad_(False).eval().to(device)
         return frozen
 
@@ -80,7 +79,11 @@ class Family(ABC):
         return model
 
     def load_pipeline(
-        self, dtype: torch.dtype, device: torch.device | str, text_encoder: bool = True
+        self,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        text_encoder: bool = True,
+        attention: str | None = None,
     ) -> Any:
         """The stock diffusers pipeline, to draw pictures with; without ``text_encoder`` it takes
         contexts only."""
@@ -94,6 +97,7 @@ class Family(ABC):
             use_safetensors=True,
             **left_out,
         )
+        set_attention(pipeline.transformer, attention)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline.to(device)
 
@@ -194,6 +198,33 @@ class Family(ABC):
             revision=self.revision,
             use_safetensors=True,
         )
+
+
+def check_attention(name: str | None) -> None:
+    """Raises ModelError for an attention backend that diffusers does not know."""
+    if name is None:
+        return
+    from diffusers.models.attention_dispatch import AttentionBackendName
+
+    known = [backend.value for backend in AttentionBackendName]
+    if name not in known:
+        public = ", ".join(sorted(each for each in known if not each.startswith("_")))
+        raise ModelError(f"model.attention: {name!r}, allowed: a backend of diffusers: {public}")
+
+
+def set_attention(transformer: Any, name: str | None) -> None:
+    """Switch ``transformer`` to an attention backend of diffusers; None leaves its own.
+
+    Raises ModelError for an unknown one, or one whose package or device is missing here.
+    """
+    check_attention(name)
+    if name is None:
+        return
+    try:
+        transformer.set_attention_backend(name)
+    except (ImportError, RuntimeError, ValueError) as error:
+        line = " ".join(str(error).split())
+        raise ModelError(f"model.attention: {name!r} cannot be used here: {line}") from None
 
 
 def as_pixels(images: list[np.ndarray], vae: Any) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from dopsd.errors import ModelError
 
 STUDENT, TEACHER = "student", "teacher"
+MAGNITUDE = "lora_magnitude_vector"
+"""Name of DoRA's magnitudes: that of PEFT's own files, which diffusers reads too."""
 
 
 def match_targets(transformer: nn.Module, targets: list[str]) -> dict[str, list[str]]:
@@ -69,27 +71,38 @@ def inject(
     alpha: float,
     seed: int,
     adapters: tuple[str, ...] = (STUDENT,),
+    *,
+    dora: bool = False,
+    rank_stabilized: bool = False,
 ) -> None:
     """Add LoRA layers in place, in the transformer's dtype: B zero, A gaussian with std 1 / rank.
 
     A is drawn per module from (seed, module name), so every process starts from the same
     weights. The first of ``adapters`` becomes active; only ``student`` requires grad. fp32 masters
-    of bf16 weights are the optimizer's.
+    of bf16 weights are the optimizer's. ``dora`` adds magnitude vectors, which begin as the norms
+    of the base's rows; ``rank_stabilized`` scales by alpha / sqrt(rank) in place of alpha / rank.
     """
     names = sorted({name for group in matched.values() for name in group})
     dtype = next(transformer.parameters()).dtype
     device = next(transformer.parameters()).device
     for adapter in adapters:
         # PEFT's annotation says int; its arithmetic takes any number.
-        config = LoraConfig(r=rank, lora_alpha=cast(int, alpha), target_modules=names)
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=cast(int, alpha),
+            target_modules=names,
+            use_dora=dora,
+            use_rslora=rank_stabilized,
+        )
         inject_adapter_in_model(config, transformer, adapter)
     for name, layer in lora_layers(transformer):
         for adapter in adapters:
-            down, up = _pair(layer, adapter)
+            parts = _parts(layer, adapter)
+            down, up, *_ = parts.values()
             with torch.no_grad():
                 down.weight.copy_(_gaussian(seed, name, tuple(down.weight.shape)) / rank)
                 up.weight.zero_()
-            for part in (down, up):
+            for part in parts.values():
                 part.to(device=device, dtype=dtype)
                 part.requires_grad_(adapter == STUDENT)
     activate(transformer, adapters[0])
@@ -101,9 +114,13 @@ def _gaussian(seed: int, name: str, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
 
 
-def _pair(layer: LoraLayer, adapter: str) -> tuple[nn.Linear, nn.Linear]:
-    """A (down, [r, in]) and B (up, [out, r]) of an adapter."""
-    return cast(nn.Linear, layer.lora_A[adapter]), cast(nn.Linear, layer.lora_B[adapter])
+def _parts(layer: LoraLayer, adapter: str) -> dict[str, Any]:
+    """Modules of an adapter by the names of their weights: A (down, [r, in]), B (up, [out, r])
+    and, in DoRA, the magnitudes [out]."""
+    parts = {"lora_A.weight": layer.lora_A[adapter], "lora_B.weight": layer.lora_B[adapter]}
+    if adapter in layer.lora_magnitude_vector:
+        parts[MAGNITUDE] = layer.lora_magnitude_vector[adapter]
+    return parts
 
 
 def lora_layers(transformer: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
@@ -120,11 +137,12 @@ def activate(transformer: nn.Module, adapter: str) -> None:
 
 
 def adapter_parameters(transformer: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
-    """{``<module>.lora_A.weight`` / ``<module>.lora_B.weight``: parameter} of an adapter."""
+    """{``<module>.lora_A.weight`` / ``.lora_B.weight`` / ``.lora_magnitude_vector`` (DoRA):
+    parameter} of an adapter."""
     parameters = {}
     for name, layer in lora_layers(transformer):
-        for part, linear in zip("AB", _pair(layer, adapter)):
-            parameters[f"{name}.lora_{part}.weight"] = cast(nn.Parameter, linear.weight)
+        for part, module in _parts(layer, adapter).items():
+            parameters[f"{name}.{part}"] = module.weight
     return parameters
 
 

@@ -13,12 +13,12 @@ from dopsd.report.redact import redact
 
 _FREE_SECTIONS = (
     *("run", "encoder", "rollout", "teacher", "inference", "deadline", "checkpoint"),
-    *("preview", "preflight", "debug", "trackers", "device"),
+    *("preview", "preflight", "debug", "trackers", "device", "transport"),
 )
 _FREE_KEYS = (
     *("learner.workers", "learner.cpus", "learner.gpus", "learner.deepspeed"),
     *("learner.gradient_checkpointing", "learner.restarts", "learner.restart_wait"),
-    *("learner.max_nonfinite", "model.attention"),
+    *("learner.max_nonfinite", "model.attention", "model.compile"),
     # What they stand for is compared by the fingerprint of the data.
     *("data.source", "data.shards", "data.shapes_count", "data.max_bad_fraction"),
 )

@@ -38,6 +38,7 @@ from dopsd.runtime.data import (
     with_absolute_paths,
 )
 from dopsd.runtime.ledger import LEDGER_FILE, SKIPPED_FILE
+from dopsd.runtime.options import check_options
 from dopsd.runtime.placement import Roles, resolve_roles, wait_for_resources
 from dopsd.runtime.preflight import before_training
 from dopsd.runtime.preview import draw_preview
@@ -136,6 +137,7 @@ def train(config: RunConfig, show: Show, *, resume: bool = False, replace: bool 
     preset = read_preset(config.learner.deepspeed)
     check_trackers(config.trackers)
     check_context(config, preset_stage(preset))
+    check_options(config, preset)
     check_prior(config)
     config = with_absolute_paths(config)
     family = FAMILIES[config.model.family](config.model.base, config.model.revision)
@@ -309,6 +311,10 @@ def _claim_folder(config: RunConfig, resume: bool) -> None:
     storage.write_bytes(storage.join(folder, "config.yaml"), dump_config(config).encode())
 
 
+def _variant(config: RunConfig) -> str:
+    return "".join(f"{name} " for name, on in config.lora.variant.items() if on)
+
+
 def lora_metadata(config: RunConfig, manifest: Manifest) -> dict[str, str]:
     """What the exported file says of itself: base model, recipe, data fingerprint."""
     method, lora = config.method, config.lora
@@ -327,7 +333,7 @@ def lora_metadata(config: RunConfig, manifest: Manifest) -> dict[str, str]:
             f"{objective} K={method.steps} weighting={method.weighting} {teacher}"
             f"lr={config.learner.lr} steps={config.learner.steps} "
             f"global_batch={config.learner.global_batch} max_policy_lag={config.max_policy_lag} "
-            f"rank={lora.rank} alpha={lora.alpha} seed={config.run.seed}"
+            f"rank={lora.rank} alpha={lora.alpha} {_variant(config)}seed={config.run.seed}"
         ),
         "dopsd.data": manifest.fingerprint,
     }

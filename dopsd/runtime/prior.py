@@ -83,6 +83,7 @@ def _spec(config: RunConfig, manifest: Manifest) -> EvaluateSpec:
         family=config.model.family,
         revision=config.model.revision,
         dtype=config.model.dtype,
+        attention=config.model.attention,
         height=bucket.height,
         width=bucket.width,
         steps=(prior.steps or config.preview.steps or config.method.steps,),

@@ -36,7 +36,8 @@ def build_student(
         transformer, config.lora.targets, family.lora_targets, family.lora_all_linear
     )
     adapters = (STUDENT, TEACHER) if with_teacher else (STUDENT,)
-    inject(transformer, matched, config.lora.rank, config.lora.alpha, config.run.seed, adapters)
+    lora = config.lora
+    inject(transformer, matched, lora.rank, lora.alpha, config.run.seed, adapters, **lora.variant)
     if config.learner.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
     return Student(family, transformer)

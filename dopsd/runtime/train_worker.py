@@ -106,7 +106,9 @@ def _train(
     learner_config = config.learner
     micro_batches = learner_config.global_batch // learner_config.micro_batch
     accumulation = -(-micro_batches // world) * config.method.steps
-    engine = ZeroEngine(student, engine_config(config, arguments["preset"], accumulation))
+    engine = ZeroEngine(
+        student, engine_config(config, arguments["preset"], accumulation), learner_config
+    )
 
     def fetch(step: int) -> Iterator[tuple[Any, bool]]:
         for place, box in enumerate(call("fetch", step, rank, world)):
@@ -121,7 +123,10 @@ def _train(
 
     def lora(adapter: str, state: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> bytes:
         metadata = {**arguments["lora"], "dopsd.adapter": adapter}
-        return lora_file(state, config.lora.rank, config.lora.alpha, metadata, dtype)
+        form = config.lora
+        return lora_file(
+            state, form.rank, form.alpha, metadata, dtype, rank_stabilized=form.rank_stabilized
+        )
 
     def publish(version: int, student: dict[str, Tensor], teacher: dict[str, Tensor]) -> Wish:
         if rank:

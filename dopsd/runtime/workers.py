@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 import torch
+from torch import Tensor
 
 from dopsd.config import RunConfig
 from dopsd.data.stream import load_encoded
@@ -48,6 +50,15 @@ def batch_velocity(
     return lambda latents, sigma: family.velocity(transformer, latents, sigma, context)
 
 
+def compile_blocks(transformer: Any, backend: str = "inductor") -> None:
+    """torch.compile of each repeated block, in place, for any batch and any number of tokens:
+    one compilation serves all blocks of a kind, and parameters may change afterwards."""
+    # A kind of block is compiled for each adapter and for batches of one apart; past the usual
+    # limit of 8, blocks would go on uncompiled.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    transformer.compile_repeated_blocks(dynamic=True, backend=backend)
+
+
 class InferenceWorker:
     """A frozen base with the adapters of its role: roll-out, teacher, or both (shared)."""
 
@@ -72,9 +83,13 @@ class InferenceWorker:
             config.lora.alpha,
             config.run.seed,
             adapters,
+            **config.lora.variant,
         )
         self.transformer.requires_grad_(False)
+        if config.model.compile:
+            compile_blocks(self.transformer)
         self.version = -1
+        self._kept: dict[int, Tensor] = {}
 
     def load(self, *payloads: bytes) -> Acknowledgement:
         """Bind a version's weights, one payload for each of the worker's adapters, in order.
@@ -96,13 +111,35 @@ class InferenceWorker:
         """Roll the student out on an encoded micro-batch: a Trajectory and its timing."""
         return self._timed(lambda: self._rollout(version, load_encoded(block)).to_bytes())
 
-    def score(self, version: int, block: pa.Table, trajectory: bytes) -> tuple[bytes, Stats]:
-        """Add the teacher's velocities for all K states: a TrainingBatch and its timing."""
-        return self._timed(
-            lambda: self._score(
-                version, load_encoded(block), Trajectory.from_bytes(trajectory)
-            ).to_bytes()
-        )
+    def generate_and_keep(self, version: int, block: pa.Table, number: int) -> tuple[bytes, Stats]:
+        """As ``generate``, but the states stay on the device until ``hand_out(number)``."""
+
+        def work() -> bytes:
+            path = self._rollout(version, load_encoded(block))
+            self._kept[number] = path.states
+            return replace(path, states=path.states.new_empty(0)).to_bytes()
+
+        return self._timed(work)
+
+    def hand_out(self, number: int) -> Tensor:
+        """The states [K + 1, B, C, h, w] of a roll-out, which are given away."""
+        return self._kept.pop(number)
+
+    def score(
+        self, version: int, block: pa.Table, trajectory: bytes, states: Tensor | None = None
+    ) -> tuple[bytes, Stats]:
+        """Add the teacher's velocities for all K states: a TrainingBatch and its timing.
+
+        ``states``: those of a trajectory that was kept without them.
+        """
+
+        def work() -> bytes:
+            path: Trajectory = Trajectory.from_bytes(trajectory)
+            if states is not None:
+                path = replace(path, states=states)
+            return self._score(version, load_encoded(block), path).to_bytes()
+
+        return self._timed(work)
 
     def generate_and_score(self, version: int, block: pa.Table) -> tuple[bytes, Stats]:
         """Both on one base, so that states need not travel."""
@@ -141,7 +178,7 @@ class InferenceWorker:
         activate(self.transformer, STUDENT)
         student = batch_velocity(self.family, self.transformer, batch.student, self.dtype)
         states = rollout(student, noise.to(self.device), sigmas)
-        return Trajectory(info, version, self.config.run.seed, sigmas, states.cpu(), batch.student)
+        return Trajectory(info, version, self.config.run.seed, sigmas, states, batch.student)
 
     def _score(self, version: int, batch: EncodedBatch, path: Trajectory) -> TrainingBatch:
         self._require(version)

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dopsd.config import RunConfig
+from dopsd.config import LearnerSection, RunConfig
 from dopsd.errors import CheckpointError, ConfigError
 from dopsd.models.lora import STUDENT, TEACHER, activate, adapter_parameters
+from dopsd.runtime.eight_bit import adamw8bit
 from dopsd.runtime.student import Student
 from dopsd.runtime.zero_state import optimizer_state, set_master_weights, set_optimizer_state
 
@@ -64,35 +65,46 @@ def preset_stage(preset: dict[str, Any]) -> int:
     return int(preset.get("zero_optimization", {}).get("stage", 0))
 
 
+def offloads_optimizer(preset: dict[str, Any]) -> bool:
+    """Whether a preset keeps the optimizer's state off the GPU."""
+    return "offload_optimizer" in preset.get("zero_optimization", {})
+
+
 def engine_config(config: RunConfig, preset: dict[str, Any], accumulation: int) -> dict[str, Any]:
     """The whole DeepSpeed config. ``accumulation``: backward passes of a step on one rank."""
     learner = config.learner
-    offloads = "offload_optimizer" in preset.get("zero_optimization", {})
+    optimizer: dict[str, Any] = {"zero_allow_untested_optimizer": True}
+    if learner.optimizer == "adamw":
+        optimizer = {"optimizer": _adamw(learner, offloads_optimizer(preset))}
     return {
         **preset,
         "train_micro_batch_size_per_gpu": learner.micro_batch,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": learner.clip,
         "bf16": {"enabled": config.model.dtype == "bfloat16"},
-        "optimizer": {
-            "type": "AdamW",
-            "params": {
-                "lr": learner.lr,
-                "betas": list(learner.betas),
-                "eps": learner.eps,
-                "weight_decay": learner.weight_decay,
-                # The fused kernels want a CUDA toolkit; optimizer offload needs DeepSpeed's own.
-                "torch_adam": not offloads,
-            },
-        },
+        **optimizer,
         "steps_per_print": 10**9,
+    }
+
+
+def _adamw(learner: LearnerSection, offloads: bool) -> dict[str, Any]:
+    return {
+        "type": "AdamW",
+        "params": {
+            "lr": learner.lr,
+            "betas": list(learner.betas),
+            "eps": learner.eps,
+            "weight_decay": learner.weight_decay,
+            # The fused kernels want a CUDA toolkit; optimizer offload needs DeepSpeed's own.
+            "torch_adam": not offloads,
+        },
     }
 
 
 class ZeroEngine:
     """A student under DeepSpeed. Backward passes accumulate; the last of a step updates."""
 
-    def __init__(self, student: Student, config: dict[str, Any]) -> None:
+    def __init__(self, student: Student, config: dict[str, Any], learner: LearnerSection) -> None:
         os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
         import deepspeed
 
@@ -103,7 +115,11 @@ class ZeroEngine:
             deepspeed.zero.Init(module=student, config_dict_or_path=config)
         trainable = [p for p in student.parameters() if p.requires_grad]
         self.engine, *_ = deepspeed.initialize(
-            model=student, model_parameters=trainable, config=config
+            model=student,
+            model_parameters=trainable,
+            config=config,
+            # What DeepSpeed makes from its config it makes itself.
+            optimizer=None if "optimizer" in config else adamw8bit(trainable, learner),
         )
         self.stage = self.engine.zero_optimization_stage()
         self._full_rows = int(config["train_micro_batch_size_per_gpu"])

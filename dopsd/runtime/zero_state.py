@@ -3,12 +3,15 @@ every number of learners."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dopsd.errors import CheckpointError
+from dopsd.runtime.eight_bit import is_eight_bit, plain_moments, take_plain_moments
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _FLAT = (
@@ -32,10 +35,14 @@ def optimizer_state(
     if not states or not all(states):
         return 0, {}
     moments = {}
-    for name, parameter in parameters.items():
-        for key in MOMENTS:
-            full = safe_get_full_optimizer_state(parameter, key)
-            moments[f"{name}.{key}"] = full.detach().float().cpu().clone()
+    plain: Any = nullcontext()
+    if is_eight_bit(zero.optimizer):
+        plain = plain_moments(zero.optimizer, _flat_parts(zero), partial(_link, zero))
+    with plain:
+        for name, parameter in parameters.items():
+            for key in MOMENTS:
+                full = safe_get_full_optimizer_state(parameter, key)
+                moments[f"{name}.{key}"] = full.detach().float().cpu().clone()
     return int(states[0]["step"]), moments
 
 
@@ -52,11 +59,19 @@ def set_optimizer_state(
             "step": torch.tensor(float(step)) if adam else step,
             **{key: torch.zeros_like(flat.data) for key in MOMENTS},
         }
-    if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
-        zero._lazy_init_hp_params_optimizer_state()
+    _link(zero)
     for name, parameter in parameters.items():
         for key in MOMENTS:
             _set(parameter, moments[f"{name}.{key}"], key)
+    if is_eight_bit(zero.optimizer):
+        take_plain_moments(zero.optimizer, _flat_parts(zero), step, partial(_link, zero))
+
+
+def _link(zero: Any) -> None:
+    """Tell ZeRO-1 and 2, which keep views of them, which tensors the optimizer's state holds."""
+    if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
+        zero._hp_optimizer_states_linked = False
+        zero._lazy_init_hp_params_optimizer_state()
 
 
 def set_master_weights(parameters: dict[str, nn.Parameter], weights: dict[str, Tensor]) -> None:

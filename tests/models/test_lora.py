@@ -36,10 +36,11 @@ def adapted(
     targets: list[str] | str = "default",
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
+    **variant: bool,
 ) -> nn.Module:
     transformer = make_transformer().to(dtype)
     matched = resolve_targets(transformer, targets, ZImage.lora_targets)
-    inject(transformer, matched, RANK, ALPHA, seed, adapters)
+    inject(transformer, matched, RANK, ALPHA, seed, adapters, **variant)
     return transformer
 
 
@@ -191,9 +192,36 @@ def test_the_adapter_adds_alpha_over_r_times_b_a() -> None:
     torch.testing.assert_close(velocity(transformer), merged, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("dora", [False, True])
+def test_rank_stabilized_and_dora_by_their_formulas(dora: bool) -> None:
+    """W + alpha / sqrt(r) B A; in DoRA each of its rows is then scaled to its magnitude."""
+    transformer, plain = adapted(rank_stabilized=True, dora=dora), make_transformer()
+    state = random_state(adapter_parameters(transformer, STUDENT), 0)
+    bind(transformer, STUDENT, state)
+    with torch.no_grad():
+        for name, _ in lora_layers(transformer):
+            down, up = (state[f"{name}.lora_{part}.weight"] for part in "AB")
+            weight = plain.get_submodule(name).weight
+            weight += ALPHA / RANK**0.5 * up @ down
+            if dora:
+                magnitude = state[f"{name}.lora_magnitude_vector"]
+                weight *= (magnitude / weight.norm(dim=1))[:, None]
+    torch.testing.assert_close(velocity(transformer), velocity(plain), atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_both_dtypes_train(dtype: torch.dtype) -> None:
-    transformer = adapted((STUDENT, TEACHER), dtype=dtype)
+def test_dora_begins_as_the_base(dtype: torch.dtype) -> None:
+    transformer = adapted((STUDENT, TEACHER), dtype=dtype, dora=True)
+    names = {name for name in adapter_parameters(transformer, STUDENT) if "magnitude" in name}
+    assert len(names) == 7 * BLOCKS
+    base = velocity(make_transformer().to(dtype), dtype)
+    assert torch.equal(velocity(transformer, dtype), base)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_both_dtypes_train(dtype: torch.dtype, dora: bool) -> None:
+    transformer = adapted((STUDENT, TEACHER), dtype=dtype, dora=dora)
     assert {p.dtype for p in transformer.parameters()} == {dtype}
     state = random_state(adapter_parameters(transformer, STUDENT), 0)
     bind(transformer, STUDENT, state)
@@ -205,10 +233,11 @@ def test_both_dtypes_train(dtype: torch.dtype) -> None:
         assert parameter.grad.abs().max() > 0, name
 
 
-def test_gradient_checkpointing_gives_the_same_gradients() -> None:
+@pytest.mark.parametrize("dora", [False, True])
+def test_gradient_checkpointing_gives_the_same_gradients(dora: bool) -> None:
     results = []
     for checkpointing in (False, True):
-        transformer = adapted((STUDENT, TEACHER))
+        transformer = adapted((STUDENT, TEACHER), dora=dora)
         bind(transformer, STUDENT, random_state(adapter_parameters(transformer, STUDENT), 0))
         if checkpointing:
             transformer.enable_gradient_checkpointing()

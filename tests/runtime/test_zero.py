@@ -36,7 +36,10 @@ def launch(world: int, base: Path, out: Path, cases: list[str]) -> dict[str, dic
         subprocess.Popen(
             [sys.executable, "-m", "tests.runtime.zero_rank", str(rank), *words],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+            },
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -187,3 +190,20 @@ def test_one_rank_is_the_same(tiny_base, plain, two_ranks, two_ranks_folder, tmp
     near(results[cases[1]], found)
     assert found["loss"] == pytest.approx(losses, rel=1e-4)
     assert found["grad_norm"] == pytest.approx(norms, rel=1e-4)
+
+
+def test_eight_bit_moments_train_and_resume(tiny_base, plain, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    _, _, weights, _ = plain
+    cases = [f"{stage}:float32:adamw8bit" for stage in ("zero1", "zero3")]
+    again = [f"{case}:resume:{case.split(':')[0]}-float32-1-adamw8bit" for case in cases]
+    results = launch(1, tiny_base, tmp_path / "one.json", [*cases, *again])
+    for case, resumed in zip(cases, again):
+        for name in (name for name in weights if ".lora_B." in name):
+            found, exact = torch.tensor(results[case]["weights"][name]), weights[name].flatten()
+            assert not torch.equal(found, exact)
+            assert (found - exact).abs().mean() < 0.2 * exact.abs().mean(), name
+        for key in ("updates", "saved"):
+            assert results[resumed][key] == results[case][key], (case, key)
+        for name, values in results[case]["weights"].items():
+            assert results[resumed]["weights"][name] == pytest.approx(values, abs=1e-6), name

@@ -3,7 +3,7 @@
 Run as ``python -m tests.runtime.zero_rank RANK WORLD PORT BASE OUT STAGE:DTYPE[:WORD]...``; rank 0
 writes losses, gradient norms and weights of each case to ``OUT``, and the state after SAVED steps
 into a folder beside it. The word ``resume`` starts from the state that lies there, ``poison`` makes
-a target of step 1 infinite.
+a target of step 1 infinite, ``adamw8bit`` takes bitsandbytes' optimizer.
 """
 
 from __future__ import annotations
@@ -72,10 +72,13 @@ def batches(step: int) -> list[TrainingBatch]:
 def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
     stage, dtype, *words = case.split(":")
     config = case_config(base, stage, dtype)
+    if "adamw8bit" in words:
+        config.learner.optimizer = "adamw8bit"
     family = FAMILIES["z_image"](base)
     student = build_student(config, family, "cpu", with_teacher=False)
     accumulation = -(-FULL // world) * STATES
-    engine = ZeroEngine(student, engine_config(config, read_preset(stage), accumulation))
+    settings = engine_config(config, read_preset(stage), accumulation)
+    engine = ZeroEngine(student, settings, config.learner)
 
     def micro_batches(step: int):
         made = batches(step)
@@ -103,7 +106,8 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
 
     def save(state: LearnerState) -> None:
         if rank == 0:
-            place = folder / f"{stage}-{dtype}-{world}"
+            eight = "-adamw8bit" if "adamw8bit" in words else ""
+            place = folder / f"{stage}-{dtype}-{world}{eight}"
             place.mkdir(exist_ok=True)
             for name, payload in state.to_files().items():
                 (place / name).write_bytes(payload)
@@ -114,7 +118,7 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
 
     def publish(version: int, weights: dict[str, Tensor], teacher: dict[str, Tensor]) -> Wish:
         weights_at.append({name: tensor.clone() for name, tensor in weights.items()})
-        return Wish(save=version == SAVED and not words)
+        return Wish(save=version == SAVED and words in ([], ["adamw8bit"]))
 
     learner = Learner(
         config,
