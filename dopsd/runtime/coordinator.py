@@ -109,7 +109,7 @@ class Coordinator:
         return problems + self._notices()
 
     def _notices(self) -> list[str]:
-        return self._saver.notices + self.log.notices
+        return self._saver.notices + self._flow.notices + self.log.notices
 
     def _guarded(self, target: Callable[[], None]) -> None:
         try:

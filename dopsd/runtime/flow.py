@@ -18,6 +18,7 @@ from dopsd.runtime.admission import Admission, Key, policy_version
 from dopsd.runtime.placement import Roles
 from dopsd.runtime.pool import Pool
 from dopsd.runtime.timeline import Span
+from dopsd.runtime.transport import Hop
 from dopsd.runtime.weights import Bundle
 
 _ATTEMPTS = 4
@@ -54,22 +55,39 @@ class Flow:
         self._done, self._spans = done, spans
         self.full_size = config.learner.global_batch // config.learner.micro_batch
         self.pools: list[Pool] = []
+        self.notices: list[str] = []
+        """How trajectories travel, where that is not by the object store; for the run's summary."""
         self.rewind(0)
 
     def launch(self) -> None:
         """Start the actors; returns at once."""
         roles, config = self.roles, self.config
         if roles.rollout and roles.teacher:
+            direct = config.transport == "rdt"
             self.pools = [
-                Pool(config, roles.rollout, (STUDENT,), "generate"),
-                Pool(config, roles.teacher, (TEACHER,), "score"),
+                Pool(config, roles.rollout, (STUDENT,), "generate", direct),
+                Pool(config, roles.teacher, (TEACHER,), "score", direct),
             ]
         elif roles.rollout:
             both = (STUDENT, TEACHER)
             self.pools = [Pool(config, roles.rollout, both, "generate_and_score")]
         elif roles.teacher:
             self.pools = [Pool(config, roles.teacher, (TEACHER,), "teach")]
+        if config.transport == "rdt":
+            self._open_hop()
         self.rewind(0)
+
+    def _open_hop(self) -> None:
+        if len(self.pools) < 2:
+            self.notices.append(
+                "transport: rdt has nothing to carry: no trajectory travels between two pools here"
+            )
+            return
+        actors = [member.handle for pool in self.pools for member in pool.members]
+        device, limit = self.pools[0].role.device, self.config.deadline.start
+        hop = Hop(actors, device, self.notices.append, limit)
+        for pool in self.pools:
+            pool.hop = hop
 
     def rewind(self, step: int) -> None:
         """Forget everything and begin at ``step``; what is under way is dropped when it ends."""
@@ -157,7 +175,8 @@ class Flow:
             for done in finished:
                 item = self._items[done.key]
                 if stage + 1 < len(self.pools):
-                    item.stage, item.inputs = stage + 1, [item.block, done.result]
+                    direct = [] if done.states is None else [done.states]
+                    item.stage, item.inputs = stage + 1, [item.block, done.result, *direct]
                     self._waiting[stage + 1].append(item.key)
                 else:
                     self._finish(item, done.result)

@@ -15,6 +15,7 @@ from dopsd.runtime.admission import Key
 from dopsd.runtime.failures import own_message
 from dopsd.runtime.placement import Role
 from dopsd.runtime.timeline import Span
+from dopsd.runtime.transport import Hop, lost_on_the_way
 from dopsd.runtime.weights import Bundle, check_acknowledgement
 from dopsd.runtime.workers import InferenceWorker
 
@@ -32,6 +33,8 @@ class Call:
     """Ready when the call has ended: an acknowledgement, or the call's stats."""
     result: ray.ObjectRef | None
     started: float
+    states: ray.ObjectRef | None = None
+    """What was handed out beside the result, on its way from device to device."""
     dropped: bool = False
     """Nobody wants its outcome any more: the run was rewound."""
 
@@ -67,13 +70,15 @@ class Finished:
     key: Key
     result: ray.ObjectRef
     stats: dict[str, float]
+    states: ray.ObjectRef | None = None
 
 
 class Pool:
     """Actors of one ``role`` that answer ``method``; driven by one thread.
 
     ``slots``: calls queued on a member at once. ``deadline``: seconds after which a call makes
-    its member late; it is then killed and restarted, ``restarts`` times at most.
+    its member late; it is then killed and restarted, ``restarts`` times at most. ``direct``: its
+    actors can take part in a ``hop``.
     """
 
     def __init__(
@@ -82,14 +87,19 @@ class Pool:
         role: Role,
         adapters: tuple[str, ...],
         method: str,
+        direct: bool = False,
     ) -> None:
         self.config, self.role, self.adapters, self.method = config, role, adapters, method
         self.events = 0
         """Calls that ended and restarts: tells whether anything moves."""
         self._spans: list[Span] = []
-        self._actor = ray.remote(InferenceWorker).options(
-            num_cpus=role.cpus, num_gpus=role.gpus, max_restarts=0
-        )
+        self.hop: Hop | None = None
+        """Where states go from device to device, to or from this pool."""
+        self._handed_out = 0
+        # As an argument of `options` Ray would accept it, and ignore it.
+        switched: Any = {"enable_tensor_transport": True}
+        actor: Any = (ray.remote(**switched) if direct else ray.remote)(InferenceWorker)
+        self._actor = actor.options(num_cpus=role.cpus, num_gpus=role.gpus, max_restarts=0)
         self.members = [Member(f"{role.name}-{i}", self._launch()) for i in range(role.workers)]
 
     def _launch(self) -> Any:
@@ -107,6 +117,8 @@ class Pool:
             if member.bundle is not bundle:
                 ack = member.handle.load.remote(*(bundle.refs[a] for a in self.adapters))
                 member.calls.append(Call(None, bundle, ack, None, time.monotonic()))
+            elif self.hop is not None and self.hop.opening():
+                continue
             elif len(member.calls) < self.config.inference.slots and (
                 best is None or len(member.calls) < len(best.calls)
             ):
@@ -115,13 +127,32 @@ class Pool:
 
     def submit(self, member: Member, key: Key, bundle: Bundle, *inputs: ray.ObjectRef) -> None:
         """Queue one micro-batch on ``member`` under ``bundle``; inputs are passed by reference."""
+        if self.method == "generate" and self.hop is not None and self.hop.is_open:
+            try:
+                member.calls.append(self._submit_direct(member, key, bundle, *inputs))
+                return
+            except (ValueError, RayError) as error:
+                self.hop.close(own_message(error))
         method = getattr(member.handle, self.method).options(num_returns=2)
         result, stats = method.remote(bundle.version, *inputs)
         member.calls.append(Call(key, bundle, stats, result, time.monotonic()))
 
+    def _submit_direct(
+        self, member: Member, key: Key, bundle: Bundle, block: ray.ObjectRef
+    ) -> Call:
+        """A roll-out whose states stay on the device until another actor takes them."""
+        assert self.hop is not None
+        self._handed_out += 1
+        hand_out = member.handle.hand_out.options(tensor_transport=self.hop.backend)
+        keep = member.handle.generate_and_keep.options(num_returns=2)
+        result, stats = keep.remote(bundle.version, block, self._handed_out)
+        states = hand_out.remote(self._handed_out)
+        return Call(key, bundle, stats, result, time.monotonic(), states)
+
     def starting(self) -> bool:
-        """Whether a member still loads its base or waits for its first weights."""
-        return any(member.loaded < 0 for member in self.members)
+        """Whether a member still loads its base or waits for its first weights, or a hop opens."""
+        opening = self.hop is not None and self.hop.opening()
+        return opening or any(member.loaded < 0 for member in self.members)
 
     def pending(self) -> list[ray.ObjectRef]:
         """References that become ready when something has happened."""
@@ -146,7 +177,9 @@ class Pool:
                 try:
                     value = ray.get(call.done)
                 except RayTaskError as error:
-                    if not isinstance(error.cause, RayError):
+                    if self.hop is not None and lost_on_the_way(error):
+                        self.hop.close(f"{member.name} waited for states in vain")
+                    elif not isinstance(error.cause, RayError):
                         raise WorkerError(f"{member.name}: {own_message(error)}") from None
                     # An input was lost with the process or node that held it.
                     member.calls.pop(0)
@@ -178,7 +211,7 @@ class Pool:
                 self._note(member, self.method, call.key[0], value["seconds"])
                 if call.dropped:
                     continue
-                finished.append(Finished(call.key, call.result, value))
+                finished.append(Finished(call.key, call.result, value, call.states))
         return finished, retry
 
     def forget(self) -> None:
@@ -242,6 +275,8 @@ class Pool:
         if member.restarts >= self.config.deadline.restarts:
             raise type(reason)(f"{reason}; its {member.restarts} restarts are spent")
         ray.kill(member.handle)
+        if self.hop is not None and self.hop.grouped:
+            self.hop.close(f"{member.name} was restarted, and its group cannot take it in again")
         member.handle, member.loaded, member.calls = self._launch(), -1, []
         member.bundle = None
         member.launched = time.monotonic()

@@ -126,6 +126,33 @@ def test_shared_pool_changes_no_bit(undisturbed, tiny_base, parameters, tmp_path
     assert run(config, parameters) == undisturbed
 
 
+def test_states_from_device_to_device_change_no_bit(undisturbed, tiny_base, parameters, tmp_path):
+    """Over gloo; a worker that dies on the way closes the hop, and the run says so."""
+    config = config_of(tiny_base, tmp_path, transport="rdt", rollout={"workers": 2})
+    seen = []
+
+    def during(coordinator, step):
+        if step == 2:
+            seen.extend(coordinator._flow.notices)
+            ray.kill(coordinator._flow.pools[0].members[0].handle)
+        if step == STEPS - 1:
+            seen.extend(coordinator._flow.notices)
+
+    assert run(config, parameters, during) == undisturbed
+    assert seen[0].startswith("transport: rdt over gloo from roll-out to teacher")
+    assert len(set(seen)) == 2 and "fell back to the object store: " in seen[-1]
+
+
+def test_a_transport_that_cannot_be_is_announced(undisturbed, tiny_base, parameters, tmp_path):
+    config = config_of(tiny_base, tmp_path, transport="rdt", inference={"shared": True})
+    seen = []
+    run_of = run(config, parameters, lambda coordinator, _: seen.extend(coordinator._flow.notices))
+    assert run_of == undisturbed
+    assert set(seen) == {
+        "transport: rdt has nothing to carry: no trajectory travels between two pools here"
+    }
+
+
 def test_a_changed_adapter_changes_the_next_rollout(tiny_base, parameters):
     worker = InferenceWorker(config_of(tiny_base, "unused"), "cpu", (STUDENT, "teacher"))
     finished = []
