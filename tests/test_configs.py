@@ -88,7 +88,8 @@ def test_preset_is_zero_and_the_summing_of_gradients_only(stage: int) -> None:
 
 SECTIONS = (
     "run, model, context, data, method, lora, source, max_policy_lag, transport, device, encoder, "
-    "rollout, teacher, inference, learner, deadline, checkpoint, preview, preflight, debug, trackers"
+    "rollout, teacher, inference, learner, deadline, checkpoint, preview, preflight, "
+    "debug, trackers"
 )
 LEARNER = ", ".join(type(RunConfig.model_fields["learner"].default_factory()).model_fields)
 
