@@ -68,7 +68,8 @@ def two_ranks(tiny_base, two_ranks_folder):
     again = [f"{case}:resume:{case.replace(':', '-')}-2" for case in cases]
     others = ["zero3:float32:resume:zero1-float32-2", "zero1:float32:resume:zero3-float32-2"]
     poisoned = [f"{stage}:{dtype}:poison" for stage, dtype in POISONED]
-    return launch(2, tiny_base, out, [*cases, *again, *others, *poisoned])
+    dora = [f"{stage}:float32:dora" for stage in ("zero1", "zero2")]
+    return launch(2, tiny_base, out, [*cases, *again, *others, *poisoned, *dora])
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +180,21 @@ def test_a_step_that_is_not_finite_changes_nothing(stage, dtype, two_ranks):
     assert found["updates"] == 2 and found["loss"][1] is None
     assert all(value is not None and value >= 0 for value in found["grad_norm"][::2])
     assert found["micro_batches"] == [[0, 2], [0], [0]], "rank 0's, without padding"
+
+
+def test_dora_trains_its_magnitudes_and_the_ema_follows(two_ranks, tiny_base):
+    found = two_ranks["zero1:float32:dora"]
+    near(two_ranks["zero2:float32:dora"], found)
+    assert found["changed"] == [True] * STEPS
+    names = [name for name in found["weights"] if name.endswith(".lora_magnitude_vector")]
+    assert len(names) == len(found["weights"]) / 3
+    base = FAMILIES["z_image"](str(tiny_base)).load_transformer(torch.float32, "cpu")
+    for name in names:
+        start = base.get_submodule(name.removesuffix(".lora_magnitude_vector")).weight.norm(dim=1)
+        moved = torch.tensor(found["weights"][name]) - start
+        followed = torch.tensor(found["teacher"][name]) - start
+        assert moved.abs().max() > 1e-4, name
+        assert 0 < followed.abs().mean() < moved.abs().mean(), name
 
 
 def test_one_rank_is_the_same(tiny_base, plain, two_ranks, two_ranks_folder, tmp_path):

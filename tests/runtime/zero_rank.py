@@ -3,7 +3,8 @@
 Run as ``python -m tests.runtime.zero_rank RANK WORLD PORT BASE OUT STAGE:DTYPE[:WORD]...``; rank 0
 writes losses, gradient norms and weights of each case to ``OUT``, and the state after SAVED steps
 into a folder beside it. The word ``resume`` starts from the state that lies there, ``poison`` makes
-a target of step 1 infinite, ``adamw8bit`` takes bitsandbytes' optimizer.
+a target of step 1 infinite, ``adamw8bit`` takes bitsandbytes' optimizer, ``dora`` trains
+DoRA with rank-stabilised scaling.
 """
 
 from __future__ import annotations
@@ -74,6 +75,8 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
     config = case_config(base, stage, dtype)
     if "adamw8bit" in words:
         config.learner.optimizer = "adamw8bit"
+    if "dora" in words:
+        config.lora.dora = config.lora.rank_stabilized = True
     family = FAMILIES["z_image"](base)
     student = build_student(config, family, "cpu", with_teacher=False)
     accumulation = -(-FULL // world) * STATES
