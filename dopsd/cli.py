@@ -84,19 +84,36 @@ def train(
 
 
 @app.command()
-def prepare(config: ConfigPath = "configs/shapes.yaml", overrides: Overrides = None) -> None:
-    """Turn data.source into prepared shards (data.shards) and a manifest."""
+def prepare(
+    config: ConfigPath = "configs/shapes.yaml",
+    overrides: Overrides = None,
+    encode: Annotated[
+        bool,
+        typer.Option(
+            "--encode", help="Encode all contexts once, so that training loads no encoder."
+        ),
+    ] = False,
+) -> None:
+    """Turn data.source into prepared shards (data.shards) and a manifest.
+
+    With --encode, shards that are there already are kept.
+    """
     run = load_config(config, overrides)
     quiet()
     from dopsd.runtime.cluster import connect
     from dopsd.runtime.data import prepare_shards
+    from dopsd.runtime.encoded import encode_contexts
     from dopsd.runtime.progress import Progress
 
     console = Console()
     connect()
     with Progress(console) as progress:
-        manifest = prepare_shards(run, lambda status: progress.show("prepare", status))
-    for line in manifest.summary_lines():
+        if encode:
+            lines = encode_contexts(run, progress.show)
+        else:
+            manifest = prepare_shards(run, lambda status: progress.show("prepare", status))
+            lines = manifest.summary_lines()
+    for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
     console.print(f"Shards: {run.shards}", highlight=False)
     command = shlex.join(["dopsd", "train", config, *(overrides or [])])

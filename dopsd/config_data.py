@@ -66,6 +66,12 @@ class DataSection(Section):
         "0.5}; 1 for the others, 0 leaves a concept out.",
     )
     prior: PriorSection = Field(default_factory=PriorSection)
+    encoded: Literal["off", "auto", "require"] = Field(
+        "auto",
+        description="Contexts that `dopsd prepare --encode` left beside the shards. `auto`: read "
+        "where they fit, so that no encoder is loaded; else encode while training. `require`: "
+        "refuse the run if they do not fit. `off`: never read them.",
+    )
     pixel_area: int | list[int] = Field(
         1024 * 1024,
         description="Pixels of a prepared image, about. A list, e.g. [262144, 1048576], gives "

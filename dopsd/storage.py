@@ -11,8 +11,9 @@ from __future__ import annotations
 import io
 import os
 import posixpath
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, Any
 
 import fsspec
@@ -272,6 +273,32 @@ def sync(path: str) -> None:
         os.fsync(place)
     finally:
         os.close(place)
+
+
+@contextmanager
+def whole_file(path: str) -> Iterator[IO[bytes]]:
+    """A file to write piece by piece, which is at ``path`` when the block ends well and never
+    before. On its way to S3 it lies in the folder for temporary files."""
+    if is_remote(path):
+        with tempfile.NamedTemporaryFile() as spool:
+            yield spool
+            spool.flush()
+            fs, inner = filesystem(path)
+            with told(path):
+                fs.put_file(
+                    spool.name, inner, chunksize=PART, max_concurrency=4, timeout=OPERATION_S
+                )
+        return
+    make_folder(os.path.dirname(path) or ".")
+    temporary = f"{path}.tmp-{os.getpid()}"
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
 
 
 def remove(path: str) -> None:

@@ -7,6 +7,7 @@ dtype (bfloat16 included), the rest stands in the header as JSON. Nothing is eve
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load as _safetensors_load
 from safetensors.torch import save as _safetensors_save
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 _META_KEY = "dopsd"
 
@@ -72,6 +74,19 @@ class Context:
             {
                 name: tensor.repeat(times, *([1] * (tensor.dim() - 1)))
                 for name, tensor in self.tensors.items()
+            }
+        )
+
+    @classmethod
+    def joined(cls, rows: Sequence[Context]) -> Context:
+        """Contexts of one sample each, with the same entries, as that of a micro-batch: what is
+        shorter along the second dimension is zero-padded to the longest."""
+        return cls(
+            {
+                name: torch.cat([row.tensors[name] for row in rows])
+                if tensor.dim() == 1
+                else pad_sequence([row.tensors[name][0] for row in rows], batch_first=True)
+                for name, tensor in rows[0].tensors.items()
             }
         )
 
@@ -146,6 +161,32 @@ class _Record:
             elif entry.name in meta:
                 values[entry.name] = meta[entry.name]
         return cls(**values)
+
+
+@dataclass
+class EncodedSample(_Record):
+    """What frozen models made of one sample under one prompt: every tensor has one row, and none
+    depends on another sample. Micro-batches are put together of these."""
+
+    student: Context
+    teacher: Context | None
+    """None where the objective has no teacher."""
+    target: Tensor | None
+    """[1, C, h, w] float32, or None: see EncodedBatch."""
+
+
+def join_samples(
+    samples: Sequence[EncodedSample],
+) -> tuple[Context, Context | None, Tensor | None]:
+    """(student's context, teacher's context, latents) of the micro-batch of ``samples``."""
+    students = Context.joined([each.student for each in samples])
+    teachers = [each.teacher for each in samples if each.teacher is not None]
+    targets = [each.target for each in samples if each.target is not None]
+    return (
+        students,
+        Context.joined(teachers) if teachers else None,
+        torch.cat(targets) if targets else None,
+    )
 
 
 @dataclass

@@ -67,6 +67,12 @@ CONTEXTS = {
 device)``."""
 
 
+def encoder_class(name: str) -> Any:
+    """The class behind ``context.name``."""
+    module, _, inside = CONTEXTS[name].partition(":")
+    return getattr(import_module(module), inside)
+
+
 class EncoderFactory:
     """Builds the encoder that ``config`` asks for; picklable, called once in each actor."""
 
@@ -75,11 +81,10 @@ class EncoderFactory:
         self.device = device
 
     def __call__(self) -> ContextEncoder:
-        module, _, name = CONTEXTS[self.config.context.name].partition(":")
         set_up(self.device)
-        encoder: Any = getattr(import_module(module), name)
+        encoder = encoder_class(self.config.context.name)
         built: ContextEncoder = encoder.from_config(self.config, self.device)
         return built
 
 
-__all__ = ["CONTEXTS", "ContextEncoder", "ContextView", "EncoderFactory"]
+__all__ = ["CONTEXTS", "ContextEncoder", "ContextView", "EncoderFactory", "encoder_class"]

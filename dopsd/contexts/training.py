@@ -14,11 +14,16 @@ from dopsd.contexts import ContextEncoder, EncoderFactory
 from dopsd.data.sample import Sample
 from dopsd.models import FAMILIES
 from dopsd.models.base import DTYPES, Family
-from dopsd.types import Context
+from dopsd.types import Context, EncodedSample, join_samples
 
 
 class TrainingEncoder:
-    """The frozen encoders of an objective: ``vae`` is None where no latents are needed."""
+    """The frozen encoders of an objective: ``vae`` is None where no latents are needed.
+
+    Each sample passes through them by itself. Batched kernels round otherwise for another number
+    of rows or another padding; so a sample has the same bits in every micro-batch, and in the
+    encoded rows that ``dopsd prepare --encode`` writes.
+    """
 
     def __init__(
         self, contexts: ContextEncoder, family: Family, vae: nn.Module | None, has_teacher: bool
@@ -28,13 +33,17 @@ class TrainingEncoder:
 
     def encode(self, samples: Sequence[Sample]) -> tuple[Context, Context | None, Tensor | None]:
         """(student's context, teacher's context, latents [B, C, h, w] float32 on the CPU)."""
+        encoded = [self.encode_sample(sample) for sample in samples]
+        return join_samples(encoded)
+
+    def encode_sample(self, sample: Sample) -> EncodedSample:
+        """The same of one sample."""
         target = None
         if self.vae is not None:
-            targets = [sample.target for sample in samples]
-            target = self.family.encode_images(self.vae, targets).cpu()
+            target = self.family.encode_images(self.vae, [sample.target]).cpu()
         if self.has_teacher:
-            return *self.contexts.encode(samples), target
-        return self.contexts.encode_student(samples), None, target
+            return EncodedSample(*self.contexts.encode([sample]), target)
+        return EncodedSample(self.contexts.encode_student([sample]), None, target)
 
 
 class TrainingEncoderFactory:

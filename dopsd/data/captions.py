@@ -51,6 +51,24 @@ def draw_pair(
     return captions[student], captions[teacher]
 
 
+def every_prompt(
+    captions: Mapping[str, str],
+    keys: Sequence[str],
+    pairs: Sequence[tuple[str, str]],
+    dropout: float,
+) -> list[tuple[str, str | None]]:
+    """Every (student's, teacher's) text that some draw gives a sample, each once; the teacher's is
+    None where both read the same."""
+    texts: list[tuple[str, str | None]]
+    if pairs:
+        texts = [(captions[s], captions[t]) for s, t in pairs if captions.keys() >= {s, t}]
+    else:
+        texts = [(captions[key], None) for key in keys or sorted(captions) if key in captions]
+    if dropout:
+        texts.append(("", "" if pairs else None))
+    return list(dict.fromkeys(texts))
+
+
 def check_prompt_pairs(manifest: Manifest, pairs: Sequence[tuple[str, str]]) -> None:
     """Refuse ``context.prompt_pairs`` that the data cannot serve, before anything is loaded.
 

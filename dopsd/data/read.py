@@ -118,8 +118,7 @@ def read_micro_batch(batch: MicroBatch, groups: RowGroups, seed: int) -> dict[st
         "references": [_references(row, wanted) for row in rows],
     }
     if wanted.images:
-        pixels = [_decoded(row["image"], row["sample_id"]) for row in rows]
-        values["pixels"] = np.stack(pixels).tobytes()
+        values["pixels"] = np.stack([row_image(row) for row in rows]).tobytes()
     named = [(row["captions"], turn, row["sample_id"]) for row, turn in zip(rows, batch.turns)]
     if wanted.prompt_pairs:
         pairs = [draw_pair(c, wanted.prompt_pairs, seed, turn, name) for c, turn, name in named]
@@ -136,16 +135,24 @@ def read_micro_batch(batch: MicroBatch, groups: RowGroups, seed: int) -> dict[st
     return values
 
 
-def _references(row: dict[str, Any], wanted: Wanted) -> list[dict[str, Any]]:
+def row_image(row: dict[str, Any]) -> np.ndarray:
+    """The target of a row: uint8 [H, W, 3]. Raises DataError when its bytes are broken."""
+    return _decoded(row["image"], row["sample_id"])
+
+
+def row_references(row: dict[str, Any], wanted: Wanted) -> list[np.ndarray]:
+    """The reference pictures of a row, as a model sees them."""
     # Shards of version 1 have no such column.
-    found = []
-    for png in row.get("references") or []:
-        image = Image.fromarray(_decoded(png, row["sample_id"]))
-        pixels = sized(image, wanted.reference_pixels, wanted.reference_multiple)
-        found.append(
-            {"height": pixels.shape[0], "width": pixels.shape[1], "pixels": pixels.tobytes()}
-        )
-    return found
+    pngs = row.get("references") or []
+    images = (Image.fromarray(_decoded(png, row["sample_id"])) for png in pngs)
+    return [sized(each, wanted.reference_pixels, wanted.reference_multiple) for each in images]
+
+
+def _references(row: dict[str, Any], wanted: Wanted) -> list[dict[str, Any]]:
+    return [
+        {"height": pixels.shape[0], "width": pixels.shape[1], "pixels": pixels.tobytes()}
+        for pixels in row_references(row, wanted)
+    ]
 
 
 def _decoded(png: bytes, sample_id: str) -> np.ndarray:

@@ -18,18 +18,14 @@ from ray.exceptions import GetTimeoutError
 from torch import Tensor
 
 from dopsd.data import window
+from dopsd.data.encoded import Encoded, encoded_block, info_of, read_encoded_segment
 from dopsd.data.plan import Plan
 from dopsd.data.ray_tools import everywhere, own_error, quiet_context, telling_errors
 from dopsd.data.read import Wanted, read_segment, samples_of
 from dopsd.data.sample import Sample
 from dopsd.errors import LateError
 from dopsd.process import peak_memory_mb
-from dopsd.types import Context, EncodedBatch, SampleInfo
-
-ENCODED_SCHEMA = pa.schema(
-    [("step", pa.int64()), ("index", pa.int64()), ("payload", pa.large_binary())]
-)
-"""Of every block: one row; ``payload`` is an EncodedBatch."""
+from dopsd.types import Context, EncodedBatch
 
 
 class Encoder(Protocol):
@@ -37,7 +33,7 @@ class Encoder(Protocol):
 
     def encode(self, samples: Sequence[Sample]) -> tuple[Context, Context | None, Tensor | None]:
         """Contexts of student and teacher, and latents, of B samples; teacher and latents are None
-        where the objective has no use for them."""
+        where the objective has no use for them. A sample's do not depend on the others."""
         ...
 
 
@@ -58,6 +54,7 @@ def encoded_stream(
     shards: str,
     wanted: Wanted,
     encoder_factory: EncoderFactory,
+    encoded: Encoded | None = None,
     workers: int = 1,
     num_cpus: float = 1.0,
     num_gpus: float = 0.0,
@@ -68,6 +65,7 @@ def encoded_stream(
 ) -> Iterator[BlockRef]:
     """Every micro-batch of the steps [start_step, stop_step), encoded, in plan order.
 
+    With ``encoded`` contexts these are read, and no encoder starts. Otherwise
     ``workers`` encoder actors take ``num_cpus`` and ``num_gpus`` each; at most ``readers``
     reading tasks of ``reader_cpus`` run at once; ``wanted``: what they read of each sample.
     Nothing starts before the first ``next``, which waits until every encoder is loaded. At most
@@ -90,22 +88,25 @@ def encoded_stream(
     try:
         with ray.data.DataContext.current(_context(ahead, size, readers, start_s)):
             data: ray.data.Dataset = ray.data.from_items(spans, override_num_blocks=len(spans))
+            reading = {"plan": plan, "shards": shards, "wanted": wanted}
             data = data.map_batches(
-                read_segment,  # type: ignore[arg-type]  # Ray's type knows no fn_kwargs
+                # Ray's type knows no fn_kwargs.
+                read_encoded_segment if encoded else read_segment,  # type: ignore[arg-type]
                 batch_size=1,
                 batch_format="pyarrow",
                 num_cpus=reader_cpus,
-                fn_kwargs={"plan": plan, "shards": shards, "wanted": wanted},
+                fn_kwargs=reading | ({"encoded": encoded} if encoded else {}),
             )
-            data = data.map_batches(
-                _Encode,
-                fn_constructor_args=(encoder_factory,),
-                batch_size=1,
-                batch_format="pyarrow",
-                compute=ray.data.ActorPoolStrategy(size=workers),
-                num_cpus=num_cpus,
-                num_gpus=num_gpus,
-            )
+            if encoded is None:
+                data = data.map_batches(
+                    _Encode,
+                    fn_constructor_args=(encoder_factory,),
+                    batch_size=1,
+                    batch_format="pyarrow",
+                    compute=ray.data.ActorPoolStrategy(size=workers),
+                    num_cpus=num_cpus,
+                    num_gpus=num_gpus,
+                )
             # What iter_internal_ref_bundles does, but keeping hold of the executor.
             blocks, _, executor = data._execute_to_iterator(capture_executor=False)
         for bundle in blocks:
@@ -171,7 +172,7 @@ class _Encode:
 
 
 def encode_micro_batch(batch: pa.Table, encoder: Encoder, worker: str = "") -> pa.Table:
-    """A read micro-batch (one row of ``read.READ_SCHEMA``) to one row of ENCODED_SCHEMA.
+    """A read micro-batch (one row of ``read.READ_SCHEMA``) to a block of the stream.
 
     ``worker``: id of the encoder's actor, for the run's timeline.
     """
@@ -185,19 +186,4 @@ def encode_micro_batch(batch: pa.Table, encoder: Encoder, worker: str = "") -> p
         "ended": time.time(),
         "worker": worker,
     }
-    info = SampleInfo(
-        step=values["step"],
-        index=values["index"],
-        sample_ids=tuple(values["sample_ids"]),
-        repeats=tuple(values["repeats"]),
-        prompts=tuple(values["prompts"]),
-        height=values["height"],
-        width=values["width"],
-        step_samples=values["step_samples"],
-    )
-    row = {
-        "step": info.step,
-        "index": info.index,
-        "payload": EncodedBatch(info, student, teacher, target, stats).to_bytes(),
-    }
-    return pa.Table.from_pylist([row], schema=ENCODED_SCHEMA)
+    return encoded_block(EncodedBatch(info_of(values), student, teacher, target, stats))

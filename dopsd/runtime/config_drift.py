@@ -21,6 +21,7 @@ _FREE_KEYS = (
     *("learner.max_nonfinite", "model.attention", "model.compile"),
     # What they stand for is compared by the fingerprint of the data.
     *("data.source", "data.shards", "data.shapes_count", "data.max_bad_fraction"),
+    "data.encoded",
 )
 """Keys that change neither which samples a step holds nor what is computed with them."""
 

@@ -301,9 +301,8 @@ class Coordinator:
                 "queue_in_flight": counts.in_flight,
                 "queue_ready": counts.ready,
             }
-            workers = {pool.role.name: pool.role.workers for pool in self._flow.pools}
-            workers["encoder"] = self.roles.encoder.workers
-            self.log.step(step, metrics, workers)
+            roles = (self.roles.encoder, *(pool.role for pool in self._flow.pools))
+            self.log.step(step, metrics, {role.name: role.workers for role in roles if role})
 
     def tell(self, spans: list[Span]) -> None:
         """Take a learner's spans (and its encoders') into the run's timeline."""

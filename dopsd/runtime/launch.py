@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import shlex
 import tempfile
@@ -20,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from dopsd import __version__, checkpoint, storage
 from dopsd.config import RunConfig, dump_config
 from dopsd.contexts.training import TrainingEncoderFactory
+from dopsd.data.encoded import Encoded
 from dopsd.data.manifest import Manifest
 from dopsd.data.stream import encoded_stream
 from dopsd.errors import CheckpointError, DopsdError, StoppedError, StorageError
@@ -37,9 +39,10 @@ from dopsd.runtime.data import (
     wanted,
     with_absolute_paths,
 )
+from dopsd.runtime.encoded import find_encoded, has_encoded
 from dopsd.runtime.ledger import LEDGER_FILE, SKIPPED_FILE
 from dopsd.runtime.options import check_options
-from dopsd.runtime.placement import Roles, resolve_roles, wait_for_resources
+from dopsd.runtime.placement import Role, Roles, resolve_roles, wait_for_resources
 from dopsd.runtime.preflight import before_training
 from dopsd.runtime.preview import draw_preview
 from dopsd.runtime.prior import check_prior, with_prior
@@ -93,10 +96,21 @@ class Summary:
 
 
 class RunCoordinator(Coordinator):
-    """The coordinator of a whole run, with its plan and stream: the class behind the actor."""
+    """The coordinator of a whole run, with its plan and stream: the class behind the actor.
 
-    def __init__(self, config: RunConfig, roles: Roles, manifest: Manifest, restarts: int) -> None:
+    ``roles`` have an encoder, or there are ``encoded`` contexts.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        roles: Roles,
+        manifest: Manifest,
+        encoded: Encoded | None,
+        restarts: int,
+    ) -> None:
         plan = plan_of(config, manifest)
+        role = roles.encoder or Role("reader", 0, 0.0, 0.0)
 
         def open_stream(start: int, stop: int) -> BlockStream:
             # As far ahead as the policy lag can use, and one step more.
@@ -107,10 +121,11 @@ class RunCoordinator(Coordinator):
                 stop,
                 shards=config.shards,
                 wanted=wanted(config),
-                encoder_factory=TrainingEncoderFactory(config, roles.encoder.device),
-                workers=roles.encoder.workers,
-                num_cpus=roles.encoder.cpus,
-                num_gpus=roles.encoder.gpus,
+                encoder_factory=TrainingEncoderFactory(config, role.device),
+                encoded=encoded,
+                workers=role.workers,
+                num_cpus=role.cpus,
+                num_gpus=role.gpus,
                 ahead=max(4, ahead),
                 start_s=config.deadline.start,
             )
@@ -150,8 +165,14 @@ def train(config: RunConfig, show: Show, *, resume: bool = False, replace: bool 
     cluster = connect()
     roles = resolve_roles(config, cluster.get("GPU", 0.0))
     manifest = prepared(config, lambda status: show("prepare", status), renew=not resume)
-    wait_for_resources(roles.all(), ray.cluster_resources, config.deadline.start)
+    # Contexts that were encoded before need no encoder, which is known when all data is there.
+    sure = dataclasses.replace(roles, encoder=None) if has_encoded(config) else roles
+    wait_for_resources(sure.all(), ray.cluster_resources, config.deadline.start)
     manifest = with_prior(config, manifest, roles.learner, show)
+    encoded = find_encoded(config, manifest, show)
+    if encoded:
+        roles = dataclasses.replace(roles, encoder=None)
+    wait_for_resources(roles.all(), ray.cluster_resources, config.deadline.start)
     identity = Identity(manifest.fingerprint, plan_of(config, manifest).key)
     if resume:
         show("prepare", {"message": _resumable(config, identity)})
@@ -171,7 +192,7 @@ def train(config: RunConfig, show: Show, *, resume: bool = False, replace: bool 
     with tempfile.TemporaryDirectory(prefix="dopsd-ray-train-") as scratch:
         supervisor = Supervisor(
             config,
-            lambda restarts: _launch_coordinator(config, roles, manifest, name, restarts),
+            lambda restarts: _launch_coordinator(config, roles, manifest, encoded, name, restarts),
             lambda: _trainer(config, roles, arguments, scratch).fit(),
             show,
             began,
@@ -254,7 +275,12 @@ def _with_way_on(config: RunConfig, error: DopsdError) -> DopsdError:
 
 
 def _launch_coordinator(
-    config: RunConfig, roles: Roles, manifest: Manifest, name: str, restarts: int
+    config: RunConfig,
+    roles: Roles,
+    manifest: Manifest,
+    encoded: Encoded | None,
+    name: str,
+    restarts: int,
 ) -> Any:
     """The coordinator's actor, on this node: it writes into the run folder."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -264,7 +290,7 @@ def _launch_coordinator(
         num_cpus=0,
         max_concurrency=config.learner.workers + 8,
         scheduling_strategy=here,
-    ).remote(config, roles, manifest, restarts)
+    ).remote(config, roles, manifest, encoded, restarts)
 
 
 def _trainer(

@@ -27,10 +27,10 @@ class Role:
 
 @dataclass(frozen=True)
 class Roles:
-    """Every role of a run: no inference pools when the learners roll out themselves, no roll-out
-    pool when the objective is not on-policy."""
+    """Every role of a run: no encoder when contexts were encoded before, no inference pools when
+    the learners roll out themselves, no roll-out pool when the objective is not on-policy."""
 
-    encoder: Role
+    encoder: Role | None
     rollout: Role | None
     teacher: Role | None
     learner: Role
