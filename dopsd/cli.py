@@ -69,7 +69,13 @@ def train(
         f"(first step after {clock(summary.seconds_to_first_step)}); loss "
         f"{summary.first_loss:.4f} -> {summary.last_loss:.4f}, means of the first and last 10 steps"
     )
-    console.print(f"  LoRA (diffusers and ComfyUI)  {summary.lora}", highlight=False)
+    for what, where in (
+        ("LoRA (diffusers and ComfyUI) ", summary.lora),
+        ("modules trained beside it    ", summary.modules),
+        ("transformer (diffusers)      ", summary.transformer),
+    ):
+        if where is not None:
+            console.print(f"  {what} {where}", highlight=False)
     adapted = ", ".join(f"{target} x{count}" for target, count in summary.adapted.items())
     console.print(f"  adapted modules               {adapted}", highlight=False, soft_wrap=True)
     if summary.sheet:
@@ -80,7 +86,8 @@ def train(
     for problem in summary.problems:
         console.print(f"  afterwards: {problem}", highlight=False, soft_wrap=True)
     console.print("Next, draw with it:")
-    console.print(f"  {_next_command(run, summary.lora)}", highlight=False, soft_wrap=True)
+    command = _next_command(run, summary.lora, summary.modules, summary.transformer)
+    console.print(f"  {command}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -126,6 +133,12 @@ def generate(
     base: Annotated[str, typer.Option(help="Pipeline folder, hub id or `shapes`.")] = "shapes",
     family: Annotated[str, typer.Option(help="Model family.")] = "z_image",
     lora: Annotated[str | None, typer.Option(help="LoRA file, local or s3://.")] = None,
+    modules: Annotated[
+        str | None, typer.Option(help="File of modules trained beside the LoRA.")
+    ] = None,
+    transformer: Annotated[
+        str | None, typer.Option(help="Folder of a transformer in place of the base's.")
+    ] = None,
     reference: Annotated[
         list[str] | None,
         typer.Option(help="Reference picture (repeatable, in order), shown with every prompt."),
@@ -137,7 +150,7 @@ def generate(
     seed: Annotated[int, typer.Option(min=0, help="Picture i uses seed + i.")] = 0,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
 ) -> None:
-    """Draw pictures with the base, or with the base and a LoRA."""
+    """Draw pictures with the base, or with what was trained of it."""
     quiet()
     import torch
 
@@ -164,6 +177,8 @@ def generate(
         dtype,
         device,
         [read_reference(path) for path in reference or []],
+        modules,
+        transformer,
     )
     for number, picture in enumerate(pictures):
         path = storage.join(out, f"{number:03d}.png")
@@ -202,7 +217,8 @@ def _root(
         raise typer.Exit
 
 
-def _next_command(run: RunConfig, lora: str) -> str:
+def _next_command(run: RunConfig, *trained: str | None) -> str:
+    """``trained``: LoRA, modules and transformer, what there is of them."""
     words = ["dopsd", "generate"]
     if run.model.base == "shapes":
         ring = (run.data.source or "").startswith("shapes:ring")
@@ -211,7 +227,10 @@ def _next_command(run: RunConfig, lora: str) -> str:
         words += ["your prompt", "--base", run.model.base, "--family", run.model.family]
         words += ["--dtype", run.model.dtype]
     steps = run.preview.steps or run.method.steps
-    return shlex.join([*words, "--steps", str(steps), "--lora", lora])
+    words += ["--steps", str(steps)]
+    for option, path in zip(("--lora", "--modules", "--transformer"), trained):
+        words += [] if path is None else [option, path]
+    return shlex.join(words)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from dopsd.config_adapters import Adapters, check_adapters
 from dopsd.config_checkpoint import CheckpointSection
 from dopsd.config_context import ContextSection, check_context_fits
 from dopsd.config_data import DataSection
@@ -85,6 +86,11 @@ class MethodSection(Section):
         "x0", description="w_k: sigma_k^2 (the authors' scripts) or 1 (the paper's Eq. 7)."
     )
     ema_decay: Fraction = Field(0.9999, description="Decay of `teacher: ema`, per optimizer step.")
+    teacher_sync_every: Positive = Field(
+        1,
+        description="Of `adapters: full`: N, the teacher is published every N optimizer steps; "
+        "version v of the student goes with version v - v % N of the teacher.",
+    )
 
     @property
     def teacher_decay(self) -> float:
@@ -105,6 +111,11 @@ class LoraSection(Section):
         "default",
         description="Module name suffixes, `default` (the authors' list of the family) or "
         "`all-linear` (of FLUX.2-klein: of its blocks). Every entry must match.",
+    )
+    modules_to_train: list[str] = Field(
+        default_factory=lambda: ["norms", "embedders"],
+        description="Of `adapters: lora+modules`: what is trained beside the LoRA. `norms`, "
+        "`embedders`, or parts of module or parameter names. Every entry must match.",
     )
     dora: bool = Field(
         False,
@@ -154,6 +165,11 @@ class RunConfig(Section):
     context: ContextSection = Field(default_factory=ContextSection)
     data: DataSection = Field(default_factory=DataSection)
     method: MethodSection = Field(default_factory=MethodSection)
+    adapters: Adapters = Field(
+        "lora",
+        description="What is trained: a LoRA, all weights (`full`), or a LoRA and "
+        "`lora.modules_to_train` beside it.",
+    )
     lora: LoraSection = Field(default_factory=LoraSection)
     source: Literal["disaggregated", "fused"] = Field(
         "disaggregated",
@@ -270,6 +286,7 @@ class RunConfig(Section):
                 f"learner.warmup_steps: {learner.warmup_steps}, allowed: at most learner.steps "
                 f"({learner.steps})"
             )
+        check_adapters(self)
         check_context_fits(self.context, self.model.family, self.model.vlm, self.data)
         if not self.data.source and not self.data.shards:
             raise ValueError(

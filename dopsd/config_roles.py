@@ -42,6 +42,11 @@ class LearnerSection(RoleSection):
         description="Preset name (zero1, zero2, zero3) or the path of a DeepSpeed JSON file; "
         "batch sizes, precision, clipping and optimizer come from this config.",
     )
+    bucket_mb: Positive = Field(
+        256,
+        description="Of `adapters: full`: weights are gathered, published, loaded and written in "
+        "pieces of this many MB (a larger tensor is a piece of its own).",
+    )
     gradient_checkpointing: bool = Field(False, description="Recompute activations in backward.")
     restarts: NonNegative = Field(
         3,

@@ -41,10 +41,10 @@ def lora_file(
     for name, tensor in state.items():
         scale = strength if ".lora_B." in name else 1.0
         tensors[_PREFIX + name] = (tensor.detach().float().cpu() * scale).to(dtype).contiguous()
-    return _same_bytes(save(tensors, metadata={"format": "pt", **metadata}))
+    return same_bytes(save(tensors, metadata={"format": "pt", **metadata}))
 
 
-def _same_bytes(payload: bytes) -> bytes:
+def same_bytes(payload: bytes) -> bytes:
     """The file with its header in order of keys: safetensors writes metadata in random order, and
     two equal runs should give files that `cmp` finds equal."""
     size = int.from_bytes(payload[:8], "little")
@@ -72,3 +72,15 @@ def read_lora(path: str) -> dict[str, Tensor]:
     if foreign or not tensors:
         raise ModelError(f"{path}: not a dopsd LoRA, found {foreign[0] if foreign else 'nothing'}")
     return {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
+
+
+def modules_file(state: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """Serialise what is trained beside a LoRA, in fp32, under diffusers' names of the transformer.
+
+    ``pipe.transformer.load_state_dict(load_file(path), strict=False)`` takes it, before or after
+    the LoRA is loaded: no LoRA layer lies on any of these modules.
+    """
+    from safetensors.torch import save
+
+    tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in state.items()}
+    return same_bytes(save(tensors, metadata={"format": "pt", **metadata}))

@@ -71,12 +71,21 @@ def test_flux2_recipes_are_the_authors(name: str, context: str) -> None:
     assert config.context.text_tokens == 512
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_preset_is_zero_and_the_summing_of_gradients_only(stage: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "stage"),
+    [
+        ("zero1", 1),
+        ("zero2", 2),
+        ("zero3", 3),
+        ("zero3_offload_optimizer", 3),
+        ("zero3_offload", 3),
+    ],
+)
+def test_preset_is_zero_and_the_summing_of_gradients_only(name: str, stage: int) -> None:
     from deepspeed.runtime.config import get_communication_data_type
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-    preset = json.loads((CONFIGS / "deepspeed" / f"zero{stage}.json").read_text())
+    preset = json.loads((CONFIGS / "deepspeed" / f"{name}.json").read_text())
     assert set(preset) == {"zero_optimization", "communication_data_type", "data_types"}
     assert get_communication_data_type(preset) == torch.float32
     assert preset["data_types"] == {"grad_accum_dtype": "fp32"}
@@ -84,11 +93,15 @@ def test_preset_is_zero_and_the_summing_of_gradients_only(stage: int) -> None:
     names = {f.alias or name for name, f in DeepSpeedZeroConfig.model_fields.items()}
     assert set(preset["zero_optimization"]) <= names
     assert DeepSpeedZeroConfig(**preset["zero_optimization"]).stage == stage
+    moved = {key for key in preset["zero_optimization"] if key.startswith("offload_")}
+    expected = {"zero3_offload_optimizer": {"offload_optimizer"}}
+    expected["zero3_offload"] = {"offload_optimizer", "offload_param"}
+    assert moved == expected.get(name, set())
 
 
 SECTIONS = (
-    "run, model, context, data, method, lora, source, max_policy_lag, transport, device, encoder, "
-    "rollout, teacher, inference, learner, deadline, checkpoint, preview, preflight, "
+    "run, model, context, data, method, adapters, lora, source, max_policy_lag, transport, device, "
+    "encoder, rollout, teacher, inference, learner, deadline, checkpoint, preview, preflight, "
     "debug, trackers"
 )
 LEARNER = ", ".join(type(RunConfig.model_fields["learner"].default_factory()).model_fields)
@@ -230,6 +243,47 @@ WRONG_OVERRIDES = [
         "data.source=null",
         "data.source: missing, allowed: a folder, .jsonl or .parquet file, or shapes:CONCEPT "
         "(or prepared shards under data.shards)",
+    ),
+    # adapters
+    ("adapters=all", "adapters: 'all', allowed: 'lora', 'full' or 'lora+modules'"),
+    (
+        "method.teacher_sync_every=2",
+        "method.teacher_sync_every: 2 with adapters: lora, allowed: 1 (a LoRA's teacher is small: "
+        "it goes out with every version)",
+    ),
+    (
+        "adapters=full inference.shared=true",
+        "inference.shared: true with adapters: full, allowed: false (student and teacher differ in "
+        "the model's own weights, so each needs a model)",
+    ),
+    (
+        "adapters=full",
+        "preview.samples: 4 with adapters: full, allowed: 0 (the drawings switch adapters of one "
+        "pipeline; `dopsd generate` draws with what was exported)",
+    ),
+    (
+        "adapters=full preview.samples=0 learner.optimizer=adamw8bit",
+        "learner.optimizer: adamw8bit with adapters: full, allowed: adamw (the teacher's average "
+        "lies beside its moments)",
+    ),
+    (
+        "adapters=full preview.samples=0 lora.dora=true",
+        "lora.dora: true with adapters: full, allowed: false (there is no LoRA)",
+    ),
+    (
+        "adapters=full preview.samples=0",
+        "checkpoint.every_steps: 200 with adapters: full, allowed: 0 (a whole model and its "
+        "optimizer cannot be saved yet; a run that dies begins again)",
+    ),
+    (
+        "adapters=full preview.samples=0 max_policy_lag=0 source=fused",
+        "source: fused with adapters: full, allowed: disaggregated, or method.teacher: live, or "
+        "method.objective: sft (the teacher would need a second model in the learners)",
+    ),
+    (
+        "adapters=lora+modules preview.samples=0 max_policy_lag=0 source=fused",
+        "source: fused with adapters: lora+modules, allowed: disaggregated (the teacher would need "
+        "a second model in the learners)",
     ),
     # malformed overrides
     ("learner.lr", "override 'learner.lr': allowed: section.key=value"),

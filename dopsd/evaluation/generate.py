@@ -15,6 +15,7 @@ from dopsd import storage
 from dopsd.data.images import BadImage, check_shape, decode_image
 from dopsd.errors import ConfigError, ModelError
 from dopsd.models.base import DTYPES, Family
+from dopsd.models.lora import bind_parameters
 
 _MIN_REFERENCE_SIDE = 64
 """Pixels; FLUX.2's pipeline refuses smaller ones."""
@@ -31,12 +32,15 @@ def generate(
     dtype: str,
     device: str,
     references: Sequence[Image.Image] = (),
+    modules: str | None = None,
+    transformer: str | None = None,
 ) -> Iterator[Image.Image]:
     """One picture per prompt with the stock few-step sampler, guidance off.
 
     Picture i uses ``torch.Generator`` seed ``seed + i``; ``references`` are shown with every
-    prompt, in order. Raises ModelError for a missing LoRA, for references to a family that takes
-    none, or for a size that the family's patches do not allow.
+    prompt, in order. ``modules``: a file of what was trained beside the LoRA; ``transformer``: a
+    folder in place of the base's. Raises ModelError for a missing LoRA, for references to a family
+    that takes none, or for a size that the family's patches do not allow.
     """
     if references and not family.takes_references:
         raise ModelError(
@@ -44,9 +48,12 @@ def generate(
             "no reference pictures)"
         )
     family.latent_shape(height, width)
-    if lora is not None and not storage.exists(lora):
-        raise ModelError(f"{lora}: no such LoRA file")
-    pipeline = family.load_pipeline(DTYPES[dtype], device)
+    for path, what in ((lora, "LoRA"), (modules, "modules")):
+        if path is not None and not storage.exists(path):
+            raise ModelError(f"{path}: no such {what} file")
+    pipeline = family.load_pipeline(DTYPES[dtype], device, transformer=transformer)
+    if modules is not None:
+        load_modules(pipeline.transformer, modules, storage.read_bytes(modules))
     if lora is not None:
         load_lora(pipeline, lora, storage.read_bytes(lora), "lora")
     # The pipeline may change its list, so it gets a copy each time.
@@ -103,6 +110,19 @@ def load_lora(pipeline: Any, path: str, payload: bytes, adapter: str) -> None:
         raise ModelError(f"{path}: its weights have other shapes than the base's layers") from None
     if not any(adapter in names for names in pipeline.get_list_adapters().values()):
         raise ModelError(f"{path}: none of its keys fits the base, so it would change nothing")
+
+
+def load_modules(transformer: Any, path: str, payload: bytes) -> None:
+    """Take weights that were trained beside a LoRA; ``path`` names them to the user.
+
+    Raises ModelError when the file holds anything that is no weight of this transformer.
+    """
+    try:
+        state = load(payload)
+        own = dict(transformer.named_parameters())
+        bind_parameters({name: own[name] for name in state if name in own}, state)
+    except (SafetensorError, ModelError) as error:
+        raise ModelError(f"{path}: no modules of this base ({error})") from None
 
 
 def png_bytes(picture: Image.Image) -> bytes:

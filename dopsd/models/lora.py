@@ -7,7 +7,7 @@ Adapters are switched by the layers' active name alone: PEFT's ``set_adapter`` a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -146,22 +146,25 @@ def adapter_parameters(transformer: nn.Module, adapter: str) -> dict[str, nn.Par
     return parameters
 
 
-@torch.no_grad()
 def bind(transformer: nn.Module, adapter: str, state: dict[str, Tensor]) -> None:
     """Copy ``state`` into an adapter.
 
     Raises ModelError, before anything is copied, unless names and shapes fit exactly.
     """
-    parameters = adapter_parameters(transformer, adapter)
+    bind_parameters(adapter_parameters(transformer, adapter), state)
+
+
+@torch.no_grad()
+def bind_parameters(parameters: Mapping[str, Tensor], state: dict[str, Tensor]) -> None:
+    """Copy ``state`` into ``parameters``; raises ModelError as :func:`bind` does."""
     if missing := sorted(parameters.keys() - state.keys()):
-        raise ModelError(f"LoRA weights: {len(missing)} modules missing, e.g. {missing[0]}")
+        raise ModelError(f"weights: {len(missing)} tensors missing, e.g. {missing[0]}")
     if unknown := sorted(state.keys() - parameters.keys()):
-        raise ModelError(f"LoRA weights: {len(unknown)} fit no module, e.g. {unknown[0]}")
+        raise ModelError(f"weights: {len(unknown)} fit no parameter, e.g. {unknown[0]}")
     for name, parameter in parameters.items():
         if parameter.shape != state[name].shape:
             raise ModelError(
-                f"LoRA weights: {name} is {list(state[name].shape)}, expected "
-                f"{list(parameter.shape)}"
+                f"weights: {name} is {list(state[name].shape)}, expected {list(parameter.shape)}"
             )
     for name, parameter in parameters.items():
         parameter.copy_(state[name])

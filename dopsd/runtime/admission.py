@@ -20,6 +20,11 @@ def policy_version(step: int, max_lag: int) -> int:
     return max(0, step - max_lag)
 
 
+def teacher_version(policy: int, every: int) -> int:
+    """The version of the teacher that goes with a policy version, published every N steps."""
+    return policy - policy % every
+
+
 @dataclass(frozen=True)
 class Counts:
     planned: int

@@ -18,7 +18,7 @@ _FREE_SECTIONS = (
 _FREE_KEYS = (
     *("learner.workers", "learner.cpus", "learner.gpus", "learner.deepspeed"),
     *("learner.gradient_checkpointing", "learner.restarts", "learner.restart_wait"),
-    *("learner.max_nonfinite", "model.attention", "model.compile"),
+    *("learner.max_nonfinite", "learner.bucket_mb", "model.attention", "model.compile"),
     # What they stand for is compared by the fingerprint of the data.
     *("data.source", "data.shards", "data.shapes_count", "data.max_bad_fraction"),
     "data.encoded",

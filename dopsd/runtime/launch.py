@@ -26,7 +26,8 @@ from dopsd.data.manifest import Manifest
 from dopsd.data.stream import encoded_stream
 from dopsd.errors import CheckpointError, DopsdError, StoppedError, StorageError
 from dopsd.models import FAMILIES
-from dopsd.models.lora import resolve_targets
+from dopsd.models.lora import STUDENT
+from dopsd.models.trained import TrainedSet
 from dopsd.report.page import REPORT_FILE, write_report
 from dopsd.runtime.cluster import NAMESPACE, connect
 from dopsd.runtime.config_drift import Identity
@@ -51,9 +52,11 @@ from dopsd.runtime.reader import BlockStream
 from dopsd.runtime.run_log import (
     LORA_FILE,
     METRICS_FILE,
+    MODULES,
     SUMMARY_FILE,
     TEACHER_FILE,
     TIMELINE_FILE,
+    TRANSFORMERS,
     RunLog,
 )
 from dopsd.runtime.saver import REQUEST_FILE, newest_checkpoint
@@ -66,6 +69,7 @@ from dopsd.runtime.zero import preset_stage, read_preset
 _FINAL = (SUMMARY_FILE, REPORT_FILE, REQUEST_FILE)
 _OUTPUTS = (
     *(METRICS_FILE, TIMELINE_FILE, LORA_FILE, TEACHER_FILE, LEDGER_FILE, SKIPPED_FILE),
+    *(*MODULES.values(), *TRANSFORMERS.values()),
     *(checkpoint.FOLDER, "debug", "preview", TENSORBOARD, "wandb", *_FINAL),
 )
 
@@ -75,7 +79,8 @@ class Summary:
     """What a run leaves behind; ``summary.json`` in the run folder holds the same."""
 
     folder: str
-    lora: str
+    lora: str | None
+    """None of a run that trained all weights."""
     sheet: str | None
     """None when no preview was asked for, or when it failed (see ``problems``)."""
     page: str | None
@@ -87,8 +92,12 @@ class Summary:
     first_loss: float
     last_loss: float
     """Means over the first and last 10 steps: a single step's loss is mostly its samples."""
+    transformer: str | None = None
+    """Folder of the trained transformer, of a run that trained all weights."""
+    modules: str | None = None
+    """What was trained beside the LoRA."""
     adapted: dict[str, int] = field(default_factory=dict)
-    """Modules that the LoRA adapts, by target."""
+    """Modules that the LoRA adapts, by target, and tensors that were trained whole."""
     last: dict[str, Any] = field(default_factory=dict)
     """Metrics of the last step."""
     problems: list[str] = field(default_factory=list)
@@ -156,9 +165,7 @@ def train(config: RunConfig, show: Show, *, resume: bool = False, replace: bool 
     check_prior(config)
     config = with_absolute_paths(config)
     family = FAMILIES[config.model.family](config.model.base, config.model.revision)
-    matched = resolve_targets(
-        family.skeleton(), config.lora.targets, family.lora_targets, family.lora_all_linear
-    )
+    adapted = TrainedSet(config, family).adapted(family.skeleton())
     if not resume:
         refuse_existing(config, replace)
     show("prepare", {"message": "starting Ray"})
@@ -186,7 +193,7 @@ def train(config: RunConfig, show: Show, *, resume: bool = False, replace: bool 
         "preset": preset,
         "coordinator": name,
         "namespace": NAMESPACE,
-        "lora": lora_metadata(config, manifest),
+        "metadata": lora_metadata(config, manifest),
     }
     # Ray Train keeps notes of its own in a folder; nothing of the run depends on them.
     with tempfile.TemporaryDirectory(prefix="dopsd-ray-train-") as scratch:
@@ -211,7 +218,13 @@ def train(config: RunConfig, show: Show, *, resume: bool = False, replace: bool 
     folder = config.run.folder
     summary = Summary(
         folder=folder,
-        lora=storage.join(folder, LORA_FILE),
+        lora=None if config.adapters == "full" else storage.join(folder, LORA_FILE),
+        transformer=storage.join(folder, TRANSFORMERS[STUDENT])
+        if config.adapters == "full"
+        else None,
+        modules=storage.join(folder, MODULES[STUDENT])
+        if config.adapters == "lora+modules"
+        else None,
         sheet=None,
         page=None,
         steps=status["step"],
@@ -220,7 +233,7 @@ def train(config: RunConfig, show: Show, *, resume: bool = False, replace: bool 
         max_policy_lag=config.max_policy_lag,
         first_loss=status["losses"][0],
         last_loss=status["losses"][1],
-        adapted={target: len(names) for target, names in matched.items()},
+        adapted=adapted,
         last=status["latest"],
         problems=problems,
     )
@@ -350,6 +363,11 @@ def lora_metadata(config: RunConfig, manifest: Manifest) -> dict[str, str]:
     teacher = f"teacher={method.teacher} ema={method.ema_decay} "
     if objective == "sft":
         teacher = ""  # it has none
+    trained = f"rank={lora.rank} alpha={lora.alpha} {_variant(config)}".rstrip()
+    if config.adapters == "full":
+        trained = f"adapters=full teacher_sync_every={method.teacher_sync_every}"
+    elif config.adapters == "lora+modules":
+        trained += f" modules={'+'.join(lora.modules_to_train)}"
     return {
         "dopsd.version": __version__,
         "dopsd.base": config.model.base,
@@ -359,7 +377,7 @@ def lora_metadata(config: RunConfig, manifest: Manifest) -> dict[str, str]:
             f"{objective} K={method.steps} weighting={method.weighting} {teacher}"
             f"lr={config.learner.lr} steps={config.learner.steps} "
             f"global_batch={config.learner.global_batch} max_policy_lag={config.max_policy_lag} "
-            f"rank={lora.rank} alpha={lora.alpha} {_variant(config)}seed={config.run.seed}"
+            f"{trained} seed={config.run.seed}"
         ),
         "dopsd.data": manifest.fingerprint,
     }

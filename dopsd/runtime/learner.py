@@ -15,12 +15,11 @@ from torch import Tensor
 
 from dopsd.config import LearnerSection, RunConfig
 from dopsd.errors import WorkerError
-from dopsd.method.ema import Ema
 from dopsd.method.objective import state_loss
 from dopsd.method.terms import Terms
-from dopsd.models.lora import STUDENT
 from dopsd.runtime.learner_state import LearnerState
 from dopsd.runtime.timeline import Span
+from dopsd.runtime.trained_weights import ShardedWeights, Weights, trained_weights
 from dopsd.runtime.zero import ZeroEngine
 
 Tell = Callable[[list[Span]], None]
@@ -37,8 +36,8 @@ class Wish:
     """Train no further."""
 
 
-Publish = Callable[[int, dict[str, Tensor], dict[str, Tensor]], Wish]
-"""(version, student's fp32 weights, teacher's fp32 weights)."""
+Publish = Callable[[int, Weights], Wish]
+"""(version, student's and teacher's weights)."""
 
 
 @dataclass
@@ -125,19 +124,12 @@ class Learner:
         self._save, self._record = save, record
         self._spans: list[Span] = []
         self._nonfinite = 0
-        self.student = engine.full_weights(STUDENT)
-        self.ema = Ema(self.student, config.method.teacher_decay)
+        self.weights = trained_weights(config, engine)
 
     def restore(self, state: LearnerState) -> None:
         """Go on from a checkpoint; every rank is given all of it. Collective."""
-        self.engine.restore(state.student, state.updates, state.moments)
-        self.student = self.engine.full_weights(STUDENT)
-        self.ema.tensors = state.ema
-
-    def state(self, step: int) -> LearnerState:
-        """Where this learner stands before ``step``. Collective."""
-        updates, moments = self.engine.optimizer_state()
-        return LearnerState(step, self.student, self.ema.tensors, updates, moments)
+        assert not isinstance(self.weights, ShardedWeights), "adapters: full has no checkpoints"
+        self.weights.restore(state)
 
     def run(self, start: int, stop: int) -> bool:
         """Train steps [start, stop), or until the coordinator wants an end; True when all are done.
@@ -154,8 +146,7 @@ class Learner:
             waited = time.perf_counter() - began - done.compute_seconds
             skipped = self.engine.skipped()
             if not skipped:
-                self.student = self.engine.full_weights(STUDENT)
-                self.ema.update(self.student)
+                self.weights.update()
             trained = time.perf_counter()
             self._note_trained(step, done, skipped)
             wish = self._hand_over(step + 1)
@@ -184,8 +175,8 @@ class Learner:
                 "encoder_peak_memory_mb": done.last.encode_stats.get("peak_memory_mb", 0.0),
             }
             self._report(step, metrics)
-            if save:
-                self._save(self.state(step + 1))
+            if save and not isinstance(self.weights, ShardedWeights):
+                self._save(self.weights.state(step + 1))
             if end:
                 return False
         return True
@@ -262,6 +253,5 @@ class Learner:
 
     def _hand_over(self, version: int) -> Wish:
         """Publish (student, EMA) as ``version``; a fused learner's teacher adapter follows."""
-        if self.config.source == "fused":
-            self.engine.write_teacher(self.ema.tensors)
-        return self._publish(version, self.student, self.ema.tensors)
+        self.weights.bind_teacher()
+        return self._publish(version, self.weights)

@@ -115,7 +115,7 @@ class Pool:
             if member.loading or time.monotonic() < member.rests_until:
                 continue
             if member.bundle is not bundle:
-                ack = member.handle.load.remote(*(bundle.refs[a] for a in self.adapters))
+                ack = self._load(member.handle, bundle)
                 member.calls.append(Call(None, bundle, ack, None, time.monotonic()))
             elif self.hop is not None and self.hop.opening():
                 continue
@@ -124,6 +124,12 @@ class Pool:
             ):
                 best = member
         return best
+
+    def _load(self, handle: Any, bundle: Bundle) -> ray.ObjectRef:
+        if bundle.streamed:
+            # References inside a bundle are not resolved on the way: a bucket at a time is enough.
+            return handle.load_buckets.remote(bundle)
+        return handle.load.remote(*(bundle.refs[a] for a in self.adapters))
 
     def submit(self, member: Member, key: Key, bundle: Bundle, *inputs: ray.ObjectRef) -> None:
         """Queue one micro-batch on ``member`` under ``bundle``; inputs are passed by reference."""

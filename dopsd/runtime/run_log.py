@@ -13,10 +13,15 @@ from typing import Any
 from dopsd import storage
 from dopsd.errors import StorageError
 from dopsd.json_lines import JsonLines, read_lines
+from dopsd.models.lora import STUDENT, TEACHER
 from dopsd.runtime.timeline import Timeline
 from dopsd.runtime.trackers import Guarded
 
 LORA_FILE, TEACHER_FILE = "lora.safetensors", "teacher_lora.safetensors"
+MODULES = {STUDENT: "modules.safetensors", TEACHER: "teacher_modules.safetensors"}
+"""What `adapters: lora+modules` trains beside the LoRA."""
+TRANSFORMERS = {STUDENT: "transformer", TEACHER: "teacher_transformer"}
+"""Folders of `adapters: full`."""
 METRICS_FILE, SUMMARY_FILE, TIMELINE_FILE = "metrics.jsonl", "summary.json", "timeline.jsonl"
 """Names in the run folder."""
 

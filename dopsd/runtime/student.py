@@ -9,16 +9,18 @@ from torch import Tensor, nn
 
 from dopsd.config import RunConfig
 from dopsd.models.base import DTYPES, Family
-from dopsd.models.lora import STUDENT, TEACHER, inject, resolve_targets
+from dopsd.models.lora import STUDENT, TEACHER
+from dopsd.models.trained import TrainedSet
 from dopsd.types import Context
 
 
 class Student(nn.Module):
-    """Frozen base with trainable student LoRA (and a frozen teacher LoRA in fused mode)."""
+    """A transformer whose ``trained`` parameters require grad (and a frozen teacher LoRA in fused
+    mode)."""
 
-    def __init__(self, family: Family, transformer: nn.Module) -> None:
+    def __init__(self, family: Family, transformer: nn.Module, trained: TrainedSet) -> None:
         super().__init__()
-        self.family = family
+        self.family, self.trained = family, trained
         self.transformer = transformer
 
     def forward(self, latents: Tensor, sigma: Tensor, context: dict[str, Tensor]) -> Tensor:
@@ -29,15 +31,12 @@ class Student(nn.Module):
 def build_student(
     config: RunConfig, family: Family, device: torch.device | str, with_teacher: bool
 ) -> Student:
-    """The module to train: base, LoRA on the config's targets, checkpointing as asked."""
+    """The module to train: base, LoRA or all weights, activation checkpointing as asked."""
     dtype = DTYPES[config.model.dtype]
     transformer: Any = family.load_transformer(dtype, device, config.model.attention)
-    matched = resolve_targets(
-        transformer, config.lora.targets, family.lora_targets, family.lora_all_linear
-    )
-    adapters = (STUDENT, TEACHER) if with_teacher else (STUDENT,)
-    lora = config.lora
-    inject(transformer, matched, lora.rank, lora.alpha, config.run.seed, adapters, **lora.variant)
+    trained = TrainedSet(config, family)
+    two = with_teacher and config.adapters == "lora"
+    trained.prepare(transformer, (STUDENT, TEACHER) if two else (STUDENT,))
     if config.learner.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
-    return Student(family, transformer)
+    return Student(family, transformer, trained)

@@ -12,25 +12,19 @@ import torch
 from ray import train
 from ray.exceptions import ObjectLostError, RayError
 from ray.train.torch import get_device
-from torch import Tensor
 
 from dopsd.config import RunConfig
 from dopsd.errors import DopsdError
-from dopsd.export import lora_file
 from dopsd.models import FAMILIES
-from dopsd.models.base import DTYPES
-from dopsd.models.lora import STUDENT, TEACHER
 from dopsd.process import peak_memory_mb, set_up
-from dopsd.runtime.dump import weights_dumped, weights_path
 from dopsd.runtime.exchange import Box
-from dopsd.runtime.history import kept_path, kept_versions, small_enough
 from dopsd.runtime.learner import Learner, Wish
 from dopsd.runtime.learner_state import LearnerState
-from dopsd.runtime.run_log import LORA_FILE, TEACHER_FILE
+from dopsd.runtime.outputs import Outputs
 from dopsd.runtime.sources import DisaggregatedSource, FusedSource
 from dopsd.runtime.student import build_student
 from dopsd.runtime.timeline import Span
-from dopsd.runtime.weights import Bundle
+from dopsd.runtime.trained_weights import Weights
 from dopsd.runtime.zero import ZeroEngine, engine_config, preset_stage
 
 _GRACE = 30.0
@@ -40,8 +34,8 @@ _RETURN = 20.0
 
 
 def train_worker(arguments: dict[str, Any]) -> None:
-    """``arguments``: config (dict), preset (DeepSpeed), coordinator (name), namespace, lora
-    (metadata of the exported file)."""
+    """``arguments``: config (dict), preset (DeepSpeed), coordinator (name), namespace, metadata (of
+    exported files)."""
     config = RunConfig.model_validate(arguments["config"])
     context = train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -121,30 +115,20 @@ def _train(
                     box = call("fetch", step, rank, world)[place]
             yield value, box.real
 
-    def lora(adapter: str, state: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> bytes:
-        metadata = {**arguments["lora"], "dopsd.adapter": adapter}
-        form = config.lora
-        return lora_file(
-            state, form.rank, form.alpha, metadata, dtype, rank_stabilized=form.rank_stabilized
-        )
+    outputs = Outputs(
+        config,
+        family,
+        arguments["metadata"],
+        rank,
+        ray.put,
+        lambda name, data: call("write", name, data),
+    )
 
-    def publish(version: int, student: dict[str, Tensor], teacher: dict[str, Tensor]) -> Wish:
-        if rank:
-            return Wish()
-        if fused:
-            bundle = Bundle(version, {}, {}, 0)
-        else:
-            dtype = DTYPES[config.model.dtype]
-            bundle = Bundle.create(version, student, teacher, dtype, ray.put)
-        if weights_dumped(config, version):
-            for adapter, state in ((STUDENT, student), (TEACHER, teacher)):
-                call("write", weights_path(version, adapter), lora(adapter, state))
-        wish: Wish = call("publish", bundle)
-        # After it, so that roll-outs of the next step go on meanwhile.
-        if version in kept_versions(config) and small_enough(config, student):
-            for adapter, state in ((STUDENT, student), (TEACHER, teacher)):
-                payload = lora(adapter, state, DTYPES[config.model.dtype])
-                call("write", kept_path(version, adapter), payload)
+    def publish(version: int, weights: Weights) -> Wish:
+        outputs.before(version, weights)
+        bundle = outputs.bundle(version, weights)
+        wish: Wish = Wish() if rank else call("publish", bundle)
+        outputs.after(version, weights)  # roll-outs of the next step go on meanwhile
         return wish
 
     def save(state: LearnerState) -> None:
@@ -193,6 +177,5 @@ def _train(
     tell([Span(f"learner-{rank}", "start up", entry.step, began, time.time())])
     done = learner.run(entry.step, learner_config.steps)
     ray.wait(told, timeout=_GRACE)  # a process that ends takes its unsent calls along
-    if rank == 0 and done:
-        call("write", LORA_FILE, lora(STUDENT, learner.student))
-        call("write", TEACHER_FILE, lora(TEACHER, learner.ema.tensors))
+    if done:
+        outputs.final(learner.weights)

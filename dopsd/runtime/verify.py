@@ -18,7 +18,7 @@ from dopsd.data.manifest import has_manifest, load_manifest
 from dopsd.data.plan import Plan, RowRef
 from dopsd.errors import DataError
 from dopsd.json_lines import read_lines
-from dopsd.runtime.admission import policy_version
+from dopsd.runtime.admission import policy_version, teacher_version
 from dopsd.runtime.data import plan_of
 from dopsd.runtime.ledger import LEDGER_FILE, effective
 
@@ -135,9 +135,10 @@ def _compare(
     if line.get("skipped"):
         verdict.skipped.append(step)
     version = policy_version(step, config.max_policy_lag)
-    for key in ("policy_version", "teacher_version"):
-        if line[key] != version:
-            verdict.problems.append(f"step {step}: {key} {line[key]}, planned {version}")
+    teacher = teacher_version(version, config.method.teacher_sync_every)
+    for key, expected_version in (("policy_version", version), ("teacher_version", teacher)):
+        if line[key] != expected_version:
+            verdict.problems.append(f"step {step}: {key} {line[key]}, planned {expected_version}")
 
 
 class _SampleIds:

@@ -16,10 +16,12 @@ from dopsd.types import pack, unpack
 
 @dataclass(frozen=True)
 class Bundle:
-    """Weights after ``version`` optimizer steps: a reference to safetensors bytes per adapter.
+    """Weights after ``version`` optimizer steps: a reference to safetensors bytes per adapter, or,
+    of whole models (``streamed``), a tuple of references, one per bucket.
 
-    Tensors are in the inference dtype already, so that ``checksums`` (SHA-256 per adapter) can
-    be compared with what a worker has bound. A worker fetches the adapters of its role only.
+    Tensors are in the inference dtype already, so that ``checksums`` (SHA-256 per adapter, or per
+    bucket under ``bucket_key``) can be compared with what a worker has bound. A worker fetches the
+    adapters of its role only.
     """
 
     version: int
@@ -27,6 +29,9 @@ class Bundle:
     checksums: dict[str, str]
     modules: int
     """Number of tensors of each adapter."""
+    streamed: bool = False
+    teacher_version: int | None = None
+    """Where the teacher is published less often than the student: the teacher's own version."""
 
     @classmethod
     def create(
@@ -82,9 +87,8 @@ def check_acknowledgement(bundle: Bundle, ack: Acknowledgement, worker: str) -> 
     if ack.modules != bundle.modules:
         problems.append(f"{ack.modules} tensors, published {bundle.modules}")
     for adapter, found in ack.checksums.items():
-        if found != bundle.checksums[adapter]:
-            problems.append(
-                f"{adapter} checksum {found[:12]}, published {bundle.checksums[adapter][:12]}"
-            )
+        published = bundle.checksums.get(adapter, "nothing")
+        if found != published:
+            problems.append(f"{adapter} checksum {found[:12]}, published {published[:12]}")
     if problems:
         raise AcknowledgementError(f"{worker} acknowledged {'; '.join(problems)}")

@@ -17,26 +17,19 @@ from torch import Tensor
 
 from dopsd.config import RunConfig
 from dopsd.data.stream import load_encoded
-from dopsd.errors import AcknowledgementError
+from dopsd.errors import AcknowledgementError, ModelError
 from dopsd.method.noise import batch_noise
 from dopsd.method.objective import state_weights
 from dopsd.method.rollout import VelocityFn, rollout, score
 from dopsd.models import FAMILIES
 from dopsd.models.base import DTYPES, Family
-from dopsd.models.lora import (
-    STUDENT,
-    TEACHER,
-    activate,
-    adapter_parameters,
-    bind,
-    checksum,
-    inject,
-    resolve_targets,
-)
+from dopsd.models.lora import STUDENT, TEACHER, activate, bind_parameters, checksum
+from dopsd.models.trained import TrainedSet
 from dopsd.process import peak_memory_mb, set_up
 from dopsd.runtime.baselines import baseline_batch
+from dopsd.runtime.buckets import bucket_key, unpack_bucket
 from dopsd.runtime.schedule import training_sigmas
-from dopsd.runtime.weights import Acknowledgement, read_payload
+from dopsd.runtime.weights import Acknowledgement, Bundle, read_payload
 from dopsd.types import Context, EncodedBatch, TrainingBatch, Trajectory
 
 Stats = dict[str, float]
@@ -59,6 +52,13 @@ def compile_blocks(transformer: Any, backend: str = "inductor") -> None:
     transformer.compile_repeated_blocks(dynamic=True, backend=backend)
 
 
+def _from_store(reference: Any) -> bytes:
+    import ray
+
+    payload: bytes = ray.get(reference)
+    return payload
+
+
 class InferenceWorker:
     """A frozen base with the adapters of its role: roll-out, teacher, or both (shared)."""
 
@@ -70,25 +70,14 @@ class InferenceWorker:
         self.dtype = DTYPES[config.model.dtype]
         self.family = FAMILIES[config.model.family](config.model.base, config.model.revision)
         self.transformer = self.family.load_transformer(self.dtype, device, config.model.attention)
-        matched = resolve_targets(
-            self.transformer,
-            config.lora.targets,
-            self.family.lora_targets,
-            self.family.lora_all_linear,
-        )
-        inject(
-            self.transformer,
-            matched,
-            config.lora.rank,
-            config.lora.alpha,
-            config.run.seed,
-            adapters,
-            **config.lora.variant,
-        )
+        self.trained = TrainedSet(config, self.family)
+        self.trained.prepare(self.transformer, adapters)
         self.transformer.requires_grad_(False)
         if config.model.compile:
             compile_blocks(self.transformer)
-        self.version = -1
+        self.version = self.teacher_version = -1
+        self._bound: dict[str, str] = {}
+        """Checksums of the buckets that are bound, read back from the parameters."""
         self._kept: dict[int, Tensor] = {}
 
     def load(self, *payloads: bytes) -> Acknowledgement:
@@ -99,13 +88,46 @@ class InferenceWorker:
         versions, checksums, modules = set(), {}, 0
         for adapter, payload in zip(self.adapters, payloads, strict=True):
             version, state = read_payload(payload, adapter)
-            bind(self.transformer, adapter, state)
-            bound = adapter_parameters(self.transformer, adapter)
+            self.trained.bind(self.transformer, adapter, state)
+            bound = self.trained.parameters(self.transformer, adapter)
             checksums[adapter] = checksum({name: p.data for name, p in bound.items()})
             modules = len(bound)
             versions.add(version)
         (self.version,) = versions
+        self.teacher_version = self.version
         return Acknowledgement(self.version, checksums, modules)
+
+    def load_buckets(
+        self, bundle: Bundle, fetch: Callable[[Any], bytes] | None = None
+    ) -> Acknowledgement:
+        """Bind a version of a whole model in place, one bucket at a time.
+
+        ``fetch`` gets a reference's bytes (default: ray.get). A model that is bound already, as a
+        teacher's is that has not been published anew, is acknowledged as it was read back. Raises
+        ModelError for a tensor that does not fit.
+        """
+        fetch = fetch or _from_store
+        (adapter,) = self.adapters  # a second one would need a second model
+        wanted = {bucket_key(adapter, index): ref for index, ref in enumerate(bundle.refs[adapter])}
+        if self._bound != {key: bundle.checksums[key] for key in wanted}:
+            self._bound = {}
+            own = self.trained.parameters(self.transformer, adapter)
+            bound: dict[str, str] = {}
+            for key, ref in wanted.items():
+                state = unpack_bucket(fetch(ref))
+                names = list(state)
+                bind_parameters({n: own.pop(n) for n in names if n in own}, state)
+                del state  # before the next one is fetched
+                bound[key] = checksum({n: self.transformer.get_parameter(n).data for n in names})
+            if own:
+                raise ModelError(f"weights: {len(own)} tensors missing, e.g. {min(own)}")
+            self._bound = bound
+        self.version = bundle.version
+        self.teacher_version = (
+            bundle.version if bundle.teacher_version is None else bundle.teacher_version
+        )
+        modules = sum(1 for _ in self.transformer.parameters())
+        return Acknowledgement(self.version, dict(self._bound), modules)
 
     def generate(self, version: int, block: pa.Table) -> tuple[bytes, Stats]:
         """Roll the student out on an encoded micro-batch: a Trajectory and its timing."""
@@ -159,9 +181,9 @@ class InferenceWorker:
             assert batch.teacher is not None
             activate(self.transformer, TEACHER)
             teacher = batch_velocity(self.family, self.transformer, batch.teacher, self.dtype)
-            return baseline_batch(
-                self.config, self.family, batch, teacher, version, self.device
-            ).to_bytes()
+            made = baseline_batch(self.config, self.family, batch, teacher, version, self.device)
+            made.teacher_version = self.teacher_version
+            return made.to_bytes()
 
         return self._timed(work)
 
@@ -191,7 +213,7 @@ class InferenceWorker:
         return TrainingBatch(
             info=path.info,
             policy_version=path.policy_version,
-            teacher_version=version,
+            teacher_version=self.teacher_version,
             states=states,
             sigmas=sigmas,
             student=path.student,

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from dopsd.config import LearnerSection, RunConfig
 from dopsd.errors import CheckpointError, ConfigError
-from dopsd.models.lora import STUDENT, TEACHER, activate, adapter_parameters
+from dopsd.models.lora import STUDENT, TEACHER, activate, bind_parameters
+from dopsd.runtime import zero_state
 from dopsd.runtime.eight_bit import adamw8bit
 from dopsd.runtime.student import Student
 from dopsd.runtime.zero_state import optimizer_state, set_master_weights, set_optimizer_state
@@ -125,6 +126,10 @@ class ZeroEngine:
         self._full_rows = int(config["train_micro_batch_size_per_gpu"])
 
     @property
+    def rank(self) -> int:
+        return int(self.engine.global_rank)
+
+    @property
     def world(self) -> int:
         return int(self.engine.world_size)
 
@@ -168,7 +173,7 @@ class ZeroEngine:
 
     def optimizer_state(self) -> tuple[int, dict[str, Tensor]]:
         """(updates taken, AdamW's moments by parameter name, fp32 on the CPU). Collective."""
-        return optimizer_state(self.engine.optimizer, self._trained())
+        return optimizer_state(self.engine.optimizer, self.trained())
 
     @torch.no_grad()
     def restore(self, weights: dict[str, Tensor], updates: int, moments: dict[str, Tensor]) -> None:
@@ -176,7 +181,7 @@ class ZeroEngine:
 
         Collective. Raises CheckpointError unless the weights are those of the same modules.
         """
-        parameters = self._trained()
+        parameters = self.trained()
         for name in parameters.keys() ^ weights.keys():
             missing = name in parameters
             raise CheckpointError(
@@ -184,19 +189,31 @@ class ZeroEngine:
             )
         set_master_weights(parameters, weights)
         set_optimizer_state(self.engine.optimizer, parameters, updates, moments)
-        with self._gathered(list(parameters.values())):
-            for name, parameter in parameters.items():
-                parameter.copy_(weights[name])
+        with self.gathered(list(parameters.values())):
+            bind_parameters(parameters, weights)
 
-    def _trained(self) -> dict[str, nn.Parameter]:
-        return adapter_parameters(self.student.transformer, STUDENT)
+    def trained(self, adapter: str = STUDENT) -> dict[str, nn.Parameter]:
+        """{name: parameter} of what is trained, or of the teacher's counterparts."""
+        return self.student.trained.parameters(self.student.transformer, adapter)
+
+    def start_average(self) -> None:
+        """Keep an fp32 average of the masters, sharded as they are; begins at the weights."""
+        zero_state.start_average(self.engine.optimizer)
+
+    def update_average(self, weight: float) -> None:
+        """Move the average by ``weight`` of its way to the masters; this rank's part."""
+        zero_state.update_average(self.engine.optimizer, weight)
+
+    def full_average(self, name: str) -> Tensor:
+        """The average of one parameter, fp32, whole. Collective."""
+        return zero_state.full_average(self.trained()[name])
 
     def full_weights(self, adapter: str) -> dict[str, Tensor]:
         """fp32 master weights of an adapter, gathered from all ranks, on the CPU. Collective."""
         from deepspeed.utils import safe_get_full_fp32_param
 
         weights = {}
-        for name, parameter in adapter_parameters(self.student.transformer, adapter).items():
+        for name, parameter in self.trained(adapter).items():
             full = safe_get_full_fp32_param(parameter)
             assert full is not None, f"{name} is not managed by ZeRO"
             weights[name] = full.detach().float().cpu().clone()
@@ -205,10 +222,9 @@ class ZeroEngine:
     @torch.no_grad()
     def write_teacher(self, weights: dict[str, Tensor]) -> None:
         """Copy fp32 EMA weights into the frozen teacher adapter. Collective under ZeRO-3."""
-        parameters = adapter_parameters(self.student.transformer, TEACHER)
-        with self._gathered(list(parameters.values())):
-            for name, parameter in parameters.items():
-                parameter.copy_(weights[name])
+        parameters = self.trained(TEACHER)
+        with self.gathered(list(parameters.values())):
+            bind_parameters(parameters, weights)
 
     @torch.no_grad()
     def teacher_velocity(
@@ -221,10 +237,12 @@ class ZeroEngine:
         finally:
             activate(self.student.transformer, back_to)
 
-    def _gathered(self, parameters: list[nn.Parameter]) -> Any:
+    def gathered(self, parameters: list[nn.Parameter], modify: bool = True) -> Any:
+        """A context in which ``parameters`` are whole; with ``modify``, rank 0's changes stay."""
         if self.stage < 3:
             return nullcontext()
-        return self._deepspeed.zero.GatheredParameters(parameters, modifier_rank=0)
+        rank = 0 if modify else None
+        return self._deepspeed.zero.GatheredParameters(parameters, modifier_rank=rank)
 
 
 def _fill(tensor: Tensor, missing: int) -> Tensor:

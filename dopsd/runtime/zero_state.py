@@ -14,6 +14,8 @@ from dopsd.errors import CheckpointError
 from dopsd.runtime.eight_bit import is_eight_bit, plain_moments, take_plain_moments
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+AVERAGE = "average"
+"""The teacher's weights, of a run whose weights are all trained."""
 _FLAT = (
     "fp32_partitioned_groups_flat",  # ZeRO-3
     "single_partition_of_fp32_groups",  # ZeRO-1 and 2
@@ -52,19 +54,48 @@ def set_optimizer_state(
     """Inverse of :func:`optimizer_state` on a fresh optimizer; every rank is given all of it."""
     if not step:
         return
+    _begin(zero, step)
+    for name, parameter in parameters.items():
+        for key in MOMENTS:
+            _set(parameter, moments[f"{name}.{key}"], key)
+    if is_eight_bit(zero.optimizer):
+        take_plain_moments(zero.optimizer, _flat_parts(zero), step, partial(_link, zero))
+
+
+def start_average(zero: Any) -> None:
+    """Keep an average of the fp32 masters beside AdamW's moments, cut up as they are.
+
+    Only on an optimizer that has taken no update: the average begins at the weights.
+    """
+    _begin(zero, 0, averaged=True)
+
+
+@torch.no_grad()
+def update_average(zero: Any, weight: float) -> None:
+    """average <- average + weight * (masters - average), of this rank's part, in fp32."""
+    for flat in _flat_parts(zero):
+        zero.optimizer.state[flat][AVERAGE].lerp_(flat.detach(), weight)
+
+
+def full_average(parameter: nn.Parameter) -> Tensor:
+    """The average of one parameter, gathered from all ranks: fp32. Collective."""
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    full: Tensor = safe_get_full_optimizer_state(parameter, AVERAGE)
+    return full.detach()
+
+
+def _begin(zero: Any, step: int, averaged: bool = False) -> None:
+    """AdamW's state after ``step`` updates with moments of zero, as its first update makes it."""
     adam = isinstance(zero.optimizer, (torch.optim.Adam, torch.optim.AdamW))
     for flat in _flat_parts(zero):
         # torch counts in a tensor, DeepSpeed's own Adam in an integer.
         zero.optimizer.state[flat] = {
             "step": torch.tensor(float(step)) if adam else step,
             **{key: torch.zeros_like(flat.data) for key in MOMENTS},
+            **({AVERAGE: flat.detach().clone()} if averaged else {}),
         }
     _link(zero)
-    for name, parameter in parameters.items():
-        for key in MOMENTS:
-            _set(parameter, moments[f"{name}.{key}"], key)
-    if is_eight_bit(zero.optimizer):
-        take_plain_moments(zero.optimizer, _flat_parts(zero), step, partial(_link, zero))
 
 
 def _link(zero: Any) -> None:

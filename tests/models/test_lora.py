@@ -250,7 +250,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(dora: bool) -> None:
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        (lambda s: s.pop("layers.0.attention.to_q.lora_A.weight"), r"1 modules missing.*to_q"),
+        (lambda s: s.pop("layers.0.attention.to_q.lora_A.weight"), r"1 tensors missing.*to_q"),
         (lambda s: s.update({"layers.9.w.lora_A.weight": torch.zeros(1)}), r"1 fit no.*layers\.9"),
         (
             lambda s: s.update({"layers.0.attention.to_q.lora_A.weight": torch.zeros(4, 64)}),

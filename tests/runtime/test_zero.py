@@ -27,14 +27,20 @@ STAGES = ("zero1", "zero2", "zero3")
 POISONED = (("zero1", "bfloat16"), ("zero2", "float32"), ("zero3", "float32"))
 
 
-def launch(world: int, base: Path, out: Path, cases: list[str]) -> dict[str, dict]:
+def launch(
+    world: int,
+    base: Path,
+    out: Path,
+    cases: list[str],
+    program: str = "tests.runtime.zero_rank",
+) -> dict[str, dict]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     words = [str(world), str(port), str(base), str(out), *cases]
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.runtime.zero_rank", str(rank), *words],
+            [sys.executable, "-m", program, str(rank), *words],
             cwd=ROOT,
             env={
                 **os.environ,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from dopsd.runtime.admission import rank_share
 from dopsd.runtime.learner import Learner, Micro, Trained, Wish
 from dopsd.runtime.learner_state import LearnerState
 from dopsd.runtime.student import build_student
+from dopsd.runtime.trained_weights import WholeWeights
 from dopsd.runtime.zero import ZeroEngine, engine_config, read_preset
 from dopsd.types import SampleInfo, TrainingBatch
 from tests.tiny import make_config, make_context
@@ -119,8 +121,8 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
     weights_at: list[dict] = []
     shares: list[Trained] = []
 
-    def publish(version: int, weights: dict[str, Tensor], teacher: dict[str, Tensor]) -> Wish:
-        weights_at.append({name: tensor.clone() for name, tensor in weights.items()})
+    def publish(version: int, weights: WholeWeights) -> Wish:
+        weights_at.append({name: tensor.clone() for name, tensor in weights.student.items()})
         return Wish(save=version == SAVED and words in ([], ["adamw8bit"]))
 
     learner = Learner(
@@ -151,12 +153,12 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
         "updates": updates,
         "micro_batches": [sorted(share.micro_batches) for share in shares],
         "skipped": [share.skipped for share in shares],
-        "weights": {name: t.flatten().tolist() for name, t in learner.student.items()},
-        "teacher": {name: t.flatten().tolist() for name, t in learner.ema.tensors.items()},
+        "weights": {name: t.flatten().tolist() for name, t in learner.weights.student.items()},
+        "teacher": {name: t.flatten().tolist() for name, t in learner.weights.ema.tensors.items()},
     }
 
 
-def main() -> None:
+def main(run_case: Callable[[str, Path, str, int, int], dict] = run_case) -> None:
     rank, world, port = (int(word) for word in sys.argv[1:4])
     base, out, *cases = sys.argv[4:]
     torch.set_num_threads(1)

@@ -1,0 +1,140 @@
+"""What of a transformer a run trains: one answer for learner, workers, checkpoint and export."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from dopsd.config import RunConfig
+from dopsd.errors import ModelError
+from dopsd.models.base import Family
+from dopsd.models.lora import (
+    STUDENT,
+    adapter_parameters,
+    bind_parameters,
+    inject,
+    resolve_targets,
+)
+
+NORMS, EMBEDDERS = "norms", "embedders"
+
+
+class TrainedSet:
+    """Which parameters ``adapters`` and ``lora`` of a config stand for, by diffusers' names.
+
+    Of ``full`` and ``lora+modules`` a transformer holds one version only, student or teacher:
+    ``adapter`` then tells which LoRA goes with it.
+    """
+
+    def __init__(self, config: RunConfig, family: Family) -> None:
+        self.config, self.family = config, family
+        self.kind = config.adapters
+
+    def adapted(self, transformer: nn.Module) -> dict[str, int]:
+        """How many modules or tensors of a bare transformer each part of the config stands for.
+
+        Raises ModelError for what matches nothing.
+        """
+        if self.kind == "full":
+            names = [name for name, _ in transformer.named_parameters()]
+            if extra := sorted(set(transformer.state_dict()) - set(names)):
+                raise ModelError(
+                    f"adapters: full, but {extra[0]} of {self.family.transformer_class} is no "
+                    "parameter: its export would be incomplete; allowed: lora"
+                )
+            return {"all weights": len(names)}
+        counts = {target: len(names) for target, names in self._targets(transformer).items()}
+        return counts | {entry: len(names) for entry, names in self._modules(transformer).items()}
+
+    def prepare(self, transformer: nn.Module, adapters: tuple[str, ...]) -> None:
+        """Add LoRA layers for ``adapters`` in place, and set ``requires_grad`` on what is trained
+        when the student is among them."""
+        if self.kind == "full":
+            transformer.requires_grad_(STUDENT in adapters)
+            return
+        extra = self._extra(transformer)
+        lora, run = self.config.lora, self.config.run
+        inject(
+            transformer,
+            self._targets(transformer),
+            lora.rank,
+            lora.alpha,
+            run.seed,
+            adapters,
+            **lora.variant,
+        )
+        for name in extra:
+            transformer.get_parameter(name).requires_grad_(STUDENT in adapters)
+
+    def parameters(self, transformer: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
+        """{name: parameter} of an adapter in a prepared transformer, in a fixed order."""
+        if self.kind == "full":
+            return dict(transformer.named_parameters())
+        found = adapter_parameters(transformer, adapter)
+        if self.kind == "lora+modules":
+            for name in self._extra(transformer):
+                found[name] = transformer.get_parameter(name)
+        return found
+
+    def bind(self, transformer: nn.Module, adapter: str, state: dict[str, Tensor]) -> None:
+        """Copy ``state`` into an adapter. Raises ModelError unless it fits exactly."""
+        bind_parameters(self.parameters(transformer, adapter), state)
+
+    def _targets(self, transformer: nn.Module) -> dict[str, list[str]]:
+        return resolve_targets(
+            transformer,
+            self.config.lora.targets,
+            self.family.lora_targets,
+            self.family.lora_all_linear,
+        )
+
+    def _extra(self, transformer: nn.Module) -> list[str]:
+        if self.kind != "lora+modules":
+            return []
+        return sorted({name for names in self._modules(transformer).values() for name in names})
+
+    def _modules(self, transformer: nn.Module) -> dict[str, list[str]]:
+        """Parameters of each entry of ``lora.modules_to_train``; none of them is a LoRA's or under
+        one, whose name in the model would then be another than in the file."""
+        if self.kind != "lora+modules":
+            return {}
+        wanted = self.config.lora.modules_to_train
+        if not wanted:
+            raise ModelError("lora.modules_to_train: empty, allowed: at least one name")
+        matched = {entry: match_parameters(transformer, entry) for entry in wanted}
+        if missing := [entry for entry, names in matched.items() if not names]:
+            raise ModelError(
+                f"lora.modules_to_train: {', '.join(missing)} match no parameter; allowed: "
+                f"{NORMS}, {EMBEDDERS}, or parts of names such as all_x_embedder"
+            )
+        linear = {name for group in self._bare_targets(transformer) for name in group}
+        for entry, names in matched.items():
+            for name in names:
+                if name.rpartition(".")[0] in linear or ".base_layer." in name:
+                    raise ModelError(
+                        f"lora.modules_to_train: {entry} holds {name}, which lora.targets adapts; "
+                        "allowed: one of the two"
+                    )
+        return matched
+
+    def _bare_targets(self, transformer: nn.Module) -> list[list[str]]:
+        """Names of the adapted modules, while there are no LoRA layers yet."""
+        if any(".lora_A." in name for name, _ in transformer.named_parameters()):
+            return []
+        return list(self._targets(transformer).values())
+
+
+def match_parameters(transformer: nn.Module, entry: str) -> list[str]:
+    """Names of the parameters that ``entry`` stands for: those of every normalisation layer for
+    ``norms``, of every embedder for ``embedders``, else those with ``entry`` among the parts of
+    their dotted name."""
+    names = [name for name, _ in transformer.named_parameters() if ".lora_" not in name]
+    if entry == EMBEDDERS:
+        return [name for name in names if any("embed" in part for part in name.split(".")[:-1])]
+    if entry == NORMS:
+        norms = [
+            name
+            for name, module in transformer.named_modules()
+            if type(module).__name__.endswith("Norm")
+        ]
+        return [name for name in names if name.rpartition(".")[0] in set(norms)]
+    return [name for name in names if f".{entry}." in f".{name}."]

@@ -1,0 +1,81 @@
+"""Publication of whole models: bucket by bucket into the object store, references to everybody."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from dopsd.config import RunConfig
+from dopsd.models.lora import STUDENT, TEACHER
+from dopsd.runtime.admission import teacher_version
+from dopsd.runtime.buckets import bucket_key, pack_bucket, total
+from dopsd.runtime.trained_weights import ShardedWeights
+from dopsd.runtime.weights import Bundle
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """A model in the store: a reference and a checksum for each bucket."""
+
+    refs: tuple[Any, ...]
+    checksums: tuple[str, ...]
+
+
+class BucketPublisher:
+    """Makes the bundles of one learner; every rank has one, ``speaks`` says which of them stores.
+
+    ``put`` stores bytes, as ray.put does. Of an adapter that nobody serves nothing is sent, and a
+    teacher that has not changed since it was sent is sent by the same references.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        weights: ShardedWeights,
+        put: Callable[[bytes], Any],
+        speaks: bool,
+    ) -> None:
+        self._weights, self._put, self._speaks = weights, put, speaks
+        self._every = config.method.teacher_sync_every
+        self._rolls_out = config.method.objective == "dopsd"
+        self._live = weights.decay == 0.0
+        self._teacher: _Sent | None = None
+
+    def bundle(self, version: int) -> Bundle:
+        """The bundle of ``version``; its references are rank 0's alone. Collective."""
+        sent = {}
+        if self._rolls_out:
+            sent[STUDENT] = self._send(STUDENT)
+        begins = self._teacher is None
+        moves = self._live or self._weights.averages
+        if begins or (moves and version % self._every == 0):
+            # A live teacher is the student, and every teacher begins as the student.
+            equal = self._live or version == 0
+            known = sent.get(STUDENT) if equal else None
+            self._teacher = known or self._send(TEACHER)
+        assert self._teacher is not None
+        sent[TEACHER] = self._teacher
+        return Bundle(
+            version,
+            {adapter: each.refs for adapter, each in sent.items()},
+            {
+                bucket_key(adapter, index): digest
+                for adapter, each in sent.items()
+                for index, digest in enumerate(each.checksums)
+            },
+            total(self._weights.buckets),
+            streamed=True,
+            teacher_version=teacher_version(version, self._every),
+        )
+
+    def _send(self, adapter: str) -> _Sent:
+        refs, checksums = [], []
+        for tensors in self._weights.gather(adapter):
+            if self._speaks:
+                payload, digest = pack_bucket(tensors)
+                refs.append(self._put(payload))
+                checksums.append(digest)
+                del payload
+            del tensors  # before the next bucket is gathered
+        return _Sent(tuple(refs), tuple(checksums))
