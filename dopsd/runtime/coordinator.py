@@ -7,6 +7,7 @@ tensors stay in the object store.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -14,26 +15,25 @@ from typing import Any
 
 import ray
 
-from dopsd.checkpoint import Checkpoint, policy_file
 from dopsd.config import RunConfig
-from dopsd.errors import DopsdError, LateError, WorkerError
-from dopsd.models.lora import STUDENT, TEACHER
+from dopsd.errors import DopsdError, LateError, StorageError, WorkerError
 from dopsd.runtime.admission import policy_version, rank_share
+from dopsd.runtime.attempts import beginning, checkpoint_files
 from dopsd.runtime.config_drift import Identity
 from dopsd.runtime.dumps import Dumps
 from dopsd.runtime.exchange import Box, Entry
 from dopsd.runtime.failures import own_message
 from dopsd.runtime.flow import Flow
 from dopsd.runtime.learner import Trained, Wish
-from dopsd.runtime.learner_state import FILES
 from dopsd.runtime.ledger import Ledger
 from dopsd.runtime.placement import Roles
 from dopsd.runtime.reader import BlockStream, Reader
-from dopsd.runtime.run_log import RunLog
+from dopsd.runtime.run_log import EXTRAS, RunLog
 from dopsd.runtime.saver import Saver
 from dopsd.runtime.timeline import Span
 from dopsd.runtime.weights import Bundle
 
+_WAITING = "waiting for"
 _GRACE = 5.0
 """Seconds that the pools' own deadlines are given before a learner's wait counts as late."""
 
@@ -63,6 +63,9 @@ class Coordinator:
         self._flow = Flow(config, roles, step_size, self._dumps.add, log.timeline.add)
         self._ledger = Ledger(log.folder)
         self._saver = Saver(config, identity or Identity(), self._flush)
+        self._attempt = 0
+        """The one whose learners are heard; 0 while the run is rewound."""
+        self._rewinding = threading.Lock()
         self._changed = threading.Condition()
         self._reader = Reader(
             self._flow, open_stream, self._changed, lambda: self._over, self._moved
@@ -85,7 +88,7 @@ class Coordinator:
     def start(self) -> None:
         """Launch the pools and the stream, at the newest checkpoint; returns at once."""
         self._flow.launch()
-        self._rewind(self._saver.newest())
+        self._rewind()
         for target in (self._reader.run, self._drive):
             thread = threading.Thread(target=self._guarded, args=(target,), daemon=True)
             thread.start()
@@ -100,8 +103,7 @@ class Coordinator:
             thread.join(timeout=10)
         problems = []
         pools = (pool.stop for pool in self._flow.pools)
-        ends = (self._saver.wait, self._dumps.end, *pools, self._ledger.flush, self.log.close)
-        for end in ends:
+        for end in (*pools, self._dumps.end, self._ledger.flush, self.log.close, self._saver.end):
             try:
                 end()
             except Exception as error:
@@ -125,28 +127,33 @@ class Coordinator:
                 self._error = self._error or error
             self._changed.notify_all()
 
-    def _rewind(self, found: Checkpoint | None) -> None:
-        """A new attempt goes on from a checkpoint, or from nothing."""
-        step = found.step if found else 0
-        with self._changed:
-            self._flow.rewind(step)
-            self._published = step if found else -1
-            self._entry, self._bundles = Entry(step), {}
-            if found:
-                files = {name: Box(ray.put(found.files[name]), True) for name in FILES}
-                self._entry = Entry(step, files)
-                for version in found.manifest.policy_versions:
-                    payloads = {
-                        adapter: found.files[policy_file(version, adapter)]
-                        for adapter in (STUDENT, TEACHER)
-                    }
-                    self._bundles[version] = Bundle.restored(version, payloads, ray.put)
-            self.log.rewind(step)
-            self._ledger.begin(step, self._saver.identity.plan)
-            self._learners = {}
-            self._reader.rewind(step)
-            self._begun, self._learner = False, "starting"
-            self._moved()
+    def _rewind(self) -> None:
+        """A new attempt goes on from the newest checkpoint, or from nothing.
+
+        Files are read and written outside the lock: a storage may take its time, and the
+        coordinator still answers.
+        """
+        with self._rewinding:
+            found = self._saver.newest()
+            entry, bundles = beginning(found)
+            with self._changed:
+                self._attempt = 0  # what learners of the last attempt say is not heard any more
+                self._flow.rewind(entry.step)
+                self._published = entry.step if found else -1
+                self._entry, self._bundles = entry, bundles
+                self._learners = {}
+                self._begun, self._learner = False, "starting"
+                self._reader.rewind(entry.step)
+                self._moved()
+            self.log.rewind(entry.step)
+            attempt = self._ledger.begin(entry.step, self._saver.identity.plan)
+            # A coordinator after this one must not give out the same number; what S3 refuses now
+            # is written by the next flush.
+            with contextlib.suppress(OSError, StorageError):
+                self._ledger.flush()
+            with self._changed:
+                self._attempt = attempt
+                self._moved()
 
     # -- learners --------------------------------------------------------------------------
 
@@ -158,10 +165,12 @@ class Coordinator:
         WorkerError when the restarts are spent.
         """
         with self._changed:
+            while not (self._attempt or self._attached or self._over):  # start() goes on meanwhile
+                self._changed.wait(timeout=1.0)
             self._raise_error()
             if not self._attached:
                 self._attached = True
-                return self._ledger.attempt
+                return self._attempt
             if self._restarts >= self.config.learner.restarts:
                 self._error = WorkerError(
                     f"the learners died again; their {self._restarts} restarts "
@@ -173,11 +182,11 @@ class Coordinator:
             self._learner = f"restarting in {wait:g} s"
             self._moved()
         time.sleep(wait)
-        self._rewind(self._saver.newest())
+        self._rewind()
         self._saver.notices.append(
-            f"learners died: attempt {self._ledger.attempt} goes on from step {self._entry.step}"
+            f"learners died: attempt {self._attempt} goes on from step {self._entry.step}"
         )
-        return self._ledger.attempt
+        return self._attempt
 
     def enter(self, attempt: int, rank: int, handle: Any) -> Entry:
         """A learner says that it is there; it gets what it begins with."""
@@ -210,11 +219,7 @@ class Coordinator:
         with self._changed:
             self._current(attempt)
             bundles = dict(self._bundles)
-        refs = {name: box.ref for name, box in files.items()}
-        for version, bundle in bundles.items():
-            refs |= {policy_file(version, a): ref for a, ref in bundle.refs.items()}
-        payloads = dict(zip(refs, ray.get(list(refs.values()), timeout=self.config.deadline.step)))
-        versions = tuple(v for v in sorted(bundles) if bundles[v].refs)
+        payloads, versions = checkpoint_files(files, bundles, self.config.deadline.step)
         self._saver.save(step, payloads, versions)
         with self._changed:
             self._moved()
@@ -246,7 +251,7 @@ class Coordinator:
         with self._changed:
             asked = time.monotonic()
             if rank == 0:
-                self._learner = f"waiting for step {step}"
+                self._learner = f"{_WAITING} step {step}"
             while True:
                 self._current(attempt)
                 if self._flow.ready(needed):
@@ -271,8 +276,8 @@ class Coordinator:
 
     def _current(self, attempt: int) -> None:
         """Raises WorkerError for a learner of an attempt that is over."""
-        if attempt != self._ledger.attempt:
-            raise WorkerError(f"attempt {attempt} is over: {self._ledger.attempt} goes on")
+        if attempt != self._attempt:
+            raise WorkerError(f"attempt {attempt} is over: {self._attempt or 'another'} goes on")
 
     def _raise_error(self) -> None:
         if self._error:
@@ -290,17 +295,7 @@ class Coordinator:
         """Rank 0's metrics of a finished step; roles' times are added and written."""
         with self._changed:
             self._current(attempt)
-            for pool in self._flow.pools:
-                busy = sum(m.busy_seconds for m in pool.members)
-                peak = max(m.peak_memory_mb for m in pool.members)
-                metrics[f"{pool.role.name}_busy_seconds"] = busy
-                metrics[f"{pool.role.name}_peak_memory_mb"] = peak
-            counts = self._flow.books.counts()
-            metrics |= {
-                "queue_blocks": len(self._flow.blocks),
-                "queue_in_flight": counts.in_flight,
-                "queue_ready": counts.ready,
-            }
+            metrics |= self._flow.metrics()
             roles = (self.roles.encoder, *(pool.role for pool in self._flow.pools))
             self.log.step(step, metrics, {role.name: role.workers for role in roles if role})
 
@@ -312,6 +307,10 @@ class Coordinator:
         """Write a file of the learners (the LoRA, debug records) into the run folder."""
         with self._changed:
             self._current(attempt)
+        if name.partition("/")[0] not in EXTRAS:
+            # Outputs mean that the run is done: what it did is on the disk before them.
+            with contextlib.suppress(OSError, StorageError):
+                self._flush()
         self.log.write(name, payload)
 
     def fail(self, attempt: int, error: DopsdError) -> None:
@@ -331,6 +330,7 @@ class Coordinator:
         """End learners that hang; Ray Train starts new ones."""
         with self._changed:
             handles, self._learners = list(self._learners.values()), {}
+            self._begun, self._learner = False, "killed: new ones start"
             self._moved()
         for handle in handles:
             ray.kill(handle)
@@ -352,9 +352,10 @@ class Coordinator:
                 "elapsed": time.monotonic() - self._started,
                 "still": time.monotonic() - self._progress,
                 "restarts": sum(m.restarts for p in self._flow.pools for m in p.members),
-                "attempt": self._ledger.attempt,
+                "attempt": self._attempt,
                 "learner_restarts": self._restarts,
                 "training": self._begun,
+                "waiting": self._learner.startswith(_WAITING),
                 "saved": self._saver.saved,
                 "ended": self._wants_end,
                 "error": str(self._error) if self._error else None,

@@ -117,6 +117,20 @@ class Flow:
         for index in range(self._step_size(step)):
             del self._items[(step, index)]
 
+    def metrics(self) -> dict[str, float]:
+        """What the pools did so far, and how many micro-batches are where."""
+        counts = self.books.counts()
+        metrics: dict[str, float] = {
+            "queue_blocks": len(self.blocks),
+            "queue_in_flight": counts.in_flight,
+            "queue_ready": counts.ready,
+        }
+        for pool in self.pools:
+            name = pool.role.name
+            metrics[f"{name}_busy_seconds"] = sum(m.busy_seconds for m in pool.members)
+            metrics[f"{name}_peak_memory_mb"] = max(m.peak_memory_mb for m in pool.members)
+        return metrics
+
     def advance(self, published: int, bundles: dict[int, Bundle]) -> bool:
         """Admit and dispatch whatever may go; True when something did."""
         moved = self._admit(published)

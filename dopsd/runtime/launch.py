@@ -207,11 +207,11 @@ def train(config: RunConfig, show: Show, *, resume: bool = False, replace: bool 
         try:
             status = supervisor.run()
         except BaseException as error:
-            _stop(supervisor.coordinator)
+            _stop(config, supervisor.coordinator)
             if isinstance(error, DopsdError):
                 raise _with_way_on(config, error) from None
             raise
-        problems = supervisor.notices + _stop(supervisor.coordinator)
+        problems = supervisor.notices + _stop(config, supervisor.coordinator)
     if status["ended"] and status["step"] < config.learner.steps:
         stopped = StoppedError(f"stopped by SIGTERM after step {status['step']}")
         raise _with_way_on(config, stopped)
@@ -242,7 +242,7 @@ def train(config: RunConfig, show: Show, *, resume: bool = False, replace: bool 
         show("preview", {"message": f"{config.preview.samples} rows"})
         try:
             summary.sheet = draw_preview(config, manifest, roles.learner)
-        except DopsdError as error:
+        except (DopsdError, OSError) as error:
             summary.problems.append(str(error))
     summary.seconds = time.monotonic() - began
     _write_page(summary)
@@ -330,10 +330,11 @@ def _trainer(
     )
 
 
-def _stop(coordinator: Any) -> list[str]:
+def _stop(config: RunConfig, coordinator: Any) -> list[str]:
     """End the coordinator and its actors; what went wrong is told, never raised."""
+    limit = config.deadline.step + 3 * ANSWER_SECONDS  # a checkpoint may still be on its way
     try:
-        problems: list[str] = ask(coordinator, "stop", limit=3 * ANSWER_SECONDS)
+        problems: list[str] = ask(coordinator, "stop", limit=limit)
     except DopsdError as error:
         problems = [str(error)]
     ray.kill(coordinator)

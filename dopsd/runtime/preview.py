@@ -32,7 +32,8 @@ def draw_preview(config: RunConfig, manifest: Manifest, role: Role) -> str:
     stored: list[Stored] = [(0, None)]
     for version in kept_versions(config):
         files = tuple(kept_path(version, adapter) for adapter in (STUDENT, TEACHER))
-        if storage.exists(storage.join(config.run.folder, files[1])):
+        # One that was too large, or that the storage refused, is not there.
+        if all(storage.exists(storage.join(config.run.folder, name)) for name in files):
             stored.append((version, _put(config, *files)))
     stored.append((config.learner.steps, _put(config, LORA_FILE, TEACHER_FILE)))
 

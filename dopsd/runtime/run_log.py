@@ -14,6 +14,7 @@ from dopsd import storage
 from dopsd.errors import StorageError
 from dopsd.json_lines import JsonLines, read_lines
 from dopsd.models.lora import STUDENT, TEACHER
+from dopsd.runtime.failures import own_message
 from dopsd.runtime.timeline import Timeline
 from dopsd.runtime.trackers import Guarded
 
@@ -24,6 +25,9 @@ TRANSFORMERS = {STUDENT: "transformer", TEACHER: "teacher_transformer"}
 """Folders of `adapters: full`."""
 METRICS_FILE, SUMMARY_FILE, TIMELINE_FILE = "metrics.jsonl", "summary.json", "timeline.jsonl"
 """Names in the run folder."""
+
+EXTRAS = ("debug", "preview")
+"""Folders of what is nice to have: a file of them that cannot be written stops no run."""
 
 _TIMELINE_INTERVAL = 30.0
 """Seconds between rewrites of the timeline."""
@@ -47,6 +51,8 @@ class RunLog:
         self._timeline_writing = threading.Lock()
         self._last_step = time.monotonic()
         self._busy: dict[str, float] = {}
+        self._unwritten: dict[str, list[str]] = {}
+        """Of each of the EXTRAS, the files that could not be written, and why."""
 
     def step(self, step: int, metrics: dict[str, Any], workers: dict[str, int]) -> None:
         """Add one line. ``<role>_busy_seconds`` are totals; the line holds this step's share.
@@ -93,19 +99,27 @@ class RunLog:
 
     @property
     def notices(self) -> list[str]:
-        """What a person should know: trackers that were given up."""
-        return [tracker.problem for tracker in self._trackers if tracker.problem]
+        """What a person should know: trackers that were given up, extras that are missing."""
+        given_up = [tracker.problem for tracker in self._trackers if tracker.problem]
+        return given_up + [
+            f"{folder}: {len(told)} files not written; first {told[0]}"
+            for folder, told in sorted(self._unwritten.items())
+        ]
 
     def losses(self) -> tuple[float, float]:
         """Mean loss of the first and of the last 10 steps; nan before the first."""
-        if not self._losses:
-            return math.nan, math.nan
-        losses = [loss for _, loss in self._losses]
-        return statistics.fmean(losses[:10]), statistics.fmean(losses[-10:])
+        return _ends([loss for _, loss in self._losses])
 
     def write(self, name: str, payload: bytes) -> None:
-        """Write another file of the run."""
-        storage.write_bytes(storage.join(self.folder, name), payload)
+        """Write another file of the run. Raises whatever the storage raises, but for EXTRAS:
+        what is missing of those is told among the notices."""
+        try:
+            storage.write_bytes(storage.join(self.folder, name), payload)
+        except (OSError, StorageError) as error:
+            extra = name.partition("/")[0]
+            if extra not in EXTRAS:
+                raise
+            self._unwritten.setdefault(extra, []).append(f"{name}: {own_message(error)}")
 
     def flush(self) -> None:
         """Bring the files up to date. Raises whatever the storage raises."""
@@ -125,3 +139,16 @@ class RunLog:
     def _write_timeline(self) -> None:
         with self._timeline_writing:
             self.write(TIMELINE_FILE, self.timeline.to_bytes())
+
+
+def read_metrics(folder: str) -> tuple[dict[str, Any], tuple[float, float]]:
+    """(metrics of the last step, mean loss of the first and of the last 10) of a run folder."""
+    lines = read_lines(storage.join(folder, METRICS_FILE))
+    losses = _ends([float(line["loss"]) for line in lines if "loss" in line])
+    return (lines[-1] if lines else {}), losses
+
+
+def _ends(losses: list[float]) -> tuple[float, float]:
+    if not losses:
+        return math.nan, math.nan
+    return statistics.fmean(losses[:10]), statistics.fmean(losses[-10:])

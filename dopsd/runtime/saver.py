@@ -12,7 +12,7 @@ import ray
 from dopsd import checkpoint, storage
 from dopsd.checkpoint import Checkpoint
 from dopsd.config import RunConfig
-from dopsd.errors import StorageError
+from dopsd.errors import LateError, StorageError
 from dopsd.runtime.config_drift import Identity, plain_values, refusal
 from dopsd.runtime.failures import own_message
 
@@ -51,23 +51,43 @@ class Saver:
         self._last = time.monotonic()
         self._looked = 0.0
         self._draining: set[str] = set()
+        self._saving = threading.Lock()
         self._writer: threading.Thread | None = None
+        self._left_out: threading.Thread | None = None
+        """The write for which a checkpoint was left out last: told once for each."""
 
     def ask(self) -> None:
         """A checkpoint at the next step, whatever the schedule."""
         self._asked = True
 
     def due(self, step: int) -> bool:
-        """Whether the state after ``step`` steps is to be saved."""
+        """Whether the state after ``step`` steps is to be saved.
+
+        A scheduled checkpoint is left out, with a notice, while the one before is still being
+        written: a storage that is slow must not hold up training.
+        """
         section = self.config.checkpoint
         self._look()
+        if self._needed(step):
+            return True
         old = time.monotonic() - self._last > section.every_minutes * 60
-        return (
-            self._asked
-            or step == self.config.learner.steps
-            or (section.every_minutes > 0 and old)
-            or (section.every_steps > 0 and step % section.every_steps == 0)
+        scheduled = (section.every_minutes > 0 and old) or (
+            section.every_steps > 0 and step % section.every_steps == 0
         )
+        return scheduled and not self._leaves_out(step)
+
+    def _needed(self, step: int) -> bool:
+        """Whether somebody waits for the checkpoint of ``step``."""
+        return self._asked or step == self.config.learner.steps
+
+    def _leaves_out(self, step: int) -> bool:
+        writer = self._writer
+        if writer is None or not writer.is_alive():
+            return False
+        if self._left_out is not writer:
+            self._left_out = writer
+            self.notices.append(f"no checkpoint of step {step}: the one before is still written")
+        return True
 
     def _look(self) -> None:
         """For requests of others and for nodes that are going to be taken away."""
@@ -83,20 +103,43 @@ class Saver:
         self._draining = draining
 
     def save(self, step: int, files: dict[str, bytes], versions: tuple[int, ...]) -> None:
-        """Write a checkpoint in a thread of its own, after the one under way."""
-        self.wait()
-        self._asked, self._last = False, time.monotonic()
-        self._writer = threading.Thread(target=self._write, args=(step, files, versions))
-        self._writer.start()
+        """Write a checkpoint in a thread of its own.
 
-    def wait(self) -> None:
-        """Until nothing is being written."""
-        if self._writer is not None:
-            self._writer.join()
+        While the one before is under way, the last one and one that was asked for wait for it, for
+        ``deadline.step`` at most; a scheduled one is left out. Whatever is not written is told.
+        """
+        with self._saving:
+            needed = self._needed(step)
+            if not needed and self._leaves_out(step):
+                return
+            limit = self.config.deadline.step
+            self._asked, self._last = False, time.monotonic()
+            if not self.wait(limit):
+                self.notices.append(
+                    f"no checkpoint of step {step}: the one before is not written after {limit:g} s"
+                )
+                return
+            self._writer = threading.Thread(
+                target=self._write, args=(step, files, versions), daemon=True
+            )
+            self._writer.start()
+
+    def wait(self, limit: float | None = None) -> bool:
+        """Until nothing is being written, or ``limit`` seconds; returns whether nothing is."""
+        writer = self._writer
+        if writer is not None:
+            writer.join(limit)
+        return writer is None or not writer.is_alive()
+
+    def end(self) -> None:
+        """Wait for the last write. Raises LateError when that takes longer than a step may."""
+        limit = self.config.deadline.step
+        if not self.wait(limit):
+            raise LateError(f"the last checkpoint is not written after {limit:g} s")
 
     def newest(self) -> Checkpoint | None:
         """The newest good checkpoint, if there is one; what was refused is among the notices."""
-        self.wait()
+        self.wait(self.config.deadline.step)
         found, refused = newest_checkpoint(self.config, self.identity)
         told = (f"checkpoint refused: {why}" for why in refused)
         self.notices += [line for line in told if line not in self.notices]

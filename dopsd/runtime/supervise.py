@@ -16,6 +16,7 @@ from dopsd.config import RunConfig
 from dopsd.errors import DopsdError, LateError, WorkerError
 from dopsd.runtime.failures import own_error, own_message
 from dopsd.runtime.progress import Show
+from dopsd.runtime.run_log import read_metrics
 
 ANSWER_SECONDS = 60.0
 """What the coordinator may take for an answer: it answers from memory."""
@@ -85,6 +86,9 @@ class Supervisor:
                 try:
                     status = self._status()
                 except CoordinatorLost as error:
+                    if over:  # nobody needs another one
+                        status = self._status_on_disk(error)
+                        break
                     self._replace(error)
                     continue
                 started = status["step"] if started < 0 else started
@@ -114,6 +118,18 @@ class Supervisor:
         if error is not None:
             raise error
         return status
+
+    def _status_on_disk(self, error: CoordinatorLost) -> dict[str, Any]:
+        """What the coordinator would have said after training: its files are written before the
+        outputs are."""
+        self.notices.append(f"{error}, after training; what it had written is whole")
+        latest, losses = read_metrics(self.config.run.folder)
+        return {
+            "step": latest.get("step", -1) + 1,
+            "latest": latest,
+            "losses": losses,
+            "ended": self._ending,
+        }
 
     def _replace(self, error: CoordinatorLost) -> None:
         """Another coordinator goes on from the newest checkpoint; the learners follow it."""
@@ -147,10 +163,11 @@ class Supervisor:
 
     def _look_for_hanging(self, status: dict[str, Any], still: float) -> None:
         """End learners that hang, once an attempt. Raises LateError when that was no help."""
-        # The coordinator's own deadlines speak first; this one catches learners that never ask.
+        # While learners wait for the coordinator, its own deadlines speak.
         deadline = self.config.deadline
-        limit = (deadline.step if status["training"] else deadline.start) + ANSWER_SECONDS
-        if min(still, status["still"]) <= limit:
+        limit = deadline.step if status["training"] else deadline.start
+        limit += min(limit, ANSWER_SECONDS)
+        if status["waiting"] or min(still, status["still"]) <= limit:
             return
         if self._hung != status["attempt"] and self._restarts < self.config.learner.restarts:
             self._hung = status["attempt"]
