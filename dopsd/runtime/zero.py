@@ -16,6 +16,7 @@ from dopsd.errors import CheckpointError, ConfigError
 from dopsd.models.lora import STUDENT, TEACHER, activate, bind_parameters
 from dopsd.runtime import zero_state
 from dopsd.runtime.eight_bit import adamw8bit
+from dopsd.runtime.extensions import build_needed
 from dopsd.runtime.student import Student
 from dopsd.runtime.zero_state import optimizer_state, set_master_weights, set_optimizer_state
 
@@ -111,6 +112,7 @@ class ZeroEngine:
 
         self._deepspeed = deepspeed
         self.student = student
+        build_needed(config)
         if preset_stage(config) == 3:
             # Cut up where it stands, on the CPU: a base that fits no GPU never has to be on one.
             deepspeed.zero.Init(module=student, config_dict_or_path=config)

@@ -33,6 +33,7 @@ def launch(
     out: Path,
     cases: list[str],
     program: str = "tests.runtime.zero_rank",
+    environment: dict[str, str] | None = None,
 ) -> dict[str, dict]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -44,6 +45,7 @@ def launch(
             cwd=ROOT,
             env={
                 **os.environ,
+                **(environment or {}),
                 "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
             },
             stdout=subprocess.PIPE,
@@ -75,7 +77,17 @@ def two_ranks(tiny_base, two_ranks_folder):
     others = ["zero3:float32:resume:zero1-float32-2", "zero1:float32:resume:zero3-float32-2"]
     poisoned = [f"{stage}:{dtype}:poison" for stage, dtype in POISONED]
     dora = [f"{stage}:float32:dora" for stage in ("zero1", "zero2")]
-    return launch(2, tiny_base, out, [*cases, *again, *others, *poisoned, *dora])
+    # What a learner that is killed while DeepSpeed builds leaves behind: torch would wait for it.
+    extensions = two_ranks_folder / "extensions"
+    (extensions / "deepspeed_shm_comm").mkdir(parents=True)
+    (extensions / "deepspeed_shm_comm" / "lock").touch()
+    return launch(
+        2,
+        tiny_base,
+        out,
+        [*cases, *again, *others, *poisoned, *dora],
+        environment={"TORCH_EXTENSIONS_DIR": str(extensions)},
+    )
 
 
 @pytest.fixture(scope="module")
