@@ -21,6 +21,7 @@ from dopsd.config_message import one_line
 from dopsd.config_preflight import PreflightSection
 from dopsd.config_roles import DeadlineSection, InferenceSection, LearnerSection, RoleSection
 from dopsd.config_section import Device, Fraction, NonNegative, Positive, Section
+from dopsd.config_yaml import DuplicateKeyError, load_yaml, yaml_problem
 from dopsd.errors import ConfigError
 from dopsd.urls import holds_credentials
 
@@ -319,16 +320,16 @@ def load_config(path: str | Path | None, overrides: list[str] | None = None) -> 
     try:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"config {path}: not YAML: {_yaml_problem(error)}") from error
+        raise ConfigError(f"config {path}: {yaml_problem(error)}") from error
     return parse_config(text, str(path), overrides)
 
 
 def parse_config(text: str, path: str, overrides: list[str] | None = None) -> RunConfig:
     """As :func:`load_config`, from the text of a file that is called ``path``."""
     try:
-        values: Any = yaml.safe_load(text) or {}
+        values: Any = load_yaml(text) or {}
     except yaml.YAMLError as error:
-        raise ConfigError(f"config {path}: not YAML: {_yaml_problem(error)}") from error
+        raise ConfigError(f"config {path}: {yaml_problem(error)}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"config {path}: found {type(values).__name__}, allowed: a mapping")
     for override in overrides or []:
@@ -337,14 +338,6 @@ def parse_config(text: str, path: str, overrides: list[str] | None = None) -> Ru
         return RunConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError(one_line(error, RunConfig)) from None
-
-
-def _yaml_problem(error: Exception) -> str:
-    mark = getattr(error, "problem_mark", None)
-    if mark is None:
-        return " ".join(str(error).split())
-    problem = getattr(error, "problem", None)
-    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
 
 
 def dump_config(config: RunConfig) -> str:
@@ -357,7 +350,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if not separator or not all(key.split(".")):
         raise ConfigError(f"override {override!r}: allowed: section.key=value")
     try:
-        value = yaml.safe_load(text)
+        value = load_yaml(text)
+    except DuplicateKeyError as error:
+        raise ConfigError(f"{key}: {yaml_problem(error)}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{key}: {text!r} is not YAML") from error
     if isinstance(value, str):

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from dopsd.config import RunConfig, dump_config, load_config
+from dopsd.config import RunConfig, dump_config, load_config, parse_config
 from dopsd.config_context import CONTEXT_NEEDS, REFERENCE_FAMILIES
 from dopsd.contexts import CONTEXTS
 from dopsd.errors import ConfigError
@@ -290,6 +290,10 @@ WRONG_OVERRIDES = [
     ("=3", "override '=3': allowed: section.key=value"),
     ("learner..lr=3", "override 'learner..lr=3': allowed: section.key=value"),
     ("learner.lr=[1", "learner.lr: '[1' is not YAML"),
+    (
+        'learner={"lr":1e-4,"lr":2e-4}',
+        "learner: line 1, column 12: key 'lr' is given twice, first in line 1; allowed: once",
+    ),
     ("device.cpu=1", "device.cpu: 'device' is a value, not a section"),
 ]
 
@@ -393,6 +397,14 @@ WRONG_FILES = [
     ("learner: [1", "not YAML: line 1, column 12: expected ',' or ']', but got '<stream end>'"),
     ("- learner", "found list, allowed: a mapping"),
     ("shapes", "found str, allowed: a mapping"),
+    (
+        "learner:\n  lr: 1e-4\n  steps: 5\n  lr: 2e-4\n",
+        "line 4, column 3: key 'lr' is given twice, first in line 2; allowed: once",
+    ),
+    (
+        "device: cpu\nlearner: {lr: 1e-4}\n'device': auto\n",
+        "line 3, column 1: key 'device' is given twice, first in line 1; allowed: once",
+    ),
 ]
 
 
@@ -443,3 +455,9 @@ def test_pauses_before_restarts_double_up_to_a_minute() -> None:
     assert pauses(2.0) == [2.0, 4.0, 8.0, 60.0, 60.0]
     assert pauses(90.0) == [90.0] * 5
     assert pauses(0.0) == [0.0] * 5
+
+
+def test_a_merged_key_may_be_given_again() -> None:
+    text = "encoder: &small {workers: 2, cpus: 0.5}\nrollout: {<<: *small, cpus: 0.2}\n"
+    config = parse_config(text + "data: {source: x}\n", "merged.yaml")
+    assert (config.rollout.workers, config.rollout.cpus, config.encoder.cpus) == (2, 0.2, 0.5)
