@@ -7,13 +7,15 @@ micro-batch in plan order; it never fetches a block.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Protocol
 
 import pyarrow as pa
 import ray
 import ray.data
+from ray.data._internal.execution.streaming_executor import StreamingExecutor
 from ray.exceptions import GetTimeoutError
 from torch import Tensor
 
@@ -46,6 +48,25 @@ BlockRef = tuple[int, int, ray.ObjectRef]
 receives the block itself, and there call :func:`load_encoded`."""
 
 
+class EncodedStream(Iterator[BlockRef]):
+    """Blocks of one pipeline. Any thread may close it, also while another one waits for a block."""
+
+    def __init__(
+        self, blocks: Generator[BlockRef, None, None], opened: list[StreamingExecutor]
+    ) -> None:
+        self._blocks, self._opened = blocks, opened
+
+    def __next__(self) -> BlockRef:
+        return next(self._blocks)
+
+    def close(self) -> None:
+        """End the pipeline and its actors, those that hang as well."""
+        for executor in self._opened:
+            executor.shutdown(force=True)
+        with contextlib.suppress(ValueError):  # another thread is in it, and wakes up now
+            self._blocks.close()
+
+
 def encoded_stream(
     plan: Plan,
     start_step: int,
@@ -62,7 +83,7 @@ def encoded_stream(
     reader_cpus: float = 0.1,
     ahead: int | None = None,
     start_s: float = 900.0,
-) -> Iterator[BlockRef]:
+) -> EncodedStream:
     """Every micro-batch of the steps [start_step, stop_step), encoded, in plan order.
 
     With ``encoded`` contexts these are read, and no encoder starts. Otherwise
@@ -74,59 +95,65 @@ def encoded_stream(
     as DopsdErrors with their own message; LateError when the pool is not up within ``start_s``
     seconds.
     """
-    first, last = plan.number(start_step), plan.number(stop_step)
-    if first >= last:
-        return
-    ahead = ahead or max(4, 2 * plan.micro_batches_per_step)
-    shards = everywhere(shards)
-    # Reading tasks of several micro-batches: fewer tasks to schedule, and their row groups are
-    # read once. Half the window at most, so that encoders have the other half to work on.
-    size = max(1, min(ahead // 2, 8))
-    spans = [{"start": at, "stop": min(at + size, last)} for at in range(first, last, size)]
-    expected = map(plan.key_at, range(first, last))
-    executor: Any = None
-    try:
-        with ray.data.DataContext.current(_context(ahead, size, readers, start_s)):
-            data: ray.data.Dataset = ray.data.from_items(spans, override_num_blocks=len(spans))
-            reading = {"plan": plan, "shards": shards, "wanted": wanted}
-            data = data.map_batches(
-                # Ray's type knows no fn_kwargs.
-                read_encoded_segment if encoded else read_segment,  # type: ignore[arg-type]
-                batch_size=1,
-                batch_format="pyarrow",
-                num_cpus=reader_cpus,
-                fn_kwargs=reading | ({"encoded": encoded} if encoded else {}),
-            )
-            if encoded is None:
+    opened: list[StreamingExecutor] = []
+
+    def blocks() -> Generator[BlockRef, None, None]:
+        first, last = plan.number(start_step), plan.number(stop_step)
+        if first >= last:
+            return
+        window_size = ahead or max(4, 2 * plan.micro_batches_per_step)
+        place = everywhere(shards)
+        # Reading tasks of several micro-batches: fewer tasks to schedule, and their row groups are
+        # read once. Half the window at most, so that encoders have the other half to work on.
+        size = max(1, min(window_size // 2, 8))
+        spans = [{"start": at, "stop": min(at + size, last)} for at in range(first, last, size)]
+        expected = map(plan.key_at, range(first, last))
+        executor: Any = None
+        try:
+            with ray.data.DataContext.current(_context(window_size, size, readers, start_s)):
+                data: ray.data.Dataset = ray.data.from_items(spans, override_num_blocks=len(spans))
+                reading = {"plan": plan, "shards": place, "wanted": wanted}
                 data = data.map_batches(
-                    _Encode,
-                    fn_constructor_args=(encoder_factory,),
+                    # Ray's type knows no fn_kwargs.
+                    read_encoded_segment if encoded else read_segment,  # type: ignore[arg-type]
                     batch_size=1,
                     batch_format="pyarrow",
-                    compute=ray.data.ActorPoolStrategy(size=workers),
-                    num_cpus=num_cpus,
-                    num_gpus=num_gpus,
+                    num_cpus=reader_cpus,
+                    fn_kwargs=reading | ({"encoded": encoded} if encoded else {}),
                 )
-            # What iter_internal_ref_bundles does, but keeping hold of the executor.
-            blocks, _, executor = data._execute_to_iterator(capture_executor=False)
-        for bundle in blocks:
-            for entry in bundle.blocks:
-                assert entry.metadata.num_rows == 1, "one block per micro-batch"
-                step, index = next(expected)
-                yield step, index, entry.ref
-        assert next(expected, None) is None, "the pipeline ended early"
-    except GetTimeoutError:
-        raise LateError(
-            f"encoder is late: {workers} actors of {num_cpus:g} CPUs and {num_gpus:g} GPUs were "
-            f"not loaded within {start_s:g} s"
-        ) from None
-    except Exception as error:
-        raise own_error(error, "encoder") from None
-    finally:
-        if executor is not None:
-            # A consumer that stops early frees the encoders' devices now: without force the
-            # actors were seen to live on. Blocks that were handed out are not theirs and stay.
-            executor.shutdown(force=True)
+                if encoded is None:
+                    data = data.map_batches(
+                        _Encode,
+                        fn_constructor_args=(encoder_factory,),
+                        batch_size=1,
+                        batch_format="pyarrow",
+                        compute=ray.data.ActorPoolStrategy(size=workers),
+                        num_cpus=num_cpus,
+                        num_gpus=num_gpus,
+                    )
+                # What iter_internal_ref_bundles does, but keeping hold of the executor.
+                blocks, _, executor = data._execute_to_iterator(capture_executor=False)
+                opened.append(executor)
+            for bundle in blocks:
+                for entry in bundle.blocks:
+                    assert entry.metadata.num_rows == 1, "one block per micro-batch"
+                    step, index = next(expected)
+                    yield step, index, entry.ref
+            assert next(expected, None) is None, "the pipeline ended early"
+        except GetTimeoutError:
+            raise LateError(
+                f"encoder is late: {workers} actors of {num_cpus:g} CPUs and {num_gpus:g} GPUs "
+                f"were not loaded within {start_s:g} s"
+            ) from None
+        except Exception as error:
+            raise own_error(error, "encoder") from None
+        finally:
+            if executor is not None:
+                # A consumer that stops early frees the encoders' devices now: without force the
+                # actors were seen to live on. Blocks that were handed out are not theirs and stay.
+                executor.shutdown(force=True)
+
+    return EncodedStream(blocks(), opened)
 
 
 def load_encoded(block: pa.Table) -> EncodedBatch:

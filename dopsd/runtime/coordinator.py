@@ -111,7 +111,7 @@ class Coordinator:
         return problems + self._notices()
 
     def _notices(self) -> list[str]:
-        return self._saver.notices + self._flow.notices + self.log.notices
+        return self._saver.notices + self._reader.notices + self._flow.notices + self.log.notices
 
     def _guarded(self, target: Callable[[], None]) -> None:
         try:
@@ -147,8 +147,7 @@ class Coordinator:
                 self._moved()
             self.log.rewind(entry.step)
             attempt = self._ledger.begin(entry.step, self._saver.identity.plan)
-            # A coordinator after this one must not give out the same number; what S3 refuses now
-            # is written by the next flush.
+            # A coordinator after this one must not give out the same number.
             with contextlib.suppress(OSError, StorageError):
                 self._ledger.flush()
             with self._changed:
@@ -284,8 +283,9 @@ class Coordinator:
             raise self._error
 
     def _limit(self) -> float:
-        starting = self._reader.starting or any(pool.starting() for pool in self._flow.pools)
-        return self.config.deadline.start if starting else self.config.deadline.step
+        starting = any(pool.starting() for pool in self._flow.pools)
+        limit = self.config.deadline.start if starting else self.config.deadline.step
+        return max(limit, self._reader.limit)
 
     def _moved(self) -> None:
         self._progress = time.monotonic()
@@ -351,7 +351,7 @@ class Coordinator:
                 "roles": self._doing(),
                 "elapsed": time.monotonic() - self._started,
                 "still": time.monotonic() - self._progress,
-                "restarts": sum(m.restarts for p in self._flow.pools for m in p.members),
+                "restarts": self._reader.restarts + self._flow.restarts,
                 "attempt": self._attempt,
                 "learner_restarts": self._restarts,
                 "training": self._begun,

@@ -38,6 +38,8 @@ class Dumps:
     def end(self) -> None:
         """Wait for the last ones. Raises LateError, or what a task raised."""
         refs = self._under_way
+        if not refs:
+            return
         _, late = ray.wait(refs, num_returns=len(refs), timeout=_STOP_SECONDS)
         if late:
             raise LateError(f"{len(late)} trajectory dumps are not written")

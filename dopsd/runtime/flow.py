@@ -57,6 +57,8 @@ class Flow:
         self.pools: list[Pool] = []
         self.notices: list[str] = []
         """How trajectories travel, where that is not by the object store; for the run's summary."""
+        self.missing: set[Key] = set()
+        """Micro-batches whose encoded block is gone: whoever reads the stream brings it again."""
         self.rewind(0)
 
     def launch(self) -> None:
@@ -97,8 +99,14 @@ class Flow:
         self.blocks: deque[tuple[Key, ray.ObjectRef]] = deque()
         self._items: dict[Key, Item] = {}
         self._waiting: list[list[Key]] = [[] for _ in self.pools]
+        self.missing.clear()
         for pool in self.pools:
             pool.forget()
+
+    @property
+    def restarts(self) -> int:
+        """How many workers were replaced."""
+        return sum(member.restarts for pool in self.pools for member in pool.members)
 
     @property
     def full(self) -> bool:
@@ -185,7 +193,9 @@ class Flow:
             finished, again = pool.collect()
             self._spans(pool.take_spans())
             for key in again:
-                self._again(self._items[key])
+                item = self._items[key]
+                self._again(item, item.block.hex() in pool.gone)
+            pool.gone.clear()
             for done in finished:
                 item = self._items[done.key]
                 if stage + 1 < len(self.pools):
@@ -204,21 +214,38 @@ class Flow:
         item = self._items.get(key)
         if item is None or item.result is None or item.losses != losses:
             return
-        if not self.pools:
-            raise WorkerError(f"step {key[0]} micro-batch {key[1]}: its encoded block was lost")
         item.result = None
         self.books.unfinish(key)
-        self._again(item)
+        self._again(item, gone=not self.pools)
 
-    def _again(self, item: Item) -> None:
-        """Generate a micro-batch again from its block, a bounded number of times."""
+    def renew(self, key: Key, block: ray.ObjectRef) -> None:
+        """The encoded block of a missing micro-batch, once more."""
+        self.missing.remove(key)
+        item = self._items[key]
+        item.block, item.inputs = block, [block]
+        if self.pools:
+            self._waiting[0].append(key)
+        else:
+            self._finish(item, block)
+
+    def after(self, key: Key) -> Key:
+        """The micro-batch that follows ``key`` in the plan."""
+        step, index = key
+        return (step, index + 1) if index + 1 < self._step_size(step) else (step + 1, 0)
+
+    def _again(self, item: Item, gone: bool) -> None:
+        """Generate a micro-batch again from its block, encoded again when that is ``gone``; a
+        bounded number of times."""
         item.losses += 1
         limit = _ATTEMPTS * (self.config.deadline.restarts + 1)
         if item.losses >= limit:
             step, index = item.key
             raise WorkerError(f"step {step} micro-batch {index} was lost {limit} times")
         item.stage, item.inputs = 0, [item.block]
-        self._waiting[0].append(item.key)
+        if gone:
+            self.missing.add(item.key)
+        else:
+            self._waiting[0].append(item.key)
 
     def _finish(self, item: Item, result: ray.ObjectRef) -> None:
         self.books.finish(item.key)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ObjectLostError, RayError, RayTaskError
 
 from dopsd.config import RunConfig
 from dopsd.errors import DopsdError, LateError, WorkerError
@@ -93,12 +93,16 @@ class Pool:
         self.events = 0
         """Calls that ended and restarts: tells whether anything moves."""
         self._spans: list[Span] = []
+        self.gone: set[str] = set()
+        """Ids of inputs that the object store has lost for good."""
         self.hop: Hop | None = None
         """Where states go from device to device, to or from this pool."""
         self._handed_out = 0
         # As an argument of `options` Ray would accept it, and ignore it.
         switched: Any = {"enable_tensor_transport": True}
-        actor: Any = (ray.remote(**switched) if direct else ray.remote)(InferenceWorker)
+        # A class of the role's name: Ray's process titles and its dashboard tell roles apart.
+        worker = type(f"{role.name.capitalize()}Worker", (InferenceWorker,), {})
+        actor: Any = (ray.remote(**switched) if direct else ray.remote)(worker)
         self._actor = actor.options(num_cpus=role.cpus, num_gpus=role.gpus, max_restarts=0)
         self.members = [Member(f"{role.name}-{i}", self._launch()) for i in range(role.workers)]
 
@@ -188,6 +192,8 @@ class Pool:
                     elif not isinstance(error.cause, RayError):
                         raise WorkerError(f"{member.name}: {own_message(error)}") from None
                     # An input was lost with the process or node that held it.
+                    if isinstance(error.cause, ObjectLostError):
+                        self.gone.add(error.cause.object_ref_hex)
                     member.calls.pop(0)
                     if call.key is None:  # weights of a learner that died: its successor's follow
                         member.rests_until = time.monotonic() + _REST

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 import torch
 from ray import train
-from ray.exceptions import ObjectLostError, RayError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayError
 from ray.train.torch import get_device
 
 from dopsd.config import RunConfig
@@ -54,7 +54,13 @@ def train_worker(arguments: dict[str, Any]) -> None:
     attempt = int(number)
 
     def call(method: str, *values: Any) -> Any:
-        return ray.get(getattr(coordinator, method).remote(attempt, *values), timeout=limit)
+        answer = getattr(coordinator, method).remote(attempt, *values)
+        while True:
+            try:
+                return ray.get(answer, timeout=limit)
+            except GetTimeoutError:
+                # While it is there it has deadlines of its own, and replaces who is late.
+                ray.get(coordinator.error.remote(), timeout=limit)
 
     try:
         _train(arguments, config, coordinator, call, rank, world, device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,7 +106,7 @@ def test_a_task_receives_the_block_for_the_reference(data: tuple[Manifest, str])
     """Also after the stream was closed: the blocks do not go with their encoders."""
     stream = open_stream(data, 0, 4)
     _, _, ref = next(stream)
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     ids = ray.get(ray.remote(num_cpus=0.1)(identities).remote(ref))
     assert ids == identities(ray.get(ref)) and len(ids) == 2
 
@@ -170,7 +171,7 @@ def test_it_never_runs_further_ahead_than_asked(data: tuple[Manifest, str], ahea
         begun = ray.get(counter.value.remote())
         assert taken <= begun <= taken + ahead
     assert begun > 7  # it does run ahead
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
 
 
 def running(log: Path) -> list[int]:
@@ -183,7 +184,7 @@ def test_closing_ends_the_pool(data: tuple[Manifest, str], tmp_path: Path) -> No
     stream = open_stream(data, 0, 40, workers=2, encoder_factory=PixelFactory(tmp_path))
     next(stream)
     assert len(running(tmp_path)) == 2
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     deadline = time.monotonic() + 30
     while running(tmp_path):
         assert time.monotonic() < deadline, "encoder actors outlive the stream"
@@ -240,6 +241,25 @@ def test_a_killed_encoder_is_replaced_and_nothing_is_lost(
     got += [key[:2] for key in stream]
     assert got == [(batch.step, batch.index) for batch in plan_of(data).micro_batches(0, 12)]
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_hanging_encoder_ends_when_its_stream_is_closed_by_another_thread(
+    data: tuple[Manifest, str], tmp_path: Path
+) -> None:
+    stream = open_stream(data, 0, 12, encoder_factory=PixelFactory(tmp_path, delay=0.05))
+    next(stream)
+    (started,) = tmp_path.iterdir()
+    os.kill(int(started.name.split("-")[0]), signal.SIGSTOP)
+    waiting = threading.Thread(target=lambda: list(stream), daemon=True)
+    waiting.start()
+    waiting.join(2)
+    assert waiting.is_alive(), "nothing tells that it hangs"
+    stream.close()
+    waiting.join(60)
+    deadline = time.monotonic() + 60
+    while waiting.is_alive() or running(tmp_path):
+        assert time.monotonic() < deadline, "the hanging encoder or who waits for it is still there"
+        time.sleep(0.2)
 
 
 def test_an_encoder_that_cannot_load_says_so(data: tuple[Manifest, str]) -> None:
