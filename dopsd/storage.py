@@ -307,3 +307,28 @@ def remove(path: str) -> None:
     with told(path):
         if fs.exists(inner):
             fs.rm(inner, recursive=True)
+
+
+def move_folder(source: str, target: str, last: str) -> None:
+    """Move a folder with all it holds; ``target`` is complete as soon as it has the file ``last``.
+
+    What lies at ``target`` without that file is what somebody left behind, and goes. When somebody
+    else was first, their folder stays and ``source`` is left where it is.
+    """
+    if is_remote(source):
+        fs, start = filesystem(source)
+        _, end = filesystem(target)
+        with told(target):
+            for name in sorted((name for name, _ in list_files(source)), key=last.__eq__):
+                fs.copy(f"{start}/{name}", f"{end}/{name}")
+        remove(source)
+        return
+    while not exists(join(target, last)):
+        try:
+            os.rename(source, target)
+            return
+        except OSError:
+            if not os.path.isdir(target) or exists(join(target, last)):
+                raise
+            os.rename(target, f"{source}.left")
+            remove(f"{source}.left")

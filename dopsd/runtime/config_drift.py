@@ -40,8 +40,11 @@ class Identity:
     plan: str = ""
 
 
-def refusal(config: RunConfig, manifest: Manifest, identity: Identity) -> str | None:
-    """Why ``config`` on this data and plan may not go on from a checkpoint, or None."""
+def refusal(config: RunConfig, manifest: Manifest, identity: Identity | None) -> str | None:
+    """Why ``config`` on this data and plan may not go on from a checkpoint, or None.
+
+    Without an ``identity`` the config alone is looked at, as long as the data is not whole.
+    """
     seeds = manifest.config.get("run", {}).get("seed"), config.run.seed
     if seeds[0] != seeds[1]:
         return f"run.seed: {seeds[1]}, the checkpoint has {seeds[0]}"
@@ -52,6 +55,8 @@ def refusal(config: RunConfig, manifest: Manifest, identity: Identity) -> str | 
         new = after.get(key, _DEFAULTS.get(key))
         if old != new and not _free(key, config, manifest):
             return f"{key}: {new}, the checkpoint has {old}"
+    if identity is None:
+        return None
     for what, old, new in (
         ("data", manifest.data, identity.data),
         ("plan", manifest.plan, identity.plan),

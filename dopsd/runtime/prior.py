@@ -7,15 +7,19 @@ are what it draws for them anyway.
 from __future__ import annotations
 
 import json
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 from dopsd import storage
 from dopsd.config import RunConfig
 from dopsd.config_data import PRIOR
 from dopsd.data.buckets import parse_bucket
 from dopsd.data.join import joined
-from dopsd.data.manifest import Manifest, has_manifest
+from dopsd.data.manifest import MANIFEST, Manifest, has_manifest
 from dopsd.data.prepare import load_prepared, prepare, prepare_settings
 from dopsd.data.rows import CAPTION_KEY
+from dopsd.errors import ConfigError, StorageError
 from dopsd.evaluation.identity import fingerprint, model_identity
 from dopsd.evaluation.prompts import read_prompts
 from dopsd.evaluation.spec import EvaluateSpec
@@ -27,6 +31,8 @@ from dopsd.runtime.progress import Show
 
 BATCH = 8
 """Samples of a call of the pipeline."""
+_MAKING = "making"
+"""A file that shows that the folder can be written."""
 RESTARTS = 3
 """How often a worker that dies while it draws is replaced."""
 
@@ -40,12 +46,20 @@ def check_prior(config: RunConfig) -> None:
         read_prompts(config.data.prior.prompts)
 
 
-def with_prior(config: RunConfig, manifest: Manifest, learner: Role, show: Show) -> Manifest:
+def with_prior(
+    config: RunConfig,
+    manifest: Manifest,
+    learner: Role,
+    show: Show,
+    before_drawing: Callable[[], object] = lambda: None,
+) -> Manifest:
     """``manifest`` with the prior's samples; they are drawn where they are not there yet.
 
     Drawn on the learners' share, which is free before training, in the commonest bucket of the
     data. Samples of another making (base, prompts, count, steps, size, seed) lie in a folder of
-    their own. Without ``data.prior.prompts`` the manifest is returned as it is.
+    their own. Without ``data.prior.prompts`` the manifest is returned as it is. Whatever
+    ``before_drawing`` raises is raised before anything is drawn; ConfigError when the samples
+    cannot be written beside the shards.
     """
     if config.data.prior.prompts is None:
         return manifest
@@ -67,8 +81,34 @@ def with_prior(config: RunConfig, manifest: Manifest, learner: Role, show: Show)
     folder = f"{PRIOR}-{fingerprint(made)}"
     shards = storage.join(config.shards, folder)
     if not has_manifest(shards):
-        _draw(config, spec, seeds, shards, learner, show)
+        before_drawing()
+        with _beside(shards) as aside:
+            _draw(config, spec, seeds, aside, shards, learner, show)
     return joined(manifest, load_prepared(shards, config.data), folder)
+
+
+@contextmanager
+def _beside(shards: str) -> Iterator[str]:
+    """A folder of its own to draw into; at the end it is moved to ``shards``, complete or not at
+    all. Who comes second leaves what is there. Raises ConfigError when it cannot be written."""
+    parent, _, name = shards.rpartition("/")
+    aside = storage.join(parent, f".{name}.{uuid.uuid4().hex[:8]}")
+    try:
+        storage.write_bytes(storage.join(aside, _MAKING), b"")
+        storage.remove(storage.join(aside, _MAKING))
+    except (OSError, StorageError) as error:
+        raise ConfigError(
+            f"data.prior.prompts: given, but their samples cannot be written beside the shards: "
+            f"{error}; allowed: shards in a folder that can be written, or a run with the same "
+            "settings where it can, which leaves them there"
+        ) from None
+    try:
+        yield aside
+        if not has_manifest(shards):
+            storage.move_folder(aside, shards, last=MANIFEST)
+    finally:
+        with suppress(OSError, StorageError):
+            storage.remove(aside)
 
 
 def _spec(config: RunConfig, manifest: Manifest) -> EvaluateSpec:
@@ -104,8 +144,15 @@ def _caption_keys(config: RunConfig) -> list[str]:
 
 
 def _draw(
-    config: RunConfig, spec: EvaluateSpec, seeds: list[int], shards: str, learner: Role, show: Show
+    config: RunConfig,
+    spec: EvaluateSpec,
+    seeds: list[int],
+    shards: str,
+    final: str,
+    learner: Role,
+    show: Show,
 ) -> None:
+    """Into ``shards``, which will be called ``final``."""
     names = [f"{at:06}" for at in range(len(seeds))]
     chunks: dict[Job, list[str]] = {}
     for start in range(0, len(names), BATCH):
@@ -149,6 +196,7 @@ def _draw(
         prepare_settings(config.data, config.run.seed),
         lambda stage, at, total: show("prepare", {"message": f"{stage}: {at} of {total}"}),
         cpus_per_task=min(1.0, learner.cpus),
+        name=storage.join(final, "samples.jsonl"),
     )
 
 

@@ -22,7 +22,9 @@ _LOOK_SECONDS = {False: 1.0, True: 10.0}
 """Between two looks for a request, in a local folder and on S3."""
 
 
-def newest_checkpoint(config: RunConfig, identity: Identity) -> tuple[Checkpoint | None, list[str]]:
+def newest_checkpoint(
+    config: RunConfig, identity: Identity | None
+) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that a run can go on from, and why newer ones were refused."""
     return checkpoint.newest_good(
         storage.join(config.run.folder, checkpoint.FOLDER),

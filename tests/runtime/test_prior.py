@@ -12,7 +12,7 @@ from dopsd.config import RunConfig, load_config
 from dopsd.config_data import PRIOR
 from dopsd.data.manifest import Manifest
 from dopsd.data.read import RowGroups, read_micro_batch, samples_of
-from dopsd.errors import ConfigError, DataError
+from dopsd.errors import CheckpointError, ConfigError, DataError
 from dopsd.runtime.data import plan_of, prepared, preview_samples, wanted, with_absolute_paths
 from dopsd.runtime.placement import Role
 from dopsd.runtime.prior import check_prior, with_prior
@@ -81,6 +81,20 @@ def test_they_are_drawn_once_and_previews_leave_them_out(drawn, monkeypatch):
     assert again == manifest
     shown = preview_samples(config, manifest, 100)
     assert len(shown) == 12 and not any(each.sample_id.startswith(PRIOR) for each in shown)
+
+
+def test_a_run_that_may_not_go_on_draws_nothing(drawn, monkeypatch):
+    config, _ = drawn
+    other = config.model_copy(deep=True)
+    other.data.prior.count = 6
+    monkeypatch.setattr("dopsd.runtime.prior._draw", lambda *_: pytest.fail("drawn first"))
+
+    def refuse() -> None:
+        raise CheckpointError("data.prior.count: 6, the checkpoint has 5")
+
+    with pytest.raises(CheckpointError, match=r"data\.prior\.count: 6"):
+        with_prior(other, prepared(other, lambda status: None), LEARNER, ignore, refuse)
+    assert len(list(Path(config.shards).glob("*prior*"))) == 1, "nothing is left beside them"
 
 
 def test_what_cannot_be_is_refused(drawn, tmp_path: Path):
