@@ -1,19 +1,26 @@
-"""A file of JSON lines that grows, on local disk or S3, and survives its writer."""
+"""A file of JSON lines that grows, on local disk or S3, and survives its writer.
+
+S3 cannot append. There a file goes on in parts, ``ledger.jsonl``, ``ledger-000001.jsonl``, ...:
+what is uploaded again and again is the last one alone, which is bounded.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from dopsd import storage
 from dopsd.errors import StorageError
 
 _REMOTE_INTERVAL = 15.0
-"""Seconds between rewrites of a file on S3, which cannot append."""
+"""Seconds between uploads of the last part of a file on S3."""
+PART_BYTES = 2**18
+"""A part on S3 that has grown beyond is full."""
 
 
 class JsonLines:
@@ -25,6 +32,8 @@ class JsonLines:
     def __init__(self, path: str) -> None:
         self.path = path
         self._lines: list[str] = []
+        """Of the last part on S3."""
+        self._part = 0
         self._started = time.monotonic()
         self._behind = False
         self._remote = storage.is_remote(path)
@@ -49,7 +58,7 @@ class JsonLines:
             self._writer.start()
 
     def _flush_quietly(self) -> None:
-        # A hiccup of S3 must not stop training; the next interval writes every line anew.
+        # A hiccup of S3 must not stop training; the next interval writes these lines anew.
         with contextlib.suppress(OSError, StorageError):
             self.flush()
 
@@ -62,7 +71,7 @@ class JsonLines:
             self._behind = False  # before: a line that comes meanwhile is behind again
             try:
                 if self._remote:
-                    self._write(self._lines)
+                    self._upload()
                 else:
                     storage.sync(self.path)
             except BaseException:
@@ -73,27 +82,81 @@ class JsonLines:
         """Leave only the entries that are ``wanted``; returns them."""
         self.flush()
         with self._writing:
-            entries = read_lines(self.path)
-            kept = [entry for entry in entries if wanted(entry)]
-            lines = [json.dumps(entry) for entry in kept]
-            whole = storage.exists(self.path) and storage.read_bytes(self.path) == _text(lines)
-            if not whole and (kept or storage.exists(self.path)):
-                self._write(lines)
-            if self._remote:
-                self._lines = lines
-            return kept
+            return self._keep_parts(wanted) if self._remote else self._keep(wanted)
 
-    def _write(self, lines: list[str]) -> None:
-        storage.write_bytes(self.path, _text(lines))
+    def _keep(self, wanted: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+        kept = [entry for entry in read_lines(self.path) if wanted(entry)]
+        text = _text(json.dumps(entry) for entry in kept)
+        whole = storage.exists(self.path) and storage.read_bytes(self.path) == text
+        if not whole and (kept or storage.exists(self.path)):
+            storage.write_bytes(self.path, text)
+        return kept
+
+    def _keep_parts(self, wanted: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+        """Parts before the first one that changes stay; the rest is written anew."""
+        found = line_files(self.path)
+        kept: list[dict[str, Any]] = []
+        self._part, self._lines = max(0, len(found) - 1), []
+        changed = False
+        for number, path in enumerate(found):
+            content = storage.read_bytes(path)
+            entries = [entry for entry in parse_lines(content) if wanted(entry)]
+            kept += entries
+            lines = [json.dumps(entry) for entry in entries]
+            if not changed and content != _text(lines):
+                changed, self._part = True, number
+            if changed or number == self._part:
+                self._lines += lines
+        if changed:
+            self._upload()
+            for path in found[self._part + 1 :]:
+                storage.remove(path)
+        return kept
+
+    def _upload(self) -> None:
+        """Write the last part, and new ones for what does not fit into it."""
+        while True:
+            size = count = 0
+            for line in self._lines:  # it may grow meanwhile
+                size, count = size + len(line), count + 1
+                if size >= PART_BYTES:
+                    break
+            storage.write_bytes(part_path(self.path, self._part), _text(self._lines[:count]))
+            if size < PART_BYTES:
+                return
+            del self._lines[:count]
+            self._part += 1
+            if not self._lines:
+                return
 
 
-def _text(lines: list[str]) -> bytes:
+def _text(lines: Iterable[str]) -> bytes:
     return "".join(line + "\n" for line in lines).encode()
 
 
+def part_path(path: str, number: int) -> str:
+    """Path of a part of a file of JSON lines; the first has the file's own name."""
+    return path if number == 0 else f"{path.removesuffix('.jsonl')}-{number:06d}.jsonl"
+
+
+def part_names(name: str, names: Iterable[str]) -> list[str]:
+    """Those of ``names`` that are parts of the file ``name``, in order."""
+    pattern = re.compile(re.escape(name.removesuffix(".jsonl")) + r"(-\d{6,})?\.jsonl")
+    return sorted(
+        filter(pattern.fullmatch, names), key=lambda each: (each != name, len(each), each)
+    )
+
+
+def line_files(path: str) -> list[str]:
+    """Paths of the parts of a file that are there, in order."""
+    folder, _, name = path.rpartition("/")
+    found = storage.names(folder or ".")
+    return [storage.join(folder, each) for each in part_names(name, found)]
+
+
 def read_lines(path: str) -> list[dict[str, Any]]:
-    """The entries of a file; none when it is missing."""
-    return parse_lines(storage.read_bytes(path)) if storage.exists(path) else []
+    """The entries of a file, in all its parts; none when it is missing."""
+    return [entry for each in line_files(path) for entry in parse_lines(storage.read_bytes(each))]
 
 
 def parse_lines(text: bytes) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from dopsd import storage
 from dopsd.config import RunConfig
 from dopsd.data.manifest import Manifest, load_manifest
 from dopsd.errors import DataError
-from dopsd.json_lines import parse_lines
+from dopsd.json_lines import parse_lines, part_names
 from dopsd.report.history import HISTORY
 
 
@@ -47,7 +47,7 @@ def read_run_files(folder: str) -> RunFiles:
         return storage.read_bytes(storage.join(folder, name))
 
     def lines(name: str) -> list[dict[str, Any]]:
-        return parse_lines(read(name)) if name in names else []
+        return [entry for part in part_names(name, names) for entry in parse_lines(read(part))]
 
     try:
         config = RunConfig.model_validate(yaml.safe_load(read("config.yaml")))

@@ -8,6 +8,7 @@ from typing import Any
 
 from dopsd import storage
 from dopsd.errors import DataError
+from dopsd.json_lines import read_lines
 
 _ROLES = ("encoder", "rollout", "teacher", "learner")
 _WARM_UP = 3
@@ -24,7 +25,7 @@ def read_run(folder: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         if not storage.exists(file):
             raise DataError(f"{file}: missing; allowed: the folder of a finished run")
     summary = json.loads(storage.read_bytes(files[0]))
-    return summary, [json.loads(line) for line in storage.read_bytes(files[1]).splitlines()]
+    return summary, read_lines(files[1])
 
 
 def stats_table(folders: list[str]) -> str:

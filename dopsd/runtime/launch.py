@@ -25,6 +25,7 @@ from dopsd.data.encoded import Encoded
 from dopsd.data.manifest import Manifest
 from dopsd.data.stream import encoded_stream
 from dopsd.errors import CheckpointError, DopsdError, StoppedError, StorageError
+from dopsd.json_lines import part_names
 from dopsd.models import FAMILIES
 from dopsd.models.lora import STUDENT
 from dopsd.models.trained import TrainedSet
@@ -175,7 +176,9 @@ def train(config: RunConfig, show: Show, *, resume: bool = False, replace: bool 
     # Contexts that were encoded before need no encoder, which is known when all data is there.
     sure = dataclasses.replace(roles, encoder=None) if has_encoded(config) else roles
     wait_for_resources(sure.all(), ray.cluster_resources, config.deadline.start)
-    manifest = with_prior(config, manifest, roles.learner, show)
+    # What a run may not go on with is refused before the base draws for it.
+    drift = (lambda: _resumable(config, None)) if resume else (lambda: "")
+    manifest = with_prior(config, manifest, roles.learner, show, drift)
     encoded = find_encoded(config, manifest, show)
     if encoded:
         roles = dataclasses.replace(roles, encoder=None)
@@ -266,7 +269,7 @@ def _write_summary(summary: Summary) -> None:
     storage.write_bytes(storage.join(summary.folder, SUMMARY_FILE), text.encode())
 
 
-def _resumable(config: RunConfig, identity: Identity) -> str:
+def _resumable(config: RunConfig, identity: Identity | None) -> str:
     """What the run goes on from, in words. Raises CheckpointError when there is nothing."""
     root = storage.join(config.run.folder, checkpoint.FOLDER)
     found, refused = newest_checkpoint(config, identity)
@@ -345,8 +348,10 @@ def _claim_folder(config: RunConfig, resume: bool) -> None:
     """Write the resolved config; take an older run's outputs away (not its shards), or only what
     a run that goes on has to write anew."""
     folder = config.run.folder
+    there = storage.names(folder)
     for name in _FINAL if resume else _OUTPUTS:
-        storage.remove(storage.join(folder, name))
+        for part in {name, *part_names(name, there)}:
+            storage.remove(storage.join(folder, part))
     storage.make_folder(folder)
     storage.write_bytes(storage.join(folder, "config.yaml"), dump_config(config).encode())
 

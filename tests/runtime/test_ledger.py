@@ -7,7 +7,7 @@ import threading
 
 from dopsd import json_lines, storage
 from dopsd.errors import StorageError
-from dopsd.json_lines import JsonLines, read_lines
+from dopsd.json_lines import JsonLines, part_names, read_lines
 from dopsd.runtime.learner import Trained
 from dopsd.runtime.ledger import LEDGER_FILE, SKIPPED_FILE, Ledger, effective
 
@@ -94,3 +94,40 @@ def test_whoever_appends_does_not_wait_for_s3(bucket, tmp_path, monkeypatch):
     lines.flush()
     assert len(tries) == 2, "what S3 refused is written again"
     assert [entry["step"] for entry in read_lines(path)] == [0, 1, 2]
+
+
+def test_what_is_uploaded_again_is_bounded(bucket, tmp_path, monkeypatch):
+    path, honest, written = f"{bucket}/{tmp_path.name}/long.jsonl", storage.write_bytes, []
+
+    def noted(path: str, data: bytes) -> None:
+        written.append((path.rpartition("/")[2], len(data)))
+        honest(path, data)
+
+    monkeypatch.setattr(storage, "write_bytes", noted)
+    monkeypatch.setattr(json_lines, "PART_BYTES", 200)
+    lines = JsonLines(path)
+    for step in range(60):
+        lines.append({"step": step, "samples": "x" * 20})
+        lines.flush()
+    assert max(size for _, size in written) < 300, "the tail alone"
+    assert len({name for name, _ in written}) > 5 and written[0][0] == "long.jsonl"
+    assert [entry["step"] for entry in read_lines(path)] == list(range(60))
+    lines.keep(lambda entry: entry["step"] < 31)
+    lines.append({"step": 31})
+    lines.flush()
+    assert [entry["step"] for entry in read_lines(path)] == list(range(32))
+    again = JsonLines(path)
+    for step in range(32, 60):
+        again.append({"step": step, "samples": "x" * 20})
+    again.flush()  # many parts at once
+    assert [entry["step"] for entry in read_lines(path)] == list(range(60))
+    assert again.keep(lambda entry: False) == [] and read_lines(path) == []
+    assert storage.names(f"{bucket}/{tmp_path.name}") == {"long.jsonl"}
+    again.append({"step": 0})
+    again.flush()
+    assert read_lines(path) == [{"step": 0}]
+
+
+def test_parts_of_a_file_are_told_from_its_neighbours():
+    there = {"a-000010.jsonl", "a.jsonl", "a-000002.jsonl", "a-b.jsonl", "ba.jsonl", "a-1.jsonl"}
+    assert part_names("a.jsonl", there) == ["a.jsonl", "a-000002.jsonl", "a-000010.jsonl"]
