@@ -42,8 +42,10 @@ def main() -> int:
         "preflight.mode=off",
         *options.overrides,
     ]
-    report = compare(words, options.folder.absolute(), faults, options.limit)
+    folder = options.folder.absolute()
+    report = compare(words, folder, faults, options.limit)
     print("\n".join(report.lines()))
+    print(f"also in {folder}: chaos.json, chaos.md")
     if report.disturbed.code:
         print(report.disturbed.output[-3000:])
     return 0 if report.survived else 1

@@ -6,16 +6,20 @@ that cluster, found by the titles that Ray gives them.
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -26,15 +30,15 @@ from dopsd.runtime.ledger import LEDGER_FILE
 from dopsd.runtime.verify import Verdict, verify_run
 
 ROLES = {
-    "inference": "ray::InferenceWorker",
+    "rollout": "ray::RolloutWorker",
+    "teacher": "ray::TeacherWorker",
     "encoder": "ray::MapWorker(MapBatches(_Encode))",
     "learner": "ray::RayTrainWorker",
     "coordinator": "ray::RunCoordinator",
 }
-"""How the titles of a role's processes begin. Roll-out and teacher workers are one class."""
-HANGS = ("inference", "learner")
-"""Roles whose hanging is noticed by a deadline of their own."""
-_HANG_SHARE = 0.15
+"""How the titles of a role's processes begin."""
+HANGS = ("rollout", "learner", "teacher")
+"""Roles whose hanging is noticed by a deadline of their own, in the order of their turns."""
 
 
 @dataclass(frozen=True)
@@ -66,15 +70,20 @@ class Outcome:
 def schedule(
     kills: int, steps: int, seed: int, roles: tuple[str, ...] = tuple(ROLES), hangs: bool = True
 ) -> list[Fault]:
-    """``kills`` faults, spread over the steps; each role gets its turn, in a shuffled order."""
+    """``kills`` faults, spread over the steps, in shuffled rounds: in each one every role is killed
+    and one hangs, another one in the next round."""
     rng = random.Random(seed)
-    turns: list[str] = []
-    while len(turns) < kills:
-        turns += rng.sample(roles, len(roles))
+    hanging = [role for role in HANGS if role in roles] if hangs else []
+    kinds: list[tuple[str, bool]] = []
+    for number in itertools.count():
+        if len(kinds) >= kills:
+            break
+        stopped = [(hanging[number % len(hanging)], True)] if hanging else []
+        turn = [(role, False) for role in roles] + stopped
+        kinds += rng.sample(turn, len(turn))
     faults = []
-    for number, role in enumerate(turns[:kills]):
+    for number, (role, hang) in enumerate(kinds[:kills]):
         step = 1 + round(number * (steps - 2) / max(1, kills))
-        hang = hangs and role in HANGS and rng.random() < _HANG_SHARE
         faults.append(Fault(step, role, hang, rng.uniform(0.0, 2.0)))
     return faults
 
@@ -101,20 +110,23 @@ def run(words: list[str], folder: Path, faults: list[Fault], limit: float) -> Ou
 def _strike_all(
     process: subprocess.Popen, folder: Path, faults: list[Fault], outcome: Outcome, end: float
 ) -> None:
-    open_since: list[tuple[Fault, float, int]] = []
-    while process.poll() is None and time.monotonic() < end and (faults or open_since):
+    """Faults of one step strike together; those of a later one when the run has gone on."""
+    struck_at: list[tuple[Fault, float, int]] = []
+    while process.poll() is None and time.monotonic() < end and (faults or struck_at):
         highest = _highest(folder)
         now = time.monotonic()
-        for entry in [entry for entry in open_since if highest > entry[2]]:
-            open_since.remove(entry)
-            outcome.struck.append((entry[0], now - entry[1]))
-        if faults and not open_since and highest >= faults[0].step:
+        if struck_at and highest > max(seen for _, _, seen in struck_at):
+            outcome.struck += [(fault, now - since) for fault, since, _ in struck_at]
+            struck_at.clear()
+        together = not struck_at or (faults and faults[0].step == struck_at[0][0].step)
+        if faults and together and highest >= faults[0].step:
             time.sleep(faults[0].delay)
             if _strike(process, faults[0]):
-                open_since.append((faults.pop(0), time.monotonic(), _highest(folder)))
+                struck_at.append((faults.pop(0), time.monotonic(), _highest(folder)))
+                continue
         time.sleep(0.1)
     now = time.monotonic()
-    outcome.struck += [(fault, now - since) for fault, since, _ in open_since]
+    outcome.struck += [(fault, now - since) for fault, since, _ in struck_at]
 
 
 def _highest(folder: Path) -> int:
@@ -167,38 +179,74 @@ class Report:
     verdict: Verdict | None
     difference: float
     """Largest difference of the final adapters; nan when there is none to compare."""
-    planned: int
-    """Faults of the schedule; some strike nobody when the run ends before their turn."""
+    planned: Sequence[Fault]
+
+    @property
+    def missed(self) -> list[str]:
+        """Kinds of the schedule that struck nobody: the run ended before their turn."""
+        struck = {fault.name for fault, _ in self.disturbed.struck}
+        return sorted({fault.name for fault in self.planned} - struck)
 
     @property
     def survived(self) -> bool:
         good = self.verdict is not None and self.verdict.agrees
-        struck = bool(self.disturbed.struck) or not self.planned  # else nothing was tried
-        return self.disturbed.code == 0 and good and self.difference == 0.0 and struck
+        equal = self.difference == 0.0
+        return self.disturbed.code == 0 and good and equal and not self.missed
+
+    def record(self) -> dict[str, Any]:
+        """What was injected and what came of it, as plain values."""
+        seconds: dict[str, list[float]] = {}
+        for fault, lost in self.disturbed.struck:
+            seconds.setdefault(fault.name, []).append(lost)
+        return {
+            "survived": self.survived,
+            "exit_code": self.disturbed.code,
+            "planned": len(self.planned),
+            "struck": len(self.disturbed.struck),
+            "missed": self.missed,
+            "faults": {
+                name: {"times": len(each), "median_seconds": statistics.median(each)}
+                for name, each in sorted(seconds.items())
+            },
+            "samples_lost": self.verdict.lost if self.verdict else None,
+            "samples_doubled": self.verdict.doubled if self.verdict else None,
+            "ledger_agrees": bool(self.verdict and self.verdict.agrees),
+            "adapter_equal": self.difference == 0.0,
+            # JSON knows no nan.
+            "adapter_difference": None if math.isnan(self.difference) else self.difference,
+            "seconds_undisturbed": self.undisturbed.seconds,
+            "seconds_disturbed": self.disturbed.seconds,
+        }
 
     def lines(self) -> list[str]:
-        """A Markdown table and what was found."""
-        struck = self.disturbed.struck
-        counts = Counter(fault.name for fault, _ in struck)
-        rows = ["| fault | times | seconds until the next new step (mean) |", "|---|---|---|"]
-        for name, count in sorted(counts.items()):
-            seconds = [lost for fault, lost in struck if fault.name == name]
-            rows.append(f"| {name} | {count} | {sum(seconds) / count:.0f} |")
+        """The same as a Markdown table and what was found."""
+        record = self.record()
+        rows = ["| fault | times | seconds until the next new step (median) |", "|---|---:|---:|"]
+        for name, each in record["faults"].items():
+            rows.append(f"| {name} | {each['times']} | {each['median_seconds']:.0f} |")
         verdict = self.verdict.lines() if self.verdict else ["no ledger to verify"]
-        equal = "yes" if self.difference == 0.0 else f"NO, apart by {self.difference:g}"
+        equal = "yes" if record["adapter_equal"] else f"NO, apart by {self.difference:g}"
         extra = self.disturbed.seconds - self.undisturbed.seconds
+        missed = f"; never struck: {', '.join(self.missed)}" if self.missed else ""
         return [
             *rows,
             "",
-            *verdict,
-            f"adapter equal: {equal}; {len(struck)} of {self.planned} faults struck, "
-            f"{extra:.0f} s longer than undisturbed "
-            f"({self.undisturbed.seconds:.0f} s); exit code {self.disturbed.code}",
+            *(f"- {line}" for line in verdict),
+            f"- adapter equal: {equal}",
+            f"- {record['struck']} of {record['planned']} faults struck{missed}",
+            f"- {extra:.0f} s longer than undisturbed ({self.undisturbed.seconds:.0f} s); "
+            f"exit code {self.disturbed.code}",
         ]
+
+    def write(self, folder: Path) -> None:
+        """``chaos.json`` and ``chaos.md`` in ``folder``."""
+        (folder / "chaos.json").write_text(json.dumps(self.record(), indent=1) + "\n")
+        (folder / "chaos.md").write_text("\n".join(self.lines()) + "\n")
 
 
 def compare(words: list[str], folder: Path, faults: list[Fault], limit: float) -> Report:
-    """Run ``words`` undisturbed (unless those very words were already) and under ``faults``."""
+    """Run ``words`` undisturbed (unless those very words were already) and under ``faults``; the
+    report is also written into ``folder``."""
     calm, record = folder / "undisturbed", folder / "undisturbed.json"
     known = json.loads(record.read_text()) if record.exists() else {}
     if known.get("words") == words and (calm / "summary.json").exists():
@@ -215,7 +263,9 @@ def compare(words: list[str], folder: Path, faults: list[Fault], limit: float) -
     apart = float("nan")
     if disturbed.code == 0:
         apart = difference(calm / "lora.safetensors", wild / "lora.safetensors")
-    return Report(undisturbed, disturbed, verdict, apart, len(faults))
+    report = Report(undisturbed, disturbed, verdict, apart, faults)
+    report.write(folder)
+    return report
 
 
 def difference(one: Path, other: Path) -> float:
