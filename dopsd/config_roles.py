@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dopsd.config_section import Fraction, NonNegative, Positive, Section
 
@@ -20,6 +20,15 @@ class RoleSection(Section):
 
 
 class LearnerSection(RoleSection):
+    min_workers: Positive | None = Field(
+        None,
+        description="Fewest learners to train with. Then there are as many as the cluster has room "
+        "for, `workers` at most: fewer when a node goes, more when one comes. Default: always "
+        "`workers`.",
+    )
+    resize_seconds: Annotated[float, Field(gt=0)] = Field(
+        60.0, description="With `min_workers`: between two looks whether more learners fit."
+    )
     steps: Positive = Field(2000, description="Optimizer steps.")
     global_batch: Positive = Field(4, description="Samples of an optimizer step, all learners.")
     micro_batch: Positive = Field(1, description="Samples of a micro-batch (one bucket).")
@@ -63,6 +72,15 @@ class LearnerSection(RoleSection):
         description="Steps in a row whose gradients may be infinite or nan. Such a step is "
         "skipped and written to skipped.jsonl; one more of them stops the run.",
     )
+
+    @model_validator(mode="after")
+    def _range(self) -> LearnerSection:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(
+                f"learner.min_workers: {self.min_workers}, allowed: at most learner.workers "
+                f"({self.workers})"
+            )
+        return self
 
     def pause_before(self, restart: int) -> float:
         """Seconds of waiting before a restart; the first is 1."""

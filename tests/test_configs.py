@@ -148,6 +148,11 @@ WRONG_OVERRIDES = [
         "(learner.global_batch / learner.micro_batch); allowed: at most that many",
     ),
     (
+        "learner.min_workers=3",
+        "learner.min_workers: 3, allowed: at most learner.workers (2)",
+    ),
+    ("learner.resize_seconds=0", "learner.resize_seconds: 0, allowed: greater than 0"),
+    (
         "source=fused",
         "max_policy_lag: 1 with source: fused, allowed: 0 "
         "(the learner rolls out under its own weights)",

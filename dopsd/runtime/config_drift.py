@@ -16,7 +16,8 @@ _FREE_SECTIONS = (
     *("preview", "preflight", "debug", "trackers", "device", "transport"),
 )
 _FREE_KEYS = (
-    *("learner.workers", "learner.cpus", "learner.gpus", "learner.deepspeed"),
+    *("learner.workers", "learner.min_workers", "learner.resize_seconds"),
+    *("learner.cpus", "learner.gpus", "learner.deepspeed"),
     *("learner.gradient_checkpointing", "learner.restarts", "learner.restart_wait"),
     *("learner.max_nonfinite", "learner.bucket_mb", "model.attention", "model.compile"),
     # What they stand for is compared by the fingerprint of the data.

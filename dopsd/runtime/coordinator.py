@@ -19,6 +19,7 @@ from dopsd.config import RunConfig
 from dopsd.errors import DopsdError, LateError, StorageError, WorkerError
 from dopsd.runtime.admission import policy_version, rank_share
 from dopsd.runtime.attempts import beginning, checkpoint_files
+from dopsd.runtime.budget import RestartBudget
 from dopsd.runtime.config_drift import Identity
 from dopsd.runtime.dumps import Dumps
 from dopsd.runtime.exchange import Box, Entry
@@ -74,7 +75,7 @@ class Coordinator:
         self._bundles: dict[int, Bundle] = {}
         self._attached = self._begun = False
         self._learners: dict[int, Any] = {}
-        self._restarts = restarts
+        self._budget = RestartBudget(config.learner, restarts)
         self._error: DopsdError | None = None
         self._stopping = False
         self._wants_end = False
@@ -156,34 +157,31 @@ class Coordinator:
 
     # -- learners --------------------------------------------------------------------------
 
-    def attach(self) -> int:
-        """A new group of learners begins; returns the number of its attempt.
+    def attach(self, world: int = 1) -> int:
+        """A new group of ``world`` learners begins; returns the number of its attempt.
 
         The first group after the start finds everything prepared; a later one takes the place of
-        one that died, and the run goes on from the newest checkpoint. Raises the run's error, or
-        WorkerError when the restarts are spent.
+        one that died or had another size, and the run goes on from the newest checkpoint. Raises
+        the run's error, or WorkerError when the restarts are spent.
         """
         with self._changed:
             while not (self._attempt or self._attached or self._over):  # start() goes on meanwhile
                 self._changed.wait(timeout=1.0)
             self._raise_error()
             if not self._attached:
-                self._attached = True
+                self._attached, self._budget.world = True, world
                 return self._attempt
-            if self._restarts >= self.config.learner.restarts:
-                self._error = WorkerError(
-                    f"the learners died again; their {self._restarts} restarts "
-                    f"(learner.restarts) are spent"
-                )
-                raise self._error
-            self._restarts += 1
-            wait = self.config.learner.pause_before(self._restarts)
+            try:
+                wait, why = self._budget.begin(world, trained=self._published > self._entry.step)
+            except WorkerError as error:
+                self._error = error
+                raise
             self._learner = f"restarting in {wait:g} s"
             self._moved()
         time.sleep(wait)
         self._rewind()
         self._saver.notices.append(
-            f"learners died: attempt {self._attempt} goes on from step {self._entry.step}"
+            f"{why}: attempt {self._attempt} goes on from step {self._entry.step}"
         )
         return self._attempt
 
@@ -353,7 +351,7 @@ class Coordinator:
                 "still": time.monotonic() - self._progress,
                 "restarts": self._reader.restarts + self._flow.restarts,
                 "attempt": self._attempt,
-                "learner_restarts": self._restarts,
+                "learner_restarts": self._budget.restarts,
                 "training": self._begun,
                 "waiting": self._learner.startswith(_WAITING),
                 "saved": self._saver.saved,

@@ -13,9 +13,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import ray
-from ray.train import FailureConfig, ScalingConfig
-from ray.train import RunConfig as TrainRunConfig
-from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dopsd import __version__, checkpoint, storage
@@ -42,6 +39,7 @@ from dopsd.runtime.data import (
     with_absolute_paths,
 )
 from dopsd.runtime.encoded import find_encoded, has_encoded
+from dopsd.runtime.learner_group import learner_trainer
 from dopsd.runtime.ledger import LEDGER_FILE, SKIPPED_FILE
 from dopsd.runtime.options import check_options
 from dopsd.runtime.placement import Role, Roles, resolve_roles, wait_for_resources
@@ -64,7 +62,6 @@ from dopsd.runtime.saver import REQUEST_FILE, newest_checkpoint
 from dopsd.runtime.supervise import ANSWER_SECONDS, Supervisor, ask
 from dopsd.runtime.trackers import FOLDER as TENSORBOARD
 from dopsd.runtime.trackers import check_trackers, open_trackers
-from dopsd.runtime.train_worker import train_worker
 from dopsd.runtime.zero import preset_stage, read_preset
 
 _FINAL = (SUMMARY_FILE, REPORT_FILE, REQUEST_FILE)
@@ -203,7 +200,7 @@ def train(config: RunConfig, show: Show, *, resume: bool = False, replace: bool 
         supervisor = Supervisor(
             config,
             lambda restarts: _launch_coordinator(config, roles, manifest, encoded, name, restarts),
-            lambda: _trainer(config, roles, arguments, scratch).fit(),
+            lambda: learner_trainer(config, roles, arguments, scratch).fit(),
             show,
             began,
         )
@@ -307,30 +304,6 @@ def _launch_coordinator(
         max_concurrency=config.learner.workers + 8,
         scheduling_strategy=here,
     ).remote(config, roles, manifest, encoded, restarts)
-
-
-def _trainer(
-    config: RunConfig, roles: Roles, arguments: dict[str, Any], scratch: str
-) -> TorchTrainer:
-    return TorchTrainer(
-        train_worker,
-        train_loop_config=arguments,
-        torch_config=TorchConfig(backend="nccl" if roles.learner.gpus else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=roles.learner.workers,
-            use_gpu=bool(roles.learner.gpus),
-            resources_per_worker={
-                "CPU": roles.learner.cpus,
-                **({"GPU": roles.learner.gpus} if roles.learner.gpus else {}),
-            },
-        ),
-        run_config=TrainRunConfig(
-            name="ray_train",
-            storage_path=scratch,
-            # The coordinator counts; learners that look for one on its way back may fail twice.
-            failure_config=FailureConfig(max_failures=2 * config.learner.restarts),
-        ),
-    )
 
 
 def _stop(config: RunConfig, coordinator: Any) -> list[str]:

@@ -162,6 +162,7 @@ class Learner:
                 **({} if skipped else {"loss": loss, "grad_norm": self.engine.grad_norm()}),
                 "skipped": skipped,
                 "lr": lr,
+                "learners": self.engine.world,
                 "samples": done.last.step_samples,
                 "samples_per_second": done.last.step_samples / (now - began),
                 "student_lag": step - done.last.policy_version,

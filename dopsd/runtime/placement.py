@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dopsd.config import RoleSection, RunConfig
 from dopsd.errors import ResourceError
@@ -18,6 +19,13 @@ class Role:
     workers: int
     cpus: float
     gpus: float
+    min_workers: int | None = None
+    """Of an elastic role; ``workers`` are the most then."""
+
+    @property
+    def needed(self) -> int:
+        """Workers without which there is no start."""
+        return self.min_workers or self.workers
 
     @property
     def device(self) -> str:
@@ -61,17 +69,17 @@ def resolve_roles(config: RunConfig, cluster_gpus: float) -> Roles:
         teacher=role("teacher", config.teacher)
         if disaggregated and not config.inference.shared
         else None,
-        learner=role("learner", config.learner),
+        learner=replace(role("learner", config.learner), min_workers=config.learner.min_workers),
     )
 
 
 def shortfall(roles: Sequence[Role], resources: dict[str, float]) -> str | None:
     """The sum of what is asked against what the cluster has, or None when it fits."""
     lines = [
-        f"{role.name} {role.workers} x ({role.cpus:g} CPU, {role.gpus:g} GPU)" for role in roles
+        f"{role.name} {role.needed} x ({role.cpus:g} CPU, {role.gpus:g} GPU)" for role in roles
     ]
-    cpus = sum(role.workers * role.cpus for role in roles)
-    gpus = sum(role.workers * role.gpus for role in roles)
+    cpus = sum(role.needed * role.cpus for role in roles)
+    gpus = sum(role.needed * role.gpus for role in roles)
     has_cpus, has_gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
     if cpus <= has_cpus + 1e-6 and gpus <= has_gpus + 1e-6:
         return None
@@ -79,6 +87,27 @@ def shortfall(roles: Sequence[Role], resources: dict[str, float]) -> str | None:
         f"asked {cpus:g} CPU and {gpus:g} GPU ({' + '.join(lines)}); "
         f"the cluster has {has_cpus:g} CPU and {has_gpus:g} GPU"
     )
+
+
+def learners_that_fit(roles: Roles, resources: dict[str, float]) -> int:
+    """How many learners a cluster of that size holds beside the other roles; ``workers`` at most.
+
+    Ray Data reads with whole CPUs: one is left to it, unless there would be too few learners then.
+    """
+    others, learner = [r for r in roles.all() if r is not roles.learner], roles.learner
+    gpus = resources.get("GPU", 0.0) - sum(role.workers * role.gpus for role in others)
+    cpus = resources.get("CPU", 0.0) - sum(role.workers * role.cpus for role in others)
+
+    def fit(cpus: float) -> int:
+        room = [
+            math.floor(free / each + 1e-6)
+            for free, each in ((cpus, learner.cpus), (gpus, learner.gpus))
+            if each
+        ]
+        return max(0, min([*room, learner.workers]))
+
+    fewest = min(learner.needed, fit(cpus))
+    return max(fewest, fit(cpus - 1.0))
 
 
 def wait_for_resources(

@@ -173,7 +173,7 @@ def _draw(
     with Crew(
         EvaluationWorker,
         (spec, learner.device),
-        Role("prior", learner.workers, learner.cpus, learner.gpus),
+        Role("prior", learner.needed, learner.cpus, learner.gpus),
         start_s=config.deadline.start,
         step_s=config.deadline.step,
         restarts=RESTARTS,

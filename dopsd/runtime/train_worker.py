@@ -48,7 +48,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
     # A new group of learners is a new attempt; rank 0 asks for its number.
     number = torch.zeros(1, dtype=torch.int64, device=device)
     if rank == 0:
-        number += ray.get(coordinator.attach.remote(), timeout=limit)
+        number += ray.get(coordinator.attach.remote(world), timeout=limit)
     if world > 1:
         torch.distributed.broadcast(number, 0)
     attempt = int(number)

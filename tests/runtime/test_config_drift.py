@@ -29,6 +29,7 @@ def manifest(overrides=(), step: int = 40) -> Manifest:
     "override",
     [
         "learner.workers=1",
+        "learner.min_workers=1",
         "learner.deepspeed=zero3",
         "learner.steps=400",
         "rollout.workers=4",

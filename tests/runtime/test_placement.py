@@ -6,7 +6,12 @@ import pytest
 
 from dopsd.config import load_config
 from dopsd.errors import ResourceError
-from dopsd.runtime.placement import resolve_roles, shortfall, wait_for_resources
+from dopsd.runtime.placement import (
+    learners_that_fit,
+    resolve_roles,
+    shortfall,
+    wait_for_resources,
+)
 
 
 def roles_of(gpus, *overrides):
@@ -51,3 +56,37 @@ def test_waiting_for_a_cluster_that_scales_up_ends_at_the_deadline():
     assert time.monotonic() - began < 5
     growing = iter([{"CPU": 1.0}, {"CPU": 4.0}])
     wait_for_resources(roles.all(), lambda: next(growing), 10.0)
+
+
+def test_elastic_learners_wait_for_the_fewest_of_them_only():
+    elastic = ("learner.workers=4", "learner.global_batch=8", "learner.min_workers=2")
+    roles = roles_of(0.0, *elastic)
+    assert roles.learner.needed == 2
+    wait_for_resources(roles.all(), lambda: {"CPU": 5.0}, 0.1)
+    with pytest.raises(ResourceError, match=r"asked 5 CPU and 0 GPU .*learner 2 x"):
+        wait_for_resources(roles.all(), lambda: {"CPU": 4.0}, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "learners"),
+    [
+        (2.9, 0),
+        (4.0, 1),  # not one for each learner: Ray Data's is taken for the fewest
+        (5.0, 2),
+        (5.9, 2),
+        (6.0, 2),  # 3 CPUs are left, of which Ray Data has one
+        (7.0, 3),
+        (20.0, 4),
+    ],
+)
+def test_learners_take_what_the_other_roles_and_ray_data_leave(cpus, learners):
+    elastic = ("learner.workers=4", "learner.global_batch=8", "learner.min_workers=2")
+    assert learners_that_fit(roles_of(0.0, *elastic), {"CPU": cpus}) == learners
+
+
+def test_gpus_are_shared_with_the_inference_workers():
+    """8 GPUs: an encoder, 2 roll-out, a teacher; what the others lose, a learner gives."""
+    words = ("learner.workers=4", "learner.global_batch=8", "learner.min_workers=1")
+    roles = roles_of(8.0, *words, "rollout.workers=2")
+    fit = [learners_that_fit(roles, {"CPU": 64.0, "GPU": float(n)}) for n in range(4, 10)]
+    assert fit == [0, 1, 2, 3, 4, 4]
