@@ -6,6 +6,9 @@
   moments by parameter name, so that any number of learners and any ZeRO stage can take them;
 - ``policy-000118.student.safetensors`` and ``.teacher``: the weights of the versions that still
   generate (one more than the policy lag), as they were published;
+- of a whole model (``adapters: full``) in their place: ``learner-*.safetensors``, of each learner
+  the slices that it owns (``dopsd/checkpoint_slices.py``), and ``bucket-*.safetensors``, weights as
+  they were published, with ``policies.json``, which says what they are part of;
 - ``checkpoint.json``, written last: step, config, data fingerprint, and size and SHA-256 of every
   other file. A folder without it is no checkpoint.
 """
@@ -15,7 +18,8 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,6 +31,8 @@ from dopsd.errors import CheckpointError
 
 FOLDER, MANIFEST = "checkpoints", "checkpoint.json"
 _NAME = re.compile(r"step-(\d{6,})")
+_READERS = 4
+"""Large files whose checksums are computed side by side."""
 
 
 class FileRecord(BaseModel):
@@ -59,11 +65,14 @@ class Manifest(BaseModel):
     written: float
     """Seconds since the epoch."""
     files: dict[str, FileRecord]
+    large: dict[str, FileRecord] = {}
+    """Files that nobody reads as a whole: slices of learners, and buckets of published weights."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose files were all read and found as the manifest says."""
+    """A checkpoint whose files were all read and found as the manifest says; ``files`` holds all
+    but the large ones."""
 
     path: str
     manifest: Manifest
@@ -79,6 +88,11 @@ def policy_file(version: int, adapter: str) -> str:
     return f"policy-{version:06d}.{adapter}.safetensors"
 
 
+def folder_of(root: str, step: int) -> str:
+    """Where the checkpoint of a step lies."""
+    return storage.join(root, f"step-{step:06d}")
+
+
 def write_checkpoint(
     root: str,
     files: Mapping[str, bytes],
@@ -89,22 +103,24 @@ def write_checkpoint(
     data: str,
     plan: str,
     learners: int,
+    buckets: Iterable[tuple[str, bytes]] = (),
+    slices: Mapping[str, FileRecord] | None = None,
 ) -> str:
     """Write, read back, and commit by the manifest; returns the folder.
 
-    Raises CheckpointError when a file does not read back as it was written, and whatever the
-    storage raises: then there is no checkpoint of this step.
+    ``buckets``: (name, bytes) of large files, of which one is in memory at a time. ``slices``: what
+    others have written into the folder already. Raises CheckpointError when a file does not read
+    back as it was written, and whatever the storage raises: then there is no checkpoint of this
+    step.
     """
-    path = storage.join(root, f"step-{step:06d}")
+    path = folder_of(root, step)
+    slices = slices or {}
     storage.remove(storage.join(path, MANIFEST))  # whatever lay here is no checkpoint any more
-    storage.remove(path)
-    records = {}
-    for name, payload in files.items():
-        place = storage.join(path, name)
-        storage.write_bytes(place, payload, durable=True)
-        records[name] = _record(payload)
-        if _record(storage.read_bytes(place)) != records[name]:
-            raise CheckpointError(f"{place}: does not read back as it was written")
+    for name in storage.names(path) - slices.keys():
+        storage.remove(storage.join(path, name))
+    records = {name: _write(path, name, payload) for name, payload in files.items()}
+    large = {name: _write(path, name, payload) for name, payload in buckets}
+    _compare(path, slices)
     manifest = Manifest(
         step=step,
         policy_versions=policy_versions,
@@ -114,6 +130,7 @@ def write_checkpoint(
         learners=learners,
         written=time.time(),
         files=records,
+        large={**large, **slices},
     )
     text = manifest.model_dump_json(indent=1) + "\n"
     storage.write_bytes(storage.join(path, MANIFEST), text.encode(), durable=True)
@@ -143,17 +160,39 @@ def read_checkpoint(path: str) -> Checkpoint:
     manifest = read_manifest(path)
     files = {}
     for name, record in manifest.files.items():
+        _look(path, name, record)
         place = storage.join(path, name)
-        if "/" in name or not storage.exists(place):
-            raise CheckpointError(f"{place}: missing")
         files[name] = storage.read_bytes(place)
-        if len(files[name]) != record.bytes:
-            raise CheckpointError(
-                f"{place}: {len(files[name])} bytes, the manifest says {record.bytes}"
-            )
         if _record(files[name]) != record:
             raise CheckpointError(f"{place}: damaged, its SHA-256 is not the manifest's")
+    _compare(path, manifest.large)
     return Checkpoint(path, manifest, files)
+
+
+def _look(path: str, name: str, record: FileRecord) -> None:
+    """Raises CheckpointError unless the file is there, and as large as it should be."""
+    place = storage.join(path, name)
+    if "/" in name or not storage.exists(place):
+        raise CheckpointError(f"{place}: missing")
+    if (found := storage.size(place)) != record.bytes:
+        raise CheckpointError(f"{place}: {found} bytes, the manifest says {record.bytes}")
+
+
+def _compare(path: str, records: Mapping[str, FileRecord]) -> None:
+    """Raises CheckpointError for the first large file that is not what its record says."""
+    for name, record in records.items():  # first what takes no time
+        _look(path, name, record)
+
+    def compare(name: str) -> None:
+        digest = hashlib.sha256()
+        for part in storage.read_parts(storage.join(path, name)):
+            digest.update(part)
+        if digest.hexdigest() != records[name].sha256:
+            place = storage.join(path, name)
+            raise CheckpointError(f"{place}: damaged, its SHA-256 is not the manifest's")
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        list(pool.map(compare, records))
 
 
 def steps(root: str) -> list[int]:
@@ -177,7 +216,7 @@ def newest_good(
     """
     refused = []
     for step in reversed(steps(root)):
-        path = storage.join(root, f"step-{step:06d}")
+        path = folder_of(root, step)
         try:
             found = read_checkpoint(path)
         except CheckpointError as error:
@@ -206,10 +245,18 @@ def prune(root: str, newest: int, keep_last: int, keep_every: int) -> list[int]:
         kept |= {step for step in complete if step % keep_every == 0}
     gone = [step for step in found if step not in kept]
     for step in gone:
-        path = storage.join(root, f"step-{step:06d}")
+        path = folder_of(root, step)
         storage.remove(storage.join(path, MANIFEST))  # first: half removed is no checkpoint
         storage.remove(path)
     return gone
+
+
+def _write(path: str, name: str, payload: bytes) -> FileRecord:
+    place, record = storage.join(path, name), _record(payload)
+    storage.write_bytes(place, payload, durable=True)
+    if _record(storage.read_bytes(place)) != record:
+        raise CheckpointError(f"{place}: does not read back as it was written")
+    return record
 
 
 def _record(payload: bytes) -> FileRecord:

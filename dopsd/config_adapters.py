@@ -65,13 +65,3 @@ def check_adapters(config: RunConfig) -> None:
             f"method.teacher_sync_every: {method.teacher_sync_every} with source: fused, allowed: "
             "1 (nothing is published)"
         )
-    section = config.checkpoint
-    for key, value in (
-        ("every_steps", section.every_steps),
-        ("every_minutes", section.every_minutes),
-    ):
-        if value:
-            raise ValueError(
-                f"checkpoint.{key}: {value:g} with adapters: full, allowed: 0 (a whole model and "
-                "its optimizer cannot be saved yet; a run that dies begins again)"
-            )

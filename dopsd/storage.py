@@ -165,6 +165,13 @@ class _Writer(io.RawIOBase):
             with told(self._path):
                 self._file.close()
 
+    def discard(self) -> None:
+        """End without a file; what has gone up is forgotten, as far as the storage can be asked."""
+        if not self.closed:
+            super().close()
+            with suppress(Exception):
+                self._file.discard()
+
 
 def open_binary(path: str) -> IO[bytes]:
     """A file to read from the start, line by line. Raises FileNotFoundError or StorageError."""
@@ -230,6 +237,13 @@ def read_bytes(path: str, start: int | None = None, stop: int | None = None) -> 
     deadline = {"timeout": OPERATION_S} if is_remote(path) else {}
     with told(path):
         return bytes(fs.cat_file(inner, start=start, end=stop, **deadline))
+
+
+def read_parts(path: str, part: int = 2**26) -> Iterator[bytes]:
+    """A file's bytes, ``part`` at a time. Raises as :func:`read_bytes` does."""
+    end = size(path)
+    for start in range(0, end, part):
+        yield read_bytes(path, start, min(start + part, end))
 
 
 def list_files(folder: str) -> list[tuple[str, int]]:
@@ -299,6 +313,26 @@ def whole_file(path: str) -> Iterator[IO[bytes]]:
         with suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+@contextmanager
+def streamed_file(path: str) -> Iterator[IO[bytes]]:
+    """As :func:`whole_file`, for files that are too large to lie anywhere on their way: to S3 they
+    go up in parts as they are written. A local one would survive a power cut."""
+    if is_remote(path):
+        writer = _Writer(path)
+        try:
+            yield writer  # type: ignore[misc]
+        except BaseException:
+            writer.discard()
+            raise
+        writer.close()
+        return
+    with whole_file(path) as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    sync(os.path.dirname(path) or ".")
 
 
 def remove(path: str) -> None:

@@ -276,11 +276,6 @@ WRONG_OVERRIDES = [
         "lora.dora: true with adapters: full, allowed: false (there is no LoRA)",
     ),
     (
-        "adapters=full preview.samples=0",
-        "checkpoint.every_steps: 200 with adapters: full, allowed: 0 (a whole model and its "
-        "optimizer cannot be saved yet; a run that dies begins again)",
-    ),
-    (
         "adapters=full preview.samples=0 max_policy_lag=0 source=fused",
         "source: fused with adapters: full, allowed: disaggregated, or method.teacher: live, or "
         "method.objective: sft (the teacher would need a second model in the learners)",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ray
 
-from dopsd.checkpoint import Checkpoint, policy_file
-from dopsd.models.lora import STUDENT, TEACHER
+from dopsd import storage
+from dopsd.checkpoint import Checkpoint
 from dopsd.runtime.exchange import Box, Entry
+from dopsd.runtime.learner_slices import PREFIX
 from dopsd.runtime.learner_state import FILES
+from dopsd.runtime.saved_policies import bucket_files, restored_bundles, whole_files
 from dopsd.runtime.weights import Bundle
 
 
@@ -15,21 +17,25 @@ def beginning(found: Checkpoint | None) -> tuple[Entry, dict[int, Bundle]]:
     """Where learners begin, and the weights that still generate, by version."""
     if found is None:
         return Entry(0), {}
-    bundles = {}
-    for version in found.manifest.policy_versions:
-        payloads = {a: found.files[policy_file(version, a)] for a in (STUDENT, TEACHER)}
-        bundles[version] = Bundle.restored(version, payloads, ray.put)
-    files = {name: Box(ray.put(found.files[name]), True) for name in FILES}
-    return Entry(found.step, files), bundles
+    bundles = restored_bundles(found, ray.put)
+    files = {name: Box(ray.put(found.files[name]), True) for name in FILES if name in found.files}
+    slices = [name for name in found.manifest.large if name.startswith(PREFIX)]
+    published = bundles.get(found.step)
+    return Entry(
+        found.step,
+        files,
+        tuple(storage.join(found.path, name) for name in slices),
+        published if published and published.streamed else None,
+    ), bundles
 
 
 def checkpoint_files(
     files: dict[str, Box], bundles: dict[int, Bundle], limit: float
-) -> tuple[dict[str, bytes], tuple[int, ...]]:
-    """Contents of a checkpoint by name, fetched within ``limit`` seconds, and the versions among
-    them: the learners' ``files`` and the weights that still generate."""
-    refs = {name: box.ref for name, box in files.items()}
-    for version, bundle in bundles.items():
-        refs |= {policy_file(version, a): ref for a, ref in bundle.refs.items()}
+) -> tuple[dict[str, bytes], tuple[int, ...], dict[str, ray.ObjectRef]]:
+    """What a checkpoint is made of: contents by name, fetched within ``limit`` seconds (the
+    learners' ``files`` and LoRAs that still generate), the versions that still generate, and
+    references of the buckets, by name, of those that are whole models."""
+    index, buckets = bucket_files(bundles)
+    refs = {name: box.ref for name, box in files.items()} | whole_files(bundles)
     payloads = dict(zip(refs, ray.get(list(refs.values()), timeout=limit)))
-    return payloads, tuple(v for v in sorted(bundles) if bundles[v].refs)
+    return payloads | index, tuple(v for v in sorted(bundles) if bundles[v].refs), buckets

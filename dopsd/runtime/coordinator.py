@@ -26,6 +26,7 @@ from dopsd.runtime.exchange import Box, Entry
 from dopsd.runtime.failures import own_message
 from dopsd.runtime.flow import Flow
 from dopsd.runtime.learner import Trained, Wish
+from dopsd.runtime.learner_slices import Handed
 from dopsd.runtime.ledger import Ledger
 from dopsd.runtime.placement import Roles
 from dopsd.runtime.reader import BlockStream, Reader
@@ -197,7 +198,7 @@ class Coordinator:
         with self._changed:
             self._current(attempt)
             self._begun = True
-            self._entry.files.clear()  # every rank has read them: gathering the weights took all
+            self._entry = Entry(self._entry.step)  # every rank has read it: gathering took all
             if bundle.version > self._published:
                 assert bundle.version == self._published + 1, "versions are published in order"
                 self._published = bundle.version
@@ -211,13 +212,16 @@ class Coordinator:
         due = self._saver.due(bundle.version)
         return Wish(save=due or self._wants_end, stop=self._wants_end)
 
-    def save(self, attempt: int, step: int, files: dict[str, Box]) -> None:
-        """Take the learners' files of the state after ``step`` steps, and write a checkpoint."""
+    def save(
+        self, attempt: int, step: int, files: dict[str, Box], handed: Handed | None = None
+    ) -> None:
+        """Write a checkpoint of the state after ``step`` steps from the learners' ``files``, or, of
+        a whole model, from what they wrote themselves and ``handed`` over."""
         with self._changed:
             self._current(attempt)
             bundles = dict(self._bundles)
-        payloads, versions = checkpoint_files(files, bundles, self.config.deadline.step)
-        self._saver.save(step, payloads, versions)
+        made = checkpoint_files(files, bundles, self.config.deadline.step)
+        self._saver.save(step, *made, handed or Handed())
         with self._changed:
             self._moved()
 
@@ -264,12 +268,7 @@ class Coordinator:
                 self._changed.wait(timeout=1.0)
             if rank == 0:
                 self._learner = f"training step {step}"
-            return [self._box(step, index, real) for index, real in share]
-
-    def _box(self, step: int, index: int, real: bool) -> Box:
-        item = self._flow.item((step, index))
-        assert item.result is not None
-        return Box(item.result, real, index, item.losses)
+            return [self._flow.box((step, index), real) for index, real in share]
 
     def _current(self, attempt: int) -> None:
         """Raises WorkerError for a learner of an attempt that is over."""

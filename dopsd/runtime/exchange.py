@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 import ray
 
+from dopsd.runtime.weights import Bundle
+
 
 @dataclass
 class Box:
@@ -26,3 +28,7 @@ class Entry:
     step: int
     files: dict[str, Box] = field(default_factory=dict)
     """The learners' files of a checkpoint; none at the very start."""
+    slices: tuple[str, ...] = ()
+    """Of whole models in their place: paths of the files that the learners wrote."""
+    bundle: Bundle | None = None
+    """And what was published at this step."""

@@ -15,6 +15,7 @@ from dopsd.config import RunConfig
 from dopsd.errors import WorkerError
 from dopsd.models.lora import STUDENT, TEACHER
 from dopsd.runtime.admission import Admission, Key, policy_version
+from dopsd.runtime.exchange import Box
 from dopsd.runtime.placement import Roles
 from dopsd.runtime.pool import Pool
 from dopsd.runtime.timeline import Span
@@ -116,8 +117,11 @@ class Flow:
     def ready(self, keys: set[Key]) -> bool:
         return all(key in self._items and self._items[key].result is not None for key in keys)
 
-    def item(self, key: Key) -> Item:
-        return self._items[key]
+    def box(self, key: Key, real: bool) -> Box:
+        """A micro-batch that is ready, for a learner to fetch."""
+        item = self._items[key]
+        assert item.result is not None
+        return Box(item.result, real, key[1], item.losses)
 
     def trained(self, step: int) -> None:
         """Every micro-batch of ``step`` went into the optimizer."""

@@ -13,10 +13,12 @@ from typing import Any
 
 from torch import Tensor
 
+from dopsd.checkpoint_slices import SliceReader
 from dopsd.config import LearnerSection, RunConfig
 from dopsd.errors import WorkerError
 from dopsd.method.objective import state_loss
 from dopsd.method.terms import Terms
+from dopsd.runtime.learner_slices import SlicedState
 from dopsd.runtime.learner_state import LearnerState
 from dopsd.runtime.timeline import Span
 from dopsd.runtime.trained_weights import ShardedWeights, Weights, trained_weights
@@ -115,7 +117,7 @@ class Learner:
         sum_over_ranks: Callable[[list[float]], list[float]],
         tell: Tell = lambda spans: None,
         rank: int = 0,
-        save: Callable[[LearnerState], None] = lambda state: None,
+        save: Callable[[LearnerState | SlicedState], None] = lambda state: None,
         record: Callable[[int, Trained], None] = lambda step, trained: None,
     ) -> None:
         self.config, self.engine, self.rank = config, engine, rank
@@ -126,10 +128,14 @@ class Learner:
         self._nonfinite = 0
         self.weights = trained_weights(config, engine)
 
-    def restore(self, state: LearnerState) -> None:
-        """Go on from a checkpoint; every rank is given all of it. Collective."""
-        assert not isinstance(self.weights, ShardedWeights), "adapters: full has no checkpoints"
-        self.weights.restore(state)
+    def restore(self, state: LearnerState | SliceReader) -> None:
+        """Go on from a checkpoint; every rank is given all of it, or where it lies. Collective."""
+        if isinstance(self.weights, ShardedWeights):
+            assert isinstance(state, SliceReader)
+            self.weights.restore(state)
+        else:
+            assert isinstance(state, LearnerState)
+            self.weights.restore(state)
 
     def run(self, start: int, stop: int) -> bool:
         """Train steps [start, stop), or until the coordinator wants an end; True when all are done.
@@ -176,7 +182,7 @@ class Learner:
                 "encoder_peak_memory_mb": done.last.encode_stats.get("peak_memory_mb", 0.0),
             }
             self._report(step, metrics)
-            if save and not isinstance(self.weights, ShardedWeights):
+            if save:
                 self._save(self.weights.state(step + 1))
             if end:
                 return False

@@ -28,6 +28,7 @@ class Outputs:
     """The outputs of one rank; rank 0 alone stores and writes.
 
     ``metadata``: what exported files say of themselves. ``put`` stores bytes, as ray.put does.
+    ``restored``: the bundle with which a run goes on whose weights travel in buckets.
     """
 
     def __init__(
@@ -38,10 +39,12 @@ class Outputs:
         rank: int,
         put: Callable[[bytes], Any],
         write: Write,
+        restored: Bundle | None = None,
     ) -> None:
         self.config, self.family, self._metadata = config, family, metadata
         self.rank, self._put, self._write = rank, put, write
         self._publisher: BucketPublisher | None = None
+        self._restored = restored
 
     def bundle(self, version: int, weights: Weights) -> Bundle:
         """The bundle of a version; of rank 0, whose references are real. Collective."""
@@ -50,8 +53,9 @@ class Outputs:
         if isinstance(weights, ShardedWeights):
             if self._publisher is None:
                 self._publisher = BucketPublisher(
-                    self.config, weights, self._put, speaks=self.rank == 0
+                    self.config, weights, self._put, self.rank == 0, self._restored
                 )
+                self._restored = None
             return self._publisher.bundle(version)
         if self.rank:
             return Bundle(version, {}, {}, 0)

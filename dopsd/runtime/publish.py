@@ -26,7 +26,8 @@ class BucketPublisher:
     """Makes the bundles of one learner; every rank has one, ``speaks`` says which of them stores.
 
     ``put`` stores bytes, as ray.put does. Of an adapter that nobody serves nothing is sent, and a
-    teacher that has not changed since it was sent is sent by the same references.
+    teacher that has not changed since it was sent is sent by the same references. ``restored``: the
+    bundle with which a run goes on, as it was published before.
     """
 
     def __init__(
@@ -35,15 +36,20 @@ class BucketPublisher:
         weights: ShardedWeights,
         put: Callable[[bytes], Any],
         speaks: bool,
+        restored: Bundle | None = None,
     ) -> None:
         self._weights, self._put, self._speaks = weights, put, speaks
         self._every = config.method.teacher_sync_every
         self._rolls_out = config.method.objective == "dopsd"
         self._live = weights.decay == 0.0
-        self._teacher: _Sent | None = None
+        self._restored, self._teacher = restored, _sent_before(restored, speaks)
 
     def bundle(self, version: int) -> Bundle:
         """The bundle of ``version``; its references are rank 0's alone. Collective."""
+        if self._restored is not None:
+            found, self._restored = self._restored, None
+            assert found.version == version, f"goes on at {version}, restored {found.version}"
+            return found
         sent = {}
         if self._rolls_out:
             sent[STUDENT] = self._send(STUDENT)
@@ -79,3 +85,11 @@ class BucketPublisher:
                 del payload
             del tensors  # before the next bucket is gathered
         return _Sent(tuple(refs), tuple(checksums))
+
+
+def _sent_before(bundle: Bundle | None, speaks: bool) -> _Sent | None:
+    """The teacher of a bundle that is in the store already."""
+    if bundle is None:
+        return None
+    refs = bundle.refs[TEACHER] if speaks else ()
+    return _Sent(refs, tuple(bundle.checksums[bucket_key(TEACHER, n)] for n in range(len(refs))))

@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import ray
 
 from dopsd import checkpoint, storage
 from dopsd.checkpoint import Checkpoint
 from dopsd.config import RunConfig
-from dopsd.errors import LateError, StorageError
+from dopsd.errors import CheckpointError, LateError, StorageError
 from dopsd.runtime.config_drift import Identity, plain_values, refusal
 from dopsd.runtime.failures import own_message
+from dopsd.runtime.learner_slices import Handed
 
 REQUEST_FILE = "checkpoint.request"
 """In the run folder: whoever writes it asks for a checkpoint; it is removed when that is there."""
@@ -104,8 +105,16 @@ class Saver:
         self._asked |= bool(draining - self._draining)
         self._draining = draining
 
-    def save(self, step: int, files: dict[str, bytes], versions: tuple[int, ...]) -> None:
-        """Write a checkpoint in a thread of its own.
+    def save(
+        self,
+        step: int,
+        files: dict[str, bytes],
+        versions: tuple[int, ...],
+        buckets: Mapping[str, ray.ObjectRef] | None = None,
+        handed: Handed | None = None,
+    ) -> None:
+        """Write a checkpoint in a thread of its own; ``buckets`` and what learners ``handed``: of
+        whole models.
 
         While the one before is under way, the last one and one that was asked for wait for it, for
         ``deadline.step`` at most; a scheduled one is left out. Whatever is not written is told.
@@ -122,7 +131,9 @@ class Saver:
                 )
                 return
             self._writer = threading.Thread(
-                target=self._write, args=(step, files, versions), daemon=True
+                target=self._write,
+                args=(step, files, versions, buckets or {}, handed or Handed()),
+                daemon=True,
             )
             self._writer.start()
 
@@ -149,8 +160,18 @@ class Saver:
         self._last = time.monotonic()
         return found
 
-    def _write(self, step: int, files: dict[str, bytes], versions: tuple[int, ...]) -> None:
+    def _write(
+        self,
+        step: int,
+        files: dict[str, bytes],
+        versions: tuple[int, ...],
+        buckets: Mapping[str, ray.ObjectRef],
+        handed: Handed,
+    ) -> None:
+        limit = self.config.deadline.step
         try:
+            if handed.problem:
+                raise CheckpointError(handed.problem)
             self._before_commit()
             checkpoint.write_checkpoint(
                 self.root,
@@ -161,6 +182,8 @@ class Saver:
                 data=self.identity.data,
                 plan=self.identity.plan,
                 learners=self.config.learner.workers,
+                buckets=((name, ray.get(r, timeout=limit)) for name, r in buckets.items()),
+                slices=handed.slices,
             )
             self.saved = step
             section = self.config.checkpoint

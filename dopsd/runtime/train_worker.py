@@ -13,12 +13,14 @@ from ray import train
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayError
 from ray.train.torch import get_device
 
+from dopsd import checkpoint, storage
 from dopsd.config import RunConfig
 from dopsd.errors import DopsdError
 from dopsd.models import FAMILIES
 from dopsd.process import peak_memory_mb, set_up
 from dopsd.runtime.exchange import Box
 from dopsd.runtime.learner import Learner, Wish
+from dopsd.runtime.learner_slices import SlicedState, read_state, write_state
 from dopsd.runtime.learner_state import LearnerState
 from dopsd.runtime.outputs import Outputs
 from dopsd.runtime.sources import DisaggregatedSource, FusedSource
@@ -128,7 +130,9 @@ def _train(
         rank,
         ray.put,
         lambda name, data: call("write", name, data),
+        entry.bundle,
     )
+    entry.bundle = None  # or its weights would stay in the store to the end
 
     def publish(version: int, weights: Weights) -> Wish:
         outputs.before(version, weights)
@@ -137,8 +141,13 @@ def _train(
         outputs.after(version, weights)  # roll-outs of the next step go on meanwhile
         return wish
 
-    def save(state: LearnerState) -> None:
-        if rank == 0:
+    def save(state: LearnerState | SlicedState) -> None:
+        if isinstance(state, SlicedState):
+            root = storage.join(config.run.folder, checkpoint.FOLDER)
+            handed = write_state(state, root, rank, world, engine.gather)
+            if rank == 0:
+                call("save", state.step, {}, handed)
+        elif rank == 0:
             files = {name: Box(ray.put(data), True) for name, data in state.to_files().items()}
             call("save", state.step, files)
 
@@ -180,6 +189,8 @@ def _train(
     if saved:
         learner.restore(LearnerState.from_files(saved))
         saved.clear()
+    elif entry.slices:
+        learner.restore(read_state(entry.slices))
     tell([Span(f"learner-{rank}", "start up", entry.step, began, time.time())])
     done = learner.run(entry.step, learner_config.steps)
     ray.wait(told, timeout=_GRACE)  # a process that ends takes its unsent calls along

@@ -6,10 +6,13 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
+from dopsd.checkpoint_slices import SliceReader
 from dopsd.config import RunConfig
+from dopsd.errors import CheckpointError
 from dopsd.method.ema import Ema
 from dopsd.models.lora import STUDENT, TEACHER
 from dopsd.runtime.buckets import cut
+from dopsd.runtime.learner_slices import SlicedState
 from dopsd.runtime.learner_state import LearnerState
 from dopsd.runtime.zero import ZeroEngine
 
@@ -72,6 +75,21 @@ class ShardedWeights:
 
     def bind_teacher(self) -> None:
         """A fused learner's teacher is the student itself: nothing to do."""
+
+    def state(self, step: int) -> SlicedState:
+        """This rank's part of what learners need to go on at ``step``."""
+        return SlicedState(step, self._engine.updates(), self._engine.own_slices())
+
+    def restore(self, state: SliceReader) -> None:
+        """Inverse of :meth:`state`, from the parts of all ranks, however many they were.
+
+        Collective. Raises CheckpointError unless they are of the same model.
+        """
+        parameters = self._engine.trained()
+        missing = parameters.keys() - {name.rpartition(".")[0] for name in state.names()}
+        if missing:
+            raise CheckpointError(f"checkpoint: {min(missing)} is missing")
+        self._engine.restore_slices(state.meta["updates"], state.read)
 
     def gather(self, adapter: str) -> Iterator[dict[str, Tensor]]:
         """The buckets of student or teacher in turn, on rank 0's CPU and empty elsewhere.

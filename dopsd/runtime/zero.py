@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dopsd.checkpoint_slices import Slice
 from dopsd.config import LearnerSection, RunConfig
 from dopsd.errors import CheckpointError, ConfigError
 from dopsd.models.lora import STUDENT, TEACHER, activate, bind_parameters
-from dopsd.runtime import zero_state
+from dopsd.runtime import zero_slices, zero_state
 from dopsd.runtime.eight_bit import adamw8bit
 from dopsd.runtime.extensions import build_needed
 from dopsd.runtime.student import Student
@@ -209,6 +211,24 @@ class ZeroEngine:
     def full_average(self, name: str) -> Tensor:
         """The average of one parameter, fp32, whole. Collective."""
         return zero_state.full_average(self.trained()[name])
+
+    def gather(self, value: Any) -> list[Any]:
+        """A small value of every rank, by rank. Collective."""
+        found = [None] * self.world
+        torch.distributed.all_gather_object(found, value)
+        return found
+
+    def own_slices(self) -> Iterator[Slice]:
+        """This rank's part of masters, moments and average."""
+        return zero_slices.own_slices(self.engine.optimizer, self.trained())
+
+    def updates(self) -> int:
+        """Updates that AdamW has counted."""
+        return zero_slices.updates_taken(self.engine.optimizer)
+
+    def restore_slices(self, updates: int, read: zero_slices.Read) -> None:
+        """Go on where other engines stood, however they were cut up. Collective."""
+        zero_slices.restore_slices(self.engine.optimizer, self.trained(), updates, read)
 
     def full_weights(self, adapter: str) -> dict[str, Tensor]:
         """fp32 master weights of an adapter, gathered from all ranks, on the CPU. Collective."""

@@ -33,13 +33,13 @@ def optimizer_state(
     """
     from deepspeed.utils import safe_get_full_optimizer_state
 
-    states = [zero.optimizer.state.get(flat) for flat in _flat_parts(zero)]
+    states = [zero.optimizer.state.get(flat) for flat in flat_parts(zero)]
     if not states or not all(states):
         return 0, {}
     moments = {}
     plain: Any = nullcontext()
     if is_eight_bit(zero.optimizer):
-        plain = plain_moments(zero.optimizer, _flat_parts(zero), partial(_link, zero))
+        plain = plain_moments(zero.optimizer, flat_parts(zero), partial(_link, zero))
     with plain:
         for name, parameter in parameters.items():
             for key in MOMENTS:
@@ -54,12 +54,12 @@ def set_optimizer_state(
     """Inverse of :func:`optimizer_state` on a fresh optimizer; every rank is given all of it."""
     if not step:
         return
-    _begin(zero, step)
+    begin(zero, step)
     for name, parameter in parameters.items():
         for key in MOMENTS:
             _set(parameter, moments[f"{name}.{key}"], key)
     if is_eight_bit(zero.optimizer):
-        take_plain_moments(zero.optimizer, _flat_parts(zero), step, partial(_link, zero))
+        take_plain_moments(zero.optimizer, flat_parts(zero), step, partial(_link, zero))
 
 
 def start_average(zero: Any) -> None:
@@ -67,13 +67,13 @@ def start_average(zero: Any) -> None:
 
     Only on an optimizer that has taken no update: the average begins at the weights.
     """
-    _begin(zero, 0, averaged=True)
+    begin(zero, 0, averaged=True)
 
 
 @torch.no_grad()
 def update_average(zero: Any, weight: float) -> None:
     """average <- average + weight * (masters - average), of this rank's part, in fp32."""
-    for flat in _flat_parts(zero):
+    for flat in flat_parts(zero):
         zero.optimizer.state[flat][AVERAGE].lerp_(flat.detach(), weight)
 
 
@@ -85,16 +85,19 @@ def full_average(parameter: nn.Parameter) -> Tensor:
     return full.detach()
 
 
-def _begin(zero: Any, step: int, averaged: bool = False) -> None:
-    """AdamW's state after ``step`` updates with moments of zero, as its first update makes it."""
+def begin(zero: Any, step: int, averaged: bool = False) -> None:
+    """AdamW's state after ``step`` updates, as its first update makes it; where there is none yet,
+    with moments of zero."""
     adam = isinstance(zero.optimizer, (torch.optim.Adam, torch.optim.AdamW))
-    for flat in _flat_parts(zero):
+    for flat in flat_parts(zero):
+        state = zero.optimizer.state[flat]
         # torch counts in a tensor, DeepSpeed's own Adam in an integer.
-        zero.optimizer.state[flat] = {
-            "step": torch.tensor(float(step)) if adam else step,
-            **{key: torch.zeros_like(flat.data) for key in MOMENTS},
-            **({AVERAGE: flat.detach().clone()} if averaged else {}),
-        }
+        state["step"] = torch.tensor(float(step)) if adam else step
+        for key in MOMENTS:
+            if key not in state:
+                state[key] = torch.zeros_like(flat.data)
+        if averaged:
+            state[AVERAGE] = flat.detach().clone()
     _link(zero)
 
 
@@ -138,7 +141,8 @@ def _set(parameter: Any, value: Tensor, key: str | None) -> None:
         safe_set_local_optimizer_state(parameter, part, key)
 
 
-def _flat_parts(zero: Any) -> list[Tensor]:
+def flat_parts(zero: Any) -> list[Tensor]:
+    """This rank's parts of the fp32 masters, to which the optimizer's state belongs."""
     parts: list[Tensor] | None = next((getattr(zero, n) for n in _FLAT if hasattr(zero, n)), None)
     if not parts or any(part is None for part in parts):
         raise CheckpointError(

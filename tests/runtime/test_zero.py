@@ -24,6 +24,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 STAGES = ("zero1", "zero2", "zero3")
+MODULES = ("zero2", "zero3")
 POISONED = (("zero1", "bfloat16"), ("zero2", "float32"), ("zero3", "float32"))
 
 
@@ -55,7 +56,7 @@ def launch(
         for rank in range(world)
     ]
     try:
-        printed = [rank.communicate(timeout=300)[0] for rank in ranks]
+        printed = [rank.communicate(timeout=900)[0] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
@@ -77,6 +78,10 @@ def two_ranks(tiny_base, two_ranks_folder):
     others = ["zero3:float32:resume:zero1-float32-2", "zero1:float32:resume:zero3-float32-2"]
     poisoned = [f"{stage}:{dtype}:poison" for stage, dtype in POISONED]
     dora = [f"{stage}:float32:dora" for stage in ("zero1", "zero2")]
+    modules = [f"{stage}:float32:modules" for stage in MODULES]
+    modules += [
+        f"{case}:resume:{case.replace(':', '-', 1).replace(':', '-2-')}" for case in modules
+    ]
     # What a learner that is killed while DeepSpeed builds leaves behind: torch would wait for it.
     extensions = two_ranks_folder / "extensions"
     (extensions / "deepspeed_shm_comm").mkdir(parents=True)
@@ -85,7 +90,7 @@ def two_ranks(tiny_base, two_ranks_folder):
         2,
         tiny_base,
         out,
-        [*cases, *again, *others, *poisoned, *dora],
+        [*cases, *again, *others, *poisoned, *dora, *modules],
         environment={"TORCH_EXTENSIONS_DIR": str(extensions)},
     )
 
@@ -163,6 +168,17 @@ def test_a_resumed_learner_is_bitwise_the_uninterrupted_one(stage, two_ranks):
         assert resumed[key] == whole[key], key
     assert resumed["loss"] == whole["loss"][SAVED:]
     assert resumed["grad_norm"] == whole["grad_norm"][SAVED:]
+
+
+@pytest.mark.parametrize("stage", MODULES)
+def test_modules_beside_a_lora_are_resumed_with_it(stage, two_ranks):
+    whole = two_ranks[f"{stage}:float32:modules"]
+    resumed = two_ranks[f"{stage}:float32:modules:resume:{stage}-float32-2-modules"]
+    assert any(name.endswith(".weight") and ".lora_" not in name for name in whole["weights"])
+    assert any(".lora_A." in name for name in whole["weights"])
+    for key in ("weights", "teacher", "updates", "saved"):
+        assert resumed[key] == whole[key], key
+    assert resumed["loss"] == whole["loss"][SAVED:]
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -4,7 +4,7 @@ Run as ``python -m tests.runtime.zero_rank RANK WORLD PORT BASE OUT STAGE:DTYPE[
 writes losses, gradient norms and weights of each case to ``OUT``, and the state after SAVED steps
 into a folder beside it. The word ``resume`` starts from the state that lies there, ``poison`` makes
 a target of step 1 infinite, ``adamw8bit`` takes bitsandbytes' optimizer, ``dora`` trains
-DoRA with rank-stabilised scaling.
+DoRA with rank-stabilised scaling, ``modules`` norms and embedders beside the LoRA.
 """
 
 from __future__ import annotations
@@ -79,6 +79,9 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
         config.learner.optimizer = "adamw8bit"
     if "dora" in words:
         config.lora.dora = config.lora.rank_stabilized = True
+    if "modules" in words:
+        config.preview.samples = 0
+        config.adapters = "lora+modules"
     family = FAMILIES["z_image"](base)
     student = build_student(config, family, "cpu", with_teacher=False)
     accumulation = -(-FULL // world) * STATES
@@ -111,8 +114,7 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
 
     def save(state: LearnerState) -> None:
         if rank == 0:
-            eight = "-adamw8bit" if "adamw8bit" in words else ""
-            place = folder / f"{stage}-{dtype}-{world}{eight}"
+            place = folder / "-".join([stage, dtype, str(world), *words])
             place.mkdir(exist_ok=True)
             for name, payload in state.to_files().items():
                 (place / name).write_bytes(payload)
@@ -123,7 +125,7 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
 
     def publish(version: int, weights: WholeWeights) -> Wish:
         weights_at.append({name: tensor.clone() for name, tensor in weights.student.items()})
-        return Wish(save=version == SAVED and words in ([], ["adamw8bit"]))
+        return Wish(save=version == SAVED and words in ([], ["adamw8bit"], ["modules"]))
 
     learner = Learner(
         config,
