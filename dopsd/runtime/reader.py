@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -118,7 +119,8 @@ class Reader:
                     self._replace(self._failure)
         finally:
             pulling.join(timeout=_LEAVE_SECONDS)
-            stream.close()  # its encoders make room for those of the next one
+            with contextlib.suppress(ValueError):  # a generator that the other thread is in
+                stream.close()  # its encoders make room for those of the next one
 
     def _wanted(self, number: int) -> bool:
         return not self._over() and number == self._number
