@@ -17,13 +17,21 @@ if TYPE_CHECKING:
     from dopsd.evaluation.prompts import EvalPrompt
     from dopsd.evaluation.spec import Candidate, MetricChoice
 
-_LORA_FILE = "lora.safetensors"
+_LORA_FILE, _TRANSFORMER = "lora.safetensors", "transformer"
+_MODULES = {
+    _LORA_FILE: "modules.safetensors",
+    "teacher_lora.safetensors": "teacher_modules.safetensors",
+}
+"""What a run leaves beside a LoRA when it trained more."""
 
 
 def evaluate(
     lora: Annotated[
         list[str] | None,
-        typer.Option(help="[NAME=]LoRA file or run folder, local or s3://; may be repeated."),
+        typer.Option(
+            help="[NAME=]LoRA file, run folder or transformer folder, local or s3://; may be "
+            "repeated."
+        ),
     ] = None,
     stack: Annotated[bool, typer.Option(help="Also draw with all LoRAs loaded together.")] = False,
     prompts: Annotated[
@@ -63,7 +71,7 @@ def evaluate(
     gpus: Annotated[float, typer.Option(min=0, help="GPUs of each worker, if any.")] = 1.0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
-    """Draw with the base and with LoRAs from equal noise, and score: a table with intervals."""
+    """Draw with base and trained models from equal noise, and score: a table with intervals."""
     quiet()
     from dopsd.evaluation.spec import EvaluateSpec
     from dopsd.runtime.evaluate import TABLE
@@ -72,7 +80,7 @@ def evaluate(
 
     if device not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"--device: {device!r}, allowed: auto, cpu, cuda")
-    models = _models(lora or [], stack)
+    models = tuple(map(_as_trained, _models(lora or [], stack)))
     metrics = tuple(_metric(each) for each in metric or [])
     if not prompts and base != "shapes":
         raise ConfigError("--prompts: missing, allowed: a file, or a folder of prepared shards")
@@ -131,6 +139,36 @@ def _models(loras: list[str], stack: bool) -> tuple[Candidate, ...]:
         names, files = "+".join(each.name for each in found), [each.loras[0] for each in found]
         found.append(Candidate(names, tuple(files)))
     return tuple(found)
+
+
+def _as_trained(model: Candidate) -> Candidate:
+    """The model with what its run trained beside the LoRA, or in place of one."""
+    from dataclasses import replace
+
+    from dopsd.evaluation.whole_weights import is_transformer
+
+    alone = len(model.loras) == 1
+    for path in model.loras:
+        folder, file = posixpath.split(path)
+        if file == _LORA_FILE and not storage.exists(path):
+            for place in (folder, storage.join(folder, _TRANSFORMER)):
+                if is_transformer(place):
+                    if alone:
+                        return replace(model, loras=(), transformer=place)
+                    raise _not_stackable(place)
+        beside = storage.join(folder, _MODULES.get(file, file))
+        if beside != path and storage.exists(beside):
+            if alone:
+                return replace(model, modules=beside)
+            raise _not_stackable(beside)
+    return model
+
+
+def _not_stackable(path: str) -> ConfigError:
+    return ConfigError(
+        f"--stack: {path} is more than a LoRA, allowed: LoRAs alone (weights of the model "
+        "itself do not add up)"
+    )
 
 
 def _metric(text: str) -> MetricChoice:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dopsd.evaluation.generate import load_lora, png_bytes, sample
-from dopsd.evaluation.spec import EvaluateSpec
+from dopsd import storage
+from dopsd.evaluation.generate import load_lora, load_modules, png_bytes, sample
+from dopsd.evaluation.spec import BASE, Candidate, EvaluateSpec
+from dopsd.evaluation.whole_weights import bind_files, transformer_files
 from dopsd.method.noise import sample_noise
 from dopsd.models import FAMILIES
 from dopsd.models.base import DTYPES
@@ -25,33 +28,36 @@ def picture_noise(seed: int, prompt: str, shape: tuple[int, ...]) -> Tensor:
 
 
 class Drawer:
-    """The stock pipeline of a spec's base, with whatever LoRAs the next pictures ask for."""
+    """The stock pipeline of a spec's base, as whatever model the next pictures ask for."""
 
     def __init__(self, spec: EvaluateSpec, device: str) -> None:
         assert spec.height is not None and spec.width is not None
-        family = FAMILIES[spec.family](spec.base, spec.revision)
+        self.spec = spec
+        self.family = FAMILIES[spec.family](spec.base, spec.revision)
         self.height, self.width, self.device = spec.height, spec.width, device
-        self.shape = family.latent_shape(self.height, self.width)
-        self.pipeline: Any = family.load_pipeline(
+        self.shape = self.family.latent_shape(self.height, self.width)
+        self.pipeline: Any = self.family.load_pipeline(
             DTYPES[spec.dtype], device, attention=spec.attention
         )
-        self._loras: tuple[str, ...] = ()
+        self._drawn = Candidate(BASE)
+        self._altered = False
+        """Whether weights of the base's transformer were replaced."""
 
     @torch.no_grad()
     def draw(
         self,
-        paths: tuple[str, ...],
+        model: Candidate,
         payloads: Sequence[bytes],
         prompts: Sequence[str],
         seeds: Sequence[int],
         steps: int,
     ) -> list[bytes]:
-        """PNG of each prompt under its seed, with the LoRAs of ``payloads`` loaded together.
+        """PNG of each prompt under its seed by ``model``; ``payloads``: bytes of its files.
 
-        Raises ModelError for a LoRA that does not load.
+        Raises ModelError for weights that do not load.
         """
-        if paths != self._loras:
-            self._load(paths, payloads)
+        if model != self._drawn:
+            self._load(model, payloads)
         noise = [picture_noise(s, text, self.shape) for s, text in zip(seeds, prompts, strict=True)]
         pictures = sample(
             self.pipeline,
@@ -63,12 +69,24 @@ class Drawer:
         )
         return [png_bytes(picture) for picture in pictures]
 
-    def _load(self, paths: tuple[str, ...], payloads: Sequence[bytes]) -> None:
+    def _load(self, model: Candidate, payloads: Sequence[bytes]) -> None:
         self.pipeline.unload_lora_weights()
-        self._loras = ()
-        names = [f"lora{number}" for number in range(len(paths))]
-        for name, path, payload in zip(names, paths, payloads, strict=True):
+        self._drawn = Candidate(BASE)
+        if self._altered:
+            self.pipeline.transformer = None  # before the next is loaded
+            self.pipeline.transformer = self.family.load_transformer(
+                DTYPES[self.spec.dtype], self.device, self.spec.attention
+            )
+        self._altered = model.transformer is not None or model.modules is not None
+        if model.transformer is not None:
+            paths = transformer_files(model.transformer, self.family.transformer_class)
+            files = [partial(storage.read_bytes, path) for path in paths]
+            bind_files(self.pipeline.transformer, model.transformer, files)
+        if model.modules is not None:
+            load_modules(self.pipeline.transformer, model.modules, payloads[-1])
+        names = [f"lora{number}" for number in range(len(model.loras))]
+        for name, path, payload in zip(names, model.loras, payloads):
             load_lora(self.pipeline, path, payload, name)
         if names:
             self.pipeline.set_adapters(names)
-        self._loras = paths
+        self._drawn = model

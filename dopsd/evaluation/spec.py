@@ -10,12 +10,13 @@ from dopsd.config import Device
 from dopsd.errors import ConfigError, ModelError
 from dopsd.evaluation.metrics import make_metric
 from dopsd.evaluation.prompts import EvalPrompt
+from dopsd.evaluation.whole_weights import transformer_files
 from dopsd.models import FAMILIES
 from dopsd.models.base import DTYPES, resolve_base
 from dopsd.shapes.world import PIXELS
 
 BASE = "base"
-"""Name of the model without any LoRA; it is always drawn, as the mark for the others."""
+"""Name of the model as it is; it is always drawn, as the mark for the others."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,20 @@ class Candidate:
     """The base with ``loras`` (files) loaded together in diffusers, each at full weight.
 
     ``groups``: the groups of prompts that it draws besides the prior ones; none means all.
+    ``modules``: a file of what was trained beside the LoRA. ``transformer``: a folder in place of
+    the base's transformer.
     """
 
     name: str
     loras: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
+    modules: str | None = None
+    transformer: str | None = None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Files that are small enough to be read whole: LoRAs, and modules at last."""
+        return self.loras if self.modules is None else (*self.loras, self.modules)
 
     def draws(self, prompt: EvalPrompt) -> bool:
         """Whether the prompt is among those that this model is evaluated on."""
@@ -118,16 +128,31 @@ def default_metrics(shapes: bool) -> tuple[MetricChoice, ...]:
 def _models(spec: EvaluateSpec) -> tuple[Candidate, ...]:
     found = [Candidate(BASE)]
     for model in spec.models:
-        if not model.loras:
+        if not model.files and model.transformer is None:
             raise ConfigError(f"model {model.name!r}: no LoRA; the base is drawn anyway")
+        if model.files and model.transformer is not None:
+            raise ConfigError(
+                f"model {model.name!r}: a LoRA on {model.transformer}, allowed: LoRAs or a "
+                "transformer"
+            )
         if model.name in (known.name for known in found):
             raise ConfigError(f"model {model.name!r}: two of this name, allowed: NAME=LORA")
         if not model.name or "/" in model.name:
             raise ConfigError(f"model {model.name!r}: allowed: a name without /")
-        for lora in model.loras:
-            if not storage.exists(lora):
-                raise ModelError(f"{lora}: no such LoRA file")
-        found.append(replace(model, loras=tuple(_absolute(lora) for lora in model.loras)))
+        for file in model.files:
+            if not storage.exists(file):
+                what = "modules" if file == model.modules else "LoRA"
+                raise ModelError(f"{file}: no such {what} file")
+        if model.transformer is not None:
+            transformer_files(model.transformer, FAMILIES[spec.family].transformer_class)
+        found.append(
+            replace(
+                model,
+                loras=tuple(_absolute(lora) for lora in model.loras),
+                modules=model.modules and _absolute(model.modules),
+                transformer=model.transformer and _absolute(model.transformer),
+            )
+        )
     return tuple(found)
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from dopsd.evaluation.draw import Drawer
 from dopsd.evaluation.metrics import Metric, Shown, make_metric
 from dopsd.evaluation.prompts import EvalPrompt
-from dopsd.evaluation.spec import EvaluateSpec, MetricChoice
+from dopsd.evaluation.spec import Candidate, EvaluateSpec, MetricChoice
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class EvaluationWorker:
         self._metric: tuple[MetricChoice, Metric] | None = None
 
     def draw(
-        self, paths: tuple[str, ...], prompts: list[str], seeds: list[int], steps: int, *loras: Any
+        self, model: Candidate, prompts: list[str], seeds: list[int], steps: int, *payloads: Any
     ) -> list[bytes]:
-        """PNG of each prompt; ``loras``: the bytes of the files ``paths``."""
+        """PNG of each prompt; ``payloads``: the bytes of the model's files."""
         if self._drawer is None:
             self._drawer = Drawer(self.spec, self.device)
-        return self._drawer.draw(paths, loras, prompts, seeds, steps)
+        return self._drawer.draw(model, payloads, prompts, seeds, steps)
 
     def score(
         self, choice: MetricChoice, pictures: Sequence[DrawnPicture], targets: Mapping[str, bytes]

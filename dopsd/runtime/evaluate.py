@@ -22,6 +22,7 @@ from dopsd.evaluation.pictures import Picture, PictureSet
 from dopsd.evaluation.prompts import write_prompts
 from dopsd.evaluation.results import Results, summarize
 from dopsd.evaluation.spec import EvaluateSpec, resolve
+from dopsd.evaluation.whole_weights import digest_of, transformer_files
 from dopsd.evaluation.worker import EvaluationWorker, open_image
 from dopsd.models import FAMILIES
 from dopsd.runtime.cluster import connect
@@ -80,12 +81,12 @@ def evaluate(spec: EvaluateSpec, show: Show = lambda phase, status: None) -> Res
 
 
 def _read_loras(spec: EvaluateSpec) -> dict[str, bytes]:
-    """Bytes of every LoRA by its path.
+    """Bytes of every LoRA, and of what was trained beside it, by its path.
 
     Raises ModelError for a file that is no safetensors, or whose layers have other sizes than the
     base's.
     """
-    payloads = {path: storage.read_bytes(path) for model in spec.models for path in model.loras}
+    payloads = {path: storage.read_bytes(path) for model in spec.models for path in model.files}
     if not payloads:
         return {}
     modules = FAMILIES[spec.family](spec.base, spec.revision).skeleton().named_modules()
@@ -149,7 +150,12 @@ def _picture_sets(spec: EvaluateSpec, device: str, loras: dict[str, bytes]) -> l
     }
     sets = []
     for model in spec.models:
-        digests = [hashlib.sha256(loras[path]).hexdigest() for path in model.loras]
+        weights: dict[str, Any] = {
+            "loras": [hashlib.sha256(loras[path]).hexdigest() for path in model.files]
+        }
+        if model.transformer is not None:
+            kind = FAMILIES[spec.family].transformer_class
+            weights["transformer"] = digest_of(transformer_files(model.transformer, kind))
         pictures = [
             Picture(prompt, seed, prompt.picture_name(seed))
             for prompt in spec.prompts
@@ -157,7 +163,7 @@ def _picture_sets(spec: EvaluateSpec, device: str, loras: dict[str, bytes]) -> l
             for seed in prompt.seeds or spec.seeds
         ]
         for steps in spec.steps:
-            made = fingerprint({**common, "loras": digests, "steps": steps})
+            made = fingerprint({**common, **weights, "steps": steps})
             folder = storage.join(spec.out, "pictures", f"{model.name}-{steps}steps-{made}")
             sets.append(PictureSet(model, steps, folder, pictures, storage.names(folder)))
     return sets
@@ -183,8 +189,8 @@ def _draw(
                 continue
             what = f"drawing {len(chunk)} pictures of {each.model.name} at {each.steps} steps"
             texts, seeds = [p.prompt.text for p in chunk], [p.seed for p in chunk]
-            paths = each.model.loras
-            arguments = (paths, texts, seeds, each.steps, *(references[path] for path in paths))
+            files = (references[path] for path in each.model.files)
+            arguments = (each.model, texts, seeds, each.steps, *files)
             chunks[Job(what, "draw", arguments)] = (each, chunk)
 
     def keep(job: Job, pictures: list[bytes]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from dopsd.export import read_lora
 from dopsd.models import ZImage
 from dopsd.runtime.launch import Summary, train
 from dopsd.runtime.verify import verify_run
+from dopsd.types import unpack
 from tests.tiny import make_config, random_image
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
@@ -25,8 +28,8 @@ STEPS, EVERY = 3, 2
 
 
 def start(tiny_base: Path, folder: Path, **sections: Any) -> Summary:
-    images = folder / "images"
-    images.mkdir()
+    images = folder / "images" / "cat"
+    images.mkdir(parents=True)
     for number in range(4):
         Image.fromarray(random_image(32, 32, number)).save(images / f"{number}.png")
         (images / f"{number}.txt").write_text(f"a red cat, number {number}")
@@ -40,7 +43,8 @@ def start(tiny_base: Path, folder: Path, **sections: Any) -> Summary:
     }
     values: dict[str, Any] = {
         "run": {"folder": str(folder / "run")},
-        "data": {"source": str(images), "pixel_area": 1024, "bucket_multiple": 8},
+        "data": {"source": str(images.parent), "pixel_area": 1024, "bucket_multiple": 8}
+        | sections.pop("data", {}),
         "encoder": {"cpus": 0.2},
         "rollout": {"cpus": 0.2},
         "teacher": {"cpus": 0.2},
@@ -108,16 +112,28 @@ def test_all_weights_are_trained_published_and_exported(tiny_base: Path, tmp_pat
     assert verify_run(folder).agrees
 
 
-def test_norms_and_embedders_are_trained_beside_a_lora(tiny_base: Path, tmp_path: Path) -> None:
+def test_norms_and_embedders_are_trained_beside_a_lora_with_every_other_option(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "prior.txt").write_text("a dog\na house\n")
     summary = start(
         tiny_base,
         tmp_path,
         adapters="lora+modules",
-        lora={"rank": 4, "alpha": 8},
+        lora={"rank": 4, "alpha": 8, "dora": True, "rank_stabilized": True},
         method={"ema_decay": 0.9},
-        learner={"workers": 1},
+        data={
+            "weights": {"cat": 2},
+            "caption_dropout": 0.5,
+            "prior": {"prompts": str(tmp_path / "prior.txt"), "count": 2},
+        },
+        transport="rdt",
+        debug={"dump_trajectories": 100},
+        learner={"workers": 1, "deepspeed": "zero2", "gradient_checkpointing": True},
     )
-    assert summary.problems == [] and summary.transformer is None
+    (notice,) = summary.problems
+    assert notice.startswith("transport: rdt over gloo") and summary.transformer is None
+    assert all(math.isfinite(line["loss"]) for line in lines(summary))
     assert summary.adapted["norms"] > 8 and summary.adapted["embedders"] > 4
     base = transformer(tiny_base / "transformer")
     modules = load_file(str(summary.modules))
@@ -127,6 +143,25 @@ def test_norms_and_embedders_are_trained_beside_a_lora(tiny_base: Path, tmp_path
     assert distance(teacher, {n: base[n] for n in teacher}) < distance(
         modules, {n: base[n] for n in modules}
     )
-    ups = [t for n, t in read_lora(str(summary.lora)).items() if ".lora_B." in n]
+    lora = read_lora(str(summary.lora))
+    ups = [t for n, t in lora.items() if ".lora_B." in n]
     assert all(up.abs().max() > 0 for up in ups)
+    end = ".lora_magnitude_vector"
+    magnitudes = {n.removeprefix("transformer."): t for n, t in lora.items() if n.endswith(end)}
+    assert len(magnitudes) == len(ups)
+    for name, magnitude in magnitudes.items():
+        norms = base[name.removesuffix(end) + ".weight"].norm(dim=1)
+        assert 0 < (magnitude - norms).abs().max() < 0.1, name
     assert verify_run(summary.folder).agrees
+
+    # An epoch: four cats twice, two samples of the base's own once; half of the captions are gone.
+    folder = Path(summary.folder)
+    ledger = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
+    steps = [line["micro_batches"] for line in ledger if "step" in line]
+    ids = [each for step in steps for micro_batch in step for each in micro_batch][:10]
+    own = Counter(count for each, count in Counter(ids).items() if each.startswith("prior/"))
+    cats = Counter(count for each, count in Counter(ids).items() if not each.startswith("prior/"))
+    assert own == {1: 2} and cats == {2: 4}
+    dumps = (folder / "debug" / "trajectories").glob("*.safetensors")
+    prompts = [text for path in dumps for text in unpack(path.read_bytes())[1]["prompts"]]
+    assert 0 < prompts.count("") < len(prompts)
