@@ -25,12 +25,6 @@ def check_adapters(config: RunConfig) -> None:
             f"inference.shared: true with adapters: {kind}, allowed: false (student and teacher "
             "differ in the model's own weights, so each needs a model)"
         )
-    if config.preview.samples:
-        raise ValueError(
-            f"preview.samples: {config.preview.samples} with adapters: {kind}, allowed: 0 (the "
-            "drawings switch adapters of one pipeline; `dopsd generate` draws with what was "
-            "exported)"
-        )
     one_model = method.objective == "sft" or method.teacher == "live"
     if config.source == "fused" and not (kind == "full" and one_model):
         allowed = "disaggregated"

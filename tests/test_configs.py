@@ -262,11 +262,6 @@ WRONG_OVERRIDES = [
         "the model's own weights, so each needs a model)",
     ),
     (
-        "adapters=full",
-        "preview.samples: 4 with adapters: full, allowed: 0 (the drawings switch adapters of one "
-        "pipeline; `dopsd generate` draws with what was exported)",
-    ),
-    (
         "adapters=full preview.samples=0 learner.optimizer=adamw8bit",
         "learner.optimizer: adamw8bit with adapters: full, allowed: adamw (the teacher's average "
         "lies beside its moments)",

@@ -20,7 +20,7 @@ from dopsd.evaluation.draw import Drawer as EvaluationDrawer
 from dopsd.evaluation.draw import picture_noise
 from dopsd.evaluation.preflight import check_teacher
 from dopsd.evaluation.preview import Drawer
-from dopsd.evaluation.spec import EvaluateSpec
+from dopsd.evaluation.spec import BASE, Candidate, EvaluateSpec
 from dopsd.export import lora_file
 from dopsd.method.rollout import rollout
 from dopsd.models import Flux2Klein
@@ -146,7 +146,7 @@ def test_evaluation_draws_what_the_stock_pipeline_draws(family: Flux2Klein, pipe
     spec = EvaluateSpec(
         out="unused", prompts=(), base=family.base, family=family.name, height=32, width=16
     )
-    (drawn,) = EvaluationDrawer(spec, "cpu").draw((), (), ["a red cat"], [3], 2)
+    (drawn,) = EvaluationDrawer(spec, "cpu").draw(Candidate(BASE), (), ["a red cat"], [3], 2)
     stock = pipeline(
         prompt="a red cat",
         latents=picture_noise(3, "a red cat", family.latent_shape(32, 16))[None],
@@ -187,7 +187,7 @@ def test_preview_draws_base_student_and_teacher(config: Any, family: Flux2Klein)
     drawer = Drawer(config, SAMPLES, "cpu")
     parameters = adapter_parameters(adapted(family, "default")[0], STUDENT)
     loras = [lora_file(random_state(parameters, seed), RANK, ALPHA, {}) for seed in (1, 2)]
-    drawer.load(*loras)
+    drawer.load(*([lambda payload=payload: payload] for payload in loras))
     for index, sample in enumerate(SAMPLES):
         drawn = {role: drawer.draw(index, role) for role in ("base", STUDENT, TEACHER)}
         height, width = sample.target.shape[:2]

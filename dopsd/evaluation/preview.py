@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from PIL import Image
+from safetensors.torch import load
 from torch import Tensor
 
 from dopsd.config import RunConfig
 from dopsd.contexts import EncoderFactory
 from dopsd.data.sample import Sample
 from dopsd.evaluation.generate import png_bytes
+from dopsd.evaluation.whole_weights import bind_files
 from dopsd.method.noise import batch_noise
 from dopsd.models import FAMILIES
 from dopsd.models.base import DTYPES
-from dopsd.models.lora import STUDENT, TEACHER
+from dopsd.models.lora import STUDENT, TEACHER, bind_parameters
 from dopsd.report.sheet import contact_sheet
 from dopsd.types import Context
 
+BASE = "base"
+Files = Sequence[Callable[[], bytes]]
+"""What reads each of a role's safetensors files."""
 TITLES = ("target", "base", "student")
 PREVIEW_STEP = -1
 """Stands for the optimizer step in the noise's counter: never a training step's noise."""
@@ -41,25 +47,67 @@ class Drawer:
         self.pipeline = self.family.load_pipeline(
             self.dtype, device, text_encoder=False, attention=config.model.attention
         )
+        self._modules: dict[str, dict[str, Tensor]] = {}
+        """By role: what was trained beside its LoRA; and the base's own."""
+        self._files: dict[str, Files] = {}
+        """By role: those of a whole transformer."""
+        self._bound: Files = ()
 
-    def load(self, student: bytes, teacher: bytes) -> None:
-        """Take exported LoRA files, in place of earlier ones, as any user would."""
-        from safetensors.torch import load
+    def load(self, student: Files, teacher: Files) -> None:
+        """Take exported weights, in place of earlier ones, as any user would.
 
+        A role's files are, by ``adapters`` of the config: a LoRA; a LoRA and the modules beside it;
+        the files of a transformer, or none for the base's, which are read when it draws.
+        """
+        files: dict[str, Files] = {STUDENT: tuple(student), TEACHER: tuple(teacher)}
+        if self.config.adapters == "full":
+            self._files = files
+            return
         if old := self.pipeline.get_list_adapters().get("transformer"):
             self.pipeline.delete_adapters(old)
-        for role, payload in ((STUDENT, student), (TEACHER, teacher)):
-            self.pipeline.load_lora_weights(load(payload), adapter_name=role)
+        for role, (lora, *modules) in files.items():
+            self.pipeline.load_lora_weights(load(lora()), adapter_name=role)
+            self._take_modules(role, modules)
+
+    def _take_modules(self, role: str, files: Files) -> None:
+        for read in files:
+            self._modules[role] = load(read())
+            own = dict(self.pipeline.transformer.named_parameters())
+            kept = {name: own[name].detach().clone() for name in self._modules[role]}
+            self._modules.setdefault(BASE, kept)  # before any of them was replaced
 
     def use(self, role: str) -> None:
         """Draw as ``student`` or ``teacher``; as ``base`` (or before any ``load``) without."""
+        if self.config.adapters == "full":
+            self._use_whole(self._files.get(role, ()))
+            return
         if not self.pipeline.get_list_adapters():
             return
-        if role == "base":
+        if role in self._modules:
+            own = dict(self.pipeline.transformer.named_parameters())
+            state = self._modules[role]
+            with torch.no_grad():
+                bind_parameters({name: own[name] for name in state}, state)
+        if role == BASE:
             self.pipeline.disable_lora()
         else:
             self.pipeline.enable_lora()
             self.pipeline.set_adapters(role)
+
+    def _use_whole(self, files: Files) -> None:
+        """The weights of ``files``, or the base's own, in the one transformer that is there."""
+        if files == self._bound:
+            return
+        self._bound = ()
+        if not files:
+            self.pipeline.transformer = None  # before the next is loaded
+            self.pipeline.transformer = self.family.load_transformer(
+                self.dtype, self.device, self.config.model.attention
+            )
+            return
+        with torch.no_grad():
+            bind_files(self.pipeline.transformer, "preview", files)
+        self._bound = files
 
     def context(self, index: int, role: str) -> Context:
         """What ``role`` sees of a sample, one row in the pipeline's dtype."""
@@ -85,13 +133,11 @@ class Drawer:
 
     def sheet(self) -> bytes:
         """PNG of the contact sheet of all samples."""
-        rows = [
-            [
-                Image.fromarray(sample.target),
-                *(self.draw(index, role) for role in ("base", STUDENT, TEACHER)),
-            ]
-            for index, sample in enumerate(self.samples)
-        ]
+        numbers = range(len(self.samples))
+        # One role after the other: of whole models one is there at a time.
+        columns = [[self.draw(n, role) for n in numbers] for role in (BASE, STUDENT, TEACHER)]
+        targets = [Image.fromarray(sample.target) for sample in self.samples]
+        rows = [list(row) for row in zip(targets, *columns)]
         titles = (*TITLES, f"teacher (sees {self.config.context.needs.teacher_sees})")
         sheet = contact_sheet(titles, rows, [sample.prompt for sample in self.samples])
         return png_bytes(sheet)

@@ -47,6 +47,11 @@ def weights_path(version: int, adapter: str) -> str:
     return f"debug/weights/v{version:06d}.{adapter}.safetensors"
 
 
+def modules_path(version: int, adapter: str) -> str:
+    """The same of what was trained beside a LoRA."""
+    return f"debug/weights/v{version:06d}.{adapter}.modules.safetensors"
+
+
 def dump_scored(config: RunConfig, block: pa.Table, scored: bytes, folder: str) -> None:
     """Write the dump of an encoded block and its scored batch under the run folder."""
     batch = load_encoded(block)

@@ -4,7 +4,8 @@ Nothing is drawn while a run trains. The learner keeps both adapters of a few ve
 after the run the preview task draws each of them from the same noise: the student's roll-out, the
 teacher's velocities at its states, and the teacher's own roll-out. In the run folder's ``preview``:
 
-- ``weights/v000020.student.safetensors`` and ``.teacher``: the kept adapters, as exported LoRAs;
+- ``weights/v000020.student.safetensors`` and ``.teacher``: the kept adapters, as exported LoRAs,
+  and ``v000020.student.modules.safetensors`` where more was trained beside them;
 - ``trajectories/v000020-s00.safetensors``: sample 0 under version 20, as in docs/trajectories.md;
 - ``history/v000020-s00.png``: its strip, two rows of K + 1 pictures: the student's clean estimate
   at each state and its drawing, the teacher's at the same states and its own drawing;
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from dopsd.config import RunConfig
 from dopsd.evaluation.generate import png_bytes
-from dopsd.evaluation.preview import PREVIEW_STEP, Drawer
+from dopsd.evaluation.preview import PREVIEW_STEP, Drawer, Files
 from dopsd.method.objective import state_weights
 from dopsd.method.rollout import rollout, score
 from dopsd.method.schedule import clean_estimate
@@ -37,8 +38,8 @@ from dopsd.runtime.workers import batch_velocity
 from dopsd.types import EncodedBatch, SampleInfo, TrainingBatch
 
 WEIGHTS = "preview/weights"
-Adapters = tuple[bytes, bytes]
-"""Exported LoRA files of student and teacher."""
+Adapters = tuple[Files, Files]
+"""Exported weights of student and teacher."""
 
 
 def kept_versions(config: RunConfig) -> list[int]:
@@ -59,6 +60,11 @@ def small_enough(config: RunConfig, state: dict[str, Tensor]) -> bool:
 def kept_path(version: int, adapter: str) -> str:
     """Path of a kept adapter inside the run folder."""
     return f"{WEIGHTS}/v{version:06d}.{adapter}.safetensors"
+
+
+def kept_modules_path(version: int, adapter: str) -> str:
+    """The same of what was trained beside a LoRA."""
+    return f"{WEIGHTS}/v{version:06d}.{adapter}.modules.safetensors"
 
 
 def draw_history(

@@ -13,8 +13,8 @@ from dopsd.export import lora_file, modules_file
 from dopsd.export_transformer import write_transformer
 from dopsd.models.base import DTYPES, Family
 from dopsd.models.lora import STUDENT, TEACHER
-from dopsd.runtime.dump import weights_dumped, weights_path
-from dopsd.runtime.history import kept_path, kept_versions, small_enough
+from dopsd.runtime.dump import modules_path, weights_dumped, weights_path
+from dopsd.runtime.history import kept_modules_path, kept_path, kept_versions, small_enough
 from dopsd.runtime.publish import BucketPublisher
 from dopsd.runtime.run_log import LORA_FILE, MODULES, TEACHER_FILE, TRANSFORMERS
 from dopsd.runtime.trained_weights import ShardedWeights, Weights, WholeWeights
@@ -67,9 +67,12 @@ class Outputs:
         if self.rank == 0 and weights_dumped(self.config, version):
             for adapter, state in _both(weights):
                 self._write(weights_path(version, adapter), self._lora(adapter, state))
+                self._write_modules(modules_path(version, adapter), adapter, state)
 
     def after(self, version: int, weights: Weights) -> None:
         """Files that can wait until roll-outs of the version go on."""
+        if isinstance(weights, ShardedWeights):
+            return  # start and end are drawn
         if self.rank or version not in kept_versions(self.config):
             return
         both = _both(weights)
@@ -77,6 +80,7 @@ class Outputs:
             for adapter, state in both:
                 payload = self._lora(adapter, state, DTYPES[self.config.model.dtype])
                 self._write(kept_path(version, adapter), payload)
+                self._write_modules(kept_modules_path(version, adapter), adapter, state)
 
     def final(self, weights: Weights) -> None:
         """The exports of a finished run. Collective."""
@@ -88,8 +92,12 @@ class Outputs:
             return
         for (adapter, state), file in zip(_both(weights), (LORA_FILE, TEACHER_FILE)):
             self._write(file, self._lora(adapter, state))
-            if extra := {name: t for name, t in state.items() if ".lora_" not in name}:
-                self._write(MODULES[adapter], modules_file(extra, self._named(adapter)))
+            self._write_modules(MODULES[adapter], adapter, state)
+
+    def _write_modules(self, path: str, adapter: str, state: dict[str, Tensor]) -> None:
+        """What was trained beside the LoRA, if anything was."""
+        if extra := {name: tensor for name, tensor in state.items() if ".lora_" not in name}:
+            self._write(path, modules_file(extra, self._named(adapter)))
 
     def _transformer(self, adapter: str, weights: ShardedWeights) -> None:
         shards: Iterator[dict[str, Tensor]] = weights.gather(adapter)

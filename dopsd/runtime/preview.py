@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import ray
 
@@ -10,17 +11,25 @@ from dopsd import storage
 from dopsd.config import RunConfig
 from dopsd.data.manifest import Manifest
 from dopsd.data.sample import Sample
-from dopsd.evaluation.preview import Drawer
+from dopsd.evaluation.preview import Drawer, Files
+from dopsd.evaluation.whole_weights import is_transformer, transformer_files
+from dopsd.models import FAMILIES
 from dopsd.models.lora import STUDENT, TEACHER
 from dopsd.runtime.data import preview_samples
-from dopsd.runtime.history import Adapters, draw_history, kept_path, kept_versions
+from dopsd.runtime.history import (
+    Adapters,
+    draw_history,
+    kept_modules_path,
+    kept_path,
+    kept_versions,
+)
 from dopsd.runtime.placement import Role
-from dopsd.runtime.run_log import LORA_FILE, TEACHER_FILE
+from dopsd.runtime.run_log import LORA_FILE, MODULES, TEACHER_FILE, TRANSFORMERS
 from dopsd.runtime.task import run_task
 
 SHEET = "preview/contact_sheet.png"
-Stored = tuple[int, tuple[ray.ObjectRef, ray.ObjectRef] | None]
-"""A version and references of its adapters' files; None for the base."""
+Stored = tuple[int, tuple[list[ray.ObjectRef], ...] | None]
+"""A version and references of student's and teacher's files; None for the base."""
 
 
 def draw_preview(config: RunConfig, manifest: Manifest, role: Role) -> str:
@@ -30,13 +39,7 @@ def draw_preview(config: RunConfig, manifest: Manifest, role: Role) -> str:
     """
     samples = preview_samples(config, manifest, config.preview.samples)
     stored: list[Stored] = [(0, None)]
-    for version in kept_versions(config):
-        files = tuple(kept_path(version, adapter) for adapter in (STUDENT, TEACHER))
-        # One that was too large, or that the storage refused, is not there.
-        if all(storage.exists(storage.join(config.run.folder, name)) for name in files):
-            stored.append((version, _put(config, *files)))
-    stored.append((config.learner.steps, _put(config, LORA_FILE, TEACHER_FILE)))
-
+    stored += [(version, tuple(map(_put, paths))) for version, paths in _kept(config)]
     drawn: dict[str, bytes] = run_task(
         "preview",
         f"drawing {len(samples)} rows",
@@ -53,13 +56,49 @@ def draw_preview(config: RunConfig, manifest: Manifest, role: Role) -> str:
     return storage.join(config.run.folder, SHEET)
 
 
-def _put(config: RunConfig, student: str, teacher: str) -> tuple[ray.ObjectRef, ray.ObjectRef]:
-    """Two files of the run folder as references, so that the task holds one version at a time."""
+def _kept(config: RunConfig) -> list[tuple[int, tuple[list[str], list[str]]]]:
+    """(version, files of student and teacher) of all weights that there are, in order."""
     folder = config.run.folder
-    first, second = (
-        ray.put(storage.read_bytes(storage.join(folder, name))) for name in (student, teacher)
-    )
-    return first, second
+
+    def there(*names: str) -> list[str]:
+        paths = [storage.join(folder, name) for name in names]
+        return [path for path in paths if storage.exists(path)]
+
+    last = config.learner.steps
+    if config.adapters == "full":
+        return [(last, _transformers(config))]
+    found = []
+    for version in kept_versions(config):
+        student, teacher = (
+            there(kept_path(version, role), kept_modules_path(version, role))
+            for role in (STUDENT, TEACHER)
+        )
+        if student and teacher:
+            found.append((version, (student, teacher)))
+    files = (there(LORA_FILE, MODULES[STUDENT]), there(TEACHER_FILE, MODULES[TEACHER]))
+    return [*found, (last, files)]
+
+
+def _transformers(config: RunConfig) -> tuple[list[str], list[str]]:
+    """Files of student and teacher, which is the student itself, the base (no files), or one of
+    its own."""
+    kind = FAMILIES[config.model.family].transformer_class
+    folders = {role: storage.join(config.run.folder, name) for role, name in TRANSFORMERS.items()}
+    student = transformer_files(folders[STUDENT], kind)
+    if config.method.teacher == "live":
+        return student, student  # under the teacher's context
+    own = is_transformer(folders[TEACHER])
+    return student, transformer_files(folders[TEACHER], kind) if own else []
+
+
+def _put(paths: list[str]) -> list[ray.ObjectRef]:
+    """Files as references, so that the task, on whatever node, holds one of them at a time."""
+    return [ray.put(storage.read_bytes(path)) for path in paths]
+
+
+def _fetch(ref: ray.ObjectRef) -> bytes:
+    payload: bytes = ray.get(ref)
+    return payload
 
 
 def _draw(
@@ -67,8 +106,10 @@ def _draw(
 ) -> dict[str, bytes]:
     drawer = Drawer(config, samples, device)
 
-    def reader(references: tuple[ray.ObjectRef, ray.ObjectRef]) -> Callable[[], Adapters]:
-        return lambda: (ray.get(references[0]), ray.get(references[1]))
+    def reader(roles: tuple[list[ray.ObjectRef], ...]) -> Callable[[], Adapters]:
+        student: Files = [partial(_fetch, ref) for ref in roles[0]]
+        teacher: Files = [partial(_fetch, ref) for ref in roles[1]]
+        return lambda: (student, teacher)
 
     versions = [(number, reader(refs) if refs else None) for number, refs in stored]
     drawn = draw_history(drawer, versions)

@@ -48,7 +48,7 @@ def start(tiny_base: Path, folder: Path, **sections: Any) -> Summary:
         "encoder": {"cpus": 0.2},
         "rollout": {"cpus": 0.2},
         "teacher": {"cpus": 0.2},
-        "preview": {"samples": 0},
+        "preview": {"samples": 1},
         "preflight": {"mode": "off"},
         "learner": learner | sections.pop("learner", {}),
         **sections,
@@ -81,6 +81,7 @@ def test_all_weights_are_trained_published_and_exported(tiny_base: Path, tmp_pat
     )
     assert summary.lora is None and summary.problems == []
     assert summary.adapted == {"all weights": 73}
+    assert summary.sheet is not None and Path(summary.sheet).is_file()
     assert [line["student_lag"] for line in lines(summary)] == [0, 1, 1]
     assert [line["teacher_lag"] for line in lines(summary)] == [0, 1, 2]
     assert verify_run(summary.folder).agrees
@@ -134,6 +135,7 @@ def test_norms_and_embedders_are_trained_beside_a_lora_with_every_other_option(
     (notice,) = summary.problems
     assert notice.startswith("transport: rdt over gloo") and summary.transformer is None
     assert all(math.isfinite(line["loss"]) for line in lines(summary))
+    assert summary.sheet is not None and Path(summary.sheet).is_file()
     assert summary.adapted["norms"] > 8 and summary.adapted["embedders"] > 4
     base = transformer(tiny_base / "transformer")
     modules = load_file(str(summary.modules))

@@ -54,7 +54,8 @@ def drawn(tiny_base):
     transformer = family.load_transformer(torch.float32, "cpu")
     inject(transformer, resolve_targets(transformer, "default", family.lora_targets), 4, 8, 0)
     parameters = adapter_parameters(transformer, STUDENT)
-    adapters = tuple(lora_file(random_state(parameters, seed), 4, 8, {}) for seed in (1, 2))
+    loras = [lora_file(random_state(parameters, seed), 4, 8, {}) for seed in (1, 2)]
+    adapters = tuple([lambda payload=payload: payload] for payload in loras)
     samples = [
         Sample("one", "a red cat", random_image(32, 32, 0)),
         Sample("two", "a blue mat", random_image(24, 48, 1)),

@@ -80,7 +80,6 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
     if "dora" in words:
         config.lora.dora = config.lora.rank_stabilized = True
     if "modules" in words:
-        config.preview.samples = 0
         config.adapters = "lora+modules"
     family = FAMILIES["z_image"](base)
     student = build_student(config, family, "cpu", with_teacher=False)
