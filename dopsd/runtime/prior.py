@@ -22,7 +22,7 @@ from dopsd.data.rows import CAPTION_KEY
 from dopsd.errors import ConfigError, StorageError
 from dopsd.evaluation.identity import fingerprint, model_identity
 from dopsd.evaluation.prompts import read_prompts
-from dopsd.evaluation.spec import EvaluateSpec
+from dopsd.evaluation.spec import BASE, Candidate, EvaluateSpec
 from dopsd.evaluation.worker import EvaluationWorker
 from dopsd.models.base import resolve_base
 from dopsd.runtime.crew import Crew, Job
@@ -159,7 +159,7 @@ def _draw(
         part = slice(start, start + BATCH)
         texts = [prompt.text for prompt in spec.prompts[part]]
         what = f"drawing {len(texts)} samples of the base"
-        job = Job(what, "draw", ((), texts, seeds[part], spec.steps[0]))
+        job = Job(what, "draw", (Candidate(BASE), texts, seeds[part], spec.steps[0]))
         chunks[job] = names[part]
     done = 0
 
