@@ -14,8 +14,8 @@ with socket.socket() as _probe:
     S3_PORT: int = _probe.getsockname()[1]
 
 # An S3 on this machine. Its address is set while tests are collected: the session's Ray workers
-# inherit it, whichever test starts them.
-os.environ.setdefault("AWS_ENDPOINT_URL", f"http://127.0.0.1:{S3_PORT}")
+# inherit it, whichever test starts them. Every process of pytest-xdist has its own.
+os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{S3_PORT}"
 os.environ.setdefault("AWS_ACCESS_KEY_ID", "testing")
 os.environ.setdefault("AWS_SECRET_ACCESS_KEY", "testing")
 os.environ.setdefault("AWS_DEFAULT_REGION", "us-east-1")
