@@ -28,16 +28,6 @@ from tests.faulty_s3 import Faults, FaultyS3
 torch.set_num_threads(1)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With several processes (``-n 2 --dist loadgroup``) one of them has the Ray cluster, and all
-    tests that need it."""
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            if "ray_cluster" in getattr(item, "fixturenames", ()):
-                item.add_marker(pytest.mark.xdist_group("ray"))
-
-
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A stock pipeline folder with a VLM, at toy size (see tests/tiny.py)."""
