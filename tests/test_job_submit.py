@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -33,9 +35,10 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
+def cluster():
     """(dashboard address, environment with the token) of a cluster of its own."""
-    folder = tmp_path_factory.mktemp("ray")
+    # Ray's sockets lie in it, and a socket's path is 107 bytes at most: pytest's own is too long.
+    folder = Path(tempfile.mkdtemp(prefix="dopsd-"))
     token = folder / "token"
     token.write_text("0123456789abcdef" * 4)
     environment = {
@@ -86,14 +89,17 @@ def cluster(tmp_path_factory):
             time.sleep(1)
         yield address, environment
     finally:
-        head = psutil.Process(process.pid)
-        family = [head, *head.children(recursive=True)]
+        family: list[psutil.Process] = []
+        with contextlib.suppress(psutil.NoSuchProcess):  # it never came up
+            head = psutil.Process(process.pid)
+            family = [head, *head.children(recursive=True)]
         for member in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.terminate()
         _, alive = psutil.wait_procs(family, timeout=10)
         for member in alive:
             member.kill()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def submit(cluster, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
