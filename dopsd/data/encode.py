@@ -29,7 +29,7 @@ from dopsd.data.encoded import (
 from dopsd.data.manifest import Manifest
 from dopsd.data.plan import RowRef
 from dopsd.data.prepare import MOST_TASKS, Progress
-from dopsd.data.ray_tools import everywhere, own_error, quiet_context, telling_errors
+from dopsd.data.ray_tools import Deferred, everywhere, own_error, quiet_context, telling_errors
 from dopsd.data.read import RowGroups, Wanted, row_image, row_references
 from dopsd.data.sample import Sample
 from dopsd.data.stream import Encoder, EncoderFactory
@@ -117,21 +117,12 @@ class _EncodeGroup:
     """The actor of the pool: one row group of the shards in, one file out."""
 
     def __init__(self, factory: EncoderFactory, *making: Any) -> None:
-        self._writer: GroupWriter | None = None
-        # Told by the first call, as the stream's encoders do.
-        self._failure: Exception | None = None
-        try:
-            self._writer = GroupWriter(factory(), *making)
-        except Exception as error:
-            self._failure = error
+        self._writer = Deferred(lambda: GroupWriter(factory(), *making))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         with telling_errors():
-            if self._failure is not None:
-                raise self._failure
-            assert self._writer is not None
             (item,) = batch.to_pylist()
-            self._writer.write(item["file"], item["row_group"], item["rows"])
+            self._writer.get().write(item["file"], item["row_group"], item["rows"])
             return batch
 
 

@@ -6,8 +6,9 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Generic, TypeVar
 
 from ray.data import DataContext
 
@@ -17,6 +18,31 @@ from dopsd.errors import DopsdError, WorkerError
 # Put together here, so that the text of a traceback through this file holds no mark of its own.
 _OPEN, _CLOSE = (f"<{slash}dopsd-error>" for slash in ("", "/"))
 _MARKED = re.compile(f"{_OPEN}(.*?){_CLOSE}", re.DOTALL)
+
+
+Made = TypeVar("Made")
+
+
+class Deferred(Generic[Made]):
+    """What an actor makes when it starts; that it could not is told by the first use.
+
+    An actor that fails to start is started again and again, each time with a page of traceback.
+    """
+
+    def __init__(self, make: Callable[[], Made]) -> None:
+        self._made: Made | None = None
+        self._failure: Exception | None = None
+        try:
+            self._made = make()
+        except Exception as error:
+            self._failure = error
+
+    def get(self) -> Made:
+        """Raises what making it raised."""
+        if self._failure is not None:
+            raise self._failure
+        assert self._made is not None
+        return self._made
 
 
 def quiet_context() -> DataContext:

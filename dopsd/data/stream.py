@@ -22,7 +22,7 @@ from torch import Tensor
 from dopsd.data import window
 from dopsd.data.encoded import Encoded, encoded_block, info_of, read_encoded_segment
 from dopsd.data.plan import Plan
-from dopsd.data.ray_tools import everywhere, own_error, quiet_context, telling_errors
+from dopsd.data.ray_tools import Deferred, everywhere, own_error, quiet_context, telling_errors
 from dopsd.data.read import Wanted, read_segment, samples_of
 from dopsd.data.sample import Sample
 from dopsd.errors import LateError
@@ -180,22 +180,12 @@ class _Encode:
     """The actor of the pool: one micro-batch in, one EncodedBatch out."""
 
     def __init__(self, factory: EncoderFactory) -> None:
-        self._encoder: Encoder | None = None
-        # An actor that fails to start is started again and again, each time with a page of
-        # traceback; so the failure is kept and told by the first call.
-        self._failure: Exception | None = None
+        self._encoder = Deferred(factory)
         self._worker = ray.get_runtime_context().get_actor_id() or ""
-        try:
-            self._encoder = factory()
-        except Exception as error:
-            self._failure = error
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         with telling_errors():
-            if self._failure is not None:
-                raise self._failure
-            assert self._encoder is not None
-            return encode_micro_batch(batch, self._encoder, self._worker)
+            return encode_micro_batch(batch, self._encoder.get(), self._worker)
 
 
 def encode_micro_batch(batch: pa.Table, encoder: Encoder, worker: str = "") -> pa.Table:

@@ -17,18 +17,16 @@ from safetensors.torch import save_file
 
 from dopsd.config import RunConfig
 from dopsd.method.ema import Ema
-from dopsd.method.terms import stored_terms
 from dopsd.models import FAMILIES
 from dopsd.models.lora import STUDENT, TEACHER
-from dopsd.runtime.admission import rank_share
 from dopsd.runtime.buckets import cut, unpack_bucket
-from dopsd.runtime.learner import Learner, Micro, Wish
+from dopsd.runtime.learner import Learner, Wish
 from dopsd.runtime.publish import BucketPublisher
 from dopsd.runtime.student import build_student
 from dopsd.runtime.trained_weights import ShardedWeights
 from dopsd.runtime.zero import ZeroEngine, engine_config, read_preset
 from dopsd.runtime.zero_state import AVERAGE
-from tests.runtime.zero_rank import FULL, STATES, batches, main
+from tests.runtime.zero_rank import FULL, STATES, batches, main, share_of, sum_over_ranks
 from tests.tiny import make_config
 
 STEPS, EVERY, DECAY = 5, 2, 0.9
@@ -87,18 +85,6 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
     accumulation = -(-FULL // world) * STATES
     settings = engine_config(config, read_preset(stage), accumulation)
     engine = ZeroEngine(student, settings, config.learner)
-
-    def micro_batches(step: int):
-        made = batches(step % 3)
-        for index, real in rank_share(len(made), FULL, rank, world):
-            batch = made[index]
-            batch.student = batch.student.to("cpu", getattr(torch, dtype))
-            yield Micro(stored_terms(batch), batch.info.step_samples, real, 0, 0, {}, index)
-
-    def total(values: list[float]) -> list[float]:
-        tensor = torch.tensor(values, dtype=torch.float64)
-        torch.distributed.all_reduce(tensor)
-        return tensor.tolist()
 
     published: list[dict] = []
     payloads: list[bytes] = []
@@ -175,10 +161,10 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
     learner = Learner(
         config,
         engine,
-        micro_batches,
+        lambda step: share_of(batches(step % 3), dtype, rank, world),
         publish,
         lambda step, metrics: lines.append(metrics),
-        total,
+        sum_over_ranks,
         rank=rank,
     )
     assert learner.run(0, STEPS)

@@ -14,12 +14,10 @@ from safetensors.torch import save_file
 
 from dopsd import storage
 from dopsd.checkpoint import newest_good, write_checkpoint
-from dopsd.method.terms import stored_terms
 from dopsd.models import FAMILIES
 from dopsd.models.lora import STUDENT
-from dopsd.runtime.admission import rank_share
 from dopsd.runtime.buckets import cut
-from dopsd.runtime.learner import Learner, Micro, Wish
+from dopsd.runtime.learner import Learner, Wish
 from dopsd.runtime.learner_slices import PREFIX, SlicedState, read_state, write_state
 from dopsd.runtime.publish import BucketPublisher
 from dopsd.runtime.saved_policies import bucket_files, restored_bundles
@@ -28,7 +26,7 @@ from dopsd.runtime.trained_weights import ShardedWeights
 from dopsd.runtime.weights import Bundle
 from dopsd.runtime.zero import ZeroEngine, engine_config, read_preset
 from tests.runtime.full_rank import LIMIT, STEPS, full_config
-from tests.runtime.zero_rank import FULL, STATES, batches, main
+from tests.runtime.zero_rank import FULL, STATES, batches, main, share_of, sum_over_ranks
 
 SAVED = 3
 """With a teacher of version 2, which nothing but its published buckets still holds."""
@@ -55,18 +53,6 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
     def put(payload: bytes) -> int:
         store.append(payload)
         return len(store) - 1
-
-    def micro_batches(step: int):
-        made = batches(step % 3)
-        for index, real in rank_share(len(made), FULL, rank, world):
-            batch = made[index]
-            batch.student = batch.student.to("cpu", getattr(torch, dtype))
-            yield Micro(stored_terms(batch), batch.info.step_samples, real, 0, 0, {}, index)
-
-    def total(values: list[float]) -> list[float]:
-        tensor = torch.tensor(values, dtype=torch.float64)
-        torch.distributed.all_reduce(tensor)
-        return tensor.tolist()
 
     def publish(version: int, weights: ShardedWeights) -> Wish:
         nonlocal publisher
@@ -101,10 +87,10 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
     learner = Learner(
         config,
         engine,
-        micro_batches,
+        lambda step: share_of(batches(step % 3), dtype, rank, world),
         publish,
         lambda step, metrics: lines.append(metrics),
-        total,
+        sum_over_ranks,
         rank=rank,
         save=save,
     )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -72,6 +72,22 @@ def batches(step: int) -> list[TrainingBatch]:
     return made
 
 
+def share_of(made: list[TrainingBatch], dtype: str, rank: int, world: int) -> Iterator[Micro]:
+    """What a learner trains of the micro-batches of a step, in the compute dtype."""
+    for index, real in rank_share(len(made), FULL, rank, world):
+        batch = made[index]
+        batch.student = batch.student.to("cpu", getattr(torch, dtype))
+        info = batch.info
+        terms = stored_terms(batch)
+        yield Micro(terms, info.step_samples, real, 0, 0, {}, index, info.sample_ids)
+
+
+def sum_over_ranks(values: list[float]) -> list[float]:
+    tensor = torch.tensor(values, dtype=torch.float64)
+    torch.distributed.all_reduce(tensor)
+    return tensor.tolist()
+
+
 def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
     stage, dtype, *words = case.split(":")
     config = case_config(base, stage, dtype)
@@ -87,29 +103,11 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
     settings = engine_config(config, read_preset(stage), accumulation)
     engine = ZeroEngine(student, settings, config.learner)
 
-    def micro_batches(step: int):
+    def micro_batches(step: int) -> Iterator[Micro]:
         made = batches(step)
-        for index, real in rank_share(len(made), FULL, rank, world):
-            batch = made[index]
-            batch.student = batch.student.to("cpu", getattr(torch, dtype))
-            if "poison" in words and step == 1 and index == 1:
-                batch.target_velocity[0, 0, 0, 0, 0] = float("inf")
-            info = batch.info
-            yield Micro(
-                stored_terms(batch),
-                info.step_samples,
-                real,
-                0,
-                0,
-                {},
-                index,
-                info.sample_ids,
-            )
-
-    def total(values: list[float]) -> list[float]:
-        tensor = torch.tensor(values, dtype=torch.float64)
-        torch.distributed.all_reduce(tensor)
-        return tensor.tolist()
+        if "poison" in words and step == 1:
+            made[1].target_velocity[0, 0, 0, 0, 0] = float("inf")
+        return share_of(made, dtype, rank, world)
 
     def save(state: LearnerState) -> None:
         if rank == 0:
@@ -132,7 +130,7 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
         micro_batches,
         publish,
         lambda step, metrics: lines.append(metrics),
-        total,
+        sum_over_ranks,
         rank=rank,
         save=save,
         record=lambda step, trained: shares.append(trained),
