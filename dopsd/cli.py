@@ -108,11 +108,12 @@ def prepare(
     run = load_config(config, overrides)
     quiet()
     from dopsd.runtime.cluster import connect
-    from dopsd.runtime.data import prepare_shards
+    from dopsd.runtime.data import prepare_shards, refuse_unwritable
     from dopsd.runtime.encoded import encode_contexts
     from dopsd.runtime.progress import Progress
 
     console = Console()
+    refuse_unwritable(run)
     connect()
     with Progress(console) as progress:
         if encode:

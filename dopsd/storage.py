@@ -228,6 +228,19 @@ def make_folder(path: str) -> None:
         os.makedirs(path, exist_ok=True)
 
 
+def unwritable(folder: str) -> str | None:
+    """Why no file can be written under a local folder, which need not be there yet; None when one
+    can. S3 is asked nothing: whether it takes an object is known when it gets one."""
+    if is_remote(folder):
+        return None
+    place = os.path.abspath(folder)
+    while not os.path.lexists(place):
+        place = os.path.dirname(place)
+    if not os.path.isdir(place):
+        return f"{place} is no folder"
+    return None if os.access(place, os.W_OK | os.X_OK) else f"{place} may not be written to"
+
+
 def read_bytes(path: str, start: int | None = None, stop: int | None = None) -> bytes:
     """A whole file, or its bytes from ``start`` up to ``stop``.
 

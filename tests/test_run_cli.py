@@ -13,7 +13,7 @@ from dopsd.config import dump_config, load_config
 from dopsd.data.manifest import save_manifest
 from dopsd.errors import ConfigError, DataError
 from dopsd.run_cli import resumed_config
-from dopsd.runtime.data import prepared, refuse_existing
+from dopsd.runtime.data import prepared, refuse_existing, refuse_unwritable
 from tests.data.test_manifest import example
 from tests.test_checkpoint import write
 
@@ -45,6 +45,21 @@ def test_an_unfinished_run_is_not_lost_by_the_way(folder):
     config.run.overwrite = False
     with pytest.raises(ConfigError, match=r"holds a run already.* or `dopsd train --resume .*`"):
         refuse_existing(config)
+
+
+def test_folders_that_cannot_be_made_are_refused_by_their_key(tmp_path, capsys):
+    file = tmp_path / "file"
+    file.write_text("")
+    good = [f"run.folder={tmp_path}/new/run", f"data.shards={tmp_path}/new/shards"]
+    refuse_unwritable(load_config("configs/shapes.yaml", good))
+    assert not (tmp_path / "new").exists()
+    words = ["configs/shapes.yaml", f"run.folder={file}/run"]
+    for command in ("train", "preflight"):
+        assert main([command, *words]) == 1
+        told = capsys.readouterr().err
+        assert f"run.folder: {file}/run cannot be made, {file} is no folder; allowed:" in told
+    assert main(["prepare", *words[:1], f"data.shards={file}/shards"]) == 1
+    assert f"data.shards: {file}/shards cannot be made" in capsys.readouterr().err
 
 
 def test_a_run_that_goes_on_keeps_its_shards(folder, monkeypatch):

@@ -178,6 +178,16 @@ def refuse_existing(config: RunConfig, replace: bool = False) -> None:
         )
 
 
+def refuse_unwritable(config: RunConfig) -> None:
+    """Raises ConfigError when a run's folder or shards could not be written, before all work."""
+    for key, folder in (("run.folder", config.run.folder), ("data.shards", config.shards)):
+        if reason := storage.unwritable(folder):
+            raise ConfigError(
+                f"{key}: {folder} cannot be made, {reason}; allowed: a folder that can be written, "
+                "or s3://"
+            )
+
+
 def with_absolute_paths(config: RunConfig) -> RunConfig:
     """The same config with local paths made absolute: workers stand in other folders, and there a
     relative model folder would pass for a hub id."""

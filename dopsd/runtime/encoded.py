@@ -30,7 +30,13 @@ from dopsd.evaluation.identity import fingerprint, model_identity
 from dopsd.models import FAMILIES, resolve_vlm
 from dopsd.models.base import resolve_base
 from dopsd.runtime.cluster import connect
-from dopsd.runtime.data import check_context, prepared, wanted, with_absolute_paths
+from dopsd.runtime.data import (
+    check_context,
+    prepared,
+    refuse_unwritable,
+    wanted,
+    with_absolute_paths,
+)
 from dopsd.runtime.placement import resolve_roles, wait_for_resources
 from dopsd.runtime.prior import check_prior, with_prior
 from dopsd.runtime.progress import Show
@@ -170,6 +176,7 @@ def encode_contexts(config: RunConfig, show: Show) -> list[str]:
     check_context(config)
     check_prior(config)
     config = with_absolute_paths(config)
+    refuse_unwritable(config)
     roles = resolve_roles(config, connect().get("GPU", 0.0))
     role = roles.encoder
     assert role is not None

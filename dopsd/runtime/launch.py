@@ -35,6 +35,7 @@ from dopsd.runtime.data import (
     plan_of,
     prepared,
     refuse_existing,
+    refuse_unwritable,
     wanted,
     with_absolute_paths,
 )
@@ -162,6 +163,7 @@ def train(config: RunConfig, show: Show, *, resume: bool = False, replace: bool 
     check_options(config, preset)
     check_prior(config)
     config = with_absolute_paths(config)
+    refuse_unwritable(config)
     family = FAMILIES[config.model.family](config.model.base, config.model.revision)
     adapted = TrainedSet(config, family).adapted(family.skeleton())
     if not resume:

@@ -27,6 +27,7 @@ from dopsd.runtime.data import (
     prepared,
     preview_samples,
     refuse_existing,
+    refuse_unwritable,
     with_absolute_paths,
 )
 from dopsd.runtime.placement import Role, resolve_roles, wait_for_resources
@@ -46,6 +47,7 @@ def preflight(config: RunConfig, show: Show) -> Preflight:
     show("prepare", {"message": "checking the config"})
     check_context(config)
     config = with_absolute_paths(config)
+    refuse_unwritable(config)
     refuse_existing(config)
     show("prepare", {"message": "starting Ray"})
     learner = resolve_roles(config, connect().get("GPU", 0.0)).learner

@@ -12,6 +12,9 @@ from dopsd.errors import LateError
 from dopsd.runtime.failures import own_error
 from dopsd.runtime.placement import Role
 
+CANCELLATIONS = 30
+"""Times that a late task is told to end, a second apart."""
+
 
 def run_task(
     who: str, doing: str, role: Role, limit: float, work: Callable[..., Any], *arguments: Any
@@ -26,7 +29,12 @@ def run_task(
     try:
         return ray.get(reference, timeout=limit)
     except GetTimeoutError:
-        ray.cancel(reference, force=True)
+        # Cancelling is best effort: it is asked for until the task has ended, so that what it held
+        # is free again.
+        for _ in range(CANCELLATIONS):
+            ray.cancel(reference, force=True)
+            if ray.wait([reference], timeout=1.0)[0]:
+                break
         raise LateError(f"{who} is late: {doing} for {limit:g} s") from None
     except RayError as error:
         raise own_error(error, who) from None
