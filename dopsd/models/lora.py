@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from dopsd.errors import ModelError
+
+# PEFT takes longer to import than torch, and most processes that import this have no adapters.
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
 
 STUDENT, TEACHER = "student", "teacher"
 MAGNITUDE = "lora_magnitude_vector"
@@ -82,6 +84,8 @@ def inject(
     of bf16 weights are the optimizer's. ``dora`` adds magnitude vectors, which begin as the norms
     of the base's rows; ``rank_stabilized`` scales by alpha / sqrt(rank) in place of alpha / rank.
     """
+    from peft import LoraConfig, inject_adapter_in_model
+
     names = sorted({name for group in matched.values() for name in group})
     dtype = next(transformer.parameters()).dtype
     device = next(transformer.parameters()).device
@@ -125,6 +129,8 @@ def _parts(layer: LoraLayer, adapter: str) -> dict[str, Any]:
 
 def lora_layers(transformer: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
     """(module name, layer) of every adapted module, in module order."""
+    from peft.tuners.lora import LoraLayer
+
     for name, module in transformer.named_modules():
         if isinstance(module, LoraLayer):
             yield name, module
