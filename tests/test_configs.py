@@ -371,11 +371,11 @@ def test_a_stream_reads_what_context_and_objective_look_at(name: str, objective:
     assert reads.prompt_pairs == tuple(map(tuple, pairs))
 
 
-def test_references_under_zero_3_want_micro_batches_of_one() -> None:
+def test_references_under_zero_3_want_micro_batches_of_one(tiny_flux2: Path) -> None:
     def config(micro_batch: int) -> RunConfig:
         return RunConfig.model_validate(
             {
-                "model": {"family": "flux2_klein"},
+                "model": {"family": "flux2_klein", "base": str(tiny_flux2)},
                 "context": {"name": "edit_reference"},
                 "data": {"source": "x"},
                 "learner": {"micro_batch": micro_batch},

@@ -12,7 +12,8 @@ from dopsd.evaluation.metrics import make_metric
 from dopsd.evaluation.prompts import EvalPrompt
 from dopsd.evaluation.whole_weights import transformer_files
 from dopsd.models import FAMILIES
-from dopsd.models.base import DTYPES, resolve_base
+from dopsd.models.base import DTYPES
+from dopsd.models.pretrained import resolve_base
 from dopsd.shapes.world import PIXELS
 
 BASE = "base"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dopsd.models.base import Family, resolve_base, resolve_vlm
+from dopsd.models.base import Family
 from dopsd.models.flux2_klein import Flux2Klein
+from dopsd.models.pretrained import resolve_base, resolve_vlm
 from dopsd.models.z_image import ZImage
 
 FAMILIES: dict[str, type[Family]] = {"z_image": ZImage, "flux2_klein": Flux2Klein}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dopsd.errors import ModelError
+from dopsd.models.pretrained import check_transformer, part_config, resolve_base
 from dopsd.types import Context
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -40,6 +40,7 @@ class Family(ABC):
     """One family of pipelines: how its latents, sigmas, velocity and LoRA targets are defined.
 
     Cheap to construct: reads only configs of the pipeline (local folder or hub id), no weights.
+    Raises ModelError for a base that is no pipeline, or one of another family.
     """
 
     name: ClassVar[str]
@@ -58,6 +59,7 @@ class Family(ABC):
     def __init__(self, base: str, revision: str | None = None) -> None:
         self.base = resolve_base(base)
         self.revision = revision
+        check_transformer(self.base, self.transformer_class, self.name, revision)
 
     def load_transformer(
         self, dtype: torch.dtype, device: torch.device | str, attention: str | None = None
@@ -251,66 +253,3 @@ def as_pixels(images: list[np.ndarray], vae: Any) -> Tensor:
     """B images uint8 [H, W, 3] as the VAE takes them: [B, 3, H, W] in [-1, 1]."""
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
     return pixels.to(vae.device, vae.dtype)
-
-
-def resolve_base(base: str) -> str:
-    """``shapes`` is the embedded world; an existing folder or a hub id is itself.
-
-    Raises ModelError for a path-like name that is no folder.
-    """
-    if base == "shapes":
-        from dopsd.shapes import weights_path
-
-        return str(weights_path())
-    path_like = base.startswith((".", "/", "~")) or base.count("/") != 1
-    folder = os.path.expanduser(base)
-    if os.path.isdir(folder):
-        return folder
-    if path_like:
-        raise ModelError(f"model.base: {base!r} is no folder, no hub id (owner/name), not 'shapes'")
-    return base
-
-
-def part_config(base: str, subfolder: str, revision: str | None = None) -> dict[str, Any]:
-    """``config.json`` of one part of a pipeline, in a local folder or on the hub."""
-    local = Path(base) / subfolder / "config.json"
-    if not local.is_file():
-        from huggingface_hub import hf_hub_download
-
-        local = Path(hf_hub_download(base, f"{subfolder}/config.json", revision=revision))
-    config: dict[str, Any] = json.loads(local.read_text())
-    return config
-
-
-_VLMS = {
-    (2048, 28): "Qwen/Qwen3-VL-2B-Instruct",
-    (2560, 36): "Qwen/Qwen3-VL-4B-Instruct",
-    (4096, 36): "Qwen/Qwen3-VL-8B-Instruct",
-}
-"""By width and layers of the language model, which is that of Qwen3-1.7B, 4B and 8B."""
-
-
-def resolve_vlm(base: str, vlm: str | None, revision: str | None = None) -> str:
-    """The VLM's folder or hub id. By default the folder ``vlm`` inside a local base, else the
-    Qwen3-VL whose language model has the size of the base's text encoder (at ``revision``).
-
-    Raises ModelError when there is none.
-    """
-    if vlm is not None:
-        return resolve_base(vlm)
-    base = resolve_base(base)
-    folder = Path(base) / "vlm"
-    if folder.is_dir():
-        return str(folder)
-    try:
-        config = part_config(base, "text_encoder", revision)
-        found = f"{config['hidden_size']} wide and {config['num_hidden_layers']} layers deep"
-        size = config["hidden_size"], config["num_hidden_layers"]
-    except (OSError, ValueError, KeyError):
-        found, size = "of unknown size", (0, 0)
-    if size in _VLMS:
-        return _VLMS[size]
-    raise ModelError(
-        f"model.vlm: missing, {base!r} has no folder `vlm`, and its text encoder is {found}; "
-        "allowed: a folder or hub id of a VLM whose language model has the text encoder's shape"
-    )

@@ -21,7 +21,7 @@ from dopsd.data.read import RowGroups, Wanted, read_micro_batch, samples_of
 from dopsd.data.references import check_references
 from dopsd.data.sample import Sample
 from dopsd.errors import ConfigError, DataError
-from dopsd.models import resolve_vlm
+from dopsd.models import FAMILIES, resolve_vlm
 
 Tell = Callable[[dict[str, Any]], None]
 _SHAPES = "shapes:"
@@ -30,14 +30,16 @@ _TASK_CPUS = 0.2
 
 
 def check_context(config: RunConfig, zero_stage: int = 1) -> None:
-    """Before any cluster: raises ModelError when the context's VLM is not at hand, ConfigError
-    when its micro-batches cannot be trained under ``zero_stage``."""
+    """Before any cluster: raises ModelError when the base is no pipeline of its family or the
+    context's VLM is not at hand, ConfigError when the context's micro-batches cannot be trained
+    under ``zero_stage``."""
     if config.context.needs.references and zero_stage == 3 and config.learner.micro_batch > 1:
         raise ConfigError(
             f"learner.micro_batch: {config.learner.micro_batch} with context.name: "
             f"{config.context.name} and ZeRO stage 3, allowed: 1 (references of other sizes take "
             "a forward each, and stage 3 needs equally many on every learner)"
         )
+    FAMILIES[config.model.family](config.model.base, config.model.revision)
     if config.context.needs.vlm:
         resolve_vlm(config.model.base, config.model.vlm, config.model.revision)
 

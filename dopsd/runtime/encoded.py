@@ -28,7 +28,7 @@ from dopsd.data.manifest import Manifest
 from dopsd.errors import DataError
 from dopsd.evaluation.identity import fingerprint, model_identity
 from dopsd.models import FAMILIES, resolve_vlm
-from dopsd.models.base import resolve_base
+from dopsd.models.pretrained import resolve_base
 from dopsd.runtime.cluster import connect
 from dopsd.runtime.data import (
     check_context,

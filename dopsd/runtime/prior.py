@@ -24,7 +24,7 @@ from dopsd.evaluation.identity import fingerprint, model_identity
 from dopsd.evaluation.prompts import read_prompts
 from dopsd.evaluation.spec import BASE, Candidate, EvaluateSpec
 from dopsd.evaluation.worker import EvaluationWorker
-from dopsd.models.base import resolve_base
+from dopsd.models.pretrained import resolve_base
 from dopsd.runtime.crew import Crew, Job
 from dopsd.runtime.placement import Role
 from dopsd.runtime.progress import Show

@@ -314,6 +314,8 @@ def test_the_published_layouts_differ_by_their_configs(name: str, tmp_path: Path
     for part, values in parts.items():
         (tmp_path / part).mkdir()
         (tmp_path / part / "config.json").write_text(json.dumps(values))
+    index = {"transformer": ["diffusers", Flux2Klein.transformer_class]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
     family = Flux2Klein(str(tmp_path))
     skeleton = family.skeleton()
     assert sum(p.numel() for p in skeleton.parameters()) == pytest.approx(parameters, rel=1e-3)

@@ -170,6 +170,7 @@ def test_a_family_is_cheap_to_construct(tiny_base: Path, tmp_path: Path) -> None
         (tmp_path / part).mkdir()
         for config in (tiny_base / part).glob("*.json"):
             (tmp_path / part / config.name).write_bytes(config.read_bytes())
+    (tmp_path / "model_index.json").write_bytes((tiny_base / "model_index.json").read_bytes())
     family = FAMILIES["z_image"](str(tmp_path))
     assert family.latent_shape(HEIGHT, IMAGE_WIDTH) == LATENT
     assert len(family.sigmas(4, HEIGHT, IMAGE_WIDTH)) == 5

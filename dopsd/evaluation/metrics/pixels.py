@@ -12,7 +12,7 @@ from torch.nn.functional import conv2d
 
 from dopsd.evaluation.hub import MissingWeights, telling_missing
 from dopsd.evaluation.metrics.base import Column, ImageDistance, Metric, Shown
-from dopsd.models.base import resolve_base
+from dopsd.models.pretrained import resolve_base
 from dopsd.shapes.grid import from_image
 
 _LAPLACIAN = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])

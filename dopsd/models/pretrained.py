@@ -1,0 +1,94 @@
+"""Where a base and its VLM lie, a local folder or the hub, and what their configs say."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from dopsd.errors import ModelError
+
+INDEX = "model_index.json"
+_VLMS = {
+    (2048, 28): "Qwen/Qwen3-VL-2B-Instruct",
+    (2560, 36): "Qwen/Qwen3-VL-4B-Instruct",
+    (4096, 36): "Qwen/Qwen3-VL-8B-Instruct",
+}
+"""By width and layers of the language model, which is that of Qwen3-1.7B, 4B and 8B."""
+
+
+def resolve_base(base: str) -> str:
+    """``shapes`` is the embedded world; an existing folder or a hub id is itself.
+
+    Raises ModelError for a path-like name that is no folder.
+    """
+    if base == "shapes":
+        from dopsd.shapes import weights_path
+
+        return str(weights_path())
+    path_like = base.startswith((".", "/", "~")) or base.count("/") != 1
+    folder = os.path.expanduser(base)
+    if os.path.isdir(folder):
+        return folder
+    if path_like:
+        raise ModelError(f"model.base: {base!r} is no folder, no hub id (owner/name), not 'shapes'")
+    return base
+
+
+def resolve_vlm(base: str, vlm: str | None, revision: str | None = None) -> str:
+    """The VLM's folder or hub id. By default the folder ``vlm`` inside a local base, else the
+    Qwen3-VL whose language model has the size of the base's text encoder (at ``revision``).
+
+    Raises ModelError when there is none.
+    """
+    if vlm is not None:
+        return resolve_base(vlm)
+    base = resolve_base(base)
+    folder = Path(base) / "vlm"
+    if folder.is_dir():
+        return str(folder)
+    try:
+        config = part_config(base, "text_encoder", revision)
+        found = f"{config['hidden_size']} wide and {config['num_hidden_layers']} layers deep"
+        size = config["hidden_size"], config["num_hidden_layers"]
+    except (ModelError, OSError, ValueError, KeyError):
+        found, size = "of unknown size", (0, 0)
+    if size in _VLMS:
+        return _VLMS[size]
+    raise ModelError(
+        f"model.vlm: missing, {base!r} has no folder `vlm`, and its text encoder is {found}; "
+        "allowed: a folder or hub id of a VLM whose language model has the text encoder's shape"
+    )
+
+
+def part_config(base: str, subfolder: str, revision: str | None = None) -> dict[str, Any]:
+    """``config.json`` of one part of a pipeline, in a local folder or on the hub.
+
+    Raises ModelError for a local one that lacks it.
+    """
+    return _read_json(base, f"{subfolder}/config.json", revision)
+
+
+def check_transformer(base: str, kind: str, family: str, revision: str | None = None) -> None:
+    """Raises ModelError unless ``base`` is a pipeline whose transformer is a ``kind``, the class
+    of ``family``."""
+    entry = _read_json(base, INDEX, revision).get("transformer") or [None, None]
+    if entry[-1] != kind:
+        raise ModelError(
+            f"{base}: its transformer is {entry[-1] or 'missing'} ({INDEX}), allowed: a pipeline "
+            f"with a {kind}, which the family {family} is"
+        )
+
+
+def _read_json(base: str, file: str, revision: str | None) -> dict[str, Any]:
+    """A config of ``base``; the hub is never asked for what is a local folder."""
+    place = Path(base) / file
+    if not Path(base).is_dir():
+        from huggingface_hub import hf_hub_download
+
+        place = Path(hf_hub_download(base, file, revision=revision))
+    elif not place.is_file():
+        raise ModelError(f"{base}: no {file} in this folder, allowed: a folder of a pipeline")
+    config: dict[str, Any] = json.loads(place.read_text())
+    return config
