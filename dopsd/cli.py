@@ -168,7 +168,7 @@ def generate(
     side = 32 if base == "shapes" else 1024
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pictures = draw(
-        FAMILIES[family](base),
+        FAMILIES[family](base, key="--base"),
         prompts,
         lora,
         steps,

@@ -109,14 +109,15 @@ def resolve(spec: EvaluateSpec) -> EvaluateSpec:
     spec = replace(
         spec,
         out=_absolute(spec.out),
-        base=_local(resolve_base(spec.base)),
+        base=_local(resolve_base(spec.base, "base")),
         height=spec.height or side,
         width=spec.width or side,
         metrics=spec.metrics or default_metrics(shapes),
         models=_models(spec),
     )
     assert spec.height is not None and spec.width is not None
-    FAMILIES[spec.family](spec.base, spec.revision).latent_shape(spec.height, spec.width)
+    family = FAMILIES[spec.family](spec.base, spec.revision, "base")
+    family.latent_shape(spec.height, spec.width)
     _check_prompts(spec)
     return replace(spec, metrics=_metrics(spec))
 

@@ -40,7 +40,8 @@ class Family(ABC):
     """One family of pipelines: how its latents, sigmas, velocity and LoRA targets are defined.
 
     Cheap to construct: reads only configs of the pipeline (local folder or hub id), no weights.
-    Raises ModelError for a base that is no pipeline, or one of another family.
+    ``key`` is what the user calls the base. Raises ModelError for one that is no pipeline, or that
+    is of another family.
     """
 
     name: ClassVar[str]
@@ -56,10 +57,10 @@ class Family(ABC):
     takes_references: ClassVar[bool] = False
     """Whether ``velocity`` and ``draw`` take contexts with reference images."""
 
-    def __init__(self, base: str, revision: str | None = None) -> None:
-        self.base = resolve_base(base)
+    def __init__(self, base: str, revision: str | None = None, key: str = "model.base") -> None:
+        self.base = resolve_base(base, key)
         self.revision = revision
-        check_transformer(self.base, self.transformer_class, self.name, revision)
+        check_transformer(self.base, self.transformer_class, self.name, revision, key)
 
     def load_transformer(
         self, dtype: torch.dtype, device: torch.device | str, attention: str | None = None

@@ -18,22 +18,25 @@ _VLMS = {
 """By width and layers of the language model, which is that of Qwen3-1.7B, 4B and 8B."""
 
 
-def resolve_base(base: str) -> str:
+def resolve_base(base: str, key: str = "model.base") -> str:
     """``shapes`` is the embedded world; an existing folder or a hub id is itself.
 
-    Raises ModelError for a path-like name that is no folder.
+    ``key`` names the base to the user. Raises ModelError for a path-like name that is no folder.
     """
     if base == "shapes":
         from dopsd.shapes import weights_path
 
         return str(weights_path())
-    path_like = base.startswith((".", "/", "~")) or base.count("/") != 1
-    folder = os.path.expanduser(base)
+    return _found(base, key, "no folder, no hub id (owner/name), not 'shapes'")
+
+
+def _found(model: str, key: str, problem: str) -> str:
+    folder = os.path.expanduser(model)
     if os.path.isdir(folder):
         return folder
-    if path_like:
-        raise ModelError(f"model.base: {base!r} is no folder, no hub id (owner/name), not 'shapes'")
-    return base
+    if model.startswith((".", "/", "~")) or model.count("/") != 1:
+        raise ModelError(f"{key}: {model!r} is {problem}")
+    return model
 
 
 def resolve_vlm(base: str, vlm: str | None, revision: str | None = None) -> str:
@@ -43,7 +46,7 @@ def resolve_vlm(base: str, vlm: str | None, revision: str | None = None) -> str:
     Raises ModelError when there is none.
     """
     if vlm is not None:
-        return resolve_base(vlm)
+        return _found(vlm, "model.vlm", "no folder and no hub id (owner/name)")
     base = resolve_base(base)
     folder = Path(base) / "vlm"
     if folder.is_dir():
@@ -67,21 +70,21 @@ def part_config(base: str, subfolder: str, revision: str | None = None) -> dict[
 
     Raises ModelError for a local one that lacks it.
     """
-    return _read_json(base, f"{subfolder}/config.json", revision)
+    return _read_json(base, f"{subfolder}/config.json", revision, "model.base")
 
 
-def check_transformer(base: str, kind: str, family: str, revision: str | None = None) -> None:
-    """Raises ModelError unless ``base`` is a pipeline whose transformer is a ``kind``, the class
-    of ``family``."""
-    entry = _read_json(base, INDEX, revision).get("transformer") or [None, None]
+def check_transformer(base: str, kind: str, family: str, revision: str | None, key: str) -> None:
+    """Raises ModelError, in the name of ``key``, unless ``base`` is a pipeline whose transformer
+    is a ``kind``, the class of ``family``."""
+    entry = _read_json(base, INDEX, revision, key).get("transformer") or [None, None]
     if entry[-1] != kind:
         raise ModelError(
-            f"{base}: its transformer is {entry[-1] or 'missing'} ({INDEX}), allowed: a pipeline "
-            f"with a {kind}, which the family {family} is"
+            f"{key}: {base}: its transformer is {entry[-1] or 'missing'} ({INDEX}), allowed: a "
+            f"pipeline with a {kind}, which the family {family} is"
         )
 
 
-def _read_json(base: str, file: str, revision: str | None) -> dict[str, Any]:
+def _read_json(base: str, file: str, revision: str | None, key: str) -> dict[str, Any]:
     """A config of ``base``; the hub is never asked for what is a local folder."""
     place = Path(base) / file
     if not Path(base).is_dir():
@@ -89,6 +92,6 @@ def _read_json(base: str, file: str, revision: str | None) -> dict[str, Any]:
 
         place = Path(hf_hub_download(base, file, revision=revision))
     elif not place.is_file():
-        raise ModelError(f"{base}: no {file} in this folder, allowed: a folder of a pipeline")
+        raise ModelError(f"{key}: {base}: no {file} in it, allowed: a folder of a pipeline")
     config: dict[str, Any] = json.loads(place.read_text())
     return config

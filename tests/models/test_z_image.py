@@ -183,5 +183,7 @@ def test_bases_and_vlms_are_found_or_refused(tiny_base: Path, tmp_path: Path) ->
     for wrong in ("nowhere", "./owner/name", f"{tmp_path}/missing", "a/b/c"):
         with pytest.raises(ModelError, match=f"model.base: '{wrong}'"):
             resolve_base(wrong)
+        with pytest.raises(ModelError, match=f"^model.vlm: '{wrong}'"):
+            resolve_vlm(str(tiny_base), wrong)
     with pytest.raises(ModelError, match=r"model\.vlm: missing"):
         resolve_vlm(str(tmp_path), None)

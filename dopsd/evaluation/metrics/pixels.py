@@ -100,9 +100,8 @@ class Latent(ImageDistance):
 
         assert self.model is not None
         with telling_missing(self.name, self.model):
-            vae = AutoModel.from_pretrained(
-                resolve_base(self.model), subfolder="vae", use_safetensors=True
-            )
+            base = resolve_base(self.model, f"metric {self.name}")
+            vae = AutoModel.from_pretrained(base, subfolder="vae", use_safetensors=True)
             self._vae = vae.eval().to(self.device)
 
     @torch.no_grad()
