@@ -138,7 +138,8 @@ def generate(
         str | None, typer.Option(help="File of modules trained beside the LoRA.")
     ] = None,
     transformer: Annotated[
-        str | None, typer.Option(help="Folder of a transformer in place of the base's.")
+        str | None,
+        typer.Option(help="Folder of a transformer in place of the base's, local or s3://."),
     ] = None,
     reference: Annotated[
         list[str] | None,

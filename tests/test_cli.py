@@ -7,12 +7,14 @@ import torch
 import yaml
 from PIL import Image
 
+from dopsd import storage
 from dopsd.cli import main
 from dopsd.config import RunConfig, load_config
+from dopsd.evaluation.generate import sample
 from dopsd.export import lora_file
 from dopsd.models import FAMILIES
 from dopsd.models.lora import STUDENT, adapter_parameters, inject, resolve_targets
-from tests.tiny import random_state
+from tests.tiny import make_transformer, random_state
 
 
 def test_config_prints_what_reads_back_to_the_same(capsys, tmp_path):
@@ -88,6 +90,27 @@ def test_generate_draws_with_and_without_a_lora(tiny_base, tmp_path, capsys):
         drawn.append(Image.open(out / "000.png"))
     assert drawn[0].size == (16, 32)
     assert drawn[0].tobytes() != drawn[1].tobytes()
+
+
+def test_generate_draws_with_a_transformer_on_s3(tiny_base, tmp_path, bucket):
+    other = make_transformer(seed=1)
+    other.save_pretrained(tmp_path / "transformer", max_shard_size="200KB")
+    for path in (tmp_path / "transformer").iterdir():
+        storage.write_bytes(f"{bucket}/cli/transformer/{path.name}", path.read_bytes())
+    size = ["--width", "16", "--height", "32", "--base", str(tiny_base), "--steps", "1"]
+    pipeline = FAMILIES["z_image"](str(tiny_base)).load_pipeline(torch.float32, "cpu")
+    pipeline.transformer = other
+    noise = torch.Generator("cpu").manual_seed(0)
+    expected = sample(pipeline, ["a mat"], 1, 32, 16, generator=noise)[0]
+    for folder in (str(tmp_path / "transformer"), f"{bucket}/cli/transformer"):
+        out = str(tmp_path / "out")
+        assert main(["generate", "a mat", *size, "--out", out, "--transformer", folder]) == 0
+        assert Image.open(tmp_path / "out" / "000.png").tobytes() == expected.tobytes()
+
+
+def test_a_folder_without_a_transformer_is_refused(tmp_path, capsys):
+    assert main(["generate", "x", "--transformer", str(tmp_path)]) == 1
+    assert "expected a folder with a ZImageTransformer2DModel" in capsys.readouterr().err
 
 
 def test_a_lora_that_fits_nothing_is_refused(tiny_base, tmp_path, capsys):

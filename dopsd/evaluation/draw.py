@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dopsd import storage
 from dopsd.evaluation.generate import load_lora, load_modules, png_bytes, sample
 from dopsd.evaluation.spec import BASE, Candidate, EvaluateSpec
-from dopsd.evaluation.whole_weights import bind_files, transformer_files
+from dopsd.evaluation.whole_weights import bind_folder
 from dopsd.method.noise import sample_noise
 from dopsd.models import FAMILIES
 from dopsd.models.base import DTYPES
@@ -79,9 +77,8 @@ class Drawer:
             )
         self._altered = model.transformer is not None or model.modules is not None
         if model.transformer is not None:
-            paths = transformer_files(model.transformer, self.family.transformer_class)
-            files = [partial(storage.read_bytes, path) for path in paths]
-            bind_files(self.pipeline.transformer, model.transformer, files)
+            kind = self.family.transformer_class
+            bind_folder(self.pipeline.transformer, model.transformer, kind)
         if model.modules is not None:
             load_modules(self.pipeline.transformer, model.modules, payloads[-1])
         names = [f"lora{number}" for number in range(len(model.loras))]

@@ -14,6 +14,7 @@ from safetensors.torch import load
 from dopsd import storage
 from dopsd.data.images import BadImage, check_shape, decode_image
 from dopsd.errors import ConfigError, ModelError
+from dopsd.evaluation.whole_weights import bind_folder, transformer_files
 from dopsd.models.base import DTYPES, Family
 from dopsd.models.lora import bind_parameters
 
@@ -39,8 +40,9 @@ def generate(
 
     Picture i uses ``torch.Generator`` seed ``seed + i``; ``references`` are shown with every
     prompt, in order. ``modules``: a file of what was trained beside the LoRA; ``transformer``: a
-    folder in place of the base's. Raises ModelError for a missing LoRA, for references to a family
-    that takes none, or for a size that the family's patches do not allow.
+    folder (local or s3://) in place of the base's. Raises ModelError for weights that are missing
+    or do not fit, for references to a family that takes none, or for a size that the family's
+    patches do not allow.
     """
     if references and not family.takes_references:
         raise ModelError(
@@ -51,7 +53,11 @@ def generate(
     for path, what in ((lora, "LoRA"), (modules, "modules")):
         if path is not None and not storage.exists(path):
             raise ModelError(f"{path}: no such {what} file")
-    pipeline = family.load_pipeline(DTYPES[dtype], device, transformer=transformer)
+    if transformer is not None:
+        transformer_files(transformer, family.transformer_class)  # before all is loaded
+    pipeline = family.load_pipeline(DTYPES[dtype], device)
+    if transformer is not None:
+        bind_folder(pipeline.transformer, transformer, family.transformer_class)
     if modules is not None:
         load_modules(pipeline.transformer, modules, storage.read_bytes(modules))
     if lora is not None:

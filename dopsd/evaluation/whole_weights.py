@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from safetensors import SafetensorError
@@ -65,3 +66,10 @@ def bind_files(transformer: Any, what: str, files: Iterable[Callable[[], bytes]]
         raise ModelError(f"{what}: no weights of this base ({error})") from None
     if own:
         raise ModelError(f"{what}: {len(own)} weights missing, e.g. {min(own)}")
+
+
+def bind_folder(transformer: Any, folder: str, kind: str) -> None:
+    """Copy the weights of a transformer folder (local or s3://) into a transformer, a ``kind``.
+    Raises ModelError as :func:`transformer_files` and :func:`bind_files` do."""
+    paths = transformer_files(folder, kind)
+    bind_files(transformer, folder, [partial(storage.read_bytes, path) for path in paths])

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -87,20 +85,14 @@ class Family(ABC):
         device: torch.device | str,
         text_encoder: bool = True,
         attention: str | None = None,
-        transformer: str | None = None,
     ) -> Any:
         """The stock diffusers pipeline, to draw pictures with; without ``text_encoder`` it takes
-        contexts only. ``transformer``: folder of another one than the base's own.
-
-        Raises ModelError for a folder that holds no transformer of this family.
-        """
+        contexts only."""
         import diffusers
 
         left_out: dict[str, Any] = {}
         if not text_encoder:
             left_out = {"text_encoder": None, "tokenizer": None}
-        if transformer is not None:
-            left_out["transformer"] = self._other_transformer(transformer, dtype)
         pipeline = getattr(diffusers, self.pipeline_class).from_pretrained(
             self.base,
             torch_dtype=dtype,
@@ -111,18 +103,6 @@ class Family(ABC):
         set_attention(pipeline.transformer, attention)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline.to(device)
-
-    def _other_transformer(self, folder: str, dtype: torch.dtype) -> Any:
-        import diffusers
-
-        config = Path(folder) / "config.json"
-        named = json.loads(config.read_text()).get("_class_name") if config.is_file() else "nothing"
-        if named != self.transformer_class:
-            raise ModelError(
-                f"{folder}: found {named}, expected a folder with a {self.transformer_class}"
-            )
-        kind = getattr(diffusers, self.transformer_class)
-        return kind.from_pretrained(folder, torch_dtype=dtype, use_safetensors=True)
 
     def load_vae(self, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
         """The frozen autoencoder on ``device``."""
