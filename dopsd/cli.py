@@ -133,6 +133,7 @@ def generate(
     prompts: Annotated[list[str], typer.Argument(help="One picture per prompt.")],
     base: Annotated[str, typer.Option(help="Pipeline folder, hub id or `shapes`.")] = "shapes",
     family: Annotated[str, typer.Option(help="Model family.")] = "z_image",
+    revision: Annotated[str | None, typer.Option(help="Hub revision of the base.")] = None,
     lora: Annotated[str | None, typer.Option(help="LoRA file, local or s3://.")] = None,
     modules: Annotated[
         str | None, typer.Option(help="File of modules trained beside the LoRA.")
@@ -169,7 +170,7 @@ def generate(
     side = 32 if base == "shapes" else 1024
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pictures = draw(
-        FAMILIES[family](base, key="--base"),
+        FAMILIES[family](base, revision, "--base"),
         prompts,
         lora,
         steps,
@@ -228,6 +229,7 @@ def _next_command(run: RunConfig, *trained: str | None) -> str:
     else:
         words += ["your prompt", "--base", run.model.base, "--family", run.model.family]
         words += ["--dtype", run.model.dtype]
+        words += ["--revision", run.model.revision] if run.model.revision else []
     steps = run.preview.steps or run.method.steps
     words += ["--steps", str(steps)]
     for option, path in zip(("--lora", "--modules", "--transformer"), trained):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
 import torch
 import yaml
 from PIL import Image
 
 from dopsd import storage
-from dopsd.cli import main
+from dopsd.cli import _next_command, main
 from dopsd.config import RunConfig, load_config
 from dopsd.evaluation.generate import sample
 from dopsd.export import lora_file
@@ -111,6 +113,27 @@ def test_generate_draws_with_a_transformer_on_s3(tiny_base, tmp_path, bucket):
 def test_a_folder_without_a_transformer_is_refused(tmp_path, capsys):
     assert main(["generate", "x", "--transformer", str(tmp_path)]) == 1
     assert "expected a folder with a ZImageTransformer2DModel" in capsys.readouterr().err
+
+
+def test_the_next_command_names_the_revision_that_was_trained():
+    names = ["model.base=owner/name", "model.revision=v2", "data.source=x"]
+    run = load_config("configs/shapes.yaml", names)
+    words = shlex.split(_next_command(run, "run/lora.safetensors", None, None))
+    assert words[words.index("--revision") + 1] == "v2"
+    assert words[words.index("--lora") + 1] == "run/lora.safetensors"
+    assert "--revision" not in _next_command(load_config("configs/shapes.yaml"), None, None, None)
+
+
+def test_generate_asks_for_the_revision(capsys, monkeypatch):
+    asked = {}
+
+    def download(name, file, revision=None):
+        asked[name, file] = revision
+        raise OSError("not at hand")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    assert main(["generate", "x", "--base", "owner/name", "--revision", "v2"]) == 1
+    assert asked == {("owner/name", "model_index.json"): "v2"}
 
 
 def test_a_lora_that_fits_nothing_is_refused(tiny_base, tmp_path, capsys):
