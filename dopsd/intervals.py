@@ -5,22 +5,42 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Value:
-    """A measured mean with its 95% interval (Wilson for rates, bootstrap otherwise)."""
+    """A measured mean with its 95% interval (Wilson for rates, bootstrap otherwise).
+
+    An end of a ratio's interval may be infinite; in JSON that is null.
+    """
 
     value: float
     low: float
     high: float
 
+    @classmethod
+    def read(cls, record: dict[str, float | None]) -> Value:
+        """What :func:`as_json` made of a value."""
+        return cls(**{end: math.inf if v is None else v for end, v in record.items()})
+
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def as_json(record: Any) -> dict[str, Any]:
+    """The fields of a dataclass, with null for each number that JSON has no word for."""
+
+    def finite(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in fields
+        }
+
+    return asdict(record, dict_factory=finite)
 
 
 def mean(values: Sequence[float]) -> float:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from dopsd.errors import DataError
 from dopsd.evaluation.metrics import Column
 from dopsd.evaluation.spec import BASE, Candidate
-from dopsd.intervals import Value, bootstrap, mean, wilson
+from dopsd.intervals import Value, as_json, bootstrap, mean, wilson
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Results:
         raise KeyError(f"no row for {model}, {group}, {steps} steps")
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+        return json.dumps(as_json(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Results:
@@ -86,10 +86,13 @@ class Results:
             data = json.loads(text)
             return cls(
                 [
-                    Row(**{**row, "values": {k: Value(**v) for k, v in row["values"].items()}})
+                    Row(**{**row, "values": {k: Value.read(v) for k, v in row["values"].items()}})
                     for row in data["rows"]
                 ],
-                [Relative(**{**row, "ratio": Value(**row["ratio"])}) for row in data["relatives"]],
+                [
+                    Relative(**{**row, "ratio": Value.read(row["ratio"])})
+                    for row in data["relatives"]
+                ],
                 {name: Column(**column) for name, column in data["columns"].items()},
                 data["missing"],
                 data["settings"],

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
-from dopsd.intervals import Value, mean, wilson
+from dopsd.intervals import Value, as_json, mean, wilson
 from dopsd.reproduce.variants import VARIANTS, Trial
 
 BASE_TITLE = "base, not tuned"
@@ -110,7 +110,7 @@ def markdown(lines: Sequence[Line]) -> str:
 
 def to_json(lines: Sequence[Line]) -> str:
     """The table as programs read it."""
-    return json.dumps([asdict(line) for line in lines], indent=1) + "\n"
+    return json.dumps([as_json(line) for line in lines], indent=1, allow_nan=False) + "\n"
 
 
 def verdicts(lines: Sequence[Line]) -> list[str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+
 import pytest
 
 from dopsd.errors import DataError
@@ -90,6 +93,25 @@ def test_nothing_is_divided_by_zero():
         *scores("cat", "prior", [1, 0], prior=True),
     ]
     assert table(found).relatives == []
+
+
+def test_a_ratio_without_a_bound_is_null_in_json_and_inf_in_the_table():
+    # Draws of the bootstrap that miss the base's only hit divide by zero.
+    found = [
+        *scores(BASE, "prior", [1, 0, 0], prior=True),
+        *scores("cat", "prior", [1, 1, 1], prior=True),
+    ]
+    results = table(found)
+    (relative,) = results.relatives
+    assert (relative.ratio.value, relative.ratio.high) == (3, math.inf)
+
+    def refuse(constant):
+        raise ValueError(constant)
+
+    values = json.loads(results.to_json(), parse_constant=refuse)
+    assert values["relatives"][0]["ratio"]["high"] is None
+    assert f"| 3.000 [{relative.ratio.low:.3f}, inf] |" in results.markdown()
+    assert Results.from_json(results.to_json()) == results
 
 
 def test_the_table_says_what_is_missing_and_reads_back():
