@@ -61,7 +61,8 @@ def read_prompts(path: str) -> tuple[EvalPrompt, ...]:
     if not storage.exists(path):
         raise ConfigError(f"prompts {path}: no such file")
     try:
-        lines = storage.read_bytes(path).decode("utf-8-sig").splitlines()
+        # Not splitlines: it would cut at U+2028 and its like, which a prompt may hold.
+        lines = storage.read_bytes(path).decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise ConfigError(f"prompts {path}: not UTF-8 (byte {error.start})") from None
     numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]

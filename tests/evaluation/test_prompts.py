@@ -23,6 +23,17 @@ def test_a_text_file_has_one_prompt_a_line(tmp_path):
     assert read_prompts(str(path)) == (EvalPrompt("a cat"), EvalPrompt("a dog"))
 
 
+@pytest.mark.parametrize("name", ["x.txt", "x.jsonl"])
+def test_only_line_feeds_end_a_prompt(tmp_path, name):
+    text = "a cat\u2028a dog\u2029a bird\x85a fish"
+    path = str(tmp_path / name)
+    if name == "x.txt":
+        Path(path).write_bytes(f"{text}\r\na cow\r\n".encode())
+    else:
+        write_prompts(path, [EvalPrompt(text), EvalPrompt("a cow")])
+    assert [prompt.text for prompt in read_prompts(path)] == [text, "a cow"]
+
+
 def test_prompts_are_read_back_as_written(tmp_path):
     prompts = (
         EvalPrompt("[V] cat", "cat", references=(f"{tmp_path}/references/1.png",), seeds=(3, 4)),
