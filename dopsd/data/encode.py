@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
 
-from dopsd import storage
+from dopsd import __version__, storage
 from dopsd.data.captions import every_prompt
 from dopsd.data.encoded import (
     FORMAT,
@@ -36,7 +36,7 @@ from dopsd.data.stream import Encoder, EncoderFactory
 from dopsd.types import EncodedSample
 
 SCHEMA = pa.schema([("sample_id", pa.string()), ("payload", pa.large_binary())])
-_LIBRARIES = ("dopsd", "torch", "transformers", "diffusers")
+_LIBRARIES = ("torch", "transformers", "diffusers")
 
 
 def encode(
@@ -82,11 +82,16 @@ def encode(
         entries=entries,
         samples=manifest.samples,
         files={name: there[name] for name in sorted(rows)},
-        versions={name: version(name) for name in _LIBRARIES},
+        versions=_versions(),
     )
     text = json.dumps(record.model_dump(mode="json"), ensure_ascii=False, indent=1) + "\n"
     storage.write_bytes(storage.join(folder, RECORD), text.encode())
     return record
+
+
+def _versions() -> dict[str, str]:
+    # Ours has no metadata where the package is on the path without being installed.
+    return {"dopsd": __version__, **{name: version(name) for name in _LIBRARIES}}
 
 
 def _passed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ import pytest
 import ray
 import torch
 
-from dopsd import storage
-from dopsd.data.encode import encode
+from dopsd import __version__, storage
+from dopsd.data.encode import _versions, encode
 from dopsd.data.encoded import Encoded, differences, encoded_file, load_record
 from dopsd.data.manifest import Manifest, PrepareSettings
 from dopsd.data.plan import Plan
@@ -43,6 +44,19 @@ def data(
     settings = PrepareSettings(**SMALL, rows_per_group=2, groups_per_shard=2)
     shards = f"{bucket}/encoded/shards"
     return prepare(str(source), shards, settings), shards
+
+
+def test_versions_are_told_where_dopsd_is_only_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    def metadata(name: str) -> str:
+        if name == "dopsd":
+            raise PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr("dopsd.data.encode.version", metadata)
+    assert _versions() == {
+        "dopsd": __version__,
+        **{name: version(name) for name in ("torch", "transformers", "diffusers")},
+    }
 
 
 def run(data: tuple[Manifest, str], factory: Any, seen: list[Any]) -> Any:
