@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image
-
+from dopsd.data.images import decode_image
 from dopsd.evaluation.draw import Drawer
 from dopsd.evaluation.metrics import Metric, Shown, make_metric
 from dopsd.evaluation.prompts import EvalPrompt
@@ -50,11 +48,11 @@ class EvaluationWorker:
             metric = make_metric(choice.name, choice.model, self.device)
             metric.load()
             self._metric = (choice, metric)
-        opened = {digest: open_image(payload) for digest, payload in targets.items()}
+        opened = {digest: decode_image(payload) for digest, payload in targets.items()}
         return self._metric[1].measure(
             [
                 Shown(
-                    open_image(each.png),
+                    decode_image(each.png),
                     each.prompt.text,
                     tuple(opened[digest] for digest in each.targets),
                     each.prompt.expected,
@@ -63,8 +61,3 @@ class EvaluationWorker:
                 for each in pictures
             ]
         )
-
-
-def open_image(payload: bytes) -> Image.Image:
-    """RGB picture of encoded bytes. Raises OSError when they are none."""
-    return Image.open(io.BytesIO(payload)).convert("RGB")

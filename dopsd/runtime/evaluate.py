@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from dopsd import storage
+from dopsd.data.images import BadImage, decode_image
 from dopsd.errors import ConfigError, ModelError, ResourceError
 from dopsd.evaluation.identity import fingerprint, model_identity
 from dopsd.evaluation.metrics import METRICS, MissingWeights, make_metric
@@ -23,7 +24,7 @@ from dopsd.evaluation.prompts import write_prompts
 from dopsd.evaluation.results import Results, summarize
 from dopsd.evaluation.spec import EvaluateSpec, resolve
 from dopsd.evaluation.whole_weights import digest_of, transformer_files
-from dopsd.evaluation.worker import EvaluationWorker, open_image
+from dopsd.evaluation.worker import EvaluationWorker
 from dopsd.models import FAMILIES
 from dopsd.runtime.cluster import connect
 from dopsd.runtime.crew import Crew, Job
@@ -112,9 +113,9 @@ def _read_references(spec: EvaluateSpec) -> dict[str, str]:
     for path in {path for prompt in spec.prompts for path in prompt.references}:
         payload = storage.read_bytes(path)
         try:
-            open_image(payload)
-        except OSError:
-            raise ConfigError(f"reference {path}: not a picture that can be read") from None
+            decode_image(payload)
+        except BadImage as error:
+            raise ConfigError(f"reference {path}: {error}") from None
         digests[path] = hashlib.sha256(payload).hexdigest()
     return digests
 

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from dopsd import storage
+from dopsd.data.images import decode_image
 from dopsd.data.manifest import load_manifest
 from dopsd.evaluation.concept_prompts import (
     Concept,
@@ -19,7 +20,6 @@ from dopsd.evaluation.hub import check_config
 from dopsd.evaluation.identity import fingerprint, model_identity
 from dopsd.evaluation.prompts import EvalPrompt, read_prompts, write_prompts
 from dopsd.evaluation.vlm import Vlm
-from dopsd.evaluation.worker import open_image
 from dopsd.runtime.cluster import connect
 from dopsd.runtime.crew import Crew, Job
 from dopsd.runtime.placement import Role
@@ -41,7 +41,7 @@ class PromptWriter:
         return Vlm(_WHO, self._model, self._device)
 
     def write(self, concept: Concept) -> list[str]:
-        picture = open_image(concept.pictures[0])
+        picture = decode_image(concept.pictures[0])
         return from_vlm(concept, picture, lambda image, text: self._vlm.answer([image], text))
 
 

@@ -16,6 +16,9 @@ from dopsd.evaluation.spec import BASE, MetricChoice
 from dopsd.evaluation.worker import DrawnPicture
 from dopsd.runtime.crew import Crew, Job
 
+_READING = 2
+"""Raised with how pictures are opened: scores are then made anew. 2: as training opens them."""
+
 Tell = Callable[[dict[str, Any]], None]
 
 
@@ -50,7 +53,7 @@ class Scores:
         """Measure a metric where it is not measured yet. Raises MissingWeights, and as the crew."""
         metric = make_metric(choice.name, choice.model)
         identity = model_identity(metric.model) if metric.model else None
-        made = fingerprint([metric.name, metric.version, identity])
+        made = fingerprint([metric.name, metric.version, _READING, identity])
         folder = storage.join(self.out, "scores", f"{metric.name}-{made}")
         known = {each.name: _read(storage.join(folder, f"{each.name}.json")) for each in self.sets}
         total = sum(map(len, self._tasks.values()))

@@ -10,15 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from dopsd import storage
 from dopsd.cli import main
 from dopsd.errors import ConfigError, LateError, ModelError, ResourceError
 from dopsd.evaluation.cli import _models
+from dopsd.evaluation.generate import png_bytes
 from dopsd.evaluation.prompts import EvalPrompt, shapes_prompts
 from dopsd.evaluation.results import Results
 from dopsd.evaluation.spec import BASE, Candidate, EvaluateSpec, MetricChoice
+from dopsd.evaluation.worker import DrawnPicture, EvaluationWorker
 from dopsd.export import lora_file
 from dopsd.models import FAMILIES
 from dopsd.models.lora import STUDENT, adapter_parameters, inject, resolve_targets
@@ -169,6 +171,34 @@ def test_references_are_what_pictures_are_held_against(spec, dino_folder, tmp_pa
     Image.fromarray(random_image(32, 16, 5)).save(other)
     against = replace(PROMPTS[0], references=(str(other),))
     assert evaluate(replace(spec, prompts=(against,))).value(BASE, "cat", "dino").value < 0.9999
+
+
+def test_references_are_opened_as_training_opens_them(tiny_base: Path) -> None:
+    """Turned by EXIF, or transparent: a reference is what a person sees of it."""
+    worker = EvaluationWorker(EvaluateSpec("out", PROMPTS, base=str(tiny_base)), "cpu")
+    pixels = random_image(32, 16, 5)
+    pixels[:8] = 255
+    turned, clear = io.BytesIO(), io.BytesIO()
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(np.rot90(pixels)).save(turned, "PNG", exif=exif)
+    alpha = np.full((32, 16, 1), 255, np.uint8)
+    alpha[:8] = 0
+    hidden = np.where(alpha == 0, 0, pixels).astype(np.uint8)
+    Image.fromarray(np.concatenate([hidden, alpha], -1)).save(clear, "PNG")
+    drawn = png_bytes(Image.fromarray(pixels))
+    for payload in (turned.getvalue(), clear.getvalue()):
+        shown = [DrawnPicture(drawn, PROMPTS[0], ("x",))]
+        choice = MetricChoice("latent", str(tiny_base))
+        assert worker.score(choice, shown, {"x": payload}) == [{"latent": 0.0}]
+
+
+def test_a_reference_that_cannot_be_opened_is_one_line(spec, tmp_path):
+    path = tmp_path / "broken.png"
+    path.write_bytes(b"GIF89a, or not")
+    prompts = (replace(PROMPTS[0], references=(str(path),)),)
+    with pytest.raises(ConfigError, match=rf"^reference {path}: broken image: "):
+        evaluate(replace(spec, prompts=prompts))
 
 
 def test_missing_weights_are_announced_and_the_rest_is_measured(spec, dino_folder, tmp_path):
