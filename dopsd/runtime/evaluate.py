@@ -6,9 +6,9 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict
+from importlib.metadata import version
 from typing import Any
 
-import diffusers
 import ray
 import torch
 from safetensors import SafetensorError
@@ -34,6 +34,8 @@ from dopsd.runtime.scoring import Scores
 Show = Callable[[str, dict[str, Any]], None]
 """Called with a phase (`draw`, `score`) and its status."""
 
+_LIBRARIES = ("torch", "diffusers", "transformers", "peft")
+"""Whose versions can change a picture."""
 RESULTS, TABLE, PROMPTS = "results.json", "results.md", "prompts.jsonl"
 
 
@@ -147,7 +149,7 @@ def _picture_sets(spec: EvaluateSpec, device: str, loras: dict[str, bytes]) -> l
         "dtype": spec.dtype,
         "size": [spec.height, spec.width],
         "device": device,
-        "versions": [torch.__version__, diffusers.__version__],
+        "versions": [version(library) for library in _LIBRARIES],
     }
     sets = []
     for model in spec.models:

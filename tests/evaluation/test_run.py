@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,12 @@ from dopsd.evaluation.cli import _models
 from dopsd.evaluation.generate import png_bytes
 from dopsd.evaluation.prompts import EvalPrompt, shapes_prompts
 from dopsd.evaluation.results import Results
-from dopsd.evaluation.spec import BASE, Candidate, EvaluateSpec, MetricChoice
+from dopsd.evaluation.spec import BASE, Candidate, EvaluateSpec, MetricChoice, resolve
 from dopsd.evaluation.worker import DrawnPicture, EvaluationWorker
 from dopsd.export import lora_file
 from dopsd.models import FAMILIES
 from dopsd.models.lora import STUDENT, adapter_parameters, inject, resolve_targets
-from dopsd.runtime.evaluate import evaluate
+from dopsd.runtime.evaluate import _picture_sets, evaluate
 from tests.tiny import random_image, random_state
 
 PROMPTS = (
@@ -132,6 +133,18 @@ def test_another_setting_is_drawn_anew_and_never_mixed(spec, loras):
     assert first.value("a", "cat", "sharpness") != second.value("a", "cat", "sharpness")
     assert len(list(Path(spec.out, "pictures").iterdir())) == 3
     assert evaluate(spec) == first
+
+
+@pytest.mark.parametrize("library", ["torch", "diffusers", "transformers", "peft"])
+def test_pictures_of_another_library_version_are_never_mixed(spec, library, monkeypatch):
+    def folder() -> str:
+        return _picture_sets(resolve(replace(spec, models=())), "cpu", {})[0].folder
+
+    before = folder()
+    monkeypatch.setattr(
+        "dopsd.runtime.evaluate.version", lambda name: "99" if name == library else version(name)
+    )
+    assert folder() != before
 
 
 def test_noise_depends_on_seed_and_prompt_alone(spec):
