@@ -102,6 +102,7 @@ def _parse(line: str, where: str, file: str) -> EvalPrompt:
         if not isinstance(value, kind) or not items_fit(value):
             raise ConfigError(f"prompts {where}: {key}: {json.dumps(value)}, allowed: {what}")
     expected, concept = row.get("expected", {}), row.get("concept")
+    _check_expected(expected, where)
     if concept is not None and concept not in expected:
         raise ConfigError(f"prompts {where}: concept: {concept!r}, allowed: a key of expected")
     folder = posixpath.dirname(file)
@@ -118,6 +119,23 @@ def _parse(line: str, where: str, file: str) -> EvalPrompt:
         expected,
         concept,
     )
+
+
+def _check_expected(expected: dict[str, Any], where: str) -> None:
+    if not expected:
+        return
+    from dopsd.shapes.world import NAMES
+
+    for attribute, value in expected.items():
+        if attribute not in NAMES:
+            raise ConfigError(
+                f"prompts {where}: expected: {attribute!r}, allowed: {', '.join(NAMES)}"
+            )
+        if value not in NAMES[attribute]:
+            raise ConfigError(
+                f"prompts {where}: expected: {attribute}: {json.dumps(value)}, allowed: "
+                + ", ".join(NAMES[attribute])
+            )
 
 
 def shapes_prompts(concept: str, count: int, seed: int = 0) -> tuple[EvalPrompt, ...]:

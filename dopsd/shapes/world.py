@@ -71,6 +71,13 @@ TILES = {
 }
 HELD_OUT_SHAPE = "ring"
 HELD_OUT_PATTERN = "bars"
+NAMES = {
+    "fill": tuple(FILLS),
+    "pattern": tuple(TILES),
+    "shape": tuple(MASKS),
+    "ground": tuple(GROUNDS),
+}
+"""Values of each of ``ATTRIBUTES`` that have a name."""
 SHAPES = tuple(name for name in MASKS if name != HELD_OUT_SHAPE)
 PATTERNS = tuple(name for name in TILES if name != HELD_OUT_PATTERN)
 

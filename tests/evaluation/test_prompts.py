@@ -56,6 +56,9 @@ def test_prompts_are_read_back_as_written(tmp_path):
         ('{"prompt": "a", "seeds": [-1]}', r"seeds: \[-1\], allowed: a list of whole numbers"),
         ('{"prompt": "a", "seeds": []}', r"seeds: \[\], allowed"),
         ('{"prompt": "a", "references": "x.png"}', r"references: .* allowed: a list of paths"),
+        ('{"prompt": "a", "expected": {"hue": "red"}}', r"jsonl:2: expected: 'hue', allowed: fill"),
+        ('{"prompt": "a", "expected": {"fill": "pink"}}', r'expected: fill: "pink", allowed: red,'),
+        ('{"prompt": "a", "expected": {"fill": ["red"]}}', r'fill: \["red"\], allowed: red, green'),
         ('{"prompt": "a", "concept": "fill"}', r"concept: 'fill', allowed: a key of expected"),
     ],
 )
