@@ -38,12 +38,20 @@ RESTARTS = 3
 
 
 def check_prior(config: RunConfig) -> None:
-    """Refuse prompts that cannot be read, before anything starts.
+    """Refuse prompts that cannot be read or that ask for more than a text, before anything starts.
 
     Raises ConfigError in one line.
     """
-    if config.data.prior.prompts is not None:
-        read_prompts(config.data.prior.prompts)
+    if config.data.prior.prompts is None:
+        return
+    for prompt in read_prompts(config.data.prior.prompts):
+        for field in ("seeds", "references"):
+            if getattr(prompt, field):
+                raise ConfigError(
+                    f"data.prior.prompts: {config.data.prior.prompts}: {prompt.text[:60]!r} has "
+                    f"{field}, allowed: none (the base draws data.prior.count samples from the "
+                    "texts alone)"
+                )
 
 
 def with_prior(

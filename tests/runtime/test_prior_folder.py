@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from dopsd import storage
+from dopsd.config import load_config
 from dopsd.data.manifest import MANIFEST
 from dopsd.errors import ConfigError
-from dopsd.runtime.prior import _beside
+from dopsd.runtime.prior import _beside, check_prior
 
 
 def draw(folder: str, who: str) -> None:
@@ -58,6 +60,18 @@ def test_what_somebody_left_half_done_is_replaced(shards):
     with _beside(shards) as aside:
         draw(aside, "me")
     assert files(shards) == {f"prior-1/{name}": b"me" for name in ("pictures/0.png", MANIFEST)}
+
+
+@pytest.mark.parametrize(("field", "value"), [("seeds", [1, 2]), ("references", ["a.png"])])
+def test_prompts_that_ask_for_more_than_a_text_are_refused(tmp_path: Path, field, value):
+    path = tmp_path / "prior.jsonl"
+    path.write_text(json.dumps({"prompt": "a cat"}) + "\n")
+    config = load_config("configs/shapes.yaml", [f"data.prior.prompts={path}"])
+    check_prior(config)
+    path.write_text(json.dumps({"prompt": "a cat", field: value}) + "\n")
+    line = rf"^data\.prior\.prompts: {path}: 'a cat' has {field}, allowed: none"
+    with pytest.raises(ConfigError, match=line):
+        check_prior(config)
 
 
 def test_a_folder_that_cannot_be_written_is_named_in_one_line(tmp_path: Path):
