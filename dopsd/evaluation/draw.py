@@ -15,22 +15,30 @@ from dopsd.method.noise import sample_noise
 from dopsd.models import FAMILIES
 from dopsd.models.base import DTYPES
 
-_EVALUATION_STEP = -2
+EVALUATION_STEP = -2
 """Stands for the optimizer step in the noise's counter: neither a training step's nor the
 preview's noise."""
+PRIOR_STEP = -3
+"""The same of the samples that train beside the data: no evaluation asks for the picture of a
+training target's very noise."""
 
 
-def picture_noise(seed: int, prompt: str, shape: tuple[int, ...]) -> Tensor:
+def picture_noise(
+    seed: int, prompt: str, shape: tuple[int, ...], step: int = EVALUATION_STEP
+) -> Tensor:
     """[*shape] float32: equal for every model, number of steps, batch and worker."""
-    return sample_noise(seed, _EVALUATION_STEP, prompt, shape)
+    return sample_noise(seed, step, prompt, shape)
 
 
 class Drawer:
-    """The stock pipeline of a spec's base, as whatever model the next pictures ask for."""
+    """The stock pipeline of a spec's base, as whatever model the next pictures ask for.
 
-    def __init__(self, spec: EvaluateSpec, device: str) -> None:
+    ``noise_step``: in the counter of their noise.
+    """
+
+    def __init__(self, spec: EvaluateSpec, device: str, noise_step: int = EVALUATION_STEP) -> None:
         assert spec.height is not None and spec.width is not None
-        self.spec = spec
+        self.spec, self.noise_step = spec, noise_step
         self.family = FAMILIES[spec.family](spec.base, spec.revision)
         self.height, self.width, self.device = spec.height, spec.width, device
         self.shape = self.family.latent_shape(self.height, self.width)
@@ -56,7 +64,10 @@ class Drawer:
         """
         if model != self._drawn:
             self._load(model, payloads)
-        noise = [picture_noise(s, text, self.shape) for s, text in zip(seeds, prompts, strict=True)]
+        noise = [
+            picture_noise(seed, text, self.shape, self.noise_step)
+            for seed, text in zip(seeds, prompts, strict=True)
+        ]
         pictures = sample(
             self.pipeline,
             list(prompts),

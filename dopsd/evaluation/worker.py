@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dopsd.data.images import decode_image
-from dopsd.evaluation.draw import Drawer
+from dopsd.evaluation.draw import EVALUATION_STEP, Drawer
 from dopsd.evaluation.metrics import Metric, Shown, make_metric
 from dopsd.evaluation.prompts import EvalPrompt
 from dopsd.evaluation.spec import Candidate, EvaluateSpec, MetricChoice
@@ -25,8 +25,8 @@ class DrawnPicture:
 class EvaluationWorker:
     """A plain class; ``runtime.evaluate`` wraps it as an actor."""
 
-    def __init__(self, spec: EvaluateSpec, device: str) -> None:
-        self.spec, self.device = spec, device
+    def __init__(self, spec: EvaluateSpec, device: str, noise_step: int = EVALUATION_STEP) -> None:
+        self.spec, self.device, self.noise_step = spec, device, noise_step
         self._drawer: Drawer | None = None
         self._metric: tuple[MetricChoice, Metric] | None = None
 
@@ -35,7 +35,7 @@ class EvaluationWorker:
     ) -> list[bytes]:
         """PNG of each prompt; ``payloads``: the bytes of the model's files."""
         if self._drawer is None:
-            self._drawer = Drawer(self.spec, self.device)
+            self._drawer = Drawer(self.spec, self.device, self.noise_step)
         return self._drawer.draw(model, payloads, prompts, seeds, steps)
 
     def score(

@@ -20,6 +20,7 @@ from dopsd.data.manifest import MANIFEST, Manifest, has_manifest
 from dopsd.data.prepare import load_prepared, prepare, prepare_settings
 from dopsd.data.rows import CAPTION_KEY
 from dopsd.errors import ConfigError, StorageError
+from dopsd.evaluation.draw import PRIOR_STEP
 from dopsd.evaluation.identity import fingerprint, model_identity
 from dopsd.evaluation.prompts import read_prompts
 from dopsd.evaluation.spec import BASE, Candidate, EvaluateSpec
@@ -80,6 +81,7 @@ def with_prior(
         "steps": spec.steps,
         "texts": [prompt.text for prompt in spec.prompts],
         "seeds": seeds,
+        "noise": PRIOR_STEP,
         "keys": _caption_keys(config),
         # How many may be bad decides nothing of what is drawn, and may change on resume.
         "settings": prepare_settings(config.data, config.run.seed).model_dump(
@@ -180,7 +182,7 @@ def _draw(
 
     with Crew(
         EvaluationWorker,
-        (spec, learner.device),
+        (spec, learner.device, PRIOR_STEP),
         Role("prior", learner.needed, learner.cpus, learner.gpus),
         start_s=config.deadline.start,
         step_s=config.deadline.step,

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from dopsd.config import RunConfig, load_config
 from dopsd.config_data import PRIOR
+from dopsd.data.images import decode_image
 from dopsd.data.manifest import Manifest
 from dopsd.data.read import RowGroups, read_micro_batch, samples_of
 from dopsd.errors import CheckpointError, ConfigError, DataError
+from dopsd.evaluation.draw import EVALUATION_STEP, PRIOR_STEP
+from dopsd.evaluation.prompts import EvalPrompt
+from dopsd.evaluation.spec import BASE, Candidate, EvaluateSpec
+from dopsd.evaluation.worker import EvaluationWorker
+from dopsd.models import resolve_base
 from dopsd.runtime.data import plan_of, prepared, preview_samples, wanted, with_absolute_paths
 from dopsd.runtime.placement import Role
 from dopsd.runtime.prior import check_prior, with_prior
@@ -72,6 +80,33 @@ def test_the_samples_are_what_the_base_draws(drawn):
         zip(TEXTS, (2, 2, 1), strict=True)
     ), "a prompt that comes again is drawn from other noise"
     assert Counter(counts.values()) == {1: 12, 2: 5}, "weight 2: twice per epoch"
+
+
+def test_their_noise_is_no_evaluations(drawn, monkeypatch):
+    config, _ = drawn
+    (folder,) = Path(config.shards).glob("prior-*")
+    png = (folder / "pictures" / "000000.png").read_bytes()
+    spec = EvaluateSpec("", (EvalPrompt(TEXTS[0]),), base=resolve_base("shapes"))
+    spec = replace(spec, height=32, width=32)
+    seed, steps = config.run.seed, config.preview.steps or config.method.steps
+    found = {
+        step: np.asarray(
+            decode_image(
+                EvaluationWorker(spec, "cpu", step).draw(
+                    Candidate(BASE), [TEXTS[0]], [seed], steps
+                )[0]
+            )
+        ).astype(int)
+        for step in (EVALUATION_STEP, PRIOR_STEP)
+    }
+    pixels = np.asarray(decode_image(png)).astype(int)
+    assert np.abs(found[PRIOR_STEP] - pixels).max() <= 1
+    assert np.abs(found[EVALUATION_STEP] - pixels).mean() > 5
+    # Samples of other noise, such as an older dopsd's, are not taken for these.
+    monkeypatch.setattr("dopsd.runtime.prior.PRIOR_STEP", EVALUATION_STEP)
+    monkeypatch.setattr("dopsd.runtime.prior._draw", lambda *_: pytest.fail("drawn anew"))
+    with pytest.raises(pytest.fail.Exception, match="drawn anew"):
+        with_prior(config, prepared(config, lambda status: None), LEARNER, ignore)
 
 
 def test_they_are_drawn_once_and_previews_leave_them_out(drawn, monkeypatch):
