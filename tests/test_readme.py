@@ -25,3 +25,12 @@ def test_prior_prompts_of_the_evaluation_are_not_trained_on():
     trained = set(re.findall(r"data\.prior\.prompts=([\w.-]+)", README))
     assert trained and values("evaluate", "--prior")
     assert not trained & values("evaluate", "--prior")
+
+
+def test_what_the_readme_writes_is_ignored():
+    """`ray job submit --working-dir .` would upload it."""
+    ignored = set(Path(".gitignore").read_text().split())
+    shards = {f"/{each.split('/')[0]}/" for each in values("prepare", "data.shards")}
+    out = {f"/{each.split('/')[0]}/" for each in values("evaluate", "--out")}
+    # The last two are where `generate` and `evaluate` write by default.
+    assert shards | out | {"/generated/", "/evaluation/"} <= ignored
