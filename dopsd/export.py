@@ -15,9 +15,6 @@ import math
 import torch
 from torch import Tensor
 
-from dopsd import storage
-from dopsd.errors import ModelError
-
 _PREFIX = "transformer."
 
 
@@ -52,26 +49,6 @@ def same_bytes(payload: bytes) -> bytes:
     text = json.dumps(header, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + payload[8 + size :]
-
-
-def read_lora(path: str) -> dict[str, Tensor]:
-    """The tensors of an exported LoRA without their prefix (alpha / r stays folded in).
-
-    Raises ModelError for a missing file, one that is no safetensors, or one without these keys.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    if not storage.exists(path):
-        raise ModelError(f"{path}: no such LoRA file")
-    try:
-        tensors = load(storage.read_bytes(path))
-    except SafetensorError as error:
-        raise ModelError(f"{path}: not a safetensors file ({error})") from None
-    foreign = [name for name in tensors if not name.startswith(_PREFIX) or ".lora_" not in name]
-    if foreign or not tensors:
-        raise ModelError(f"{path}: not a dopsd LoRA, found {foreign[0] if foreign else 'nothing'}")
-    return {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
 
 
 def modules_file(state: dict[str, Tensor], metadata: dict[str, str]) -> bytes:

@@ -16,11 +16,11 @@ from safetensors import safe_open
 from safetensors.torch import load, save_file
 from torch import Tensor
 
-from dopsd.errors import ModelError
-from dopsd.export import lora_file, read_lora
+from dopsd.export import lora_file
 from dopsd.method.rollout import rollout
 from dopsd.models import ZImage
 from dopsd.models.lora import STUDENT, TEACHER, adapter_parameters, bind, inject, resolve_targets
+from tests.loras import read_lora
 from tests.tiny import HEIGHT, IMAGE_WIDTH, LATENT, make_context, random_state
 
 RANK, ALPHA = 8, 16.0
@@ -158,7 +158,7 @@ def test_keys_scale_dtype_and_metadata(tmp_path: Path) -> None:
     assert state["layers.0.attention.to_q.lora_B.weight"].unique().tolist() == [5.0]
 
 
-def test_read_lora_binds_at_full_strength(drawing: Drawing, tmp_path: Path) -> None:
+def test_an_exported_lora_binds_at_full_strength(drawing: Drawing, tmp_path: Path) -> None:
     """With alpha / r folded in, the file belongs into an adapter of alpha = r."""
     state, _ = drawing.student("default")
     path = tmp_path / "lora.safetensors"
@@ -178,38 +178,6 @@ def test_read_lora_binds_at_full_strength(drawing: Drawing, tmp_path: Path) -> N
                 )
             )
     torch.testing.assert_close(outputs[0], outputs[1], atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("tensors", "line"),
-    [
-        ({"base_model.model.x.lora_A.weight": torch.zeros(1)}, "found base_model.model.x"),
-        (
-            {
-                "transformer.x.lora_A.weight": torch.zeros(1),
-                "transformer.x.alpha": torch.zeros(1),
-            },
-            "found transformer.x.alpha",
-        ),
-        ({}, "found nothing"),
-    ],
-)
-def test_read_lora_refuses_other_files(
-    tmp_path: Path, tensors: dict[str, Tensor], line: str
-) -> None:
-    path = tmp_path / "other.safetensors"
-    save_file(tensors, path)
-    with pytest.raises(ModelError, match=f"other.safetensors: not a dopsd LoRA, {line}"):
-        read_lora(str(path))
-
-
-def test_read_lora_refuses_what_is_no_safetensors(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no such LoRA file"):
-        read_lora(str(tmp_path / "missing.safetensors"))
-    for content in (b"", b"PK\x03\x04 a pickle in a zip"):
-        (tmp_path / "bad.safetensors").write_bytes(content)
-        with pytest.raises(ModelError, match=r"bad\.safetensors: not a safetensors file"):
-            read_lora(str(tmp_path / "bad.safetensors"))
 
 
 def test_equal_weights_give_equal_bytes() -> None:

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from dopsd.export import read_lora
+from tests.loras import read_lora
 from tests.tiny import make_config, random_image
 
 pytestmark = pytest.mark.slow

@@ -24,10 +24,10 @@ from typing import Any
 import psutil
 import torch
 
-from dopsd.export import read_lora
 from dopsd.json_lines import read_lines
 from dopsd.runtime.ledger import LEDGER_FILE
 from dopsd.runtime.verify import Verdict, verify_run
+from tests.loras import read_lora
 
 ROLES = {
     "rollout": "ray::RolloutWorker",

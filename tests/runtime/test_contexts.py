@@ -16,7 +16,6 @@ from PIL import Image
 from dopsd.config import RunConfig
 from dopsd.contexts.training import TrainingEncoderFactory
 from dopsd.data.sample import Sample
-from dopsd.export import read_lora
 from dopsd.method.noise import batch_noise
 from dopsd.method.terms import fused_terms
 from dopsd.models.lora import STUDENT, TEACHER, activate, adapter_parameters
@@ -26,6 +25,7 @@ from dopsd.runtime.launch import Summary, train
 from dopsd.runtime.weights import Bundle
 from dopsd.runtime.workers import InferenceWorker, batch_velocity
 from dopsd.types import EncodedBatch, SampleInfo, TrainingBatch, unpack
+from tests.loras import read_lora
 from tests.tiny import make_config, random_image, random_state
 from tests.tiny_flux2 import make_flux2_config
 

@@ -32,12 +32,12 @@ from dopsd.data.read import READ_SCHEMA, RowGroups, Wanted, read_micro_batch, sa
 from dopsd.data.stream import encode_micro_batch, load_encoded
 from dopsd.errors import DataError
 from dopsd.evaluation.identity import fingerprint
-from dopsd.export import read_lora
 from dopsd.runtime.config_drift import plain_values
 from dopsd.runtime.data import plan_of, prepared, wanted
 from dopsd.runtime.encoded import encode_contexts, find_encoded, made_of
 from dopsd.runtime.launch import train
 from dopsd.types import EncodedBatch
+from tests.loras import read_lora
 from tests.tiny import make_config, random_image
 from tests.tiny_flux2 import make_flux2_config
 

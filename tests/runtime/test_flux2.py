@@ -12,7 +12,6 @@ from PIL import Image
 
 from dopsd.contexts.training import TrainingEncoderFactory
 from dopsd.data.sample import Sample
-from dopsd.export import read_lora
 from dopsd.method.noise import batch_noise
 from dopsd.method.terms import fused_terms
 from dopsd.models import Flux2Klein
@@ -20,6 +19,7 @@ from dopsd.models.lora import STUDENT, TEACHER, activate, adapter_parameters
 from dopsd.runtime.launch import Summary, train
 from dopsd.runtime.student import Student, build_student
 from dopsd.types import Context
+from tests.loras import read_lora
 from tests.tiny import random_image
 from tests.tiny_flux2 import BLOCKS, make_flux2_config
 

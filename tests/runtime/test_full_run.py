@@ -16,10 +16,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dopsd.config import load_config
-from dopsd.export import read_lora
 from dopsd.runtime.launch import Summary, train
 from dopsd.runtime.verify import verify_run
 from dopsd.types import unpack
+from tests.loras import read_lora
 from tests.tiny import make_config, random_image
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]

@@ -14,13 +14,13 @@ from PIL import Image
 
 from dopsd.contexts.training import TrainingEncoderFactory
 from dopsd.data.sample import Sample
-from dopsd.export import read_lora
 from dopsd.method.noise import batch_noise, batch_uniform
 from dopsd.models import FAMILIES
 from dopsd.runtime.baselines import baseline_targets
 from dopsd.runtime.launch import Summary, lora_metadata, train
 from dopsd.runtime.sources import FusedSource
 from dopsd.types import EncodedBatch, SampleInfo
+from tests.loras import read_lora
 from tests.tiny import make_config, random_image
 
 STEPS = 3

@@ -15,13 +15,13 @@ from safetensors import safe_open
 from dopsd import storage
 from dopsd.config import load_config
 from dopsd.errors import CheckpointError, ConfigError, DataError, ModelError
-from dopsd.export import read_lora
 from dopsd.report.page import SECTIONS
 from dopsd.runtime.launch import Summary, train
 from dopsd.runtime.verify import verify_run
 from tests.browser import open_page
 from tests.chaos import harness as chaos
 from tests.chaos.harness import Fault
+from tests.loras import read_lora
 from tests.tiny import make_config, random_image
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
