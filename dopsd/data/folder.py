@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from dopsd import storage
 from dopsd.data.fields import MAX_CAPTION_BYTES, check_name, printable
+from dopsd.data.manifest import MANIFEST, find_manifest
 from dopsd.data.parquet import list_parquet
 from dopsd.data.rows import Place, Source, SourceRow
 
@@ -28,6 +30,8 @@ class _Files:
     """By name without suffix."""
     problems: dict[str, str] = field(default_factory=dict)
     """Why a file may not be opened."""
+    manifests: list[str] = field(default_factory=list)
+    """Names of what may be manifests of prepared shards."""
     notes: list[str] = field(default_factory=list)
 
 
@@ -37,9 +41,11 @@ def read_folder(folder: str, columns: Mapping[str, str]) -> Source:
     ``concept`` is the name of the first-level sub-folder; images at the top have none. Pictures
     ``STEM.ref1.png``, ``STEM.ref2.jpg`` ... beside an image are its references, in the order of
     their numbers. The rows of every ``.parquet`` file come besides; images beside such files are
-    samples of their own only with a caption. Hidden files and folders are skipped.
+    samples of their own only with a caption. Of prepared shards only those that their manifest
+    names are read: other data lies beside them. Hidden files and folders are skipped.
     """
     files = _files(folder)
+    missing = _keep_named(folder, files)
     stems = {posixpath.splitext(name)[0] for name in files.images}
     references: dict[str, list[tuple[int, str]]] = {}
     rows: list[SourceRow] = []
@@ -70,12 +76,41 @@ def read_folder(folder: str, columns: Mapping[str, str]) -> Source:
         rows.append(SourceRow(f"{stem}.txt", stem, problem=problem))
     closed = files.parquet.keys() & files.problems.keys()
     rows += [SourceRow(name, "", problem=files.problems[name]) for name in sorted(closed)]
+    rows += missing
     for row in rows:
         _check_names(row)
     parquet = list_parquet(
         [(name, path) for name, path in files.parquet.items() if name not in closed], columns
     )
     return Source(rows + parquet.rows, files.notes + parquet.notes, parquet.groups)
+
+
+def _keep_named(folder: str, files: _Files) -> list[SourceRow]:
+    """Leave in folders of prepared shards only the parquet files that the manifest names; returns
+    a problem for each that is not there. Manifests of others say nothing."""
+    missing: list[SourceRow] = []
+    seen: list[str] = []
+    for name in sorted(files.manifests, key=lambda each: (each.count("/"), each)):
+        inside = name.removesuffix(MANIFEST)
+        if any(inside.startswith(outer) for outer in seen):
+            continue  # beside shards that have one: the base's own samples
+        if (manifest := find_manifest(storage.join(folder, inside))) is None:
+            continue
+        seen.append(inside)
+        rows: Counter[str] = Counter()
+        for group in manifest.row_groups:
+            rows[inside + group.file] += group.rows
+        below = {each for each in files.parquet if each.startswith(inside)}
+        if others := below - rows.keys():
+            files.notes.append(
+                f"{len(others)} .parquet files that {name} does not name: left aside"
+            )
+        for each in others:
+            del files.parquet[each]
+        for each in sorted(rows.keys() - below):
+            problem = f"missing file: {name} names it"
+            missing.append(SourceRow(each, "", problem=problem, samples=rows[each]))
+    return missing
 
 
 def read_caption_file(path: str) -> str:
@@ -119,6 +154,8 @@ def _files(folder: str) -> _Files:
                 files.problems[f"{stem}.txt"] = f"caption: {files.problems[name]}"
         else:
             others += 1
+            if parts[-1] == MANIFEST and name not in files.problems:
+                files.manifests.append(name)
     if others:
         kinds = "images, .txt captions nor .parquet"
         files.notes.append(f"{others} files are neither {kinds}: left aside")

@@ -145,6 +145,19 @@ def has_manifest(shards: str) -> bool:
     return storage.exists(storage.join(shards, MANIFEST))
 
 
+def find_manifest(folder: str) -> Manifest | None:
+    """The manifest of a folder that has a file of that name, or None when it is somebody else's.
+
+    Raises DataError as :func:`load_manifest` does.
+    """
+    try:
+        values = json.loads(storage.read_bytes(storage.join(folder, MANIFEST)))
+    except ValueError:
+        return None
+    ours = isinstance(values, dict) and values.get("format") == FORMAT
+    return load_manifest(folder) if ours else None
+
+
 def load_manifest(shards: str) -> Manifest:
     """Read the manifest of ``shards``.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +193,30 @@ def test_prepared_shards_are_a_source_and_give_the_same_data(
     assert (again.fingerprint, again.samples) == (first.fingerprint, 13)
     assert again.concepts == first.concepts
     assert not (tmp_path / "b" / ".pictures").exists()
+    # The base's own samples and encoded contexts lie beside shards, and an older preparing's rest.
+    shutil.copytree(tmp_path / "b", tmp_path / "a" / "prior-1")
+    (tmp_path / "a" / "encoded-1").mkdir()
+    encoded = tmp_path / "a" / "encoded-1" / "shard-00000-0.parquet"
+    pq.write_table(pa.table({"sample_id": ["x"], "payload": [b"y"]}), encoded)
+    beside = run(tmp_path / "a", "d", max_bad_fraction=0)
+    assert (beside.fingerprint, beside.seen) == (first.fingerprint, 13)
+    number = len(list((tmp_path / "b").glob("*.parquet"))) + 1
+    assert f"{number} .parquet files that manifest.json does not name: left aside" in beside.notes
     (tmp_path / "a" / "shard-00000.parquet").write_bytes(b"broken")
     with pytest.raises(DataError, match=r"1 of \d+ samples are bad.*shard-00000.parquet: broken"):
         run(tmp_path / "a", "c", max_bad_fraction=0.01)
     assert not (tmp_path / "c").exists()
+    (tmp_path / "a" / "shard-00000.parquet").unlink()
+    gone = sum(each.rows for each in first.row_groups if each.file == "shard-00000.parquet")
+    with pytest.raises(DataError, match=rf"{gone} of 13 .* missing file: manifest.json names it"):
+        run(tmp_path / "a", "c", max_bad_fraction=0.01)
+
+
+def test_a_manifest_of_others_changes_nothing(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [png(picture(1))], "caption": ["x"]}), tmp_path / "x.parquet")
+    for text in ("{", "[]", '{"format": "another"}'):
+        (tmp_path / "manifest.json").write_text(text)
+        assert len(read_source(str(tmp_path)).groups) == 1
+    (tmp_path / "manifest.json").write_text('{"format": "dopsd-shards", "schema_version": 99}')
+    with pytest.raises(DataError, match=r"manifest\.json: schema version 99"):
+        read_source(str(tmp_path))
