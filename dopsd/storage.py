@@ -13,6 +13,7 @@ import os
 import posixpath
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import IO, Any
 
@@ -33,6 +34,8 @@ OPERATION_S = 1800
 now and then is found by this alone."""
 PART = 2**24
 """Bytes of a part (16 MiB): what is at least two of them goes up in parts, four at a time."""
+_SIDE_BY_SIDE = 16
+"""Objects that are removed at a time."""
 _HINTS = {"400": "often expired credentials", "403": "no permission, or wrong credentials"}
 """What stands behind the status of an answer without a body."""
 
@@ -349,10 +352,18 @@ def streamed_file(path: str) -> Iterator[IO[bytes]]:
 
 
 def remove(path: str) -> None:
-    """Remove a file or a folder with its contents; a missing one is no error."""
+    """Remove a file or a folder with its contents; a missing one is no error.
+
+    A name is a name: ``[V]-cat`` is no pattern.
+    """
     fs, inner = filesystem(path)
     with told(path):
-        if fs.exists(inner):
+        if is_remote(path):
+            # Key by key, since fs.rm would expand the path.
+            with ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
+                list(pool.map(fs.rm_file, fs.find(inner)))
+            fs.invalidate_cache()
+        elif fs.exists(inner):
             fs.rm(inner, recursive=True)
 
 
@@ -367,7 +378,7 @@ def move_folder(source: str, target: str, last: str) -> None:
         _, end = filesystem(target)
         with told(target):
             for name in sorted((name for name, _ in list_files(source)), key=last.__eq__):
-                fs.copy(f"{start}/{name}", f"{end}/{name}")
+                fs.cp_file(f"{start}/{name}", f"{end}/{name}")  # fs.copy would expand the path
         remove(source)
         return
     while not exists(join(target, last)):

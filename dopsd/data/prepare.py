@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -292,10 +293,9 @@ def _clear(shards: str) -> None:
     """Take away an older data set or an unfinished one; files of others stay."""
     storage.make_folder(shards)
     storage.remove(storage.join(shards, MANIFEST))
-    fs, inner = storage.filesystem(shards)
-    fs.invalidate_cache()
-    for path in fs.glob(f"{inner}/shard-*.parquet"):
-        fs.rm(path)
+    for name, _ in storage.list_files(shards):
+        if re.fullmatch(r"shard-[^/]*\.parquet", name):
+            storage.remove(storage.join(shards, name))
 
 
 def _manifest(
