@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from PIL import Image
@@ -16,7 +16,7 @@ from PIL import Image
 from dopsd import storage
 from dopsd.data.manifest import Manifest
 from dopsd.data.plan import RowRef
-from dopsd.data.read import RowGroups
+from dopsd.data.read import RowGroups, Wanted
 from dopsd.errors import ConfigError, ModelError
 from dopsd.evaluation.prompts import EvalPrompt
 
@@ -46,11 +46,11 @@ Ask = Callable[[Image.Image, str], str]
 
 @dataclass(frozen=True)
 class Concept:
-    """What the data set says of a concept: its name, one caption, PNG bytes of pictures."""
+    """What the data set says of a concept: its name, one caption, where some pictures are."""
 
     name: str
     caption: str
-    pictures: tuple[bytes, ...]
+    pictures: tuple[RowRef, ...]
 
     @property
     def subject(self) -> str:
@@ -62,31 +62,59 @@ class Concept:
 
 
 def concepts_of(shards: str, manifest: Manifest) -> list[Concept]:
-    """Every concept of prepared shards with its first samples, in the order of the manifest.
+    """Every concept of prepared shards with its first samples, by name; no picture is read.
 
     Raises ConfigError when a concept can be named by nothing, DataError for a broken shard.
     """
-    rows: dict[str, list[dict[str, object]]] = {}
-    groups = RowGroups(shards)
-    for group in manifest.row_groups:
-        for index in range(group.rows):
-            row = groups.row(RowRef(group.file, group.row_group, index))
-            kept = rows.setdefault(row["concept"] or "", [])
-            if len(kept) < REFERENCES:
-                kept.append(row)
-    found = []
-    for name, kept in sorted(rows.items()):
-        captions = kept[0]["captions"]
-        assert isinstance(captions, dict)
-        caption = captions[min(captions)]
-        concept = Concept(name, caption, tuple(bytes(row["image"]) for row in kept))  # type: ignore[call-overload]
+    texts = RowGroups(shards, Wanted(images=False))
+    places = _places(texts, manifest)
+    # In the order of the shards, so that concepts of one row group share its reading.
+    captions = {name: texts.row(found[0])["captions"] for name, found in places.items()}
+    concepts = []
+    for name, found in sorted(places.items()):
+        caption = captions[name][min(captions[name])]
+        concept = Concept(name, caption, tuple(found))
         if not concept.subject:
             raise ConfigError(
                 f"prompts {shards}: {caption[:60]!r} has neither a concept nor {TOKEN}, so no new "
                 "scene can name it; allowed: a file of prompts"
             )
-        found.append(concept)
-    return found
+        concepts.append(concept)
+    return concepts
+
+
+def _places(texts: RowGroups, manifest: Manifest) -> dict[str, list[RowRef]]:
+    """Where the first samples of each concept are, as the manifest says; only row groups of which
+    it does not (older versions) are looked into, as long as any concept lacks samples."""
+    lacking = {name: min(count, REFERENCES) for name, count in manifest.concepts.items()}
+    places: dict[str, list[RowRef]] = {}
+    for group in manifest.row_groups:
+        if not any(lacking.values()):
+            break
+        rows = [RowRef(group.file, group.row_group, row) for row in range(group.rows)]
+        names = [name for name, count in group.concepts for _ in range(count)]
+        names = names or [texts.row(row)["concept"] or "" for row in rows]
+        for row, name in zip(rows, names, strict=True):
+            if lacking.get(name):
+                lacking[name] -= 1
+                places.setdefault(name, []).append(row)
+    return places
+
+
+def write_references(shards: str, concepts: Sequence[Concept], folder: str) -> dict[RowRef, str]:
+    """Write the concepts' pictures into ``folder`` by content; returns the path of each.
+
+    Each row group is read once, and one at a time is in memory. Raises DataError for a broken
+    shard.
+    """
+    groups = RowGroups(shards, capacity=0)
+    paths = {}
+    for place in sorted(place for concept in concepts for place in concept.pictures):
+        picture = bytes(groups.row(place)["image"])
+        name = f"{hashlib.sha256(picture).hexdigest()[:16]}.png"
+        paths[place] = storage.join(folder, name)
+        storage.write_bytes(paths[place], picture)
+    return paths
 
 
 def from_templates(concept: Concept, seed: int = 0) -> list[str]:
@@ -124,15 +152,12 @@ def _usable(answer: str, subject: str) -> list[str]:
 
 
 def eval_prompts(
-    concepts: Sequence[Concept], texts: Sequence[Sequence[str]], folder: str
+    concepts: Sequence[Concept], texts: Sequence[Sequence[str]], references: Mapping[RowRef, str]
 ) -> tuple[EvalPrompt, ...]:
-    """Prompts with their references, whose pictures are written into ``folder`` by content."""
+    """Prompts with ``references``, the path of each of the concepts' pictures."""
     prompts = []
     for concept, lines in zip(concepts, texts, strict=True):
-        paths = []
-        for picture in concept.pictures:
-            paths.append(storage.join(folder, f"{hashlib.sha256(picture).hexdigest()[:16]}.png"))
-            storage.write_bytes(paths[-1], picture)
+        paths = tuple(references[place] for place in concept.pictures)
         group = concept.name or "images"
-        prompts += [EvalPrompt(text, group, references=tuple(paths)) for text in lines]
+        prompts += [EvalPrompt(text, group, references=paths) for text in lines]
     return tuple(prompts)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 from dopsd import storage
 from dopsd.data.images import decode_image
 from dopsd.data.manifest import load_manifest
+from dopsd.data.plan import RowRef
 from dopsd.evaluation.concept_prompts import (
     Concept,
     concepts_of,
     eval_prompts,
     from_templates,
     from_vlm,
+    write_references,
 )
 from dopsd.evaluation.hub import check_config
 from dopsd.evaluation.identity import fingerprint, model_identity
@@ -40,8 +42,8 @@ class PromptWriter:
     def _vlm(self) -> Vlm:
         return Vlm(_WHO, self._model, self._device)
 
-    def write(self, concept: Concept) -> list[str]:
-        picture = decode_image(concept.pictures[0])
+    def write(self, concept: Concept, png: bytes) -> list[str]:
+        picture = decode_image(png)
         return from_vlm(concept, picture, lambda image, text: self._vlm.answer([image], text))
 
 
@@ -61,23 +63,35 @@ def dataset_prompts(
     path = storage.join(out, f"prompts-{made}.jsonl")
     if not storage.exists(path):
         concepts = concepts_of(shards, manifest)
-        texts = _by_vlm(concepts, vlm, tell) if vlm else [from_templates(c) for c in concepts]
-        write_prompts(path, eval_prompts(concepts, texts, storage.join(out, "references")))
+        references = write_references(shards, concepts, storage.join(out, "references"))
+        if vlm:
+            texts = _by_vlm(concepts, references, vlm, tell)
+        else:
+            texts = [from_templates(concept) for concept in concepts]
+        write_prompts(path, eval_prompts(concepts, texts, references))
     return read_prompts(path)
 
 
 def _by_vlm(
-    concepts: Sequence[Concept], vlm: str, tell: Callable[[dict[str, Any]], None]
+    concepts: Sequence[Concept],
+    references: Mapping[RowRef, str],
+    vlm: str,
+    tell: Callable[[dict[str, Any]], None],
 ) -> list[list[str]]:
     gpus = 1.0 if connect().get("GPU") else 0.0
     role = Role("prompt writer", 1, 1.0, gpus)
-    written: dict[Job, list[str]] = {}
+    written: dict[str, list[str]] = {}
+
+    def jobs() -> Iterator[Job]:
+        # One by one as the writer comes free: a picture is read only then.
+        for concept in concepts:
+            png = storage.read_bytes(references[concept.pictures[0]])
+            yield Job(f"prompts of {concept.name!r}", "write", (concept, png))
 
     def keep(job: Job, lines: list[str]) -> None:
-        written[job] = lines
+        written[job.arguments[0].name] = lines
         tell({"message": f"prompts of {len(written)} of {len(concepts)} concepts"})
 
-    jobs = [Job(f"prompts of {each.name!r}", "write", (each,)) for each in concepts]
     with Crew(
         PromptWriter,
         (vlm, role.device),
@@ -86,5 +100,5 @@ def _by_vlm(
         step_s=_ANSWER_SECONDS,
         restarts=1,
     ) as crew:
-        crew.run(jobs, keep)
-    return [written[job] for job in jobs]
+        crew.run(jobs(), keep)
+    return [written[concept.name] for concept in concepts]

@@ -11,7 +11,13 @@ from PIL import Image
 from dopsd.data.manifest import PrepareSettings
 from dopsd.data.prepare import prepare
 from dopsd.errors import ConfigError, ModelError
-from dopsd.evaluation.concept_prompts import Concept, concepts_of, from_templates
+from dopsd.evaluation.concept_prompts import (
+    REFERENCES,
+    Concept,
+    concepts_of,
+    from_templates,
+    write_references,
+)
 from dopsd.evaluation.prompts import PRIOR, EvalPrompt, read_prompts, shapes_prompts, write_prompts
 from dopsd.runtime.prompts import dataset_prompts
 from tests.tiny import random_image
@@ -147,6 +153,34 @@ def test_a_data_set_gives_one_rewrite_and_four_scenes_per_concept(shards, tmp_pa
     with Image.open(prompts[5].references[0]) as image:
         assert image.size == (32, 32)
     assert dataset_prompts(shards, out, None, lambda status: None) == prompts
+
+
+def test_only_row_groups_that_a_concept_needs_are_read(ray_cluster, tmp_path):
+    """The manifest says which rows are whose; a library is larger than what is drawn of it."""
+    (tmp_path / "images" / "cat").mkdir(parents=True)
+    for number in range(12):
+        stem = tmp_path / "images" / "cat" / f"{number}"
+        Image.fromarray(random_image(32, 32, number)).save(f"{stem}.png")
+        stem.with_suffix(".txt").write_text(f"a photo of [V] cat number {number}")
+    settings = PrepareSettings(
+        pixel_area=1024, bucket_multiple=4, rows_per_group=2, groups_per_shard=1
+    )
+    shards = tmp_path / "shards"
+    manifest = prepare(str(tmp_path / "images"), str(shards), settings)
+    assert len(manifest.row_groups) == 6
+    concepts = concepts_of(str(shards), manifest)
+    assert [len(set(each.pictures)) for each in concepts] == [REFERENCES]
+    # Shards of older versions do not say whose rows are whose: the first ones are looked into.
+    silent = [each.model_copy(update={"concepts": ()}) for each in manifest.row_groups]
+    older = manifest.model_copy(update={"row_groups": tuple(silent)})
+    assert concepts_of(str(shards), older) == concepts
+    for group in manifest.row_groups[2:]:
+        (shards / group.file).unlink()
+    for each in (manifest, older):
+        assert concepts_of(str(shards), each) == concepts
+    paths = write_references(str(shards), concepts, str(tmp_path / "references"))
+    assert paths.keys() == set(concepts[0].pictures)
+    assert len({Path(path).read_bytes() for path in paths.values()}) == REFERENCES
 
 
 def test_a_concept_that_nothing_names_is_refused(ray_cluster, tmp_path):
