@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from dopsd.config_section import Fraction, Positive, Section
+from dopsd.config_section import OFF_IS_A_WORD, Fraction, Positive, Section
 
 PRIOR = "prior"
 """Concept of the base's own samples, and their folder inside the shards."""
@@ -66,7 +66,7 @@ class DataSection(Section):
         "0.5}; 1 for the others, 0 leaves a concept out.",
     )
     prior: PriorSection = Field(default_factory=PriorSection)
-    encoded: Literal["off", "auto", "require"] = Field(
+    encoded: Annotated[Literal["off", "auto", "require"], OFF_IS_A_WORD] = Field(
         "auto",
         description="Contexts that `dopsd prepare --encode` left beside the shards. `auto`: read "
         "where they fit, so that no encoder is loaded; else encode while training. `require`: "

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from dopsd.config_section import Positive, Section
+from dopsd.config_section import OFF_IS_A_WORD, Positive, Section
 
 
 class PreflightSection(Section):
-    mode: Literal["warn", "strict", "off"] = Field(
+    mode: Annotated[Literal["warn", "strict", "off"], OFF_IS_A_WORD] = Field(
         "warn",
         description="Before training, check that the teacher draws nearer to the targets than the "
         "student: warn when it was not shown, refuse to train (`strict`), or do not look.",
@@ -30,9 +30,3 @@ class PreflightSection(Section):
     margin: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.1, description="How much nearer the teacher must be, as a fraction of the distance."
     )
-
-    @field_validator("mode", mode="before")
-    @classmethod
-    def _off_is_a_word(cls, value: Any) -> Any:
-        """YAML 1.1 reads a plain ``off`` as false."""
-        return "off" if value is False else value

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import threading
 import time
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from dopsd import storage
-from dopsd.errors import StorageError
+from dopsd.errors import DataError, StorageError
 
 _REMOTE_INTERVAL = 15.0
 """Seconds between uploads of the last part of a file on S3."""
@@ -32,22 +33,25 @@ class JsonLines:
     def __init__(self, path: str) -> None:
         self.path = path
         self._lines: list[str] = []
-        """Of the last part on S3."""
+        """On S3 those of the last part; locally what could not be written yet."""
         self._part = 0
         self._started = time.monotonic()
         self._behind = False
         self._remote = storage.is_remote(path)
-        self._writing = threading.Lock()
+        self._writing, self._adding = threading.Lock(), threading.Lock()
         self._writer: threading.Thread | None = None
         self.keep(lambda entry: True)
 
     def append(self, entry: dict[str, Any]) -> None:
-        """Add a line; on S3 it may wait for the next :meth:`flush`, and never for S3."""
+        """Add a line; the file may be behind until the next :meth:`flush`: this never waits for
+        S3, and a disk that is full stops nobody."""
         line = json.dumps(entry)
         if not self._remote:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(line + "\n")
-            self._behind = True
+            with self._adding:
+                self._lines.append(line)
+                self._behind = True
+                with contextlib.suppress(OSError):
+                    self._add()
             return
         self._lines.append(line)
         self._behind = True
@@ -56,6 +60,22 @@ class JsonLines:
             self._started = time.monotonic()
             self._writer = threading.Thread(target=self._flush_quietly, daemon=True)
             self._writer.start()
+
+    def _add(self) -> None:
+        """Append what waits, all of it or nothing: half a line would swallow the next."""
+        left = memoryview(_text(self._lines))
+        file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            before = os.fstat(file).st_size
+            try:
+                while left:
+                    left = left[os.write(file, left) :]
+            except OSError:
+                os.ftruncate(file, before)
+                raise
+        finally:
+            os.close(file)
+        self._lines.clear()
 
     def _flush_quietly(self) -> None:
         # A hiccup of S3 must not stop training; the next interval writes these lines anew.
@@ -73,6 +93,8 @@ class JsonLines:
                 if self._remote:
                     self._upload()
                 else:
+                    with self._adding:
+                        self._add()
                     storage.sync(self.path)
             except BaseException:
                 self._behind = True
@@ -100,7 +122,7 @@ class JsonLines:
         changed = False
         for number, path in enumerate(found):
             content = storage.read_bytes(path)
-            entries = [entry for entry in parse_lines(content) if wanted(entry)]
+            entries = [entry for entry in parse_lines(content, path) if wanted(entry)]
             kept += entries
             lines = [json.dumps(entry) for entry in entries]
             if not changed and content != _text(lines):
@@ -155,14 +177,26 @@ def line_files(path: str) -> list[str]:
 
 
 def read_lines(path: str) -> list[dict[str, Any]]:
-    """The entries of a file, in all its parts; none when it is missing."""
-    return [entry for each in line_files(path) for entry in parse_lines(storage.read_bytes(each))]
+    """The entries of a file, in all its parts; none when it is missing.
+
+    Raises DataError naming the file and line that is broken, unless it is a file's last.
+    """
+    return [entry for each in line_files(path) for entry in _entries(each)]
 
 
-def parse_lines(text: bytes) -> list[dict[str, Any]]:
-    """The entries of JSON lines. A last one that was cut off with its writer is left out."""
+def _entries(path: str) -> list[dict[str, Any]]:
+    return parse_lines(storage.read_bytes(path), path)
+
+
+def parse_lines(text: bytes, path: str) -> list[dict[str, Any]]:
+    """The entries of JSON lines. A last one that was cut off with its writer is left out; raises
+    DataError for another that is broken, naming ``path`` and line."""
     lines = text.splitlines()
-    entries = [json.loads(line) for line in lines[:-1]]
-    with contextlib.suppress(ValueError):
-        entries += [json.loads(line) for line in lines[-1:]]
+    entries = []
+    for number, line in enumerate(lines, 1):
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            if number < len(lines):
+                raise DataError(f"{path}: line {number} is no JSON") from None
     return entries

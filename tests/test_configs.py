@@ -243,6 +243,9 @@ WRONG_OVERRIDES = [
     ),
     ("transport=nccl", "transport: 'nccl', allowed: 'object_store' or 'rdt'"),
     ("preflight.margin=1", "preflight.margin: 1, allowed: less than 1"),
+    ("learner.steps=yes", "learner.steps: True, allowed: a whole number"),
+    ("learner.lr=true", "learner.lr: True, allowed: a number"),
+    ("checkpoint.keep_every=on", "checkpoint.keep_every: True, allowed: a whole number"),
     ("preflight.mode=maybe", "preflight.mode: 'maybe', allowed: 'warn', 'strict' or 'off'"),
     (
         "data.source=null",
@@ -431,8 +434,8 @@ def test_an_empty_file_still_needs_data(tmp_path: Path) -> None:
 
 def test_off_is_a_word_for_the_preflight() -> None:
     """YAML 1.1 reads it as false, and pydantic would have none of it."""
-    config = load_config(DEMO, ["preflight.mode=off"])
-    assert config.preflight.mode == "off"
+    config = load_config(DEMO, ["preflight.mode=off", "data.encoded=off"])
+    assert config.preflight.mode == config.data.encoded == "off"
     assert yaml.safe_load(dump_config(config))["preflight"]["mode"] == "off"
 
 

@@ -47,7 +47,8 @@ def read_run_files(folder: str) -> RunFiles:
         return storage.read_bytes(storage.join(folder, name))
 
     def lines(name: str) -> list[dict[str, Any]]:
-        return [entry for part in part_names(name, names) for entry in parse_lines(read(part))]
+        found = part_names(name, names)
+        return [entry for part in found for entry in parse_lines(read(part), part)]
 
     try:
         config = RunConfig.model_validate(yaml.safe_load(read("config.yaml")))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import resource
 import threading
 
+import pytest
+
 from dopsd import json_lines, storage
-from dopsd.errors import StorageError
+from dopsd.errors import DataError, StorageError
 from dopsd.json_lines import JsonLines, part_names, read_lines
 from dopsd.runtime.learner import Trained
 from dopsd.runtime.ledger import LEDGER_FILE, SKIPPED_FILE, Ledger, effective
@@ -15,6 +18,37 @@ from dopsd.runtime.ledger import LEDGER_FILE, SKIPPED_FILE, Ledger, effective
 def share(rank: int, world: int, *ids: str, skipped: bool = False) -> Trained:
     parts = {rank + world * place: (name,) for place, name in enumerate(ids)}
     return Trained(rank, world, parts, 3, 3, skipped)
+
+
+@pytest.fixture
+def full_disk():
+    """A way to say how long any file may become: what a full disk does to one."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_cuts_no_line_and_what_it_refused_comes_later(tmp_path, full_disk):
+    path = tmp_path / "lines.jsonl"
+    lines = JsonLines(str(path))
+    lines.append({"step": 0})
+    full_disk(path.stat().st_size + 5)
+    lines.append({"step": 1})
+    lines.append({"step": 2})
+    assert path.read_text() == '{"step": 0}\n'
+    with pytest.raises(OSError, match="File too large"):
+        lines.flush()
+    assert path.read_text() == '{"step": 0}\n'
+    full_disk(-1)
+    lines.append({"step": 3})
+    assert [entry["step"] for entry in read_lines(str(path))] == [0, 1, 2, 3]
+
+
+def test_a_broken_line_is_named_unless_it_is_the_last(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    path.write_text('{"step": 0}\n{"step"\n{"step": 2}\n')
+    with pytest.raises(DataError, match=r"lines\.jsonl: line 2 is no JSON$"):
+        read_lines(str(path))
 
 
 def test_a_step_is_written_when_every_rank_has_told(tmp_path):
