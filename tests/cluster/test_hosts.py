@@ -57,6 +57,7 @@ def test_a_cut_cable_and_a_lost_host_change_nothing(three, calm, tmp_path_factor
         await_step(process, run, log, LIMIT, step=1)
         # The third host comes later: its room is the second learner's.
         nodes.start("third", CPUS["third"], three.address["third"], PORT, three.prefix("third"))
+        nodes.wait("third")
         grown = await_step(process, run, log, LIMIT, attempt=2)
         await_step(process, run, log, LIMIT, attempt=2, step=grown["step"] + 3)
 
