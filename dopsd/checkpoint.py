@@ -27,7 +27,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dopsd import __version__, storage
-from dopsd.errors import CheckpointError
+from dopsd.errors import CheckpointError, StorageError
 
 FOLDER, MANIFEST = "checkpoints", "checkpoint.json"
 _NAME = re.compile(r"step-(\d{6,})")
@@ -212,21 +212,34 @@ def newest_good(
 ) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that is whole and fits, and why each newer one was refused.
 
-    ``refusal`` says what does not fit about a whole checkpoint, or None.
+    ``refusal`` says what does not fit about a whole checkpoint, or None. Raises the storage's error
+    when none is good and one could not be read: it may be the good one.
     """
     refused = []
+    unread: Exception | None = None
     for step in reversed(steps(root)):
         path = folder_of(root, step)
         try:
             found = read_checkpoint(path)
-        except CheckpointError as error:
+        except (CheckpointError, OSError, StorageError) as error:
             refused.append(str(error))
+            if not isinstance(error, CheckpointError):
+                unread = unread or error
             continue
         why = refusal(found.manifest)
         if why is None:
             return found, refused
         refused.append(f"{path}: {why}")
+    if unread:
+        raise unread
     return None, refused
+
+
+def remove_unfinished(root: str, step: int) -> None:
+    """Remove what was written of a checkpoint that was not committed."""
+    path = folder_of(root, step)
+    if not storage.exists(storage.join(path, MANIFEST)):
+        storage.remove(path)
 
 
 def prune(root: str, newest: int, keep_last: int, keep_every: int) -> list[int]:

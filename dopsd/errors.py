@@ -49,6 +49,10 @@ class CheckpointError(DopsdError):
     """A checkpoint that cannot be used: names the file and the reason."""
 
 
+class TakenOverError(DopsdError):
+    """Another driver writes into the run folder now: names both."""
+
+
 class StoppedError(DopsdError):
     """The run was asked to end and did so at a checkpoint."""
 

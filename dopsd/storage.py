@@ -284,12 +284,17 @@ def write_bytes(path: str, data: bytes, durable: bool = False) -> None:
         return
     os.makedirs(os.path.dirname(inner) or ".", exist_ok=True)
     temporary = f"{inner}.tmp-{os.getpid()}"
-    with open(temporary, "wb") as file:
-        file.write(data)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    os.replace(temporary, inner)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(temporary, inner)
+    except OSError:  # on a full disk it would take what others need
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
     if durable:  # the folder may be as new as the file
         folder = os.path.dirname(inner) or "."
         sync(folder)

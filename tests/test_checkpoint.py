@@ -8,7 +8,15 @@ import os
 import pytest
 
 from dopsd import storage
-from dopsd.checkpoint import MANIFEST, newest_good, prune, read_checkpoint, steps, write_checkpoint
+from dopsd.checkpoint import (
+    MANIFEST,
+    newest_good,
+    prune,
+    read_checkpoint,
+    remove_unfinished,
+    steps,
+    write_checkpoint,
+)
 from dopsd.errors import CheckpointError
 
 FILES = {"student.safetensors": b"s" * 100, "optimizer.safetensors": b"o" * 50}
@@ -60,6 +68,37 @@ def test_a_damaged_one_is_refused_by_name_and_the_older_one_used(root, kind):
     found, refused = newest_good(root)
     assert found is not None and found.step == 10
     assert len(refused) == 1 and f"step-000020/{message}" in refused[0]
+
+
+def test_one_that_cannot_be_read_hides_no_older_one(tmp_path, monkeypatch):
+    root, honest = str(tmp_path), storage.read_bytes
+    write(root, 10)
+    write(root, 20)
+
+    def refusing(words: str):
+        def read(path: str, *span: int) -> bytes:
+            if words in path:
+                raise PermissionError(f"no permission: {path}")
+            return honest(path, *span)
+
+        monkeypatch.setattr(storage, "read_bytes", read)
+
+    refusing("step-000020/optimizer")
+    found, refused = newest_good(root)
+    assert found is not None and found.step == 10 and "no permission: " in refused[0]
+    # Of none that is good it may be the good one: nothing begins anew because of it.
+    refusing("optimizer")
+    with pytest.raises(PermissionError, match="step-000020"):
+        newest_good(root)
+
+
+def test_what_was_not_committed_is_removed_and_nothing_else(tmp_path):
+    root = str(tmp_path)
+    write(root, 1)
+    os.remove(storage.join(write(root, 2), MANIFEST))
+    remove_unfinished(root, 1)
+    remove_unfinished(root, 2)
+    assert steps(root) == [1]
 
 
 def test_torn_foreign_and_misplaced_ones_are_refused(tmp_path):

@@ -11,28 +11,33 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import ray
 
 from dopsd.config import RunConfig
-from dopsd.errors import DopsdError, LateError, StorageError, WorkerError
-from dopsd.runtime.admission import policy_version, rank_share
-from dopsd.runtime.attempts import beginning, checkpoint_files
+from dopsd.errors import DopsdError, LateError, StorageError, TakenOverError, WorkerError
+from dopsd.runtime.admission import rank_share
+from dopsd.runtime.attempts import checkpoint_files
 from dopsd.runtime.budget import RestartBudget
+from dopsd.runtime.claim import Claim
 from dopsd.runtime.config_drift import Identity
 from dopsd.runtime.dumps import Dumps
 from dopsd.runtime.exchange import Box, Entry
+from dopsd.runtime.extras import FOLDERS as EXTRAS
 from dopsd.runtime.failures import own_message
 from dopsd.runtime.flow import Flow
 from dopsd.runtime.learner import Trained, Wish
 from dopsd.runtime.learner_slices import Handed
 from dopsd.runtime.ledger import Ledger
 from dopsd.runtime.placement import Roles
+from dopsd.runtime.published import Published
 from dopsd.runtime.reader import BlockStream, Reader
-from dopsd.runtime.run_log import EXTRAS, RunLog
+from dopsd.runtime.run_log import RunLog
 from dopsd.runtime.saver import Saver
 from dopsd.runtime.timeline import Span
+from dopsd.runtime.troubles import Troubles
 from dopsd.runtime.weights import Bundle
 
 _WAITING = "waiting for"
@@ -46,7 +51,8 @@ class Coordinator:
     ``open_stream(start_step, stop_step)`` starts the Ray Data pipeline; ``step_size(step)`` is
     the plan's number of micro-batches. One thread drives the pools; what learners call is called
     from others, and names the attempt that they belong to: a new group of learners is a new one.
-    ``restarts``: how many of ``learner.restarts`` were spent before this coordinator.
+    ``restarts``: those of ``learner.restarts`` that were spent before this coordinator; ``claim``:
+    the driver's right to write into the run folder.
     """
 
     def __init__(
@@ -58,27 +64,26 @@ class Coordinator:
         log: RunLog,
         identity: Identity | None = None,
         restarts: int = 0,
+        claim: Claim | None = None,
     ) -> None:
         self.config, self.roles, self.log = config, roles, log
         self._step_size = step_size
+        self._changed, self._stopping = threading.Condition(), False
+        self._troubles = Troubles(self._changed, lambda: self._stopping)
         self._dumps = Dumps(config, log.folder)
         self._flow = Flow(config, roles, step_size, self._dumps.add, log.timeline.add)
         self._ledger = Ledger(log.folder)
-        self._saver = Saver(config, identity or Identity(), self._flush)
+        self._saver = Saver(config, identity or Identity(), self._flush, claim, self._troubles.fail)
         self._attempt = 0
         """The one whose learners are heard; 0 while the run is rewound."""
         self._rewinding = threading.Lock()
-        self._changed = threading.Condition()
         self._reader = Reader(
             self._flow, open_stream, self._changed, lambda: self._over, self._moved
         )
-        self._published, self._entry = -1, Entry(0)
-        self._bundles: dict[int, Bundle] = {}
+        self._published = Published(config.max_policy_lag)
         self._attached = self._begun = False
         self._learners: dict[int, Any] = {}
         self._budget = RestartBudget(config.learner, restarts)
-        self._error: DopsdError | None = None
-        self._stopping = False
         self._wants_end = False
         self._learner = "starting"
         self._started = time.monotonic()
@@ -92,7 +97,7 @@ class Coordinator:
         self._flow.launch()
         self._rewind()
         for target in (self._reader.run, self._drive):
-            thread = threading.Thread(target=self._guarded, args=(target,), daemon=True)
+            thread = threading.Thread(target=self._troubles.guarded, args=(target,), daemon=True)
             thread.start()
             self._threads.append(thread)
 
@@ -105,7 +110,10 @@ class Coordinator:
             thread.join(timeout=10)
         problems = []
         pools = (pool.stop for pool in self._flow.pools)
-        for end in (*pools, self._dumps.end, self._ledger.flush, self.log.close, self._saver.end):
+        files = (self._ledger.flush, self.log.close, self._saver.end)
+        if isinstance(self._troubles.error, TakenOverError):
+            files = ()  # they are another driver's now
+        for end in (*pools, self._dumps.end, *files):
             try:
                 end()
             except Exception as error:
@@ -115,20 +123,6 @@ class Coordinator:
     def _notices(self) -> list[str]:
         return self._saver.notices + self._reader.notices + self._flow.notices + self.log.notices
 
-    def _guarded(self, target: Callable[[], None]) -> None:
-        try:
-            target()
-        except DopsdError as error:
-            self._fail(error)
-        except Exception as error:  # whatever it is, the learners must not wait for it
-            self._fail(WorkerError(f"coordinator: {own_message(error)}"))
-
-    def _fail(self, error: DopsdError) -> None:
-        with self._changed:
-            if not self._stopping:
-                self._error = self._error or error
-            self._changed.notify_all()
-
     def _rewind(self) -> None:
         """A new attempt goes on from the newest checkpoint, or from nothing.
 
@@ -136,19 +130,18 @@ class Coordinator:
         coordinator still answers.
         """
         with self._rewinding:
-            found = self._saver.newest()
-            entry, bundles = beginning(found)
+            published = Published.beginning(self.config.max_policy_lag, self._saver.newest())
+            step = published.entry.step
             with self._changed:
                 self._attempt = 0  # what learners of the last attempt say is not heard any more
-                self._flow.rewind(entry.step)
-                self._published = entry.step if found else -1
-                self._entry, self._bundles = entry, bundles
+                self._flow.rewind(step)
+                self._published = published
                 self._learners = {}
                 self._begun, self._learner = False, "starting"
-                self._reader.rewind(entry.step)
+                self._reader.rewind(step)
                 self._moved()
-            self.log.rewind(entry.step)
-            attempt = self._ledger.begin(entry.step, self._saver.identity.plan)
+            self.log.rewind(step)
+            attempt = self._ledger.begin(step, self._saver.identity.plan)
             # A coordinator after this one must not give out the same number.
             with contextlib.suppress(OSError, StorageError):
                 self._ledger.flush()
@@ -168,21 +161,23 @@ class Coordinator:
         with self._changed:
             while not (self._attempt or self._attached or self._over):  # start() goes on meanwhile
                 self._changed.wait(timeout=1.0)
-            self._raise_error()
+            self._troubles.raise_error()
             if not self._attached:
                 self._attached, self._budget.world = True, world
                 return self._attempt
             try:
-                wait, why = self._budget.begin(world, trained=self._published > self._entry.step)
+                wait, why = self._budget.begin(
+                    world, self._published.advanced, self._troubles.cause(self._attempt)
+                )
             except WorkerError as error:
-                self._error = error
+                self._troubles.fail(error)
                 raise
             self._learner = f"restarting in {wait:g} s"
             self._moved()
         time.sleep(wait)
         self._rewind()
         self._saver.notices.append(
-            f"{why}: attempt {self._attempt} goes on from step {self._entry.step}"
+            f"{why}: attempt {self._attempt} goes on from step {self._published.entry.step}"
         )
         return self._attempt
 
@@ -191,23 +186,15 @@ class Coordinator:
         with self._changed:
             self._current(attempt)
             self._learners[rank] = handle
-            return self._entry
+            return self._published.entry
 
     def publish(self, attempt: int, bundle: Bundle) -> Wish:
         """Take version v, the weights after v steps: step v - 1 is trained, lag moves on."""
         with self._changed:
             self._current(attempt)
             self._begun = True
-            self._entry = Entry(self._entry.step)  # every rank has read it: gathering took all
-            if bundle.version > self._published:
-                assert bundle.version == self._published + 1, "versions are published in order"
-                self._published = bundle.version
-                self._bundles[bundle.version] = bundle
-                if bundle.version:
-                    self._flow.trained(bundle.version - 1)
-                oldest = policy_version(bundle.version, self.config.max_policy_lag)
-                for version in [v for v in self._bundles if v < oldest]:
-                    del self._bundles[version]
+            if self._published.add(bundle) and bundle.version:
+                self._flow.trained(bundle.version - 1)
             self._moved()
         due = self._saver.due(bundle.version)
         return Wish(save=due or self._wants_end, stop=self._wants_end)
@@ -219,11 +206,16 @@ class Coordinator:
         a whole model, from what they wrote themselves and ``handed`` over."""
         with self._changed:
             self._current(attempt)
-            bundles = dict(self._bundles)
+            bundles = dict(self._published.bundles)
         made = checkpoint_files(files, bundles, self.config.deadline.step)
-        self._saver.save(step, *made, handed or Handed())
-        with self._changed:
-            self._moved()
+        alive = partial(self.alive, attempt)
+        self._saver.save(step, *made, handed or Handed(), self._budget.world, alive)
+        last = self._wants_end or step == self.config.learner.steps
+        # Buckets are gone with the learner that put them into the store, and this may be its end.
+        while made[2] and last and not self._saver.wait(1.0):
+            with self._changed:
+                self._current(attempt)
+        self.alive(attempt)
 
     def trained(self, attempt: int, step: int, share: Trained) -> None:
         """What one rank put into ``step``, for the ledger."""
@@ -238,7 +230,7 @@ class Coordinator:
             try:
                 self._flow.lost((step, index), losses)
             except WorkerError as error:
-                self._error = self._error or error
+                self._troubles.fail(error)
             self._moved()
 
     def fetch(self, attempt: int, step: int, rank: int, world: int) -> list[Box]:
@@ -257,13 +249,13 @@ class Coordinator:
                 self._current(attempt)
                 if self._flow.ready(needed):
                     break
-                self._raise_error()
+                self._troubles.raise_error()
                 still = time.monotonic() - max(asked, self._progress)
                 # The pools know more of who is late; this speaks only when they do not.
                 if still > self._limit() + _GRACE:
                     doing = "; ".join(f"{role}: {what}" for role, what in self._doing().items())
-                    self._error = LateError(
-                        f"step {step}: nothing moved for {still:.0f} s: {doing}"
+                    self._troubles.fail(
+                        LateError(f"step {step}: nothing moved for {still:.0f} s: {doing}")
                     )
                 self._changed.wait(timeout=1.0)
             if rank == 0:
@@ -274,10 +266,6 @@ class Coordinator:
         """Raises WorkerError for a learner of an attempt that is over."""
         if attempt != self._attempt:
             raise WorkerError(f"attempt {attempt} is over: {self._attempt or 'another'} goes on")
-
-    def _raise_error(self) -> None:
-        if self._error:
-            raise self._error
 
     def _limit(self) -> float:
         starting = any(pool.starting() for pool in self._flow.pools)
@@ -300,21 +288,35 @@ class Coordinator:
         """Take a learner's spans (and its encoders') into the run's timeline."""
         self.log.timeline.add(spans)
 
+    def alive(self, attempt: int) -> None:
+        """A sign of life while something large is written; raises when the attempt is over."""
+        with self._changed:
+            self._current(attempt)
+            self._moved()
+
     def write(self, attempt: int, name: str, payload: bytes) -> None:
         """Write a file of the learners (the LoRA, debug records) into the run folder."""
         with self._changed:
             self._current(attempt)
         if name.partition("/")[0] not in EXTRAS:
+            self._saver.check_claim()
             # Outputs mean that the run is done: what it did is on the disk before them.
             with contextlib.suppress(OSError, StorageError):
                 self._flush()
         self.log.write(name, payload)
+        self.alive(attempt)  # an export of many files is no learner that hangs
 
     def fail(self, attempt: int, error: DopsdError) -> None:
         """A learner met what no restart can mend: the run ends with its error."""
         with self._changed:
             self._current(attempt)
-        self._fail(error)
+        self._troubles.fail(error)
+
+    def died(self, attempt: int, rank: int, why: str) -> None:
+        """The last words of a learner that a restart may mend."""
+        with self._changed:
+            self._current(attempt)
+            self._troubles.died(attempt, rank, why)
 
     # -- driver ----------------------------------------------------------------------------
 
@@ -333,7 +335,7 @@ class Coordinator:
             ray.kill(handle)
 
     def error(self) -> DopsdError | None:
-        return self._error
+        return self._troubles.error
 
     def status(self) -> dict[str, Any]:
         """What a person wants to see: steps, loss, lag, what each role does, counts."""
@@ -341,7 +343,7 @@ class Coordinator:
             return {
                 "step": self._flow.books.trained_steps,
                 "steps": self.config.learner.steps,
-                "published": self._published,
+                "published": self._published.version,
                 "counts": self._flow.books.counts().__dict__,
                 "latest": dict(self.log.latest),
                 "losses": self.log.losses(),
@@ -355,7 +357,7 @@ class Coordinator:
                 "waiting": self._learner.startswith(_WAITING),
                 "saved": self._saver.saved,
                 "ended": self._wants_end,
-                "error": str(self._error) if self._error else None,
+                "error": str(self._troubles.error) if self._troubles.error else None,
                 "notices": self._notices(),
             }
 
@@ -372,14 +374,14 @@ class Coordinator:
 
     @property
     def _over(self) -> bool:
-        return self._stopping or self._error is not None
+        return self._stopping or self._troubles.error is not None
 
     def _drive(self) -> None:
         while True:
             with self._changed:
                 if self._over:
                     return
-                moved = self._flow.advance(self._published, self._bundles)
+                moved = self._flow.advance(self._published.version, self._published.bundles)
                 if moved:
                     self._changed.notify_all()
                 pending = [ref for pool in self._flow.pools for ref in pool.pending()]

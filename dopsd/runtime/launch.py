@@ -9,6 +9,7 @@ import shlex
 import tempfile
 import time
 import uuid
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -21,12 +22,19 @@ from dopsd.contexts.training import TrainingEncoderFactory
 from dopsd.data.encoded import Encoded
 from dopsd.data.manifest import Manifest
 from dopsd.data.stream import encoded_stream
-from dopsd.errors import CheckpointError, DopsdError, StoppedError, StorageError
+from dopsd.errors import (
+    CheckpointError,
+    DopsdError,
+    StoppedError,
+    StorageError,
+    TakenOverError,
+)
 from dopsd.json_lines import part_names
 from dopsd.models import FAMILIES
 from dopsd.models.lora import STUDENT
 from dopsd.models.trained import TrainedSet
 from dopsd.report.page import REPORT_FILE, write_report
+from dopsd.runtime.claim import Claim
 from dopsd.runtime.cluster import NAMESPACE, connect
 from dopsd.runtime.config_drift import Identity
 from dopsd.runtime.coordinator import Coordinator
@@ -65,10 +73,11 @@ from dopsd.runtime.trackers import FOLDER as TENSORBOARD
 from dopsd.runtime.trackers import check_trackers, open_trackers
 from dopsd.runtime.zero import preset_stage, read_preset
 
-_FINAL = (SUMMARY_FILE, REPORT_FILE, REQUEST_FILE)
+_FINAL = (SUMMARY_FILE, REPORT_FILE, REQUEST_FILE, *TRANSFORMERS.values())
+"""What a run that goes on writes anew: of a folder of shards no old one may stay among the new."""
 _OUTPUTS = (
     *(METRICS_FILE, TIMELINE_FILE, LORA_FILE, TEACHER_FILE, LEDGER_FILE, SKIPPED_FILE),
-    *(*MODULES.values(), *TRANSFORMERS.values()),
+    *MODULES.values(),
     *(checkpoint.FOLDER, "debug", "preview", TENSORBOARD, "wandb", *_FINAL),
 )
 
@@ -116,6 +125,7 @@ class RunCoordinator(Coordinator):
         manifest: Manifest,
         encoded: Encoded | None,
         restarts: int,
+        claim: Claim,
     ) -> None:
         plan = plan_of(config, manifest)
         role = roles.encoder or Role("reader", 0, 0.0, 0.0)
@@ -146,6 +156,7 @@ class RunCoordinator(Coordinator):
             RunLog(config.run.folder, open_trackers(config)),
             Identity(manifest.fingerprint, plan.key),
             restarts,
+            claim,
         )
 
 
@@ -187,7 +198,6 @@ def train(config: RunConfig, show: Show, *, resume: bool = False, replace: bool 
         show("prepare", {"message": _resumable(config, identity)})
     else:
         before_training(config, manifest, roles.learner, show)
-    _claim_folder(config, resume)
 
     name = f"coordinator-{uuid.uuid4().hex[:8]}"
     arguments = {
@@ -198,10 +208,13 @@ def train(config: RunConfig, show: Show, *, resume: bool = False, replace: bool 
         "metadata": lora_metadata(config, manifest),
     }
     # Ray Train keeps notes of its own in a folder; nothing of the run depends on them.
-    with tempfile.TemporaryDirectory(prefix="dopsd-ray-train-") as scratch:
+    scratch_folder = tempfile.TemporaryDirectory(prefix="dopsd-ray-train-")
+    with scratch_folder as scratch, _claimed(config, resume) as claim:
         supervisor = Supervisor(
             config,
-            lambda restarts: _launch_coordinator(config, roles, manifest, encoded, name, restarts),
+            lambda restarts: _launch_coordinator(
+                config, roles, manifest, encoded, name, restarts, claim
+            ),
             lambda: learner_trainer(config, roles, arguments, scratch).fit(),
             show,
             began,
@@ -281,6 +294,8 @@ def _resumable(config: RunConfig, identity: Identity | None) -> str:
 def _with_way_on(config: RunConfig, error: DopsdError) -> DopsdError:
     """The same error, saying how to go on when a checkpoint is there."""
     folder, steps = config.run.folder, []
+    if isinstance(error, TakenOverError):
+        return error
     with contextlib.suppress(OSError, StorageError):  # which may be why the run ended
         steps = checkpoint.complete_steps(storage.join(folder, checkpoint.FOLDER))
     if not steps:
@@ -296,6 +311,7 @@ def _launch_coordinator(
     encoded: Encoded | None,
     name: str,
     restarts: int,
+    claim: Claim,
 ) -> Any:
     """The coordinator's actor, on this node: it writes into the run folder."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -305,7 +321,7 @@ def _launch_coordinator(
         num_cpus=0,
         max_concurrency=config.learner.workers + 8,
         scheduling_strategy=here,
-    ).remote(config, roles, manifest, encoded, restarts)
+    ).remote(config, roles, manifest, encoded, restarts, claim)
 
 
 def _stop(config: RunConfig, coordinator: Any) -> list[str]:
@@ -319,16 +335,21 @@ def _stop(config: RunConfig, coordinator: Any) -> list[str]:
     return problems
 
 
-def _claim_folder(config: RunConfig, resume: bool) -> None:
-    """Write the resolved config; take an older run's outputs away (not its shards), or only what
-    a run that goes on has to write anew."""
+@contextlib.contextmanager
+def _claimed(config: RunConfig, resume: bool) -> Iterator[Claim]:
+    """The run folder, claimed, with the resolved config. Of an older run its outputs are taken away
+    (not its shards), or only what a run that goes on has to write anew."""
     folder = config.run.folder
-    there = storage.names(folder)
-    for name in _FINAL if resume else _OUTPUTS:
-        for part in {name, *part_names(name, there)}:
-            storage.remove(storage.join(folder, part))
-    storage.make_folder(folder)
-    storage.write_bytes(storage.join(folder, "config.yaml"), dump_config(config).encode())
+    claim = Claim.take(folder)
+    try:
+        there = storage.names(folder)
+        for name in _FINAL if resume else _OUTPUTS:
+            for part in {name, *part_names(name, there)}:
+                storage.remove(storage.join(folder, part))
+        storage.write_bytes(storage.join(folder, "config.yaml"), dump_config(config).encode())
+        yield claim
+    finally:
+        claim.give_back()
 
 
 def _variant(config: RunConfig) -> str:

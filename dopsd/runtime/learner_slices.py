@@ -4,9 +4,12 @@ straight into the checkpoint's folder, and reads what it needs of all parts when
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
+
+from torch import Tensor
 
 from dopsd import storage
 from dopsd.checkpoint import FileRecord, folder_of
@@ -42,10 +45,12 @@ def write_state(
     rank: int,
     world: int,
     gather: Callable[[Any], Sequence[Any]],
+    alive: Callable[[], None] = lambda: None,
 ) -> Handed:
     """Write this rank's file under the checkpoint folder ``root``; collective.
 
-    ``gather`` collects a value of every rank on all of them. A rank that cannot write costs the
+    ``gather`` collects a value of every rank on all of them; ``alive`` is called before each
+    slice: a large file takes long without being stuck. A rank that cannot write costs the
     checkpoint, not the run. The name of a file is new each time: what an earlier attempt left of
     the same step stays whole until the coordinator puts this state in its place.
     """
@@ -54,7 +59,7 @@ def write_state(
     told: tuple[str, FileRecord | None, str]
     try:
         place = storage.join(folder_of(root, state.step), name)
-        told = name, write_slices(place, state.slices, meta), ""
+        told = name, write_slices(place, _watched(state.slices, alive), meta), ""
     except Exception as error:  # whatever it is, the other ranks must not wait for this one
         told = name, None, f"learner {rank}: {own_message(error)}"
     slices, problems = {}, []
@@ -64,6 +69,15 @@ def write_state(
         else:
             slices[each] = record
     return Handed(slices, "; ".join(problems))
+
+
+def _watched(slices: Iterable[Slice], alive: Callable[[], None]) -> Iterator[Slice]:
+    def values(read: Callable[[], Tensor]) -> Tensor:
+        alive()
+        return read()
+
+    for each in slices:
+        yield replace(each, values=partial(values, each.values))
 
 
 def read_state(paths: Sequence[str]) -> SliceReader:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ from dopsd.runtime.transport import Hop, lost_on_the_way
 from dopsd.runtime.weights import Bundle, check_acknowledgement
 from dopsd.runtime.workers import InferenceWorker
 
+_log = logging.getLogger(__name__)
 _REST = 1.0
 """Seconds between two attempts to load weights that are gone."""
 
@@ -190,12 +192,14 @@ class Pool:
                     if self.hop is not None and lost_on_the_way(error):
                         self.hop.close(f"{member.name} waited for states in vain")
                     elif not isinstance(error.cause, RayError):
+                        _log.error("%s: %s", member.name, error)  # with the worker's frames
                         raise WorkerError(f"{member.name}: {own_message(error)}") from None
                     # An input was lost with the process or node that held it.
                     if isinstance(error.cause, ObjectLostError):
                         self.gone.add(error.cause.object_ref_hex)
                     member.calls.pop(0)
                     if call.key is None:  # weights of a learner that died: its successor's follow
+                        member.bundle = None
                         member.rests_until = time.monotonic() + _REST
                     elif not call.dropped:
                         retry.append(call.key)

@@ -14,7 +14,8 @@ from dopsd import storage
 from dopsd.errors import StorageError
 from dopsd.json_lines import JsonLines, read_lines
 from dopsd.models.lora import STUDENT, TEACHER
-from dopsd.runtime.failures import own_message
+from dopsd.runtime.extras import FOLDERS as EXTRAS
+from dopsd.runtime.extras import Extras
 from dopsd.runtime.timeline import Timeline
 from dopsd.runtime.trackers import Guarded
 
@@ -26,11 +27,10 @@ TRANSFORMERS = {STUDENT: "transformer", TEACHER: "teacher_transformer"}
 METRICS_FILE, SUMMARY_FILE, TIMELINE_FILE = "metrics.jsonl", "summary.json", "timeline.jsonl"
 """Names in the run folder."""
 
-EXTRAS = ("debug", "preview")
-"""Folders of what is nice to have: a file of them that cannot be written stops no run."""
-
 _TIMELINE_INTERVAL = 30.0
 """Seconds between rewrites of the timeline."""
+_EXTRAS_SECONDS = 60.0
+"""What extras that are not yet on S3 are given at the end."""
 
 
 class RunLog:
@@ -51,8 +51,7 @@ class RunLog:
         self._timeline_writing = threading.Lock()
         self._last_step = time.monotonic()
         self._busy: dict[str, float] = {}
-        self._unwritten: dict[str, list[str]] = {}
-        """Of each of the EXTRAS, the files that could not be written, and why."""
+        self._extras = Extras(folder)
 
     def step(self, step: int, metrics: dict[str, Any], workers: dict[str, int]) -> None:
         """Add one line. ``<role>_busy_seconds`` are totals; the line holds this step's share.
@@ -88,7 +87,7 @@ class RunLog:
         entries = self._metrics.keep(lambda line: line["step"] < step)
         for line in entries:
             self._take(line)
-        self._busy, self._last_step = {}, time.monotonic()
+        self._last_step = time.monotonic()
         for tracker in self._trackers:
             tracker.rewind(step, sent)
 
@@ -101,25 +100,19 @@ class RunLog:
     def notices(self) -> list[str]:
         """What a person should know: trackers that were given up, extras that are missing."""
         given_up = [tracker.problem for tracker in self._trackers if tracker.problem]
-        return given_up + [
-            f"{folder}: {len(told)} files not written; first {told[0]}"
-            for folder, told in sorted(self._unwritten.items())
-        ]
+        return given_up + self._extras.notices
 
     def losses(self) -> tuple[float, float]:
         """Mean loss of the first and of the last 10 steps; nan before the first."""
         return _ends([loss for _, loss in self._losses])
 
     def write(self, name: str, payload: bytes) -> None:
-        """Write another file of the run. Raises whatever the storage raises, but for EXTRAS:
+        """Write another file of the run. Raises whatever the storage raises, but for extras:
         what is missing of those is told among the notices."""
-        try:
+        if name.partition("/")[0] in EXTRAS:
+            self._extras.write(name, payload)
+        else:
             storage.write_bytes(storage.join(self.folder, name), payload)
-        except (OSError, StorageError) as error:
-            extra = name.partition("/")[0]
-            if extra not in EXTRAS:
-                raise
-            self._unwritten.setdefault(extra, []).append(f"{name}: {own_message(error)}")
 
     def flush(self) -> None:
         """Bring the files up to date. Raises whatever the storage raises."""
@@ -130,6 +123,7 @@ class RunLog:
         """Write what is left. Raises whatever the storage raises."""
         for tracker in self._trackers:
             tracker.close()
+        self._extras.wait(_EXTRAS_SECONDS)
         self.flush()
 
     def _write_timeline_quietly(self) -> None:

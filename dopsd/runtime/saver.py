@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -12,15 +13,14 @@ import ray
 from dopsd import checkpoint, storage
 from dopsd.checkpoint import Checkpoint
 from dopsd.config import RunConfig
-from dopsd.errors import CheckpointError, LateError, StorageError
+from dopsd.errors import CheckpointError, LateError, StorageError, TakenOverError
+from dopsd.runtime.claim import LOOK_SECONDS, Claim
 from dopsd.runtime.config_drift import Identity, plain_values, refusal
 from dopsd.runtime.failures import own_message
 from dopsd.runtime.learner_slices import Handed
 
 REQUEST_FILE = "checkpoint.request"
 """In the run folder: whoever writes it asks for a checkpoint; it is removed when that is there."""
-_LOOK_SECONDS = {False: 1.0, True: 10.0}
-"""Between two looks for a request, in a local folder and on S3."""
 
 
 def newest_checkpoint(
@@ -37,22 +37,29 @@ class Saver:
     """The checkpoints of one run.
 
     ``before_commit`` brings the run's other files up to date, so that they are never behind a
-    checkpoint.
+    checkpoint. ``taken_over`` hears when ``claim``, the right to write, went to another driver.
     """
 
     def __init__(
-        self, config: RunConfig, identity: Identity, before_commit: Callable[[], None]
+        self,
+        config: RunConfig,
+        identity: Identity,
+        before_commit: Callable[[], None],
+        claim: Claim | None = None,
+        taken_over: Callable[[TakenOverError], None] = lambda error: None,
     ) -> None:
         self.config, self.identity = config, identity
-        self._before_commit = before_commit
+        self._before_commit, self._claim, self._taken_over = before_commit, claim, taken_over
         self.root = storage.join(config.run.folder, checkpoint.FOLDER)
         self.notices: list[str] = []
         self.saved: int | None = None
         """Step of the newest checkpoint that is committed."""
         self._request = storage.join(config.run.folder, REQUEST_FILE)
-        self._asked = False
+        self._asked = self._taken = False
+        """``taken``: the request in the run folder is being answered, or was asked for here."""
         self._last = time.monotonic()
         self._looked = 0.0
+        self._looker: threading.Thread | None = None
         self._draining: set[str] = set()
         self._saving = threading.Lock()
         self._writer: threading.Thread | None = None
@@ -93,17 +100,34 @@ class Saver:
         return True
 
     def _look(self) -> None:
-        """For requests of others and for nodes that are going to be taken away."""
-        folder = self.config.run.folder
-        if time.monotonic() - self._looked < _LOOK_SECONDS[storage.is_remote(folder)]:
+        """For requests and claims of others, and for nodes that are going to be taken away; in a
+        thread of its own, for a storage that does not answer must not hold up training."""
+        pause = LOOK_SECONDS[storage.is_remote(self.config.run.folder)]
+        busy = self._looker is not None and self._looker.is_alive()
+        if busy or time.monotonic() - self._looked < pause:
             return
         self._looked = time.monotonic()
-        with contextlib.suppress(OSError, StorageError):  # a storage that is away for a while
-            self._asked |= REQUEST_FILE in storage.names(folder)
+        self._looker = threading.Thread(target=self._look_around, daemon=True)
+        self._looker.start()
+
+    def _look_around(self) -> None:
         # What Ray Train's own notices are made of; those come to the learners' nodes alone.
         draining = set(ray._private.state.state.get_draining_nodes() or {})
-        self._asked |= bool(draining - self._draining)
+        if draining - self._draining:
+            self._asked = True
         self._draining = draining
+        with contextlib.suppress(OSError, StorageError):  # a storage that is away for a while
+            try:
+                self.check_claim()
+            except TakenOverError as error:
+                self._taken_over(error)
+            if not self._taken and REQUEST_FILE in storage.names(self.config.run.folder):
+                self._asked = self._taken = True
+
+    def check_claim(self) -> None:
+        """Raises TakenOverError when another driver writes into the run folder now."""
+        if self._claim is not None:
+            self._claim.check()
 
     def save(
         self,
@@ -112,9 +136,12 @@ class Saver:
         versions: tuple[int, ...],
         buckets: Mapping[str, ray.ObjectRef] | None = None,
         handed: Handed | None = None,
+        learners: int = 1,
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
-        """Write a checkpoint in a thread of its own; ``buckets`` and what learners ``handed``: of
-        whole models.
+        """Write a checkpoint of ``learners`` in a thread of its own; ``buckets`` and what they
+        ``handed``: of whole models. ``alive`` is told of each piece, and raises when nobody wants
+        the checkpoint any more.
 
         While the one before is under way, the last one and one that was asked for wait for it, for
         ``deadline.step`` at most; a scheduled one is left out. Whatever is not written is told.
@@ -130,9 +157,11 @@ class Saver:
                     f"no checkpoint of step {step}: the one before is not written after {limit:g} s"
                 )
                 return
+            alive()  # it may have waited long
             self._writer = threading.Thread(
                 target=self._write,
-                args=(step, files, versions, buckets or {}, handed or Handed()),
+                args=(step, files, versions, buckets or {}, handed or Handed(), learners, alive),
+                kwargs={"answers": self._taken},
                 daemon=True,
             )
             self._writer.start()
@@ -167,11 +196,18 @@ class Saver:
         versions: tuple[int, ...],
         buckets: Mapping[str, ray.ObjectRef],
         handed: Handed,
+        learners: int,
+        alive: Callable[[], None],
+        answers: bool,
     ) -> None:
-        limit = self.config.deadline.step
+        def fetched(name: str, bucket: ray.ObjectRef) -> tuple[str, bytes]:
+            alive()
+            return name, ray.get(bucket, timeout=self.config.deadline.step)
+
         try:
             if handed.problem:
                 raise CheckpointError(handed.problem)
+            self.check_claim()
             self._before_commit()
             checkpoint.write_checkpoint(
                 self.root,
@@ -181,17 +217,23 @@ class Saver:
                 config=plain_values(self.config),
                 data=self.identity.data,
                 plan=self.identity.plan,
-                learners=self.config.learner.workers,
-                buckets=((name, ray.get(r, timeout=limit)) for name, r in buckets.items()),
+                learners=learners,
+                buckets=itertools.starmap(fetched, buckets.items()),
                 slices=handed.slices,
             )
             self.saved = step
             section = self.config.checkpoint
             checkpoint.prune(self.root, step, section.keep_last, section.keep_every)
+        except TakenOverError as error:
+            self._taken_over(error)
         except Exception as error:  # training goes on; the next one may succeed
             self.notices.append(f"no checkpoint of step {step}: {own_message(error)}")
-        finally:
+            # What there is of it may be the room that the next one needs.
+            with contextlib.suppress(Exception):
+                checkpoint.remove_unfinished(self.root, step)
+        if answers:
             try:
                 storage.remove(self._request)
-            except Exception as error:
+                self._taken = False
+            except Exception as error:  # the next one answers it
                 self.notices.append(f"{self._request}: {own_message(error)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,6 +20,7 @@ from dopsd.errors import DopsdError
 from dopsd.models import FAMILIES
 from dopsd.process import peak_memory_mb, set_up
 from dopsd.runtime.exchange import Box
+from dopsd.runtime.failures import own_error, own_message
 from dopsd.runtime.learner import Learner, Wish
 from dopsd.runtime.learner_slices import SlicedState, read_state, write_state
 from dopsd.runtime.learner_state import LearnerState
@@ -29,8 +31,11 @@ from dopsd.runtime.timeline import Span
 from dopsd.runtime.trained_weights import Weights
 from dopsd.runtime.zero import ZeroEngine, engine_config, preset_stage
 
+_log = logging.getLogger(__name__)
 _GRACE = 30.0
 """Seconds that a call to the coordinator may take beyond the coordinator's own deadline."""
+_HEARTBEAT = 10.0
+"""Seconds between two signs of life of a learner that writes its part of a large checkpoint."""
 _RETURN = 20.0
 """Seconds that a coordinator that died takes to come back, beside the wait before its restart."""
 
@@ -68,8 +73,14 @@ def train_worker(arguments: dict[str, Any]) -> None:
         _train(arguments, config, coordinator, call, rank, world, device)
     except DopsdError as error:
         # No restart mends what has a name; of a learner whose attempt is over nobody listens.
+        # What a call to the coordinator raised comes in Ray's wrapping, which is no argument.
         with contextlib.suppress(RayError, DopsdError):
-            call("fail", error)
+            call("fail", own_error(error, f"learner {rank}"))
+        raise
+    except Exception as error:
+        _log.exception("learner %d", rank)
+        with contextlib.suppress(RayError, DopsdError):
+            call("died", rank, own_message(error))
         raise
 
 
@@ -141,10 +152,17 @@ def _train(
         outputs.after(version, weights)  # roll-outs of the next step go on meanwhile
         return wish
 
+    heard = [0.0]
+
+    def alive() -> None:
+        if time.monotonic() - heard[0] > _HEARTBEAT:
+            call("alive")
+            heard[0] = time.monotonic()
+
     def save(state: LearnerState | SlicedState) -> None:
         if isinstance(state, SlicedState):
             root = storage.join(config.run.folder, checkpoint.FOLDER)
-            handed = write_state(state, root, rank, world, engine.gather)
+            handed = write_state(state, root, rank, world, engine.gather, alive)
             if rank == 0:
                 call("save", state.step, {}, handed)
         elif rank == 0:

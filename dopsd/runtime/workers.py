@@ -86,6 +86,7 @@ class InferenceWorker:
         Returns what the model's parameters now hold.
         """
         versions, checksums, modules = set(), {}, 0
+        self.version = self.teacher_version = -1  # until all is bound: it may end half way
         for adapter, payload in zip(self.adapters, payloads, strict=True):
             version, state = read_payload(payload, adapter)
             self.trained.bind(self.transformer, adapter, state)
@@ -110,7 +111,7 @@ class InferenceWorker:
         (adapter,) = self.adapters  # a second one would need a second model
         wanted = {bucket_key(adapter, index): ref for index, ref in enumerate(bundle.refs[adapter])}
         if self._bound != {key: bundle.checksums[key] for key in wanted}:
-            self._bound = {}
+            self._bound, self.version, self.teacher_version = {}, -1, -1
             own = self.trained.parameters(self.transformer, adapter)
             bound: dict[str, str] = {}
             for key, ref in wanted.items():

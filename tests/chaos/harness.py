@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,19 +99,26 @@ def run(words: list[str], folder: Path, faults: list[Fault], limit: float) -> Ou
     outcome = Outcome(-1, "", 0.0)
     with log.open("w") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        stopped: list[psutil.Process] = []
         try:
-            _strike_all(process, folder, list(faults), outcome, began + limit)
+            _strike_all(process, folder, list(faults), outcome, began + limit, stopped)
             outcome.code = process.wait(timeout=max(1.0, began + limit - time.monotonic()))
         finally:
-            _end(process)
+            _end(process, stopped)
     outcome.output, outcome.seconds = log.read_text(), time.monotonic() - began
     return outcome
 
 
 def _strike_all(
-    process: subprocess.Popen, folder: Path, faults: list[Fault], outcome: Outcome, end: float
+    process: subprocess.Popen,
+    folder: Path,
+    faults: list[Fault],
+    outcome: Outcome,
+    end: float,
+    stopped: list[psutil.Process],
 ) -> None:
-    """Faults of one step strike together; those of a later one when the run has gone on."""
+    """Faults of one step strike together; those of a later one when the run has gone on. Those
+    that hang are added to ``stopped``."""
     struck_at: list[tuple[Fault, float, int]] = []
     while process.poll() is None and time.monotonic() < end and (faults or struck_at):
         highest = _highest(folder)
@@ -121,7 +129,8 @@ def _strike_all(
         together = not struck_at or (faults and faults[0].step == struck_at[0][0].step)
         if faults and together and highest >= faults[0].step:
             time.sleep(faults[0].delay)
-            if _strike(process, faults[0]):
+            if victim := _strike(process, faults[0]):
+                stopped += [victim] * faults[0].hang
                 struck_at.append((faults.pop(0), time.monotonic(), _highest(folder)))
                 continue
         time.sleep(0.1)
@@ -135,8 +144,8 @@ def _highest(folder: Path) -> int:
     return max((entry["step"] + 1 for entry in entries if "step" in entry), default=0)
 
 
-def _strike(process: subprocess.Popen, fault: Fault) -> bool:
-    """Hit one process of the role, if there is one."""
+def _strike(process: subprocess.Popen, fault: Fault) -> psutil.Process | None:
+    """Hit one process of the role, if there is one; returns it."""
     title = ROLES[fault.role]
     found = []
     for child in psutil.Process(process.pid).children(recursive=True):
@@ -146,21 +155,22 @@ def _strike(process: subprocess.Popen, fault: Fault) -> bool:
         except psutil.Error:
             continue
     if not found:
-        return False
+        return None
     victim = sorted(found, key=lambda child: child.pid)[fault.step % len(found)]
     try:
         victim.send_signal(signal.SIGSTOP if fault.hang else signal.SIGKILL)
     except psutil.NoSuchProcess:
-        return False
-    return True
+        return None
+    return victim
 
 
-def _end(process: subprocess.Popen) -> None:
-    """Nothing of a run may stay behind, stopped processes least of all."""
+def _end(process: subprocess.Popen, stopped: list[psutil.Process]) -> None:
+    """Nothing of a run may stay behind, ``stopped`` processes least of all: they outlive it."""
+    left = list(stopped)
     try:
-        left = psutil.Process(process.pid).children(recursive=True)
+        left += psutil.Process(process.pid).children(recursive=True)
     except psutil.NoSuchProcess:
-        left = []
+        pass
     process.kill()
     process.wait()
     for child in left:
@@ -183,9 +193,9 @@ class Report:
 
     @property
     def missed(self) -> list[str]:
-        """Kinds of the schedule that struck nobody: the run ended before their turn."""
-        struck = {fault.name for fault, _ in self.disturbed.struck}
-        return sorted({fault.name for fault in self.planned} - struck)
+        """Faults of the schedule that struck nobody: the run ended before their turn."""
+        struck = Counter(fault.name for fault, _ in self.disturbed.struck)
+        return sorted((Counter(fault.name for fault in self.planned) - struck).elements())
 
     @property
     def survived(self) -> bool:

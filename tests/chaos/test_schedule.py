@@ -34,4 +34,6 @@ def test_a_fault_that_struck_nobody_is_told_and_not_survived(tmp_path):
     assert record["faults"] == {"encoder killed": {"times": 3, "median_seconds": 4.0}}
     assert (record["samples_lost"], record["samples_doubled"]) == (0, 0)
     assert "- 3 of 4 faults struck; never struck: learner hangs" in report.lines()
+    again = Report(calm, wild, verdict, 0.0, [killed] * 4)
+    assert not again.survived and again.missed == ["encoder killed"]
     assert Report(calm, wild, None, math.nan, []).record()["adapter_difference"] is None

@@ -10,9 +10,13 @@ from dopsd.json_lines import read_lines
 from dopsd.runtime.verify import verify_run
 from tests.chaos.harness import difference
 from tests.cluster.conftest import STEPS
+from tests.cluster.hosts import why_not
 from tests.cluster.nodes import Nodes, await_step
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(why_not() is None, reason="test_hosts.py does the same over hosts"),
+]
 LIMIT = 600.0
 
 ROLES = [

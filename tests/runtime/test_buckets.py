@@ -115,5 +115,6 @@ def test_a_wrong_bucket_is_refused(worker):
         worker.load_buckets(changed(bundle, 1, None), bytes)
     with pytest.raises(ModelError, match=r"weights: 1 fit no parameter, e.g. other"):
         worker.load_buckets(changed(bundle, 1, pack_bucket({"other": torch.ones(1)})[0]), bytes)
-    # Half a model was bound: the whole one is taken anew, whatever the version.
+    # Half a model was bound: nobody is served by it, and the whole one is taken anew.
+    assert (worker.version, worker.teacher_version) == (-1, -1)
     check_acknowledgement(bundle, worker.load_buckets(bundle, bytes), "teacher-0")

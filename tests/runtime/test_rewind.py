@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
 import ray
 
-from dopsd import storage
+from dopsd import checkpoint, storage
 from dopsd.checkpoint import complete_steps
 from dopsd.errors import WorkerError
 from dopsd.runtime.coordinator import Coordinator
@@ -130,18 +131,55 @@ def test_restarts_are_counted_and_a_torn_checkpoint_is_told(tiny_base, parameter
     config.learner.restarts, config.learner.restart_wait = 1, 0.0
     coordinator = launched(config)
     try:
-        Learners(coordinator, parameters).train(2)
+        first = Learners(coordinator, parameters)
+        first.train(2)
         coordinator._saver.wait()
+        # The first to say so tells more than those that die of its end.
+        coordinator.died(first.attempt, 1, "OutOfMemoryError: CUDA\nout of memory")
+        coordinator.died(first.attempt, 0, "RuntimeError: connection closed by peer")
         storage.write_bytes(str(tmp_path / "checkpoints/step-000002/ema.safetensors"), b"torn")
         assert Learners(coordinator, parameters).step == 1
         told = coordinator.status()["notices"]
         assert "step-000002/ema.safetensors: 4 bytes, the manifest says" in told[0]
-        assert told[1] == "learners died: attempt 2 goes on from step 1"
-        with pytest.raises(WorkerError, match=r"died again; their 1 restarts \(learner.restarts\)"):
+        died = "learners died (learner 1: OutOfMemoryError: CUDA out of memory)"
+        assert told[1] == f"{died}: attempt 2 goes on from step 1"
+        with pytest.raises(WorkerError, match="attempt 1 is over"):
+            coordinator.died(first.attempt, 0, "late")
+        coordinator.died(2, 0, "KeyError: 'x'")
+        spent = r"died again \(learner 0: KeyError: 'x'\); their 1 restarts \(learner.restarts\)"
+        with pytest.raises(WorkerError, match=spent):
             coordinator.attach()
         assert coordinator.error() is not None
     finally:
         coordinator.stop()
+
+
+@pytest.mark.parametrize("end", [True, False])
+def test_the_last_buckets_are_written_before_the_learner_that_owns_them_ends(
+    end, tiny_base, tmp_path, monkeypatch
+):
+    door, written = threading.Event(), []
+
+    def write(root, files, *, step, buckets, **said):
+        assert door.wait(60)
+        written.append((step, dict(buckets)))
+
+    monkeypatch.setattr(checkpoint, "write_checkpoint", write)
+    monkeypatch.setattr(checkpoint, "prune", lambda *arguments: None)
+    made = {}, (1,), {"bucket": ray.put(b"weights")}
+    monkeypatch.setattr("dopsd.runtime.coordinator.checkpoint_files", lambda *_: made)
+    config = config_of(tiny_base, tmp_path)
+    roles = resolve_roles(config, 0.0)
+    log = RunLog(config.run.folder)
+    coordinator = Coordinator(config, roles, stream, lambda step: PER_STEP, log)
+    coordinator.ask_checkpoint(end=end)
+    thread = threading.Thread(target=coordinator.save, args=(0, 1, {}))
+    thread.start()
+    thread.join(1.5)
+    assert thread.is_alive() == end, "training goes on while another one is written"
+    door.set()
+    thread.join(60)
+    assert coordinator._saver.wait(60) and written == [(1, {"bucket": b"weights"})]
 
 
 def test_a_checkpoint_on_request_and_its_end(tiny_base, parameters, tmp_path):
@@ -152,6 +190,8 @@ def test_a_checkpoint_on_request_and_its_end(tiny_base, parameters, tmp_path):
         learners.train(1)
         (tmp_path / "checkpoint.request").touch()
         coordinator._saver._looked = 0.0
+        coordinator._saver._look()
+        coordinator._saver._looker.join(60)
         learners.train(2)
         coordinator._saver.wait()
         assert complete_steps(str(tmp_path / "checkpoints")) == [2]

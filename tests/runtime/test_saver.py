@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import threading
+from functools import partial
 
 import pytest
+import ray
 
-from dopsd import checkpoint
-from dopsd.errors import LateError
+from dopsd import checkpoint, storage
+from dopsd.errors import LateError, TakenOverError
+from dopsd.runtime.claim import CLAIM_FILE, LOOK_SECONDS, Claim
 from dopsd.runtime.config_drift import Identity
 from dopsd.runtime.saver import REQUEST_FILE, Saver
 from tests.tiny import make_config
@@ -30,7 +34,7 @@ def storage_door(monkeypatch):
     door.set()
 
 
-def saver_of(tmp_path, deadline: float = 60.0) -> Saver:
+def saver_of(tmp_path, deadline: float = 60.0, look=lambda: None, claim=None) -> Saver:
     config = make_config(
         "base",
         run={"folder": str(tmp_path)},
@@ -38,9 +42,77 @@ def saver_of(tmp_path, deadline: float = 60.0) -> Saver:
         checkpoint={"every_steps": 2},
         deadline={"step": deadline},
     )
-    saver = Saver(config, Identity(), lambda: None)
-    saver._look = lambda: None  # Ray is not asked for nodes that go away
+    taken_over: list[TakenOverError] = []
+    saver = Saver(config, Identity(), lambda: None, claim, taken_over.append)
+    saver.heard = taken_over
+    saver._look = look or partial(Saver._look, saver)
     return saver
+
+
+@pytest.fixture
+def no_draining(monkeypatch):
+    """Ray is not asked for nodes that go away, and a look is due at once."""
+    monkeypatch.setattr(ray._private.state.state, "get_draining_nodes", dict)
+    monkeypatch.setitem(LOOK_SECONDS, False, 0.0)
+
+
+def looked(saver: Saver, step: int) -> bool:
+    """Whether a checkpoint is due, once the saver has looked."""
+    saver.due(step)
+    saver._looker.join(60)
+    return saver.due(step)
+
+
+def test_a_request_is_answered_by_one_checkpoint_that_began_after_it(
+    storage_door, no_draining, tmp_path
+):
+    door, written = storage_door
+    saver, request = saver_of(tmp_path, look=None), tmp_path / REQUEST_FILE
+    saver.save(2, {}, ())  # under way before anybody asks
+    request.touch()
+    assert looked(saver, 3)
+    door.set()
+    assert saver.wait(60) and request.exists(), "step 2 is older than the request"
+    door.clear()
+    saver.save(3, {}, ())
+    assert not looked(saver, 5), "its answer is being written"
+    door.set()
+    assert saver.wait(60) and written == [2, 3] and not request.exists()
+    assert not looked(saver, 5)
+    request.touch()
+    assert looked(saver, 5), "and another one is heard"
+
+
+def test_a_folder_that_another_driver_claims_is_written_no_more(
+    storage_door, no_draining, tmp_path, monkeypatch
+):
+    door, written = storage_door
+    door.set()
+    saver = saver_of(tmp_path, look=None, claim=Claim.take(str(tmp_path)))
+    looked(saver, 1)
+    saver.save(2, {}, ())
+    assert saver.wait(60) and written == [2] and saver.heard == []
+    other = Claim.take(str(tmp_path))
+    looked(saver, 3)
+    assert "was taken over by another driver (process " in str(saver.heard[0])
+    saver.save(4, {}, ())
+    assert saver.wait(60) and written == [2] and len(saver.heard) > 1
+    other.give_back()
+    assert not (tmp_path / CLAIM_FILE).exists()
+
+
+def test_a_checkpoint_that_failed_leaves_room_for_the_next(tmp_path, monkeypatch):
+    saver, honest = saver_of(tmp_path), storage.write_bytes
+
+    def full(path: str, data: bytes, durable: bool = False) -> None:
+        if path.endswith("two"):
+            raise OSError(errno.ENOSPC, "No space left on device", path)
+        honest(path, data, durable)
+
+    monkeypatch.setattr(storage, "write_bytes", full)
+    saver.save(2, {"one": b"1", "two": b"2"}, ())
+    assert saver.wait(60) and "no checkpoint of step 2: OSError" in saver.notices[0]
+    assert checkpoint.steps(saver.root) == []
 
 
 def test_a_scheduled_checkpoint_is_left_out_while_the_one_before_is_written(storage_door, tmp_path):
