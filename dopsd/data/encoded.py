@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from dopsd import storage
 from dopsd.data.manifest import Manifest
 from dopsd.data.plan import MicroBatch, Plan, RowRef
-from dopsd.data.ray_tools import telling_errors
+from dopsd.data.ray_tools import Held, telling_errors
 from dopsd.data.read import RowGroups, Wanted, read_micro_batch
 from dopsd.errors import DataError, DopsdError
 from dopsd.types import EncodedBatch, EncodedSample, SampleInfo, join_samples
@@ -200,7 +200,7 @@ _reading: tuple[Encoded, RowGroups, EncodedRows] | None = None
 
 
 def read_encoded_segment(
-    segment: pa.Table, plan: Plan, shards: str, wanted: Wanted, encoded: Encoded
+    segment: pa.Table, plan: Held[Plan], shards: str, wanted: Wanted, encoded: Encoded
 ) -> Iterator[pa.Table]:
     """A table of one row (``types``: step, index, payload) per micro-batch of the segment, as
     ``read.read_segment`` reads and the stream's encoders encode."""
@@ -213,10 +213,10 @@ def read_encoded_segment(
     ):
         _reading = encoded, RowGroups(shards, wanted), EncodedRows(encoded)
     _, groups, rows = _reading
-    (span,) = segment.to_pylist()
+    (span,), held = segment.to_pylist(), plan.get()
     for number in range(span["start"], span["stop"]):
         with telling_errors():
-            batch = read_encoded(plan.micro_batch_at(number), groups, rows, plan.seed)
+            batch = read_encoded(held.micro_batch_at(number), groups, rows, held.seed)
             table = encoded_block(batch)
         yield table
 

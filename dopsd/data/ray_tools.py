@@ -8,8 +8,9 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
+import ray
 from ray.data import DataContext
 
 from dopsd import errors, storage
@@ -19,6 +20,7 @@ from dopsd.errors import DopsdError, WorkerError
 _OPEN, _CLOSE = (f"<{slash}dopsd-error>" for slash in ("", "/"))
 _MARKED = re.compile(f"{_OPEN}(.*?){_CLOSE}", re.DOTALL)
 
+_FETCH_SECONDS = 600.0
 
 Made = TypeVar("Made")
 
@@ -43,6 +45,25 @@ class Deferred(Generic[Made]):
             raise self._failure
         assert self._made is not None
         return self._made
+
+
+_held: dict[str, object] = {}
+
+
+class Held(Generic[Made]):
+    """A large value for tasks: each process takes it from the object store once, where an argument
+    would travel and be unpickled with every task. Equal ``key``, equal value."""
+
+    def __init__(self, key: str, value: Made) -> None:
+        self.key, self._ref = key, ray.put(value)
+
+    def get(self) -> Made:
+        """The value; the one that this process held before is let go."""
+        if self.key not in _held:
+            value = ray.get(self._ref, timeout=_FETCH_SECONDS)
+            _held.clear()
+            _held[self.key] = value
+        return cast(Made, _held[self.key])
 
 
 def quiet_context() -> DataContext:

@@ -19,7 +19,7 @@ from dopsd import storage
 from dopsd.data.captions import draw_caption, draw_pair, dropped
 from dopsd.data.images import decode_png
 from dopsd.data.plan import MicroBatch, Plan, RowRef
-from dopsd.data.ray_tools import telling_errors
+from dopsd.data.ray_tools import Held, telling_errors
 from dopsd.data.references import sized
 from dopsd.data.sample import Sample
 from dopsd.errors import DataError, DopsdError
@@ -207,7 +207,9 @@ READ_SCHEMA = pa.schema(
 _groups: RowGroups | None = None
 
 
-def read_segment(segment: pa.Table, plan: Plan, shards: str, wanted: Wanted) -> Iterator[pa.Table]:
+def read_segment(
+    segment: pa.Table, plan: Held[Plan], shards: str, wanted: Wanted
+) -> Iterator[pa.Table]:
     """A table of one row per micro-batch of the segment (columns ``start``, ``stop``), in order.
 
     ``start`` and ``stop`` count micro-batches as :meth:`Plan.number` does; captions are
@@ -216,9 +218,9 @@ def read_segment(segment: pa.Table, plan: Plan, shards: str, wanted: Wanted) -> 
     global _groups
     if _groups is None or (_groups.shards, _groups.wanted) != (shards, wanted):
         _groups = RowGroups(shards, wanted)
-    (span,) = segment.to_pylist()
+    (span,), held = segment.to_pylist(), plan.get()
     for number in range(span["start"], span["stop"]):
         with telling_errors():
-            values = read_micro_batch(plan.micro_batch_at(number), _groups, plan.seed)
+            values = read_micro_batch(held.micro_batch_at(number), _groups, held.seed)
             table = pa.Table.from_pylist([values], schema=READ_SCHEMA)
         yield table

@@ -22,7 +22,14 @@ from torch import Tensor
 from dopsd.data import window
 from dopsd.data.encoded import Encoded, encoded_block, info_of, read_encoded_segment
 from dopsd.data.plan import Plan
-from dopsd.data.ray_tools import Deferred, everywhere, own_error, quiet_context, telling_errors
+from dopsd.data.ray_tools import (
+    Deferred,
+    Held,
+    everywhere,
+    own_error,
+    quiet_context,
+    telling_errors,
+)
 from dopsd.data.read import Wanted, read_segment, samples_of
 from dopsd.data.sample import Sample
 from dopsd.errors import LateError
@@ -112,14 +119,17 @@ def encoded_stream(
         try:
             with ray.data.DataContext.current(_context(window_size, size, readers, start_s)):
                 data: ray.data.Dataset = ray.data.from_items(spans, override_num_blocks=len(spans))
-                reading = {"plan": plan, "shards": place, "wanted": wanted}
+                reading: dict[str, Any] = {"shards": place, "wanted": wanted}
+                reading["plan"] = Held(f"{plan.key} {plan.micro_batches_per_step}", plan)
+                if encoded:
+                    reading["encoded"] = encoded
                 data = data.map_batches(
                     # Ray's type knows no fn_kwargs.
                     read_encoded_segment if encoded else read_segment,  # type: ignore[arg-type]
                     batch_size=1,
                     batch_format="pyarrow",
                     num_cpus=reader_cpus,
-                    fn_kwargs=reading | ({"encoded": encoded} if encoded else {}),
+                    fn_kwargs=reading,
                 )
                 if encoded is None:
                     data = data.map_batches(

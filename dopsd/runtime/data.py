@@ -25,8 +25,8 @@ from dopsd.models import FAMILIES, resolve_vlm
 
 Tell = Callable[[dict[str, Any]], None]
 _SHAPES = "shapes:"
-_TASK_CPUS = 0.2
-"""CPUs of a preparing task: small, so that it fits beside anything."""
+_TASK_CPUS = 1.0
+"""CPUs of a preparing task: it decodes and encodes pictures, each of which may be large."""
 
 
 def check_context(config: RunConfig, zero_stage: int = 1) -> None:

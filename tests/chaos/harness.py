@@ -6,6 +6,7 @@ that cluster, found by the titles that Ray gives them.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
@@ -167,10 +168,8 @@ def _strike(process: subprocess.Popen, fault: Fault) -> psutil.Process | None:
 def _end(process: subprocess.Popen, stopped: list[psutil.Process]) -> None:
     """Nothing of a run may stay behind, ``stopped`` processes least of all: they outlive it."""
     left = list(stopped)
-    try:
+    with contextlib.suppress(psutil.NoSuchProcess):
         left += psutil.Process(process.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        pass
     process.kill()
     process.wait()
     for child in left:
