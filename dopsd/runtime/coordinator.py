@@ -110,10 +110,10 @@ class Coordinator:
             thread.join(timeout=10)
         problems = []
         pools = (pool.stop for pool in self._flow.pools)
-        files = (self._ledger.flush, self.log.close, self._saver.end)
-        if isinstance(self._troubles.error, TakenOverError):
-            files = ()  # they are another driver's now
-        for end in (*pools, self._dumps.end, *files):
+        ends = [*pools, self._dumps.end]
+        if not isinstance(self._troubles.error, TakenOverError):  # else they are another driver's
+            ends += [self._ledger.flush, self.log.close, self._saver.end]
+        for end in ends:
             try:
                 end()
             except Exception as error:
