@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 
 import pytest
@@ -16,7 +18,7 @@ from tests.tiny import make_config
 def supervisor_of(tmp_path, fit, answers, monkeypatch, launched) -> Supervisor:
     config = make_config("base", run={"folder": str(tmp_path)}, learner={"restart_wait": 0.0})
     monkeypatch.setattr(
-        supervise, "ask", lambda coordinator, method, *values, limit=0: answers(method)
+        supervise, "ask", lambda coordinator, method, *values, limit=0: answers(method, *values)
     )
 
     def launch(restarts: int) -> str:
@@ -80,6 +82,30 @@ class Done:
 
         def is_alive(self) -> bool:
             return False
+
+
+def test_signals_ask_for_a_checkpoint_and_for_the_end(tmp_path, monkeypatch):
+    """And what the process did with them before is as it was afterwards."""
+    asked: list[bool] = []
+    before = [signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)]
+
+    def answers(method: str, *values: bool):
+        if method == "ask_checkpoint":
+            asked.extend(values)
+        if method == "status":
+            status = dict.fromkeys(("learner_restarts", "step", "still", "attempt"), 0)
+            return status | {"training": False, "waiting": True, "roles": {}, "notices": []}
+
+    def fit() -> None:
+        for number, count in ((signal.SIGUSR1, 1), (signal.SIGTERM, 2)):
+            os.kill(os.getpid(), number)
+            until = time.monotonic() + 30
+            while len(asked) < count and time.monotonic() < until:
+                time.sleep(0.05)
+
+    supervisor_of(tmp_path, fit, answers, monkeypatch, []).run()
+    assert asked == [False, True]
+    assert [signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)] == before
 
 
 @pytest.mark.parametrize(("waiting", "killed"), [(True, []), (False, ["kill_learners"])])
