@@ -77,9 +77,9 @@ class Supervisor:
 
         self._start()
         thread = threading.Thread(target=fit, daemon=True)
-        thread.start()
         started, moved = -1, (time.monotonic(), -1)
         with self._signals():
+            thread.start()
             while True:
                 thread.join(timeout=0.5)
                 over = not thread.is_alive()
