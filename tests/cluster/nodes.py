@@ -90,6 +90,21 @@ class Nodes:
         self.running["train"] = self.popen("train", command, RAY_ADDRESS=self.address)
         return self.running["train"]
 
+    def announce_end(self, cpus: int, seconds: int) -> None:
+        """Ray is told that the one node with so many CPUs is taken away in so many seconds."""
+        look = (
+            "import ray; ray.init(address='auto', logging_level='ERROR'); "
+            f"print(*(n['NodeID'] for n in ray.nodes() if n['Resources'].get('CPU') == {cpus}))"
+        )
+        variables = self.environment | {"RAY_ADDRESS": self.address}
+        (node,) = subprocess.run(
+            [sys.executable, "-c", look], env=variables, check=True, capture_output=True, text=True
+        ).stdout.split()
+        command = [RAY, "drain-node", "--address", self.address, "--node-id", node]
+        command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a test"]
+        command += ["--deadline-remaining-seconds", str(seconds)]
+        subprocess.run(command, env=variables, check=True, capture_output=True)
+
     def kill(self, name: str) -> None:
         """SIGKILL for a node and everything on it, at once."""
         process = self.running.pop(name)
