@@ -12,7 +12,7 @@ from dopsd.config import dump_config
 from dopsd.runtime.launch import train
 from tests.tiny import make_config, random_image
 
-STEPS = 120
+STEPS = 180
 """Enough that a node comes and goes in the middle of them."""
 
 

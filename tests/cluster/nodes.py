@@ -48,6 +48,7 @@ class Nodes:
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_raylet_start_wait_time_s": str(round(START_SECONDS)),
+            "RAY_agent_register_timeout_ms": str(round(START_SECONDS * 1000)),
             **self.environment,
         }
 
