@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -204,4 +205,7 @@ class ElasticTrainer(TorchTrainer):
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
         options["scaling_policy"] = RoomPolicy(self.scaling_config, self._room)
+        # Ray Train's own answer to a node that will be taken away is to train on until it is gone,
+        # and to ask no policy meanwhile; this one saves, and goes on without it.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         return super()._initialize_and_run_controller(**options)  # type: ignore[misc]
