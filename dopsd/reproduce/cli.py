@@ -36,6 +36,9 @@ def shapes(
         str | None, typer.Option(help="bars or ring alone. Default: both; of --quick: bars.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each row.")] = 3,
+    first_seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the first; see `dopsd reproduce pool`.")
+    ] = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps of each.")] = None,
     prompts: Annotated[
         int,
@@ -59,7 +62,7 @@ def shapes(
         concept = HELD_OUT_PATTERN
     console, began = Console(), time.monotonic()
     variants = tuple(v for v in VARIANTS if not quick or v.name in QUICK)
-    chosen = trials(variants, 1 if quick else seeds)
+    chosen = trials(variants, 1 if quick else seeds, first_seed)
     if concept:
         chosen = [trial for trial in chosen if trial.concept == concept]
     folder = folder or ("runs/reproduce-quick" if quick else "runs/reproduce")
@@ -74,3 +77,20 @@ def shapes(
     for verdict in table.verdicts(lines):
         console.print(verdict, highlight=False, soft_wrap=True)
     console.print(f"{clock(time.monotonic() - began)}; tables and grids: {folder}/{TABLE}")
+
+
+@app.command()
+def pool(
+    tables: Annotated[
+        list[str],
+        typer.Argument(help="table.json of comparisons of other seeds.", metavar="FILE..."),
+    ],
+) -> None:
+    """One table out of those of several machines or days."""
+    from dopsd.reproduce import table
+
+    lines = table.pooled([table.read(path) for path in tables])
+    console = Console()
+    console.print(table.markdown(lines), highlight=False, soft_wrap=True, markup=False)
+    for verdict in table.verdicts(lines):
+        console.print(verdict, highlight=False, soft_wrap=True)

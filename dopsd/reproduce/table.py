@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from dopsd import storage
+from dopsd.errors import DataError
 from dopsd.intervals import Value, as_json, mean, wilson
 from dopsd.reproduce.variants import VARIANTS, Trial
 
@@ -39,6 +41,9 @@ class Line:
     palette_error: Value
     kept: Value
     blur: Value
+
+
+_VALUES = ("concept", "ok", "palette_error", "kept", "blur")
 
 
 def lines_of(
@@ -111,6 +116,53 @@ def markdown(lines: Sequence[Line]) -> str:
 def to_json(lines: Sequence[Line]) -> str:
     """The table as programs read it."""
     return json.dumps([as_json(line) for line in lines], indent=1, allow_nan=False) + "\n"
+
+
+def read(path: str) -> list[Line]:
+    """What :func:`to_json` wrote. Raises DataError when the file is no such table."""
+    try:
+        entries = json.loads(storage.read_bytes(path))
+        return [
+            Line(**{k: Value.read(v) if isinstance(v, dict) else v for k, v in entry.items()})
+            for entry in entries
+        ]
+    except FileNotFoundError:
+        raise DataError(
+            f"{path}: no such file; allowed: a table.json of `dopsd reproduce`"
+        ) from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: not a table.json of `dopsd reproduce` ({error})") from None
+
+
+def pooled(tables: Sequence[Sequence[Line]]) -> list[Line]:
+    """Tables of other seeds as one: means over the trainings of each row, and of the ends of their
+    intervals. Raises DataError unless all have the same rows."""
+    rows = [[(line.concept_name, line.title) for line in lines] for lines in tables]
+    for found in rows:
+        if found != rows[0]:
+            odd = sorted(set(found) ^ set(rows[0])) or ["the order"]
+            raise DataError(
+                f"tables: their rows differ ({odd[0]}); allowed: comparisons of equal rows"
+            )
+    made = []
+    for each in zip(*tables):
+        weights = [line.seeds for line in each]
+        values = {
+            name: _weighted([getattr(line, name) for line in each], weights) for name in _VALUES
+        }
+        base = each[0].title == BASE_TITLE
+        made.append(replace(each[0], seeds=1 if base else sum(weights), **values))
+    return made
+
+
+def _weighted(values: Sequence[Value], weights: Sequence[int]) -> Value:
+    total = sum(weights)
+    return Value(
+        *(
+            sum(getattr(value, end) * weight for value, weight in zip(values, weights)) / total
+            for end in ("value", "low", "high")
+        )
+    )
 
 
 def verdicts(lines: Sequence[Line]) -> list[str]:

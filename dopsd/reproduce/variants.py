@@ -77,11 +77,12 @@ could only be averaged."""
 FULL = Budget(steps=200, batch=8, lr=5e-4, rank=16, images=16, prior=250)
 
 
-def trials(variants: tuple[Variant, ...], seeds: int) -> list[Trial]:
-    """Every trial, in the order of training: whole comparisons first, seed by seed."""
+def trials(variants: tuple[Variant, ...], seeds: int, first: int = 0) -> list[Trial]:
+    """Every trial of ``seeds`` seeds from ``first`` on, in the order of training: whole comparisons
+    first, seed by seed."""
     return [
         Trial(variant, concept, seed)
-        for seed in range(seeds)
+        for seed in range(first, first + seeds)
         for concept in CONCEPTS
         for variant in variants
     ]

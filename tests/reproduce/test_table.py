@@ -6,10 +6,19 @@ import json
 
 import pytest
 
-from dopsd.errors import ConfigError
+from dopsd.errors import ConfigError, DataError
 from dopsd.intervals import Value, wilson
 from dopsd.reproduce.runs import pending
-from dopsd.reproduce.table import BASE_TITLE, lines_of, markdown, to_json, verdicts
+from dopsd.reproduce.table import (
+    BASE_TITLE,
+    Line,
+    lines_of,
+    markdown,
+    pooled,
+    read,
+    to_json,
+    verdicts,
+)
 from dopsd.reproduce.variants import FULL, QUICK, VARIANTS, config_of, trials
 from dopsd.runtime.data import with_absolute_paths
 
@@ -84,6 +93,26 @@ def test_seeds_are_pooled_and_held_against_the_base() -> None:
     learned, lost, better = verdicts(lines)
     assert learned.endswith("95% kept: yes)") and lost.endswith("loses 20%: NO)")
     assert better.endswith("beyond the intervals: yes")
+
+
+def test_tables_of_other_seeds_become_one(tmp_path) -> None:
+    def line(title: str, seeds: int, value: float) -> Line:
+        spread = Value(value, value - 0.1, value + 0.1)
+        return Line("bars", title, seeds, spread, spread, spread, spread, spread)
+
+    files = []
+    for number, (seeds, value) in enumerate(((1, 0.6), (2, 0.9))):
+        files.append(tmp_path / f"{number}.json")
+        files[-1].write_text(to_json([line(BASE_TITLE, 1, 0.5), line("SFT", seeds, value)]))
+    base, sft = pooled([read(str(file)) for file in files])
+    assert (base.seeds, base.ok.value) == (1, 0.5)
+    assert sft.seeds == 3 and sft.kept.value == pytest.approx(0.8)
+    assert (sft.kept.low, sft.kept.high) == (pytest.approx(0.7), pytest.approx(0.9))
+    with pytest.raises(DataError, match=r"their rows differ \(\('bars', 'SFT'\)\)"):
+        pooled([read(str(files[0])), [base]])
+    files[0].write_text('[{"title": "SFT"}]')
+    with pytest.raises(DataError, match=r"0\.json: not a table\.json of `dopsd reproduce`"):
+        read(str(files[0]))
 
 
 def test_a_run_of_other_settings_is_refused_by_name(tmp_path) -> None:
