@@ -364,7 +364,8 @@ class Coordinator:
     def _doing(self) -> dict[str, str]:
         waiting = len(self._flow.blocks)
         ahead = f", {waiting} micro-batches ahead" if waiting else ""
-        doing = {"encoder": self._reader.doing + ahead}
+        encoder = self._reader.doing if self.roles.encoder else "none, contexts are read"
+        doing = {"encoder": encoder + ahead}
         for pool in self._flow.pools:
             doing[pool.role.name] = pool.doing()
         doing["learner"] = self._learner
