@@ -24,9 +24,9 @@ ELASTIC = [
     *("learner.min_workers=1", "learner.workers=2", "learner.cpus=2", "learner.restarts=0"),
     "learner.resize_seconds=1",
 ]
-# The inference roles and Ray Data take 2.5 of the 6 CPUs of head and second, and leave one learner
-# a place there, however they spread; the third host holds the other.
-CPUS = {"head": 2, "second": 4, "third": 2}
+# Encoder, roll-out and teacher take 1.5 CPUs, and a learner 2: head and second hold one learner,
+# however the roles spread, and never two; the third host holds the other.
+CPUS = {"head": 1, "second": 4, "third": 2}
 # As docs/faults.md says for hosts whose links may be away.
 PATIENT = {
     "RAY_health_check_period_ms": "2000",
