@@ -11,7 +11,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from rich.console import Console
 
 from dopsd import __version__
-from dopsd.cli_options import CONFIG, ConfigPath, Overrides, quiet
+from dopsd.cli_options import ConfigPath, Overrides, quiet
 from dopsd.config import RunConfig, dump_config, load_config, reference
 from dopsd.errors import DopsdError
 from dopsd.evaluation.cli import evaluate
@@ -39,7 +39,12 @@ app.command()(checkpoint)
 
 @app.command()
 def train(
-    config: Annotated[str | None, CONFIG] = None,
+    config: Annotated[
+        str | None,
+        typer.Argument(
+            help="Run config, a YAML file.", metavar="CONFIG", show_default="configs/shapes.yaml"
+        ),
+    ] = None,
     overrides: Overrides = None,
     resume: Annotated[
         str | None,
@@ -60,6 +65,7 @@ def train(
     quiet()
     from dopsd.runtime.launch import train as launch
     from dopsd.runtime.progress import Progress, clock
+    from dopsd.runtime.run_log import loss_steps
 
     console = Console()
     with Progress(console) as progress:
@@ -67,7 +73,9 @@ def train(
     console.print(
         f"\n[bold]Done:[/bold] {summary.steps} steps in {clock(summary.seconds)} "
         f"(first step after {clock(summary.seconds_to_first_step)}); loss "
-        f"{summary.first_loss:.4f} -> {summary.last_loss:.4f}, means of the first and last 10 steps"
+        f"{summary.first_loss:.4f} -> {summary.last_loss:.4f}, means of the first and last "
+        f"{loss_steps(summary.steps)} steps",
+        soft_wrap=True,
     )
     for what, where in (
         ("LoRA (diffusers and ComfyUI) ", summary.lora),
@@ -75,14 +83,16 @@ def train(
         ("transformer (diffusers)      ", summary.transformer),
     ):
         if where is not None:
-            console.print(f"  {what} {where}", highlight=False)
+            console.print(f"  {what} {where}", highlight=False, soft_wrap=True)
     adapted = ", ".join(f"{target} x{count}" for target, count in summary.adapted.items())
     console.print(f"  adapted modules               {adapted}", highlight=False, soft_wrap=True)
-    if summary.sheet:
-        console.print(f"  contact sheet                 {summary.sheet}", highlight=False)
-    if summary.page:
-        console.print(f"  run page                      {summary.page}", highlight=False)
-    console.print(f"  metrics, config               {summary.folder}", highlight=False)
+    for what, where in (
+        ("contact sheet   ", summary.sheet),
+        ("run page        ", summary.page),
+        ("metrics, config ", summary.folder),
+    ):
+        if where is not None:
+            console.print(f"  {what}              {where}", highlight=False, soft_wrap=True)
     for problem in summary.problems:
         console.print(f"  afterwards: {problem}", highlight=False, soft_wrap=True)
     console.print("Next, draw with it:")
@@ -108,12 +118,13 @@ def prepare(
     run = load_config(config, overrides)
     quiet()
     from dopsd.runtime.cluster import connect
-    from dopsd.runtime.data import prepare_shards, refuse_unwritable
+    from dopsd.runtime.data import prepare_shards, refuse_missing_source, refuse_unwritable
     from dopsd.runtime.encoded import encode_contexts
     from dopsd.runtime.progress import Progress
 
     console = Console()
     refuse_unwritable(run)
+    refuse_missing_source(run)
     connect()
     with Progress(console) as progress:
         if encode:
@@ -124,7 +135,10 @@ def prepare(
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
     console.print(f"Shards: {run.shards}", highlight=False)
-    command = shlex.join(["dopsd", "train", config, *(overrides or [])])
+    words = ["dopsd", "train", config, *(overrides or [])]
+    if not any(word.startswith("run.folder=") for word in words):
+        words.append("run.folder=runs/NAME")  # the config's own may hold a run already
+    command = shlex.join(words)
     console.print(f"Next: {command}", highlight=False, soft_wrap=True)
 
 
@@ -134,7 +148,9 @@ def generate(
     base: Annotated[str, typer.Option(help="Pipeline folder, hub id or `shapes`.")] = "shapes",
     family: Annotated[str, typer.Option(help="Model family.")] = "z_image",
     revision: Annotated[str | None, typer.Option(help="Hub revision of the base.")] = None,
-    lora: Annotated[str | None, typer.Option(help="LoRA file, local or s3://.")] = None,
+    lora: Annotated[
+        str | None, typer.Option(help="LoRA file or run folder, local or s3://.")
+    ] = None,
     modules: Annotated[
         str | None, typer.Option(help="File of modules trained beside the LoRA.")
     ] = None,
@@ -159,6 +175,7 @@ def generate(
 
     from dopsd import storage
     from dopsd.errors import ConfigError
+    from dopsd.evaluation.candidates import as_trained, candidates
     from dopsd.evaluation.generate import generate as draw
     from dopsd.evaluation.generate import png_bytes, read_reference
     from dopsd.models import FAMILIES
@@ -167,6 +184,10 @@ def generate(
     for option, value, allowed in (("family", family, FAMILIES), ("dtype", dtype, DTYPES)):
         if value not in allowed:
             raise ConfigError(f"--{option}: {value!r}, allowed: {', '.join(allowed)}")
+    if lora is not None and not lora.endswith(".safetensors"):
+        (run,) = map(as_trained, candidates([lora]))
+        lora, modules = next(iter(run.loras), None), modules or run.modules
+        transformer = transformer or run.transformer
     side = 32 if base == "shapes" else 1024
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pictures = draw(
@@ -223,11 +244,11 @@ def _root(
 def _next_command(run: RunConfig, *trained: str | None) -> str:
     """``trained``: LoRA, modules and transformer, what there is of them."""
     words = ["dopsd", "generate"]
-    if run.model.base == "shapes":
-        ring = (run.data.source or "").startswith("shapes:ring")
-        words += ["a red [V] on teal" if ring else "a red [V] square on teal"]
-    else:
-        words += ["your prompt", "--base", run.model.base, "--family", run.model.family]
+    concept = (run.data.source or "").removeprefix("shapes:")
+    drawn = {"ring": "a red [V] on teal", "bars": "a red [V] square on teal"}
+    words += [drawn.get(concept, "your prompt")]
+    if run.model.base != "shapes":
+        words += ["--base", run.model.base, "--family", run.model.family]
         words += ["--dtype", run.model.dtype]
         words += ["--revision", run.model.revision] if run.model.revision else []
     steps = run.preview.steps or run.method.steps

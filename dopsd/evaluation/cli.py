@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,14 +14,7 @@ from dopsd.errors import ConfigError
 
 if TYPE_CHECKING:
     from dopsd.evaluation.prompts import EvalPrompt
-    from dopsd.evaluation.spec import Candidate, MetricChoice
-
-_LORA_FILE, _TRANSFORMER = "lora.safetensors", "transformer"
-_MODULES = {
-    _LORA_FILE: "modules.safetensors",
-    "teacher_lora.safetensors": "teacher_modules.safetensors",
-}
-"""What a run leaves beside a LoRA when it trained more."""
+    from dopsd.evaluation.spec import MetricChoice
 
 
 def evaluate(
@@ -73,6 +65,7 @@ def evaluate(
 ) -> None:
     """Draw with base and trained models from equal noise, and score: a table with intervals."""
     quiet()
+    from dopsd.evaluation.candidates import as_trained, candidates
     from dopsd.evaluation.spec import EvaluateSpec
     from dopsd.runtime.evaluate import TABLE
     from dopsd.runtime.evaluate import evaluate as run
@@ -80,7 +73,7 @@ def evaluate(
 
     if device not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"--device: {device!r}, allowed: auto, cpu, cuda")
-    models = tuple(map(_as_trained, _models(lora or [], stack)))
+    models = tuple(map(as_trained, candidates(lora or [], stack)))
     metrics = tuple(_metric(each) for each in metric or [])
     if not prompts and base != "shapes":
         raise ConfigError("--prompts: missing, allowed: a file, or a folder of prepared shards")
@@ -117,58 +110,6 @@ def evaluate(
         results = run(spec, progress.show)
     console.print(results.markdown(), highlight=False, soft_wrap=True, markup=False)
     console.print(f"Table: {storage.join(out, TABLE)}", highlight=False, soft_wrap=True)
-
-
-def _models(loras: list[str], stack: bool) -> tuple[Candidate, ...]:
-    from dopsd.evaluation.spec import Candidate
-
-    found = []
-    for each in loras:
-        name, equals, path = each.partition("=")
-        if not equals or "/" in name or ":" in name:  # the "=", if any, is the path's own
-            name, path = "", each
-        path = path.rstrip("/")
-        if not path.endswith(".safetensors"):
-            path = storage.join(path, _LORA_FILE)
-        stem = posixpath.splitext(posixpath.basename(path))[0]
-        folder = posixpath.basename(posixpath.dirname(path))
-        found.append(Candidate(name or (folder if stem == "lora" and folder else stem), (path,)))
-    if stack:
-        if len(found) < 2:
-            raise ConfigError(f"--stack: {len(found)} LoRAs, allowed: two or more")
-        names, files = "+".join(each.name for each in found), [each.loras[0] for each in found]
-        found.append(Candidate(names, tuple(files)))
-    return tuple(found)
-
-
-def _as_trained(model: Candidate) -> Candidate:
-    """The model with what its run trained beside the LoRA, or in place of one."""
-    from dataclasses import replace
-
-    from dopsd.evaluation.whole_weights import is_transformer
-
-    alone = len(model.loras) == 1
-    for path in model.loras:
-        folder, file = posixpath.split(path)
-        if file == _LORA_FILE and not storage.exists(path):
-            for place in (folder, storage.join(folder, _TRANSFORMER)):
-                if is_transformer(place):
-                    if alone:
-                        return replace(model, loras=(), transformer=place)
-                    raise _not_stackable(place)
-        beside = storage.join(folder, _MODULES.get(file, file))
-        if beside != path and storage.exists(beside):
-            if alone:
-                return replace(model, modules=beside)
-            raise _not_stackable(beside)
-    return model
-
-
-def _not_stackable(path: str) -> ConfigError:
-    return ConfigError(
-        f"--stack: {path} is more than a LoRA, allowed: LoRAs alone (weights of the model "
-        "itself do not add up)"
-    )
 
 
 def _metric(text: str) -> MetricChoice:

@@ -84,7 +84,7 @@ def _summary(run: RunFiles) -> str:
     if summary:
         first_loss, last_loss = summary["first_loss"], summary["last_loss"]
         facts += [
-            ("loss, first and last 10 steps", f"{first_loss:.4g} → {last_loss:.4g}"),
+            ("mean loss, first and last steps", f"{first_loss:.4g} → {last_loss:.4g}"),
             ("duration", _duration(summary["seconds"])),
             ("until the first step", _duration(summary["seconds_to_first_step"])),
         ]

@@ -87,9 +87,7 @@ def prepare_shards(config: RunConfig, tell: Tell) -> Manifest:
     """
     source = config.data.source
     if source is None:
-        raise ConfigError(
-            f"data.source: missing, and data.shards ({config.shards}) holds no prepared data set"
-        )
+        raise _no_source(config)
     settings = prepare_settings(config.data, config.run.seed)
 
     def progress(stage: str, done: int, total: int) -> None:
@@ -188,6 +186,24 @@ def refuse_unwritable(config: RunConfig) -> None:
                 f"{key}: {folder} cannot be made, {reason}; allowed: a folder that can be written, "
                 "or s3://"
             )
+
+
+def refuse_missing_source(config: RunConfig) -> None:
+    """Raises ConfigError or DataError when there is nothing to prepare from, before any cluster."""
+    if has_manifest(config.shards):
+        return
+    source = config.data.source
+    if source is None:
+        raise _no_source(config)
+    local = not storage.is_remote(source) and not source.startswith(_SHAPES)
+    if local and not Path(source).exists():
+        raise DataError(f"data.source: {source}: no such folder, .jsonl or .parquet file")
+
+
+def _no_source(config: RunConfig) -> ConfigError:
+    return ConfigError(
+        f"data.source: missing, and data.shards ({config.shards}) holds no prepared data set"
+    )
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:

@@ -33,6 +33,7 @@ from dopsd.runtime.cluster import connect
 from dopsd.runtime.data import (
     check_context,
     prepared,
+    refuse_missing_source,
     refuse_unwritable,
     wanted,
     with_absolute_paths,
@@ -177,6 +178,7 @@ def encode_contexts(config: RunConfig, show: Show) -> list[str]:
     check_prior(config)
     config = with_absolute_paths(config)
     refuse_unwritable(config)
+    refuse_missing_source(config)
     roles = resolve_roles(config, connect().get("GPU", 0.0))
     role = roles.encoder
     assert role is not None

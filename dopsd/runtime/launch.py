@@ -43,6 +43,7 @@ from dopsd.runtime.data import (
     plan_of,
     prepared,
     refuse_existing,
+    refuse_missing_source,
     refuse_unwritable,
     wanted,
     with_absolute_paths,
@@ -99,7 +100,8 @@ class Summary:
     max_policy_lag: int
     first_loss: float
     last_loss: float
-    """Means over the first and last 10 steps: a single step's loss is mostly its samples."""
+    """Means over the first and last steps (``run_log.loss_steps``): a single step's loss is mostly
+    its samples."""
     transformer: str | None = None
     """Folder of the trained transformer, of a run that trained all weights."""
     modules: str | None = None
@@ -175,6 +177,7 @@ def train(config: RunConfig, show: Show, *, resume: bool = False, replace: bool 
     check_prior(config)
     config = with_absolute_paths(config)
     refuse_unwritable(config)
+    refuse_missing_source(config)
     family = FAMILIES[config.model.family](config.model.base, config.model.revision)
     adapted = TrainedSet(config, family).adapted(family.skeleton())
     if not resume:

@@ -27,6 +27,7 @@ from dopsd.runtime.data import (
     prepared,
     preview_samples,
     refuse_existing,
+    refuse_missing_source,
     refuse_unwritable,
     with_absolute_paths,
 )
@@ -48,6 +49,7 @@ def preflight(config: RunConfig, show: Show) -> Preflight:
     check_context(config)
     config = with_absolute_paths(config)
     refuse_unwritable(config)
+    refuse_missing_source(config)
     refuse_existing(config)
     show("prepare", {"message": "starting Ray"})
     learner = resolve_roles(config, connect().get("GPU", 0.0)).learner

@@ -103,7 +103,8 @@ class RunLog:
         return given_up + self._extras.notices
 
     def losses(self) -> tuple[float, float]:
-        """Mean loss of the first and of the last 10 steps; nan before the first."""
+        """Mean loss of the first and of the last steps, each :func:`loss_steps`; nan before the
+        first."""
         return _ends([loss for _, loss in self._losses])
 
     def write(self, name: str, payload: bytes) -> None:
@@ -136,7 +137,7 @@ class RunLog:
 
 
 def read_metrics(folder: str) -> tuple[dict[str, Any], tuple[float, float]]:
-    """(metrics of the last step, mean loss of the first and of the last 10) of a run folder."""
+    """(metrics of the last step, mean loss of the first and of the last steps) of a run folder."""
     lines = read_lines(storage.join(folder, METRICS_FILE))
     losses = _ends([float(line["loss"]) for line in lines if "loss" in line])
     return (lines[-1] if lines else {}), losses
@@ -145,4 +146,10 @@ def read_metrics(folder: str) -> tuple[dict[str, Any], tuple[float, float]]:
 def _ends(losses: list[float]) -> tuple[float, float]:
     if not losses:
         return math.nan, math.nan
-    return statistics.fmean(losses[:10]), statistics.fmean(losses[-10:])
+    count = loss_steps(len(losses))
+    return statistics.fmean(losses[:count]), statistics.fmean(losses[-count:])
+
+
+def loss_steps(steps: int) -> int:
+    """How many steps at either end of a run its mean losses are of: never the same ones."""
+    return max(1, min(10, steps // 2))

@@ -16,7 +16,7 @@ from PIL import ExifTags, Image
 from dopsd import storage
 from dopsd.cli import main
 from dopsd.errors import ConfigError, LateError, ModelError, ResourceError
-from dopsd.evaluation.cli import _models
+from dopsd.evaluation.candidates import candidates
 from dopsd.evaluation.generate import png_bytes
 from dopsd.evaluation.prompts import EvalPrompt, shapes_prompts
 from dopsd.evaluation.results import Results
@@ -375,4 +375,4 @@ def test_a_mistake_is_one_line_before_anything_starts(arguments, line, capsys):
     ],
 )
 def test_a_path_may_hold_an_equals_sign(given, name, path):
-    assert _models([given], False) == (Candidate(name, (path,)),)
+    assert candidates([given]) == (Candidate(name, (path,)),)

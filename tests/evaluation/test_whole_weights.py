@@ -12,7 +12,7 @@ from diffusers import ZImageTransformer2DModel
 from safetensors.torch import save_file
 
 from dopsd.errors import ConfigError, ModelError
-from dopsd.evaluation.cli import _as_trained, _models
+from dopsd.evaluation.candidates import as_trained, candidates
 from dopsd.evaluation.draw import Drawer
 from dopsd.evaluation.prompts import EvalPrompt
 from dopsd.evaluation.spec import BASE, Candidate, EvaluateSpec, resolve
@@ -49,7 +49,7 @@ def spec_of(base: Path, *models: Candidate) -> EvaluateSpec:
 
 def test_a_drawer_goes_from_model_to_model_and_back(tiny_base: Path, runs: Path) -> None:
     names = ("full", "modules", "plain")
-    found = [_as_trained(each) for each in _models([str(runs / name) for name in names], False)]
+    found = [as_trained(each) for each in candidates([str(runs / name) for name in names])]
     assert [each.name for each in found] == list(names)
     assert found[0].transformer == str(runs / "full" / "transformer") and not found[0].loras
     assert found[1].modules == str(runs / "modules" / "modules.safetensors")
@@ -75,7 +75,7 @@ def test_only_loras_are_stacked(runs: Path) -> None:
     for name in ("full", "modules"):
         given = [str(runs / "plain"), str(runs / name)]
         with pytest.raises(ConfigError, match=r"--stack: .* is more than a LoRA"):
-            [_as_trained(each) for each in _models(given, True)]
+            [as_trained(each) for each in candidates(given, True)]
 
 
 def test_what_does_not_fit_is_refused(tiny_base: Path, runs: Path, tmp_path: Path) -> None:

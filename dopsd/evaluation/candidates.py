@@ -1,0 +1,67 @@
+"""What a user names by a LoRA file or a run's folder: everything that was trained there."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Sequence
+from dataclasses import replace
+
+from dopsd import storage
+from dopsd.errors import ConfigError
+from dopsd.evaluation.spec import Candidate
+from dopsd.evaluation.whole_weights import is_transformer
+
+_LORA_FILE, _TRANSFORMER = "lora.safetensors", "transformer"
+_MODULES = {
+    _LORA_FILE: "modules.safetensors",
+    "teacher_lora.safetensors": "teacher_modules.safetensors",
+}
+"""What a run leaves beside a LoRA when it trained more."""
+
+
+def candidates(loras: Sequence[str], stack: bool = False) -> tuple[Candidate, ...]:
+    """One for each LoRA file or run folder, given as ``[NAME=]PATH``; with ``stack`` one more, of
+    all of them loaded together. Raises ConfigError when those are fewer than two."""
+    found = []
+    for each in loras:
+        name, equals, path = each.partition("=")
+        if not equals or "/" in name or ":" in name:  # the "=", if any, is the path's own
+            name, path = "", each
+        path = path.rstrip("/")
+        if not path.endswith(".safetensors"):
+            path = storage.join(path, _LORA_FILE)
+        stem = posixpath.splitext(posixpath.basename(path))[0]
+        folder = posixpath.basename(posixpath.dirname(path))
+        found.append(Candidate(name or (folder if stem == "lora" and folder else stem), (path,)))
+    if stack:
+        if len(found) < 2:
+            raise ConfigError(f"--stack: {len(found)} LoRAs, allowed: two or more")
+        names, files = "+".join(each.name for each in found), [each.loras[0] for each in found]
+        found.append(Candidate(names, tuple(files)))
+    return tuple(found)
+
+
+def as_trained(model: Candidate) -> Candidate:
+    """The model with what its run trained beside the LoRA, or in place of one."""
+    alone = len(model.loras) == 1
+    for path in model.loras:
+        folder, file = posixpath.split(path)
+        if file == _LORA_FILE and not storage.exists(path):
+            for place in (folder, storage.join(folder, _TRANSFORMER)):
+                if is_transformer(place):
+                    if alone:
+                        return replace(model, loras=(), transformer=place)
+                    raise _not_stackable(place)
+        beside = storage.join(folder, _MODULES.get(file, file))
+        if beside != path and storage.exists(beside):
+            if alone:
+                return replace(model, modules=beside)
+            raise _not_stackable(beside)
+    return model
+
+
+def _not_stackable(path: str) -> ConfigError:
+    return ConfigError(
+        f"--stack: {path} is more than a LoRA, allowed: LoRAs alone (weights of the model "
+        "itself do not add up)"
+    )
