@@ -124,6 +124,26 @@ def test_the_next_command_names_the_revision_that_was_trained():
     assert "--revision" not in _next_command(load_config("configs/shapes.yaml"), None, None, None)
 
 
+def test_the_next_command_asks_for_what_was_trained():
+    ring = load_config("configs/shapes.yaml", ["data.source=shapes:ring"])
+    own = load_config("configs/shapes.yaml", ["data.source=my-images"])
+    assert "'a red [V] on teal'" in _next_command(ring, None, None, None)
+    assert "'your prompt'" in _next_command(own, None, None, None)
+
+
+def test_generate_takes_a_run_folder(tmp_path, capsys, monkeypatch):
+    """And what its run trained beside the LoRA."""
+    asked = []
+    monkeypatch.setattr(
+        "dopsd.evaluation.generate.generate", lambda *given: asked.append(given) or iter(())
+    )
+    for name in ("lora.safetensors", "modules.safetensors"):
+        (tmp_path / name).write_bytes(b"")
+    assert main(["generate", "x", "--lora", str(tmp_path)]) == 0
+    assert asked[0][2] == f"{tmp_path}/lora.safetensors"
+    assert asked[0][-2] == f"{tmp_path}/modules.safetensors"
+
+
 def test_generate_asks_for_the_revision(capsys, monkeypatch):
     asked = {}
 

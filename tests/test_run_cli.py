@@ -62,6 +62,18 @@ def test_folders_that_cannot_be_made_are_refused_by_their_key(tmp_path, capsys):
     assert f"data.shards: {file}/shards cannot be made" in capsys.readouterr().err
 
 
+def test_a_missing_source_is_told_before_a_cluster_starts(tmp_path, capsys, monkeypatch):
+    for module in ("cluster", "launch", "preflight", "encoded"):
+        monkeypatch.setattr(f"dopsd.runtime.{module}.connect", lambda: pytest.fail("a cluster"))
+    config = ["configs/shapes.yaml", f"run.folder={tmp_path}/run"]
+    for words in (["train"], ["preflight"], ["prepare"], ["prepare", "--encode"]):
+        assert main([*words, *config, f"data.source={tmp_path}/gone"]) == 1
+        told = capsys.readouterr().err
+        assert f"data.source: {tmp_path}/gone: no such folder, .jsonl or .parquet file" in told
+    assert main(["train", *config, "data.source=null", f"data.shards={tmp_path}/gone"]) == 1
+    assert f"data.shards ({tmp_path}/gone) holds no prepared data set" in capsys.readouterr().err
+
+
 def test_a_run_that_goes_on_keeps_its_shards(folder, monkeypatch):
     monkeypatch.setattr("dopsd.runtime.data.prepare_shards", lambda *_: pytest.fail("lost"))
     save_manifest(str(folder / "shards"), example())

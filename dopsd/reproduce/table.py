@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from dopsd import storage
 from dopsd.errors import DataError
@@ -122,10 +123,7 @@ def read(path: str) -> list[Line]:
     """What :func:`to_json` wrote. Raises DataError when the file is no such table."""
     try:
         entries = json.loads(storage.read_bytes(path))
-        return [
-            Line(**{k: Value.read(v) if isinstance(v, dict) else v for k, v in entry.items()})
-            for entry in entries
-        ]
+        return [_line(entry) for entry in entries]
     except FileNotFoundError:
         raise DataError(
             f"{path}: no such file; allowed: a table.json of `dopsd reproduce`"
@@ -134,10 +132,18 @@ def read(path: str) -> list[Line]:
         raise DataError(f"{path}: not a table.json of `dopsd reproduce` ({error})") from None
 
 
+def _line(entry: dict[str, Any]) -> Line:
+    fields: dict[str, Any] = {
+        name: Value.read(value) if isinstance(value, dict) else value
+        for name, value in entry.items()
+    }
+    return Line(**fields)
+
+
 def pooled(tables: Sequence[Sequence[Line]]) -> list[Line]:
     """Tables of other seeds as one: means over the trainings of each row, and of the ends of their
     intervals. Raises DataError unless all have the same rows."""
-    rows = [[(line.concept_name, line.title) for line in lines] for lines in tables]
+    rows: list[list[Any]] = [[(row.concept_name, row.title) for row in lines] for lines in tables]
     for found in rows:
         if found != rows[0]:
             odd = sorted(set(found) ^ set(rows[0])) or ["the order"]

@@ -15,4 +15,4 @@ def test_lines_hold_each_steps_share(tmp_path):
     assert all(0.0 <= line["rollout_idle_fraction"] <= 1.0 for line in lines)
     assert "rollout_busy_seconds" not in lines[0]
     assert log.latest == lines[1]
-    assert log.losses() == (0.75, 0.75)
+    assert log.losses() == (1.0, 0.5), "of different steps"
