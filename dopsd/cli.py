@@ -77,22 +77,18 @@ def train(
         f"{loss_steps(summary.steps)} steps",
         soft_wrap=True,
     )
-    for what, where in (
-        ("LoRA (diffusers and ComfyUI) ", summary.lora),
-        ("modules trained beside it    ", summary.modules),
-        ("transformer (diffusers)      ", summary.transformer),
-    ):
-        if where is not None:
-            console.print(f"  {what} {where}", highlight=False, soft_wrap=True)
     adapted = ", ".join(f"{target} x{count}" for target, count in summary.adapted.items())
-    console.print(f"  adapted modules               {adapted}", highlight=False, soft_wrap=True)
-    for what, where in (
-        ("contact sheet   ", summary.sheet),
-        ("run page        ", summary.page),
-        ("metrics, config ", summary.folder),
+    for what, value in (
+        ("LoRA (diffusers and ComfyUI)", summary.lora),
+        ("modules trained beside it", summary.modules),
+        ("transformer (diffusers)", summary.transformer),
+        ("adapted modules", adapted),
+        ("contact sheet", summary.sheet),
+        ("run page", summary.page),
+        ("metrics, config", summary.folder),
     ):
-        if where is not None:
-            console.print(f"  {what}              {where}", highlight=False, soft_wrap=True)
+        if value is not None:
+            console.print(f"  {what:<29} {value}", highlight=False, soft_wrap=True)
     for problem in summary.problems:
         console.print(f"  afterwards: {problem}", highlight=False, soft_wrap=True)
     console.print("Next, draw with it:")
