@@ -88,12 +88,12 @@ def train(
         ("metrics, config", summary.folder),
     ):
         if value is not None:
-            console.print(f"  {what:<29} {value}", highlight=False, soft_wrap=True)
+            console.print(f"  {what:<29} {value}", highlight=False, markup=False, soft_wrap=True)
     for problem in summary.problems:
-        console.print(f"  afterwards: {problem}", highlight=False, soft_wrap=True)
+        console.print(f"  afterwards: {problem}", highlight=False, markup=False, soft_wrap=True)
     console.print("Next, draw with it:")
     command = _next_command(run, summary.lora, summary.modules, summary.transformer)
-    console.print(f"  {command}", highlight=False, soft_wrap=True)
+    console.print(f"  {command}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -129,13 +129,13 @@ def prepare(
             manifest = prepare_shards(run, lambda status: progress.show("prepare", status))
             lines = manifest.summary_lines()
     for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
-    console.print(f"Shards: {run.shards}", highlight=False)
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"Shards: {run.shards}", highlight=False, markup=False)
     words = ["dopsd", "train", config, *(overrides or [])]
     if not any(word.startswith("run.folder=") for word in words):
         words.append("run.folder=runs/NAME")  # the config's own may hold a run already
     command = shlex.join(words)
-    console.print(f"Next: {command}", highlight=False, soft_wrap=True)
+    console.print(f"Next: {command}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -203,7 +203,7 @@ def generate(
     for number, picture in enumerate(pictures):
         path = storage.join(out, f"{number:03d}.png")
         storage.write_bytes(path, png_bytes(picture))
-        Console().print(f"{path}  {prompts[number]}", highlight=False, soft_wrap=True)
+        Console().print(f"{path}  {prompts[number]}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command("config")
