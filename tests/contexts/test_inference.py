@@ -71,12 +71,14 @@ def test_a_reference_that_cannot_be_shown_is_one_line(
     line: str,
     tmp_path: Path,
     tiny_base: Path,
+    tiny_flux2: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = tmp_path / "none.png"
     if size:
         Image.new("RGB", size).save(path)
-    arguments = ["generate", "x", "--base", str(tiny_base), "--reference", str(path)]
+    base = tiny_flux2 if "flux2_klein" in options else tiny_base
+    arguments = ["generate", "x", "--base", str(base), "--reference", str(path)]
     assert main([*arguments, *options]) == 1
     message = capsys.readouterr().err
     assert line in message and message.count("\n") == 1

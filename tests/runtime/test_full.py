@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from dopsd.models import FAMILIES
 from dopsd.types import Context
-from tests.runtime.full_rank import DECAY, EVERY, LIMIT, STEPS, full_config, weights_file
+from tests.runtime.full_rank import DECAY, EVERY, LIMIT, LR, STEPS, full_config, weights_file
 from tests.runtime.test_zero import launch
 from tests.runtime.zero_rank import STATES, batches
 
@@ -36,7 +36,7 @@ def plain(tiny_base: Path):
     family = FAMILIES["z_image"](str(tiny_base))
     transformer = family.load_transformer(torch.float32, "cpu").requires_grad_(True)
     weights = dict(transformer.named_parameters())
-    optimizer = torch.optim.AdamW(weights.values(), lr=1e-3, betas=(0.9, 0.999), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(weights.values(), lr=LR, betas=(0.9, 0.999), weight_decay=0.0)
     losses, norms = [], []
     for step in range(STEPS):
         made = batches(step % 3)
