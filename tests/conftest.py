@@ -27,6 +27,22 @@ from tests.faulty_s3 import Faults, FaultyS3
 
 torch.set_num_threads(1)
 
+_LONG = (
+    *("runtime/test_train.py", "cluster/test_nodes.py", "runtime/test_objectives.py"),
+    *("runtime/test_contexts.py", "runtime/test_full_run.py", "runtime/test_flux2.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes come first: of several test processes, the one that takes the last of
+    them would work alone at the end."""
+
+    def rank(item: pytest.Item) -> int:
+        path = item.path.as_posix()
+        return next((at for at, name in enumerate(_LONG) if path.endswith(name)), len(_LONG))
+
+    items.sort(key=rank)
+
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
