@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 
 from dopsd import storage
 from dopsd.errors import StorageError
@@ -58,9 +57,9 @@ class Extras:
 
     def wait(self, limit: float) -> None:
         """Until nothing waits to be written, for ``limit`` seconds; what still does is told."""
-        until = time.monotonic() + limit
-        while self._waiting.unfinished_tasks and time.monotonic() < until:
-            time.sleep(0.05)
+        written = self._waiting.all_tasks_done
+        with written:
+            written.wait_for(lambda: not self._waiting.unfinished_tasks, limit)
         for name in filter(None, [self._under_way, *(each for each, _ in self._waiting.queue)]):
             self._tell(name, f"not written after {limit:g} s")
 
