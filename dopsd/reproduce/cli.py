@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import replace
 from typing import Annotated
@@ -46,6 +47,14 @@ def shapes(
             min=1, max=200, help="Prompts of each concept, and of the prior; 3 noises each."
         ),
     ] = 40,
+    lanes: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Trainings at a time; each takes one core and 2 GB. Default: as many as there "
+            "are cores, at most 4.",
+        ),
+    ] = None,
 ) -> None:
     """D-OPSD beside SFT, off-policy distillation and other teachers, on the shapes world."""
     quiet()
@@ -72,7 +81,8 @@ def shapes(
         console.print(f"[bold]{title}[/bold]", highlight=False)
         return Progress(console)
 
-    lines = reproduce(chosen, budget, folder, prompts, begin)
+    lanes = lanes or min(4, os.cpu_count() or 1)
+    lines = reproduce(chosen, budget, folder, prompts, begin, lanes)
     console.print(table.markdown(lines), highlight=False, soft_wrap=True, markup=False)
     for verdict in table.verdicts(lines):
         console.print(verdict, highlight=False, soft_wrap=True)

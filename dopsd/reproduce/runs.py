@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from dopsd import storage
 from dopsd.config import dump_config
 from dopsd.errors import ConfigError
-from dopsd.reproduce.variants import Budget, Trial, config_of
+from dopsd.reproduce.lanes import Lanes
+from dopsd.reproduce.variants import NEEDS_ALL, Budget, Trial, config_of
 from dopsd.runtime.data import with_absolute_paths
-from dopsd.runtime.launch import train
-from dopsd.runtime.progress import Progress
+from dopsd.runtime.encoded import encode_contexts
+from dopsd.runtime.progress import Progress, clock
 from dopsd.runtime.run_log import LORA_FILE, SUMMARY_FILE
 
 
@@ -35,16 +36,47 @@ def pending(trials: Sequence[Trial], budget: Budget, folder: str) -> list[Trial]
 
 
 def train_all(
-    trials: Sequence[Trial], budget: Budget, folder: str, begin: Callable[[str], Progress]
+    trials: Sequence[Trial],
+    budget: Budget,
+    folder: str,
+    begin: Callable[[str], Progress],
+    lanes: int,
 ) -> None:
-    """Train the pending trials one after another; a run that was cut short begins anew.
+    """Train the pending trials, ``lanes`` at a time; a run that was cut short begins anew.
 
-    ``begin(title)`` gives the progress of a trial, a context manager.
+    Contexts are encoded once for the trials of a concept and seed, which share their images.
+    ``begin(title)`` gives the progress of a part, a context manager.
     """
     left = pending(trials, budget, folder)
-    for number, trial in enumerate(left, 1):
-        with begin(f"trial {number} of {len(left)}: {trial.name}") as progress:
-            train(config_of(trial, budget, folder), progress.show, replace=True)
+    for concept, seed in dict.fromkeys((trial.concept, trial.seed) for trial in left):
+        with begin(f"contexts of {concept}, seed {seed}") as progress:
+            every = config_of(Trial(NEEDS_ALL, concept, seed), budget, folder)
+            encode_contexts(every, progress.show)
+    if not left:
+        return
+    work = Lanes({trial.name: config_of(trial, budget, folder) for trial in left}, lanes)
+    with begin(f"{len(left)} trials, {min(lanes, len(left))} at a time") as progress:
+        work.train(_shown(work, len(left), budget.steps, progress))
+
+
+def _shown(work: Lanes, trials: int, steps: int, progress: Progress) -> Callable[[], None]:
+    """Shows where ``work`` is, whenever it is called."""
+    told = 0
+
+    def show() -> None:
+        nonlocal told
+        for name, seconds in work.done[told:]:
+            progress.show("trials", {"report": [f"{name}: trained in {clock(seconds)}"]})
+        told = len(work.done)
+        at = told * steps + sum(lane.step for lane in work.running)
+        parts = [
+            f"{told}/{trials} done",
+            *(f"{lane.name} at {lane.step or lane.phase}" for lane in work.running),
+            f"ETA {progress.eta({'step': at, 'steps': trials * steps})}",
+        ]
+        progress.show("trials", {"message": "; ".join(parts), "notices": work.notices})
+
+    return show
 
 
 def lora_of(trial: Trial, budget: Budget, folder: str) -> str:

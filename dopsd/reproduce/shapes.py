@@ -32,6 +32,7 @@ def reproduce(
     folder: str,
     prompts: int,
     begin: Callable[[str], Progress],
+    lanes: int,
 ) -> list[table.Line]:
     """Run the whole comparison and write ``table.md``, ``table.json`` and one grid per concept.
 
@@ -41,13 +42,14 @@ def reproduce(
         folder: where everything is kept, local or s3://.
         prompts: for each concept, and about the prior; those that are alike count once.
         begin: gives the progress of a part by its title, a context manager.
+        lanes: trainings at a time, and workers that draw and score; each takes one core.
 
     Raises:
         DopsdError: in one line, when a trial or the evaluation cannot go on.
     """
-    spec = _spec(trials, budget, folder, prompts)
+    spec = _spec(trials, budget, folder, prompts, lanes)
     _write_priors(trials, budget, folder)
-    train_all(trials, budget, folder, begin)
+    train_all(trials, budget, folder, begin, lanes)
     with begin("evaluation") as progress:
         results = evaluate(spec, progress.show)
 
@@ -72,7 +74,9 @@ def reproduce(
     return lines
 
 
-def _spec(trials: Sequence[Trial], budget: Budget, folder: str, count: int) -> EvaluateSpec:
+def _spec(
+    trials: Sequence[Trial], budget: Budget, folder: str, count: int, workers: int
+) -> EvaluateSpec:
     asked: dict[tuple[str, str], EvalPrompt] = {}
     for concept in dict.fromkeys(trial.concept for trial in trials):
         trained = {
@@ -96,6 +100,7 @@ def _spec(trials: Sequence[Trial], budget: Budget, folder: str, count: int) -> E
         seeds=SEEDS,
         device="cpu",
         batch=16,
+        workers=workers,
     )
 
 

@@ -39,6 +39,8 @@ VARIANTS = (
     ),
     Variant("sft-on-teacher", "SFT on the teacher's samples", {"objective": "sft_on_teacher"}),
 )
+NEEDS_ALL = next(variant for variant in VARIANTS if variant.name == "off-policy-noised")
+"""Reads a teacher's contexts and the targets' latents: what is encoded for it serves every row."""
 QUICK = ("dopsd", "sft", "off-policy-teacher", "sft-on-teacher")
 """The rows of the quick table."""
 QUICK_STEPS = 100

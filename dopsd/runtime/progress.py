@@ -26,6 +26,7 @@ _PHASES = {
     "start": "starting: models are loading",
     "train": "training",
     "preview": "drawing the contact sheet",
+    "trials": "training",
     "prompts": "writing prompts",
     "draw": "drawing",
     "score": "scoring",

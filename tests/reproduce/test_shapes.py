@@ -25,8 +25,11 @@ def test_it_trains_evaluates_and_draws_and_trains_nothing_twice(ray_cluster, tmp
         titles.append(title)
         return Progress()
 
-    lines = reproduce(chosen, budget, str(tmp_path), 3, begin)
-    assert titles == ["trial 1 of 2: bars-dopsd-s0", "trial 2 of 2: bars-sft-s0", "evaluation"]
+    lines = reproduce(chosen, budget, str(tmp_path), 3, begin, lanes=2)
+    assert titles == ["contexts of bars, seed 0", "2 trials, 2 at a time", "evaluation"]
+    for trial in chosen:
+        timeline = (tmp_path / "runs" / trial.name / "timeline.jsonl").read_text()
+        assert "learner" in timeline and "encoder" not in timeline, "contexts were there already"
     assert [line.title for line in lines] == [
         "base, not tuned",
         "D-OPSD (EMA 0.9999)",
@@ -41,5 +44,5 @@ def test_it_trains_evaluates_and_draws_and_trains_nothing_twice(ray_cluster, tmp
     assert len(trained) == 3 and trained.isdisjoint(asked)
 
     titles.clear()
-    again = reproduce(chosen, budget, str(tmp_path), 3, begin)
+    again = reproduce(chosen, budget, str(tmp_path), 3, begin, lanes=2)
     assert titles == ["evaluation"] and again == lines
