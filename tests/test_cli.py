@@ -63,6 +63,11 @@ def test_reference_names_every_key_with_a_meaning(capsys):
             ["reproduce", "shapes", "--concept", "hat"],
             "dopsd: --concept: 'hat', allowed: bars, ring",
         ),
+        (
+            ["reproduce", "shapes", "--row", "sfd"],
+            "dopsd: --row: 'sfd', allowed: dopsd, dopsd-ema09, ",
+        ),
+        (["reproduce", "shapes", "--lr", "0"], "dopsd: learner.lr: "),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_1(arguments, line, capsys):

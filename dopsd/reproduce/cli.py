@@ -40,7 +40,15 @@ def shapes(
     first_seed: Annotated[
         int, typer.Option(min=0, help="Seed of the first; see `dopsd reproduce pool`.")
     ] = 0,
+    row: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Only this row, named as its runs are (dopsd, sft, off-policy-noised, ...); can "
+            "be repeated. Default: all; of --quick: four."
+        ),
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps of each.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate of each.")] = None,
     prompts: Annotated[
         int,
         typer.Option(
@@ -70,12 +78,18 @@ def shapes(
     if quick and concept is None:
         concept = HELD_OUT_PATTERN
     console, began = Console(), time.monotonic()
-    variants = tuple(v for v in VARIANTS if not quick or v.name in QUICK)
+    known = tuple(variant.name for variant in VARIANTS)
+    rows = row or (QUICK if quick else known)
+    for name in rows:
+        if name not in known:
+            raise ConfigError(f"--row: {name!r}, allowed: {', '.join(known)}")
+    variants = tuple(variant for variant in VARIANTS if variant.name in rows)
     chosen = trials(variants, 1 if quick else seeds, first_seed)
     if concept:
         chosen = [trial for trial in chosen if trial.concept == concept]
     folder = folder or ("runs/reproduce-quick" if quick else "runs/reproduce")
-    budget = replace(FULL, steps=steps or (QUICK_STEPS if quick else FULL.steps))
+    steps = steps or (QUICK_STEPS if quick else FULL.steps)
+    budget = replace(FULL, steps=steps, lr=FULL.lr if lr is None else lr)
 
     def begin(title: str) -> Progress:
         console.print(f"[bold]{title}[/bold]", highlight=False)
