@@ -67,7 +67,7 @@ def test_reference_names_every_key_with_a_meaning(capsys):
             ["reproduce", "shapes", "--row", "sfd"],
             "dopsd: --row: 'sfd', allowed: dopsd, dopsd-ema09, ",
         ),
-        (["reproduce", "shapes", "--lr", "0"], "dopsd: learner.lr: "),
+        (["reproduce", "shapes", "--lr", "0"], "dopsd: --lr: 0, allowed: more than 0"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_1(arguments, line, capsys):

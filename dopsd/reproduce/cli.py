@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import replace
 from typing import Annotated
@@ -26,8 +25,8 @@ def shapes(
     folder: Annotated[
         str | None,
         typer.Option(
-            help="Everything is kept here, and gone on with. Default: runs/reproduce, or "
-            "runs/reproduce-quick."
+            help="Everything is kept here, and gone on with. Default: runs/reproduce, with "
+            "-quick or the names of the chosen rows."
         ),
     ] = None,
     quick: Annotated[
@@ -43,8 +42,9 @@ def shapes(
     row: Annotated[
         list[str] | None,
         typer.Option(
-            help="Only this row, named as its runs are (dopsd, sft, off-policy-noised, ...); can "
-            "be repeated. Default: all; of --quick: four."
+            help="Only this row: dopsd, dopsd-ema09, dopsd-frozen, dopsd-live, sft, "
+            "off-policy-noised, off-policy-teacher or sft-on-teacher; can be repeated. Default: "
+            "all; of --quick: four."
         ),
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps of each.")] = None,
@@ -55,12 +55,12 @@ def shapes(
             min=1, max=200, help="Prompts of each concept, and of the prior; 3 noises each."
         ),
     ] = 40,
-    lanes: Annotated[
+    at_once: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Trainings at a time; each takes one core and 2 GB. Default: as many as there "
-            "are cores, at most 4.",
+            help="Trainings beside each other, and workers that evaluate; each takes one core and "
+            "2 GB. Default: as many as there are cores, at most 4.",
         ),
     ] = None,
 ) -> None:
@@ -75,6 +75,8 @@ def shapes(
 
     if concept not in (None, *CONCEPTS):
         raise ConfigError(f"--concept: {concept!r}, allowed: {', '.join(CONCEPTS)}")
+    if lr is not None and not lr > 0:
+        raise ConfigError(f"--lr: {lr:g}, allowed: more than 0")
     if quick and concept is None:
         concept = HELD_OUT_PATTERN
     console, began = Console(), time.monotonic()
@@ -87,7 +89,8 @@ def shapes(
     chosen = trials(variants, 1 if quick else seeds, first_seed)
     if concept:
         chosen = [trial for trial in chosen if trial.concept == concept]
-    folder = folder or ("runs/reproduce-quick" if quick else "runs/reproduce")
+    if folder is None:
+        folder = "-".join(["runs/reproduce", *(["quick"] if quick else []), *(row or [])])
     steps = steps or (QUICK_STEPS if quick else FULL.steps)
     budget = replace(FULL, steps=steps, lr=FULL.lr if lr is None else lr)
 
@@ -95,8 +98,7 @@ def shapes(
         console.print(f"[bold]{title}[/bold]", highlight=False)
         return Progress(console)
 
-    lanes = lanes or min(4, os.cpu_count() or 1)
-    lines = reproduce(chosen, budget, folder, prompts, begin, lanes)
+    lines = reproduce(chosen, budget, folder, prompts, begin, at_once)
     console.print(table.markdown(lines), highlight=False, soft_wrap=True, markup=False)
     for verdict in table.verdicts(lines):
         console.print(verdict, highlight=False, soft_wrap=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dopsd import storage
 from dopsd.config import dump_config
 from dopsd.errors import ConfigError
-from dopsd.reproduce.lanes import Lanes
+from dopsd.reproduce.trainings import Trainings
 from dopsd.reproduce.variants import NEEDS_ALL, Budget, Trial, config_of
 from dopsd.runtime.data import with_absolute_paths
 from dopsd.runtime.encoded import encode_contexts
@@ -40,9 +40,10 @@ def train_all(
     budget: Budget,
     folder: str,
     begin: Callable[[str], Progress],
-    lanes: int,
+    at_once: int,
 ) -> None:
-    """Train the pending trials, ``lanes`` at a time; a run that was cut short begins anew.
+    """Train the pending trials, ``at_once`` of them beside each other; a run that was cut short
+    begins anew.
 
     Contexts are encoded once for the trials of a concept and seed, which share their images.
     ``begin(title)`` gives the progress of a part, a context manager.
@@ -54,12 +55,13 @@ def train_all(
             encode_contexts(every, progress.show)
     if not left:
         return
-    work = Lanes({trial.name: config_of(trial, budget, folder) for trial in left}, lanes)
-    with begin(f"{len(left)} trials, {min(lanes, len(left))} at a time") as progress:
+    configs = {t.name: with_absolute_paths(config_of(t, budget, folder)) for t in left}
+    work = Trainings(configs, at_once)
+    with begin(f"{len(left)} trials, {min(at_once, len(left))} at a time") as progress:
         work.train(_shown(work, len(left), budget.steps, progress))
 
 
-def _shown(work: Lanes, trials: int, steps: int, progress: Progress) -> Callable[[], None]:
+def _shown(work: Trainings, trials: int, steps: int, progress: Progress) -> Callable[[], None]:
     """Shows where ``work`` is, whenever it is called."""
     told = 0
 
@@ -68,13 +70,13 @@ def _shown(work: Lanes, trials: int, steps: int, progress: Progress) -> Callable
         for name, seconds in work.done[told:]:
             progress.show("trials", {"report": [f"{name}: trained in {clock(seconds)}"]})
         told = len(work.done)
-        at = told * steps + sum(lane.step for lane in work.running)
+        at = told * steps + sum(each.step for each in work.running)
         parts = [
             f"{told}/{trials} done",
-            *(f"{lane.name} at {lane.step or lane.phase}" for lane in work.running),
+            *(f"{each.name} at {each.step or each.phase}" for each in work.running),
             f"ETA {progress.eta({'step': at, 'steps': trials * steps})}",
         ]
-        progress.show("trials", {"message": "; ".join(parts), "notices": work.notices})
+        progress.show("trials", {"message": "; ".join(parts), "notices": work.lines})
 
     return show
 

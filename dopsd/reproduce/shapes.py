@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from dopsd import storage
+from dopsd.errors import ResourceError
 from dopsd.evaluation.generate import png_bytes
 from dopsd.evaluation.prompts import PRIOR, EvalPrompt, shapes_prompts
 from dopsd.evaluation.results import Results
@@ -14,6 +16,7 @@ from dopsd.reproduce import table
 from dopsd.reproduce.grid import draw_grid
 from dopsd.reproduce.runs import lora_of, train_all
 from dopsd.reproduce.variants import CAPTIONS, Budget, Trial, prior_file
+from dopsd.runtime.cluster import connect
 from dopsd.runtime.evaluate import evaluate
 from dopsd.runtime.progress import Progress
 from dopsd.shapes.concepts import distinct_prior_prompts, training_captions
@@ -22,6 +25,10 @@ TABLE, LINES = "table.md", "table.json"
 SEEDS = (0, 1, 2)
 """Pictures of each prompt: short prompts for a concept are all alike."""
 PROMPT_SEED = 1000
+_MOST_AT_ONCE = 4
+"""Unless more are asked for."""
+_BYTES_EACH = 2e9
+"""Of memory, for each training: its driver, coordinator, controller, reader and learner."""
 MOST_PROMPTS = 200
 """Prompts of each kind that an evaluation may ask for."""
 
@@ -32,7 +39,7 @@ def reproduce(
     folder: str,
     prompts: int,
     begin: Callable[[str], Progress],
-    lanes: int,
+    at_once: int | None = None,
 ) -> list[table.Line]:
     """Run the whole comparison and write ``table.md``, ``table.json`` and one grid per concept.
 
@@ -42,16 +49,19 @@ def reproduce(
         folder: where everything is kept, local or s3://.
         prompts: for each concept, and about the prior; those that are alike count once.
         begin: gives the progress of a part by its title, a context manager.
-        lanes: trainings at a time, and workers that draw and score; each takes one core.
+        at_once: trainings beside each other, and workers that draw and score; each takes a core.
+            None: as many as the cluster has cores and memory for, at most 4.
 
     Raises:
+        ResourceError: when the cluster has fewer cores than ``at_once``.
         DopsdError: in one line, when a trial or the evaluation cannot go on.
     """
-    spec = _spec(trials, budget, folder, prompts, lanes)
+    spec = _spec(trials, budget, folder, prompts)
+    at_once = _at_once(at_once)
     _write_priors(trials, budget, folder)
-    train_all(trials, budget, folder, begin, lanes)
+    train_all(trials, budget, folder, begin, at_once)
     with begin("evaluation") as progress:
-        results = evaluate(spec, progress.show)
+        results = evaluate(replace(spec, workers=at_once), progress.show)
 
     def score(model: str, group: str, column: str) -> tuple[Value, int]:
         return results.value(model, group, column), _prompts(results, model, group)
@@ -63,7 +73,7 @@ def reproduce(
             if (found.model, found.against, found.column) == (model, BASE, column)
         )
 
-    lines = table.lines_of(trials, BASE, PRIOR, score, ratio)
+    lines = table.lines_of(trials, budget, BASE, PRIOR, score, ratio)
     for name, text in ((TABLE, table.markdown(lines)), (LINES, table.to_json(lines))):
         storage.write_bytes(storage.join(folder, name), text.encode())
     for concept in dict.fromkeys(trial.concept for trial in trials):
@@ -74,9 +84,17 @@ def reproduce(
     return lines
 
 
-def _spec(
-    trials: Sequence[Trial], budget: Budget, folder: str, count: int, workers: int
-) -> EvaluateSpec:
+def _at_once(asked: int | None) -> int:
+    """Raises ResourceError when the cluster has less than a core for each."""
+    cluster = connect()
+    cores = int(cluster.get("CPU", 0.0))
+    if asked and asked > cores:
+        raise ResourceError(f"--at-once: {asked}, the cluster has {cores} CPUs; allowed: 1-{cores}")
+    room = int(cluster.get("memory", 0.0) / _BYTES_EACH)
+    return asked or max(1, min(_MOST_AT_ONCE, cores, room))
+
+
+def _spec(trials: Sequence[Trial], budget: Budget, folder: str, count: int) -> EvaluateSpec:
     asked: dict[tuple[str, str], EvalPrompt] = {}
     for concept in dict.fromkeys(trial.concept for trial in trials):
         trained = {
@@ -100,7 +118,6 @@ def _spec(
         seeds=SEEDS,
         device="cpu",
         batch=16,
-        workers=workers,
     )
 
 

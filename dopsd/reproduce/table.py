@@ -10,7 +10,7 @@ from typing import Any
 from dopsd import storage
 from dopsd.errors import DataError
 from dopsd.intervals import Value, as_json, mean, wilson
-from dopsd.reproduce.variants import VARIANTS, Trial
+from dopsd.reproduce.variants import VARIANTS, Budget, Trial
 
 BASE_TITLE = "base, not tuned"
 OURS, SFT = VARIANTS[0].title, "SFT"
@@ -23,7 +23,7 @@ Ratio = Callable[[str, str], Value]
 
 @dataclass(frozen=True)
 class Line:
-    """One variant on one concept.
+    """One variant on one concept, trained for ``steps`` at the peak rate ``lr``.
 
     ``concept``: pictures for ``[V]`` that show it. On prior prompts: ``ok``, pictures with every
     named attribute right that belong to the world, and ``palette_error``. ``kept`` and ``blur``
@@ -37,6 +37,8 @@ class Line:
     concept_name: str
     title: str
     seeds: int
+    steps: int
+    lr: float
     concept: Value
     ok: Value
     palette_error: Value
@@ -48,12 +50,13 @@ _VALUES = ("concept", "ok", "palette_error", "kept", "blur")
 
 
 def lines_of(
-    trials: Sequence[Trial], base: str, prior: str, score: Score, ratio: Ratio
+    trials: Sequence[Trial], budget: Budget, base: str, prior: str, score: Score, ratio: Ratio
 ) -> list[Line]:
     """Pool each variant's seeds; the base comes first for every concept.
 
     Args:
         trials: those that were evaluated.
+        budget: what each of them was given.
         base: the base's name in the evaluation.
         prior: the group of the prompts about what the base knew.
         score: reads a cell of the evaluation.
@@ -72,6 +75,8 @@ def lines_of(
                     concept_name=concept,
                     title=title,
                     seeds=len(models),
+                    steps=budget.steps,
+                    lr=budget.lr,
                     concept=_rate([score(model, concept, "concept") for model in models]),
                     ok=_rate([score(model, prior, "ok") for model in models]),
                     palette_error=_mean([score(m, prior, "palette_error")[0] for m in models]),
@@ -143,12 +148,14 @@ def _line(entry: dict[str, Any]) -> Line:
 def pooled(tables: Sequence[Sequence[Line]]) -> list[Line]:
     """Tables of other seeds as one: means over the trainings of each row, and of the ends of their
     intervals. Raises DataError unless all have the same rows."""
-    rows: list[list[Any]] = [[(row.concept_name, row.title) for row in lines] for lines in tables]
+    rows: list[list[Any]] = [
+        [(row.concept_name, row.title, row.steps, row.lr) for row in lines] for lines in tables
+    ]
     for found in rows:
         if found != rows[0]:
             odd = sorted(set(found) ^ set(rows[0])) or ["the order"]
             raise DataError(
-                f"tables: their rows differ ({odd[0]}); allowed: comparisons of equal rows"
+                f"tables: their rows differ ({odd[0]}); allowed: equal rows, steps and lr"
             )
     made = []
     for each in zip(*tables):

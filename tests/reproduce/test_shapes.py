@@ -9,13 +9,22 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from dopsd.cli import main
+from dopsd.errors import ResourceError
 from dopsd.reproduce.shapes import reproduce
-from dopsd.reproduce.variants import FULL, VARIANTS, trials
+from dopsd.reproduce.variants import FULL, VARIANTS, Trial, config_of, trials
+from dopsd.runtime.data import prepared, with_absolute_paths
+from dopsd.runtime.encoded import find_encoded
+from dopsd.runtime.placement import resolve_roles
+from dopsd.runtime.prior import with_prior
 from dopsd.runtime.progress import Progress
 
 
 @pytest.mark.slow
-def test_it_trains_evaluates_and_draws_and_trains_nothing_twice(ray_cluster, tmp_path: Path):
+def test_it_trains_evaluates_and_draws_and_trains_nothing_twice(
+    ray_cluster, tmp_path: Path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)  # where Ray's workers are not
     variants = tuple(v for v in VARIANTS if v.name in ("dopsd", "sft"))
     chosen = [trial for trial in trials(variants, seeds=1) if trial.concept == "bars"]
     budget = replace(FULL, steps=1, batch=2, images=2, prior=3)
@@ -25,7 +34,7 @@ def test_it_trains_evaluates_and_draws_and_trains_nothing_twice(ray_cluster, tmp
         titles.append(title)
         return Progress()
 
-    lines = reproduce(chosen, budget, str(tmp_path), 3, begin, lanes=2)
+    lines = reproduce(chosen, budget, ".", 3, begin, at_once=2)
     assert titles == ["contexts of bars, seed 0", "2 trials, 2 at a time", "evaluation"]
     for trial in chosen:
         timeline = (tmp_path / "runs" / trial.name / "timeline.jsonl").read_text()
@@ -43,6 +52,40 @@ def test_it_trains_evaluates_and_draws_and_trains_nothing_twice(ray_cluster, tmp
     asked = [json.loads(row)["prompt"] for row in (tmp_path / "evaluation/prompts.jsonl").open()]
     assert len(trained) == 3 and trained.isdisjoint(asked)
 
+    for variant in VARIANTS:
+        config = with_absolute_paths(config_of(Trial(variant, "bars", 0), budget, "."))
+        manifest = prepared(config, lambda status: None)
+        manifest = with_prior(config, manifest, resolve_roles(config, 0).learner, lambda *_: None)
+        assert find_encoded(config, manifest, lambda *_: None), f"{variant.name} would encode anew"
+
     titles.clear()
-    again = reproduce(chosen, budget, str(tmp_path), 3, begin, lanes=2)
+    again = reproduce(chosen, budget, ".", 3, begin, at_once=2)
     assert titles == ["evaluation"] and again == lines
+
+
+@pytest.mark.slow
+def test_more_at_once_than_the_cluster_has_cores_is_refused_before_anything(
+    ray_cluster, tmp_path: Path
+):
+    with pytest.raises(
+        ResourceError, match=r"^--at-once: 99, the cluster has 4 CPUs; allowed: 1-4"
+    ):
+        reproduce(trials(VARIANTS[:1], 1), FULL, str(tmp_path), 3, lambda title: Progress(), 99)
+    assert not list(tmp_path.iterdir())
+
+
+def test_rows_are_chosen_by_name_and_have_a_folder_of_their_own(monkeypatch):
+    asked: list[tuple[object, ...]] = []
+
+    def stop(*arguments: object) -> None:
+        asked.append(arguments)
+        raise ResourceError("enough")
+
+    monkeypatch.setattr("dopsd.reproduce.shapes.reproduce", stop)
+    rows = ["--row", "sft", "--row", "dopsd-live", "--lr", "1e-4", "--concept", "ring"]
+    assert main(["reproduce", "shapes", *rows, "--quick"]) == 1
+    assert main(["reproduce", "shapes"]) == 1
+    (chosen, budget, folder, *_), (every, full, usual, *_) = asked
+    assert [trial.name for trial in chosen] == ["ring-dopsd-live-s0", "ring-sft-s0"]
+    assert (budget.lr, budget.steps, folder) == (1e-4, 100, "runs/reproduce-quick-sft-dopsd-live")
+    assert len(every) == 48 and (full, usual) == (FULL, "runs/reproduce")

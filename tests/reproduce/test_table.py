@@ -81,7 +81,7 @@ def ratio(model: str, column: str) -> Value:
 
 def test_seeds_are_pooled_and_held_against_the_base() -> None:
     chosen = [t for t in trials((DOPSD, SFT), seeds=2) if t.concept == "bars"]
-    base, ours, sft = lines = lines_of(chosen, "base", "prior", score, ratio)
+    base, ours, sft = lines = lines_of(chosen, FULL, "base", "prior", score, ratio)
     assert (base.title, base.kept.value, base.blur.value) == (BASE_TITLE, 1.0, 1.0)
     # Two trainings drew the same 100 prompts: as many independent draws as prompts, not pictures.
     assert ours.concept == Value(pytest.approx(0.8), *wilson(80, 100)) and ours.seeds == 2
@@ -96,9 +96,9 @@ def test_seeds_are_pooled_and_held_against_the_base() -> None:
 
 
 def test_tables_of_other_seeds_become_one(tmp_path) -> None:
-    def line(title: str, seeds: int, value: float) -> Line:
+    def line(title: str, seeds: int, value: float, lr: float = 5e-4) -> Line:
         spread = Value(value, value - 0.1, value + 0.1)
-        return Line("bars", title, seeds, spread, spread, spread, spread, spread)
+        return Line("bars", title, seeds, 200, lr, spread, spread, spread, spread, spread)
 
     files = []
     for number, (seeds, value) in enumerate(((1, 0.6), (2, 0.9))):
@@ -108,8 +108,10 @@ def test_tables_of_other_seeds_become_one(tmp_path) -> None:
     assert (base.seeds, base.ok.value) == (1, 0.5)
     assert sft.seeds == 3 and sft.kept.value == pytest.approx(0.8)
     assert (sft.kept.low, sft.kept.high) == (pytest.approx(0.7), pytest.approx(0.9))
-    with pytest.raises(DataError, match=r"their rows differ \(\('bars', 'SFT'\)\)"):
+    with pytest.raises(DataError, match=r"their rows differ \(\('bars', 'SFT', 200, 0\.0005\)\)"):
         pooled([read(str(files[0])), [base]])
+    with pytest.raises(DataError, match=r"0\.0001\)\); allowed: equal rows, steps and lr"):
+        pooled([[line("SFT", 1, 0.5, lr=1e-4)], [line("SFT", 1, 0.5)]])
     files[0].write_text('[{"title": "SFT"}]')
     with pytest.raises(DataError, match=r"0\.json: not a table\.json of `dopsd reproduce`"):
         read(str(files[0]))
