@@ -11,9 +11,15 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from dopsd import __version__
+from dopsd.config import RunConfig
+from dopsd.data.manifest import Manifest
 
 _PREFIX = "transformer."
 
@@ -61,3 +67,75 @@ def modules_file(state: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
 
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in state.items()}
     return same_bytes(save(tensors, metadata={"format": "pt", **metadata}))
+
+
+_STEM, _SUFFIX = "diffusion_pytorch_model", ".safetensors"
+
+
+def write_transformer(
+    write: Callable[[str, bytes], Any],
+    folder: str,
+    config: dict[str, Any],
+    shards: Iterable[dict[str, Tensor]],
+    count: int,
+    metadata: dict[str, str],
+) -> None:
+    """``write(path, bytes)`` each file of ``folder``; the index, without which several shards are
+    no model, comes last.
+
+    ``config``: the base's transformer config. ``shards``: ``count`` groups of tensors by diffusers'
+    names, one alive at a time.
+    """
+    from safetensors.torch import save
+
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    write(f"{folder}/config.json", text.encode())
+    places: dict[str, str] = {}
+    size = 0
+    for number, tensors in enumerate(shards, start=1):
+        name = f"{_STEM}{_SUFFIX}"
+        if count > 1:
+            name = f"{_STEM}-{number:05d}-of-{count:05d}{_SUFFIX}"
+        places |= dict.fromkeys(tensors, name)
+        size += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        payload = save(tensors, metadata={"format": "pt", **metadata})
+        del tensors  # before the next shard is made
+        write(f"{folder}/{name}", same_bytes(payload))
+        del payload
+    if count > 1:
+        index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(places.items()))}
+        text = json.dumps(index, indent=2) + "\n"
+        write(f"{folder}/{_STEM}{_SUFFIX}.index.json", text.encode())
+
+
+def _variant(config: RunConfig) -> str:
+    return "".join(f"{name} " for name, on in config.lora.variant.items() if on)
+
+
+def lora_metadata(config: RunConfig, manifest: Manifest) -> dict[str, str]:
+    """What the exported file says of itself: base model, recipe, data fingerprint."""
+    method, lora = config.method, config.lora
+    objective: str = method.objective
+    if objective == "off_policy":
+        objective += f" off_policy_states={method.off_policy_states}"
+    teacher = f"teacher={method.teacher} ema={method.ema_decay} "
+    if objective == "sft":
+        teacher = ""  # it has none
+    trained = f"rank={lora.rank} alpha={lora.alpha} {_variant(config)}".rstrip()
+    if config.adapters == "full":
+        trained = f"adapters=full teacher_sync_every={method.teacher_sync_every}"
+    elif config.adapters == "lora+modules":
+        trained += f" modules={'+'.join(lora.modules_to_train)}"
+    return {
+        "dopsd.version": __version__,
+        "dopsd.base": config.model.base,
+        "dopsd.family": config.model.family,
+        "dopsd.context": config.context.name,
+        "dopsd.recipe": (
+            f"{objective} K={method.steps} weighting={method.weighting} {teacher}"
+            f"lr={config.learner.lr} steps={config.learner.steps} "
+            f"global_batch={config.learner.global_batch} max_policy_lag={config.max_policy_lag} "
+            f"{trained} seed={config.run.seed}"
+        ),
+        "dopsd.data": manifest.fingerprint,
+    }

@@ -7,7 +7,7 @@ from pathlib import Path
 if importlib.util.find_spec("dopsd") is None:  # a cluster whose image does not carry the package
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dopsd.cli import main
+from dopsd.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["preflight", *sys.argv[1:]]))

@@ -65,7 +65,7 @@ def ray_cluster() -> Iterator[None]:
     """One local Ray cluster for every test that needs actors: 4 logical CPUs on 2 real ones."""
     import ray
 
-    from dopsd.runtime.cluster import NAMESPACE
+    from dopsd.ray_cluster.connect import NAMESPACE
 
     ray.init(
         address="local",

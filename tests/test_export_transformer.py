@@ -12,14 +12,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from dopsd.cli import main
+from dopsd.cli.main import main
 from dopsd.errors import ModelError
 from dopsd.evaluation.generate import generate, load_modules
-from dopsd.export import modules_file
-from dopsd.export_transformer import write_transformer
+from dopsd.export import modules_file, write_transformer
 from dopsd.models import FAMILIES
 from dopsd.models.base import Family
-from dopsd.runtime.buckets import cut
+from dopsd.policy.buckets import cut
 from tests.tiny import random_state
 
 

@@ -9,8 +9,8 @@ import pytest
 
 import dopsd
 from dopsd.config import load_config
+from dopsd.credentials import holds_credentials
 from dopsd.errors import ConfigError
-from dopsd.urls import holds_credentials
 
 SECRET = "s3cr3t"
 REFUSED = {

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dopsd import storage
-from dopsd.data.prepare import _clear
+from dopsd.data.prepare.run import _clear
 
 NAMES = ("[V]-cat", "a*", "w?at", "{x,y}")
 

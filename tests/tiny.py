@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from dopsd.config import RunConfig
-from dopsd.types import Context
+from dopsd.records import Context
 
 WIDTH = 64
 LAYERS = 2

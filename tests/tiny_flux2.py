@@ -19,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from dopsd.config import RunConfig
-from dopsd.types import Context
+from dopsd.records import Context
 from tests.tiny import (
     HEIGHT,
     IMAGE_WIDTH,

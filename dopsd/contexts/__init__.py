@@ -16,8 +16,8 @@ from torch import nn
 
 from dopsd.config import RunConfig
 from dopsd.data.sample import Sample
-from dopsd.process import set_up
-from dopsd.types import Context
+from dopsd.ray_cluster.process import set_up
+from dopsd.records import Context
 
 
 @dataclass(frozen=True)

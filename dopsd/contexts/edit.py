@@ -19,7 +19,7 @@ from dopsd.contexts.text import TextEncoder
 from dopsd.data.sample import Sample
 from dopsd.models import FAMILIES
 from dopsd.models.base import DTYPES, Family
-from dopsd.types import Context
+from dopsd.records import Context
 
 References = Sequence[Sequence[Tensor]]
 """Of each sample the latents [C, h, w] of its references, in order."""

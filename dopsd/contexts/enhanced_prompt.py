@@ -11,7 +11,7 @@ from dopsd.config import RunConfig
 from dopsd.contexts import ContextView
 from dopsd.contexts.text import TextEncoder
 from dopsd.data.sample import Sample
-from dopsd.types import Context
+from dopsd.records import Context
 
 
 class EnhancedPromptEncoder:

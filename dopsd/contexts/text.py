@@ -16,7 +16,7 @@ from dopsd.contexts import ContextView
 from dopsd.errors import DataError
 from dopsd.models import FAMILIES
 from dopsd.models.base import DTYPES, TextFormat
-from dopsd.types import Context
+from dopsd.records import Context
 
 
 class TextEncoder:

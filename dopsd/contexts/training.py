@@ -14,7 +14,7 @@ from dopsd.contexts import ContextEncoder, EncoderFactory
 from dopsd.data.sample import Sample
 from dopsd.models import FAMILIES
 from dopsd.models.base import DTYPES, Family
-from dopsd.types import Context, EncodedSample, join_samples
+from dopsd.records import Context, EncodedSample, join_samples
 
 
 class TrainingEncoder:

@@ -28,7 +28,7 @@ from dopsd.data.sample import Sample
 from dopsd.errors import ModelError
 from dopsd.models import FAMILIES, resolve_vlm
 from dopsd.models.base import DTYPES
-from dopsd.types import Context
+from dopsd.records import Context
 
 
 class VlmEncoder:

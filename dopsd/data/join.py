@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 
 from dopsd import storage
-from dopsd.config_data import PRIOR
+from dopsd.config.data import PRIOR
 from dopsd.data.manifest import CaptionSet, Manifest
 from dopsd.errors import DataError
 

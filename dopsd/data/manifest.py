@@ -18,6 +18,7 @@ from dopsd.errors import DataError
 
 MANIFEST = "manifest.json"
 
+
 Positive = Annotated[int, Field(ge=1)]
 
 

@@ -19,7 +19,7 @@ from dopsd import storage
 from dopsd.data.captions import draw_caption, draw_pair, dropped
 from dopsd.data.images import decode_png
 from dopsd.data.plan import MicroBatch, Plan, RowRef
-from dopsd.data.ray_tools import Held, telling_errors
+from dopsd.data.ray_data import Held, telling_errors
 from dopsd.data.references import sized
 from dopsd.data.sample import Sample
 from dopsd.errors import DataError, DopsdError
@@ -188,6 +188,7 @@ def _pixels(reference: dict[str, Any]) -> np.ndarray:
 _REFERENCE = pa.struct(
     [("height", pa.int64()), ("width", pa.int64()), ("pixels", pa.large_binary())]
 )
+
 READ_SCHEMA = pa.schema(
     [
         ("step", pa.int64()),
@@ -203,6 +204,7 @@ READ_SCHEMA = pa.schema(
         ("references", pa.list_(pa.list_(_REFERENCE))),
     ]
 )
+
 
 _groups: RowGroups | None = None
 

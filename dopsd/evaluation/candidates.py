@@ -9,9 +9,10 @@ from dataclasses import replace
 from dopsd import storage
 from dopsd.errors import ConfigError
 from dopsd.evaluation.spec import Candidate
-from dopsd.evaluation.whole_weights import is_transformer
+from dopsd.models.transformer_folder import is_transformer
 
 _LORA_FILE, _TRANSFORMER = "lora.safetensors", "transformer"
+
 _MODULES = {
     _LORA_FILE: "modules.safetensors",
     "teacher_lora.safetensors": "teacher_modules.safetensors",

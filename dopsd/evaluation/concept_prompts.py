@@ -21,10 +21,14 @@ from dopsd.errors import ConfigError, ModelError
 from dopsd.evaluation.prompts import EvalPrompt
 
 TOKEN = "[V]"
+
 SCENES = 4
+
 REFERENCES = 4
 """Pictures of a concept, at most, that its drawn pictures are held against."""
+
 _REWRITE = "a picture that shows the following: {caption}"
+
 _SCENES = (
     "{subject} on a beach at sunset",
     "{subject} in a snowy forest",
@@ -39,6 +43,7 @@ _SCENES = (
     "a watercolor painting of {subject}",
     "{subject} seen from above on green grass",
 )
+
 
 Ask = Callable[[Image.Image, str], str]
 """A VLM's answer to a question about a picture."""

@@ -14,9 +14,9 @@ from safetensors.torch import load
 from dopsd import storage
 from dopsd.data.images import BadImage, check_shape, decode_image
 from dopsd.errors import ConfigError, ModelError
-from dopsd.evaluation.whole_weights import bind_folder, transformer_files
 from dopsd.models.base import DTYPES, Family
 from dopsd.models.lora import bind_parameters
+from dopsd.models.transformer_folder import bind_folder, transformer_files
 
 _MIN_REFERENCE_SIDE = 64
 """Pixels; FLUX.2's pipeline refuses smaller ones."""

@@ -15,6 +15,7 @@ from dopsd.errors import ConfigError
 
 PRIOR = "prior"
 """Group of the prompts about what the base knows already."""
+
 _TYPES: dict[str, tuple[str, Any]] = {
     "prompt": ("a text", str),
     "group": ("a text", str),

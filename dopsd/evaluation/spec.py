@@ -10,10 +10,10 @@ from dopsd.config import Device
 from dopsd.errors import ConfigError, ModelError
 from dopsd.evaluation.metrics import make_metric
 from dopsd.evaluation.prompts import EvalPrompt
-from dopsd.evaluation.whole_weights import transformer_files
 from dopsd.models import FAMILIES
 from dopsd.models.base import DTYPES
 from dopsd.models.pretrained import resolve_base
+from dopsd.models.transformer_folder import transformer_files
 from dopsd.shapes.world import PIXELS
 
 BASE = "base"

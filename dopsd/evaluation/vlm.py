@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from dopsd.evaluation.hub import telling_missing
+from dopsd.models.pretrained import telling_missing
 
 _ANSWER_TOKENS = 256
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from dopsd.data.images import decode_image
-from dopsd.evaluation.draw import EVALUATION_STEP, Drawer
 from dopsd.evaluation.metrics import Metric, Shown, make_metric
 from dopsd.evaluation.prompts import EvalPrompt
+from dopsd.evaluation.sampler import EVALUATION_STEP, Drawer
 from dopsd.evaluation.spec import Candidate, EvaluateSpec, MetricChoice
 
 

@@ -16,7 +16,7 @@ from dopsd.method.objective import Weighting, state_weights
 from dopsd.method.off_policy import Targets
 from dopsd.method.rollout import VelocityFn
 from dopsd.method.schedule import euler_step
-from dopsd.types import Context, TrainingBatch
+from dopsd.records import Context, TrainingBatch
 
 
 @dataclass

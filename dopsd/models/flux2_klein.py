@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from dopsd.method.rollout import rollout
 from dopsd.method.schedule import scheduler_sigmas
 from dopsd.models.base import LEVELS, Family, TextFormat, as_pixels
-from dopsd.types import Context
+from dopsd.records import Context
 
 _REFERENCE_TIME = 10
 """Spacing of reference images along the time axis of the position ids, as in the stock pipeline:

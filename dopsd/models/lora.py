@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from dopsd.errors import ModelError
 
-# PEFT takes longer to import than torch, and most processes that import this have no adapters.
 if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
 
+
 STUDENT, TEACHER = "student", "teacher"
+
 MAGNITUDE = "lora_magnitude_vector"
 """Name of DoRA's magnitudes: that of PEFT's own files, which diffusers reads too."""
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dopsd.method.schedule import scheduler_sigmas
 from dopsd.models.base import LEVELS, Family, TextFormat, as_pixels
-from dopsd.types import Context
+from dopsd.records import Context
 
 
 class ZImage(Family):

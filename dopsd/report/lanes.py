@@ -20,8 +20,11 @@ TASKS = (
     "teach",
 )
 """The tasks in a run's timeline; the position decides the colour. Any other comes after them."""
+
 _ROLES = ("encoder", "rollout", "teacher", "learner")
+
 _BINS = 240
+
 
 Span = dict[str, Any]
 

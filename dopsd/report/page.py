@@ -17,24 +17,27 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import yaml
 from PIL import Image
 
 from dopsd import storage
 from dopsd.config import DataSection, RunConfig, dump_config
+from dopsd.config.load import dump_yaml
+from dopsd.credentials import redact
 from dopsd.report.chart import Series, chart, smooth
 from dopsd.report.lanes import timeline
 from dopsd.report.pictures import Drawn, inline, over_training, read_drawn, trajectories
-from dopsd.report.redact import redact
 from dopsd.report.run_files import RunFiles, read_run_files
+from dopsd.run_folder.files import REPORT_FILE
 
-REPORT_FILE = "report.html"
-"""Name in the run folder."""
 _ROLES = ("encoder", "rollout", "teacher", "learner")
+
 _SMOOTH = 10
+
 _QUARANTINED = 50
 """Quarantined samples that are listed; the manifest has all."""
+
 _ASSETS = Path(__file__).parent / "assets"
+
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 """What the browser may load: nothing but what the page holds."""
 
@@ -258,11 +261,7 @@ def _config(run: RunFiles) -> str:
     whole = dump_config(run.config)
     # A config without data is refused, so the defaults get a source that no run has.
     default = RunConfig(data=DataSection(source="-")).model_dump(mode="json")
-    changed = yaml.safe_dump(
-        _difference(run.config.model_dump(mode="json"), default),
-        sort_keys=False,
-        allow_unicode=True,
-    )
+    changed = dump_yaml(_difference(run.config.model_dump(mode="json"), default))
     return (
         f"<p>What differs from the defaults:</p><pre>{escape(redact(changed))}</pre>"
         f"<details><summary>Every key</summary><pre>{escape(redact(whole))}</pre></details>"

@@ -11,13 +11,15 @@ from typing import Any
 
 from PIL import Image
 
-from dopsd.report.history import strip_path, target_path
 from dopsd.report.sheet import cut
+from dopsd.run_folder.preview_files import strip_path, target_path
 
 _PIXEL_ART = 96
 """Pictures up to this side are shown as they are, enlarged without smoothing."""
+
 _THUMBNAIL = 256
 """Largest side of a picture in the page; the run folder holds larger ones."""
+
 
 ReadFn = Callable[[str], bytes]
 """A file of the run folder, by its path there."""

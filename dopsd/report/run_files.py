@@ -6,14 +6,13 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from dopsd import storage
-from dopsd.config import RunConfig
+from dopsd.config import RunConfig, parse_config
 from dopsd.data.manifest import Manifest, load_manifest
-from dopsd.errors import DataError
-from dopsd.json_lines import parse_lines, part_names
-from dopsd.report.history import HISTORY
+from dopsd.errors import ConfigError, DataError
+from dopsd.run_folder.files import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, TIMELINE_FILE
+from dopsd.run_folder.jsonl import parse_lines, part_names
+from dopsd.run_folder.preview_files import HISTORY
 
 
 @dataclass(eq=False)
@@ -40,7 +39,7 @@ def read_run_files(folder: str) -> RunFiles:
     """Raises DataError when ``folder`` holds no run, or a config of another dopsd."""
     files = storage.list_files(folder)
     names = {name for name, _ in files}
-    if "config.yaml" not in names:
+    if CONFIG_FILE not in names:
         raise DataError(f"{folder}: no config.yaml; allowed: the folder of a run")
 
     def read(name: str) -> bytes:
@@ -51,10 +50,9 @@ def read_run_files(folder: str) -> RunFiles:
         return [entry for part in found for entry in parse_lines(read(part), part)]
 
     try:
-        config = RunConfig.model_validate(yaml.safe_load(read("config.yaml")))
-    except (ValueError, yaml.YAMLError) as error:
-        first = str(error).splitlines()[0]
-        raise DataError(f"{folder}/config.yaml: not a config of this dopsd ({first})") from None
+        config = parse_config(read(CONFIG_FILE).decode(), CONFIG_FILE)
+    except (ValueError, ConfigError) as error:
+        raise DataError(f"{folder}: not a config of this dopsd ({error})") from None
     # A run folder may have been copied from where it was written: its own shards first.
     manifest = None
     for shards in (storage.join(folder, "shards"), config.shards):
@@ -64,9 +62,9 @@ def read_run_files(folder: str) -> RunFiles:
     return RunFiles(
         folder=folder,
         config=config,
-        summary=json.loads(read("summary.json")) if "summary.json" in names else None,
-        metrics=lines("metrics.jsonl"),
-        timeline=lines("timeline.jsonl"),
+        summary=json.loads(read(SUMMARY_FILE)) if SUMMARY_FILE in names else None,
+        metrics=lines(METRICS_FILE),
+        timeline=lines(TIMELINE_FILE),
         manifest=manifest,
         history=json.loads(read(HISTORY)) if HISTORY in names else None,
         files=files,

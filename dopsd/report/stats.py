@@ -8,9 +8,11 @@ from typing import Any
 
 from dopsd import storage
 from dopsd.errors import DataError
-from dopsd.json_lines import read_lines
+from dopsd.run_folder.files import METRICS_FILE, SUMMARY_FILE
+from dopsd.run_folder.jsonl import read_lines
 
 _ROLES = ("encoder", "rollout", "teacher", "learner")
+
 _WARM_UP = 3
 """Steps left out of the medians: caches fill, and the first wait covers the start."""
 
@@ -20,7 +22,7 @@ def read_run(folder: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
     Raises DataError when it is none, or when the run is not finished.
     """
-    files = [storage.join(folder, name) for name in ("summary.json", "metrics.jsonl")]
+    files = [storage.join(folder, name) for name in (SUMMARY_FILE, METRICS_FILE)]
     for file in files:
         if not storage.exists(file):
             raise DataError(f"{file}: missing; allowed: the folder of a finished run")

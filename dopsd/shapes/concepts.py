@@ -19,6 +19,7 @@ from dopsd.shapes.world import Scene
 # Which attribute each concept is a value of.
 CONCEPTS = {world.HELD_OUT_PATTERN: "pattern", world.HELD_OUT_SHAPE: "shape"}
 
+
 # What each kind of caption names, besides the concept itself.
 CAPTION_KINDS = {
     "short": (),

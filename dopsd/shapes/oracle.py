@@ -19,9 +19,12 @@ from dopsd.shapes.world import Scene
 
 # A cell belongs to the object if one colour channel differs this much from the ground.
 FOREGROUND_THRESHOLD = 0.14
+
 # A picture is of this world if its silhouette and its colours are this close to a rendering.
 VALID_IOU = 0.9
+
 VALID_RMSE = 0.08
+
 CANDIDATES = 4
 
 
@@ -69,9 +72,13 @@ def _silhouettes() -> tuple[list[tuple[str, int, int]], Tensor]:
 
 
 _PLACES, _MASKS = _silhouettes()
+
 _PATTERNS = list(world.TILES)
+
 _FILLS = list(world.FILLS)
+
 _GROUNDS = list(world.GROUNDS)
+
 _SURFACES = torch.stack(
     [
         fill[:, None, None] * (1 - ink) + world.INK_RGB[:, None, None] * ink

@@ -26,9 +26,9 @@ from typing import Any
 import psutil
 import torch
 
-from dopsd.json_lines import read_lines
-from dopsd.runtime.ledger import LEDGER_FILE
-from dopsd.runtime.verify import Verdict, verify_run
+from dopsd.driver.verify import Verdict, verify_run
+from dopsd.run_folder.files import LEDGER_FILE
+from dopsd.run_folder.jsonl import read_lines
 from tests.loras import read_lora
 
 ROLES = {
@@ -93,7 +93,7 @@ def schedule(
 def run(words: list[str], folder: Path, faults: list[Fault], limit: float) -> Outcome:
     """``dopsd train WORDS`` under ``faults``; ends it after ``limit`` seconds."""
     began = time.monotonic()
-    command = [sys.executable, "-m", "dopsd.cli", "train", *words, f"run.folder={folder}"]
+    command = [sys.executable, "-m", "dopsd", "train", *words, f"run.folder={folder}"]
     command.append("--overwrite")
     log = folder.with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
 import json
 import math
 
-from dopsd.runtime.verify import Verdict
+from dopsd.driver.verify import Verdict
 from tests.chaos.harness import ROLES, Fault, Outcome, Report, schedule
 
 

@@ -11,7 +11,7 @@ from dopsd.method.objective import state_loss
 from dopsd.method.rollout import rollout, score
 from dopsd.method.terms import fused_terms, stored_terms
 from dopsd.models.base import Family
-from dopsd.types import Context, SampleInfo, TrainingBatch
+from dopsd.records import Context, SampleInfo, TrainingBatch
 
 
 @torch.no_grad()

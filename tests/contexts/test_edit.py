@@ -18,7 +18,7 @@ from dopsd.contexts.training import TrainingEncoderFactory
 from dopsd.data.sample import Sample
 from dopsd.errors import DataError
 from dopsd.models import Flux2Klein
-from dopsd.types import Context
+from dopsd.records import Context
 from tests.contexts.shown import losses
 from tests.tiny import HEIGHT, IMAGE_WIDTH, random_image
 from tests.tiny_flux2 import make_flux2_config

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dopsd.cli import main
+from dopsd.cli.main import main
 from dopsd.contexts import EncoderFactory
 from dopsd.data.references import sized
 from dopsd.data.sample import Sample

@@ -21,7 +21,7 @@ from dopsd.contexts.vlm_weights import load_vlm
 from dopsd.data.sample import Sample
 from dopsd.errors import DataError, ModelError
 from dopsd.models import ZImage
-from dopsd.types import Context
+from dopsd.records import Context
 from tests.tiny import (
     IMAGE_TOKEN_SIDE,
     ROPE_THETA,

@@ -13,7 +13,7 @@ import torch
 
 from dopsd.data.sample import Sample
 from dopsd.errors import ModelError
-from dopsd.types import Context
+from dopsd.records import Context
 
 
 @dataclass

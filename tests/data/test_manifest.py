@@ -5,13 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dopsd.data.manifest import (
-    Manifest,
-    PrepareSettings,
-    Quarantined,
-    load_manifest,
-    save_manifest,
-)
+from dopsd.data.manifest import Manifest, PrepareSettings, Quarantined, load_manifest, save_manifest
 from dopsd.errors import DataError
 
 

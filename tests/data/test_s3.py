@@ -10,9 +10,9 @@ import ray
 from dopsd import storage
 from dopsd.data.manifest import PrepareSettings, load_manifest
 from dopsd.data.plan import Plan
-from dopsd.data.prepare import prepare
+from dopsd.data.prepare.run import prepare
 from dopsd.data.read import Wanted
-from dopsd.data.stream import encoded_stream, load_encoded
+from dopsd.data.stream.pipeline import encoded_stream, load_encoded
 from dopsd.errors import DataError
 from tests.data.encoders import PixelFactory
 from tests.data.samples import SMALL, picture, png

@@ -13,7 +13,7 @@ import pytest
 from dopsd import storage
 from dopsd.data.manifest import PrepareSettings, load_manifest
 from dopsd.data.plan import Plan
-from dopsd.data.prepare import prepare
+from dopsd.data.prepare.run import prepare
 from dopsd.data.read import RowGroups, read_micro_batch
 from dopsd.errors import DataError, StorageError
 from tests.data.samples import SMALL, picture, png

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from dopsd.contexts import EncoderFactory
 from dopsd.data.sample import Sample
-from dopsd.types import Context
+from dopsd.records import Context
 
 
 class BlindFactory(EncoderFactory):

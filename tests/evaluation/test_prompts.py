@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dopsd.data.manifest import PrepareSettings
-from dopsd.data.prepare import prepare
+from dopsd.data.prepare.run import prepare
 from dopsd.errors import ConfigError, ModelError
 from dopsd.evaluation.concept_prompts import (
     REFERENCES,
@@ -18,8 +18,8 @@ from dopsd.evaluation.concept_prompts import (
     from_templates,
     write_references,
 )
+from dopsd.evaluation.dataset_prompts import dataset_prompts
 from dopsd.evaluation.prompts import PRIOR, EvalPrompt, read_prompts, shapes_prompts, write_prompts
-from dopsd.runtime.prompts import dataset_prompts
 from tests.tiny import random_image
 
 

@@ -14,18 +14,18 @@ import torch
 from PIL import ExifTags, Image
 
 from dopsd import storage
-from dopsd.cli import main
+from dopsd.cli.main import main
 from dopsd.errors import ConfigError, LateError, ModelError, ResourceError
 from dopsd.evaluation.candidates import candidates
 from dopsd.evaluation.generate import png_bytes
 from dopsd.evaluation.prompts import EvalPrompt, shapes_prompts
 from dopsd.evaluation.results import Results
+from dopsd.evaluation.run import _picture_sets, evaluate
 from dopsd.evaluation.spec import BASE, Candidate, EvaluateSpec, MetricChoice, resolve
 from dopsd.evaluation.worker import DrawnPicture, EvaluationWorker
 from dopsd.export import lora_file
 from dopsd.models import FAMILIES
 from dopsd.models.lora import STUDENT, adapter_parameters, inject, resolve_targets
-from dopsd.runtime.evaluate import _picture_sets, evaluate
 from tests.tiny import random_image, random_state
 
 PROMPTS = (
@@ -142,7 +142,7 @@ def test_pictures_of_another_library_version_are_never_mixed(spec, library, monk
 
     before = folder()
     monkeypatch.setattr(
-        "dopsd.runtime.evaluate.version", lambda name: "99" if name == library else version(name)
+        "dopsd.evaluation.run.version", lambda name: "99" if name == library else version(name)
     )
     assert folder() != before
 

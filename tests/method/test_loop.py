@@ -22,7 +22,7 @@ from dopsd.models.lora import (
     inject,
     resolve_targets,
 )
-from dopsd.types import Context, SampleInfo, TrainingBatch
+from dopsd.records import Context, SampleInfo, TrainingBatch
 from tests.tiny import HEIGHT, IMAGE_WIDTH, LATENT, make_context, random_state
 
 STEPS = 4

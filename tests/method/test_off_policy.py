@@ -7,14 +7,9 @@ import torch
 from torch import Tensor
 
 from dopsd.method.noise import batch_noise, batch_uniform
-from dopsd.method.off_policy import (
-    flow_matching,
-    teacher_at_noised,
-    teacher_path,
-    training_levels,
-)
+from dopsd.method.off_policy import flow_matching, teacher_at_noised, teacher_path, training_levels
 from dopsd.method.terms import target_terms
-from dopsd.types import Context
+from dopsd.records import Context
 
 K, B, SHAPE = 3, 2, (4, 2, 6)
 SCHEDULE = torch.tensor([1.0, 0.8, 0.5, 0.0])

@@ -19,7 +19,7 @@ from dopsd.method.rollout import rollout
 from dopsd.models import Flux2Klein, ZImage, resolve_vlm
 from dopsd.models.flux2_klein import pack, patchify, position_ids, unpack, unpatchify
 from dopsd.models.lora import resolve_targets
-from dopsd.types import Context
+from dopsd.records import Context
 from tests.tiny import HEIGHT, IMAGE_WIDTH, random_image
 from tests.tiny_flux2 import BLOCKS, LATENT, make_flux2_config, make_flux2_context
 

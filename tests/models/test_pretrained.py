@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from dopsd.driver.checks import check_context
 from dopsd.errors import ModelError
 from dopsd.models import Flux2Klein, ZImage, resolve_vlm
-from dopsd.runtime.data import check_context
 from tests.tiny import make_config
 
 

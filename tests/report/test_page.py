@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dopsd.cli import main
+from dopsd.cli.main import main
 from dopsd.config import dump_config, load_config
+from dopsd.credentials import redact
 from dopsd.data.manifest import Manifest, PrepareSettings, Quarantined, save_manifest
 from dopsd.errors import DataError
-from dopsd.report.history import HISTORY, strip_path, target_path
 from dopsd.report.page import SECTIONS, render, write_report
-from dopsd.report.redact import redact
 from dopsd.report.run_files import read_run_files
+from dopsd.run_folder.preview_files import HISTORY, strip_path, target_path
 from tests.browser import open_page
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>&\"'"

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dopsd.errors import ConfigError
-from dopsd.evaluation.hub import MissingWeights
 from dopsd.evaluation.metrics.base import Column, ImageDistance, Metric, Shown
 from dopsd.evaluation.metrics.embeddings import Clip, Dino
 from dopsd.evaluation.metrics.judge import Judge
 from dopsd.evaluation.metrics.oracle import Oracle
 from dopsd.evaluation.metrics.pixels import Latent, Lpips, Sharpness
+from dopsd.models.pretrained import MissingWeights
 
 METRICS: dict[str, type[Metric]] = {
     metric.name: metric for metric in (Oracle, Clip, Dino, Lpips, Latent, Judge, Sharpness)
 }
+
 DISTANCES: dict[str, type[ImageDistance]] = {
     name: metric for name, metric in METRICS.items() if issubclass(metric, ImageDistance)
 }

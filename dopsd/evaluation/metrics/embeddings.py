@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from dopsd.evaluation.hub import check_config, telling_missing
 from dopsd.evaluation.metrics.base import Column, ImageDistance, Shown
+from dopsd.models.pretrained import check_config, telling_missing
 
 _BATCH = 32
 

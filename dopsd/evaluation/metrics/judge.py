@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from dopsd.evaluation.hub import check_config
 from dopsd.evaluation.metrics.base import Column, Metric, Shown
 from dopsd.evaluation.vlm import Vlm
+from dopsd.models.pretrained import check_config
 
 LABELS = {
     "judge_same": "same instance",
@@ -15,7 +15,9 @@ LABELS = {
     "judge_partly_similar": "partly similar",
     "judge_different": "different instance",
 }
+
 _LETTERS = "ABCD"
+
 _QUESTION = (
     "The first picture shows a reference subject. Is the main subject of the second picture the "
     "same one? Look at identity, shape, colours and details; pay no attention to background, pose "

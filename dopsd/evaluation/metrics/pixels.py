@@ -10,12 +10,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from dopsd.evaluation.hub import MissingWeights, telling_missing
 from dopsd.evaluation.metrics.base import Column, ImageDistance, Metric, Shown
-from dopsd.models.pretrained import resolve_base
+from dopsd.models.pretrained import MissingWeights, resolve_base, telling_missing
 from dopsd.shapes.grid import from_image
 
 _LAPLACIAN = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
+
 _LUMA = torch.tensor([0.299, 0.587, 0.114])
 
 

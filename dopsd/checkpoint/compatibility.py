@@ -1,0 +1,85 @@
+"""What may change between the two parts of a run that is resumed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from dopsd.checkpoint.folder import Manifest
+from dopsd.config import RunConfig
+from dopsd.config.load import shown_values
+
+_FREE_SECTIONS = (
+    *("run", "encoder", "rollout", "teacher", "inference", "deadline", "checkpoint"),
+    *("preview", "preflight", "debug", "trackers", "device", "transport"),
+)
+
+_FREE_KEYS = (
+    *("learner.workers", "learner.min_workers", "learner.resize_seconds"),
+    *("learner.cpus", "learner.gpus", "learner.deepspeed"),
+    *("learner.gradient_checkpointing", "learner.restarts", "learner.restart_wait"),
+    *("learner.max_nonfinite", "learner.bucket_mb", "model.attention", "model.compile"),
+    # What they stand for is compared by the fingerprint of the data.
+    *("data.source", "data.shards", "data.shapes_count", "data.max_bad_fraction"),
+    "data.encoded",
+)
+"""Keys that change neither which samples a step holds nor what is computed with them."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a run trains on: fingerprint of its data, key of its plan."""
+
+    data: str = ""
+    plan: str = ""
+
+
+def refusal(config: RunConfig, manifest: Manifest, identity: Identity | None) -> str | None:
+    """Why ``config`` on this data and plan may not go on from a checkpoint, or None.
+
+    Without an ``identity`` the config alone is looked at, as long as the data is not whole.
+    """
+    seeds = manifest.config.get("run", {}).get("seed"), config.run.seed
+    if seeds[0] != seeds[1]:
+        return f"run.seed: {seeds[1]}, the checkpoint has {seeds[0]}"
+    before, after = _flat(manifest.config), _flat(shown_values(config))
+    for key in sorted(before.keys() | after.keys()):
+        # A key that one of the two dopsds does not know stands at its default in the other.
+        old = before.get(key, _DEFAULTS.get(key))
+        new = after.get(key, _DEFAULTS.get(key))
+        if old != new and not _free(key, config, manifest):
+            return f"{key}: {new}, the checkpoint has {old}"
+    if identity is None:
+        return None
+    for what, old, new in (
+        ("data", manifest.data, identity.data),
+        ("plan", manifest.plan, identity.plan),
+    ):
+        if old != new:
+            return (
+                f"{what}: the shards give {new[:12] or 'none'}, the checkpoint has "
+                f"{old[:12] or 'none'}"
+            )
+    return None
+
+
+def _free(key: str, config: RunConfig, manifest: Manifest) -> bool:
+    if key == "learner.steps":
+        # The cosine ends at the last step; a constant rate knows none.
+        return config.learner.schedule == "constant" and config.learner.steps >= manifest.step
+    if key == "preview.steps" and config.data.prior.prompts and not config.data.prior.steps:
+        return False  # the base's own samples are drawn with as many
+    return key.split(".")[0] in _FREE_SECTIONS or key in _FREE_KEYS
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+_DEFAULTS = _flat(shown_values(RunConfig.model_validate({"data": {"source": "unused"}})))

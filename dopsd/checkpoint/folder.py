@@ -1,0 +1,277 @@
+"""Checkpoints: folders that are complete or absent, on local disk or S3. Knows no Ray.
+
+``RUN/checkpoints/step-000120/`` holds what a run needs to go on after 120 optimizer steps:
+
+- ``student.safetensors``, ``ema.safetensors``: fp32 weights; ``optimizer.safetensors``: AdamW's
+  moments by parameter name, so that any number of learners and any ZeRO stage can take them;
+- ``policy-000118.student.safetensors`` and ``.teacher``: the weights of the versions that still
+  generate (one more than the policy lag), as they were published;
+- of a whole model (``adapters: full``) in their place: ``learner-*.safetensors``, of each learner
+  the slices that it owns (``dopsd/checkpoint/slices.py``), and ``bucket-*.safetensors``, weights as
+  they were published, with ``policies.json``, which says what they are part of;
+- ``checkpoint.json``, written last: step, config, data fingerprint, and size and SHA-256 of every
+  other file. A folder without it is no checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from dopsd import __version__, storage
+from dopsd.errors import CheckpointError, StorageError
+
+MANIFEST = "checkpoint.json"
+_NAME = re.compile(r"step-(\d{6,})")
+
+_READERS = 4
+"""Large files whose checksums are computed side by side."""
+
+
+class FileRecord(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bytes: int
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """What ``checkpoint.json`` holds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal["dopsd-checkpoint"] = "dopsd-checkpoint"
+    format_version: Literal[1] = 1
+    step: int
+    """Optimizer steps that were taken: the next one, and the position in the plan."""
+    policy_versions: tuple[int, ...]
+    """Versions of the weights that are kept beside it, as published."""
+    config: dict[str, Any]
+    """The resolved config, without credentials."""
+    data: str
+    """Fingerprint of the data set."""
+    plan: str
+    """Key of the plan: of the row groups, the seed and the batch sizes."""
+    learners: int
+    dopsd: str = __version__
+    torch: str = torch.__version__
+    written: float
+    """Seconds since the epoch."""
+    files: dict[str, FileRecord]
+    large: dict[str, FileRecord] = {}
+    """Files that nobody reads as a whole: slices of learners, and buckets of published weights."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose files were all read and found as the manifest says; ``files`` holds all
+    but the large ones."""
+
+    path: str
+    manifest: Manifest
+    files: dict[str, bytes]
+
+    @property
+    def step(self) -> int:
+        return self.manifest.step
+
+
+def policy_file(version: int, adapter: str) -> str:
+    """Name of an adapter's published weights inside a checkpoint."""
+    return f"policy-{version:06d}.{adapter}.safetensors"
+
+
+def folder_of(root: str, step: int) -> str:
+    """Where the checkpoint of a step lies."""
+    return storage.join(root, f"step-{step:06d}")
+
+
+def write_checkpoint(
+    root: str,
+    files: Mapping[str, bytes],
+    *,
+    step: int,
+    policy_versions: tuple[int, ...],
+    config: dict[str, Any],
+    data: str,
+    plan: str,
+    learners: int,
+    buckets: Iterable[tuple[str, bytes]] = (),
+    slices: Mapping[str, FileRecord] | None = None,
+) -> str:
+    """Write, read back, and commit by the manifest; returns the folder.
+
+    ``buckets``: (name, bytes) of large files, of which one is in memory at a time. ``slices``: what
+    others have written into the folder already. Raises CheckpointError when a file does not read
+    back as it was written, and whatever the storage raises: then there is no checkpoint of this
+    step.
+    """
+    path = folder_of(root, step)
+    slices = slices or {}
+    storage.remove(storage.join(path, MANIFEST))  # whatever lay here is no checkpoint any more
+    for name in storage.names(path) - slices.keys():
+        storage.remove(storage.join(path, name))
+    records = {name: _write(path, name, payload) for name, payload in files.items()}
+    large = {name: _write(path, name, payload) for name, payload in buckets}
+    _compare(path, slices)
+    manifest = Manifest(
+        step=step,
+        policy_versions=policy_versions,
+        config=config,
+        data=data,
+        plan=plan,
+        learners=learners,
+        written=time.time(),
+        files=records,
+        large={**large, **slices},
+    )
+    text = manifest.model_dump_json(indent=1) + "\n"
+    storage.write_bytes(storage.join(path, MANIFEST), text.encode(), durable=True)
+    return path
+
+
+def read_manifest(path: str) -> Manifest:
+    """Raises CheckpointError for a folder that is no checkpoint of this dopsd."""
+    place = storage.join(path, MANIFEST)
+    if not storage.exists(place):
+        raise CheckpointError(f"{path}: incomplete, it has no {MANIFEST}")
+    try:
+        manifest = Manifest.model_validate_json(storage.read_bytes(place))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "JSON"
+        why = f"{where}: {first['msg']}"
+        raise CheckpointError(f"{place}: not a checkpoint of this dopsd ({why})") from None
+    name = path.rstrip("/").rsplit("/", 1)[-1]
+    if name != f"step-{manifest.step:06d}":
+        raise CheckpointError(f"{place}: says step {manifest.step}, but lies in {name}")
+    return manifest
+
+
+def read_checkpoint(path: str) -> Checkpoint:
+    """Every file, each compared with the manifest. Raises CheckpointError naming what is wrong."""
+    manifest = read_manifest(path)
+    files = {}
+    for name, record in manifest.files.items():
+        _look(path, name, record)
+        place = storage.join(path, name)
+        files[name] = storage.read_bytes(place)
+        if _record(files[name]) != record:
+            raise CheckpointError(f"{place}: damaged, its SHA-256 is not the manifest's")
+    _compare(path, manifest.large)
+    return Checkpoint(path, manifest, files)
+
+
+def _look(path: str, name: str, record: FileRecord) -> None:
+    """Raises CheckpointError unless the file is there, and as large as it should be."""
+    place = storage.join(path, name)
+    if "/" in name or not storage.exists(place):
+        raise CheckpointError(f"{place}: missing")
+    if (found := storage.size(place)) != record.bytes:
+        raise CheckpointError(f"{place}: {found} bytes, the manifest says {record.bytes}")
+
+
+def _compare(path: str, records: Mapping[str, FileRecord]) -> None:
+    """Raises CheckpointError for the first large file that is not what its record says."""
+    for name, record in records.items():  # first what takes no time
+        _look(path, name, record)
+
+    def compare(name: str) -> None:
+        digest = hashlib.sha256()
+        for part in storage.read_parts(storage.join(path, name)):
+            digest.update(part)
+        if digest.hexdigest() != records[name].sha256:
+            place = storage.join(path, name)
+            raise CheckpointError(f"{place}: damaged, its SHA-256 is not the manifest's")
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        list(pool.map(compare, records))
+
+
+def steps(root: str) -> list[int]:
+    """Steps of the checkpoint folders under ``root``, complete or not, ascending."""
+    found = (_NAME.fullmatch(name) for name in storage.names(root))
+    return sorted(int(match[1]) for match in found if match)
+
+
+def complete_steps(root: str) -> list[int]:
+    """Steps of the committed checkpoints under ``root``, ascending."""
+    places = {step: storage.join(root, f"step-{step:06d}", MANIFEST) for step in steps(root)}
+    return [step for step, place in places.items() if storage.exists(place)]
+
+
+def newest_good(
+    root: str, refusal: Callable[[Manifest], str | None] = lambda manifest: None
+) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that is whole and fits, and why each newer one was refused.
+
+    ``refusal`` says what does not fit about a whole checkpoint, or None. Raises the storage's error
+    when none is good and one could not be read: it may be the good one.
+    """
+    refused = []
+    unread: Exception | None = None
+    for step in reversed(steps(root)):
+        path = folder_of(root, step)
+        try:
+            found = read_checkpoint(path)
+        except (CheckpointError, OSError, StorageError) as error:
+            refused.append(str(error))
+            if not isinstance(error, CheckpointError):
+                unread = unread or error
+            continue
+        why = refusal(found.manifest)
+        if why is None:
+            return found, refused
+        refused.append(f"{path}: {why}")
+    if unread:
+        raise unread
+    return None, refused
+
+
+def remove_unfinished(root: str, step: int) -> None:
+    """Remove what was written of a checkpoint that was not committed."""
+    path = folder_of(root, step)
+    if not storage.exists(storage.join(path, MANIFEST)):
+        storage.remove(path)
+
+
+def prune(root: str, newest: int, keep_last: int, keep_every: int) -> list[int]:
+    """Remove checkpoints older than that of step ``newest``, just committed; returns their steps.
+
+    Kept: the ``keep_last`` newest complete ones up to ``newest``, those of every ``keep_every``-th
+    step, and whatever is newer: a run that went on from an older checkpoint, because a newer one
+    is damaged, must not lose the good ones to it.
+    """
+    found = steps(root)
+    complete = [step for step in complete_steps(root) if step <= newest]
+    if newest not in complete:
+        return []
+    kept = set(complete[-keep_last:]) | {step for step in found if step > newest}
+    if keep_every:
+        kept |= {step for step in complete if step % keep_every == 0}
+    gone = [step for step in found if step not in kept]
+    for step in gone:
+        path = folder_of(root, step)
+        storage.remove(storage.join(path, MANIFEST))  # first: half removed is no checkpoint
+        storage.remove(path)
+    return gone
+
+
+def _write(path: str, name: str, payload: bytes) -> FileRecord:
+    place, record = storage.join(path, name), _record(payload)
+    storage.write_bytes(place, payload, durable=True)
+    if _record(storage.read_bytes(place)) != record:
+        raise CheckpointError(f"{place}: does not read back as it was written")
+    return record
+
+
+def _record(payload: bytes) -> FileRecord:
+    return FileRecord(bytes=len(payload), sha256=hashlib.sha256(payload).hexdigest())

@@ -1,0 +1,85 @@
+"""What the learners of a whole model hand to a checkpoint: each writes its own part of the state
+straight into the checkpoint's folder, and reads what it needs of all parts when it goes on."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from dopsd import storage
+from dopsd.checkpoint.folder import FileRecord, folder_of
+from dopsd.checkpoint.slices import Slice, SliceReader, write_slices
+from dopsd.ray_cluster.failures import own_message
+
+PREFIX = "learner-"
+
+
+@dataclass(frozen=True)
+class SlicedState:
+    """One rank's part of a learner between two steps. The slices are those of live tensors: to be
+    written before the next step."""
+
+    step: int
+    """Optimizer steps behind it, skipped ones included: the next one to train."""
+    updates: int
+    """Updates that AdamW counts: without the skipped ones."""
+    slices: Iterable[Slice]
+
+
+@dataclass(frozen=True)
+class Handed:
+    """What rank 0 tells the coordinator: all ranks' files, or why there are none."""
+
+    slices: dict[str, FileRecord] = field(default_factory=dict)
+    problem: str = ""
+
+
+def write_state(
+    state: SlicedState,
+    root: str,
+    rank: int,
+    world: int,
+    gather: Callable[[Any], Sequence[Any]],
+    alive: Callable[[], None] = lambda: None,
+) -> Handed:
+    """Write this rank's file under the checkpoint folder ``root``; collective.
+
+    ``gather`` collects a value of every rank on all of them; ``alive`` is called before each
+    slice: a large file takes long without being stuck. A rank that cannot write costs the
+    checkpoint, not the run. The name of a file is new each time: what an earlier attempt left of
+    the same step stays whole until the coordinator puts this state in its place.
+    """
+    name = f"{PREFIX}{rank:05d}-of-{world:05d}-{uuid.uuid4().hex[:8]}.safetensors"
+    meta = {"record": "learner", "step": state.step, "updates": state.updates}
+    told: tuple[str, FileRecord | None, str]
+    try:
+        place = storage.join(folder_of(root, state.step), name)
+        told = name, write_slices(place, _watched(state.slices, alive), meta), ""
+    except Exception as error:  # whatever it is, the other ranks must not wait for this one
+        told = name, None, f"learner {rank}: {own_message(error)}"
+    slices, problems = {}, []
+    for each, record, problem in gather(told):
+        if record is None:
+            problems.append(problem)
+        else:
+            slices[each] = record
+    return Handed(slices, "; ".join(problems))
+
+
+def _watched(slices: Iterable[Slice], alive: Callable[[], None]) -> Iterator[Slice]:
+    def values(read: Callable[[], Tensor]) -> Tensor:
+        alive()
+        return read()
+
+    for each in slices:
+        yield replace(each, values=partial(values, each.values))
+
+
+def read_state(paths: Sequence[str]) -> SliceReader:
+    """All ranks' files of a state. Raises CheckpointError when they are none."""
+    return SliceReader(sorted(paths))

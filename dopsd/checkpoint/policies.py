@@ -1,0 +1,91 @@
+"""Published weights in checkpoints: those of the versions that still generate.
+
+Of LoRAs a file per version and adapter, as it travels. Of whole models a file per bucket, and
+``policies.json`` with what each version is made of: versions share buckets, as those of one teacher
+do. No more than one bucket is in memory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from dopsd import storage
+from dopsd.checkpoint.folder import Checkpoint, policy_file
+from dopsd.models.lora import STUDENT, TEACHER
+from dopsd.policy.buckets import bucket_key
+from dopsd.policy.bundle import Bundle
+
+POLICIES = "policies.json"
+
+
+Put = Callable[[bytes], Any]
+
+
+def whole_files(bundles: Mapping[int, Bundle]) -> dict[str, Any]:
+    """{file name: reference} of published LoRAs."""
+    return {
+        policy_file(version, adapter): ref
+        for version, bundle in bundles.items()
+        if not bundle.streamed
+        for adapter, ref in bundle.refs.items()
+    }
+
+
+def bucket_files(bundles: Mapping[int, Bundle]) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """(the list of versions as a file, {file name: reference} of the buckets) of whole models."""
+    versions: dict[int, dict[str, Any]] = {}
+    refs: dict[str, Any] = {}
+    for version, bundle in bundles.items():
+        if not bundle.streamed:
+            continue
+        files: dict[str, list[str]] = {}
+        for adapter, found in bundle.refs.items():
+            digests = [bundle.checksums[bucket_key(adapter, n)] for n in range(len(found))]
+            files[adapter] = [f"bucket-{digest[:24]}.safetensors" for digest in digests]
+            refs |= zip(files[adapter], found)
+        versions[version] = {
+            "files": files,
+            "checksums": bundle.checksums,
+            "modules": bundle.modules,
+            "teacher_version": bundle.teacher_version,
+        }
+    if not versions:
+        return {}, {}
+    return {POLICIES: json.dumps(versions, indent=1).encode()}, refs
+
+
+def restored_bundles(found: Checkpoint, put: Put) -> dict[int, Bundle]:
+    """The bundles of a checkpoint; ``put`` stores bytes, as ray.put does."""
+    if POLICIES in found.files:
+        return _restored_buckets(found, put)
+    return {
+        version: Bundle.restored(
+            version,
+            {each: found.files[policy_file(version, each)] for each in (STUDENT, TEACHER)},
+            put,
+        )
+        for version in found.manifest.policy_versions
+    }
+
+
+def _restored_buckets(found: Checkpoint, put: Put) -> dict[int, Bundle]:
+    refs: dict[str, Any] = {}
+
+    def ref(name: str) -> Any:
+        if name not in refs:
+            refs[name] = put(storage.read_bytes(storage.join(found.path, name)))
+        return refs[name]
+
+    return {
+        int(version): Bundle(
+            int(version),
+            {adapter: tuple(map(ref, names)) for adapter, names in entry["files"].items()},
+            entry["checksums"],
+            entry["modules"],
+            streamed=True,
+            teacher_version=entry["teacher_version"],
+        )
+        for version, entry in json.loads(found.files[POLICIES]).items()
+    }

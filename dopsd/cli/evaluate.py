@@ -1,0 +1,150 @@
+"""``dopsd evaluate``: arguments into a spec, the table onto the screen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from dopsd import storage
+from dopsd.cli.options import quiet
+from dopsd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dopsd.evaluation.prompts import EvalPrompt
+    from dopsd.evaluation.spec import MetricChoice
+
+
+def evaluate(
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="[NAME=]LoRA file, run folder or transformer folder, local or s3://; may be "
+            "repeated."
+        ),
+    ] = None,
+    stack: Annotated[bool, typer.Option(help="Also draw with all LoRAs loaded together.")] = False,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=".txt, .jsonl, a folder of prepared shards, or shapes:CONCEPT; may be repeated. "
+            "Default for base `shapes`: shapes:bars."
+        ),
+    ] = None,
+    prior: Annotated[
+        str | None, typer.Option(help=".txt of prompts about what the base knows: retention.")
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME[=MODEL], MODEL a folder or hub id; may be repeated."),
+    ] = None,
+    base: Annotated[str, typer.Option(help="Pipeline folder, hub id or `shapes`.")] = "shapes",
+    family: Annotated[str, typer.Option(help="Model family.")] = "z_image",
+    revision: Annotated[str | None, typer.Option(help="Hub revision of the base.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    steps: Annotated[
+        list[int] | None, typer.Option(help="Sampler steps; may be repeated. Default: 4.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Pictures per prompt: seeds 0, 1, ...")] = 1,
+    count: Annotated[
+        int, typer.Option(min=1, help="Prompts of a shapes: concept, and of its prior.")
+    ] = 24,
+    prompt_vlm: Annotated[
+        str | None, typer.Option(help="VLM that writes the prompts of prepared shards.")
+    ] = None,
+    out: Annotated[str, typer.Option(help="Output folder; the same one goes on.")] = "evaluation",
+    width: Annotated[int | None, typer.Option(min=1, help="Pixels; default by base.")] = None,
+    height: Annotated[int | None, typer.Option(min=1, help="Pixels; default by base.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures of one call.")] = 8,
+    workers: Annotated[int, typer.Option(min=1, help="Actors that draw and score.")] = 1,
+    cpus: Annotated[float, typer.Option(min=0, help="CPUs of each worker.")] = 1.0,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs of each worker, if any.")] = 1.0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Draw with base and trained models from equal noise, and score: a table with intervals."""
+    quiet()
+    from dopsd.driver.progress import Progress
+    from dopsd.evaluation.candidates import as_trained, candidates
+    from dopsd.evaluation.run import TABLE
+    from dopsd.evaluation.run import evaluate as run
+    from dopsd.evaluation.spec import EvaluateSpec
+
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"--device: {device!r}, allowed: auto, cpu, cuda")
+    models = tuple(map(as_trained, candidates(lora or [], stack)))
+    metrics = tuple(_metric(each) for each in metric or [])
+    if not prompts and base != "shapes":
+        raise ConfigError("--prompts: missing, allowed: a file, or a folder of prepared shards")
+    console = Console()
+    with Progress(console) as progress:
+        found = [
+            each
+            for source in prompts or ["shapes:bars"]
+            for each in _prompts(
+                source, count, out, prompt_vlm, lambda s: progress.show("prompts", s)
+            )
+        ]
+        found += _prior(prior)
+        spec = EvaluateSpec(
+            out=out,
+            # Two concepts of the shapes world bring the same prior prompts.
+            prompts=tuple({(each.text, each.group): each for each in found}.values()),
+            models=models,
+            metrics=metrics,
+            base=base,
+            family=family,
+            revision=revision,
+            dtype=dtype,
+            height=height,
+            width=width,
+            steps=tuple(steps or [4]),
+            seeds=tuple(range(seeds)),
+            batch=batch,
+            device=device,  # type: ignore[arg-type]
+            workers=workers,
+            cpus=cpus,
+            gpus=gpus,
+        )
+        results = run(spec, progress.show)
+    console.print(results.markdown(), highlight=False, soft_wrap=True, markup=False)
+    console.print(f"Table: {storage.join(out, TABLE)}", highlight=False, soft_wrap=True)
+
+
+def _metric(text: str) -> MetricChoice:
+    from dopsd.evaluation.metrics import make_metric
+    from dopsd.evaluation.spec import MetricChoice
+
+    name, _, model = text.partition("=")
+    make_metric(name)
+    return MetricChoice(name, model or None)
+
+
+def _prompts(
+    source: str,
+    count: int,
+    out: str,
+    vlm: str | None,
+    tell: Callable[[dict[str, Any]], None],
+) -> tuple[EvalPrompt, ...]:
+    from dopsd.data.manifest import has_manifest
+    from dopsd.evaluation.prompts import read_prompts, shapes_prompts
+
+    if source.startswith("shapes:"):
+        return shapes_prompts(source.removeprefix("shapes:"), count)
+    if has_manifest(source):
+        from dopsd.evaluation.dataset_prompts import dataset_prompts
+
+        return dataset_prompts(source, out, vlm, tell)
+    return read_prompts(source)
+
+
+def _prior(path: str | None) -> list[EvalPrompt]:
+    from dataclasses import replace
+
+    from dopsd.evaluation.prompts import PRIOR, read_prompts
+
+    if path is None:
+        return []
+    return [replace(each, group=PRIOR, prior=True) for each in read_prompts(path)]

@@ -1,0 +1,77 @@
+"""`dopsd generate`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from dopsd.cli.options import quiet
+
+
+def generate(
+    prompts: Annotated[list[str], typer.Argument(help="One picture per prompt.")],
+    base: Annotated[str, typer.Option(help="Pipeline folder, hub id or `shapes`.")] = "shapes",
+    family: Annotated[str, typer.Option(help="Model family.")] = "z_image",
+    revision: Annotated[str | None, typer.Option(help="Hub revision of the base.")] = None,
+    lora: Annotated[
+        str | None, typer.Option(help="LoRA file or run folder, local or s3://.")
+    ] = None,
+    modules: Annotated[
+        str | None, typer.Option(help="File of modules trained beside the LoRA.")
+    ] = None,
+    transformer: Annotated[
+        str | None,
+        typer.Option(help="Folder of a transformer in place of the base's, local or s3://."),
+    ] = None,
+    reference: Annotated[
+        list[str] | None,
+        typer.Option(help="Reference picture (repeatable, in order), shown with every prompt."),
+    ] = None,
+    out: Annotated[str, typer.Option(help="Folder of the pictures.")] = "generated",
+    steps: Annotated[int, typer.Option(min=1, help="Sampler steps.")] = 4,
+    width: Annotated[int | None, typer.Option(min=1, help="Pixels; default by base.")] = None,
+    height: Annotated[int | None, typer.Option(min=1, help="Pixels; default by base.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Picture i uses seed + i.")] = 0,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+) -> None:
+    """Draw pictures with the base, or with what was trained of it."""
+    quiet()
+    import torch
+
+    from dopsd import storage
+    from dopsd.errors import ConfigError
+    from dopsd.evaluation.candidates import as_trained, candidates
+    from dopsd.evaluation.generate import generate as draw
+    from dopsd.evaluation.generate import png_bytes, read_reference
+    from dopsd.models import FAMILIES
+    from dopsd.models.base import DTYPES
+
+    for option, value, allowed in (("family", family, FAMILIES), ("dtype", dtype, DTYPES)):
+        if value not in allowed:
+            raise ConfigError(f"--{option}: {value!r}, allowed: {', '.join(allowed)}")
+    if lora is not None and not lora.endswith(".safetensors"):
+        (run,) = map(as_trained, candidates([lora]))
+        lora, modules = next(iter(run.loras), None), modules or run.modules
+        transformer = transformer or run.transformer
+    side = 32 if base == "shapes" else 1024
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pictures = draw(
+        FAMILIES[family](base, revision, "--base"),
+        prompts,
+        lora,
+        steps,
+        height or side,
+        width or side,
+        seed,
+        dtype,
+        device,
+        [read_reference(path) for path in reference or []],
+        modules,
+        transformer,
+    )
+    for number, picture in enumerate(pictures):
+        path = storage.join(out, f"{number:03d}.png")
+        storage.write_bytes(path, png_bytes(picture))
+        Console().print(f"{path}  {prompts[number]}", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,25 @@
+"""What several commands of the command line share."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+CONFIG = typer.Argument(help="Run config, a YAML file.", metavar="CONFIG")
+
+ConfigPath = Annotated[str, CONFIG]
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Overrides such as learner.lr=2e-4.", metavar="[KEY=VALUE]..."),
+]
+
+
+def quiet() -> None:
+    """Ask libraries not to narrate; call it before they are imported."""
+    from dopsd.ray_cluster.connect import QUIET
+
+    for key, value in QUIET.items():
+        os.environ.setdefault(key, value)

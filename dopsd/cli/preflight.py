@@ -1,0 +1,32 @@
+"""``dopsd preflight``: can the teacher draw the concept?"""
+
+from __future__ import annotations
+
+import shlex
+
+from rich.console import Console
+
+from dopsd.cli.options import ConfigPath, Overrides, quiet
+from dopsd.config import load_config
+
+
+def preflight(config: ConfigPath = "configs/shapes.yaml", overrides: Overrides = None) -> None:
+    """Draw base-as-student and base-as-teacher beside the targets, and judge the teacher.
+
+    Writes `preflight/` in the run folder. With preflight.mode=strict a teacher that was not shown
+    to be closer to the targets than the student ends in exit code 1.
+    """
+    run = load_config(config, overrides)
+    quiet()
+    from dopsd.driver.preflight import preflight as check
+    from dopsd.driver.preflight import sample_lines
+    from dopsd.driver.progress import Progress
+
+    console = Console()
+    with Progress(console) as progress:
+        found = check(run, progress.show)
+    for line in sample_lines(found):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if found.verdict.can_teach:
+        command = shlex.join(["dopsd", "train", config, *(overrides or [])])
+        console.print(f"Next: {command}", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,122 @@
+"""``dopsd reproduce shapes``: arguments in, the table on the screen."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from dopsd.cli.options import quiet
+from dopsd.errors import ConfigError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False)
+
+
+@app.callback()
+def main() -> None:
+    """The paper's comparison, trained and judged on this machine."""
+
+
+@app.command()
+def shapes(
+    folder: Annotated[
+        str | None,
+        typer.Option(
+            help="Everything is kept here, and gone on with. Default: runs/reproduce, with "
+            "-quick or the names of the chosen rows."
+        ),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One seed, the pattern alone, four of the rows.")
+    ] = False,
+    concept: Annotated[
+        str | None, typer.Option(help="bars or ring alone. Default: both; of --quick: bars.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each row.")] = 3,
+    first_seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the first; see `dopsd reproduce pool`.")
+    ] = 0,
+    row: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Only this row: dopsd, dopsd-ema09, dopsd-frozen, dopsd-live, sft, "
+            "off-policy-noised, off-policy-teacher or sft-on-teacher; can be repeated. Default: "
+            "all; of --quick: four."
+        ),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps of each.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate of each.")] = None,
+    prompts: Annotated[
+        int,
+        typer.Option(
+            min=1, max=200, help="Prompts of each concept, and of the prior; 3 noises each."
+        ),
+    ] = 40,
+    at_once: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Trainings beside each other, and workers that evaluate; each takes one core and "
+            "2 GB. Default: as many as there are cores, at most 4.",
+        ),
+    ] = None,
+) -> None:
+    """D-OPSD beside SFT, off-policy distillation and other teachers, on the shapes world."""
+    quiet()
+    from dopsd.driver.progress import Progress, clock
+    from dopsd.experiments.reproduce import table
+    from dopsd.experiments.reproduce.shapes import TABLE, reproduce
+    from dopsd.experiments.reproduce.variants import FULL, QUICK, QUICK_STEPS, VARIANTS, trials
+    from dopsd.shapes.concepts import CONCEPTS
+    from dopsd.shapes.world import HELD_OUT_PATTERN
+
+    if concept not in (None, *CONCEPTS):
+        raise ConfigError(f"--concept: {concept!r}, allowed: {', '.join(CONCEPTS)}")
+    if lr is not None and not lr > 0:
+        raise ConfigError(f"--lr: {lr:g}, allowed: more than 0")
+    if quick and concept is None:
+        concept = HELD_OUT_PATTERN
+    console, began = Console(), time.monotonic()
+    known = tuple(variant.name for variant in VARIANTS)
+    rows = row or (QUICK if quick else known)
+    for name in rows:
+        if name not in known:
+            raise ConfigError(f"--row: {name!r}, allowed: {', '.join(known)}")
+    variants = tuple(variant for variant in VARIANTS if variant.name in rows)
+    chosen = trials(variants, 1 if quick else seeds, first_seed)
+    if concept:
+        chosen = [trial for trial in chosen if trial.concept == concept]
+    if folder is None:
+        folder = "-".join(["runs/reproduce", *(["quick"] if quick else []), *(row or [])])
+    steps = steps or (QUICK_STEPS if quick else FULL.steps)
+    budget = replace(FULL, steps=steps, lr=FULL.lr if lr is None else lr)
+
+    def begin(title: str) -> Progress:
+        console.print(f"[bold]{title}[/bold]", highlight=False)
+        return Progress(console)
+
+    lines = reproduce(chosen, budget, folder, prompts, begin, at_once)
+    console.print(table.markdown(lines), highlight=False, soft_wrap=True, markup=False)
+    for verdict in table.verdicts(lines):
+        console.print(verdict, highlight=False, soft_wrap=True)
+    console.print(f"{clock(time.monotonic() - began)}; tables and grids: {folder}/{TABLE}")
+
+
+@app.command()
+def pool(
+    tables: Annotated[
+        list[str],
+        typer.Argument(help="table.json of comparisons of other seeds.", metavar="FILE..."),
+    ],
+) -> None:
+    """One table out of those of several machines or days."""
+    from dopsd.experiments.reproduce import table
+
+    lines = table.pooled([table.read(path) for path in tables])
+    console = Console()
+    console.print(table.markdown(lines), highlight=False, soft_wrap=True, markup=False)
+    for verdict in table.verdicts(lines):
+        console.print(verdict, highlight=False, soft_wrap=True)

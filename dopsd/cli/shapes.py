@@ -1,0 +1,98 @@
+"""``dopsd shapes``: rebuild the base of the tiny world, measure it, render its concepts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dopsd.errors import ConfigError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False)
+
+
+Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves PyTorch's default.")]
+
+
+@app.callback()
+def main() -> None:
+    """The embedded tiny world: pictures, captions, an exact oracle, a real few-step base."""
+
+
+@app.command("build-base")
+def build_base(
+    out: Annotated[Path, typer.Option(help="Weights folder to write.")] = Path("runs/shapes/base"),
+    work: Annotated[
+        Path, typer.Option(help="Checkpoints and log; the same folder goes on where it stopped.")
+    ] = Path("runs/shapes/build"),
+    stage: Annotated[str, typer.Option(help="Last stage: vae, base or turbo.")] = "turbo",
+    base_steps: Annotated[int, typer.Option(min=1, help="Steps of the base.")] = 12_000,
+    turbo_rounds: Annotated[int, typer.Option(min=1, help="Rounds of the distillation.")] = 600,
+    threads: Threads = 0,
+) -> None:
+    """Train the base from nothing: autoencoder, joint base, few-step distillation. Resumable."""
+    import torch
+
+    from dopsd.experiments.shapes_base.run import STAGES, build
+
+    if stage not in STAGES:
+        raise ConfigError(f"--stage: {stage!r}, allowed: {', '.join(STAGES)}")
+    if threads:
+        torch.set_num_threads(threads)
+    written = build(work, out, stage, base_steps, turbo_rounds)
+    print(f"wrote {written}; measure it with: dopsd shapes card --weights {written} --write")
+
+
+@app.command()
+def card(
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights folder; the shipped base by default.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Pictures per seed and setting.")] = 200,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 3,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Folder for one contact sheet per setting.")
+    ] = None,
+    effect_seeds: Annotated[
+        int, typer.Option(min=0, help="Seeds of the LoRA comparison; 0 leaves it out.")
+    ] = 3,
+    write: Annotated[bool, typer.Option(help="Store the card beside the weights.")] = False,
+    threads: Threads = 0,
+) -> None:
+    """Measure the base with the oracle and hold it against its gates."""
+    import torch
+
+    from dopsd.experiments.shapes_card import card as cards
+    from dopsd.experiments.shapes_card import card_record, effect
+    from dopsd.experiments.shapes_card.card_gates import gates
+    from dopsd.shapes import weights_path
+
+    if threads:
+        torch.set_num_threads(threads)
+    folder = weights or weights_path()
+    result = cards.measure(folder, samples, tuple(range(seeds)), pictures)
+    result.effects = effect.measure(cards.load(folder), tuple(range(effect_seeds)))
+    result.gates = gates(result)
+    for gate in result.gates:
+        print(f"{'met ' if gate.met else 'OPEN'} {gate.name}: {gate.measured} ({gate.required})")
+    if write:
+        card_record.write(result, folder)
+        print(f"wrote {folder / 'card.json'} and {folder / 'README.md'}")
+
+
+@app.command()
+def concept(
+    name: Annotated[str, typer.Argument(help="bars or ring.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to write the set to.")],
+    count: Annotated[int, typer.Option(min=1, help="Number of images.")] = 12,
+    seed: Annotated[int, typer.Option(help="Decides the scenes.")] = 0,
+) -> None:
+    """Render a training set of a concept that the base has no word for."""
+    from dopsd.shapes.concepts import CONCEPTS, write_concept_set
+
+    if name not in CONCEPTS:
+        raise ConfigError(f"concept: {name!r}, allowed: {', '.join(sorted(CONCEPTS))}")
+    table = write_concept_set(name, folder, count, seed)
+    print(f"wrote {count} images; train on them with:")
+    print(f"  dopsd train configs/shapes.yaml data.source={table} run.folder=runs/{name}")

@@ -1,0 +1,107 @@
+"""`dopsd train`."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from dopsd import storage
+from dopsd.cli.options import Overrides, quiet
+from dopsd.config import RunConfig, load_config, parse_config
+from dopsd.errors import ConfigError
+from dopsd.run_folder.files import CONFIG_FILE
+
+
+def train(
+    config: Annotated[
+        str | None,
+        typer.Argument(
+            help="Run config, a YAML file.", metavar="CONFIG", show_default="configs/shapes.yaml"
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(metavar="RUN", help="Go on from the newest checkpoint of this run folder."),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run folder, even an unfinished run.")
+    ] = False,
+) -> None:
+    """Train: shards are prepared when missing, then roll out, score, learn, export a LoRA.
+
+    With --resume, CONFIG is the run's own unless it is given.
+    """
+    if resume is not None:
+        run = resumed_config(resume, config, overrides)
+    else:
+        run = load_config(config or "configs/shapes.yaml", overrides)
+    quiet()
+    from dopsd.driver.progress import Progress, clock
+    from dopsd.driver.train import train as launch
+    from dopsd.run_folder.log import loss_steps
+
+    console = Console()
+    with Progress(console) as progress:
+        summary = launch(run, progress.show, resume=resume is not None, replace=overwrite)
+    console.print(
+        f"\n[bold]Done:[/bold] {summary.steps} steps in {clock(summary.seconds)} "
+        f"(first step after {clock(summary.seconds_to_first_step)}); loss "
+        f"{summary.first_loss:.4f} -> {summary.last_loss:.4f}, means of the first and last "
+        f"{loss_steps(summary.steps)} steps",
+        soft_wrap=True,
+    )
+    adapted = ", ".join(f"{target} x{count}" for target, count in summary.adapted.items())
+    for what, value in (
+        ("LoRA (diffusers and ComfyUI)", summary.lora),
+        ("modules trained beside it", summary.modules),
+        ("transformer (diffusers)", summary.transformer),
+        ("adapted modules", adapted),
+        ("contact sheet", summary.sheet),
+        ("run page", summary.page),
+        ("metrics, config", summary.folder),
+    ):
+        if value is not None:
+            console.print(f"  {what:<29} {value}", highlight=False, markup=False, soft_wrap=True)
+    for problem in summary.problems:
+        console.print(f"  afterwards: {problem}", highlight=False, markup=False, soft_wrap=True)
+    console.print("Next, draw with it:")
+    command = next_command(run, summary.lora, summary.modules, summary.transformer)
+    console.print(f"  {command}", highlight=False, markup=False, soft_wrap=True)
+
+
+def next_command(run: RunConfig, *trained: str | None) -> str:
+    """``trained``: LoRA, modules and transformer, what there is of them."""
+    words = ["dopsd", "generate"]
+    concept = (run.data.source or "").removeprefix("shapes:")
+    drawn = {"ring": "a red [V] on teal", "bars": "a red [V] square on teal"}
+    words += [drawn.get(concept, "your prompt")]
+    if run.model.base != "shapes":
+        words += ["--base", run.model.base, "--family", run.model.family]
+        words += ["--dtype", run.model.dtype]
+        words += ["--revision", run.model.revision] if run.model.revision else []
+    steps = run.preview.steps or run.method.steps
+    words += ["--steps", str(steps)]
+    for option, path in zip(("--lora", "--modules", "--transformer"), trained):
+        words += [] if path is None else [option, path]
+    return shlex.join(words)
+
+
+def resumed_config(folder: str, config: str | None, overrides: list[str] | None) -> RunConfig:
+    """The config of a run that goes on: its own, or the file ``config``, with overrides."""
+    overrides = list(overrides or [])
+    if config is not None and "=" in config:  # the first override took the place of the file
+        overrides.insert(0, config)
+        config = None
+    if config is not None:
+        run = load_config(config, overrides)
+    else:
+        place = storage.join(folder, CONFIG_FILE)
+        if not storage.exists(place):
+            raise ConfigError(f"--resume: {folder} holds no run; allowed: a run folder")
+        run = parse_config(storage.read_bytes(place).decode(), place, overrides)
+    run.run.folder = folder
+    return run

@@ -1,0 +1,19 @@
+"""One typed run config: :class:`RunConfig`, its sections, and how it is read and written."""
+
+from dopsd.config.base import Device
+from dopsd.config.data import DataSection
+from dopsd.config.load import dump_config, load_config, parse_config, reference
+from dopsd.config.roles import LearnerSection, RoleSection
+from dopsd.config.run import RunConfig
+
+__all__ = [
+    "DataSection",
+    "Device",
+    "LearnerSection",
+    "RoleSection",
+    "RunConfig",
+    "dump_config",
+    "load_config",
+    "parse_config",
+    "reference",
+]

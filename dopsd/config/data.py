@@ -1,0 +1,104 @@
+"""The section `data` of the run config."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from dopsd.config.base import Fraction, Positive, Section
+
+PRIOR = "prior"
+"""Concept of the base's own samples, and their folder inside the shards."""
+
+
+Column = Literal["image", "caption", "captions", "text", "prompt", "id", "concept", "references"]
+"""Fields of a sample (docs/data.md)."""
+
+
+Weight = Annotated[float, Field(ge=0)]
+
+
+class PriorSection(Section):
+    """Prior preservation: the base's own samples, drawn before training, train beside the data."""
+
+    prompts: str | None = Field(
+        None,
+        description="File of prompts (.txt, one a line, or .jsonl) that the base draws and that "
+        "then train beside the data, so that old knowledge stays. Default: no such samples.",
+    )
+    count: Positive = Field(
+        100, description="Samples drawn; the prompts in order, again under other noise if fewer."
+    )
+    steps: Positive | None = Field(
+        None, description="Sampler steps. Default: preview.steps, or method.steps."
+    )
+    weight: Weight = Field(1.0, description="Times per epoch that each of them comes.")
+
+
+class DataSection(Section):
+    source: str | None = Field(
+        None,
+        description="Folder of images with .txt captions or of .parquet files, a .jsonl or "
+        ".parquet file, or `shapes:CONCEPT`; prepared into `shards` when those do not exist yet.",
+    )
+    columns: dict[Column, str] = Field(
+        default_factory=dict,
+        description="What fields are called in .parquet and .jsonl sources, e.g. {image: jpg, "
+        "caption: long_text}. Default: their own names.",
+    )
+    shards: str | None = Field(
+        None, description="Folder of prepared shards. Default: `shards` in the run folder."
+    )
+    caption_keys: list[str] = Field(
+        default_factory=list,
+        description="Captions to draw from, per sample and epoch. Empty: every key of a sample.",
+    )
+    caption_dropout: Fraction = Field(
+        0.0, description="Share of draws that train with an empty prompt, for both roles."
+    )
+    weights: dict[str, Weight] = Field(
+        default_factory=dict,
+        description="Times per epoch that each sample of a concept comes, e.g. {cat: 3, dog: "
+        "0.5}; 1 for the others, 0 leaves a concept out.",
+    )
+    prior: PriorSection = Field(default_factory=PriorSection)
+    encoded: Literal["off", "auto", "require"] = Field(
+        "auto",
+        description="Contexts that `dopsd prepare --encode` left beside the shards. `auto`: read "
+        "where they fit, so that no encoder is loaded; else encode while training. `require`: "
+        "refuse the run if they do not fit. `off`: never read them.",
+    )
+    pixel_area: int | list[int] = Field(
+        1024 * 1024,
+        description="Pixels of a prepared image, about. A list, e.g. [262144, 1048576], gives "
+        "buckets of each area: every sample goes into one of those that it fills without being "
+        "enlarged, drawn by run.seed and its id (into the smallest when it fills none).",
+    )
+    bucket_multiple: Positive = Field(
+        16, description="Width and height of every bucket are multiples of this."
+    )
+    rows_per_group: Positive = Field(32, description="Rows of a parquet row group.")
+    groups_per_shard: Positive = Field(16, description="Row groups of a parquet file.")
+    max_bad_fraction: Fraction = Field(
+        0.05, description="More quarantined samples than this fraction stop the run."
+    )
+    shapes_count: Positive = Field(12, description="Images of a `shapes:CONCEPT` source.")
+
+    @model_validator(mode="after")
+    def _area_or_areas(self) -> DataSection:
+        areas = self.pixel_area if isinstance(self.pixel_area, list) else [self.pixel_area]
+        if not areas or min(areas) < 1:
+            raise ValueError(
+                f"data.pixel_area: {self.pixel_area}, allowed: a whole number of at least 1, or a "
+                "list of such"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _prior_is_no_concept(self) -> DataSection:
+        if PRIOR in self.weights:
+            raise ValueError(
+                f"data.weights: {PRIOR!r} names the base's own samples; allowed: data.prior.weight"
+            )
+        return self

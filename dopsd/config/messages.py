@@ -1,0 +1,75 @@
+"""What is wrong with a config, in one line that a user of a YAML file can act on."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+# pydantic's wording, shortened to what a user of a YAML file can act on.
+_ALLOWED = {
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "string_type": "text (in quotes)",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "model_type": "a section of keys",
+    "greater_than": "greater than {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "at most {le:.12g}",
+    "too_long": "at most {max_length} values",
+    "literal_error": "{expected}",
+}
+
+
+def one_line(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first problem of ``error`` as `key: what was given, allowed: what is`."""
+    errors = error.errors()
+    first = errors[0]
+    key = _key(first["loc"], model)
+    if first["type"] == "extra_forbidden":
+        key = ".".join(str(part) for part in first["loc"])
+        siblings = _siblings(first["loc"], model)
+        close = difflib.get_close_matches(str(first["loc"][-1]), siblings, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        return f"{key}: unknown key{hint}; allowed: {', '.join(siblings)}"
+    if first["type"] == "value_error":  # a section's own: it names the key
+        return str(first["ctx"]["error"])
+    if first["type"] == "missing":
+        return f"{key}: missing"
+    # A key of several types gives one error for each: name every type.
+    allowed = [_allowed(entry) for entry in errors if _key(entry["loc"], model) == key]
+    return f"{key}: {first.get('input')!r}, allowed: {' or '.join(allowed)}"
+
+
+def _key(location: tuple[int | str, ...], model: Any) -> str:
+    """Dotted key of an error, without pydantic's tags of union members such as ``list[str]``."""
+    parts = []
+    for part in location:
+        is_section = isinstance(model, type) and issubclass(model, BaseModel)
+        if is_section or isinstance(part, int) or get_origin(model) is dict:
+            parts.append(str(part))
+        field = model.model_fields.get(part) if is_section else None
+        model = field.annotation if field else None if is_section else model
+    return ".".join(parts)
+
+
+def _allowed(entry: Any) -> str:
+    if entry["type"] in _ALLOWED:
+        return _ALLOWED[entry["type"]].format(**entry.get("ctx", {}))
+    message: str = entry["msg"]
+    return (message[0].lower() + message[1:]).removeprefix("input should be ")
+
+
+def _siblings(location: tuple[int | str, ...], model: Any) -> list[str]:
+    for part in location[:-1]:
+        model = model.model_fields[part].annotation
+    return list(model.model_fields)

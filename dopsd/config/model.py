@@ -1,0 +1,64 @@
+"""The sections `model` and `lora` of the run config."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dopsd.config.base import Positive, Section
+
+
+class ModelSection(Section):
+    family: Literal["z_image", "flux2_klein"] = Field("z_image", description="Model family.")
+    base: str = Field(
+        "shapes",
+        description="Pipeline folder or hub id; `shapes` is the embedded tiny world.",
+    )
+    vlm: str | None = Field(
+        None,
+        description="VLM folder or hub id whose language model carries the text encoder's "
+        "weights. Default: the folder `vlm` inside a local base, else the Qwen3-VL of the text "
+        "encoder's size.",
+    )
+    revision: str | None = Field(None, description="Hub revision of the base.")
+    vlm_revision: str | None = Field(None, description="Hub revision of the VLM.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "bfloat16", description="Compute dtype of transformer and encoders; EMA stays fp32."
+    )
+    attention: str | None = Field(
+        None, description="diffusers attention backend (e.g. `flash`, `native`); default: its own."
+    )
+    compile: bool = Field(
+        False,
+        description="torch.compile of the transformer's blocks in inference workers: their first "
+        "calls take minutes, later ones less; states and targets differ by rounding.",
+    )
+
+
+class LoraSection(Section):
+    rank: Positive = Field(64, description="LoRA rank.")
+    alpha: Annotated[float, Field(gt=0)] = Field(128, description="LoRA alpha.")
+    targets: list[str] | Literal["default", "all-linear"] = Field(
+        "default",
+        description="Module name suffixes, `default` (the authors' list of the family) or "
+        "`all-linear` (of FLUX.2-klein: of its blocks). Every entry must match.",
+    )
+    modules_to_train: list[str] = Field(
+        default_factory=lambda: ["norms", "embedders"],
+        description="Of `adapters: lora+modules`: what is trained beside the LoRA. `norms`, "
+        "`embedders`, or parts of module or parameter names. Every entry must match.",
+    )
+    dora: bool = Field(
+        False,
+        description="DoRA: direction by LoRA, magnitude by a vector of its own. Not under ZeRO-3; "
+        "the file is for diffusers, ComfyUI leaves the magnitudes out.",
+    )
+    rank_stabilized: bool = Field(
+        False, description="rsLoRA: scale by alpha / sqrt(rank), in place of alpha / rank."
+    )
+
+    @property
+    def variant(self) -> dict[str, bool]:
+        """Keywords of ``models.lora.inject``."""
+        return {"dora": self.dora, "rank_stabilized": self.rank_stabilized}

@@ -1,0 +1,77 @@
+"""The section `checkpoint` of the run config."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dopsd.config.base import NonNegative, Positive, Section
+
+
+class CheckpointSection(Section):
+    every_steps: NonNegative = Field(
+        200, description="A checkpoint every N optimizer steps; 0: none by steps."
+    )
+    every_minutes: Annotated[float, Field(ge=0)] = Field(
+        20.0, description="And one when the last is this many minutes old; 0: none by time."
+    )
+    keep_last: Positive = Field(2, description="Newest checkpoints that are kept.")
+    keep_every: NonNegative = Field(
+        0, description="Checkpoints of every N-th step are kept as well; 0: none."
+    )
+
+
+class PreflightSection(Section):
+    mode: Literal["warn", "strict", "off"] = Field(
+        "warn",
+        description="Before training, check that the teacher draws nearer to the targets than the "
+        "student: warn when it was not shown, refuse to train (`strict`), or do not look.",
+    )
+    samples: Positive = Field(8, description="Samples drawn, each by student and teacher.")
+    noises: Positive = Field(2, description="Pictures of each sample, each from its own noise.")
+    metric: Literal["auto", "latent", "oracle", "dino", "clip"] = Field(
+        "auto",
+        description="Distance to the target: `oracle` reads pictures of the shapes world, `dino` "
+        "and `clip` compare features, `latent` VAE latents. `auto`: `oracle` where it can read the "
+        "targets, else `dino` where `model` is given, else `latent`.",
+    )
+    model: str | None = Field(
+        None,
+        description="Folder or hub id of the `dino` or `clip` model. Default: the metric's own.",
+    )
+    margin: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.1, description="How much nearer the teacher must be, as a fraction of the distance."
+    )
+
+
+class RunSection(Section):
+    name: str = Field("run", description="Name of the run, shown in logs and LoRA metadata.")
+    folder: str = Field("runs/run", description="Run folder (local or s3://).")
+    seed: NonNegative = Field(0, description="Seed of noise, order, captions and LoRA init.")
+    overwrite: bool = Field(False, description="Replace an existing run folder.")
+
+
+class DebugSection(Section):
+    dump_trajectories: NonNegative = Field(
+        0,
+        description="Write the scored micro-batches of the first steps as safetensors, N at most, "
+        "and the adapters that made them.",
+    )
+
+
+class PreviewSection(Section):
+    samples: NonNegative = Field(
+        4, description="Samples drawn on contact sheet and run page; 0 leaves both drawings out."
+    )
+    steps: Positive | None = Field(None, description="Sampler steps. Default: method.steps.")
+    every: NonNegative = Field(
+        0,
+        description="Keep both adapters every N optimizer steps, to draw how pictures changed "
+        "over training; 0: at each quarter of the run.",
+    )
+    max_weights_mb: NonNegative = Field(
+        512,
+        description="Adapters larger than this (MB, one of them in model.dtype) are not kept, and "
+        "only start and end are drawn.",
+    )

@@ -1,0 +1,108 @@
+"""The sections of the run config that say who does the work, and how long it may take."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from dopsd.config.base import Fraction, NonNegative, Positive, Section
+
+_LONGEST_PAUSE = 60.0
+
+
+class RoleSection(Section):
+    workers: Positive = Field(1, description="Actors of this role.")
+    cpus: Annotated[float, Field(ge=0)] = Field(1.0, description="CPUs of each worker.")
+    gpus: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="GPUs of each worker. Default: 1 on a GPU device, else 0."
+    )
+
+
+class LearnerSection(RoleSection):
+    min_workers: Positive | None = Field(
+        None,
+        description="Fewest learners to train with. Then there are as many as the cluster has room "
+        "for, `workers` at most: fewer when a node goes, more when one comes. Default: always "
+        "`workers`.",
+    )
+    resize_seconds: Annotated[float, Field(gt=0)] = Field(
+        60.0, description="With `min_workers`: between two looks whether more learners fit."
+    )
+    steps: Positive = Field(2000, description="Optimizer steps.")
+    global_batch: Positive = Field(4, description="Samples of an optimizer step, all learners.")
+    micro_batch: Positive = Field(1, description="Samples of a micro-batch (one bucket).")
+    optimizer: Literal["adamw", "adamw8bit"] = Field(
+        "adamw",
+        description="`adamw8bit` keeps AdamW's moments in 8 bits (needs bitsandbytes): a quarter "
+        "of their memory, which only counts when many weights train.",
+    )
+    lr: Annotated[float, Field(gt=0)] = Field(1e-4, description="AdamW learning rate.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="AdamW weight decay.")
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="AdamW betas.")
+    eps: Annotated[float, Field(gt=0)] = Field(1e-8, description="AdamW epsilon.")
+    clip: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="Gradient norm clip; 0 switches it off."
+    )
+    warmup_steps: NonNegative = Field(0, description="Linear warm-up of the learning rate.")
+    schedule: Literal["constant", "cosine"] = Field("constant", description="After warm-up.")
+    deepspeed: str = Field(
+        "zero1",
+        description="Preset name (zero1, zero2, zero3) or the path of a DeepSpeed JSON file; "
+        "batch sizes, precision, clipping and optimizer come from this config.",
+    )
+    bucket_mb: Positive = Field(
+        256,
+        description="Of `adapters: full`: weights are gathered, published, loaded and written in "
+        "pieces of this many MB (a larger tensor is a piece of its own).",
+    )
+    gradient_checkpointing: bool = Field(False, description="Recompute activations in backward.")
+    restarts: NonNegative = Field(
+        3,
+        description="Restarts of learners and coordinator, all together; each goes on from the "
+        "newest checkpoint.",
+    )
+    restart_wait: Annotated[float, Field(ge=0)] = Field(
+        2.0,
+        description="Seconds before the first of these restarts, doubled at each later one up to "
+        "a minute (a longer one stays as it is).",
+    )
+    max_nonfinite: NonNegative = Field(
+        5,
+        description="Steps in a row whose gradients may be infinite or nan. Such a step is "
+        "skipped and written to skipped.jsonl; one more of them stops the run.",
+    )
+
+    @model_validator(mode="after")
+    def _range(self) -> LearnerSection:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(
+                f"learner.min_workers: {self.min_workers}, allowed: at most learner.workers "
+                f"({self.workers})"
+            )
+        return self
+
+    @property
+    def micro_batches(self) -> int:
+        """Of a whole global batch."""
+        return self.global_batch // self.micro_batch
+
+    def pause_before(self, restart: int) -> float:
+        """Seconds of waiting before a restart; the first is 1."""
+        longest = max(self.restart_wait, _LONGEST_PAUSE)
+        return min(longest, self.restart_wait * 2.0 ** min(restart - 1, 60))
+
+
+class InferenceSection(Section):
+    shared: bool = Field(
+        False,
+        description="One pool holds both adapters on one base and does roll-out and scoring; "
+        "the `rollout` section sizes it and `teacher` is ignored.",
+    )
+    slots: Positive = Field(2, description="Micro-batches queued on a worker at once.")
+
+
+class DeadlineSection(Section):
+    start: Annotated[float, Field(gt=0)] = Field(900.0, description="Every role up and loaded.")
+    step: Annotated[float, Field(gt=0)] = Field(900.0, description="One micro-batch or one step.")
+    restarts: NonNegative = Field(3, description="Restarts of each inference worker.")

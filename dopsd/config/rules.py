@@ -1,0 +1,184 @@
+"""Which keys of a run config go together: a table, of which the first broken rule is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dopsd.config.context import check_context_fits
+from dopsd.credentials import holds_credentials
+
+if TYPE_CHECKING:
+    from dopsd.config.run import RunConfig
+
+
+@dataclass(frozen=True)
+class Rule:
+    broken: Callable[[RunConfig], bool]
+    message: str
+    """Names the key, what was given and what is allowed; ``{c.method.steps}`` reads the config."""
+
+
+def _sigmas_ascend(c: RunConfig) -> bool:
+    sigmas = c.method.sigmas or [1.0]
+    descending = all(a > b for a, b in zip(sigmas, sigmas[1:]))
+    return not (descending and sigmas[-1] > 0 and sigmas[0] <= 1)
+
+
+def _full(c: RunConfig) -> bool:
+    return c.adapters == "full"
+
+
+def _fused(c: RunConfig) -> bool:
+    return c.source == "fused"
+
+
+def _one_model(c: RunConfig) -> bool:
+    """Whether student and teacher are one set of weights, so that learners need no second model."""
+    return c.adapters == "lora" or (
+        _full(c) and (c.method.objective == "sft" or c.method.teacher == "live")
+    )
+
+
+_OFF_POLICY = "with method.objective: {c.method.objective}, allowed:"
+
+RULES = (
+    Rule(
+        lambda c: c.learner.global_batch % c.learner.micro_batch != 0,
+        "learner.global_batch: {c.learner.global_batch} is not a multiple of learner.micro_batch "
+        "({c.learner.micro_batch})",
+    ),
+    Rule(
+        lambda c: c.learner.workers > c.learner.micro_batches,
+        "learner.workers: {c.learner.workers} learners, but a step has only "
+        "{c.learner.micro_batches} micro-batches (learner.global_batch / learner.micro_batch); "
+        "allowed: at most that many",
+    ),
+    Rule(
+        lambda c: c.method.sigmas is not None and len(c.method.sigmas) != c.method.steps,
+        "method.sigmas: {c.method.sigmas}, allowed: as many as method.steps ({c.method.steps})",
+    ),
+    Rule(
+        _sigmas_ascend,
+        "method.sigmas: {c.method.sigmas}, allowed: strictly descending from 1 (a rollout starts "
+        "at pure noise), without the final 0",
+    ),
+    Rule(
+        lambda c: _fused(c) and c.max_policy_lag > 0,
+        "max_policy_lag: {c.max_policy_lag} with source: fused, allowed: 0 (the learner rolls out "
+        "under its own weights)",
+    ),
+    Rule(
+        lambda c: _fused(c) and c.inference.shared,
+        "inference.shared: true with source: fused, allowed: false (there are no inference "
+        "workers)",
+    ),
+    Rule(
+        lambda c: c.method.objective == "sft" and not _fused(c),
+        "source: disaggregated with method.objective: sft, allowed: fused (nobody rolls out or "
+        "scores, so there is nothing for inference workers to do)",
+    ),
+    Rule(
+        lambda c: c.method.objective == "sft" and c.method.sigmas is not None,
+        "method.sigmas: given with method.objective: sft, allowed: none (its noise levels are "
+        "drawn from the whole schedule)",
+    ),
+    Rule(
+        lambda c: c.method.objective in ("sft", "sft_on_teacher") and c.method.weighting != "x0",
+        "method.weighting: {c.method.weighting} with method.objective: {c.method.objective}, "
+        "allowed: the default (flow matching weighs its levels equally)",
+    ),
+    Rule(
+        lambda c: c.method.objective != "dopsd" and c.inference.shared,
+        f"inference.shared: true {_OFF_POLICY} false (the student does not roll out: there is one "
+        "pool anyway, `teacher`)",
+    ),
+    Rule(
+        lambda c: c.method.objective != "dopsd" and c.debug.dump_trajectories > 0,
+        f"debug.dump_trajectories: {{c.debug.dump_trajectories}} {_OFF_POLICY} 0 (no student "
+        "trajectory)",
+    ),
+    Rule(
+        lambda c: c.learner.workers > 1 and c.learner.gpus is not None and 0 < c.learner.gpus < 1,
+        "learner.gpus: {c.learner.gpus} with {c.learner.workers} learners, allowed: whole GPUs "
+        "(NCCL takes no two ranks on one GPU)",
+    ),
+    Rule(
+        lambda c: c.learner.warmup_steps > c.learner.steps,
+        "learner.warmup_steps: {c.learner.warmup_steps}, allowed: at most learner.steps "
+        "({c.learner.steps})",
+    ),
+    Rule(
+        lambda c: c.adapters != "lora" and c.inference.shared,
+        "inference.shared: true with adapters: {c.adapters}, allowed: false (student and teacher "
+        "differ in the model's own weights, so each needs a model)",
+    ),
+    Rule(
+        lambda c: _fused(c) and _full(c) and not _one_model(c),
+        "source: fused with adapters: full, allowed: disaggregated, or method.teacher: live, or "
+        "method.objective: sft (the teacher would need a second model in the learners)",
+    ),
+    Rule(
+        lambda c: _fused(c) and not _one_model(c),
+        "source: fused with adapters: {c.adapters}, allowed: disaggregated (the teacher would need "
+        "a second model in the learners)",
+    ),
+    Rule(
+        lambda c: not _full(c) and c.method.teacher_sync_every != 1,
+        "method.teacher_sync_every: {c.method.teacher_sync_every} with adapters: {c.adapters}, "
+        "allowed: 1 (a small teacher goes out with every version; adapters: full takes more)",
+    ),
+    Rule(
+        lambda c: _full(c) and c.lora.dora,
+        "lora.dora: true with adapters: full, allowed: false (there is no LoRA)",
+    ),
+    Rule(
+        lambda c: _full(c) and c.lora.rank_stabilized,
+        "lora.rank_stabilized: true with adapters: full, allowed: false (there is no LoRA)",
+    ),
+    Rule(
+        lambda c: _full(c) and c.learner.optimizer != "adamw",
+        "learner.optimizer: {c.learner.optimizer} with adapters: full, allowed: adamw (the "
+        "teacher's average lies beside its moments)",
+    ),
+    Rule(
+        lambda c: _full(c) and c.debug.dump_trajectories > 0,
+        "debug.dump_trajectories: {c.debug.dump_trajectories} with adapters: full, allowed: 0 "
+        "(each dump holds the weights that made it: two whole models)",
+    ),
+    Rule(
+        lambda c: _full(c) and _fused(c) and c.method.teacher_sync_every != 1,
+        "method.teacher_sync_every: {c.method.teacher_sync_every} with source: fused, allowed: 1 "
+        "(nothing is published)",
+    ),
+    Rule(
+        lambda c: not c.data.source and not c.data.shards,
+        "data.source: missing, allowed: a folder, .jsonl or .parquet file, or shapes:CONCEPT (or "
+        "prepared shards under data.shards)",
+    ),
+)
+
+
+def check_rules(config: RunConfig) -> None:
+    """Raises ValueError with one line for the first combination that cannot be."""
+    for key, text in _texts(config.model_dump(mode="json")):
+        if holds_credentials(text):  # the config is written into the run folder and shown
+            raise ValueError(
+                f"{key}: credentials in a URL, allowed: a URL without them; they come from the "
+                "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+            )
+    for rule in RULES:
+        if rule.broken(config):
+            raise ValueError(rule.message.format(c=config))
+    check_context_fits(config.context, config.model.family, config.model.vlm, config.data)
+
+
+def _texts(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, text) of every text in a dumped config."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _texts(value, f"{prefix}{key}.")
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str):
+                yield prefix + key, text

@@ -1,0 +1,90 @@
+"""The coordinator of a whole run, as a Ray actor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from dopsd.checkpoint.compatibility import Identity
+from dopsd.config import RunConfig
+from dopsd.contexts.training import TrainingEncoderFactory
+from dopsd.coordinator.coordinator import Coordinator
+from dopsd.coordinator.stream_reader import BlockStream
+from dopsd.data.context_cache.files import Encoded
+from dopsd.data.manifest import Manifest
+from dopsd.data.run_data import plan_of, wanted
+from dopsd.data.stream.pipeline import encoded_stream
+from dopsd.ray_cluster.placement import Role, Roles
+from dopsd.run_folder.lock import Claim
+from dopsd.run_folder.log import RunLog
+from dopsd.run_folder.trackers import open_trackers
+
+
+class RunCoordinator(Coordinator):
+    """The coordinator of a whole run, with its plan and stream: the class behind the actor.
+
+    ``roles`` have an encoder, or there are ``encoded`` contexts.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        roles: Roles,
+        manifest: Manifest,
+        encoded: Encoded | None,
+        restarts: int,
+        claim: Claim,
+    ) -> None:
+        plan = plan_of(config, manifest)
+        role = roles.encoder or Role("reader", 0, 0.0, 0.0)
+
+        def open_stream(start: int, stop: int) -> BlockStream:
+            # As far ahead as the policy lag can use, and one step more.
+            ahead = plan.micro_batches_per_step * (config.max_policy_lag + 2)
+            return encoded_stream(
+                plan,
+                start,
+                stop,
+                shards=config.shards,
+                wanted=wanted(config),
+                encoder_factory=TrainingEncoderFactory(config, role.device),
+                encoded=encoded,
+                workers=role.workers,
+                num_cpus=role.cpus,
+                num_gpus=role.gpus,
+                ahead=max(4, ahead),
+                start_s=config.deadline.start,
+            )
+
+        super().__init__(
+            config,
+            roles,
+            open_stream,
+            plan.step_size,
+            RunLog(config.run.folder, open_trackers(config)),
+            Identity(manifest.fingerprint, plan.key),
+            restarts,
+            claim,
+        )
+
+
+def launch_coordinator(
+    config: RunConfig,
+    roles: Roles,
+    manifest: Manifest,
+    encoded: Encoded | None,
+    name: str,
+    restarts: int,
+    claim: Claim,
+) -> Any:
+    """The coordinator's actor, on this node: it writes into the run folder."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor: Any = ray.remote(RunCoordinator)
+    return actor.options(
+        name=name,
+        num_cpus=0,
+        max_concurrency=config.learner.workers + 8,
+        scheduling_strategy=here,
+    ).remote(config, roles, manifest, encoded, restarts, claim)

@@ -1,0 +1,259 @@
+"""Micro-batches on their way from the stream through the pools to the learners.
+
+A plain object under the coordinator's lock: it neither waits nor starts threads.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import ray
+
+from dopsd.config import RunConfig
+from dopsd.coordinator.admission import Admission, Key
+from dopsd.coordinator.direct_transport import Hop
+from dopsd.coordinator.messages import Box
+from dopsd.coordinator.worker_pool import Pool
+from dopsd.errors import WorkerError
+from dopsd.models.lora import STUDENT, TEACHER
+from dopsd.policy.bundle import Bundle
+from dopsd.policy.versions import policy_version
+from dopsd.ray_cluster.placement import Roles
+from dopsd.run_folder.timeline import Span
+
+_ATTEMPTS = 4
+"""A micro-batch may be lost this many times for every restart that a worker has."""
+
+
+@dataclass
+class Item:
+    """A micro-batch, from its admission until it is trained."""
+
+    key: Key
+    block: ray.ObjectRef
+    version: int
+    stage: int = 0
+    losses: int = 0
+    """How often it was lost and generated again."""
+    inputs: list[ray.ObjectRef] = field(default_factory=list)
+    result: ray.ObjectRef | None = None
+
+
+class Flow:
+    """``step_size(step)`` is the plan's number of micro-batches; ``done(item, result)`` is told of
+    each that is ready."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        roles: Roles,
+        step_size: Callable[[int], int],
+        done: Callable[[Item, ray.ObjectRef], None],
+        spans: Callable[[list[Span]], None],
+    ) -> None:
+        self.config, self.roles, self._step_size = config, roles, step_size
+        self._done, self._spans = done, spans
+        self.full_size = config.learner.micro_batches
+        self.pools: list[Pool] = []
+        self.notices: list[str] = []
+        """How trajectories travel, where that is not by the object store; for the run's summary."""
+        self.missing: set[Key] = set()
+        """Micro-batches whose encoded block is gone: whoever reads the stream brings it again."""
+        self.rewind(0)
+
+    def launch(self) -> None:
+        """Start the actors; returns at once."""
+        roles, config = self.roles, self.config
+        if roles.rollout and roles.teacher:
+            direct = config.transport == "rdt"
+            self.pools = [
+                Pool(config, roles.rollout, (STUDENT,), "generate", direct),
+                Pool(config, roles.teacher, (TEACHER,), "score", direct),
+            ]
+        elif roles.rollout:
+            both = (STUDENT, TEACHER)
+            self.pools = [Pool(config, roles.rollout, both, "generate_and_score")]
+        elif roles.teacher:
+            self.pools = [Pool(config, roles.teacher, (TEACHER,), "teach")]
+        if config.transport == "rdt":
+            self._open_hop()
+        self.rewind(0)
+
+    def _open_hop(self) -> None:
+        if len(self.pools) < 2:
+            self.notices.append(
+                "transport: rdt has nothing to carry: no trajectory travels between two pools here"
+            )
+            return
+        actors = [member.handle for pool in self.pools for member in pool.members]
+        device, limit = self.pools[0].role.device, self.config.deadline.start
+        hop = Hop(actors, device, self.notices.append, limit)
+        for pool in self.pools:
+            pool.hop = hop
+
+    def rewind(self, step: int) -> None:
+        """Forget everything and begin at ``step``; what is under way is dropped when it ends."""
+        self.books = Admission(
+            step, self.config.learner.steps, self._step_size, self.config.max_policy_lag
+        )
+        self.blocks: deque[tuple[Key, ray.ObjectRef]] = deque()
+        self._items: dict[Key, Item] = {}
+        self._waiting: list[list[Key]] = [[] for _ in self.pools]
+        self.missing.clear()
+        for pool in self.pools:
+            pool.forget()
+
+    @property
+    def restarts(self) -> int:
+        """How many workers were replaced."""
+        return sum(member.restarts for pool in self.pools for member in pool.members)
+
+    @property
+    def full(self) -> bool:
+        """Whether a step's blocks wait already."""
+        return len(self.blocks) > self.full_size
+
+    def ready(self, keys: set[Key]) -> bool:
+        return all(key in self._items and self._items[key].result is not None for key in keys)
+
+    def box(self, key: Key, real: bool) -> Box:
+        """A micro-batch that is ready, for a learner to fetch."""
+        item = self._items[key]
+        assert item.result is not None
+        return Box(item.result, real, key[1], item.losses)
+
+    def trained(self, step: int) -> None:
+        """Every micro-batch of ``step`` went into the optimizer."""
+        self.books.train(step)
+        for index in range(self._step_size(step)):
+            del self._items[(step, index)]
+
+    def metrics(self) -> dict[str, float]:
+        """What the pools did so far, and how many micro-batches are where."""
+        counts = self.books.counts()
+        metrics: dict[str, float] = {
+            "queue_blocks": len(self.blocks),
+            "queue_in_flight": counts.in_flight,
+            "queue_ready": counts.ready,
+        }
+        for pool in self.pools:
+            name = pool.role.name
+            metrics[f"{name}_busy_seconds"] = sum(m.busy_seconds for m in pool.members)
+            metrics[f"{name}_peak_memory_mb"] = max(m.peak_memory_mb for m in pool.members)
+        return metrics
+
+    def advance(self, published: int, bundles: dict[int, Bundle]) -> bool:
+        """Admit and dispatch whatever may go; True when something did."""
+        moved = self._admit(published)
+        return self._dispatch(bundles) or moved
+
+    def _admit(self, published: int) -> bool:
+        moved = False
+        while self.blocks:
+            key = self.books.next_admissible(published)
+            if key is None:
+                break
+            found, block = self.blocks.popleft()
+            assert found == key, f"the stream delivered {found}, the plan says {key}"
+            self.books.admit(key)
+            version = policy_version(key[0], self.config.max_policy_lag)
+            item = self._items[key] = Item(key, block, version, inputs=[block])
+            if self.pools:
+                self._waiting[0].append(key)
+            else:
+                self._finish(item, block)
+            moved = True
+        return moved
+
+    def _dispatch(self, bundles: dict[int, Bundle]) -> bool:
+        """Queue waiting micro-batches on free members, oldest version first.
+
+        A later version waits while an earlier one is still on its way to the stage, so that a
+        pool never goes back and forth between two versions.
+        """
+        moved = False
+        for stage, (pool, waiting) in enumerate(zip(self.pools, self._waiting)):
+            waiting.sort()
+            while waiting:
+                item = self._items[waiting[0]]
+                under_way = (i for i in self._items.values() if i.result is None)
+                coming = [i.version for i in under_way if i.stage < stage]
+                if coming and min(coming) < item.version:
+                    break
+                bundle = bundles[item.version]
+                member = pool.free_member(bundle)
+                if member is None:
+                    break
+                pool.submit(member, item.key, bundle, *item.inputs)
+                waiting.pop(0)
+                moved = True
+        return moved
+
+    def collect(self) -> bool:
+        """Take in what the pools have finished; True when something moved."""
+        before = sum(pool.events for pool in self.pools)
+        for stage, pool in enumerate(self.pools):
+            finished, again = pool.collect()
+            self._spans(pool.take_spans())
+            for key in again:
+                item = self._items[key]
+                self._again(item, item.block.hex() in pool.gone)
+            pool.gone.clear()
+            for done in finished:
+                item = self._items[done.key]
+                if stage + 1 < len(self.pools):
+                    direct = [] if done.states is None else [done.states]
+                    item.stage, item.inputs = stage + 1, [item.block, done.result, *direct]
+                    self._waiting[stage + 1].append(item.key)
+                else:
+                    self._finish(item, done.result)
+        return sum(pool.events for pool in self.pools) != before
+
+    def lost(self, key: Key, losses: int) -> None:
+        """The object of a ready micro-batch is gone; ``losses`` is how often it had been before.
+
+        Told by several learners, it counts once.
+        """
+        item = self._items.get(key)
+        if item is None or item.result is None or item.losses != losses:
+            return
+        item.result = None
+        self.books.unfinish(key)
+        self._again(item, gone=not self.pools)
+
+    def renew(self, key: Key, block: ray.ObjectRef) -> None:
+        """The encoded block of a missing micro-batch, once more."""
+        self.missing.remove(key)
+        item = self._items[key]
+        item.block, item.inputs = block, [block]
+        if self.pools:
+            self._waiting[0].append(key)
+        else:
+            self._finish(item, block)
+
+    def after(self, key: Key) -> Key:
+        """The micro-batch that follows ``key`` in the plan."""
+        step, index = key
+        return (step, index + 1) if index + 1 < self._step_size(step) else (step + 1, 0)
+
+    def _again(self, item: Item, gone: bool) -> None:
+        """Generate a micro-batch again from its block, encoded again when that is ``gone``; a
+        bounded number of times."""
+        item.losses += 1
+        limit = _ATTEMPTS * (self.config.deadline.restarts + 1)
+        if item.losses >= limit:
+            step, index = item.key
+            raise WorkerError(f"step {step} micro-batch {index} was lost {limit} times")
+        item.stage, item.inputs = 0, [item.block]
+        if gone:
+            self.missing.add(item.key)
+        else:
+            self._waiting[0].append(item.key)
+
+    def _finish(self, item: Item, result: ray.ObjectRef) -> None:
+        self.books.finish(item.key)
+        item.result, item.inputs = result, []
+        if self.pools:
+            self._done(item, result)

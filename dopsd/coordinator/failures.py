@@ -1,0 +1,92 @@
+"""What a new group of learners takes of the budget of restarts."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from dopsd.config import LearnerSection
+from dopsd.errors import DopsdError, WorkerError
+from dopsd.ray_cluster.failures import own_message
+
+
+class RestartBudget:
+    """Counts restarts of learners and coordinator against ``learner.restarts``.
+
+    ``restarts``: how many are spent already.
+    """
+
+    def __init__(self, learner: LearnerSection, restarts: int) -> None:
+        self._learner, self.restarts = learner, restarts
+        self.world = 0
+        """Learners of the newest group; 0 before the first."""
+
+    def begin(self, world: int, trained: bool, cause: str = "") -> tuple[float, str]:
+        """A group of ``world`` learners takes the place of another.
+
+        ``trained``: whether the other one had trained a step; ``cause``: what it died of, if it
+        said so. Returns the seconds to wait before
+        it begins, and why it is there, in words. A group of another size is a resize and spends
+        nothing, unless a smaller one comes without a step in between: something else is wrong
+        then. Raises WorkerError when the restarts are spent.
+        """
+        before, self.world = self.world, world
+        if before and (world > before or (world < before and trained)):
+            return 0.0, f"{world} learners in place of {before}"
+        told = f" ({cause})" if cause else ""
+        if self.restarts >= self._learner.restarts:
+            raise WorkerError(
+                f"the learners died again{told}; their {self.restarts} restarts "
+                f"(learner.restarts) are spent"
+            )
+        self.restarts += 1
+        return self._learner.pause_before(self.restarts), f"learners died{told}"
+
+
+_log = logging.getLogger(__name__)
+
+_LONGEST = 400
+"""Characters of a cause that are told; the process's own log has all of it."""
+
+
+class Troubles:
+    """``changed`` is notified when something ends the run; after ``stopping`` nothing does."""
+
+    def __init__(self, changed: threading.Condition, stopping: Callable[[], bool]) -> None:
+        self._changed, self._stopping = changed, stopping
+        self.error: DopsdError | None = None
+        """The first one that ended the run."""
+        self._deaths: dict[int, str] = {}
+        """By attempt, what the first learner to die of it said."""
+
+    def fail(self, error: DopsdError) -> None:
+        """The run ends with ``error``, unless another one came first."""
+        with self._changed:
+            if not self._stopping():
+                self.error = self.error or error
+            self._changed.notify_all()
+
+    def guarded(self, target: Callable[[], None]) -> None:
+        """Run ``target``; whatever it raises ends the run: the learners must not wait for it."""
+        try:
+            target()
+        except DopsdError as error:
+            self.fail(error)
+        except Exception as error:
+            _log.exception("a thread of the coordinator")
+            self.fail(WorkerError(f"coordinator: {own_message(error)}"))
+
+    def raise_error(self) -> None:
+        """Raises what ended the run, if something did."""
+        if self.error:
+            raise self.error
+
+    def died(self, attempt: int, rank: int, why: str) -> None:
+        """A learner's last words; those that follow it die of its end."""
+        told = " ".join(f"learner {rank}: {why}".split())
+        self._deaths.setdefault(attempt, told[:_LONGEST])
+
+    def cause(self, attempt: int) -> str:
+        """What the learners of an attempt died of; empty when none could say."""
+        return self._deaths.get(attempt, "")

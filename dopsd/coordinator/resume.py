@@ -1,0 +1,41 @@
+"""What a group of learners begins with, out of a checkpoint, and what a new one is made of."""
+
+from __future__ import annotations
+
+import ray
+
+from dopsd import storage
+from dopsd.checkpoint.folder import Checkpoint
+from dopsd.checkpoint.learner_slices import PREFIX
+from dopsd.checkpoint.learner_state import FILES
+from dopsd.checkpoint.policies import bucket_files, restored_bundles, whole_files
+from dopsd.coordinator.messages import Box, Entry
+from dopsd.policy.bundle import Bundle
+
+
+def beginning(found: Checkpoint | None) -> tuple[Entry, dict[int, Bundle]]:
+    """Where learners begin, and the weights that still generate, by version."""
+    if found is None:
+        return Entry(0), {}
+    bundles = restored_bundles(found, ray.put)
+    files = {name: Box(ray.put(found.files[name]), True) for name in FILES if name in found.files}
+    slices = [name for name in found.manifest.large if name.startswith(PREFIX)]
+    published = bundles.get(found.step)
+    return Entry(
+        found.step,
+        files,
+        tuple(storage.join(found.path, name) for name in slices),
+        published if published and published.streamed else None,
+    ), bundles
+
+
+def checkpoint_files(
+    files: dict[str, Box], bundles: dict[int, Bundle], limit: float
+) -> tuple[dict[str, bytes], tuple[int, ...], dict[str, ray.ObjectRef]]:
+    """What a checkpoint is made of: contents by name, fetched within ``limit`` seconds (the
+    learners' ``files`` and LoRAs that still generate), the versions that still generate, and
+    references of the buckets, by name, of those that are whole models."""
+    index, buckets = bucket_files(bundles)
+    refs = {name: box.ref for name, box in files.items()} | whole_files(bundles)
+    payloads = dict(zip(refs, ray.get(list(refs.values()), timeout=limit)))
+    return payloads | index, tuple(v for v in sorted(bundles) if bundles[v].refs), buckets

@@ -1,0 +1,198 @@
+"""Reads the encoded blocks of one attempt after the other into the coordinator's flow."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import ray
+
+from dopsd.coordinator.admission import Key
+from dopsd.coordinator.dispatcher import Flow
+from dopsd.errors import LateError
+
+Block = tuple[int, int, ray.ObjectRef]
+"""(step, index, reference of the encoded block) of a micro-batch."""
+
+_LOADING, _ENCODING = "loading its models", "encoding"
+
+_LEAVE_SECONDS = 1.0
+"""What a thread that pulls blocks is given to see that nobody wants them any more."""
+
+
+class BlockStream(Protocol):
+    """Every micro-batch from some step on, in plan order; closing it ends the pipeline."""
+
+    def __iter__(self) -> Iterator[Block]: ...
+
+    def __next__(self) -> Block: ...
+
+    def close(self) -> None: ...
+
+
+class Reader:
+    """``open_stream(start_step, stop_step)`` starts a pipeline. ``changed`` is the coordinator's
+    lock, ``over()`` whether it ends; ``moved()`` is told of every block, under the lock.
+
+    A stream is opened anew from an earlier step, and blocks that are there already are passed over,
+    when a block is gone for good or when its encoders are late. The latter happens
+    ``deadline.restarts`` times at most.
+    """
+
+    def __init__(
+        self,
+        flow: Flow,
+        open_stream: Callable[[int, int], BlockStream],
+        changed: threading.Condition,
+        over: Callable[[], bool],
+        moved: Callable[[], None],
+    ) -> None:
+        self._flow, self._open_stream, self._changed = flow, open_stream, changed
+        self._over, self._moved = over, moved
+        self._number, self._start = 0, 0
+        self._last: Key = (0, -1)
+        """The newest block that went into the flow."""
+        self._at: Key = (0, -1)
+        """The newest one that the present stream has brought."""
+        self._asked: float | None = None
+        """Since when a block is waited for; None while there is no room for it."""
+        self._ended = False
+        self._failure: BaseException | None = None
+        self.restarts = 0
+        """Streams that were given up because their encoders were late."""
+        self.notices: list[str] = []
+        self.doing = _LOADING
+        """What the encoders do, for progress and for a late message."""
+
+    def rewind(self, step: int) -> None:
+        """A new stream from ``step`` takes the place of the one that is read. Under the lock."""
+        self._last = (step, -1)
+        self._reopen(step)
+
+    def _reopen(self, step: int) -> None:
+        self._number, self._start, self.doing = self._number + 1, step, _LOADING
+        self._at, self._asked = (step, -1), None
+        self._ended, self._failure = False, None
+        self._moved()
+
+    @property
+    def starting(self) -> bool:
+        """Whether the first block of the stream has not arrived yet."""
+        return self.doing == _LOADING
+
+    @property
+    def limit(self) -> float:
+        """Seconds that the next block may take; the stream itself knows when loading is late."""
+        deadline = self._flow.config.deadline
+        return deadline.step + (deadline.start if self.starting else 0.0)
+
+    def run(self) -> None:
+        """The thread."""
+        done = 0
+        while True:
+            with self._changed:
+                while done == self._number and not self._over():
+                    self._look_back()
+                    self._changed.wait(timeout=1.0)
+                if self._over():
+                    return
+                done, start = self._number, self._start
+            self._read(done, start)
+
+    def _read(self, number: int, start: int) -> None:
+        """Watch over one stream until it ends, or until another one takes its place."""
+        stream = self._open_stream(start, self._flow.config.learner.steps)
+        pulling = threading.Thread(target=self._pull, args=(number, stream), daemon=True)
+        pulling.start()
+        try:
+            with self._changed:
+                while self._wanted(number) and not self._ended:
+                    self._look_back()
+                    late = self._late()
+                    if late is not None and self._wanted(number):
+                        self._replace(late)
+                    self._changed.wait(timeout=0.5)
+                if self._wanted(number) and self._failure is not None:
+                    if not isinstance(self._failure, LateError):
+                        raise self._failure
+                    self._replace(self._failure)
+        finally:
+            pulling.join(timeout=_LEAVE_SECONDS)
+            with contextlib.suppress(ValueError):  # a generator that the other thread is in
+                stream.close()  # its encoders make room for those of the next one
+
+    def _wanted(self, number: int) -> bool:
+        return not self._over() and number == self._number
+
+    def _look_back(self) -> None:
+        """Begin again where a block is gone that this stream will not bring any more."""
+        if any(key <= self._at for key in self._flow.missing):
+            self._reopen(self._needed())
+
+    def _needed(self) -> int:
+        return min(step for step, _ in (self._last, *self._flow.missing))
+
+    def _late(self) -> LateError | None:
+        waited = 0.0 if self._asked is None else time.monotonic() - self._asked
+        if waited <= self.limit:
+            return None
+        step, index = self._flow.after(self._at)
+        doing = self.doing if self.starting else f"encoding step {step} micro-batch {index}"
+        who = "encoder" if self._flow.roles.encoder else "reader of encoded contexts"
+        return LateError(f"{who} is late: {doing} for {waited:.0f} s, deadline {self.limit:g} s")
+
+    def _replace(self, late: LateError) -> None:
+        """Another pipeline takes the place of one that is late. Raises LateError at last."""
+        if self.restarts >= self._flow.config.deadline.restarts:
+            spent = f"its {self.restarts} restarts (deadline.restarts) are spent"
+            raise LateError(f"{late}; {spent}")
+        self.restarts += 1
+        self._reopen(self._needed())
+        self.notices.append(f"{late}; another one goes on from step {self._start}")
+
+    def _pull(self, number: int, stream: BlockStream) -> None:
+        """The thread of one stream: pulls blocks a step ahead; the stream bounds what it holds
+        beyond that. It may be stuck in a stream that hangs, and is left behind then."""
+        failure: BaseException | None = None
+        try:
+            self._pull_all(number, stream)
+        except BaseException as error:
+            failure = error
+        with self._changed:
+            if self._wanted(number):
+                self._failure, self._ended = failure, True
+                if failure is None:
+                    self.doing = "done"
+                self._changed.notify_all()
+                return
+        stream.close()  # it may have come up after it had been given up
+
+    def _pull_all(self, number: int, stream: BlockStream) -> None:
+        while True:
+            with self._changed:
+                if not self._wanted(number):
+                    return
+                self._asked = time.monotonic()
+            found = next(stream, None)
+            with self._changed:
+                if not self._wanted(number):
+                    return
+                self._asked = None
+                if found is None:
+                    return
+                step, index, block = found
+                self._take((step, index), block)
+                while self._flow.full and self._at >= self._last and self._wanted(number):
+                    self._changed.wait(timeout=1.0)
+
+    def _take(self, key: Key, block: ray.ObjectRef) -> None:
+        self._at, self.doing = key, _ENCODING
+        if key in self._flow.missing:
+            self._flow.renew(key, block)
+        elif key > self._last:
+            self._last = key
+            self._flow.blocks.append((key, block))
+        self._moved()

@@ -1,0 +1,253 @@
+"""Contexts that were encoded before training: their files beside the shards, and reading them.
+
+A folder ``encoded-<fingerprint>`` holds one parquet file for each row group of the shards. Each of
+its own row groups is one sample under one prompt, so that a micro-batch reads exactly its rows,
+however large contexts are; the index stands in the footer. ``encoded.json``, written last, makes
+the folder complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from dopsd import storage
+from dopsd.data.manifest import Manifest
+from dopsd.data.plan import MicroBatch, Plan, RowRef
+from dopsd.data.ray_data import Held, telling_errors
+from dopsd.data.read import RowGroups, Wanted, read_micro_batch
+from dopsd.errors import DataError, DopsdError
+from dopsd.records import EncodedBatch, EncodedSample, SampleInfo, join_samples
+
+PREFIX = "encoded-"
+
+RECORD = "encoded.json"
+
+FORMAT: Literal["dopsd-encoded"] = "dopsd-encoded"
+
+META_KEY = "dopsd.encoded"
+
+AGAIN = "run `dopsd prepare CONFIG --encode` again"
+
+
+Entries = dict[str, Any]
+"""What contexts were made of: flat, plain values. Lists are choices that are all there."""
+
+_EXTRAS = ("teacher", "latents", "empty_prompt")
+"""What a run that does not need it can leave unread."""
+
+
+class EncodedRecord(BaseModel):
+    """``encoded.json``: what the contexts were made of, and the files that hold them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal["dopsd-encoded"] = FORMAT
+    version: Literal[1] = 1
+    fingerprint: str
+    entries: Entries
+    samples: int
+    files: dict[str, int]
+    """Bytes of each file."""
+    versions: dict[str, str]
+    """Libraries that made them; told, not compared."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A complete folder of encoded contexts that fits a run, and what the run reads of it."""
+
+    folder: str
+    fingerprint: str
+    entries: Entries
+    teacher: bool
+    latents: bool
+
+
+def encoded_file(file: str, row_group: int) -> str:
+    """Where the contexts of a row group of the shards are, inside the folder."""
+    return f"{file.removesuffix('.parquet')}-{row_group:05d}.parquet"
+
+
+def prompt_key(prompt: str, teacher_prompt: str | None) -> str:
+    """Stands for the texts of both roles in a file's index."""
+    return hashlib.sha256(json.dumps([prompt, teacher_prompt]).encode()).hexdigest()[:24]
+
+
+def differences(made: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """What ``asked`` needs and contexts made of ``made`` do not hold, an entry each; empty when
+    they fit."""
+    found = []
+    for key, value in asked.items():
+        have = made.get(key)
+        if isinstance(value, list) and isinstance(have, list):
+            fits = all(each in have for each in value)
+        else:
+            fits = have == value or (key in _EXTRAS and not value)
+        if not fits:
+            found.append(f"{key}: {_short(have)} there, {_short(value)} needed")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is None else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def load_record(folder: str) -> EncodedRecord:
+    """The record of a complete folder.
+
+    Raises DataError when there is none, or when it cannot be read.
+    """
+    path = storage.join(folder, RECORD)
+    try:
+        return EncodedRecord.model_validate_json(storage.read_bytes(path))
+    except FileNotFoundError:
+        raise DataError(f"{folder}: not finished (it has no {RECORD}); {AGAIN}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise DataError(f"{path}: {where}: {first['msg']}; {AGAIN}") from None
+
+
+def check_files(folder: str, record: EncodedRecord, manifest: Manifest) -> None:
+    """Raises DataError when a file of the record is missing or has another size, or when a row
+    group of the data has none."""
+    there = dict(storage.list_files(folder))
+    for group in manifest.row_groups:
+        if (name := encoded_file(group.file, group.row_group)) not in record.files:
+            raise DataError(f"{folder}: holds nothing for {group.file}; {AGAIN}")
+        if there.get(name) != record.files[name]:
+            found = f"{there[name]} bytes" if name in there else "missing"
+            raise DataError(
+                f"{storage.join(folder, name)}: {found}, {RECORD} says {record.files[name]} bytes; "
+                f"take the folder away and {AGAIN}"
+            )
+
+
+class EncodedRows:
+    """Rows of a folder of encoded contexts; of every file the index is kept, of no row a byte."""
+
+    def __init__(self, encoded: Encoded) -> None:
+        self.encoded = encoded
+        self._opened: dict[str, tuple[pq.FileMetaData, dict[tuple[str, str], int]]] = {}
+
+    def sample(
+        self, ref: RowRef, sample_id: str, prompt: str, teacher_prompt: str | None
+    ) -> EncodedSample:
+        """What the encoders made of a sample; without what the run does not read.
+
+        Raises DataError when the file is missing or broken, was made of anything else than the
+        folder, or does not hold this sample under these prompts.
+        """
+        path = storage.join(self.encoded.folder, encoded_file(ref.file, ref.row_group))
+        try:
+            with storage.open_input(path) as source:
+                if path not in self._opened:
+                    self._opened[path] = self._open(path, source)
+                footer, index = self._opened[path]
+                place = index.get((sample_id, prompt_key(prompt, teacher_prompt)))
+                if place is None:
+                    raise DataError(
+                        f"{path}: holds no contexts of sample {sample_id} with the prompt "
+                        f"{prompt[:80]!r}; {AGAIN}"
+                    )
+                parquet = pq.ParquetFile(source, metadata=footer, page_checksum_verification=True)
+                (payload,) = parquet.read_row_group(place).column("payload").to_pylist()
+            found: EncodedSample = EncodedSample.from_bytes(payload)
+        except FileNotFoundError:
+            raise DataError(f"{path}: no such file; {AGAIN}") from None
+        except DopsdError:
+            raise
+        except Exception as error:  # pyarrow raises many kinds on files that are broken
+            raise DataError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+        return EncodedSample(
+            found.student,
+            found.teacher if self.encoded.teacher else None,
+            found.target if self.encoded.latents else None,
+        )
+
+    def _open(self, path: str, source: Any) -> tuple[pq.FileMetaData, dict[tuple[str, str], int]]:
+        footer = pq.read_metadata(source)
+        try:
+            made = json.loads((footer.metadata or {})[META_KEY.encode()])
+        except KeyError:
+            raise DataError(f"{path}: holds no encoded contexts; {AGAIN}") from None
+        if made["fingerprint"] != self.encoded.fingerprint:
+            differ = differences(made["entries"], self.encoded.entries)
+            raise DataError(
+                f"{path}: a file of {made['fingerprint']} in a folder of "
+                f"{self.encoded.fingerprint}: {'; '.join(differ)}; take the folder away and {AGAIN}"
+            )
+        return footer, {(name, key): at for at, (name, key) in enumerate(made["index"])}
+
+
+def read_encoded(
+    batch: MicroBatch, groups: RowGroups, rows: EncodedRows, seed: int
+) -> EncodedBatch:
+    """One micro-batch as its encoder would have made it; ``groups`` read captions alone."""
+    values = read_micro_batch(batch, groups, seed)
+    ids, prompts = values["sample_ids"], values["prompts"]
+    teacher_prompts = values["teacher_prompts"] or [None] * len(ids)
+    samples = [
+        rows.sample(*each) for each in zip(batch.rows, ids, prompts, teacher_prompts, strict=True)
+    ]
+    return EncodedBatch(info_of(values), *join_samples(samples))
+
+
+_reading: tuple[Encoded, RowGroups, EncodedRows] | None = None
+
+
+def read_encoded_segment(
+    segment: pa.Table, plan: Held[Plan], shards: str, wanted: Wanted, encoded: Encoded
+) -> Iterator[pa.Table]:
+    """A table of one row (``types``: step, index, payload) per micro-batch of the segment, as
+    ``read.read_segment`` reads and the stream's encoders encode."""
+    global _reading
+    wanted = replace(wanted, images=False, reference_pixels=0)
+    if _reading is None or (_reading[0], _reading[1].shards, _reading[1].wanted) != (
+        encoded,
+        shards,
+        wanted,
+    ):
+        _reading = encoded, RowGroups(shards, wanted), EncodedRows(encoded)
+    _, groups, rows = _reading
+    (span,), held = segment.to_pylist(), plan.get()
+    for number in range(span["start"], span["stop"]):
+        with telling_errors():
+            batch = read_encoded(held.micro_batch_at(number), groups, rows, held.seed)
+            table = encoded_block(batch)
+        yield table
+
+
+ENCODED_SCHEMA = pa.schema(
+    [("step", pa.int64()), ("index", pa.int64()), ("payload", pa.large_binary())]
+)
+"""Of every block of the stream: one row; ``payload`` is an EncodedBatch."""
+
+
+def info_of(values: dict[str, Any]) -> SampleInfo:
+    """The identities of a micro-batch that was read (a row of ``read.READ_SCHEMA``)."""
+    return SampleInfo(
+        step=values["step"],
+        index=values["index"],
+        sample_ids=tuple(values["sample_ids"]),
+        repeats=tuple(values["repeats"]),
+        prompts=tuple(values["prompts"]),
+        height=values["height"],
+        width=values["width"],
+        step_samples=values["step_samples"],
+    )
+
+
+def encoded_block(batch: EncodedBatch) -> pa.Table:
+    """The block of the stream that carries ``batch``."""
+    row = {"step": batch.info.step, "index": batch.info.index, "payload": batch.to_bytes()}
+    return pa.Table.from_pylist([row], schema=ENCODED_SCHEMA)

@@ -1,0 +1,343 @@
+"""``dopsd prepare``: any source to canonical shards, in two passes of Ray Data tasks.
+
+The first pass decodes every picture and decides its bucket or its quarantine; the layout of the
+shards follows from that alone. The second pass writes each shard in a task of its own. Pictures
+are read twice (those that stand in parquet rows are set aside as files in between), but no pixel
+ever passes through the driver, a task holds one row group of a shard at most, and the files come
+out the same for any number of tasks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from itertools import groupby
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+
+from dopsd import storage
+from dopsd.config import DataSection
+from dopsd.data.buckets import Choice
+from dopsd.data.manifest import (
+    MANIFEST,
+    CaptionSet,
+    Manifest,
+    PrepareSettings,
+    Quarantined,
+    RowGroup,
+    has_manifest,
+    load_manifest,
+    save_manifest,
+)
+from dopsd.data.prepare.layout import Shard, lay_out
+from dopsd.data.prepare.shards import inspect, unpack, write_shard
+from dopsd.data.ray_data import everywhere, own_error, quiet_context, telling_errors
+from dopsd.data.sources.read import read_source
+from dopsd.data.sources.rows import CAPTION_KEY, Group, Source, SourceRow, pack_row, unpack_row
+from dopsd.errors import DataError
+
+ROWS_PER_TASK = 16
+"""Pictures that an inspecting task takes at a time."""
+
+MOST_TASKS = 2000
+"""Tasks of a pass; making each costs the driver about a millisecond."""
+
+_ASIDE = ".pictures"
+"""Folder inside the shards for pictures out of parquet rows, while data is being prepared."""
+
+
+Progress = Callable[[str, int, int], None]
+"""(what is being done, how many are done, of how many)."""
+
+
+def prepare_settings(data: DataSection, seed: int) -> PrepareSettings:
+    """The part of a run config that decides the content of the shards."""
+    names = PrepareSettings.model_fields.keys() - {"seed"}
+    return PrepareSettings(seed=seed, **{name: getattr(data, name) for name in names})
+
+
+def prepare(
+    source: str,
+    shards: str,
+    settings: PrepareSettings,
+    progress: Progress | None = None,
+    overwrite: bool = False,
+    cpus_per_task: float = 1.0,
+    name: str | None = None,
+) -> Manifest:
+    """Prepare ``source`` (folder, .jsonl or .parquet, local or s3://) into the folder ``shards``.
+
+    ``name`` is what the manifest calls the source (default: ``source``). Ray must be initialised.
+    The same source, settings and seed give the same bytes. Raises DataError when ``shards`` is a
+    data set already and ``overwrite`` is off, when more than ``settings.max_bad_fraction`` of the
+    samples are bad, and when none is good; nothing that was there is touched in these cases.
+    """
+    tell = progress or (lambda stage, done, total: None)
+    shards = everywhere(shards)
+    if has_manifest(shards) and not overwrite:
+        raise DataError(
+            f"{shards}: holds a prepared data set already; choose another folder for data.shards "
+            "or ask for overwriting"
+        )
+    found = read_source(everywhere(source), settings.columns)
+    with _set_aside(shards) as aside:
+        bucket_of = _inspect_all(found, aside, settings, tell, cpus_per_task)
+        rows = found.rows
+        _drop_duplicates(rows, bucket_of)
+        bad = _quarantine(rows, settings)
+        samples = [
+            (at, rows[at].sample_id, bucket, rows[at].concept or "")
+            for at, bucket in bucket_of.items()
+        ]
+        layout = lay_out(samples, settings)
+        _clear(shards)
+        digests = _write_all(shards, layout, rows, tell, cpus_per_task)
+    manifest = _manifest(name or source, settings, found, bucket_of, layout, digests, bad)
+    save_manifest(shards, manifest)
+    return manifest
+
+
+def load_prepared(shards: str, data: DataSection) -> Manifest:
+    """The manifest of ``shards``, made sure to hold what ``data`` asks for.
+
+    Raises DataError naming the key and both values when it was prepared otherwise.
+    """
+    manifest = load_manifest(shards)
+    for key in ("pixel_area", "bucket_multiple"):
+        made, asked = getattr(manifest.settings, key), getattr(prepare_settings(data, 0), key)
+        if made != asked:
+            raise DataError(
+                f"data.{key}: {asked}, but {shards} was prepared with {made}; "
+                "set it to that, or prepare into another folder"
+            )
+    return manifest
+
+
+@contextmanager
+def _set_aside(shards: str) -> Iterator[str]:
+    """A folder for pictures out of parquet rows, gone afterwards."""
+    aside = storage.join(shards, _ASIDE)
+    storage.remove(aside)  # of a run that was killed
+    was_there = storage.exists(shards)
+    try:
+        yield aside
+    except BaseException:
+        with suppress(Exception):  # what went wrong first is what is told
+            storage.remove(aside)
+            if not was_there and not storage.list_files(shards):
+                storage.remove(shards)
+        raise
+    storage.remove(aside)
+
+
+# -- the two passes --------------------------------------------------------------------------
+
+
+def _inspect_all(
+    found: Source, aside: str, settings: PrepareSettings, tell: Progress, cpus: float
+) -> dict[int, str]:
+    """Position in ``found.rows`` -> bucket of the usable samples.
+
+    The others get their ``problem`` written in; samples of parquet files are appended.
+    """
+    rows = found.rows
+    multiple = settings.bucket_multiple
+    choice = Choice.of(settings.areas, multiple, settings.seed)
+    arguments = {"choice": choice, "multiple": multiple}
+    total = len(rows) + sum(group.rows for group in found.groups)
+    bucket_of: dict[int, str] = {}
+    todo = [{"at": at, "row": pack_row(row)} for at, row in enumerate(rows) if row.problem is None]
+    done = len(rows) - len(todo)
+    for batch in _map(todo, _inspect_batch, ROWS_PER_TASK, cpus, **arguments):
+        for result in batch.to_pylist():
+            if result["reason"]:
+                rows[result["at"]].problem = result["reason"]
+            else:
+                bucket_of[result["at"]] = result["bucket"]
+        done += batch.num_rows
+        tell("checking images", done, total)
+    groups = [
+        {"at": at, "group": json.dumps(asdict(group)), "aside": storage.join(aside, f"{at:06}")}
+        for at, group in enumerate(found.groups)
+    ]
+    unpacked: dict[int, list[tuple[SourceRow, str]]] = {}
+    for batch in _map(groups, _unpack_batch, 1, cpus, **arguments):
+        for result in batch.to_pylist():
+            sample = (unpack_row(result["row"]), result["bucket"])
+            unpacked.setdefault(result["at"], []).append(sample)
+            done += sample[0].samples
+        tell("checking images", done, total)
+    for _, samples in sorted(unpacked.items()):
+        for row, bucket in samples:
+            if row.problem is None:
+                bucket_of[len(rows)] = bucket
+            rows.append(row)
+    return dict(sorted(bucket_of.items()))
+
+
+def _inspect_batch(batch: pa.Table, choice: Choice, multiple: int) -> pa.Table:
+    results = []
+    for item in batch.to_pylist():
+        bucket, reason = inspect(unpack_row(item["row"]), choice, multiple)
+        results.append({"at": item["at"], "bucket": bucket, "reason": reason})
+    return pa.Table.from_pylist(results)
+
+
+def _unpack_batch(batch: pa.Table, choice: Choice, multiple: int) -> pa.Table:
+    (item,) = batch.to_pylist()
+    samples = unpack(Group(**json.loads(item["group"])), item["aside"], choice, multiple)
+    return pa.Table.from_pylist(
+        [{"at": item["at"], "row": pack_row(row), "bucket": bucket} for row, bucket in samples]
+    )
+
+
+def _write_all(
+    shards: str, layout: list[Shard], rows: list[SourceRow], tell: Progress, cpus: float
+) -> dict[str, str]:
+    """Write every shard; returns sample_id -> digest."""
+    todo = []
+    for shard in layout:
+        groups = [
+            [bucket, [pack_row(rows[at]) for at in places]] for bucket, places in shard.groups
+        ]
+        todo.append({"path": storage.join(shards, shard.file), "groups": json.dumps(groups)})
+    digests: dict[str, str] = {}
+    total = sum(len(places) for shard in layout for _, places in shard.groups)
+    for batch in _map(todo, _write_batch, 1, cpus):
+        digests.update((item["sample_id"], item["digest"]) for item in batch.to_pylist())
+        tell("writing shards", len(digests), total)
+    return digests
+
+
+def _write_batch(batch: pa.Table) -> pa.Table:
+    (item,) = batch.to_pylist()
+    groups = [
+        (bucket, [unpack_row(row) for row in packed])
+        for bucket, packed in json.loads(item["groups"])
+    ]
+    digests = write_shard(item["path"], groups)
+    return pa.table({"sample_id": list(digests), "digest": list(digests.values())})
+
+
+def _map(
+    items: list[dict[str, Any]],
+    function: Callable[..., pa.Table],
+    size: int,
+    cpus: float,
+    **arguments: Any,
+) -> Iterator[pa.Table]:
+    """Tables that ``function`` makes of ``items``, ``size`` at a time, in whatever order."""
+    if not items:
+        return
+    try:
+        with ray.data.DataContext.current(quiet_context()):
+            data: ray.data.Dataset = ray.data.from_items(
+                items, override_num_blocks=min(-(-len(items) // size), MOST_TASKS)
+            )
+            data = data.map_batches(
+                _told,  # type: ignore[arg-type]  # Ray's type knows no fn_kwargs
+                batch_size=size,
+                batch_format="pyarrow",
+                num_cpus=cpus,
+                fn_kwargs={"function": function, **arguments},
+            )
+            yield from data.iter_batches(batch_size=None, batch_format="pyarrow")
+    except Exception as error:
+        raise own_error(error, "prepare") from None
+
+
+def _told(batch: pa.Table, function: Callable[..., pa.Table], **arguments: Any) -> pa.Table:
+    with telling_errors():
+        return function(batch, **arguments)
+
+
+# -- the outcome -----------------------------------------------------------------------------
+
+
+def _drop_duplicates(rows: list[SourceRow], bucket_of: dict[int, str]) -> None:
+    """Of usable samples with one id the first is kept, the others get a ``problem``."""
+    first: dict[str, str] = {}
+    for at in list(bucket_of):
+        row = rows[at]
+        if row.sample_id in first:
+            row.problem = f"duplicate id {row.sample_id!r}: first in {first[row.sample_id]}"
+            del bucket_of[at]
+        else:
+            first[row.sample_id] = row.where
+
+
+def _quarantine(rows: list[SourceRow], settings: PrepareSettings) -> tuple[Quarantined, ...]:
+    bad = tuple(
+        Quarantined(
+            where=row.where, sample_id=row.sample_id, reason=row.problem, samples=row.samples
+        )
+        for row in rows
+        if row.problem is not None
+    )
+    lost, seen = sum(entry.samples for entry in bad), sum(row.samples for row in rows)
+    if len(bad) == len(rows) or lost > settings.max_bad_fraction * seen:
+        first = "; ".join(f"{entry.where}: {entry.reason}" for entry in bad[:3])
+        more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
+        raise DataError(
+            f"{lost} of {seen} samples are bad, data.max_bad_fraction allows "
+            f"{settings.max_bad_fraction}: {first}{more}"
+        )
+    return bad
+
+
+def _clear(shards: str) -> None:
+    """Take away an older data set or an unfinished one; files of others stay."""
+    storage.make_folder(shards)
+    storage.remove(storage.join(shards, MANIFEST))
+    for name, _ in storage.list_files(shards):
+        if re.fullmatch(r"shard-[^/]*\.parquet", name):
+            storage.remove(storage.join(shards, name))
+
+
+def _manifest(
+    source: str,
+    settings: PrepareSettings,
+    found: Source,
+    bucket_of: dict[int, str],
+    layout: list[Shard],
+    digests: dict[str, str],
+    bad: tuple[Quarantined, ...],
+) -> Manifest:
+    good = [found.rows[at] for at in bucket_of]
+    sets = Counter(tuple(sorted(row.captions)) or (CAPTION_KEY,) for row in good)
+    fingerprint = hashlib.sha256("\n".join(digests[key] for key in sorted(digests)).encode())
+    return Manifest(
+        source=source,
+        settings=settings,
+        seen=sum(row.samples for row in found.rows),
+        samples=len(good),
+        buckets=dict(sorted(Counter(bucket_of.values()).items())),
+        concepts=dict(sorted(Counter(row.concept or "" for row in good).items())),
+        caption_sets=tuple(CaptionSet(keys=k, samples=n) for k, n in sorted(sets.items())),
+        references=dict(sorted(Counter(str(len(row.references)) for row in good).items())),
+        fingerprint=fingerprint.hexdigest(),
+        row_groups=tuple(
+            RowGroup(
+                file=shard.file,
+                row_group=number,
+                bucket=bucket,
+                rows=len(places),
+                concepts=_runs(found.rows[at].concept or "" for at in places),
+            )
+            for shard in layout
+            for number, (bucket, places) in enumerate(shard.groups)
+        ),
+        quarantined=bad,
+        notes=tuple(found.notes),
+    )
+
+
+def _runs(concepts: Iterable[str]) -> tuple[tuple[str, int], ...]:
+    return tuple((concept, len(list(run))) for concept, run in groupby(concepts))

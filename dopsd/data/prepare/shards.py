@@ -1,0 +1,193 @@
+"""What the tasks of ``prepare`` do with one sample and with one shard."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import posixpath
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from dopsd import storage
+from dopsd.config.context import MAX_REFERENCE_PIXELS
+from dopsd.data.buckets import Choice, fit, parse_bucket
+from dopsd.data.images import MAX_BYTES, BadImage, check_shape, decode_image, decode_png, encode_png
+from dopsd.data.references import MAX_REFERENCES, shrunk
+from dopsd.data.schema import SCHEMA
+from dopsd.data.sources.fields import check_captions
+from dopsd.data.sources.folder import read_caption_file
+from dopsd.data.sources.parquet import read_group
+from dopsd.data.sources.rows import CAPTION_KEY, Group, Place, SourceRow
+from dopsd.errors import DataError
+
+Fetch = Callable[[Place], bytes]
+
+
+def inspect(
+    row: SourceRow, choice: Choice, multiple: int, fetch: Fetch | None = None
+) -> tuple[str, str]:
+    """(bucket, "") of a usable sample, or ("", reason) of one for the quarantine.
+
+    Decodes the whole picture: a file that breaks off in the middle is found here. ``multiple``:
+    the shortest side of a picture. ``fetch`` gives the bytes of a picture (default: from storage).
+    Raises StorageError when a storage fails: that is no fault of the sample.
+    """
+    read = fetch or fetch_picture
+    try:
+        captions = _captions(row)
+        if not captions:
+            return "", "empty caption"
+        check_captions(captions)
+    except FileNotFoundError:
+        return "", "missing caption: no such file"
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        return "", reason if reason.startswith("caption") else f"caption: {reason}"
+    try:
+        width, height = _open(row.image, read).size
+        check_shape(width, height, multiple)
+        _check_references(row.references, multiple, read)
+    except BadImage as error:
+        return "", str(error)
+    return str(choice.bucket(width, height, row.sample_id)), ""
+
+
+def unpack(
+    group: Group, path: str, choice: Choice, multiple: int
+) -> Iterator[tuple[SourceRow, str]]:
+    """(sample, bucket) of each row of a parquet row group; bad ones carry their ``problem``.
+
+    Pictures of usable samples that stand in the rows are written to ``path``, one after the other,
+    and the samples say where. Raises StorageError.
+    """
+    held: dict[Place, bytes] = {}
+    end = 0
+
+    def keep(data: bytes) -> Place:
+        place = Place(path, end + sum(map(len, held.values())))
+        place = replace(place, stop=(place.start or 0) + len(data))
+        held[place] = data
+        return place
+
+    def fetch(place: Place) -> bytes:
+        return held[place] if place in held else fetch_picture(place)
+
+    with ExitStack() as stack:
+        sink: pa.NativeFile | None = None
+        for row in read_group(group, keep):
+            bucket = ""
+            if row.problem is None:
+                bucket, reason = inspect(row, choice, multiple, fetch)
+                row.problem = reason or None
+            if row.problem is None and held:
+                if sink is None:
+                    sink = stack.enter_context(storage.open_output(path))
+                for data in held.values():
+                    sink.write(data)
+                    end += len(data)
+            held.clear()
+            yield row, bucket
+
+
+def write_shard(path: str, groups: list[tuple[str, list[SourceRow]]]) -> dict[str, str]:
+    """Write one parquet file, one row group per entry (bucket, its samples in order).
+
+    Holds one row group in memory. Returns sample_id -> sha256 of the sample. Raises DataError
+    when a sample no longer reads as it did when it was inspected.
+    """
+    digests: dict[str, str] = {}
+    # No compression: PNG does not shrink, and readers then copy nothing. No statistics: of a
+    # binary column they would repeat whole pictures in the footer. A file that is left
+    # unfinished does no harm: without its manifest the folder is not a data set.
+    with (
+        storage.open_output(path) as sink,
+        pq.ParquetWriter(
+            sink, SCHEMA, compression="NONE", use_dictionary=False, write_statistics=False
+        ) as writer,
+    ):
+        for bucket, rows in groups:
+            records = [_record(row, bucket) for row in rows]
+            digests.update((record["sample_id"], _digest(record)) for record in records)
+            table = pa.Table.from_pylist(records, schema=SCHEMA)
+            writer.write_table(table, row_group_size=len(records))
+    return digests
+
+
+def fetch_picture(place: Place) -> bytes:
+    """Bytes of a picture. Raises BadImage when it is missing, too large or cannot be opened."""
+    try:
+        size = storage.size(place.path) if place.stop is None else place.stop - (place.start or 0)
+        if size > MAX_BYTES:
+            raise BadImage(f"too large: {size} bytes, allowed: {MAX_BYTES}")
+        return storage.read_bytes(place.path, place.start, place.stop)
+    except FileNotFoundError:
+        raise BadImage(f"missing image: no such file {place.path}") from None
+    except (OSError, ValueError, DataError) as error:
+        raise BadImage(f"unreadable image: {' '.join(str(error).split())}") from None
+
+
+def _captions(row: SourceRow) -> dict[str, str]:
+    if row.caption_file is None:
+        return dict(sorted(row.captions.items()))
+    text = read_caption_file(row.caption_file)
+    return {CAPTION_KEY: text} if text else {}
+
+
+def _open(place: Place | None, fetch: Fetch = fetch_picture) -> Image.Image:
+    assert place is not None, "a row without a picture has a problem"
+    data = fetch(place)
+    if len(data) > MAX_BYTES:
+        raise BadImage(f"too large: {len(data)} bytes, allowed: {MAX_BYTES}")
+    return decode_image(data)
+
+
+def _check_references(places: list[Place], multiple: int, fetch: Fetch) -> None:
+    """Raises BadImage naming the reference that cannot be used, and why."""
+    if len(places) > MAX_REFERENCES:
+        raise BadImage(f"too many references: {len(places)}, allowed: {MAX_REFERENCES}")
+    for number, place in enumerate(places, start=1):
+        try:
+            picture = _open(place, fetch)
+            check_shape(picture.width, picture.height, multiple)
+        except BadImage as error:
+            name = posixpath.basename(place.path) if place.stop is None else str(number)
+            raise BadImage(f"bad reference: {name}: {error}") from None
+
+
+def _record(row: SourceRow, bucket: str) -> dict[str, Any]:
+    """One row of the parquet file."""
+    try:
+        captions = _captions(row)
+        image = fit(_open(row.image), parse_bucket(bucket))
+        references = [shrunk(_open(place), MAX_REFERENCE_PIXELS) for place in row.references]
+    except (BadImage, OSError, ValueError) as error:
+        raise DataError(f"{row.where}: changed while it was being prepared: {error}") from None
+    return {
+        "sample_id": row.sample_id,
+        "concept": row.concept,
+        "captions": list(captions.items()),
+        "image": encode_png(image),
+        "width": image.width,
+        "height": image.height,
+        "bucket": bucket,
+        "references": [encode_png(each) for each in references],
+    }
+
+
+def _digest(record: dict[str, Any]) -> str:
+    """sha256 of what a sample trains with: id, concept, captions, pixels and references."""
+    identity = [record["sample_id"], record["concept"], record["captions"]]
+    identity += [record["width"], record["height"]]
+    digest = hashlib.sha256(json.dumps(identity, ensure_ascii=False).encode())
+    # Pixels, not PNG bytes: another zlib compresses the same picture differently.
+    digest.update(decode_png(record["image"]).tobytes())
+    for png in record["references"]:
+        pixels = decode_png(png)
+        digest.update(f"reference {pixels.shape}".encode() + pixels.tobytes())
+    return digest.hexdigest()

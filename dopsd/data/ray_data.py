@@ -1,0 +1,118 @@
+"""How Ray Data runs here: quietly, and with its errors told as their own messages."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Generic, TypeVar, cast
+
+import ray
+from ray.data import DataContext
+
+from dopsd import errors, storage
+from dopsd.errors import DopsdError, WorkerError
+
+# Put together here, so that the text of a traceback through this file holds no mark of its own.
+_OPEN, _CLOSE = (f"<{slash}dopsd-error>" for slash in ("", "/"))
+
+_MARKED = re.compile(f"{_OPEN}(.*?){_CLOSE}", re.DOTALL)
+
+
+_FETCH_SECONDS = 600.0
+
+
+Made = TypeVar("Made")
+
+
+class Deferred(Generic[Made]):
+    """What an actor makes when it starts; that it could not is told by the first use.
+
+    An actor that fails to start is started again and again, each time with a page of traceback.
+    """
+
+    def __init__(self, make: Callable[[], Made]) -> None:
+        self._made: Made | None = None
+        self._failure: Exception | None = None
+        try:
+            self._made = make()
+        except Exception as error:
+            self._failure = error
+
+    def get(self) -> Made:
+        """Raises what making it raised."""
+        if self._failure is not None:
+            raise self._failure
+        assert self._made is not None
+        return self._made
+
+
+_held: dict[str, object] = {}
+
+
+class Held(Generic[Made]):
+    """A large value for tasks: each process takes it from the object store once, where an argument
+    would travel and be unpickled with every task. Equal ``key``, equal value."""
+
+    def __init__(self, key: str, value: Made) -> None:
+        self.key, self._ref = key, ray.put(value)
+
+    def get(self) -> Made:
+        """The value; the one that this process held before is let go."""
+        if self.key not in _held:
+            value = ray.get(self._ref, timeout=_FETCH_SECONDS)
+            _held.clear()
+            _held[self.key] = value
+        return cast(Made, _held[self.key])
+
+
+def quiet_context() -> DataContext:
+    """A copy of the current context without progress bars and start messages."""
+    # What goes wrong reaches the caller as an exception; Ray Data would log it besides, at length.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    return context
+
+
+def everywhere(path: str) -> str:
+    """A path that means the same in tasks, whose working folder may be another one."""
+    return path if storage.is_remote(path) else os.path.abspath(path)
+
+
+@contextmanager
+def telling_errors() -> Iterator[None]:
+    """Within a task: whatever is raised reaches :func:`own_error` with its kind and message.
+
+    Ray Data hands on an exception of a task as the text of its traceback alone, so the error
+    travels inside that text.
+    """
+    try:
+        yield
+    except Exception as error:
+        kind = type(error).__name__
+        message = str(error) if isinstance(error, DopsdError) else f"{kind}: {error}"
+        text = json.dumps([kind, message]).replace("<", "\\u003c")
+        raise RuntimeError(_OPEN + text + _CLOSE) from error
+
+
+def own_error(error: BaseException, who: str) -> DopsdError:
+    """The DopsdError of a task as it was raised there; of anything else a WorkerError.
+
+    ``who`` stands before the messages of the latter.
+    """
+    if type(error).__module__ == errors.__name__ and isinstance(error, DopsdError):
+        return error
+    marked = _MARKED.search(str(error))
+    if marked is None:
+        lines = str(error).strip().splitlines() or [""]
+        return WorkerError(f"{who}: {type(error).__name__}: {lines[-1].strip()}")
+    kind, message = json.loads(marked[1])
+    known = getattr(errors, kind, None)
+    if isinstance(known, type) and issubclass(known, DopsdError):
+        return known(message)
+    return WorkerError(f"{who}: {message}")

@@ -1,0 +1,166 @@
+"""What the fields of a sample may hold, whichever source they come from."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from dopsd import storage
+from dopsd.data.sources.rows import CAPTION_KEY, Place, SourceRow
+
+FIELDS = ("image", "captions", "caption", "text", "prompt", "id", "concept", "references")
+
+CAPTION_FIELDS = ("prompt", "text", "caption", "captions")
+"""Where captions may stand; of several texts without a key the last one counts."""
+
+
+MAX_CAPTION = 10_000
+"""Characters of a caption; encoders cut at 512 tokens or thereabouts."""
+
+MAX_CAPTIONS = 64
+"""Captions of a sample."""
+
+MAX_NAME = 1024
+"""Characters of an id, a concept or a caption key."""
+
+MAX_CAPTION_BYTES = 4 * MAX_CAPTION + 16
+
+
+_CONTROL_TOKEN = re.compile(r"<\|[^|<>]+\|>")
+"""Tokens such as <|im_end|> end a turn or stand for an image; encoders refuse them too."""
+
+
+Keep = Callable[[bytes], Place]
+"""Takes the bytes of a picture that stands in the row itself."""
+
+
+def fill(
+    row: SourceRow,
+    values: Mapping[str, Any],
+    locate: Callable[[str], str],
+    empty: Counter[str] | None = None,
+    keep: Keep | None = None,
+) -> None:
+    """Read one record into ``row``; raises ValueError with the reason of a quarantine.
+
+    ``locate`` turns a path as it is given into one that can be opened, or raises ValueError.
+    Pictures given as bytes go through ``keep``; without it they are refused. ``empty`` counts
+    the captions that were left out for being empty.
+    """
+    identity = values.get("id")
+    if isinstance(identity, str | int) and not isinstance(identity, bool):
+        row.sample_id = check_name("id", str(identity)) or row.sample_id
+    elif identity is not None:
+        raise ValueError(f"id: {shown(identity)}, allowed: a text or an integer")
+    concept = values.get("concept")
+    if concept is not None and not isinstance(concept, str):
+        raise ValueError(f"concept: {shown(concept)}, allowed: a text")
+    row.concept = check_name("concept", concept) if concept else None
+    image = values.get("image")
+    row.image = _place("image", image, locate, keep)
+    if isinstance(image, str):
+        row.sample_id = row.sample_id or check_name("id", posixpath.splitext(image)[0])
+    references = values.get("references") or []
+    if not isinstance(references, list):
+        raise ValueError(f"references: {shown(references)}, allowed: a list of paths")
+    row.references = [_place("references", each, locate, keep) for each in references]
+    captions = _captions(values)
+    row.captions = {key: text for key, text in captions.items() if text}
+    if not row.captions:
+        raise ValueError("empty caption" if captions else "missing caption")
+    check_captions(row.captions)
+    if empty is not None:
+        empty.update(key for key, text in captions.items() if not text)
+
+
+def _place(name: str, value: Any, locate: Callable[[str], str], keep: Keep | None) -> Place:
+    given = value
+    if keep is not None and isinstance(value, dict):  # as Hugging Face writes pictures
+        given = value.get("bytes") if value.get("bytes") is not None else value.get("path")
+    if given is None or given == "":
+        raise ValueError(f"missing image: no field {name!r}")
+    if keep is not None and isinstance(given, bytes):
+        return keep(given)
+    if not isinstance(given, str):
+        kinds = "a path" if keep is None else "bytes, a path, or {bytes, path}"
+        raise ValueError(f"{name}: {shown(value)}, allowed: {kinds}")
+    if "\0" in given or not _is_unicode(given) or len(given) > MAX_NAME:
+        raise ValueError(f"{name}: {shown(given)}, allowed: a path")
+    return Place(locate(given))
+
+
+def beside(folder: str, path: str) -> str:
+    """A path of a list: beside the list, absolute, or a URL."""
+    return path if storage.is_remote(path) else storage.join(folder, path)
+
+
+def _captions(values: Mapping[str, Any]) -> dict[str, str]:
+    """Stripped captions by key; a null is as good as absent."""
+    found: dict[str, Any] = {}
+    for name in CAPTION_FIELDS:
+        value = values.get(name)
+        if isinstance(value, dict) and name == "captions":
+            found.update(value)
+        elif value is not None:
+            found[CAPTION_KEY] = value
+    for key, text in found.items():
+        if text is not None and not isinstance(text, str):
+            raise ValueError(f"caption {key!r}: {shown(text)}, allowed: a text")
+    return {key: text.strip() for key, text in found.items() if text is not None}
+
+
+def check_captions(captions: Mapping[str, str]) -> None:
+    """Raises ValueError with the reason when one of them cannot be trained on."""
+    if len(captions) > MAX_CAPTIONS:
+        raise ValueError(f"too many captions: {len(captions)}, allowed: {MAX_CAPTIONS}")
+    for key, text in captions.items():
+        check_name("caption key", key)
+        if len(text) > MAX_CAPTION:
+            raise ValueError(f"caption too long: {len(text)} characters, allowed: {MAX_CAPTION}")
+        if not _is_unicode(text):
+            raise ValueError("caption is not Unicode: it holds half of a surrogate pair")
+        if found := _control(text):
+            raise ValueError(f"caption holds {found}, a control character")
+        if token := _CONTROL_TOKEN.search(text):
+            raise ValueError(f"caption holds {token[0]}, a control token of chat templates")
+
+
+def check_name(what: str, text: str) -> str:
+    """``text`` itself; raises ValueError when it is too long or nothing that can be printed."""
+    if len(text) > MAX_NAME:
+        raise ValueError(f"{what} too long: {len(text)} characters, allowed: {MAX_NAME}")
+    if not _is_unicode(text):
+        raise ValueError(f"{what} is not Unicode: {shown(text)}")
+    if found := _control(text, allowed=""):
+        raise ValueError(f"{what} holds {found}, a control character")
+    return text
+
+
+def _control(text: str, allowed: str = "\t\n\r") -> str | None:
+    for character in text:
+        if unicodedata.category(character) == "Cc" and character not in allowed:
+            return f"U+{ord(character):04X}"
+    return None
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def shown(value: Any) -> str:
+    """A value of any kind and size in a few characters that can always be written."""
+    text = repr(value) if isinstance(value, str | int | float | bool | list | dict) else ""
+    return text if text and len(text) <= 60 else type(value).__name__
+
+
+def printable(text: str) -> str:
+    """A file name in characters that can always be written."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,85 @@
+"""A .jsonl file as a source: one JSON object per line."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import IO, Any
+
+from dopsd import storage
+from dopsd.data.sources.fields import FIELDS, beside, fill, shown
+from dopsd.data.sources.rows import Source, SourceRow
+
+MAX_LINE = 2**22
+"""Bytes of a line (4 MiB); what is beyond is skipped unread."""
+
+
+def read_jsonl(path: str, columns: Mapping[str, str]) -> Source:
+    """List its samples.
+
+    ``image`` (path relative to the file, absolute, or s3://), captions as ``captions`` (a map
+    key -> text, or one text), ``caption``, ``text`` or ``prompt``; optional ``id`` (default: the
+    image path without suffix), ``concept``, and ``references`` (a list of paths like ``image``).
+    Other fields are left aside with a note. ``columns``: field -> its name in this file.
+    """
+    folder, file = posixpath.split(path)
+    found = Source([])
+    unknown: Counter[str] = Counter()
+    empty: Counter[str] = Counter()
+    renamed = {name: columns.get(name, name) for name in FIELDS}
+    with storage.open_binary(path) as lines:
+        for number, line in _lines(lines):
+            if line is not None and not line.strip():
+                continue
+            row = SourceRow(f"{file}:{number}", "")
+            found.rows.append(row)
+            try:
+                values = _object(line, number)
+                unknown.update(values.keys() - set(renamed.values()))
+                named = {name: values.get(theirs) for name, theirs in renamed.items()}
+                fill(row, named, partial(beside, folder), empty)
+            except ValueError as error:
+                row.problem = str(error)
+                row.captions = {}
+    found.notes = [
+        f"field {shown(key)} is unknown: left aside in {n} rows" for key, n in unknown.items()
+    ]
+    found.notes += [
+        f"caption {key!r} is empty in {n} rows: left out there" for key, n in empty.items()
+    ]
+    found.notes.sort()
+    return found
+
+
+def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
+    """(number from 1, line); None in place of a line that is too long."""
+    number = 0
+    while line := file.readline(MAX_LINE + 1):
+        number += 1
+        if len(line) <= MAX_LINE or line.endswith(b"\n"):
+            yield number, line
+            continue
+        while line and not line.endswith(b"\n"):
+            line = file.readline(MAX_LINE)
+        yield number, None
+
+
+def _object(line: bytes | None, number: int) -> dict[str, Any]:
+    if line is None:
+        raise ValueError(f"line too long: allowed: {MAX_LINE} bytes")
+    try:
+        values = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 ({error.reason} at byte {error.start})") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise ValueError(f"not JSON: {error}") from None
+    except RecursionError:
+        raise ValueError("not JSON: nested too deeply") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"found {type(values).__name__}, allowed: an object")
+    return values

@@ -1,0 +1,177 @@
+"""Parquet files as a source.
+
+The driver reads footers alone. A task reads one row group, row by row so that its memory does not
+depend on what a page unpacks to, and copies the pictures of usable samples into one file of their
+own: a shard holds rows of many row groups, and from such a file each is read by its position.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dopsd import storage
+from dopsd.data.schema import FORMAT, READABLE_VERSIONS
+from dopsd.data.sources.fields import CAPTION_FIELDS, FIELDS, Keep, fill, printable, shown
+from dopsd.data.sources.rows import Group, Source, SourceRow
+from dopsd.errors import DopsdError
+
+_READERS = 16
+"""Footers that are read side by side: on S3 nearly all of the time is waiting."""
+
+_BUFFER = 2**22
+"""Bytes of a column that are read at a time."""
+
+_OWN = {"sample_id", "width", "height", "bucket"}
+"""Columns of dopsd's shards that are read under another name or made anew."""
+
+
+def list_parquet(files: list[tuple[str, str]], columns: Mapping[str, str]) -> Source:
+    """Row groups of ``files`` (name, path); a file that cannot be used becomes a problem row.
+
+    Fields as in .jsonl. A picture is bytes, a path relative to the file, or Hugging Face's
+    {bytes, path}; ``captions`` a map or a struct of texts. ``columns``: field -> column.
+    """
+    found = Source([])
+    unknown: Counter[str] = Counter()
+    with ThreadPoolExecutor(_READERS) as readers:
+        for (name, path), footer in zip(files, readers.map(lambda each: _footer(each[1]), files)):
+            try:
+                if isinstance(footer, Exception):
+                    raise ValueError(f"broken parquet: {_line(footer)}")
+                present = _columns(footer, columns, unknown)
+            except ValueError as error:
+                rows = 1 if isinstance(footer, Exception) else max(1, footer.num_rows)
+                found.rows.append(SourceRow(name, "", problem=str(error), samples=rows))
+                continue
+            for number in range(footer.num_row_groups):
+                if rows := footer.row_group(number).num_rows:
+                    found.groups.append(Group(path, f"{name}:{number}", number, rows, present))
+    found.notes = sorted(
+        f"column {shown(column)} is unknown: left aside in {count} files"
+        for column, count in unknown.items()
+    )
+    return found
+
+
+def _footer(path: str) -> pq.FileMetaData | Exception:
+    try:
+        with storage.open_input(path) as file, pq.ParquetFile(file) as parquet:
+            parquet.schema_arrow  # noqa: B018 - a schema that Arrow does not know raises here
+            return parquet.metadata
+    except DopsdError:
+        raise
+    except Exception as error:  # pyarrow raises many kinds on broken files
+        return error
+
+
+def _columns(
+    footer: pq.FileMetaData, asked: Mapping[str, str], unknown: Counter[str]
+) -> dict[str, str]:
+    """Field -> column of a file; raises ValueError when it cannot hold samples."""
+    if not footer.num_rows:
+        raise ValueError("empty: no rows")
+    metadata = footer.metadata or {}
+    own = metadata.get(b"dopsd.format") == FORMAT.encode()
+    version = metadata.get(b"dopsd.version", b"").decode("ascii", "replace")
+    if own and version not in map(str, READABLE_VERSIONS):
+        raise ValueError(
+            f"schema version {shown(version)}, this dopsd reads "
+            f"{' and '.join(map(str, READABLE_VERSIONS))}"
+        )
+    names = footer.schema.to_arrow_schema().names
+    wanted = {name: asked.get(name, name) for name in FIELDS}
+    if "id" not in asked and "id" not in names:
+        wanted["id"] = "sample_id"
+    present = {name: column for name, column in wanted.items() if column in names}
+    if twice := [column for column in present.values() if names.count(column) > 1]:
+        raise ValueError(f"column {twice[0]!r} is there twice")
+    if "image" not in present:
+        raise ValueError(f"missing column: {wanted['image']!r} (set data.columns)")
+    if not present.keys() & set(CAPTION_FIELDS):
+        allowed = ", ".join(wanted[name] for name in CAPTION_FIELDS)
+        raise ValueError(f"missing column: a caption, allowed: {allowed} (set data.columns)")
+    known = {*present.values(), *(_OWN if own else ())}
+    unknown.update(printable(name) for name in dict.fromkeys(names) if name not in known)
+    return present
+
+
+def read_group(group: Group, keep: Keep) -> Iterator[SourceRow]:
+    """The samples of a row group in order; the last one may stand for all that cannot be read.
+
+    Pictures that stand in a row go through ``keep`` while the row is made.
+    """
+    folder = os.path.dirname(group.path)
+    count, problem = 0, "broken parquet: the row group holds fewer rows than its footer says"
+    try:
+        with (
+            storage.open_input(group.path) as file,
+            # Without pre-buffering: it would read a whole column of the row group at once.
+            pq.ParquetFile(
+                file, pre_buffer=False, buffer_size=_BUFFER, page_checksum_verification=True
+            ) as parquet,
+        ):
+            rows = parquet.iter_batches(
+                1, [group.number], list(group.columns.values()), use_threads=False
+            )
+            for batch in rows:
+                yield _row(group, count, batch, folder, keep)
+                count += 1
+    except DopsdError:
+        raise
+    except Exception as error:
+        problem = f"broken parquet: {_line(error)}"
+    if count < group.rows:
+        where = f"{group.where}:{count}-{group.rows - 1}"
+        yield SourceRow(where, "", problem=problem, samples=group.rows - count)
+
+
+def _row(group: Group, number: int, batch: pa.RecordBatch, folder: str, keep: Keep) -> SourceRow:
+    row = SourceRow(f"{group.where}:{number}", "")
+    try:
+        values = {name: _value(batch, column) for name, column in group.columns.items()}
+        fill(row, values, lambda path: _inside(folder, path), keep=keep)
+        row.sample_id = row.sample_id or f"{group.stem}/{number}"
+    except ValueError as error:
+        row.problem = str(error)
+        row.captions, row.image, row.references = {}, None, []
+    return row
+
+
+def _value(batch: pa.RecordBatch, column: str) -> Any:
+    array = batch.column(column)
+    try:
+        value = array[0].as_py()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{column}: not UTF-8 ({error.reason} at byte {error.start})") from None
+    except Exception as error:  # e.g. a time that Python cannot hold
+        raise ValueError(f"{column}: cannot be read: {_line(error)}") from None
+    if pa.types.is_map(array.type) and value is not None:
+        return dict(value)
+    return value
+
+
+def _inside(folder: str, path: str) -> str:
+    """A path of a row, which must stay below the folder of its file.
+
+    Parquet files travel; unlike a list that somebody wrote here, they shall not choose among all
+    files of the machine that trains.
+    """
+    joined = storage.join(folder, path)
+    outside = storage.is_remote(path) or path.startswith("/") or ".." in path.split("/")
+    if not outside and not storage.is_remote(folder):
+        root = os.path.realpath(folder)
+        outside = os.path.commonpath([root, os.path.realpath(joined)]) != root
+    if outside:
+        raise ValueError(f"image path leaves the folder of its file: {shown(path)}")
+    return joined
+
+
+def _line(error: Exception) -> str:
+    return printable(" ".join(str(error).split())) or type(error).__name__

@@ -1,0 +1,194 @@
+"""The road from shards to encoded micro-batches: one Ray Data pipeline for a whole run.
+
+Reading tasks turn spans of the plan into pixels and prompts; a pool of actors, each with frozen
+encoders that are loaded once, turns those into contexts. The consumer gets references, one per
+micro-batch in plan order; it never fetches a block.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data._internal.execution.streaming_executor import StreamingExecutor
+from ray.exceptions import GetTimeoutError
+
+from dopsd.data.context_cache.files import Encoded, encoded_block, info_of, read_encoded_segment
+from dopsd.data.encoder import Encoder, EncoderFactory
+from dopsd.data.plan import Plan
+from dopsd.data.ray_data import Deferred, Held, everywhere, own_error, quiet_context, telling_errors
+from dopsd.data.read import Wanted, read_segment, samples_of
+from dopsd.data.stream import backpressure as window
+from dopsd.errors import LateError
+from dopsd.ray_cluster.process import peak_memory_mb
+from dopsd.records import EncodedBatch
+
+BlockRef = tuple[int, int, ray.ObjectRef]
+"""(step, index within the step, reference of the block). Pass the reference to a task, which
+receives the block itself, and there call :func:`load_encoded`."""
+
+
+class EncodedStream(Iterator[BlockRef]):
+    """Blocks of one pipeline. Any thread may close it, also while another one waits for a block."""
+
+    def __init__(
+        self, blocks: Generator[BlockRef, None, None], opened: list[StreamingExecutor]
+    ) -> None:
+        self._blocks, self._opened = blocks, opened
+
+    def __next__(self) -> BlockRef:
+        return next(self._blocks)
+
+    def close(self) -> None:
+        """End the pipeline and its actors, those that hang as well."""
+        for executor in self._opened:
+            executor.shutdown(force=True)
+        with contextlib.suppress(ValueError):  # another thread is in it, and wakes up now
+            self._blocks.close()
+
+
+def encoded_stream(
+    plan: Plan,
+    start_step: int,
+    stop_step: int,
+    *,
+    shards: str,
+    wanted: Wanted,
+    encoder_factory: EncoderFactory,
+    encoded: Encoded | None = None,
+    workers: int = 1,
+    num_cpus: float = 1.0,
+    num_gpus: float = 0.0,
+    readers: int = 2,
+    reader_cpus: float = 0.1,
+    ahead: int | None = None,
+    start_s: float = 900.0,
+) -> EncodedStream:
+    """Every micro-batch of the steps [start_step, stop_step), encoded, in plan order.
+
+    With ``encoded`` contexts these are read, and no encoder starts. Otherwise
+    ``workers`` encoder actors take ``num_cpus`` and ``num_gpus`` each; at most ``readers``
+    reading tasks of ``reader_cpus`` run at once; ``wanted``: what they read of each sample.
+    Nothing starts before the first ``next``, which waits until every encoder is loaded. At most
+    ``ahead`` micro-batches (default: two steps, at least 4) are read, encoded or waiting beyond
+    what was taken. Closing the iterator ends the pool. Errors of tasks and encoders are raised
+    as DopsdErrors with their own message; LateError when the pool is not up within ``start_s``
+    seconds.
+    """
+    opened: list[StreamingExecutor] = []
+
+    def blocks() -> Generator[BlockRef, None, None]:
+        first, last = plan.number(start_step), plan.number(stop_step)
+        if first >= last:
+            return
+        window_size = ahead or max(4, 2 * plan.micro_batches_per_step)
+        place = everywhere(shards)
+        # Reading tasks of several micro-batches: fewer tasks to schedule, and their row groups are
+        # read once. Half the window at most, so that encoders have the other half to work on.
+        size = max(1, min(window_size // 2, 8))
+        spans = [{"start": at, "stop": min(at + size, last)} for at in range(first, last, size)]
+        expected = map(plan.key_at, range(first, last))
+        executor: Any = None
+        try:
+            with ray.data.DataContext.current(_context(window_size, size, readers, start_s)):
+                data: ray.data.Dataset = ray.data.from_items(spans, override_num_blocks=len(spans))
+                reading: dict[str, Any] = {"shards": place, "wanted": wanted}
+                reading["plan"] = Held(f"{plan.key} {plan.micro_batches_per_step}", plan)
+                if encoded:
+                    reading["encoded"] = encoded
+                data = data.map_batches(
+                    # Ray's type knows no fn_kwargs.
+                    read_encoded_segment if encoded else read_segment,  # type: ignore[arg-type]
+                    batch_size=1,
+                    batch_format="pyarrow",
+                    num_cpus=reader_cpus,
+                    fn_kwargs=reading,
+                )
+                if encoded is None:
+                    data = data.map_batches(
+                        _Encode,
+                        fn_constructor_args=(encoder_factory,),
+                        batch_size=1,
+                        batch_format="pyarrow",
+                        compute=ray.data.ActorPoolStrategy(size=workers),
+                        num_cpus=num_cpus,
+                        num_gpus=num_gpus,
+                    )
+                # What iter_internal_ref_bundles does, but keeping hold of the executor.
+                blocks, _, executor = data._execute_to_iterator(capture_executor=False)
+                opened.append(executor)
+            for bundle in blocks:
+                for entry in bundle.blocks:
+                    assert entry.metadata.num_rows == 1, "one block per micro-batch"
+                    step, index = next(expected)
+                    yield step, index, entry.ref
+            assert next(expected, None) is None, "the pipeline ended early"
+        except GetTimeoutError:
+            raise LateError(
+                f"encoder is late: {workers} actors of {num_cpus:g} CPUs and {num_gpus:g} GPUs "
+                f"were not loaded within {start_s:g} s"
+            ) from None
+        except Exception as error:
+            raise own_error(error, "encoder") from None
+        finally:
+            if executor is not None:
+                # A consumer that stops early frees the encoders' devices now: without force the
+                # actors were seen to live on. Blocks that were handed out are not theirs and stay.
+                executor.shutdown(force=True)
+
+    return EncodedStream(blocks(), opened)
+
+
+def load_encoded(block: pa.Table) -> EncodedBatch:
+    """The record in a block of the stream, as a task receives it for the reference."""
+    batch: EncodedBatch = EncodedBatch.from_bytes(block["payload"][0].as_py())
+    return batch
+
+
+def _context(ahead: int, segment: int, readers: int, start_s: float) -> ray.data.DataContext:
+    context = quiet_context()
+    context.execution_options.preserve_order = True
+    # Each row (a micro-batch) becomes a block of its own, hence a reference of its own.
+    context.target_max_block_size = 1
+    # A consumer may pause for as long as it likes; whoever waits for a block has the deadline.
+    context.execution_no_progress_timeout_s = -1
+    # Without actors nothing can leave the window, and Ray Data, seeing an idle pipeline, would
+    # admit reading tasks past any policy for as long as the encoders load.
+    context.wait_for_min_actors_s = max(1, round(start_s))
+    window.limit(context, ahead, segment, readers)
+    return context
+
+
+class _Encode:
+    """The actor of the pool: one micro-batch in, one EncodedBatch out."""
+
+    def __init__(self, factory: EncoderFactory) -> None:
+        self._encoder = Deferred(factory)
+        self._worker = ray.get_runtime_context().get_actor_id() or ""
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        with telling_errors():
+            return encode_micro_batch(batch, self._encoder.get(), self._worker)
+
+
+def encode_micro_batch(batch: pa.Table, encoder: Encoder, worker: str = "") -> pa.Table:
+    """A read micro-batch (one row of ``read.READ_SCHEMA``) to a block of the stream.
+
+    ``worker``: id of the encoder's actor, for the run's timeline.
+    """
+    (values,) = batch.to_pylist()
+    samples = samples_of(values)
+    began = time.perf_counter()
+    student, teacher, target = encoder.encode(samples)
+    stats = {
+        "seconds": time.perf_counter() - began,
+        "peak_memory_mb": peak_memory_mb(),
+        "ended": time.time(),
+        "worker": worker,
+    }
+    return encoded_block(EncodedBatch(info_of(values), student, teacher, target, stats))

@@ -1,0 +1,122 @@
+"""Options that need more than a config to be judged: refused before any cluster starts."""
+
+from __future__ import annotations
+
+import importlib.util
+import shlex
+from pathlib import Path
+from typing import Any
+
+from dopsd import storage
+from dopsd.checkpoint.folder import complete_steps
+from dopsd.config import RunConfig
+from dopsd.data.manifest import has_manifest
+from dopsd.data.run_data import SHAPES, no_source
+from dopsd.errors import ConfigError, DataError
+from dopsd.learner.zero.engine import offloads_optimizer, preset_stage
+from dopsd.models import FAMILIES, resolve_vlm
+from dopsd.models.base import check_attention
+from dopsd.run_folder.files import CHECKPOINTS, CONFIG_FILE, SUMMARY_FILE
+
+
+def check_options(config: RunConfig, preset: dict[str, Any]) -> None:
+    """Raises ConfigError or ModelError in one line for what this run cannot have.
+
+    ``preset``: DeepSpeed's, as ``read_preset`` gives it.
+    """
+    check_attention(config.model.attention)
+    if config.lora.dora and preset_stage(preset) == 3:
+        raise ConfigError(
+            "lora.dora: true with ZeRO stage 3, allowed: stage 1 or 2 (DoRA needs the norms of "
+            "whole base weights in every forward, and stage 3 has cut them up)"
+        )
+    if config.learner.optimizer == "adamw8bit":
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise ConfigError(
+                "learner.optimizer: adamw8bit, but bitsandbytes is not installed: "
+                "pip install bitsandbytes, here and on every learner's node"
+            )
+        if offloads_optimizer(preset):
+            raise ConfigError(
+                "learner.optimizer: adamw8bit with offload_optimizer in learner.deepspeed, "
+                "allowed: one of both"
+            )
+
+
+def check_context(config: RunConfig, zero_stage: int = 1) -> None:
+    """Before any cluster: raises ModelError when the base is no pipeline of its family or the
+    context's VLM is not at hand, ConfigError when the context's micro-batches cannot be trained
+    under ``zero_stage``."""
+    if config.context.needs.references and zero_stage == 3 and config.learner.micro_batch > 1:
+        raise ConfigError(
+            f"learner.micro_batch: {config.learner.micro_batch} with context.name: "
+            f"{config.context.name} and ZeRO stage 3, allowed: 1 (references of other sizes take "
+            "a forward each, and stage 3 needs equally many on every learner)"
+        )
+    FAMILIES[config.model.family](config.model.base, config.model.revision)
+    if config.context.needs.vlm:
+        resolve_vlm(config.model.base, config.model.vlm, config.model.revision)
+
+
+def refuse_existing(config: RunConfig, replace: bool = False) -> None:
+    """A run never mixes with another, unless it is asked to replace it; an unfinished one that
+    could be resumed is replaced only when that is asked for on the spot (``replace``)."""
+    folder = config.run.folder
+    if replace or not storage.exists(storage.join(folder, CONFIG_FILE)):
+        return
+    saved = complete_steps(storage.join(folder, CHECKPOINTS))
+    way = f"`dopsd train --resume {shlex.quote(folder)}` to go on with it"
+    if not config.run.overwrite:
+        raise ConfigError(
+            f"run.folder: {folder} holds a run already; allowed: another folder, or "
+            "run.overwrite=true to replace it" + (f", or {way}" if saved else "")
+        )
+    if saved and not storage.exists(storage.join(folder, SUMMARY_FILE)):
+        raise ConfigError(
+            f"run.folder: {folder} holds an unfinished run, saved at step {saved[-1]}; allowed: "
+            f"{way}, or --overwrite to lose it"
+        )
+
+
+def refuse_unwritable(config: RunConfig) -> None:
+    """Raises ConfigError when a run's folder or shards could not be written, before all work."""
+    for key, folder in (("run.folder", config.run.folder), ("data.shards", config.shards)):
+        if reason := storage.unwritable(folder):
+            raise ConfigError(
+                f"{key}: {folder} cannot be made, {reason}; allowed: a folder that can be written, "
+                "or s3://"
+            )
+
+
+def refuse_missing_source(config: RunConfig) -> None:
+    """Raises ConfigError or DataError when there is nothing to prepare from, before any cluster."""
+    if has_manifest(config.shards):
+        return
+    source = config.data.source
+    if source is None:
+        raise no_source(config)
+    local = not storage.is_remote(source) and not source.startswith(SHAPES)
+    if local and not Path(source).exists():
+        raise DataError(f"data.source: {source}: no such folder, .jsonl or .parquet file")
+
+
+def with_absolute_paths(config: RunConfig) -> RunConfig:
+    """The same config with local paths made absolute: workers stand in other folders, and there a
+    relative model folder would pass for a hub id."""
+    config = config.model_copy(deep=True)
+    places = (
+        (config.run, "folder"),
+        (config.data, "shards"),
+        (config.data, "source"),
+        (config.data.prior, "prompts"),
+    )
+    for section, key in places:
+        path = getattr(section, key)
+        if path is not None and not storage.is_remote(path) and not path.startswith(SHAPES):
+            setattr(section, key, str(Path(path).absolute()))
+    models = ((config.model, "base"), (config.model, "vlm"), (config.preflight, "model"))
+    for model, key in models:
+        path = getattr(model, key)
+        if path is not None and Path(path).expanduser().is_dir():
+            setattr(model, key, str(Path(path).expanduser().absolute()))
+    return config

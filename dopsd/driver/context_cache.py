@@ -1,0 +1,213 @@
+"""Contexts encoded once: what they are made of, `dopsd prepare --encode`, and whether they fit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import ray
+
+from dopsd import storage
+from dopsd.config import RunConfig
+from dopsd.contexts import encoder_class
+from dopsd.contexts.training import TrainingEncoderFactory
+from dopsd.data.context_cache.files import (
+    AGAIN,
+    PREFIX,
+    RECORD,
+    Encoded,
+    EncodedRecord,
+    Entries,
+    check_files,
+    differences,
+    load_record,
+)
+from dopsd.data.context_cache.writer import encode
+from dopsd.data.manifest import Manifest
+from dopsd.data.run_data import prepared, wanted
+from dopsd.driver.checks import (
+    check_context,
+    refuse_missing_source,
+    refuse_unwritable,
+    with_absolute_paths,
+)
+from dopsd.driver.prior import check_prior, with_prior
+from dopsd.driver.progress import Show
+from dopsd.errors import DataError
+from dopsd.models import FAMILIES, resolve_vlm
+from dopsd.models.fingerprint import fingerprint, model_identity
+from dopsd.models.pretrained import resolve_base
+from dopsd.ray_cluster.connect import connect
+from dopsd.ray_cluster.placement import resolve_roles, wait_for_resources
+
+
+def made_of(config: RunConfig, manifest: Manifest) -> Entries:
+    """Everything that the run's contexts depend on, as plain values.
+
+    Weights and tokenizers by ``model_identity``; of the rest only what the context looks at, so
+    that a key that it ignores makes no difference.
+    """
+    model, context, needs = config.model, config.context, config.context.needs
+    family = FAMILIES[model.family]
+    reads = wanted(config)
+    entries: Entries = {
+        "context": context.name,
+        "family": model.family,
+        "dtype": model.dtype,
+        "text_encoder": _identity(model.base, "text_encoder", model.revision),
+        "tokenizer": _identity(model.base, "tokenizer", model.revision),
+        "layers": ",".join(map(str, family.text_format.layers)),
+        "thinking": family.text_format.thinking,
+        "padded": family.text_format.padded,
+        "text_tokens": context.text_tokens,
+        "teacher": config.method.objective != "sft",
+        "latents": config.method.needs_targets,
+        "empty_prompt": reads.caption_dropout > 0,
+        "data": manifest.fingerprint,
+        "layout": _layout(manifest),
+    }
+    if reads.prompt_pairs:
+        entries["prompt_pairs"] = [list(pair) for pair in reads.prompt_pairs]
+    else:
+        entries["caption_keys"] = sorted(reads.caption_keys or manifest.caption_keys)
+    if needs.vlm:
+        vlm = resolve_vlm(model.base, model.vlm, model.revision)
+        entries |= {
+            "vlm": model_identity(vlm, model.vlm_revision),
+            "image_text_tokens": context.image_text_tokens,
+            "image_min_pixels": context.image_min_pixels,
+            "image_max_pixels": context.image_max_pixels,
+        }
+    if needs.reference_tokens:
+        default = encoder_class(context.name).default_instruction
+        entries["instruction"] = context.instruction or default
+    if needs.references:
+        entries["reference_max_pixels"] = reads.reference_pixels
+        entries["reference_multiple"] = reads.reference_multiple
+    if needs.reference_tokens or config.method.needs_targets:
+        entries["vae"] = _identity(model.base, "vae", model.revision)
+    return entries
+
+
+def _identity(base: str, part: str, revision: str | None) -> str:
+    base = resolve_base(base)
+    folder = Path(base) / part
+    return model_identity(str(folder)) if folder.is_dir() else model_identity(base, revision)
+
+
+def _layout(manifest: Manifest) -> str:
+    """Which rows lie where: equal data can be laid out otherwise."""
+    groups = [(each.file, each.row_group, each.rows) for each in manifest.row_groups]
+    return hashlib.sha256(json.dumps(groups).encode()).hexdigest()[:12]
+
+
+def has_encoded(config: RunConfig) -> bool:
+    """Whether there are encoded contexts that the run may read, if they fit."""
+    return config.data.encoded != "off" and bool(_names(config.shards))
+
+
+def _names(shards: str) -> list[str]:
+    return sorted(name for name in storage.names(shards) if name.startswith(PREFIX))
+
+
+def find_encoded(config: RunConfig, manifest: Manifest, show: Show) -> Encoded | None:
+    """The encoded contexts that the run reads, or None where it encodes online; both are told
+    where there was a choice.
+
+    Raises DataError in mode `require` when none fit, naming what differs.
+    """
+    mode = config.data.encoded
+    if mode == "off":
+        return None
+    names = _names(config.shards)
+    if not names:
+        if mode == "require":
+            raise DataError(
+                f"data.encoded: require, but {config.shards} holds no encoded contexts; run "
+                "`dopsd prepare CONFIG --encode`"
+            )
+        return None
+    asked = made_of(config, manifest)
+    problems = []
+    for name in names:
+        folder = storage.join(config.shards, name)
+        try:
+            record = _fitting(folder, asked, manifest)
+        except DataError as error:
+            problems.append(str(error))
+            continue
+        show("prepare", {"report": [f"Contexts: read from {folder}; no encoder is loaded."]})
+        return Encoded(
+            folder, record.fingerprint, record.entries, asked["teacher"], asked["latents"]
+        )
+    problem = min(problems, key=len)  # the shortest tells of the fewest differences
+    more = f" (and {len(problems) - 1} others do not)" if len(problems) > 1 else ""
+    if mode == "require":
+        raise DataError(f"data.encoded: require, but {problem}{more}")
+    show("prepare", {"report": [f"Contexts: encoded while training, since {problem}{more}"]})
+    return None
+
+
+def _fitting(folder: str, asked: Entries, manifest: Manifest) -> EncodedRecord:
+    """The record of ``folder``. Raises DataError when it does not fit or is not whole."""
+    record = load_record(folder)
+    if differ := differences(record.entries, asked):
+        raise DataError(
+            f"{folder} (fingerprint {record.fingerprint}) does not fit the run "
+            f"({fingerprint(asked)}): {'; '.join(differ)}"
+        )
+    if record.fingerprint != fingerprint(record.entries):
+        raise DataError(
+            f"{storage.join(folder, RECORD)}: fingerprint {record.fingerprint}, its entries give "
+            f"{fingerprint(record.entries)}; take the folder away and {AGAIN}"
+        )
+    check_files(folder, record, manifest)
+    return record
+
+
+def encode_contexts(config: RunConfig, show: Show) -> list[str]:
+    """`dopsd prepare --encode`: prepares what is missing, draws the prior's samples, encodes.
+
+    Returns what was done, in lines. An unfinished folder is gone on with; other folders of
+    encoded contexts stay. Raises as ``prepared``, ``with_prior`` and the encoders do.
+    """
+    show("prepare", {"message": "checking the config"})
+    check_context(config)
+    check_prior(config)
+    config = with_absolute_paths(config)
+    refuse_unwritable(config)
+    refuse_missing_source(config)
+    roles = resolve_roles(config, connect().get("GPU", 0.0))
+    role = roles.encoder
+    assert role is not None
+    manifest = prepared(config, lambda status: show("prepare", status))
+    manifest = with_prior(config, manifest, roles.learner, show)
+    wait_for_resources([role], ray.cluster_resources, config.deadline.start)
+    entries = made_of(config, manifest)
+    folder = storage.join(config.shards, PREFIX + fingerprint(entries))
+    if storage.exists(storage.join(folder, RECORD)):
+        record = _fitting(folder, entries, manifest)
+        done = "were encoded already"
+    else:
+        record = encode(
+            config.shards,
+            folder,
+            manifest,
+            wanted(config),
+            fingerprint(entries),
+            entries,
+            TrainingEncoderFactory(config, role.device),
+            workers=role.workers,
+            num_cpus=role.cpus,
+            num_gpus=role.gpus,
+            progress=lambda stage, at, total: show(
+                "prepare", {"message": f"{stage}: {at}/{total}"}
+            ),
+        )
+        done = "are encoded"
+    size = sum(record.files.values()) / 2**20
+    return [
+        f"contexts of {record.samples} samples {done}: {len(record.files)} files, {size:.1f} MB",
+        f"Encoded: {folder}",
+    ]

@@ -1,0 +1,178 @@
+"""The preflight as one Ray task before the roles start, its files, and what a person reads.
+
+It runs first, on a learner's share, because what it finds should cost as little as possible: the
+learners' devices are the largest and still free, and a refused run has loaded no role.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+
+import ray
+
+from dopsd import storage
+from dopsd.config import RunConfig
+from dopsd.contexts import ContextEncoder, ContextView, EncoderFactory
+from dopsd.data.manifest import Manifest
+from dopsd.data.run_data import prepared, preview_samples
+from dopsd.driver.checks import (
+    check_context,
+    refuse_existing,
+    refuse_missing_source,
+    refuse_unwritable,
+    with_absolute_paths,
+)
+from dopsd.driver.progress import Show
+from dopsd.errors import LateError, PreflightError, WorkerError
+from dopsd.evaluation.preflight.check import Preflight, check_teacher
+from dopsd.evaluation.preflight.distance import choose_metric
+from dopsd.models.pretrained import MissingWeights
+from dopsd.ray_cluster.connect import connect
+from dopsd.ray_cluster.placement import Role, resolve_roles, wait_for_resources
+from dopsd.ray_cluster.task import run_task
+from dopsd.run_folder.files import PREFLIGHT
+
+SHEET, REPORT = f"{PREFLIGHT}/contact_sheet.png", f"{PREFLIGHT}/report.json"
+
+_REPEATED = re.compile(r"(<[^<>]+>)\1+")
+
+
+def preflight(config: RunConfig, show: Show) -> Preflight:
+    """`dopsd preflight`: the check alone, whatever ``preflight.mode`` says of training.
+
+    Raises PreflightError in strict mode when the teacher was not shown to be closer.
+    """
+    show("prepare", {"message": "checking the config"})
+    check_context(config)
+    config = with_absolute_paths(config)
+    refuse_unwritable(config)
+    refuse_missing_source(config)
+    refuse_existing(config)
+    show("prepare", {"message": "starting Ray"})
+    learner = resolve_roles(config, connect().get("GPU", 0.0)).learner
+    manifest = prepared(config, lambda status: show("prepare", status))
+    wait_for_resources([_role(learner)], ray.cluster_resources, config.deadline.start)
+    return check(config, manifest, learner, show)
+
+
+def before_training(config: RunConfig, manifest: Manifest, learner: Role, show: Show) -> None:
+    """The check as training wants it: nothing in mode `off` or without a teacher (sft), a report
+    in mode `warn`.
+
+    Raises PreflightError in strict mode when the teacher was not shown to be closer. A check that
+    fails, is late or lacks its metric's model ends the run in strict mode only.
+    """
+    # A report of an older run in the same folder is none of this one.
+    storage.remove(storage.join(config.run.folder, PREFLIGHT))
+    if config.preflight.mode == "off" or config.method.objective == "sft":
+        return
+    try:
+        check(config, manifest, learner, show)
+    except (LateError, WorkerError, MissingWeights) as error:
+        if config.preflight.mode == "strict":
+            raise
+        show(PREFLIGHT, {"report": [f"WARNING: no preflight: {error}"]})
+
+
+def _role(learner: Role) -> Role:
+    return dataclasses.replace(learner, name=PREFLIGHT, workers=1)
+
+
+def check(
+    config: RunConfig,
+    manifest: Manifest,
+    learner: Role,
+    show: Show,
+    encoder_factory: Callable[[], ContextEncoder] | None = None,
+) -> Preflight:
+    """Run the check and write its files into the run folder.
+
+    ``learner``: whose share the task takes. ``encoder_factory``: what the teacher sees, if not
+    what the config says. Raises as ``run_task`` does, and PreflightError.
+    """
+    samples = preview_samples(config, manifest, config.preflight.samples)
+    metric = choose_metric(config.preflight, [sample.target for sample in samples])
+    count = f"{len(samples)} samples x {config.preflight.noises}"
+    show(PREFLIGHT, {"message": f"{count} noises, by student and teacher"})
+    role = _role(learner)
+    found: Preflight = run_task(
+        PREFLIGHT,
+        f"drawing {count}",
+        role,
+        config.deadline.start + config.deadline.step,
+        check_teacher,
+        config,
+        samples,
+        metric,
+        encoder_factory or EncoderFactory(config, role.device),
+        role.device,
+    )
+    folder = config.run.folder
+    storage.write_bytes(storage.join(folder, SHEET), found.sheet)
+    text = json.dumps(found.record(), indent=1, ensure_ascii=False) + "\n"
+    storage.write_bytes(storage.join(folder, REPORT), text.encode())
+    show(PREFLIGHT, {"report": report_lines(found, folder)})
+    if config.preflight.mode == "strict" and not found.verdict.can_teach:
+        raise PreflightError(
+            f"preflight: {found.verdict.sentence()}; preflight.mode: strict, allowed: a teacher "
+            "that was shown to be closer"
+        )
+    return found
+
+
+def report_lines(found: Preflight, folder: str) -> list[str]:
+    """The verdict, where to look, and what student and teacher read."""
+    prefix = "Preflight: " if found.verdict.can_teach else "WARNING: preflight: "
+    lines = [
+        prefix + found.verdict.sentence(),
+        f"  pictures       {storage.join(folder, SHEET)}",
+        f"  every number   {storage.join(folder, REPORT)}",
+    ]
+    for role in ("student", "teacher"):
+        views: list[ContextView] = [getattr(each, f"{role}_context") for each in found.samples]
+        tokens = [view.tokens for view in views]
+        lines.append(f"  {role} reads  {_shown(views[0].text)}")
+        lines.append(
+            f"                 {min(tokens)} to {max(tokens)} tokens in {len(views)} samples, "
+            f"{views[0].limit} are kept{_pictures(views)}"
+        )
+        cut = [each.sample_id for each, view in zip(found.samples, views) if view.truncated]
+        if cut:
+            lines.append(
+                f"  WARNING: {len(cut)} of {len(views)} {role} contexts are cut at "
+                f"{views[0].limit} tokens: {', '.join(cut)}"
+            )
+    return lines
+
+
+def sample_lines(found: Preflight) -> list[str]:
+    """One line of distances and tokens for each sample, and the text that each role reads."""
+    lines = []
+    for each in found.samples:
+        student, teacher = (sum(d) / len(d) for d in (each.student, each.teacher))
+        lines.append(
+            f"{each.sample_id}: {found.verdict.metric} distance student {student:.3f}, "
+            f"teacher {teacher:.3f}"
+        )
+        for role, view in (("student", each.student_context), ("teacher", each.teacher_context)):
+            cut = f", cut at {view.limit}" if view.truncated else ""
+            cut += _pictures([view])
+            lines.append(f"  {role} ({view.tokens} tokens{cut})  {_shown(view.text)}")
+    return lines
+
+
+def _pictures(views: list[ContextView]) -> str:
+    counts = sorted({view.references for view in views})
+    return f"; reference pictures: {', '.join(map(str, counts))}" if counts != [0] else ""
+
+
+def _shown(text: str) -> str:
+    """A templated text on one line, its image placeholders counted."""
+
+    def counted(found: re.Match[str]) -> str:
+        return f"{found[1]} x{len(found[0]) // len(found[1])} "
+
+    return _REPEATED.sub(counted, text).replace("\n", "\\n")

@@ -1,0 +1,112 @@
+"""The drawings of a run, in one Ray task where the learners' device is free again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import ray
+
+from dopsd import storage
+from dopsd.config import RunConfig
+from dopsd.data.manifest import Manifest
+from dopsd.data.run_data import preview_samples
+from dopsd.data.sample import Sample
+from dopsd.evaluation.preview.history import Adapters, draw_history
+from dopsd.evaluation.preview.sampler import Drawer, Files
+from dopsd.models import FAMILIES
+from dopsd.models.lora import STUDENT, TEACHER
+from dopsd.models.transformer_folder import is_transformer, transformer_files
+from dopsd.ray_cluster.placement import Role
+from dopsd.ray_cluster.task import run_task
+from dopsd.run_folder.files import LORA_FILE, MODULES, TEACHER_FILE, TRANSFORMERS
+from dopsd.run_folder.preview_files import kept_modules_path, kept_path, kept_versions
+
+SHEET = "preview/contact_sheet.png"
+
+Stored = tuple[int, tuple[list[ray.ObjectRef], ...] | None]
+"""A version and references of student's and teacher's files; None for the base."""
+
+
+def draw_preview(config: RunConfig, manifest: Manifest, role: Role) -> str:
+    """Draw the run's LoRA: the contact sheet, whose path is returned, and the history.
+
+    ``role``: whose resources the task takes. Raises LateError or WorkerError.
+    """
+    samples = preview_samples(config, manifest, config.preview.samples)
+    stored: list[Stored] = [(0, None)]
+    stored += [(version, tuple(map(_put, paths))) for version, paths in _kept(config)]
+    drawn: dict[str, bytes] = run_task(
+        "preview",
+        f"drawing {len(samples)} rows",
+        role,
+        config.deadline.start + config.deadline.step,
+        _draw,
+        config,
+        samples,
+        stored,
+        role.device,
+    )
+    for name, payload in drawn.items():
+        storage.write_bytes(storage.join(config.run.folder, name), payload)
+    return storage.join(config.run.folder, SHEET)
+
+
+def _kept(config: RunConfig) -> list[tuple[int, tuple[list[str], list[str]]]]:
+    """(version, files of student and teacher) of all weights that there are, in order."""
+    folder = config.run.folder
+
+    def there(*names: str) -> list[str]:
+        paths = [storage.join(folder, name) for name in names]
+        return [path for path in paths if storage.exists(path)]
+
+    last = config.learner.steps
+    if config.adapters == "full":
+        return [(last, _transformers(config))]
+    found = []
+    for version in kept_versions(config):
+        student, teacher = (
+            there(kept_path(version, role), kept_modules_path(version, role))
+            for role in (STUDENT, TEACHER)
+        )
+        if student and teacher:
+            found.append((version, (student, teacher)))
+    files = (there(LORA_FILE, MODULES[STUDENT]), there(TEACHER_FILE, MODULES[TEACHER]))
+    return [*found, (last, files)]
+
+
+def _transformers(config: RunConfig) -> tuple[list[str], list[str]]:
+    """Files of student and teacher, which is the student itself, the base (no files), or one of
+    its own."""
+    kind = FAMILIES[config.model.family].transformer_class
+    folders = {role: storage.join(config.run.folder, name) for role, name in TRANSFORMERS.items()}
+    student = transformer_files(folders[STUDENT], kind)
+    if config.method.teacher == "live":
+        return student, student  # under the teacher's context
+    own = is_transformer(folders[TEACHER])
+    return student, transformer_files(folders[TEACHER], kind) if own else []
+
+
+def _put(paths: list[str]) -> list[ray.ObjectRef]:
+    """Files as references, so that the task, on whatever node, holds one of them at a time."""
+    return [ray.put(storage.read_bytes(path)) for path in paths]
+
+
+def _fetch(ref: ray.ObjectRef) -> bytes:
+    payload: bytes = ray.get(ref)
+    return payload
+
+
+def _draw(
+    config: RunConfig, samples: list[Sample], stored: list[Stored], device: str
+) -> dict[str, bytes]:
+    drawer = Drawer(config, samples, device)
+
+    def reader(roles: tuple[list[ray.ObjectRef], ...]) -> Callable[[], Adapters]:
+        student: Files = [partial(_fetch, ref) for ref in roles[0]]
+        teacher: Files = [partial(_fetch, ref) for ref in roles[1]]
+        return lambda: (student, teacher)
+
+    versions = [(number, reader(refs) if refs else None) for number, refs in stored]
+    drawn = draw_history(drawer, versions)
+    return drawn | {SHEET: drawer.sheet()}

@@ -1,0 +1,216 @@
+"""Prior preservation: the base's own samples, drawn once and kept beside the shards.
+
+They train beside the data, so that what the base knew is asked for as well: prompts whose targets
+are what it draws for them anyway.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from dopsd import storage
+from dopsd.config import RunConfig
+from dopsd.config.data import PRIOR
+from dopsd.data.buckets import parse_bucket
+from dopsd.data.join import joined
+from dopsd.data.manifest import MANIFEST, Manifest, has_manifest
+from dopsd.data.prepare.run import load_prepared, prepare, prepare_settings
+from dopsd.data.sources.rows import CAPTION_KEY
+from dopsd.driver.progress import Show
+from dopsd.errors import ConfigError, StorageError
+from dopsd.evaluation.prompts import read_prompts
+from dopsd.evaluation.sampler import PRIOR_STEP
+from dopsd.evaluation.spec import BASE, Candidate, EvaluateSpec
+from dopsd.evaluation.worker import EvaluationWorker
+from dopsd.models.fingerprint import fingerprint, model_identity
+from dopsd.models.pretrained import resolve_base
+from dopsd.ray_cluster.job_pool import Crew, Job
+from dopsd.ray_cluster.placement import Role
+
+BATCH = 8
+"""Samples of a call of the pipeline."""
+
+_MAKING = "making"
+"""A file that shows that the folder can be written."""
+
+RESTARTS = 3
+"""How often a worker that dies while it draws is replaced."""
+
+
+def check_prior(config: RunConfig) -> None:
+    """Refuse prompts that cannot be read or that ask for more than a text, before anything starts.
+
+    Raises ConfigError in one line.
+    """
+    if config.data.prior.prompts is None:
+        return
+    for prompt in read_prompts(config.data.prior.prompts):
+        for field in ("seeds", "references"):
+            if getattr(prompt, field):
+                raise ConfigError(
+                    f"data.prior.prompts: {config.data.prior.prompts}: {prompt.text[:60]!r} has "
+                    f"{field}, allowed: none (the base draws data.prior.count samples from the "
+                    "texts alone)"
+                )
+
+
+def with_prior(
+    config: RunConfig,
+    manifest: Manifest,
+    learner: Role,
+    show: Show,
+    before_drawing: Callable[[], object] = lambda: None,
+) -> Manifest:
+    """``manifest`` with the prior's samples; they are drawn where they are not there yet.
+
+    Drawn on the learners' share, which is free before training, in the commonest bucket of the
+    data. Samples of another making (base, prompts, count, steps, size, seed) lie in a folder of
+    their own. Without ``data.prior.prompts`` the manifest is returned as it is. Whatever
+    ``before_drawing`` raises is raised before anything is drawn; ConfigError when the samples
+    cannot be written beside the shards.
+    """
+    if config.data.prior.prompts is None:
+        return manifest
+    spec, seeds = _spec(config, manifest), _seeds(config)
+    made = {
+        "base": model_identity(spec.base, spec.revision),
+        "family": spec.family,
+        "dtype": spec.dtype,
+        "size": [spec.height, spec.width],
+        "steps": spec.steps,
+        "texts": [prompt.text for prompt in spec.prompts],
+        "seeds": seeds,
+        "noise": PRIOR_STEP,
+        "keys": _caption_keys(config),
+        # How many may be bad decides nothing of what is drawn, and may change on resume.
+        "settings": prepare_settings(config.data, config.run.seed).model_dump(
+            exclude={"max_bad_fraction"}
+        ),
+    }
+    folder = f"{PRIOR}-{fingerprint(made)}"
+    shards = storage.join(config.shards, folder)
+    if not has_manifest(shards):
+        before_drawing()
+        with _beside(shards) as aside:
+            _draw(config, spec, seeds, aside, shards, learner, show)
+    return joined(manifest, load_prepared(shards, config.data), folder)
+
+
+@contextmanager
+def _beside(shards: str) -> Iterator[str]:
+    """A folder of its own to draw into; at the end it is moved to ``shards``, complete or not at
+    all. Who comes second leaves what is there. Raises ConfigError when it cannot be written."""
+    parent, _, name = shards.rpartition("/")
+    aside = storage.join(parent, f".{name}.{uuid.uuid4().hex[:8]}")
+    try:
+        storage.write_bytes(storage.join(aside, _MAKING), b"")
+        storage.remove(storage.join(aside, _MAKING))
+    except (OSError, StorageError) as error:
+        raise ConfigError(
+            f"data.prior.prompts: given, but their samples cannot be written beside the shards: "
+            f"{error}; allowed: shards in a folder that can be written, or a run with the same "
+            "settings where it can, which leaves them there"
+        ) from None
+    try:
+        yield aside
+        if not has_manifest(shards):
+            storage.move_folder(aside, shards, last=MANIFEST)
+    finally:
+        with suppress(OSError, StorageError):
+            storage.remove(aside)
+
+
+def _spec(config: RunConfig, manifest: Manifest) -> EvaluateSpec:
+    prior = config.data.prior
+    assert prior.prompts is not None
+    prompts = read_prompts(prior.prompts)
+    bucket = parse_bucket(max(manifest.buckets, key=lambda name: (manifest.buckets[name], name)))
+    return EvaluateSpec(
+        out="",  # nothing of an evaluation is written
+        prompts=tuple(prompts[at % len(prompts)] for at in range(prior.count)),
+        base=resolve_base(config.model.base),
+        family=config.model.family,
+        revision=config.model.revision,
+        dtype=config.model.dtype,
+        attention=config.model.attention,
+        height=bucket.height,
+        width=bucket.width,
+        steps=(prior.steps or config.preview.steps or config.method.steps,),
+    )
+
+
+def _seeds(config: RunConfig) -> list[int]:
+    """One of each sample: a prompt that comes again is drawn from other noise."""
+    prior = config.data.prior
+    assert prior.prompts is not None
+    prompts = len(read_prompts(prior.prompts))
+    return [config.run.seed + at // prompts for at in range(prior.count)]
+
+
+def _caption_keys(config: RunConfig) -> list[str]:
+    """The run draws among these keys, so that a sample needs its prompt under each of them."""
+    return config.data.caption_keys or [CAPTION_KEY]
+
+
+def _draw(
+    config: RunConfig,
+    spec: EvaluateSpec,
+    seeds: list[int],
+    shards: str,
+    final: str,
+    learner: Role,
+    show: Show,
+) -> None:
+    """Into ``shards``, which will be called ``final``."""
+    names = [f"{at:06}" for at in range(len(seeds))]
+    chunks: dict[Job, list[str]] = {}
+    for start in range(0, len(names), BATCH):
+        part = slice(start, start + BATCH)
+        texts = [prompt.text for prompt in spec.prompts[part]]
+        what = f"drawing {len(texts)} samples of the base"
+        job = Job(what, "draw", (Candidate(BASE), texts, seeds[part], spec.steps[0]))
+        chunks[job] = names[part]
+    done = 0
+
+    def keep(job: Job, pictures: list[bytes]) -> None:
+        nonlocal done
+        for name, png in zip(chunks[job], pictures, strict=True):
+            storage.write_bytes(storage.join(shards, _picture(name)), png)
+        done += len(pictures)
+        show("prepare", {"message": f"samples of the base: {done} of {len(names)}"})
+
+    with Crew(
+        EvaluationWorker,
+        (spec, learner.device, PRIOR_STEP),
+        Role("prior", learner.needed, learner.cpus, learner.gpus),
+        start_s=config.deadline.start,
+        step_s=config.deadline.step,
+        restarts=RESTARTS,
+    ) as crew:
+        crew.run(list(chunks), keep)
+    rows = [
+        {
+            "id": f"{PRIOR}/{name}",
+            "image": _picture(name),
+            "concept": PRIOR,
+            "captions": dict.fromkeys(_caption_keys(config), prompt.text),
+        }
+        for name, prompt in zip(names, spec.prompts, strict=True)
+    ]
+    table = storage.join(shards, "samples.jsonl")
+    storage.write_bytes(table, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    prepare(
+        table,
+        shards,
+        prepare_settings(config.data, config.run.seed),
+        lambda stage, at, total: show("prepare", {"message": f"{stage}: {at} of {total}"}),
+        cpus_per_task=min(1.0, learner.cpus),
+        name=storage.join(final, "samples.jsonl"),
+    )
+
+
+def _picture(name: str) -> str:
+    return f"pictures/{name}.png"

@@ -1,0 +1,203 @@
+"""Keeps coordinator and learners of a run alive, and relays signals to it."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from dopsd.config import RunConfig
+from dopsd.coordinator.client import ANSWER_SECONDS, CoordinatorLost, ask
+from dopsd.driver.progress import Show
+from dopsd.errors import DopsdError, LateError, WorkerError
+from dopsd.ray_cluster.failures import own_error
+from dopsd.run_folder.log import read_metrics
+
+
+class Supervisor:
+    """``launch(restarts)`` makes the coordinator's actor, always under the same name, so that new
+    learners find the new one; ``fit()`` runs the learners to their end, restarts included."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        launch: Callable[[int], Any],
+        fit: Callable[[], Any],
+        show: Show,
+        began: float,
+    ) -> None:
+        self.config, self._launch, self._fit, self._show = config, launch, fit, show
+        self._began = began
+        self._restarts = 0
+        self._hung = -1
+        self._wishes: list[bool] = []
+        self._ending = False
+        """A coordinator was told to end the run; another one has to be told again."""
+        self.notices: list[str] = []
+        """Coordinators that were replaced."""
+        self.first_step = 0.0
+        """Seconds from the command to the first step of this process."""
+        self.coordinator = launch(0)
+
+    def run(self) -> dict[str, Any]:
+        """Until the learners are done; returns the last status. Raises what ended the run."""
+        problem: list[BaseException] = []
+
+        def fit() -> None:
+            try:
+                self._fit()
+            except BaseException as error:
+                problem.append(error)
+
+        self._start()
+        thread = threading.Thread(target=fit, daemon=True)
+        started, moved = -1, (time.monotonic(), -1)
+        with self._signals():
+            thread.start()
+            while True:
+                thread.join(timeout=0.5)
+                over = not thread.is_alive()
+                try:
+                    status = self._status()
+                except CoordinatorLost as error:
+                    if over:  # nobody needs another one
+                        status = self._status_on_disk(error)
+                        break
+                    self._replace(error)
+                    continue
+                started = status["step"] if started < 0 else started
+                if status["step"] > started and not self.first_step:
+                    self.first_step = time.monotonic() - self._began
+                if status["step"] != moved[1]:
+                    moved = time.monotonic(), status["step"]
+                if over:
+                    break
+                self._look_for_hanging(status, time.monotonic() - moved[0])
+        if problem:
+            raise self._spent(_learner_error(problem[0]))
+        return status
+
+    def _start(self) -> None:
+        ask(self.coordinator, "start", limit=self.config.deadline.start)
+
+    def _status(self) -> dict[str, Any]:
+        while self._wishes:
+            ask(self.coordinator, "ask_checkpoint", self._wishes[0])
+            self._ending |= self._wishes.pop(0)
+        status: dict[str, Any] = ask(self.coordinator, "status")
+        self._restarts = status["learner_restarts"]
+        status["notices"] = self.notices + status["notices"]
+        self._show("train" if status["step"] else "start", status)
+        error = ask(self.coordinator, "error")
+        if error is not None:
+            raise error
+        return status
+
+    def _status_on_disk(self, error: CoordinatorLost) -> dict[str, Any]:
+        """What the coordinator would have said after training: its files are written before the
+        outputs are."""
+        self.notices.append(f"{error}, after training; what it had written is whole")
+        latest, losses = read_metrics(self.config.run.folder)
+        return {
+            "step": latest.get("step", -1) + 1,
+            "latest": latest,
+            "losses": losses,
+            "ended": self._ending,
+        }
+
+    def _replace(self, error: CoordinatorLost) -> None:
+        """Another coordinator goes on from the newest checkpoint; the learners follow it."""
+        learner = self.config.learner
+        while True:
+            if self._restarts >= learner.restarts:
+                raise self._spent(error)
+            self.notices.append(f"{error}; another one goes on")
+            ray.kill(self.coordinator)
+            time.sleep(learner.pause_before(self._restarts + 1))
+            self._restarts += 1
+            self.coordinator = self._launch_again()
+            try:
+                self._start()
+            except CoordinatorLost as again:
+                error = again
+                continue
+            self._wishes += [True] * self._ending
+            return
+
+    def _launch_again(self) -> Any:
+        """Ray gives a dead actor's name free a little later."""
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while True:
+            try:
+                return self._launch(self._restarts)
+            except ValueError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
+
+    def _look_for_hanging(self, status: dict[str, Any], still: float) -> None:
+        """End learners that hang, once an attempt. Raises LateError when that was no help."""
+        # While learners wait for the coordinator, its own deadlines speak.
+        deadline = self.config.deadline
+        limit = deadline.step if status["training"] else deadline.start
+        limit += min(limit, ANSWER_SECONDS)
+        if status["waiting"] or min(still, status["still"]) <= limit:
+            return
+        if self._hung != status["attempt"] and self._restarts < self.config.learner.restarts:
+            self._hung = status["attempt"]
+            ask(self.coordinator, "kill_learners")
+            return
+        raise LateError(
+            f"no step for {limit:g} s after step {status['step']}: "
+            + "; ".join(f"{role}: {doing}" for role, doing in status["roles"].items())
+            + f"; free now: {_free()}"
+        )
+
+    def _spent(self, error: DopsdError) -> DopsdError:
+        budget = self.config.learner.restarts
+        if not budget:
+            return error
+        return WorkerError(f"{error}; {budget} restarts (learner.restarts) are spent")
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGUSR1: a checkpoint. SIGTERM: a checkpoint and then the end; a second one ends now."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        numbers: tuple[int, ...] = (signal.SIGUSR1, signal.SIGTERM)
+        before = {number: signal.getsignal(number) for number in numbers}
+
+        def heard(number: int, frame: Any) -> None:
+            self._wishes.append(number == signal.SIGTERM)
+            if number == signal.SIGTERM:
+                signal.signal(number, before[number])
+
+        for number in before:
+            signal.signal(number, heard)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _free() -> str:
+    free = ray.available_resources()
+    return f"{free.get('CPU', 0.0):g} CPU, {free.get('GPU', 0.0):g} GPU"
+
+
+def _learner_error(error: BaseException) -> DopsdError:
+    """The first failed learner's own error out of Ray Train's report."""
+    failures = getattr(error, "worker_failures", None) or {}
+    # One that died takes the others' collectives along: its end says more than theirs.
+    first = sorted(failures.items(), key=lambda each: (not isinstance(each[1], RayError), each[0]))
+    for rank, failure in first:
+        return own_error(failure, f"learner rank {rank}")
+    return own_error(getattr(error, "controller_failure", None) or error, "learner")

@@ -1,0 +1,157 @@
+"""`dopsd verify`: does the ledger say what the plan says?"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from dopsd import storage
+from dopsd.config import RunConfig, parse_config
+from dopsd.config.data import PRIOR
+from dopsd.data.join import joined
+from dopsd.data.manifest import has_manifest, load_manifest
+from dopsd.data.plan import Plan, RowRef
+from dopsd.data.run_data import plan_of
+from dopsd.errors import DataError
+from dopsd.policy.versions import policy_version, teacher_version
+from dopsd.run_folder.files import CONFIG_FILE, LEDGER_FILE, SUMMARY_FILE
+from dopsd.run_folder.jsonl import read_lines
+from dopsd.run_folder.ledger import effective
+
+_SHOWN = 10
+
+
+@dataclass
+class Verdict:
+    """What plan and ledger say of a run."""
+
+    steps: int
+    """Steps behind the final weights."""
+    attempts: int
+    again: int
+    """Steps that were trained again after a restart; the earlier ones were replaced."""
+    samples: int = 0
+    lost: int = 0
+    """Samples of the plan that are in no step where they belong."""
+    doubled: int = 0
+    """Samples that a step holds beyond the plan."""
+    skipped: list[int] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def agrees(self) -> bool:
+        return not (self.lost or self.doubled or self.problems)
+
+    def lines(self) -> list[str]:
+        """For people."""
+        shown = self.problems[:_SHOWN]
+        if more := len(self.problems) - len(shown):
+            shown.append(f"and {more} more")
+        skipped = f", {len(self.skipped)} of them skipped as not finite" if self.skipped else ""
+        return [
+            f"{self.steps} steps{skipped}, {self.samples} samples; attempts: {self.attempts}, "
+            f"steps trained again after restarts: {self.again}",
+            f"samples lost: {self.lost}, doubled: {self.doubled}",
+            *shown,
+            "plan and ledger agree" if self.agrees else "plan and ledger do NOT agree",
+        ]
+
+
+def verify_run(folder: str) -> Verdict:
+    """Raises DataError when ``folder`` holds no ledger, or its shards are gone or others."""
+    path = storage.join(folder, LEDGER_FILE)
+    entries = read_lines(path)
+    if not entries:
+        raise DataError(f"{path}: missing or empty; allowed: the folder of a run")
+    path = storage.join(folder, CONFIG_FILE)
+    config = parse_config(storage.read_bytes(path).decode(), path)
+    # A run folder may have been copied from where it was written: its own shards first.
+    own = storage.join(folder, "shards")
+    shards = own if storage.exists(storage.join(own, "manifest.json")) else config.shards
+    key = next((entry["plan"] for entry in reversed(entries) if "start" in entry), "")
+    plan = _plan(config, shards, key)
+    ids = _SampleIds(shards)
+
+    trained, twice = effective(entries)
+    lines = [entry for entry in entries if "start" not in entry]
+    verdict = Verdict(
+        steps=len(trained),
+        attempts=max(entry["attempt"] for entry in entries),
+        again=len(lines) - len(trained) - len(twice),
+    )
+    for step in twice:
+        verdict.problems.append(f"step {step}: trained twice in one attempt")
+        verdict.doubled += plan.step(step).samples
+    for step in range(max(trained, default=-1) + 1):
+        batches = [[ids(ref) for ref in batch.rows] for batch in plan.step(step).micro_batches]
+        _compare(verdict, config, step, batches, trained.get(step))
+    if storage.exists(storage.join(folder, SUMMARY_FILE)):
+        missing = range(max(trained, default=-1) + 1, config.learner.steps)
+        verdict.problems += [f"step {step}: not in the ledger" for step in missing]
+        verdict.lost += sum(plan.step(step).samples for step in missing)
+    return verdict
+
+
+def _plan(config: RunConfig, shards: str, key: str) -> Plan:
+    """The plan with that key, over the shards or over them and samples of the base beside them."""
+    manifest = load_manifest(shards)
+    plans = [plan_of(config, manifest)]
+    for name in sorted(storage.names(shards)):
+        folder = storage.join(shards, name)
+        if name.startswith(f"{PRIOR}-") and has_manifest(folder):
+            plans.append(plan_of(config, joined(manifest, load_manifest(folder), name)))
+    found = next((plan for plan in plans if plan.key == key), None)
+    if found is None:
+        raise DataError(f"{shards}: not what was trained on: its plan is another one")
+    return found
+
+
+def _compare(
+    verdict: Verdict,
+    config: RunConfig,
+    step: int,
+    planned: list[list[str]],
+    line: dict[str, Any] | None,
+) -> None:
+    expected = Counter(name for batch in planned for name in batch)
+    verdict.samples += expected.total()
+    if line is None:
+        verdict.lost += expected.total()
+        verdict.problems.append(f"step {step}: not in the ledger")
+        return
+    found = Counter(name for batch in line["micro_batches"] for name in batch)
+    missing, extra = expected - found, found - expected
+    verdict.lost += missing.total()
+    verdict.doubled += extra.total()
+    if missing or extra:
+        verdict.problems.append(f"step {step}: missing {sorted(missing)}, extra {sorted(extra)}")
+    elif line["micro_batches"] != planned:
+        verdict.problems.append(f"step {step}: its micro-batches are cut otherwise")
+    if line.get("skipped"):
+        verdict.skipped.append(step)
+    version = policy_version(step, config.max_policy_lag)
+    teacher = teacher_version(version, config.method.teacher_sync_every)
+    for key, expected_version in (("policy_version", version), ("teacher_version", teacher)):
+        if line[key] != expected_version:
+            verdict.problems.append(f"step {step}: {key} {line[key]}, planned {expected_version}")
+
+
+class _SampleIds:
+    """Ids by row, without the pictures beside them."""
+
+    def __init__(self, shards: str) -> None:
+        self._shards = shards
+        self._group = lru_cache(maxsize=256)(self._read)
+
+    def __call__(self, ref: RowRef) -> str:
+        return self._group(ref.file, ref.row_group)[ref.row]
+
+    def _read(self, file: str, row_group: int) -> list[str]:
+        path = storage.join(self._shards, file)
+        with storage.open_input(path) as source, pq.ParquetFile(source) as parquet:
+            names: list[str] = parquet.read_row_group(row_group, ["sample_id"])[0].to_pylist()
+        return names

@@ -1,0 +1,106 @@
+"""Prompts out of prepared shards, kept beside what they are used for: a VLM is asked once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from dopsd import storage
+from dopsd.data.images import decode_image
+from dopsd.data.manifest import load_manifest
+from dopsd.data.plan import RowRef
+from dopsd.evaluation.concept_prompts import (
+    Concept,
+    concepts_of,
+    eval_prompts,
+    from_templates,
+    from_vlm,
+    write_references,
+)
+from dopsd.evaluation.prompts import EvalPrompt, read_prompts, write_prompts
+from dopsd.evaluation.vlm import Vlm
+from dopsd.models.fingerprint import fingerprint, model_identity
+from dopsd.models.pretrained import check_config
+from dopsd.ray_cluster.connect import connect
+from dopsd.ray_cluster.job_pool import Crew, Job
+from dopsd.ray_cluster.placement import Role
+
+_WHO = "prompts by VLM"
+
+_START_SECONDS, _ANSWER_SECONDS = 900.0, 300.0
+
+_VERSION = 1
+"""Raised with the templates and questions: prompts are then made anew."""
+
+
+class PromptWriter:
+    """A VLM that writes a concept's prompts; the class behind the actor."""
+
+    def __init__(self, model: str, device: str) -> None:
+        self._model, self._device = model, device
+
+    @cached_property
+    def _vlm(self) -> Vlm:
+        return Vlm(_WHO, self._model, self._device)
+
+    def write(self, concept: Concept, png: bytes) -> list[str]:
+        picture = decode_image(png)
+        return from_vlm(concept, picture, lambda image, text: self._vlm.answer([image], text))
+
+
+def dataset_prompts(
+    shards: str, out: str, vlm: str | None, tell: Callable[[dict[str, Any]], None]
+) -> tuple[EvalPrompt, ...]:
+    """For each concept of the shards one rewrite and new scenes, by templates or by ``vlm``.
+
+    Written into ``out`` with their reference pictures, and read from there the next time. Raises
+    DataError for broken shards, ModelError for a VLM that is not at hand or answers unusably.
+    """
+    manifest = load_manifest(shards)
+    if vlm:
+        check_config(_WHO, vlm)
+    writer = model_identity(vlm) if vlm else "templates"
+    made = fingerprint([manifest.fingerprint, writer, _VERSION])
+    path = storage.join(out, f"prompts-{made}.jsonl")
+    if not storage.exists(path):
+        concepts = concepts_of(shards, manifest)
+        references = write_references(shards, concepts, storage.join(out, "references"))
+        if vlm:
+            texts = _by_vlm(concepts, references, vlm, tell)
+        else:
+            texts = [from_templates(concept) for concept in concepts]
+        write_prompts(path, eval_prompts(concepts, texts, references))
+    return read_prompts(path)
+
+
+def _by_vlm(
+    concepts: Sequence[Concept],
+    references: Mapping[RowRef, str],
+    vlm: str,
+    tell: Callable[[dict[str, Any]], None],
+) -> list[list[str]]:
+    gpus = 1.0 if connect().get("GPU") else 0.0
+    role = Role("prompt writer", 1, 1.0, gpus)
+    written: dict[str, list[str]] = {}
+
+    def jobs() -> Iterator[Job]:
+        # One by one as the writer comes free: a picture is read only then.
+        for concept in concepts:
+            png = storage.read_bytes(references[concept.pictures[0]])
+            yield Job(f"prompts of {concept.name!r}", "write", (concept, png))
+
+    def keep(job: Job, lines: list[str]) -> None:
+        written[job.arguments[0].name] = lines
+        tell({"message": f"prompts of {len(written)} of {len(concepts)} concepts"})
+
+    with Crew(
+        PromptWriter,
+        (vlm, role.device),
+        role,
+        start_s=_START_SECONDS,
+        step_s=_ANSWER_SECONDS,
+        restarts=1,
+    ) as crew:
+        crew.run(jobs(), keep)
+    return [written[concept.name] for concept in concepts]

@@ -1,0 +1,132 @@
+"""Can the teacher draw the concept? Base as student and base as teacher, from the same noise.
+
+A teacher that cannot draw a concept cannot teach it: the paper's own failure case. Before training
+student and teacher are the same weights, so what separates them here is the context alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dopsd.config import RunConfig
+from dopsd.contexts import ContextEncoder, ContextView
+from dopsd.data.sample import Sample
+from dopsd.evaluation.generate import png_bytes
+from dopsd.evaluation.preflight.distance import load_distance
+from dopsd.evaluation.preflight.verdict import Verdict, judge
+from dopsd.method.noise import batch_noise
+from dopsd.models import FAMILIES
+from dopsd.models.base import DTYPES, Family
+from dopsd.records import Context
+from dopsd.report.sheet import contact_sheet
+
+TITLES = ("target", "student (base)")
+
+_FIRST_STEP = -1000
+"""Stands for the optimizer step in the noise's counter, minus one for each further noise: never a
+training step's noise, nor the preview's."""
+
+
+@dataclass
+class SampleCheck:
+    """One sample: its contexts as the encoder reads them, and a distance for each noise."""
+
+    sample_id: str
+    prompt: str
+    student_context: ContextView
+    teacher_context: ContextView
+    student: list[float]
+    teacher: list[float]
+
+
+@dataclass
+class Preflight:
+    """What the preflight found, and the contact sheet (PNG) to see it by."""
+
+    verdict: Verdict
+    samples: list[SampleCheck]
+    sheet: bytes
+
+    def record(self) -> dict[str, Any]:
+        """Everything but the picture, ready for JSON."""
+        samples = []
+        for sample in self.samples:
+            entry = asdict(sample)
+            for role in ("student_context", "teacher_context"):
+                entry[role]["truncated"] = getattr(sample, role).truncated
+            samples.append(entry)
+        verdict = {"sentence": self.verdict.sentence(), **asdict(self.verdict)}
+        return {"verdict": verdict, "samples": samples}
+
+
+def check_teacher(
+    config: RunConfig,
+    samples: list[Sample],
+    metric: str,
+    encoder_factory: Callable[[], ContextEncoder],
+    device: str,
+) -> Preflight:
+    """Draw ``samples`` by the base with either context, and judge by the distance to the target.
+
+    ``metric``: what ``distance.choose_metric`` chose. The stock pipeline draws, at most
+    ``learner.micro_batch`` pictures at once.
+    """
+    encoder = encoder_factory()
+    views = [encoder.views([sample])[0] for sample in samples]
+    contexts = [encoder.encode([sample]) for sample in samples]
+    del encoder  # its memory is the pipeline's now
+    family = FAMILIES[config.model.family](config.model.base, config.model.revision)
+    model = config.model
+    pipeline = family.load_pipeline(
+        DTYPES[model.dtype], device, text_encoder=False, attention=model.attention
+    )
+    distance = load_distance(metric, config.preflight.model, family, pipeline, device)
+    checks, rows = [], []
+    for sample, view, context in zip(samples, views, contexts):
+        target = Image.fromarray(sample.target)
+        drawn = [_draw(config, family, pipeline, sample, role, device) for role in context]
+        student, teacher = (distance(target, pictures) for pictures in drawn)
+        checks.append(SampleCheck(sample.sample_id, sample.prompt, *view, student, teacher))
+        rows.append([target, *(pictures[0] for pictures in drawn)])
+    verdict = judge(
+        np.array([check.student for check in checks]),
+        np.array([check.teacher for check in checks]),
+        metric,
+        config.preflight.margin,
+    )
+    captions = [
+        f"{check.prompt} | {metric} distance: student {check.student[0]:.2f}, teacher "
+        f"{check.teacher[0]:.2f}"
+        for check in checks
+    ]
+    titles = (*TITLES, f"teacher (base, sees {config.context.needs.teacher_sees})")
+    return Preflight(verdict, checks, png_bytes(contact_sheet(titles, rows, captions)))
+
+
+@torch.no_grad()
+def _draw(
+    config: RunConfig,
+    family: Family,
+    pipeline: Any,
+    sample: Sample,
+    context: Context,
+    device: str,
+) -> list[Image.Image]:
+    """One picture of the sample for each noise, in as many steps as a training roll-out has."""
+    height, width = sample.target.shape[:2]
+    shape = family.latent_shape(height, width)
+    count = config.preflight.noises
+    seed, names = config.run.seed, (sample.sample_id,)
+    noise = torch.cat([batch_noise(seed, _FIRST_STEP - n, names, shape) for n in range(count)])
+    context = context.to(device, DTYPES[config.model.dtype])
+    pictures: list[Image.Image] = []
+    for part in noise.to(device).split(config.learner.micro_batch):
+        contexts = context.repeat(len(part))
+        pictures += family.draw(pipeline, contexts, part, config.method.steps, height, width)
+    return pictures

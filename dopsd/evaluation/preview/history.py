@@ -1,0 +1,119 @@
+"""How pictures changed over training: the adapters kept on the way, drawn at the end.
+
+Nothing is drawn while a run trains. The learner keeps both adapters of a few versions as files;
+after the run the preview task draws each of them from the same noise: the student's roll-out, the
+teacher's velocities at its states, and the teacher's own roll-out. In the run folder's ``preview``:
+
+- ``weights/v000020.student.safetensors`` and ``.teacher``: the kept adapters, as exported LoRAs,
+  and ``v000020.student.modules.safetensors`` where more was trained beside them;
+- ``trajectories/v000020-s00.safetensors``: sample 0 under version 20, as in docs/trajectories.md;
+- ``history/v000020-s00.png``: its strip, two rows of K + 1 pictures: the student's clean estimate
+  at each state and its drawing, the teacher's at the same states and its own drawing;
+- ``history/target-s00.png``, and ``history.json``, which says what is what.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dopsd.evaluation.generate import png_bytes
+from dopsd.evaluation.preview.sampler import PREVIEW_STEP, Drawer, Files
+from dopsd.method.objective import state_weights
+from dopsd.method.rollout import rollout, score
+from dopsd.method.schedule import clean_estimate
+from dopsd.models.lora import STUDENT, TEACHER
+from dopsd.models.sampling import batch_velocity, training_sigmas
+from dopsd.records import EncodedBatch, SampleInfo, TrainingBatch
+from dopsd.report.sheet import strip
+from dopsd.run_folder.preview_files import HISTORY, strip_path, target_path
+from dopsd.run_folder.trajectories import trajectory_record
+
+Adapters = tuple[Files, Files]
+"""Exported weights of student and teacher."""
+
+
+def draw_history(
+    drawer: Drawer, versions: list[tuple[int, Callable[[], Adapters] | None]]
+) -> dict[str, bytes]:
+    """Files of the run folder, by path. ``versions``: numbers in order, each with what reads its
+    adapters; None stands for the base. The last adapters stay loaded."""
+    files, rows = {}, []
+    for version, read in versions:
+        if read is not None:
+            drawer.load(*read())
+        for index in range(len(drawer.samples)):
+            encoded, scored, own = _trajectory(drawer, version, index)
+            name = f"preview/trajectories/v{version:06d}-s{index:02d}.safetensors"
+            files[name] = trajectory_record(drawer.config, encoded, scored)
+            estimates, picture = _pictures(drawer, scored, own)
+            files[strip_path(version, index)] = png_bytes(picture)
+            rows.append({"version": version, "sample": index, "states": estimates})
+    for index, sample in enumerate(drawer.samples):
+        files[target_path(index)] = png_bytes(strip([[Image.fromarray(sample.target)]]))
+    samples = [{"id": s.sample_id, "prompt": s.prompt} for s in drawer.samples]
+    record = {"samples": samples, "rows": rows}
+    files[HISTORY] = (json.dumps(record, ensure_ascii=False, indent=1) + "\n").encode()
+    return files
+
+
+@torch.no_grad()
+def _trajectory(
+    drawer: Drawer, version: int, index: int
+) -> tuple[EncodedBatch, TrainingBatch, Tensor]:
+    """The sample's training roll-out under the loaded adapters, scored, and the latents
+    [1, C, h, w] of the teacher's own drawing."""
+    config, sample, noise = drawer.config, drawer.samples[index], drawer.noise(index)
+    height, width = sample.target.shape[:2]
+    sigmas = training_sigmas(config, drawer.family, height, width)
+
+    def velocity(role: str, repeat: int = 1) -> Any:
+        drawer.use(role)
+        context = drawer.context(index, role).repeat(repeat)
+        return batch_velocity(drawer.family, drawer.pipeline.transformer, context, drawer.dtype)
+
+    states = rollout(velocity(STUDENT), noise, sigmas)
+    target = score(velocity(TEACHER, len(states) - 1), states[:-1], sigmas[:-1])
+    own = rollout(velocity(TEACHER), noise, sigmas)[-1]
+    ids, prompts = (sample.sample_id,), (sample.prompt,)
+    info = SampleInfo(PREVIEW_STEP, index, ids, prompts, height, width, len(drawer.samples))
+    student, teacher = drawer.contexts[index]
+    scored = TrainingBatch(
+        info,
+        policy_version=version,
+        teacher_version=version,
+        states=states[:-1].cpu(),
+        sigmas=sigmas[:-1],
+        student=student,
+        target_velocity=target.cpu(),
+        weight=state_weights(sigmas[:-1], config.method.weighting),
+        finished=states[-1].cpu(),
+    )
+    return EncodedBatch(info, student, teacher), scored, own.cpu()
+
+
+def _pictures(
+    drawer: Drawer, scored: TrainingBatch, own: Tensor
+) -> tuple[list[dict[str, float]], Image.Image]:
+    """Sigma and mean squared difference of the clean estimates at each state; the strip."""
+    assert scored.finished is not None, "the roll-out is whole"
+    states = torch.cat([scored.states, scored.finished.unsqueeze(0)])
+    sigmas = torch.cat([scored.sigmas, torch.zeros(1)])
+    students, teachers, facts = [], [], []
+    for k, target in enumerate(scored.target_velocity):
+        velocity = (states[k + 1] - states[k]) / (sigmas[k + 1] - sigmas[k])
+        student = clean_estimate(states[k], velocity, sigmas[k])
+        teacher = clean_estimate(states[k], target, sigmas[k])
+        students.append(student)
+        teachers.append(teacher)
+        difference = float((student - teacher).square().mean())
+        facts.append({"sigma": float(sigmas[k]), "difference": difference})
+    rows = [[*students, scored.finished], [*teachers, own]]
+    with torch.no_grad():
+        pictures = [[drawer.family.decode(drawer.pipeline, x)[0] for x in row] for row in rows]
+    return facts, strip(pictures)

@@ -1,0 +1,146 @@
+"""The contact sheet of a run: target | base | student | teacher, from the same noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors.torch import load
+from torch import Tensor
+
+from dopsd.config import RunConfig
+from dopsd.contexts import EncoderFactory
+from dopsd.data.sample import Sample
+from dopsd.evaluation.generate import png_bytes
+from dopsd.method.noise import batch_noise
+from dopsd.models import FAMILIES
+from dopsd.models.base import DTYPES
+from dopsd.models.lora import STUDENT, TEACHER, bind_parameters
+from dopsd.models.transformer_folder import bind_files
+from dopsd.records import Context
+from dopsd.report.sheet import contact_sheet
+
+BASE = "base"
+
+Files = Sequence[Callable[[], bytes]]
+"""What reads each of a role's safetensors files."""
+
+TITLES = ("target", "base", "student")
+
+PREVIEW_STEP = -1
+"""Stands for the optimizer step in the noise's counter: never a training step's noise."""
+
+
+class Drawer:
+    """The stock pipeline with the contexts of a few samples: draws them under any adapters.
+
+    ``samples`` hold their images. Base and student draw under the student's context.
+    """
+
+    def __init__(self, config: RunConfig, samples: list[Sample], device: str) -> None:
+        self.config, self.samples, self.device = config, samples, device
+        self.dtype = DTYPES[config.model.dtype]
+        self.family = FAMILIES[config.model.family](config.model.base, config.model.revision)
+        encoder = EncoderFactory(config, device)()
+        self.contexts = [encoder.encode([sample]) for sample in samples]
+        """(student's, teacher's) of each sample."""
+        del encoder
+        self.pipeline = self.family.load_pipeline(
+            self.dtype, device, text_encoder=False, attention=config.model.attention
+        )
+        self._modules: dict[str, dict[str, Tensor]] = {}
+        """By role: what was trained beside its LoRA; and the base's own."""
+        self._files: dict[str, Files] = {}
+        """By role: those of a whole transformer."""
+        self._bound: Files = ()
+
+    def load(self, student: Files, teacher: Files) -> None:
+        """Take exported weights, in place of earlier ones, as any user would.
+
+        A role's files are, by ``adapters`` of the config: a LoRA; a LoRA and the modules beside it;
+        the files of a transformer, or none for the base's, which are read when it draws.
+        """
+        files: dict[str, Files] = {STUDENT: tuple(student), TEACHER: tuple(teacher)}
+        if self.config.adapters == "full":
+            self._files = files
+            return
+        if old := self.pipeline.get_list_adapters().get("transformer"):
+            self.pipeline.delete_adapters(old)
+        for role, (lora, *modules) in files.items():
+            self.pipeline.load_lora_weights(load(lora()), adapter_name=role)
+            self._take_modules(role, modules)
+
+    def _take_modules(self, role: str, files: Files) -> None:
+        for read in files:
+            self._modules[role] = load(read())
+            own = dict(self.pipeline.transformer.named_parameters())
+            kept = {name: own[name].detach().clone() for name in self._modules[role]}
+            self._modules.setdefault(BASE, kept)  # before any of them was replaced
+
+    def use(self, role: str) -> None:
+        """Draw as ``student`` or ``teacher``; as ``base`` (or before any ``load``) without."""
+        if self.config.adapters == "full":
+            self._use_whole(self._files.get(role, ()))
+            return
+        if not self.pipeline.get_list_adapters():
+            return
+        if role in self._modules:
+            own = dict(self.pipeline.transformer.named_parameters())
+            state = self._modules[role]
+            with torch.no_grad():
+                bind_parameters({name: own[name] for name in state}, state)
+        if role == BASE:
+            self.pipeline.disable_lora()
+        else:
+            self.pipeline.enable_lora()
+            self.pipeline.set_adapters(role)
+
+    def _use_whole(self, files: Files) -> None:
+        """The weights of ``files``, or the base's own, in the one transformer that is there."""
+        if files == self._bound:
+            return
+        self._bound = ()
+        if not files:
+            self.pipeline.transformer = None  # before the next is loaded
+            self.pipeline.transformer = self.family.load_transformer(
+                self.dtype, self.device, self.config.model.attention
+            )
+            return
+        with torch.no_grad():
+            bind_files(self.pipeline.transformer, "preview", files)
+        self._bound = files
+
+    def context(self, index: int, role: str) -> Context:
+        """What ``role`` sees of a sample, one row in the pipeline's dtype."""
+        return self.contexts[index][1 if role == TEACHER else 0].to(self.device, self.dtype)
+
+    def noise(self, index: int) -> Tensor:
+        """The sample's fixed noise, [1, C, h, w] float32: equal for every role and version."""
+        sample = self.samples[index]
+        shape = self.family.latent_shape(*sample.target.shape[:2])
+        noise = batch_noise(self.config.run.seed, PREVIEW_STEP, (sample.sample_id,), shape)
+        return noise.to(self.device)
+
+    def draw(self, index: int, role: str) -> Image.Image:
+        """The sample's picture by the stock sampler."""
+        self.use(role)
+        height, width = self.samples[index].target.shape[:2]
+        steps = self.config.preview.steps or self.config.method.steps
+        context, noise = self.context(index, role), self.noise(index)
+        with torch.no_grad():
+            images: Any = self.family.draw(self.pipeline, context, noise, steps, height, width)
+        picture: Image.Image = images[0]
+        return picture
+
+    def sheet(self) -> bytes:
+        """PNG of the contact sheet of all samples."""
+        numbers = range(len(self.samples))
+        # One role after the other: of whole models one is there at a time.
+        columns = [[self.draw(n, role) for n in numbers] for role in (BASE, STUDENT, TEACHER)]
+        targets = [Image.fromarray(sample.target) for sample in self.samples]
+        rows = [list(row) for row in zip(targets, *columns)]
+        titles = (*TITLES, f"teacher (sees {self.config.context.needs.teacher_sees})")
+        sheet = contact_sheet(titles, rows, [sample.prompt for sample in self.samples])
+        return png_bytes(sheet)

@@ -1,0 +1,218 @@
+"""`dopsd evaluate`: pictures, then scores, each kept by what made it, then the table."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import ray
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+
+from dopsd import storage
+from dopsd.data.images import BadImage, decode_image
+from dopsd.errors import ConfigError, ModelError, ResourceError
+from dopsd.evaluation.metrics import METRICS, MissingWeights, make_metric
+from dopsd.evaluation.pictures import Picture, PictureSet
+from dopsd.evaluation.prompts import write_prompts
+from dopsd.evaluation.results import Results, summarize
+from dopsd.evaluation.scoring import Scores
+from dopsd.evaluation.spec import EvaluateSpec, resolve
+from dopsd.evaluation.worker import EvaluationWorker
+from dopsd.models import FAMILIES
+from dopsd.models.fingerprint import fingerprint, model_identity
+from dopsd.models.transformer_folder import digest_of, transformer_files
+from dopsd.ray_cluster.connect import connect
+from dopsd.ray_cluster.job_pool import Crew, Job
+from dopsd.ray_cluster.placement import Role, wait_for_resources
+
+Show = Callable[[str, dict[str, Any]], None]
+"""Called with a phase (`draw`, `score`) and its status."""
+
+
+_LIBRARIES = ("torch", "diffusers", "transformers", "peft")
+"""Whose versions can change a picture."""
+
+RESULTS, TABLE, PROMPTS = "results.json", "results.md", "prompts.jsonl"
+
+
+def evaluate(spec: EvaluateSpec, show: Show = lambda phase, status: None) -> Results:
+    """Draw what is not drawn yet, score what is not scored yet, write the tables.
+
+    Called again with the same spec it goes on where it stopped; pictures and scores of another
+    making (weights, LoRA, size, steps, dtype, versions) lie in other folders and are not read.
+    Raises a DopsdError with one clear line when it cannot.
+    """
+    spec = resolve(spec)
+    references = _read_references(spec)
+    missing = _unavailable(spec)
+    loras = _read_loras(spec)
+    cluster = connect()
+    role = _role(spec, cluster.get("GPU", 0.0))
+    sets = _picture_sets(spec, role.device, loras)
+    write_prompts(storage.join(spec.out, PROMPTS), spec.prompts)
+    wait_for_resources([role], ray.cluster_resources, spec.start_seconds)
+    with Crew(
+        EvaluationWorker,
+        (spec, role.device),
+        role,
+        start_s=spec.start_seconds,
+        step_s=spec.step_seconds,
+        restarts=spec.restarts,
+    ) as crew:
+        _draw(spec, crew, sets, loras, show)
+        scores = Scores(spec.out, spec.batch, sets, references)
+        for choice in spec.metrics:
+            if choice.name not in missing:
+                try:
+                    scores.add(crew, choice, lambda status: show("score", status))
+                except MissingWeights as error:
+                    missing[choice.name] = str(error)
+    columns = {
+        name: column
+        for choice in spec.metrics
+        if choice.name not in missing
+        for name, column in METRICS[choice.name].columns.items()
+    }
+    results = summarize(scores.all(), spec.models, columns, missing, _settings(spec))
+    for file, text in ((RESULTS, results.to_json()), (TABLE, results.markdown())):
+        storage.write_bytes(storage.join(spec.out, file), text.encode())
+    return results
+
+
+def _read_loras(spec: EvaluateSpec) -> dict[str, bytes]:
+    """Bytes of every LoRA, and of what was trained beside it, by its path.
+
+    Raises ModelError for a file that is no safetensors, or whose layers have other sizes than the
+    base's.
+    """
+    payloads = {path: storage.read_bytes(path) for model in spec.models for path in model.files}
+    if not payloads:
+        return {}
+    modules = FAMILIES[spec.family](spec.base, spec.revision).skeleton().named_modules()
+    sizes = {name: each.in_features for name, each in modules if isinstance(each, torch.nn.Linear)}
+    for path, payload in payloads.items():
+        try:
+            tensors = load(payload)
+        except SafetensorError as error:
+            raise ModelError(f"{path}: not a safetensors file ({error})") from None
+        for key, tensor in tensors.items():
+            name, found, _ = key.removeprefix("transformer.").partition(".lora_A.")
+            if found and name in sizes and tensor.shape[1] != sizes[name]:
+                raise ModelError(
+                    f"{path}: made for another base: its {name} takes {tensor.shape[1]} features, "
+                    f"here it takes {sizes[name]}"
+                )
+    return payloads
+
+
+def _read_references(spec: EvaluateSpec) -> dict[str, str]:
+    """Digest of every reference picture by its path. Raises ConfigError for one that is none."""
+    digests = {}
+    for path in {path for prompt in spec.prompts for path in prompt.references}:
+        payload = storage.read_bytes(path)
+        try:
+            decode_image(payload)
+        except BadImage as error:
+            raise ConfigError(f"reference {path}: {error}") from None
+        digests[path] = hashlib.sha256(payload).hexdigest()
+    return digests
+
+
+def _unavailable(spec: EvaluateSpec) -> dict[str, str]:
+    """Why a metric cannot be measured, for those of which that is plain before drawing."""
+    reasons = {}
+    for choice in spec.metrics:
+        try:
+            make_metric(choice.name, choice.model).check()
+        except MissingWeights as error:
+            reasons[choice.name] = str(error)
+    return reasons
+
+
+def _role(spec: EvaluateSpec, cluster_gpus: float) -> Role:
+    """Resources of the workers. Raises ResourceError when ``cuda`` meets a cluster without GPUs."""
+    if spec.device == "cuda" and not cluster_gpus:
+        raise ResourceError("device: cuda, but the cluster has no GPU; allowed: auto or cpu")
+    cuda = spec.device != "cpu" and cluster_gpus > 0
+    return Role("evaluation", spec.workers, spec.cpus, spec.gpus if cuda else 0.0)
+
+
+def _picture_sets(spec: EvaluateSpec, device: str, loras: dict[str, bytes]) -> list[PictureSet]:
+    """Every model at every number of steps, the base first, with what is drawn already."""
+    common = {
+        "family": spec.family,
+        "base": model_identity(spec.base, spec.revision),
+        "dtype": spec.dtype,
+        "size": [spec.height, spec.width],
+        "device": device,
+        "versions": [version(library) for library in _LIBRARIES],
+    }
+    sets = []
+    for model in spec.models:
+        weights: dict[str, Any] = {
+            "loras": [hashlib.sha256(loras[path]).hexdigest() for path in model.files]
+        }
+        if model.transformer is not None:
+            kind = FAMILIES[spec.family].transformer_class
+            weights["transformer"] = digest_of(transformer_files(model.transformer, kind))
+        pictures = [
+            Picture(prompt, seed, prompt.picture_name(seed))
+            for prompt in spec.prompts
+            if model.draws(prompt)
+            for seed in prompt.seeds or spec.seeds
+        ]
+        for steps in spec.steps:
+            made = fingerprint({**common, **weights, "steps": steps})
+            folder = storage.join(spec.out, "pictures", f"{model.name}-{steps}steps-{made}")
+            sets.append(PictureSet(model, steps, folder, pictures, storage.names(folder)))
+    return sets
+
+
+def _draw(
+    spec: EvaluateSpec, crew: Crew, sets: list[PictureSet], loras: dict[str, bytes], show: Show
+) -> None:
+    """Draw every picture that is not there."""
+    wanted = {each.folder: {picture.name for picture in each.pictures} for each in sets}
+    total = sum(map(len, wanted.values()))
+    missing = {each.folder: wanted[each.folder] - each.there for each in sets}
+    references = {path: ray.put(payload) for path, payload in loras.items()}
+
+    def tell() -> None:
+        left = sum(map(len, missing.values()))
+        show("draw", {"message": f"{total - left} of {total} pictures"})
+
+    chunks: dict[Job, tuple[PictureSet, list[Picture]]] = {}
+    for each in sets:
+        for chunk in each.chunks(spec.batch):
+            if missing[each.folder].isdisjoint(picture.name for picture in chunk):
+                continue
+            what = f"drawing {len(chunk)} pictures of {each.model.name} at {each.steps} steps"
+            texts, seeds = [p.prompt.text for p in chunk], [p.seed for p in chunk]
+            files = (references[path] for path in each.model.files)
+            arguments = (each.model, texts, seeds, each.steps, *files)
+            chunks[Job(what, "draw", arguments)] = (each, chunk)
+
+    def keep(job: Job, pictures: list[bytes]) -> None:
+        each, chunk = chunks[job]
+        for picture, png in zip(chunk, pictures, strict=True):
+            if picture.name in missing[each.folder]:
+                storage.write_bytes(each.path(picture), png)
+                missing[each.folder].discard(picture.name)
+        tell()
+
+    tell()
+    crew.run(list(chunks), keep)
+
+
+def _settings(spec: EvaluateSpec) -> dict[str, Any]:
+    """What the results were made with, as their file holds it."""
+    values = {k: v for k, v in asdict(spec).items() if not k.endswith("_seconds")}
+    values["prompts"] = len(spec.prompts)
+    settings: dict[str, Any] = json.loads(json.dumps(values))
+    return settings

@@ -1,0 +1,101 @@
+"""Drawing an evaluation's pictures: the noise of each depends on its seed and prompt alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dopsd.evaluation.generate import load_lora, load_modules, png_bytes, sample
+from dopsd.evaluation.spec import BASE, Candidate, EvaluateSpec
+from dopsd.method.noise import sample_noise
+from dopsd.models import FAMILIES
+from dopsd.models.base import DTYPES
+from dopsd.models.transformer_folder import bind_folder
+
+EVALUATION_STEP = -2
+"""Stands for the optimizer step in the noise's counter: neither a training step's nor the
+preview's noise."""
+
+PRIOR_STEP = -3
+"""The same of the samples that train beside the data: no evaluation asks for the picture of a
+training target's very noise."""
+
+
+def picture_noise(
+    seed: int, prompt: str, shape: tuple[int, ...], step: int = EVALUATION_STEP
+) -> Tensor:
+    """[*shape] float32: equal for every model, number of steps, batch and worker."""
+    return sample_noise(seed, step, prompt, shape)
+
+
+class Drawer:
+    """The stock pipeline of a spec's base, as whatever model the next pictures ask for.
+
+    ``noise_step``: in the counter of their noise.
+    """
+
+    def __init__(self, spec: EvaluateSpec, device: str, noise_step: int = EVALUATION_STEP) -> None:
+        assert spec.height is not None and spec.width is not None
+        self.spec, self.noise_step = spec, noise_step
+        self.family = FAMILIES[spec.family](spec.base, spec.revision)
+        self.height, self.width, self.device = spec.height, spec.width, device
+        self.shape = self.family.latent_shape(self.height, self.width)
+        self.pipeline: Any = self.family.load_pipeline(
+            DTYPES[spec.dtype], device, attention=spec.attention
+        )
+        self._drawn = Candidate(BASE)
+        self._altered = False
+        """Whether weights of the base's transformer were replaced."""
+
+    @torch.no_grad()
+    def draw(
+        self,
+        model: Candidate,
+        payloads: Sequence[bytes],
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        steps: int,
+    ) -> list[bytes]:
+        """PNG of each prompt under its seed by ``model``; ``payloads``: bytes of its files.
+
+        Raises ModelError for weights that do not load.
+        """
+        if model != self._drawn:
+            self._load(model, payloads)
+        noise = [
+            picture_noise(seed, text, self.shape, self.noise_step)
+            for seed, text in zip(seeds, prompts, strict=True)
+        ]
+        pictures = sample(
+            self.pipeline,
+            list(prompts),
+            steps,
+            self.height,
+            self.width,
+            latents=torch.stack(noise).to(self.device),
+        )
+        return [png_bytes(picture) for picture in pictures]
+
+    def _load(self, model: Candidate, payloads: Sequence[bytes]) -> None:
+        self.pipeline.unload_lora_weights()
+        self._drawn = Candidate(BASE)
+        if self._altered:
+            self.pipeline.transformer = None  # before the next is loaded
+            self.pipeline.transformer = self.family.load_transformer(
+                DTYPES[self.spec.dtype], self.device, self.spec.attention
+            )
+        self._altered = model.transformer is not None or model.modules is not None
+        if model.transformer is not None:
+            kind = self.family.transformer_class
+            bind_folder(self.pipeline.transformer, model.transformer, kind)
+        if model.modules is not None:
+            load_modules(self.pipeline.transformer, model.modules, payloads[-1])
+        names = [f"lora{number}" for number in range(len(model.loras))]
+        for name, path, payload in zip(names, model.loras, payloads):
+            load_lora(self.pipeline, path, payload, name)
+        if names:
+            self.pipeline.set_adapters(names)
+        self._drawn = model

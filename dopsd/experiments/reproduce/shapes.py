@@ -1,0 +1,138 @@
+"""``dopsd reproduce shapes``: train, evaluate, table and grid; every part goes on where it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from dopsd import storage
+from dopsd.driver.progress import Progress
+from dopsd.errors import ResourceError
+from dopsd.evaluation.generate import png_bytes
+from dopsd.evaluation.prompts import PRIOR, EvalPrompt, shapes_prompts
+from dopsd.evaluation.results import Results
+from dopsd.evaluation.run import evaluate
+from dopsd.evaluation.spec import BASE, Candidate, EvaluateSpec
+from dopsd.experiments.reproduce import table
+from dopsd.experiments.reproduce.grid import draw_grid
+from dopsd.experiments.reproduce.runs import lora_of, train_all
+from dopsd.experiments.reproduce.variants import CAPTIONS, Budget, Trial, prior_file
+from dopsd.intervals import Value
+from dopsd.ray_cluster.connect import connect
+from dopsd.shapes.concepts import distinct_prior_prompts, training_captions
+
+TABLE, LINES = "table.md", "table.json"
+
+SEEDS = (0, 1, 2)
+"""Pictures of each prompt: short prompts for a concept are all alike."""
+
+PROMPT_SEED = 1000
+
+_MOST_AT_ONCE = 4
+"""Unless more are asked for."""
+
+_BYTES_EACH = 2e9
+"""Of memory, for each training: its driver, coordinator, controller, reader and learner."""
+
+MOST_PROMPTS = 200
+"""Prompts of each kind that an evaluation may ask for."""
+
+
+def reproduce(
+    trials: Sequence[Trial],
+    budget: Budget,
+    folder: str,
+    prompts: int,
+    begin: Callable[[str], Progress],
+    at_once: int | None = None,
+) -> list[table.Line]:
+    """Run the whole comparison and write ``table.md``, ``table.json`` and one grid per concept.
+
+    Args:
+        trials: what to train.
+        budget: the same for each of them.
+        folder: where everything is kept, local or s3://.
+        prompts: for each concept, and about the prior; those that are alike count once.
+        begin: gives the progress of a part by its title, a context manager.
+        at_once: trainings beside each other, and workers that draw and score; each takes a core.
+            None: as many as the cluster has cores and memory for, at most 4.
+
+    Raises:
+        ResourceError: when the cluster has fewer cores than ``at_once``.
+        DopsdError: in one line, when a trial or the evaluation cannot go on.
+    """
+    spec = _spec(trials, budget, folder, prompts)
+    at_once = _at_once(at_once)
+    _write_priors(trials, budget, folder)
+    train_all(trials, budget, folder, begin, at_once)
+    with begin("evaluation") as progress:
+        results = evaluate(replace(spec, workers=at_once), progress.show)
+
+    def score(model: str, group: str, column: str) -> tuple[Value, int]:
+        return results.value(model, group, column), _prompts(results, model, group)
+
+    def ratio(model: str, column: str) -> Value:
+        return next(
+            found.ratio
+            for found in results.relatives
+            if (found.model, found.against, found.column) == (model, BASE, column)
+        )
+
+    lines = table.lines_of(trials, budget, BASE, PRIOR, score, ratio)
+    for name, text in ((TABLE, table.markdown(lines)), (LINES, table.to_json(lines))):
+        storage.write_bytes(storage.join(folder, name), text.encode())
+    for concept in dict.fromkeys(trial.concept for trial in trials):
+        shown = [t for t in trials if t.concept == concept and t.seed == trials[0].seed]
+        loras = [(t.variant.title, lora_of(t, budget, folder)) for t in shown]
+        sheet = draw_grid(concept, [(table.BASE_TITLE, None), *loras])
+        storage.write_bytes(storage.join(folder, f"grid-{concept}.png"), png_bytes(sheet))
+    return lines
+
+
+def _at_once(asked: int | None) -> int:
+    """Raises ResourceError when the cluster has less than a core for each."""
+    cluster = connect()
+    cores = int(cluster.get("CPU", 0.0))
+    if asked and asked > cores:
+        raise ResourceError(f"--at-once: {asked}, the cluster has {cores} CPUs; allowed: 1-{cores}")
+    room = int(cluster.get("memory", 0.0) / _BYTES_EACH)
+    return asked or max(1, min(_MOST_AT_ONCE, cores, room))
+
+
+def _spec(trials: Sequence[Trial], budget: Budget, folder: str, count: int) -> EvaluateSpec:
+    asked: dict[tuple[str, str], EvalPrompt] = {}
+    for concept in dict.fromkeys(trial.concept for trial in trials):
+        trained = {
+            text
+            for trial in trials
+            if trial.concept == concept
+            for text in training_captions(concept, budget.images, trial.seed, CAPTIONS)
+        }
+        # Every concept comes with the same prior prompts.
+        for prompt in shapes_prompts(concept, count, PROMPT_SEED):
+            if prompt.text not in trained:
+                asked.setdefault((prompt.group, prompt.text), prompt)
+    models = tuple(
+        Candidate(trial.name, (lora_of(trial, budget, folder),), (trial.concept,))
+        for trial in trials
+    )
+    return EvaluateSpec(
+        out=storage.join(folder, "evaluation"),
+        prompts=tuple(asked.values()),
+        models=models,
+        seeds=SEEDS,
+        device="cpu",
+        batch=16,
+    )
+
+
+def _write_priors(trials: Sequence[Trial], budget: Budget, folder: str) -> None:
+    """The prompts of the base's own samples: none that is evaluated on, however many those are."""
+    asked = {prompt.text for prompt in shapes_prompts(trials[0].concept, MOST_PROMPTS, PROMPT_SEED)}
+    for seed in dict.fromkeys(trial.seed for trial in trials):
+        texts = [prompt.text for prompt in distinct_prior_prompts(budget.prior, seed, asked)]
+        storage.write_bytes(prior_file(folder, seed), "\n".join(texts).encode())
+
+
+def _prompts(results: Results, model: str, group: str) -> int:
+    return next(row.prompts for row in results.rows if (row.model, row.group) == (model, group))

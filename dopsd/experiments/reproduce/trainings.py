@@ -1,0 +1,145 @@
+"""Trainings beside each other: each is a Ray task that drives its own run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from dopsd.config import RunConfig
+from dopsd.coordinator.client import ANSWER_SECONDS
+from dopsd.driver.train import train
+from dopsd.errors import DopsdError, LateError
+from dopsd.experiments.reproduce.board import Board
+from dopsd.ray_cluster.connect import connect
+from dopsd.ray_cluster.failures import own_error
+
+_TELL_SECONDS = 1.0
+"""Between two messages of a training to the board."""
+
+
+@dataclass
+class Training:
+    """One that is running."""
+
+    name: str
+    config: RunConfig
+    heard: float
+    """``time.monotonic()`` of its last message."""
+    messages: int = 0
+    phase: str = "start"
+    step: int = 0
+
+
+def _drive(name: str, config: RunConfig, board: Any) -> float:
+    """The task. Returns the seconds that the training took."""
+    told: set[str] = set()
+    began, last = time.monotonic(), float("-inf")
+
+    def show(phase: str, status: dict[str, Any]) -> None:
+        nonlocal last
+        lines = [*status.get("report", ()), *status.get("notices", ())]
+        lines = [line for line in lines if line not in told]
+        if lines or time.monotonic() - last >= _TELL_SECONDS:
+            last = time.monotonic()
+            told.update(lines)
+            board.tell.remote(name, phase, status.get("step", 0), lines)
+
+    train(config, show, replace=True)
+    return time.monotonic() - began
+
+
+class Trainings:
+    """Trains some configs, a few at a time, on this node.
+
+    ``done`` has name and seconds of each that is finished; ``running`` the others that began;
+    ``lines`` what they had to tell people.
+    """
+
+    def __init__(self, configs: dict[str, RunConfig], at_once: int) -> None:
+        """``configs``, with absolute paths, by name, in the order of their beginning."""
+        self._waiting, self._at_once = list(configs.items()), at_once
+        self._references: dict[Any, Training] = {}
+        self._error: DopsdError | None = None
+        self.done: list[tuple[str, float]] = []
+        self.lines: list[str] = []
+
+    @property
+    def running(self) -> list[Training]:
+        """In the order of their beginning."""
+        return list(self._references.values())
+
+    def train(self, show: Callable[[], None]) -> None:
+        """Until all are done; ``show`` is called about every second.
+
+        After a failure none is begun, but those that are running are finished. Raises the first
+        failure, as a DopsdError that names the training; LateError when nothing was heard of one
+        for longer than its own deadlines allow, and then the others are ended.
+        """
+        connect()
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": here}
+        drive = ray.remote(**options, max_retries=0)(_drive)
+        board: Any = ray.remote(**options)(Board).remote()
+        try:
+            while self._waiting or self._references:
+                while self._waiting and len(self._references) < self._at_once:
+                    name, config = self._waiting.pop(0)
+                    training = Training(name, config, time.monotonic())
+                    self._references[drive.remote(name, config, board)] = training
+                ended, _ = ray.wait(list(self._references), timeout=1.0)
+                for reference in ended:
+                    self._take(reference)
+                self._listen(board)
+                show()
+        finally:
+            self._end()
+            ray.kill(board)
+        if self._error:
+            raise self._error
+
+    def _take(self, reference: Any) -> None:
+        training = self._references.pop(reference)
+        try:
+            self.done.append((training.name, ray.get(reference)))
+        except RayError as error:
+            own = own_error(error, "training")
+            self._error = self._error or type(own)(f"{training.name}: {own}")
+            self._waiting.clear()
+
+    def _listen(self, board: Any) -> None:
+        """A board that does not answer is no news: the trainings go on without it."""
+        latest: dict[str, tuple[int, str, int]] = {}
+        with suppress(RayError):
+            latest, self.lines = ray.get(board.read.remote(), timeout=ANSWER_SECONDS)
+        for training in self._references.values():
+            _hear(training, *latest.get(training.name, (0, "", 0)))
+
+    def _end(self) -> None:
+        """End what is still running, at first as Ctrl-C would: a run then gives its folder back."""
+        for force in (False, True):
+            if left := list(self._references):
+                for reference in left:
+                    ray.cancel(reference, force=force)
+                ended, _ = ray.wait(left, num_returns=len(left), timeout=ANSWER_SECONDS)
+                for reference in ended:
+                    del self._references[reference]
+
+
+def _hear(training: Training, messages: int, phase: str, step: int) -> None:
+    now = time.monotonic()
+    if messages > training.messages:
+        training.heard, training.messages = now, messages
+        training.phase, training.step = phase, step
+    limit = training.config.deadline.start + training.config.deadline.step
+    if now - training.heard > limit:
+        raise LateError(
+            f"{training.name} is late: nothing was heard of it for {limit:g} s; last: "
+            f"{training.phase}, step {training.step}"
+        )

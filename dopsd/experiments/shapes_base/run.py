@@ -1,0 +1,42 @@
+"""The whole build: ``vae``, ``base``, ``turbo``, then the weights folder."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from dopsd.experiments.shapes_base import base, save, turbo, vae
+
+STAGES = ("vae", "base", "turbo")
+
+
+def build(
+    work: Path,
+    out: Path,
+    stage: str = "turbo",
+    base_steps: int = base.STEPS,
+    turbo_rounds: int = turbo.ROUNDS,
+) -> Path:
+    """Run every stage up to and including ``stage``, each from where it stopped, and write ``out``.
+
+    Args:
+        work: folder of checkpoints and of ``build.log``; give the same one to go on.
+        out: the weights folder to write.
+        stage: the last stage to run: ``vae`` writes no weights, ``base`` the undistilled model.
+        base_steps: length of the base's schedule.
+        turbo_rounds: length of the distillation's schedule.
+
+    Raises:
+        ValueError: for an unknown stage.
+    """
+    if stage not in STAGES:
+        raise ValueError(f"stage: {stage!r}, allowed: {', '.join(STAGES)}")
+    work.mkdir(parents=True, exist_ok=True)
+    autoencoder = vae.train(work)
+    if stage == "vae":
+        return work
+    trained = base.train(work, autoencoder, base_steps)
+    few = None if stage == "base" else turbo.train(work, autoencoder, trained, turbo_rounds)
+    save.write_pipeline(out, autoencoder, trained, few)
+    shutil.copyfile(work / "build.log", out / "build.log")
+    return out

@@ -1,0 +1,118 @@
+"""What the base of the shapes world must reach, held against a card's rows."""
+
+from __future__ import annotations
+
+from dopsd.experiments.shapes_card.card_record import Card, Gate, Row, pooled
+from dopsd.shapes import concepts
+
+
+def gates(card: Card) -> list[Gate]:
+    """Hold the rows against the gates; a gate whose rows are missing is left out."""
+    result: list[Gate] = []
+
+    def gate(name: str, required: str, measured: str, met: bool) -> None:
+        result.append(Gate(name, required, measured, met))
+
+    vae = card.row("vae", "full", 0)
+    if vae:
+        value = vae.values["ok"].value
+        gate("reconstructions", "ok 1.00", f"{value:.3f}", value >= 0.995)
+    for kind, bound in (("full", 0.95), ("partial", 0.90)):
+        guided = card.row("undistilled", kind, 16)
+        few = card.row("undistilled", kind, 4)
+        turbo = card.row("turbo", kind, 4)
+        if not (guided and few and turbo):
+            continue
+        named = guided.values["named"].value
+        gate(f"crisp, {kind}", f"named >= {bound}", f"{named:.3f}", named >= bound)
+        many = next(
+            r for r in card.rows
+            if (r.model, r.prompts, r.steps, r.guidance) == ("undistilled", kind, 16, 0.0)
+        )  # fmt: skip
+        ratio = few.values["palette_error"].value / many.values["palette_error"].value
+        lower = few.values["ok"].high < many.values["ok"].low
+        gate(
+            f"few-step gap, {kind}",
+            "palette error at 4 steps >= 1.5 x that at 16, ok lower beyond the interval",
+            f"{ratio:.2f} x, ok {few.values['ok'].value:.3f} against {many.values['ok'].value:.3f}",
+            ratio >= 1.5 and lower,
+        )
+        result.append(_within(f"distilled, {kind}", turbo, guided, ("named", "ok")))
+    for kind in concepts.CONCEPTS:
+        for name, steps in (("undistilled", 16), ("turbo", 4)):
+            shown = card.row(name, kind, steps, picture=True)
+            blind = card.row(name, kind, steps, picture=False)
+            if not (shown and blind):
+                continue
+            rate, without = shown.values["concept"].value, blind.values["concept"].value
+            named = shown.values["named"].value
+            gate(
+                f"picture context, {kind}, {name}",
+                ">= 0.5, >= 3 x without the picture, named >= 0.85",
+                f"{rate:.3f} against {without:.3f}, named {named:.3f}",
+                rate >= 0.5 and rate >= 3 * without and named >= 0.85,
+            )
+        guided = card.row("undistilled", kind, 16, picture=True)
+        turbo = card.row("turbo", kind, 4, picture=True)
+        if guided and turbo:
+            result.append(_within(f"distilled, {kind}", turbo, guided, ("named", "concept")))
+    return result + effect_gates(card)
+
+
+def effect_gates(card: Card) -> list[Gate]:
+    """What tuning must teach and must leave alone, for each concept that was tuned on."""
+    if not card.effects:
+        return [Gate("effect", "dopsd learns and keeps, sft loses", "not measured", False)]
+    result = []
+    for concept in dict.fromkeys(effect.concept for effect in card.effects):
+        base, ours, sft = (pooled(card.effects, concept, name) for name in ("base", "dopsd", "sft"))
+        learned, before = ours["concept"].value, base["concept"].value
+        result.append(
+            Gate(
+                f"effect, {concept}, dopsd learns",
+                "concept >= 2 x the base's, beyond its interval",
+                f"{learned:.3f} against {before:.3f}",
+                learned >= 2 * before and ours["concept"].low > base["concept"].high,
+            )
+        )
+        kept = ours["ok"].value / base["ok"].value
+        result.append(
+            Gate(
+                f"effect, {concept}, dopsd keeps",
+                "ok on prior prompts >= 0.95 of the base's",
+                f"{kept:.3f}, palette error "
+                f"{ours['palette_error'].value / base['palette_error'].value:.2f} x",
+                kept >= 0.95,
+            )
+        )
+        lost = 1 - sft["ok"].value / base["ok"].value
+        ratio = sft["palette_error"].value / base["palette_error"].value
+        result.append(
+            Gate(
+                f"effect, {concept}, sft loses",
+                "ok on prior prompts down by >= 20%, or palette error >= 1.5 x",
+                f"{lost:.0%}, {ratio:.2f} x",
+                lost >= 0.2 or ratio >= 1.5,
+            )
+        )
+        result.append(
+            Gate(
+                f"effect, {concept}, contrast",
+                "dopsd's ok on prior prompts above sft's beyond the interval, palette error lower",
+                f"ok {ours['ok']} against {sft['ok']}, palette error "
+                f"{ours['palette_error'].value:.3f} against {sft['palette_error'].value:.3f}",
+                ours["ok"].low > sft["ok"].high
+                and ours["palette_error"].value < sft["palette_error"].value,
+            )
+        )
+    return result
+
+
+def _within(name: str, turbo: Row, guided: Row, keys: tuple[str, ...]) -> Gate:
+    shares = {key: turbo.values[key].value / max(guided.values[key].value, 1e-9) for key in keys}
+    return Gate(
+        name,
+        "turbo at 4 unguided steps >= 0.95 of the guided 16-step base",
+        ", ".join(f"{key} {share:.3f}" for key, share in shares.items()),
+        all(share >= 0.95 for share in shares.values()),
+    )

@@ -1,0 +1,49 @@
+"""The learners as Ray Train starts them: always as many, or as many as the cluster has room for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.train import FailureConfig, ScalingConfig
+from ray.train import RunConfig as TrainRunConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from dopsd.config import RunConfig
+from dopsd.learner.train_loop import train_worker
+from dopsd.ray_cluster.placement import Roles
+
+
+def learner_trainer(
+    config: RunConfig, roles: Roles, arguments: dict[str, Any], scratch: str
+) -> TorchTrainer:
+    """Ray Train's trainer. ``arguments``: see ``train_worker``; ``scratch``: a folder for Ray."""
+    learner, section = roles.learner, config.learner
+    elastic = learner.min_workers is not None
+    # Whoever counts restarts is the coordinator: of fixed learners, those that look for one on its
+    # way back may fail twice; elastic ones also fail with each node that is taken away.
+    failures = -1 if elastic else 2 * section.restarts
+    scaling: Any = ScalingConfig  # type checkers see the class of Ray Train's first version
+    common: dict[str, Any] = {
+        "train_loop_config": arguments,
+        "torch_config": TorchConfig(backend="nccl" if learner.gpus else "gloo"),
+        "scaling_config": scaling(
+            num_workers=(learner.needed, learner.workers) if elastic else learner.workers,
+            elastic_resize_monitor_interval_s=section.resize_seconds,
+            use_gpu=bool(learner.gpus),
+            resources_per_worker={
+                "CPU": learner.cpus,
+                **({"GPU": learner.gpus} if learner.gpus else {}),
+            },
+        ),
+        "run_config": TrainRunConfig(
+            name="ray_train",
+            storage_path=scratch,
+            failure_config=FailureConfig(max_failures=failures),
+        ),
+    }
+    if not elastic:
+        return TorchTrainer(train_worker, **common)
+    from dopsd.learner.scaling_policy import ElasticTrainer, Room
+
+    room = Room(roles, arguments["coordinator"], arguments["namespace"], config.deadline.step)
+    return ElasticTrainer(train_worker, room=room, **common)

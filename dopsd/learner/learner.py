@@ -1,0 +1,242 @@
+"""The learner loop: takes the micro-batches of step s, steps, publishes version s + 1.
+
+It knows only training terms; where they come from is a source's business.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from dopsd.checkpoint.learner_slices import SlicedState
+from dopsd.checkpoint.learner_state import LearnerState
+from dopsd.checkpoint.slices import SliceReader
+from dopsd.config import LearnerSection, RunConfig
+from dopsd.coordinator.messages import Wish
+from dopsd.errors import WorkerError
+from dopsd.learner.weights import ShardedWeights, Weights, trained_weights
+from dopsd.learner.zero.engine import ZeroEngine
+from dopsd.method.objective import state_loss
+from dopsd.method.terms import Terms
+from dopsd.run_folder.ledger import Trained
+from dopsd.run_folder.timeline import Span
+
+Tell = Callable[[list[Span]], None]
+"""Takes what this rank, and the encoders for it, did in a step."""
+
+
+Publish = Callable[[int, Weights], Wish]
+"""(version, student's and teacher's weights)."""
+
+
+@dataclass
+class Micro:
+    """One micro-batch of a rank: its terms and what each sample's loss counts."""
+
+    terms: Terms
+    step_samples: int
+    """Samples of the global batch, by which the loss is normalised."""
+    real: bool
+    """False for zero-weight padding."""
+    policy_version: int
+    teacher_version: int
+    encode_stats: dict[str, Any]
+    index: int = 0
+    """Position within the step."""
+    sample_ids: tuple[str, ...] = ()
+
+
+@dataclass
+class StepResult:
+    """What one rank did in one optimizer step."""
+
+    loss: float
+    """This rank's share of the global batch's loss."""
+    compute_seconds: float
+    encode_seconds: float
+    """Spent upstream on this rank's micro-batches."""
+    last: Micro
+    trained: dict[int, tuple[str, ...]]
+    """Sample ids of the real micro-batches, by position within the step."""
+
+
+def learning_rate(step: int, learner: LearnerSection) -> float:
+    """Linear warm-up over ``warmup_steps``, then constant or cosine to zero at ``steps``."""
+    if step < learner.warmup_steps:
+        return learner.lr * (step + 1) / learner.warmup_steps
+    if learner.schedule == "constant":
+        return learner.lr
+    span = max(1, learner.steps - learner.warmup_steps)
+    return learner.lr * 0.5 * (1 + math.cos(math.pi * (step - learner.warmup_steps) / span))
+
+
+class Learner:
+    """One rank of the optimizer.
+
+    ``micro_batches(step)`` yields this rank's Micros, equally many on every rank.
+    ``sum_over_ranks`` adds floats up over all ranks (collective). ``publish``, ``report`` and
+    ``save`` are called on every rank; the caller decides which of them speaks. ``record`` takes
+    what each rank trained, before the step counts as done. ``tell`` takes each step's spans, in
+    which the learner is named ``learner-<rank>``.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        engine: ZeroEngine,
+        micro_batches: Callable[[int], Iterator[Micro]],
+        publish: Publish,
+        report: Callable[[int, dict[str, Any]], None],
+        sum_over_ranks: Callable[[list[float]], list[float]],
+        tell: Tell = lambda spans: None,
+        rank: int = 0,
+        save: Callable[[LearnerState | SlicedState], None] = lambda state: None,
+        record: Callable[[int, Trained], None] = lambda step, trained: None,
+    ) -> None:
+        self.config, self.engine, self.rank = config, engine, rank
+        self._micro_batches, self._publish, self._report = micro_batches, publish, report
+        self._sum, self._tell, self._lane = sum_over_ranks, tell, f"learner-{rank}"
+        self._save, self._record = save, record
+        self._spans: list[Span] = []
+        self._nonfinite = 0
+        self.weights = trained_weights(config, engine)
+
+    def restore(self, state: LearnerState | SliceReader) -> None:
+        """Go on from a checkpoint; every rank is given all of it, or where it lies. Collective."""
+        if isinstance(self.weights, ShardedWeights):
+            assert isinstance(state, SliceReader)
+            self.weights.restore(state)
+        else:
+            assert isinstance(state, LearnerState)
+            self.weights.restore(state)
+
+    def run(self, start: int, stop: int) -> bool:
+        """Train steps [start, stop), or until the coordinator wants an end; True when all are done.
+
+        The initial weights are published as version ``start``. Raises WorkerError when more than
+        ``learner.max_nonfinite`` steps in a row had gradients that are not finite.
+        """
+        self._hand_over(start)
+        for step in range(start, stop):
+            began = time.perf_counter()
+            lr = learning_rate(step, self.config.learner)
+            self.engine.set_lr(lr)
+            done = self._step(step)
+            waited = time.perf_counter() - began - done.compute_seconds
+            skipped = self.engine.skipped()
+            if not skipped:
+                self.weights.update()
+            trained = time.perf_counter()
+            self._note_trained(step, done, skipped)
+            wish = self._hand_over(step + 1)
+            self._note("publish", step, time.perf_counter() - began - done.compute_seconds - waited)
+            self._tell(self._spans)
+            self._spans = []
+            loss, encode_seconds, save, end = self._sum(
+                [done.loss, done.encode_seconds, float(wish.save), float(wish.stop)]
+            )
+            now = time.perf_counter()
+            metrics = {
+                # JSON knows no nan: a step that was skipped has neither loss nor norm.
+                **({} if skipped else {"loss": loss, "grad_norm": self.engine.grad_norm()}),
+                "skipped": skipped,
+                "lr": lr,
+                "learners": self.engine.world,
+                "samples": done.last.step_samples,
+                "samples_per_second": done.last.step_samples / (now - began),
+                "student_lag": step - done.last.policy_version,
+                "teacher_lag": step - done.last.teacher_version,
+                "learner_seconds": now - began - waited,
+                "learner_compute_seconds": done.compute_seconds,
+                "learner_publish_seconds": now - trained,
+                "learner_wait_seconds": waited,
+                "learner_idle_fraction": waited / (now - began),
+                "encoder_seconds": encode_seconds,
+                "encoder_peak_memory_mb": done.last.encode_stats.get("peak_memory_mb", 0.0),
+            }
+            self._report(step, metrics)
+            if save:
+                self._save(self.weights.state(step + 1))
+            if end:
+                return False
+        return True
+
+    def _note_trained(self, step: int, done: StepResult, skipped: bool) -> None:
+        last = done.last
+        self._record(
+            step,
+            Trained(
+                self.rank,
+                self.engine.world,
+                done.trained,
+                last.policy_version,
+                last.teacher_version,
+                skipped,
+            ),
+        )
+        self._nonfinite = self._nonfinite + 1 if skipped else 0
+        if self._nonfinite > self.config.learner.max_nonfinite:
+            raise WorkerError(
+                f"step {step}: loss or gradients are not finite, {self._nonfinite} steps in a row "
+                f"(learner.max_nonfinite: {self.config.learner.max_nonfinite}); skipped.jsonl "
+                "names their samples"
+            )
+
+    def _step(self, step: int) -> StepResult:
+        loss, compute, encode, updated, last = 0.0, 0.0, 0.0, False, None
+        trained = {}
+        for micro in self._micro_batches(step):
+            began = time.perf_counter()
+            part, updated = self._accumulate(micro)
+            loss += part
+            compute += (seconds := time.perf_counter() - began)
+            self._note("train", step, seconds)
+            self._note_encoding(micro, step)
+            encode += micro.encode_stats.get("seconds", 0.0) if micro.real else 0.0
+            last = micro
+            if micro.real:
+                trained[micro.index] = micro.sample_ids
+        assert updated and last is not None, f"step {step}: wrong number of backward passes"
+        return StepResult(loss, compute, encode, last, trained)
+
+    def _note(self, task: str, step: int, seconds: float) -> None:
+        """A task of this learner that ended just now."""
+        now = time.time()
+        self._spans.append(Span(self._lane, task, step, now - seconds, now))
+
+    def _note_encoding(self, micro: Micro, step: int) -> None:
+        """What its encoder, which speaks to nobody else, did for a micro-batch."""
+        stats = micro.encode_stats
+        if micro.real and "ended" in stats:
+            began = stats["ended"] - stats["seconds"]
+            lane = f"encoder:{stats['worker']}"
+            self._spans.append(Span(lane, "encode", step, began, stats["ended"]))
+
+    def _accumulate(self, micro: Micro) -> tuple[float, bool]:
+        """Backward at each state on its own, so that one state's activations are alive."""
+        total, updated = 0.0, False
+        states = self.config.method.steps
+        velocity: Tensor | None = None
+        while True:
+            try:
+                term = next(micro.terms) if velocity is None else micro.terms.send(velocity)
+            except StopIteration:
+                return total, updated
+            velocity = self.engine.velocity(
+                term.state, term.sigma.expand(len(term.state)), term.context.tensors
+            )
+            losses = state_loss(velocity, term.target, term.weight)
+            loss = losses.sum() * (float(micro.real) / (micro.step_samples * states))
+            updated = self.engine.backward(loss)
+            total += float(loss.detach())
+            velocity = velocity.detach()
+
+    def _hand_over(self, version: int) -> Wish:
+        """Publish (student, EMA) as ``version``; a fused learner's teacher adapter follows."""
+        self.weights.bind_teacher()
+        return self._publish(version, self.weights)

@@ -1,0 +1,153 @@
+"""Where a rank's micro-batches come from: scored by others, or rolled out by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dopsd.config import RunConfig
+from dopsd.data.stream.pipeline import load_encoded
+from dopsd.learner.learner import Micro
+from dopsd.learner.zero.engine import ZeroEngine
+from dopsd.method.noise import batch_noise
+from dopsd.method.objective import state_weights
+from dopsd.method.rollout import VelocityFn
+from dopsd.method.schedule import euler_step
+from dopsd.method.terms import Term, Terms, fused_terms, stored_terms, target_terms
+from dopsd.models.base import DTYPES
+from dopsd.models.lora import STUDENT
+from dopsd.models.sampling import training_sigmas
+from dopsd.records import Context, EncodedBatch, TrainingBatch
+from dopsd.rollout.baselines import baseline_targets
+from dopsd.run_folder.trajectories import dump_path, dumped, trajectory_record
+
+FetchFn = Callable[[int], Iterator[tuple[Any, bool]]]
+"""step -> (payload, is real) of this rank's micro-batches: bytes of a TrainingBatch, or the
+encoded block when there are no inference workers."""
+
+
+class DisaggregatedSource:
+    """Scored micro-batches from the coordinator."""
+
+    def __init__(self, config: RunConfig, fetch: FetchFn, device: torch.device) -> None:
+        self.config, self._fetch, self.device = config, fetch, device
+
+    def __call__(self, step: int) -> Iterator[Micro]:
+        for payload, real in self._fetch(step):
+            batch: TrainingBatch = TrainingBatch.from_bytes(payload)
+            batch.states = batch.states.to(self.device)
+            batch.sigmas = batch.sigmas.to(self.device)
+            batch.target_velocity = batch.target_velocity.to(self.device)
+            batch.weight = batch.weight.to(self.device)
+            batch.student = batch.student.to(self.device, DTYPES[self.config.model.dtype])
+            yield Micro(
+                stored_terms(batch),
+                batch.info.step_samples,
+                real,
+                batch.policy_version,
+                batch.teacher_version,
+                batch.encode_stats,
+                batch.info.index,
+                batch.info.sample_ids,
+            )
+
+
+class FusedSource:
+    """The rank rolls out and scores on its own engine; the roll-out's forward trains."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        fetch: FetchFn,
+        engine: ZeroEngine,
+        device: torch.device,
+        dump: Callable[[str, bytes], None],
+    ) -> None:
+        self.config, self._fetch, self.engine = config, fetch, engine
+        self.device, self._dump = device, dump
+        self.family = engine.student.family
+
+    def __call__(self, step: int) -> Iterator[Micro]:
+        for block, real in self._fetch(step):
+            batch = load_encoded(block)
+            terms = self._dopsd(batch, real) if self._on_policy else self._baseline(batch)
+            info = batch.info
+            yield Micro(
+                terms,
+                info.step_samples,
+                real,
+                step,
+                step,
+                batch.encode_stats,
+                info.index,
+                info.sample_ids,
+            )
+
+    @property
+    def _on_policy(self) -> bool:
+        return self.config.method.objective == "dopsd"
+
+    def _dopsd(self, batch: EncodedBatch, real: bool) -> Terms:
+        info = batch.info
+        shape = self.family.latent_shape(info.height, info.width)
+        noise = batch_noise(self.config.run.seed, info.step, info.noise_ids, shape)
+        sigmas = training_sigmas(self.config, self.family, info.height, info.width)
+        student = batch.student.to(self.device, self._dtype)
+        terms = fused_terms(
+            noise.to(self.device),
+            sigmas,
+            student,
+            self._scorer(batch),
+            self.config.method.weighting,
+        )
+        if real and dumped(self.config, info):
+            terms = self._recorded(terms, batch, sigmas)
+        return terms
+
+    def _baseline(self, batch: EncodedBatch) -> Terms:
+        """A generator: the teacher's forwards count as the learner's work, not as waiting."""
+        teacher = None if batch.teacher is None else self._scorer(batch)
+        targets, _ = baseline_targets(self.config, self.family, batch, teacher, self.device)
+        yield from target_terms(targets, batch.student.to(self.device, self._dtype))
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return DTYPES[self.config.model.dtype]
+
+    def _scorer(self, batch: EncodedBatch) -> VelocityFn:
+        assert batch.teacher is not None
+        return partial(self._teacher, batch.teacher.to(self.device, self._dtype))
+
+    def _teacher(self, context: Context, latents: Tensor, sigma: Tensor) -> Tensor:
+        return self.engine.teacher_velocity(latents, sigma, context.tensors, STUDENT)
+
+    def _recorded(self, terms: Terms, batch: EncodedBatch, sigmas: Tensor) -> Terms:
+        """The same terms, written down when the last of them is trained."""
+        passed: list[Term] = []
+        velocities: list[Tensor] = []
+        try:
+            passed.append(next(terms))
+            while True:
+                velocities.append((yield passed[-1]))
+                passed.append(terms.send(velocities[-1]))
+        except StopIteration:
+            pass
+        last = passed[-1].state
+        finished = euler_step(last, velocities[-1].float(), *sigmas[-2:].to(last.device))
+        info = batch.info
+        scored = TrainingBatch(
+            info,
+            policy_version=info.step,
+            teacher_version=info.step,
+            states=torch.stack([term.state for term in passed]).cpu(),
+            sigmas=sigmas[:-1],
+            student=batch.student,
+            target_velocity=torch.stack([term.target for term in passed]).cpu(),
+            weight=state_weights(sigmas[:-1], self.config.method.weighting),
+            finished=finished.cpu(),
+        )
+        self._dump(dump_path(info), trajectory_record(self.config, batch, scored))

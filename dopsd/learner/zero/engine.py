@@ -1,0 +1,269 @@
+"""DeepSpeed ZeRO behind four calls: forward, backward, step, gather. The only deepspeed import."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dopsd.checkpoint.slices import Slice
+from dopsd.config import LearnerSection, RunConfig
+from dopsd.config.recipes import preset_file
+from dopsd.errors import CheckpointError, ConfigError
+from dopsd.learner.student import Student
+from dopsd.learner.zero import optimizer_state as zero_state
+from dopsd.learner.zero import slices as zero_slices
+from dopsd.learner.zero.adamw8bit import adamw8bit
+from dopsd.learner.zero.extensions import build_needed
+from dopsd.learner.zero.optimizer_state import (
+    optimizer_state,
+    set_master_weights,
+    set_optimizer_state,
+)
+from dopsd.models.lora import STUDENT, TEACHER, activate, bind_parameters
+
+_OWNED = (
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "optimizer",
+    "scheduler",
+    "fp16",
+    "bf16",
+)
+"""Keys that follow from the run config and may not stand in a preset."""
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """A DeepSpeed JSON file by path, or one of configs/deepspeed/ by name.
+
+    Raises ConfigError for a missing file, broken JSON or a key that the run config owns.
+    """
+    file = preset_file(name)
+    try:
+        preset: dict[str, Any] = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"learner.deepspeed: {file} is not JSON: {error}") from error
+    if owned := [key for key in _OWNED if key in preset]:
+        raise ConfigError(
+            f"learner.deepspeed: {file} sets {owned[0]}, allowed: in the run config only"
+        )
+    stage = preset_stage(preset)
+    if stage not in (1, 2, 3):
+        raise ConfigError(
+            f"learner.deepspeed: {file} has zero_optimization.stage {stage}, allowed: 1, 2, 3"
+        )
+    return preset
+
+
+def preset_stage(preset: dict[str, Any]) -> int:
+    """The ZeRO stage of a preset or of a whole DeepSpeed config."""
+    return int(preset.get("zero_optimization", {}).get("stage", 0))
+
+
+def offloads_optimizer(preset: dict[str, Any]) -> bool:
+    """Whether a preset keeps the optimizer's state off the GPU."""
+    return "offload_optimizer" in preset.get("zero_optimization", {})
+
+
+def engine_config(config: RunConfig, preset: dict[str, Any], accumulation: int) -> dict[str, Any]:
+    """The whole DeepSpeed config. ``accumulation``: backward passes of a step on one rank."""
+    learner = config.learner
+    optimizer: dict[str, Any] = {"zero_allow_untested_optimizer": True}
+    if learner.optimizer == "adamw":
+        optimizer = {"optimizer": _adamw(learner, offloads_optimizer(preset))}
+    return {
+        **preset,
+        "train_micro_batch_size_per_gpu": learner.micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": learner.clip,
+        "bf16": {"enabled": config.model.dtype == "bfloat16"},
+        **optimizer,
+        "steps_per_print": 10**9,
+    }
+
+
+def _adamw(learner: LearnerSection, offloads: bool) -> dict[str, Any]:
+    return {
+        "type": "AdamW",
+        "params": {
+            "lr": learner.lr,
+            "betas": list(learner.betas),
+            "eps": learner.eps,
+            "weight_decay": learner.weight_decay,
+            # The fused kernels want a CUDA toolkit; optimizer offload needs DeepSpeed's own.
+            "torch_adam": not offloads,
+        },
+    }
+
+
+class ZeroEngine:
+    """A student under DeepSpeed. Backward passes accumulate; the last of a step updates."""
+
+    def __init__(self, student: Student, config: dict[str, Any], learner: LearnerSection) -> None:
+        os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+        import deepspeed
+
+        self._deepspeed = deepspeed
+        self.student = student
+        build_needed(config)
+        if preset_stage(config) == 3:
+            # Cut up where it stands, on the CPU: a base that fits no GPU never has to be on one.
+            deepspeed.zero.Init(module=student, config_dict_or_path=config)
+        trainable = [p for p in student.parameters() if p.requires_grad]
+        self.engine, *_ = deepspeed.initialize(
+            model=student,
+            model_parameters=trainable,
+            config=config,
+            # What DeepSpeed makes from its config it makes itself.
+            optimizer=None if "optimizer" in config else adamw8bit(trainable, learner),
+        )
+        self.stage = self.engine.zero_optimization_stage()
+        self._full_rows = int(config["train_micro_batch_size_per_gpu"])
+
+    @property
+    def rank(self) -> int:
+        return int(self.engine.global_rank)
+
+    @property
+    def world(self) -> int:
+        return int(self.engine.world_size)
+
+    def velocity(self, latents: Tensor, sigma: Tensor, context: dict[str, Tensor]) -> Tensor:
+        """Velocity [B, C, h, w] float32 under the active adapter.
+
+        ZeRO-3 follows every picture of a batch on its way through the modules, and ranks whose
+        batches differ in size wait for each other forever: there a remainder is filled up with
+        copies of its last row, whose velocities are dropped.
+        """
+        rows = len(latents)
+        missing = self._full_rows - rows if self.stage == 3 else 0
+        if missing > 0:
+            latents, sigma = _fill(latents, missing), _fill(sigma, missing)
+            context = {name: _fill(tensor, missing) for name, tensor in context.items()}
+        result: Tensor = self.engine(latents, sigma, context)
+        return result[:rows]
+
+    def backward(self, loss: Tensor) -> bool:
+        """Accumulate d(loss)/d(weights), SUMMED over ranks; True when this updated the weights.
+
+        DeepSpeed averages over ranks and divides by the accumulation; both are undone here, so
+        that the loss is normalised once, by the samples of the global batch.
+        """
+        self.engine.backward(loss * self.world, scale_wrt_gas=False)
+        boundary = bool(self.engine.is_gradient_accumulation_boundary())
+        self.engine.step()
+        return boundary
+
+    def set_lr(self, lr: float) -> None:
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = lr
+
+    def grad_norm(self) -> float:
+        """Global gradient norm of the last update, before clipping."""
+        return float(self.engine.get_global_grad_norm() or 0.0)
+
+    def skipped(self) -> bool:
+        """Whether the last update was left out because its gradients were not finite."""
+        return bool(self.engine.optimizer.overflow)
+
+    def optimizer_state(self) -> tuple[int, dict[str, Tensor]]:
+        """(updates taken, AdamW's moments by parameter name, fp32 on the CPU). Collective."""
+        return optimizer_state(self.engine.optimizer, self.trained())
+
+    @torch.no_grad()
+    def restore(self, weights: dict[str, Tensor], updates: int, moments: dict[str, Tensor]) -> None:
+        """Go on where another engine stood: fp32 weights of the student and AdamW's state.
+
+        Collective. Raises CheckpointError unless the weights are those of the same modules.
+        """
+        parameters = self.trained()
+        for name in parameters.keys() ^ weights.keys():
+            missing = name in parameters
+            raise CheckpointError(
+                f"student weights: {name} is {'missing' if missing else 'none of this model'}"
+            )
+        set_master_weights(parameters, weights)
+        set_optimizer_state(self.engine.optimizer, parameters, updates, moments)
+        with self.gathered(list(parameters.values())):
+            bind_parameters(parameters, weights)
+
+    def trained(self, adapter: str = STUDENT) -> dict[str, nn.Parameter]:
+        """{name: parameter} of what is trained, or of the teacher's counterparts."""
+        return self.student.trained.parameters(self.student.transformer, adapter)
+
+    def start_average(self) -> None:
+        """Keep an fp32 average of the masters, sharded as they are; begins at the weights."""
+        zero_state.start_average(self.engine.optimizer)
+
+    def update_average(self, weight: float) -> None:
+        """Move the average by ``weight`` of its way to the masters; this rank's part."""
+        zero_state.update_average(self.engine.optimizer, weight)
+
+    def full_average(self, name: str) -> Tensor:
+        """The average of one parameter, fp32, whole. Collective."""
+        return zero_state.full_average(self.trained()[name])
+
+    def gather(self, value: Any) -> list[Any]:
+        """A small value of every rank, by rank. Collective."""
+        found = [None] * self.world
+        torch.distributed.all_gather_object(found, value)
+        return found
+
+    def own_slices(self) -> Iterator[Slice]:
+        """This rank's part of masters, moments and average."""
+        return zero_slices.own_slices(self.engine.optimizer, self.trained())
+
+    def updates(self) -> int:
+        """Updates that AdamW has counted."""
+        return zero_slices.updates_taken(self.engine.optimizer)
+
+    def restore_slices(self, updates: int, read: zero_slices.Read) -> None:
+        """Go on where other engines stood, however they were cut up. Collective."""
+        zero_slices.restore_slices(self.engine.optimizer, self.trained(), updates, read)
+
+    def full_weights(self, adapter: str) -> dict[str, Tensor]:
+        """fp32 master weights of an adapter, gathered from all ranks, on the CPU. Collective."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        weights = {}
+        for name, parameter in self.trained(adapter).items():
+            full = safe_get_full_fp32_param(parameter)
+            assert full is not None, f"{name} is not managed by ZeRO"
+            weights[name] = full.detach().float().cpu().clone()
+        return weights
+
+    @torch.no_grad()
+    def write_teacher(self, weights: dict[str, Tensor]) -> None:
+        """Copy fp32 EMA weights into the frozen teacher adapter. Collective under ZeRO-3."""
+        parameters = self.trained(TEACHER)
+        with self.gathered(list(parameters.values())):
+            bind_parameters(parameters, weights)
+
+    @torch.no_grad()
+    def teacher_velocity(
+        self, latents: Tensor, sigma: Tensor, context: dict[str, Tensor], back_to: str
+    ) -> Tensor:
+        """The teacher adapter's velocity on the same base; ``back_to`` is active afterwards."""
+        activate(self.student.transformer, TEACHER)
+        try:
+            return self.velocity(latents, sigma, context)
+        finally:
+            activate(self.student.transformer, back_to)
+
+    def gathered(self, parameters: list[nn.Parameter], modify: bool = True) -> Any:
+        """A context in which ``parameters`` are whole; with ``modify``, rank 0's changes stay."""
+        if self.stage < 3:
+            return nullcontext()
+        rank = 0 if modify else None
+        return self._deepspeed.zero.GatheredParameters(parameters, modifier_rank=rank)
+
+
+def _fill(tensor: Tensor, missing: int) -> Tensor:
+    return torch.cat([tensor, tensor[-1:].expand(missing, *tensor.shape[1:])])

@@ -1,0 +1,154 @@
+"""AdamW's state out of and into DeepSpeed, by parameter name: the same for every ZeRO stage and
+every number of learners."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dopsd.errors import CheckpointError
+from dopsd.learner.zero.adamw8bit import is_eight_bit, plain_moments, take_plain_moments
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+AVERAGE = "average"
+"""The teacher's weights, of a run whose weights are all trained."""
+
+_FLAT = (
+    "fp32_partitioned_groups_flat",  # ZeRO-3
+    "single_partition_of_fp32_groups",  # ZeRO-1 and 2
+    "fp32_groups_flat_partition",  # ZeRO-1 in bfloat16
+)
+"""Where DeepSpeed's optimizers keep this rank's part of the fp32 master weights."""
+
+
+def optimizer_state(
+    zero: Any, parameters: dict[str, nn.Parameter]
+) -> tuple[int, dict[str, Tensor]]:
+    """(updates taken, {``<name>.exp_avg`` and ``<name>.exp_avg_sq``: fp32 on the CPU}). Collective.
+
+    Before the first update there are no moments. ``zero`` is DeepSpeed's ZeRO optimizer.
+    """
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    states = [zero.optimizer.state.get(flat) for flat in flat_parts(zero)]
+    if not states or not all(states):
+        return 0, {}
+    moments = {}
+    plain: Any = nullcontext()
+    if is_eight_bit(zero.optimizer):
+        plain = plain_moments(zero.optimizer, flat_parts(zero), partial(_link, zero))
+    with plain:
+        for name, parameter in parameters.items():
+            for key in MOMENTS:
+                full = safe_get_full_optimizer_state(parameter, key)
+                moments[f"{name}.{key}"] = full.detach().float().cpu().clone()
+    return int(states[0]["step"]), moments
+
+
+def set_optimizer_state(
+    zero: Any, parameters: dict[str, nn.Parameter], step: int, moments: dict[str, Tensor]
+) -> None:
+    """Inverse of :func:`optimizer_state` on a fresh optimizer; every rank is given all of it."""
+    if not step:
+        return
+    begin(zero, step)
+    for name, parameter in parameters.items():
+        for key in MOMENTS:
+            _set(parameter, moments[f"{name}.{key}"], key)
+    if is_eight_bit(zero.optimizer):
+        take_plain_moments(zero.optimizer, flat_parts(zero), step, partial(_link, zero))
+
+
+def start_average(zero: Any) -> None:
+    """Keep an average of the fp32 masters beside AdamW's moments, cut up as they are.
+
+    Only on an optimizer that has taken no update: the average begins at the weights.
+    """
+    begin(zero, 0, averaged=True)
+
+
+@torch.no_grad()
+def update_average(zero: Any, weight: float) -> None:
+    """average <- average + weight * (masters - average), of this rank's part, in fp32."""
+    for flat in flat_parts(zero):
+        zero.optimizer.state[flat][AVERAGE].lerp_(flat.detach(), weight)
+
+
+def full_average(parameter: nn.Parameter) -> Tensor:
+    """The average of one parameter, gathered from all ranks: fp32. Collective."""
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    full: Tensor = safe_get_full_optimizer_state(parameter, AVERAGE)
+    return full.detach()
+
+
+def begin(zero: Any, step: int, averaged: bool = False) -> None:
+    """AdamW's state after ``step`` updates, as its first update makes it; where there is none yet,
+    with moments of zero."""
+    adam = isinstance(zero.optimizer, (torch.optim.Adam, torch.optim.AdamW))
+    for flat in flat_parts(zero):
+        state = zero.optimizer.state[flat]
+        # torch counts in a tensor, DeepSpeed's own Adam in an integer.
+        state["step"] = torch.tensor(float(step)) if adam else step
+        for key in MOMENTS:
+            if key not in state:
+                state[key] = torch.zeros_like(flat.data)
+        if averaged:
+            state[AVERAGE] = flat.detach().clone()
+    _link(zero)
+
+
+def _link(zero: Any) -> None:
+    """Tell ZeRO-1 and 2, which keep views of them, which tensors the optimizer's state holds."""
+    if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
+        zero._hp_optimizer_states_linked = False
+        zero._lazy_init_hp_params_optimizer_state()
+
+
+def set_master_weights(parameters: dict[str, nn.Parameter], weights: dict[str, Tensor]) -> None:
+    """Set the fp32 masters; the weights in the compute dtype are the caller's to set."""
+    for name, parameter in parameters.items():
+        _set(parameter, weights[name], None)
+
+
+def _set(parameter: Any, value: Tensor, key: str | None) -> None:
+    """This rank's part of the master weight (key None) or of a moment, from the full tensor."""
+    from deepspeed.utils import (
+        safe_set_full_fp32_param,
+        safe_set_full_optimizer_state,
+        safe_set_local_fp32_param,
+        safe_set_local_optimizer_state,
+    )
+
+    if not hasattr(parameter, "ds_tensor"):
+        value = value.to(parameter.device)
+        if key is None:
+            safe_set_full_fp32_param(parameter, value)
+        else:
+            safe_set_full_optimizer_state(parameter, value, key)
+        return
+    # DeepSpeed's own call for the full tensor forgets that the last rank's part may be padded.
+    size, rank = parameter.ds_tensor.ds_numel, torch.distributed.get_rank()
+    padded = value.new_zeros(size * torch.distributed.get_world_size())
+    padded[: value.numel()] = value.flatten()
+    part = padded[rank * size : (rank + 1) * size].to(parameter.ds_tensor.device)
+    if key is None:
+        safe_set_local_fp32_param(parameter, part)
+    else:
+        safe_set_local_optimizer_state(parameter, part, key)
+
+
+def flat_parts(zero: Any) -> list[Tensor]:
+    """This rank's parts of the fp32 masters, to which the optimizer's state belongs."""
+    parts: list[Tensor] | None = next((getattr(zero, n) for n in _FLAT if hasattr(zero, n)), None)
+    if not parts or any(part is None for part in parts):
+        raise CheckpointError(
+            f"learner.deepspeed: the optimizer state of {type(zero).__name__} cannot be gathered; "
+            "allowed: ZeRO 1, 2 or 3 without NVMe offload"
+        )
+    return list(parts)

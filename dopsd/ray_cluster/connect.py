@@ -1,0 +1,50 @@
+"""Connecting to Ray: a cluster that is there, or a fresh one on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from typing import Any
+
+import ray
+
+NAMESPACE = "dopsd"
+
+QUIET = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""Libraries narrate; the run's own display says what matters."""
+
+
+def connect() -> dict[str, Any]:
+    """Join the cluster that RAY_ADDRESS names (``ray job submit`` sets it), else start one here.
+
+    Token authentication stays as Ray has it by default: on. Returns what the cluster has.
+    """
+    # Ray Train and Data narrate each of their steps; the run's own display says what matters.
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+    if not ray.is_initialized():
+        environment = {"env_vars": QUIET}
+        address = os.environ.get("RAY_ADDRESS")
+        if address:
+            ray.init(
+                address=address, namespace=NAMESPACE, log_to_driver=False, runtime_env=environment
+            )
+        else:
+            ray.init(
+                address="local",
+                num_cpus=max(2, os.cpu_count() or 2),
+                namespace=NAMESPACE,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                runtime_env=environment,
+            )
+    return dict(ray.cluster_resources())

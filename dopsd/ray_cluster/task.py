@@ -1,0 +1,40 @@
+"""One Ray task on a role's resources, with a deadline: previews and the preflight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+
+from dopsd.errors import LateError
+from dopsd.ray_cluster.failures import own_error
+from dopsd.ray_cluster.placement import Role
+
+CANCELLATIONS = 30
+"""Times that a late task is told to end, a second apart."""
+
+
+def run_task(
+    who: str, doing: str, role: Role, limit: float, work: Callable[..., Any], *arguments: Any
+) -> Any:
+    """What ``work(*arguments)`` returns, run on one worker's share of ``role``.
+
+    Raises LateError after ``limit`` seconds (the task is ended), WorkerError in the name of
+    ``who``, or the task's own DopsdError.
+    """
+    task = ray.remote(num_cpus=role.cpus, num_gpus=role.gpus, max_retries=1)(work)
+    reference = task.remote(*arguments)
+    try:
+        return ray.get(reference, timeout=limit)
+    except GetTimeoutError:
+        # Cancelling is best effort: it is asked for until the task has ended, so that what it held
+        # is free again.
+        for _ in range(CANCELLATIONS):
+            ray.cancel(reference, force=True)
+            if ray.wait([reference], timeout=1.0)[0]:
+                break
+        raise LateError(f"{who} is late: {doing} for {limit:g} s") from None
+    except RayError as error:
+        raise own_error(error, who) from None

@@ -1,0 +1,231 @@
+"""Inference workers: plain batched classes; ``pool.py`` wraps them as Ray actors.
+
+A worker serves only the version that it has bound, and every call names the version that it
+wants: a mismatch is an error, never a silent use of other weights.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from dopsd.config import RunConfig
+from dopsd.data.stream.pipeline import load_encoded
+from dopsd.errors import AcknowledgementError, ModelError
+from dopsd.method.noise import batch_noise
+from dopsd.method.objective import state_weights
+from dopsd.method.rollout import rollout, score
+from dopsd.models import FAMILIES
+from dopsd.models.base import DTYPES
+from dopsd.models.lora import STUDENT, TEACHER, activate, bind_parameters, checksum
+from dopsd.models.sampling import batch_velocity, training_sigmas
+from dopsd.models.trained import TrainedSet
+from dopsd.policy.buckets import bucket_key, unpack_bucket
+from dopsd.policy.bundle import Acknowledgement, Bundle, read_payload
+from dopsd.ray_cluster.process import peak_memory_mb, set_up
+from dopsd.records import EncodedBatch, TrainingBatch, Trajectory
+from dopsd.rollout.baselines import baseline_batch
+
+Stats = dict[str, float]
+
+
+def compile_blocks(transformer: Any, backend: str = "inductor") -> None:
+    """torch.compile of each repeated block, in place, for any batch and any number of tokens:
+    one compilation serves all blocks of a kind, and parameters may change afterwards."""
+    # A kind of block is compiled for each adapter and for batches of one apart; past the usual
+    # limit of 8, blocks would go on uncompiled.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    transformer.compile_repeated_blocks(dynamic=True, backend=backend)
+
+
+def _from_store(reference: Any) -> bytes:
+    import ray
+
+    payload: bytes = ray.get(reference)
+    return payload
+
+
+class InferenceWorker:
+    """A frozen base with the adapters of its role: roll-out, teacher, or both (shared)."""
+
+    def __init__(self, config: RunConfig, device: str, adapters: tuple[str, ...]) -> None:
+        set_up(device)
+        self.config = config
+        self.device = device
+        self.adapters = adapters
+        self.dtype = DTYPES[config.model.dtype]
+        self.family = FAMILIES[config.model.family](config.model.base, config.model.revision)
+        self.transformer = self.family.load_transformer(self.dtype, device, config.model.attention)
+        self.trained = TrainedSet(config, self.family)
+        self.trained.prepare(self.transformer, adapters)
+        self.transformer.requires_grad_(False)
+        if config.model.compile:
+            compile_blocks(self.transformer)
+        self.version = self.teacher_version = -1
+        self._bound: dict[str, str] = {}
+        """Checksums of the buckets that are bound, read back from the parameters."""
+        self._kept: dict[int, Tensor] = {}
+
+    def load(self, *payloads: bytes) -> Acknowledgement:
+        """Bind a version's weights, one payload for each of the worker's adapters, in order.
+
+        Returns what the model's parameters now hold.
+        """
+        versions, checksums, modules = set(), {}, 0
+        self.version = self.teacher_version = -1  # until all is bound: it may end half way
+        for adapter, payload in zip(self.adapters, payloads, strict=True):
+            version, state = read_payload(payload, adapter)
+            self.trained.bind(self.transformer, adapter, state)
+            bound = self.trained.parameters(self.transformer, adapter)
+            checksums[adapter] = checksum({name: p.data for name, p in bound.items()})
+            modules = len(bound)
+            versions.add(version)
+        (self.version,) = versions
+        self.teacher_version = self.version
+        return Acknowledgement(self.version, checksums, modules)
+
+    def load_buckets(
+        self, bundle: Bundle, fetch: Callable[[Any], bytes] | None = None
+    ) -> Acknowledgement:
+        """Bind a version of a whole model in place, one bucket at a time.
+
+        ``fetch`` gets a reference's bytes (default: ray.get). A model that is bound already, as a
+        teacher's is that has not been published anew, is acknowledged as it was read back. Raises
+        ModelError for a tensor that does not fit.
+        """
+        fetch = fetch or _from_store
+        (adapter,) = self.adapters  # a second one would need a second model
+        wanted = {bucket_key(adapter, index): ref for index, ref in enumerate(bundle.refs[adapter])}
+        if self._bound != {key: bundle.checksums[key] for key in wanted}:
+            self._bound, self.version, self.teacher_version = {}, -1, -1
+            own = self.trained.parameters(self.transformer, adapter)
+            bound: dict[str, str] = {}
+            for key, ref in wanted.items():
+                state = unpack_bucket(fetch(ref))
+                names = list(state)
+                bind_parameters({n: own.pop(n) for n in names if n in own}, state)
+                del state  # before the next one is fetched
+                bound[key] = checksum({n: self.transformer.get_parameter(n).data for n in names})
+            if own:
+                raise ModelError(f"weights: {len(own)} tensors missing, e.g. {min(own)}")
+            self._bound = bound
+        self.version = bundle.version
+        self.teacher_version = (
+            bundle.version if bundle.teacher_version is None else bundle.teacher_version
+        )
+        modules = sum(1 for _ in self.transformer.parameters())
+        return Acknowledgement(self.version, dict(self._bound), modules)
+
+    def generate(self, version: int, block: pa.Table) -> tuple[bytes, Stats]:
+        """Roll the student out on an encoded micro-batch: a Trajectory and its timing."""
+        return self._timed(lambda: self._rollout(version, load_encoded(block)).to_bytes())
+
+    def generate_and_keep(self, version: int, block: pa.Table, number: int) -> tuple[bytes, Stats]:
+        """As ``generate``, but the states stay on the device until ``hand_out(number)``."""
+
+        def work() -> bytes:
+            path = self._rollout(version, load_encoded(block))
+            self._kept[number] = path.states
+            return replace(path, states=path.states.new_empty(0)).to_bytes()
+
+        return self._timed(work)
+
+    def hand_out(self, number: int) -> Tensor:
+        """The states [K + 1, B, C, h, w] of a roll-out, which are given away."""
+        return self._kept.pop(number)
+
+    def score(
+        self, version: int, block: pa.Table, trajectory: bytes, states: Tensor | None = None
+    ) -> tuple[bytes, Stats]:
+        """Add the teacher's velocities for all K states: a TrainingBatch and its timing.
+
+        ``states``: those of a trajectory that was kept without them.
+        """
+
+        def work() -> bytes:
+            path: Trajectory = Trajectory.from_bytes(trajectory)
+            if states is not None:
+                path = replace(path, states=states)
+            return self._score(version, load_encoded(block), path).to_bytes()
+
+        return self._timed(work)
+
+    def generate_and_score(self, version: int, block: pa.Table) -> tuple[bytes, Stats]:
+        """Both on one base, so that states need not travel."""
+
+        def work() -> bytes:
+            batch = load_encoded(block)
+            return self._score(version, batch, self._rollout(version, batch)).to_bytes()
+
+        return self._timed(work)
+
+    def teach(self, version: int, block: pa.Table) -> tuple[bytes, Stats]:
+        """A TrainingBatch of an objective in which only the teacher works, and its timing."""
+
+        def work() -> bytes:
+            self._require(version)
+            batch = load_encoded(block)
+            assert batch.teacher is not None
+            activate(self.transformer, TEACHER)
+            teacher = batch_velocity(self.family, self.transformer, batch.teacher, self.dtype)
+            made = baseline_batch(self.config, self.family, batch, teacher, version, self.device)
+            made.teacher_version = self.teacher_version
+            return made.to_bytes()
+
+        return self._timed(work)
+
+    def _rollout(self, version: int, batch: EncodedBatch) -> Trajectory:
+        self._require(version)
+        info = batch.info
+        noise = batch_noise(
+            self.config.run.seed,
+            info.step,
+            info.noise_ids,
+            self.family.latent_shape(info.height, info.width),
+        )
+        sigmas = training_sigmas(self.config, self.family, info.height, info.width)
+        activate(self.transformer, STUDENT)
+        student = batch_velocity(self.family, self.transformer, batch.student, self.dtype)
+        states = rollout(student, noise.to(self.device), sigmas)
+        return Trajectory(info, version, self.config.run.seed, sigmas, states, batch.student)
+
+    def _score(self, version: int, batch: EncodedBatch, path: Trajectory) -> TrainingBatch:
+        self._require(version)
+        assert batch.teacher is not None
+        states, sigmas = path.states[:-1], path.sigmas[:-1]
+        activate(self.transformer, TEACHER)
+        teacher = batch_velocity(
+            self.family, self.transformer, batch.teacher.repeat(len(states)), self.dtype
+        )
+        return TrainingBatch(
+            info=path.info,
+            policy_version=path.policy_version,
+            teacher_version=self.teacher_version,
+            states=states,
+            sigmas=sigmas,
+            student=path.student,
+            target_velocity=score(teacher, states.to(self.device), sigmas).cpu(),
+            weight=state_weights(sigmas, self.config.method.weighting),
+            finished=path.states[-1],
+            encode_stats=batch.encode_stats,
+        )
+
+    def _require(self, version: int) -> None:
+        if version != self.version:
+            raise AcknowledgementError(
+                f"asked to serve policy version {version}, but {self.version} is bound"
+            )
+
+    def _timed(self, work: Callable[[], Any]) -> tuple[Any, Stats]:
+        start = time.perf_counter()
+        result = work()
+        return result, {
+            "seconds": time.perf_counter() - start,
+            "peak_memory_mb": peak_memory_mb(),
+        }

@@ -1,0 +1,50 @@
+"""Names and form of the drawings over training, for those who draw and those who show them."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from dopsd.config import RunConfig
+from dopsd.models.base import DTYPES
+
+HISTORY = "preview/history.json"
+"""``samples``: id and prompt of each; ``rows``: version, sample (index) and ``states``, the sigma
+of each state and the mean squared difference of student's and teacher's clean estimates there."""
+
+
+def strip_path(version: int, sample: int) -> str:
+    """The strip of a sample under a version, inside the run folder."""
+    return f"preview/history/v{version:06d}-s{sample:02d}.png"
+
+
+def target_path(sample: int) -> str:
+    """The target image of a sample, inside the run folder."""
+    return f"preview/history/target-s{sample:02d}.png"
+
+
+WEIGHTS = "preview/weights"
+
+
+def kept_versions(config: RunConfig) -> list[int]:
+    """Versions between start and end whose adapters are kept; those two need no keeping."""
+    last, every = config.learner.steps, config.preview.every
+    if not config.preview.samples:
+        return []
+    wanted = range(every, last, every) if every else (round(last * q / 4) for q in (1, 2, 3))
+    return sorted({version for version in wanted if 0 < version < last})
+
+
+def small_enough(config: RunConfig, state: dict[str, Tensor]) -> bool:
+    """Whether an adapter is within ``preview.max_weights_mb``."""
+    size = sum(tensor.numel() for tensor in state.values()) * DTYPES[config.model.dtype].itemsize
+    return size <= config.preview.max_weights_mb * 2**20
+
+
+def kept_path(version: int, adapter: str) -> str:
+    """Path of a kept adapter inside the run folder."""
+    return f"{WEIGHTS}/v{version:06d}.{adapter}.safetensors"
+
+
+def kept_modules_path(version: int, adapter: str) -> str:
+    """The same of what was trained beside a LoRA."""
+    return f"{WEIGHTS}/v{version:06d}.{adapter}.modules.safetensors"

@@ -1,0 +1,272 @@
+"""Where a run's metrics also go: TensorBoard, Weights & Biases, MLflow, Ray's own metrics.
+
+Each tracker lives in a thread of its own, so that a slow or broken one is announced once and
+never stops training.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import queue
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from dopsd import storage
+from dopsd.config import RunConfig
+from dopsd.config.load import dump_config, shown_values
+from dopsd.credentials import redact
+from dopsd.errors import ConfigError
+from dopsd.run_folder.files import TENSORBOARD
+
+_MODULES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
+
+_ROLES = ("encoder", "rollout", "teacher", "learner", "queue")
+
+_WAITING = 1000
+"""Steps that a slow tracker may be behind before it is given up."""
+
+_CLOSE_SECONDS = 20.0
+
+_UPLOAD_INTERVAL = 60.0
+
+
+class Tracker(Protocol):
+    """One destination of metrics. Made, called and closed in one thread."""
+
+    def step(self, step: int, values: dict[str, float]) -> None: ...
+
+    def rewind(self, step: int) -> bool:
+        """Forget ``step`` and what follows; False when that cannot be done."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raises ConfigError for a tracker that is not installed."""
+    for name in names:
+        if importlib.util.find_spec(_MODULES[name]) is None:
+            raise ConfigError(
+                f"trackers: {name} is not installed; allowed: `pip install {_MODULES[name]}`, or "
+                f"trackers without {name}"
+            )
+
+
+def open_trackers(config: RunConfig) -> list[Guarded]:
+    """The trackers that ``config`` asks for, and Ray's metrics."""
+    makers: dict[str, Callable[[], Tracker]] = {
+        "tensorboard": lambda: TensorBoard(config),
+        "wandb": lambda: WandB(config),
+        "mlflow": lambda: MLflow(config),
+    }
+    asked = {name: makers[name] for name in config.trackers}
+    return [Guarded(name, make) for name, make in (asked | {"Ray metrics": RayMetrics}).items()]
+
+
+class Guarded:
+    """A tracker behind a queue and a thread. ``problem`` is why it was given up, if it was."""
+
+    def __init__(self, name: str, make: Callable[[], Tracker]) -> None:
+        self.name, self._make = name, make
+        self.problem: str | None = None
+        self._queue: queue.Queue[tuple[int, dict[str, float] | int] | None] = queue.Queue(_WAITING)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def step(self, step: int, metrics: dict[str, Any]) -> None:
+        """Queue a step's metrics; never waits."""
+        self._put((step, grouped(metrics)))
+
+    def rewind(self, step: int, sent: int) -> None:
+        """The run goes on from ``step``, having come to ``sent`` before: no step counts twice."""
+        if step or sent >= 0:
+            self._put((step, sent))
+
+    def _put(self, entry: tuple[int, dict[str, float] | int]) -> None:
+        if self.problem is None:
+            try:
+                self._queue.put_nowait(entry)
+            except queue.Full:
+                self._give_up(f"is {_WAITING} steps behind")
+
+    def close(self) -> None:
+        """End the tracker, within a bounded time."""
+        if self.problem is None:
+            try:
+                self._queue.put_nowait(None)
+            except queue.Full:
+                self._give_up(f"is {_WAITING} steps behind")
+                return
+            self._thread.join(_CLOSE_SECONDS)
+            if self._thread.is_alive():
+                self._give_up(f"did not end within {_CLOSE_SECONDS:g} s")
+
+    def _give_up(self, why: str) -> None:
+        self.problem = f"trackers: {self.name} {why}; it gets no more metrics"
+
+    def _run(self) -> None:
+        try:
+            tracker, known = self._make(), -1
+            while (entry := self._queue.get()) is not None:
+                step, what = entry
+                if isinstance(what, int):
+                    known = -1 if tracker.rewind(step) else max(known, what)
+                elif step > known:
+                    tracker.step(step, what)
+            tracker.close()
+        except BaseException as error:  # a tracker may even call sys.exit
+            text = " ".join(str(error).split())[:300]
+            self._give_up(f"failed ({type(error).__name__}: {redact(text)})")
+
+
+def grouped(metrics: dict[str, Any]) -> dict[str, float]:
+    """The numbers among ``metrics``, ``rollout_seconds`` as ``rollout/seconds``."""
+    values = {}
+    for key, value in metrics.items():
+        if isinstance(value, int | float) and key != "step":
+            role, _, rest = key.partition("_")
+            values[f"{role}/{rest}" if role in _ROLES and rest else key] = float(value)
+    return values
+
+
+class TensorBoard:
+    """An event file under the run folder; a remote folder gets a copy now and then."""
+
+    def __init__(self, config: RunConfig) -> None:
+        from tensorboardX import SummaryWriter
+
+        self._folder = storage.join(config.run.folder, TENSORBOARD)
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        local = self._folder
+        if storage.is_remote(self._folder):
+            self._scratch = tempfile.TemporaryDirectory(prefix="dopsd-tensorboard-")
+            local = self._scratch.name
+        self._local, self._uploaded = local, time.monotonic()
+        self._open = partial(SummaryWriter, local, flush_secs=10)
+        self._writer = self._open()
+        self._writer.add_text("config", f"```\n{redact(dump_config(config))}```")
+
+    def step(self, step: int, values: dict[str, float]) -> None:
+        for key, value in values.items():
+            self._writer.add_scalar(key, value, step)
+        if self._scratch and time.monotonic() - self._uploaded > _UPLOAD_INTERVAL:
+            self._writer.flush()
+            self._upload()
+
+    def rewind(self, step: int) -> bool:
+        self._writer.close()
+        self._writer = self._open(purge_step=step)
+        return True
+
+    def close(self) -> None:
+        self._writer.close()
+        if self._scratch:
+            self._upload()
+            self._scratch.cleanup()
+
+    def _upload(self) -> None:
+        self._uploaded = time.monotonic()
+        for file in Path(self._local).iterdir():
+            storage.write_bytes(storage.join(self._folder, file.name), file.read_bytes())
+
+
+class WandB:
+    """A W&B run; key, project and mode come from W&B's own environment variables."""
+
+    def __init__(self, config: RunConfig) -> None:
+        import wandb
+
+        self._scratch = tempfile.TemporaryDirectory(prefix="dopsd-wandb-")
+        folder = config.run.folder
+        self._run = wandb.init(
+            name=config.run.name,
+            config=shown_values(config),
+            dir=self._scratch.name if storage.is_remote(folder) else folder,
+            # Neither code, command line nor console: they may hold what is nobody's business.
+            settings=wandb.Settings(
+                console="off", quiet=True, save_code=False, disable_git=True, x_disable_meta=True
+            ),
+        )
+
+    def step(self, step: int, values: dict[str, float]) -> None:
+        self._run.log(values, step=step)
+
+    def rewind(self, step: int) -> bool:
+        return False
+
+    def close(self) -> None:
+        self._run.finish()
+        self._scratch.cleanup()
+
+
+class MLflow:
+    """An MLflow run on the server that MLFLOW_TRACKING_URI names."""
+
+    def __init__(self, config: RunConfig) -> None:
+        import mlflow
+
+        if not os.environ.get("MLFLOW_TRACKING_URI"):
+            raise RuntimeError("MLFLOW_TRACKING_URI is not set where Ray's workers run")
+        self._mlflow = mlflow
+        mlflow.start_run(run_name=config.run.name, log_system_metrics=False)
+        parameters: dict[str, Any] = {}
+        for name, section in shown_values(config).items():
+            if isinstance(section, dict):
+                parameters |= {f"{name}.{key}": value for key, value in section.items()}
+            else:
+                parameters[name] = section
+        mlflow.log_params(parameters)
+
+    def step(self, step: int, values: dict[str, float]) -> None:
+        self._mlflow.log_metrics({key.replace(" ", "_"): v for key, v in values.items()}, step=step)
+
+    def rewind(self, step: int) -> bool:
+        return False
+
+    def close(self) -> None:
+        self._mlflow.end_run()
+
+
+class RayMetrics:
+    """Gauges for Ray's dashboard and Prometheus, which sees them as ``ray_dopsd_...``."""
+
+    def __init__(self) -> None:
+        from ray.util.metrics import Gauge
+
+        def gauge(name: str, text: str, *tags: str) -> Gauge:
+            return Gauge(f"dopsd_{name}", description=text, tag_keys=tags)
+
+        self._plain = {
+            "loss": gauge("loss", "Loss of the last step."),
+            "step": gauge("step", "Last finished optimizer step."),
+            "samples_per_second": gauge("samples_per_second", "Samples trained per second."),
+        }
+        self._idle = gauge("idle_fraction", "Share of the last step a role was idle.", "role")
+        self._busy = gauge("busy_fraction", "Share of the last step a role was busy.", "role")
+        self._lag = gauge("lag", "Optimizer steps by which the weights were behind.", "adapter")
+        self._queue = gauge("queue", "Micro-batches by where they are.", "stage")
+
+    def step(self, step: int, values: dict[str, float]) -> None:
+        for name, gauge in self._plain.items():
+            if name in values or name == "step":
+                gauge.set(values.get(name, step))
+        for key, value in values.items():
+            group, _, rest = key.partition("/")
+            if rest == "idle_fraction":
+                self._idle.set(value, {"role": group})
+                self._busy.set(1.0 - value, {"role": group})
+            elif group == "queue":
+                self._queue.set(value, {"stage": rest})
+            elif key.endswith("_lag"):
+                self._lag.set(value, {"adapter": key.removesuffix("_lag")})
+
+    def rewind(self, step: int) -> bool:
+        return True  # a gauge knows no past
+
+    def close(self) -> None: ...

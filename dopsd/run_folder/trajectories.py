@@ -1,0 +1,85 @@
+"""Self-describing dumps of scored micro-batches (`debug.dump_trajectories`).
+
+One safetensors file per micro-batch, ``debug/trajectories/step000000-mb000.safetensors``, and the
+adapters of the versions that made them, ``debug/weights/v000000.student.safetensors``. With the
+base's weights they are enough to recompute every number outside the project:
+
+- tensors: ``noise`` [B, C, h, w], ``sigmas`` [K + 1], ``states`` [K + 1, B, C, h, w] (states[0] is
+  the noise), ``target_velocity`` [K, B, C, h, w], ``weight`` [K], ``student.<name>`` and
+  ``teacher.<name>`` (each role's context; ``embeds`` [B, L, D], ``lengths`` [B] for Z-Image);
+- header entry ``dopsd`` (JSON): step, micro-batch index, sample ids, prompts, pixels, seed,
+  policy and teacher version, weighting, samples of the whole step, model base and family.
+
+The noise of sample i is ``method.noise.sample_noise(seed, step, noise_ids[i], (C, h, w))`` with
+``SampleInfo.noise_ids``; the student's velocity at state k is
+(states[k + 1] - states[k]) / (sigmas[k + 1] - sigmas[k]).
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import torch
+
+from dopsd import storage
+from dopsd.config import RunConfig
+from dopsd.data.stream.pipeline import load_encoded
+from dopsd.records import EncodedBatch, SampleInfo, TrainingBatch, pack
+
+
+def dumped(config: RunConfig, info: SampleInfo) -> bool:
+    """Whether this micro-batch is among the first N, counting every step as a full one."""
+    per_step = config.learner.micro_batches
+    return info.step * per_step + info.index < config.debug.dump_trajectories
+
+
+def weights_dumped(config: RunConfig, version: int) -> bool:
+    """Whether a dumped micro-batch can have been made under this version of the weights."""
+    return version < config.debug.dump_trajectories
+
+
+def dump_path(info: SampleInfo) -> str:
+    """Path of a micro-batch's dump inside the run folder."""
+    return f"debug/trajectories/step{info.step:06d}-mb{info.index:03d}.safetensors"
+
+
+def weights_path(version: int, adapter: str) -> str:
+    """Path of an adapter's weights inside the run folder, in the form of the exported LoRA."""
+    return f"debug/weights/v{version:06d}.{adapter}.safetensors"
+
+
+def modules_path(version: int, adapter: str) -> str:
+    """The same of what was trained beside a LoRA."""
+    return f"debug/weights/v{version:06d}.{adapter}.modules.safetensors"
+
+
+def dump_scored(config: RunConfig, block: pa.Table, scored: bytes, folder: str) -> None:
+    """Write the dump of an encoded block and its scored batch under the run folder."""
+    batch = load_encoded(block)
+    record = trajectory_record(config, batch, TrainingBatch.from_bytes(scored))
+    storage.write_bytes(storage.join(folder, dump_path(batch.info)), record)
+
+
+def trajectory_record(config: RunConfig, batch: EncodedBatch, scored: TrainingBatch) -> bytes:
+    """The dump of one scored micro-batch, as safetensors bytes."""
+    assert scored.finished is not None and batch.teacher is not None, "dumps are of `dopsd`"
+    tensors = {
+        "noise": scored.states[0],
+        "sigmas": torch.cat([scored.sigmas.cpu(), torch.zeros(1)]),
+        "states": torch.cat([scored.states, scored.finished.unsqueeze(0)]),
+        "target_velocity": scored.target_velocity,
+        "weight": scored.weight,
+        **{f"student.{name}": t for name, t in batch.student.tensors.items()},
+        **{f"teacher.{name}": t for name, t in batch.teacher.tensors.items()},
+    }
+    info = batch.info
+    meta = {
+        "record": "ScoredTrajectory",
+        **info.__dict__,
+        "seed": config.run.seed,
+        "policy_version": scored.policy_version,
+        "teacher_version": scored.teacher_version,
+        "weighting": config.method.weighting,
+        "family": config.model.family,
+        "base": config.model.base,
+    }
+    return pack(tensors, meta)

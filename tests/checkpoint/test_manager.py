@@ -1,0 +1,173 @@
+"""The saver and a storage that is slow: what waits, what is left out, and what is told."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from functools import partial
+
+import pytest
+import ray
+
+from dopsd import storage
+from dopsd.checkpoint.compatibility import Identity
+from dopsd.checkpoint.folder import steps
+from dopsd.checkpoint.manager import Saver
+from dopsd.cli.run import checkpoint
+from dopsd.errors import LateError, TakenOverError
+from dopsd.run_folder.files import LOCK_FILE, REQUEST_FILE
+from dopsd.run_folder.lock import LOOK_SECONDS, Claim
+from tests.tiny import make_config
+
+LEFT_OUT = "no checkpoint of step 4: the one before is still written"
+
+
+@pytest.fixture
+def storage_door(monkeypatch):
+    """A storage that writes nothing until the door is open; and the steps that it has written."""
+    door, written = threading.Event(), []
+
+    def write(root, files, *, step, **said):
+        assert door.wait(60)
+        written.append(step)
+
+    monkeypatch.setattr(checkpoint, "write_checkpoint", write)
+    monkeypatch.setattr(checkpoint, "prune", lambda *arguments: None)
+    yield door, written
+    door.set()
+
+
+def saver_of(tmp_path, deadline: float = 60.0, look=lambda: None, claim=None) -> Saver:
+    config = make_config(
+        "base",
+        run={"folder": str(tmp_path)},
+        learner={"steps": 10, "global_batch": 4, "micro_batch": 2},
+        checkpoint={"every_steps": 2},
+        deadline={"step": deadline},
+    )
+    taken_over: list[TakenOverError] = []
+    saver = Saver(config, Identity(), lambda: None, claim, taken_over.append)
+    saver.heard = taken_over
+    saver._look = look or partial(Saver._look, saver)
+    return saver
+
+
+@pytest.fixture
+def no_draining(monkeypatch):
+    """Ray is not asked for nodes that go away, and a look is due at once."""
+    monkeypatch.setattr(ray._private.state.state, "get_draining_nodes", dict)
+    monkeypatch.setitem(LOOK_SECONDS, False, 0.0)
+
+
+def looked(saver: Saver, step: int) -> bool:
+    """Whether a checkpoint is due, once the saver has looked."""
+    saver.due(step)
+    saver._looker.join(60)
+    return saver.due(step)
+
+
+def test_a_request_is_answered_by_one_checkpoint_that_began_after_it(
+    storage_door, no_draining, tmp_path
+):
+    door, written = storage_door
+    saver, request = saver_of(tmp_path, look=None), tmp_path / REQUEST_FILE
+    saver.save(2, {}, ())  # under way before anybody asks
+    request.touch()
+    assert looked(saver, 3)
+    door.set()
+    assert saver.wait(60) and request.exists(), "step 2 is older than the request"
+    door.clear()
+    saver.save(3, {}, ())
+    assert not looked(saver, 5), "its answer is being written"
+    door.set()
+    assert saver.wait(60) and written == [2, 3] and not request.exists()
+    assert not looked(saver, 5)
+    request.touch()
+    assert looked(saver, 5), "and another one is heard"
+
+
+def test_a_folder_that_another_driver_claims_is_written_no_more(
+    storage_door, no_draining, tmp_path, monkeypatch
+):
+    door, written = storage_door
+    door.set()
+    saver = saver_of(tmp_path, look=None, claim=Claim.take(str(tmp_path)))
+    looked(saver, 1)
+    saver.save(2, {}, ())
+    assert saver.wait(60) and written == [2] and saver.heard == []
+    other = Claim.take(str(tmp_path))
+    looked(saver, 3)
+    assert "was taken over by another driver (process " in str(saver.heard[0])
+    saver.save(4, {}, ())
+    assert saver.wait(60) and written == [2] and len(saver.heard) > 1
+    other.give_back()
+    assert not (tmp_path / LOCK_FILE).exists()
+
+
+def test_a_checkpoint_that_failed_leaves_room_for_the_next(tmp_path, monkeypatch):
+    saver, honest = saver_of(tmp_path), storage.write_bytes
+
+    def full(path: str, data: bytes, durable: bool = False) -> None:
+        if path.endswith("two"):
+            raise OSError(errno.ENOSPC, "No space left on device", path)
+        honest(path, data, durable)
+
+    monkeypatch.setattr(storage, "write_bytes", full)
+    saver.save(2, {"one": b"1", "two": b"2"}, ())
+    assert saver.wait(60) and "no checkpoint of step 2: OSError" in saver.notices[0]
+    assert steps(saver.root) == []
+
+
+def test_a_scheduled_checkpoint_is_left_out_while_the_one_before_is_written(storage_door, tmp_path):
+    door, written = storage_door
+    saver = saver_of(tmp_path)
+    assert saver.due(2)
+    saver.save(2, {}, ())
+    assert not saver.due(3)
+    assert not saver.due(4) and saver.notices == [LEFT_OUT]
+    saver.save(4, {}, ())  # as when the write began between the two
+    assert not saver.due(6) and saver.notices == [LEFT_OUT], "told once for each write"
+    door.set()
+    assert saver.wait(60) and written == [2]
+    assert saver.due(8)
+    saver.save(8, {}, ())
+    assert saver.wait(60) and written == [2, 8] and saver.notices == [LEFT_OUT]
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_the_last_one_and_one_asked_for_wait(storage_door, tmp_path, asked):
+    door, written = storage_door
+    saver = saver_of(tmp_path)
+    saver.save(2, {}, ())
+    step = 5 if asked else 10
+    if asked:
+        saver.ask()
+    assert saver.due(step)
+    threading.Timer(0.3, door.set).start()
+    saver.save(step, {}, ())
+    assert saver.wait(60) and written == [2, step] and saver.notices == []
+
+
+def test_they_wait_no_longer_than_the_deadline(storage_door, tmp_path):
+    saver = saver_of(tmp_path, deadline=0.2)
+    (tmp_path / REQUEST_FILE).touch()
+    saver.save(2, {}, ())
+    saver.save(10, {}, ())
+    assert saver.notices == [
+        "no checkpoint of step 10: the one before is not written after 0.2 s",
+    ]
+    with pytest.raises(LateError, match=r"the last checkpoint is not written after 0\.2 s"):
+        saver.end()
+
+
+def test_two_who_save_at_once_write_one_after_the_other(storage_door, tmp_path):
+    door, written = storage_door
+    saver = saver_of(tmp_path)
+    saver.save(2, {}, ())
+    late = [threading.Thread(target=saver.save, args=(10, {}, ())) for _ in range(2)]
+    for thread in late:
+        thread.start()
+    door.set()
+    for thread in late:
+        thread.join(60)
+    assert saver.wait(60) and written == [2, 10, 10]

@@ -1,0 +1,111 @@
+"""dopsd train --resume, --overwrite, checkpoint and verify: what is refused, and how."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from dopsd.cli.main import main
+from dopsd.cli.train import resumed_config
+from dopsd.config import dump_config, load_config
+from dopsd.data.manifest import save_manifest
+from dopsd.data.run_data import prepared
+from dopsd.driver.checks import refuse_existing, refuse_unwritable
+from dopsd.errors import ConfigError, DataError
+from tests.checkpoint.test_folder import write
+from tests.data.test_manifest import example
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A run that was cut off after step 4."""
+    config = load_config("configs/shapes.yaml", [f"run.folder={tmp_path}", "learner.lr=1e-3"])
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    write(str(tmp_path / "checkpoints"), 4)
+    return tmp_path
+
+
+def test_a_run_is_resumed_under_its_own_config(folder):
+    run = resumed_config(str(folder), "rollout.workers=3", ["learner.workers=1"])
+    assert (run.learner.lr, run.rollout.workers, run.learner.workers) == (1e-3, 3, 1)
+    given = resumed_config(str(folder), "configs/shapes.yaml", None)
+    assert given.learner.lr == 5e-4 and given.run.folder == str(folder)
+
+
+def test_an_unfinished_run_is_not_lost_by_the_way(folder):
+    config = load_config("configs/shapes.yaml", [f"run.folder={folder}"])
+    assert config.run.overwrite
+    with pytest.raises(ConfigError, match="unfinished run, saved at step 4; allowed: `dopsd train"):
+        refuse_existing(config)
+    refuse_existing(config, replace=True)
+    (folder / "summary.json").write_text("{}")
+    refuse_existing(config)
+    config.run.overwrite = False
+    with pytest.raises(ConfigError, match=r"holds a run already.* or `dopsd train --resume .*`"):
+        refuse_existing(config)
+
+
+def test_folders_that_cannot_be_made_are_refused_by_their_key(tmp_path, capsys):
+    file = tmp_path / "file"
+    file.write_text("")
+    good = [f"run.folder={tmp_path}/new/run", f"data.shards={tmp_path}/new/shards"]
+    refuse_unwritable(load_config("configs/shapes.yaml", good))
+    assert not (tmp_path / "new").exists()
+    words = ["configs/shapes.yaml", f"run.folder={file}/run"]
+    for command in ("train", "preflight"):
+        assert main([command, *words]) == 1
+        told = capsys.readouterr().err
+        assert f"run.folder: {file}/run cannot be made, {file} is no folder; allowed:" in told
+    assert main(["prepare", *words[:1], f"data.shards={file}/shards"]) == 1
+    assert f"data.shards: {file}/shards cannot be made" in capsys.readouterr().err
+
+
+def test_a_missing_source_is_told_before_a_cluster_starts(tmp_path, capsys, monkeypatch):
+    for module in ("cluster", "launch", "preflight", "encoded"):
+        monkeypatch.setattr(f"dopsd.coordinator.{module}.connect", lambda: pytest.fail("a cluster"))
+    config = ["configs/shapes.yaml", f"run.folder={tmp_path}/run"]
+    for words in (["train"], ["preflight"], ["prepare"], ["prepare", "--encode"]):
+        assert main([*words, *config, f"data.source={tmp_path}/gone"]) == 1
+        told = capsys.readouterr().err
+        assert f"data.source: {tmp_path}/gone: no such folder, .jsonl or .parquet file" in told
+    assert main(["train", *config, "data.source=null", f"data.shards={tmp_path}/gone"]) == 1
+    assert f"data.shards ({tmp_path}/gone) holds no prepared data set" in capsys.readouterr().err
+
+
+def test_a_run_that_goes_on_keeps_its_shards(folder, monkeypatch):
+    monkeypatch.setattr("dopsd.data.run_data.prepare_shards", lambda *_: pytest.fail("lost"))
+    save_manifest(str(folder / "shards"), example())
+    config = load_config("configs/shapes.yaml", [f"run.folder={folder}", "data.source=elsewhere"])
+    assert config.run.overwrite
+    with pytest.raises(DataError, match=r"data.source: .*elsewhere, but .* from pictures; allowed"):
+        prepared(config, lambda status: None, renew=False)
+
+
+def test_what_is_no_run_is_refused_in_one_line(tmp_path, capsys):
+    for words in (["train", "--resume"], ["checkpoint"], ["verify"]):
+        assert main([*words, str(tmp_path)]) == 1
+        assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_a_checkpoint_is_asked_for_and_awaited(folder, capsys):
+    def answer() -> None:
+        request = folder / "checkpoint.request"
+        while not request.exists():
+            time.sleep(0.05)
+        write(str(folder / "checkpoints"), 9)
+        request.unlink()
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    assert main(["checkpoint", str(folder)]) == 0
+    thread.join()
+    assert capsys.readouterr().out.strip() == str(folder / "checkpoints" / "step-000009")
+
+
+def test_nobody_answers(folder, capsys):
+    assert main(["checkpoint", str(folder), "--wait", "1"]) == 1
+    assert "nobody answered for 1 s; does this run train?" in capsys.readouterr().err
+    assert not (folder / "checkpoint.request").exists()

@@ -1,0 +1,41 @@
+"""Would Ray find a place for every worker? Plain bin packing over the nodes of a manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from dopsd.ray_cluster.placement import Role
+
+
+@dataclass(frozen=True)
+class Node:
+    """Logical resources of one Ray node (a pod or a machine)."""
+
+    name: str
+    cpus: float
+    gpus: float
+
+
+def place(roles: Iterable[Role], nodes: Sequence[Node]) -> tuple[dict[str, list[str]], list[Node]]:
+    """Put every worker on the first node with room, in the given order of roles and nodes.
+
+    Returns the nodes of each role's workers and what is left of every node. A worker never spans
+    nodes. Raises ValueError naming the first worker that finds no place.
+    """
+    free = {node.name: [node.cpus, node.gpus] for node in nodes}
+    placed: dict[str, list[str]] = {}
+    for role in roles:
+        for number in range(role.workers):
+            for name, (cpus, gpus) in free.items():
+                if role.cpus <= cpus + 1e-9 and role.gpus <= gpus + 1e-9:
+                    free[name] = [cpus - role.cpus, gpus - role.gpus]
+                    placed.setdefault(role.name, []).append(name)
+                    break
+            else:
+                left = ", ".join(f"{n} {c:g} CPU {g:g} GPU" for n, (c, g) in free.items())
+                raise ValueError(
+                    f"{role.name} {number + 1} of {role.workers}: needs {role.cpus:g} CPU and "
+                    f"{role.gpus:g} GPU, left: {left}"
+                )
+    return placed, [Node(name, cpus, gpus) for name, (cpus, gpus) in free.items()]

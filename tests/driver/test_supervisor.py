@@ -1,0 +1,118 @@
+"""The supervisor beside a coordinator that is not there any more, or learners that stand still."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+
+import pytest
+
+from dopsd.coordinator.client import CoordinatorLost
+from dopsd.driver import supervisor as supervise
+from dopsd.driver.supervisor import Supervisor
+from dopsd.errors import WorkerError
+from tests.tiny import make_config
+
+
+def supervisor_of(tmp_path, fit, answers, monkeypatch, launched) -> Supervisor:
+    config = make_config("base", run={"folder": str(tmp_path)}, learner={"restart_wait": 0.0})
+    monkeypatch.setattr(
+        supervise, "ask", lambda coordinator, method, *values, limit=0: answers(method, *values)
+    )
+
+    def launch(restarts: int) -> str:
+        launched.append(restarts)
+        return "coordinator"
+
+    return Supervisor(config, launch, fit, lambda phase, status: None, time.monotonic())
+
+
+def test_a_coordinator_that_dies_after_training_costs_nothing(tmp_path, monkeypatch):
+    lines = [{"step": step, "loss": float(step)} for step in range(20)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    launched: list[int] = []
+
+    def answers(method: str):
+        if method == "status":
+            raise CoordinatorLost("coordinator died: gone")
+
+    supervisor = supervisor_of(tmp_path, lambda: None, answers, monkeypatch, launched)
+    monkeypatch.setattr(supervise, "threading", Done)
+    status = supervisor.run()
+    assert launched == [0], "no other one was started"
+    assert (status["step"], status["latest"], status["ended"]) == (20, lines[-1], False)
+    assert status["losses"] == (4.5, 14.5)
+    assert supervisor.notices == [
+        "coordinator died: gone, after training; what it had written is whole"
+    ]
+
+
+def test_learners_that_failed_are_told_even_without_a_coordinator(tmp_path, monkeypatch):
+    def fit() -> None:
+        raise WorkerError("out of memory")
+
+    def answers(method: str):
+        if method == "status":
+            raise CoordinatorLost("coordinator died: gone")
+
+    supervisor = supervisor_of(tmp_path, fit, answers, monkeypatch, [])
+    monkeypatch.setattr(supervise, "threading", Done)
+    with pytest.raises(WorkerError, match="out of memory"):
+        supervisor.run()
+
+
+class Done:
+    """`threading`, with threads that have ended when they have been started."""
+
+    @staticmethod
+    def current_thread() -> None:
+        pass
+
+    @staticmethod
+    def main_thread() -> str:
+        return "another one"
+
+    class Thread:
+        def __init__(self, target, daemon: bool) -> None:
+            self.start = target
+
+        def join(self, timeout: float) -> None:
+            pass
+
+        def is_alive(self) -> bool:
+            return False
+
+
+def test_signals_ask_for_a_checkpoint_and_for_the_end(tmp_path, monkeypatch):
+    """And what the process did with them before is as it was afterwards."""
+    asked: list[bool] = []
+    before = [signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)]
+
+    def answers(method: str, *values: bool):
+        if method == "ask_checkpoint":
+            asked.extend(values)
+        if method == "status":
+            status = dict.fromkeys(("learner_restarts", "step", "still", "attempt"), 0)
+            return status | {"training": False, "waiting": True, "roles": {}, "notices": []}
+
+    def fit() -> None:
+        for number, count in ((signal.SIGUSR1, 1), (signal.SIGTERM, 2)):
+            os.kill(os.getpid(), number)
+            until = time.monotonic() + 30
+            while len(asked) < count and time.monotonic() < until:
+                time.sleep(0.05)
+
+    supervisor_of(tmp_path, fit, answers, monkeypatch, []).run()
+    assert asked == [False, True]
+    assert [signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)] == before
+
+
+@pytest.mark.parametrize(("waiting", "killed"), [(True, []), (False, ["kill_learners"])])
+def test_learners_that_wait_for_the_coordinator_do_not_hang(tmp_path, monkeypatch, waiting, killed):
+    asked: list[str] = []
+    supervisor = supervisor_of(tmp_path, lambda: None, asked.append, monkeypatch, [])
+    status = {"training": True, "waiting": waiting, "still": 1e6, "step": 3, "attempt": 1}
+    supervisor._look_for_hanging(status | {"roles": {}}, 1e6)
+    assert asked == killed

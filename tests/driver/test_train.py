@@ -1,0 +1,346 @@
+"""Whole runs of `dopsd train` on a tiny real base: real Ray, Ray Data, Ray Train, DeepSpeed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from dopsd import storage
+from dopsd.config import load_config
+from dopsd.driver.summary import Summary
+from dopsd.driver.train import train
+from dopsd.driver.verify import verify_run
+from dopsd.errors import CheckpointError, ConfigError, DataError, ModelError
+from dopsd.report.page import SECTIONS
+from tests.browser import open_page
+from tests.chaos import harness as chaos
+from tests.chaos.harness import Fault
+from tests.loras import read_lora
+from tests.tiny import make_config, random_image
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+
+SAMPLES, STEPS = 7, 5
+"""7 samples in micro-batches of 2: remainders, and a step that is padded with zero weight."""
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    for number in range(SAMPLES):
+        side = (32, 32) if number < 5 else (48, 24)
+        Image.fromarray(random_image(side[1], side[0], number)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"a red cat, number {number}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tiny_base, images, tmp_path_factory):
+    """Train with some settings changed."""
+
+    def start(
+        *, lag: int = 0, source: str = "disaggregated", resume: Summary | None = None, **sections
+    ):
+        folder = tmp_path_factory.mktemp("run")
+        if resume is not None:
+            cut_off(Path(resume.folder), folder)
+        values = {
+            "run": {"folder": str(folder), "seed": 3},
+            "data": {"source": str(images), "pixel_area": 1024, "bucket_multiple": 8},
+            "lora": {"rank": 4, "alpha": 8},
+            "encoder": {"cpus": 0.2},
+            "rollout": {"cpus": 0.2},
+            "teacher": {"cpus": 0.2},
+            "learner": {
+                "workers": 2,
+                "cpus": 0.3,
+                "steps": STEPS,
+                "global_batch": 4,
+                "micro_batch": 2,
+                "lr": 1e-4,
+                "warmup_steps": 2,
+                "schedule": "cosine",
+            },
+            "method": {"ema_decay": 0.9},
+            "preview": {"samples": 0},
+            "preflight": {"mode": "off"},
+            "checkpoint": {"every_steps": 2},
+        }
+        for name, section in sections.items():
+            values[name] = values.get(name, {}) | section
+        config = make_config(tiny_base, **values)
+        config = config.model_validate(
+            {**config.model_dump(), "source": source, "max_policy_lag": lag}
+        )
+        return train(config, lambda phase, status: None, resume=resume is not None)
+
+    return start
+
+
+def cut_off(whole: Path, folder: Path) -> None:
+    """Make ``folder`` what ``whole`` was when it was cut off in its last step."""
+    shutil.copytree(whole, folder, dirs_exist_ok=True)
+    shutil.rmtree(folder / "checkpoints" / f"step-{STEPS:06d}")
+    for name in ("summary.json", "report.html", "lora.safetensors", "teacher_lora.safetensors"):
+        (folder / name).unlink()
+
+
+def adapter(summary: Summary) -> dict[str, torch.Tensor]:
+    return read_lora(summary.lora)
+
+
+def metrics(summary: Summary) -> list[dict]:
+    text = (Path(summary.folder) / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def difference(one: Summary, other: Summary) -> float:
+    first, second = adapter(one), adapter(other)
+    assert first.keys() == second.keys()
+    return max(float((first[name] - second[name]).abs().max()) for name in first)
+
+
+@pytest.fixture(scope="module")
+def reference(run) -> Summary:
+    """Disaggregated, lag 0, ZeRO-2, two learners."""
+    return run()
+
+
+def test_run_folder_holds_everything(reference):
+    folder = Path(reference.folder)
+    assert {path.name for path in folder.iterdir()} == {
+        "config.yaml",
+        "metrics.jsonl",
+        "ledger.jsonl",
+        "checkpoints",
+        "summary.json",
+        "timeline.jsonl",
+        "report.html",
+        "tensorboard",
+        "lora.safetensors",
+        "teacher_lora.safetensors",
+        "shards",
+    }
+    # 2 layers and 2 refiners, each with q, k, v, out and w1, w2, w3.
+    assert set(reference.adapted.values()) == {4} and len(reference.adapted) == 7
+    lines = metrics(reference)
+    assert [line["step"] for line in lines] == list(range(STEPS))
+    assert all(line["student_lag"] == line["teacher_lag"] == 0 for line in lines)
+    assert [line["lr"] for line in lines[:3]] == pytest.approx([5e-5, 1e-4, 1e-4])
+    # 7 samples: two whole steps of 4 would need 8, so the second step of an epoch has 3.
+    assert [line["samples"] for line in lines] == [4, 3, 4, 3, 4]
+    for key in (
+        "loss",
+        "grad_norm",
+        "samples_per_second",
+        "learner_idle_fraction",
+        "rollout_seconds",
+        "teacher_idle_fraction",
+        "learner_peak_memory_mb",
+    ):
+        assert all(line[key] >= 0 for line in lines), key
+    assert lines[0]["loss"] > 0
+
+
+def test_plan_and_ledger_agree_until_somebody_lies(reference, tmp_path):
+    assert verify_run(reference.folder).lines()[0].startswith(f"{STEPS} steps, 18 samples")
+    assert verify_run(reference.folder).agrees
+    folder = tmp_path / "lied"
+    shutil.copytree(reference.folder, folder)
+    lines = (folder / "ledger.jsonl").read_text().splitlines()
+    other = json.loads(lines[2]) | {"micro_batches": [["0", "0"], ["1"]]}
+    (folder / "ledger.jsonl").write_text("\n".join([*lines[:2], json.dumps(other), *lines[4:]]))
+    verdict = verify_run(str(folder))
+    assert verdict.lost >= 4 and verdict.doubled >= 1 and not verdict.agrees
+    assert any(line == "step 2: not in the ledger" for line in verdict.problems)
+
+
+def test_a_run_resumed_with_other_learners_and_stage_agrees(run, reference):
+    resumed = run(resume=reference, learner={"workers": 1, "deepspeed": "zero3"})
+    assert difference(reference, resumed) < 1e-5
+    assert [line["step"] for line in metrics(resumed)] == list(range(STEPS))
+    assert verify_run(resumed.folder).agrees and verify_run(resumed.folder).attempts == 2
+    with pytest.raises(
+        CheckpointError, match=r"step-00000\d: learner.lr: 0.001, the checkpoint has"
+    ):
+        run(resume=reference, learner={"lr": 1e-3})
+
+
+def test_every_role_is_killed_or_hangs_and_nothing_changes(reference, tmp_path):
+    faults = [
+        *(Fault(1, "rollout", False, 0.0), Fault(1, "encoder", False, 0.0)),
+        Fault(1, "teacher", True, 0.0),
+        *(Fault(2, "learner", True, 0.0), Fault(2, "teacher", False, 0.0)),
+        *(Fault(3, "coordinator", False, 0.0), Fault(3, "learner", False, 0.0)),
+    ]
+    words = [
+        f"{reference.folder}/config.yaml",
+        "learner.restart_wait=0",
+        "learner.restarts=10",
+        "deadline.step=30",
+        "deadline.restarts=10",
+    ]
+    outcome = chaos.run(words, tmp_path / "run", faults, limit=1200.0)
+    assert outcome.code == 0, outcome.output
+    assert [fault for fault, _ in outcome.struck] == faults, outcome.output
+    apart = chaos.difference(Path(reference.lora), tmp_path / "run" / "lora.safetensors")
+    assert apart == 0.0
+    verdict = verify_run(str(tmp_path / "run"))
+    assert verdict.agrees and verdict.lost == verdict.doubled == 0 and verdict.attempts > 2
+
+
+def test_the_timeline_holds_every_task_of_every_worker(reference):
+    text = (Path(reference.folder) / "timeline.jsonl").read_text()
+    spans = [json.loads(line) for line in text.splitlines()]
+    tasks = Counter((span["lane"], span["task"]) for span in spans)
+    micro_batches = 2 * STEPS
+    assert tasks["encoder-0", "encode"] == micro_batches
+    assert tasks["rollout-0", "generate"] == tasks["teacher-0", "score"] == micro_batches
+    for rank in range(2):
+        assert tasks[f"learner-{rank}", "train"] == tasks[f"learner-{rank}", "publish"] == STEPS
+    for lane in ("rollout-0", "teacher-0", "learner-0", "learner-1"):
+        assert tasks[lane, "start up"] == 1
+        own = sorted((s["start"], s["end"]) for s in spans if s["lane"] == lane)
+        assert all(a[1] <= b[0] + 0.05 for a, b in zip(own, own[1:])), "one task at a time"
+    for step in range(STEPS):
+        ends = {
+            task: max(s["end"] for s in spans if (s["step"], s["task"]) == (step, task))
+            for task in ("generate", "score", "train", "publish")
+        }
+        assert list(ends.values()) == sorted(ends.values()), "lag 0: one stage after the other"
+
+
+def test_lora_metadata_says_where_it_comes_from(reference, tiny_base):
+    with safe_open(reference.lora, framework="pt") as file:
+        metadata = file.metadata()
+    manifest = json.loads((Path(reference.folder) / "shards" / "manifest.json").read_text())
+    assert metadata["dopsd.base"] == str(tiny_base)
+    assert metadata["dopsd.data"] == manifest["fingerprint"]
+    assert "dopsd K=4 weighting=x0 teacher=ema ema=0.9" in metadata["dopsd.recipe"]
+
+
+def test_training_moves_both_adapters(reference):
+    student = adapter(reference)
+    teacher = read_lora(str(Path(reference.folder) / "teacher_lora.safetensors"))
+    ups = [name for name in student if ".lora_B." in name]
+    assert all(student[name].abs().max() > 0 for name in ups)
+    largest = max(float(student[name].abs().max()) for name in ups)
+    assert 0 < max(float(teacher[name].abs().max()) for name in ups) < largest
+
+
+def test_two_runs_give_bitwise_the_same_adapter(reference, run):
+    assert difference(reference, run()) == 0.0
+
+
+def test_two_runs_at_lag_two_are_bitwise_equal_whatever_the_workers(run, reference):
+    first = run(lag=2)
+    second = run(lag=2, rollout={"workers": 3, "cpus": 0.2})
+    assert difference(first, second) == 0.0
+    assert difference(first, run(lag=2, resume=first)) == 0.0, "resumed at step 4"
+    assert difference(first, reference) > 0.0, "stale policies train otherwise"
+    lines = [
+        json.loads(line) for line in (Path(first.folder) / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [line["student_lag"] for line in lines] == [0, 1, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"source": "fused", "learner": {"deepspeed": "zero3"}},
+        {"source": "fused", "learner": {"deepspeed": "zero1", "workers": 1}},
+        {"learner": {"deepspeed": "zero1", "workers": 1}, "inference": {"shared": True}},
+        {"learner": {"deepspeed": "zero3"}},
+    ],
+    ids=["fused-zero3-2", "fused-zero1-1", "shared-zero1-1", "disaggregated-zero3-2"],
+)
+def test_sources_stages_and_learners_agree(settings, run, reference):
+    other = run(**settings)
+    assert difference(reference, other) < 1e-5
+    for key in ("loss", "grad_norm"):
+        values = [[line[key] for line in metrics(summary)] for summary in (reference, other)]
+        assert values[0] == pytest.approx(values[1], rel=1e-3), key
+
+
+def test_run_folder_and_shards_on_s3(run, reference, bucket):
+    other = run(
+        run={"folder": f"{bucket}/runs/one", "seed": 3},
+        debug={"dump_trajectories": 1},
+        preview={"samples": 1, "every": 2},
+    )
+    assert difference(reference, other) == 0.0, "keeping adapters for pictures changes no bit"
+    history = json.loads(storage.read_bytes(f"{other.folder}/preview/history.json"))
+    assert [row["version"] for row in history["rows"]] == [0, 2, 4, STEPS]
+    lines = storage.read_bytes(f"{other.folder}/metrics.jsonl").splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(STEPS))
+    for name in (
+        "config.yaml",
+        "summary.json",
+        "shards/manifest.json",
+        "debug/trajectories/step000000-mb000.safetensors",
+        "debug/weights/v000000.teacher.safetensors",
+        "preview/weights/v000004.teacher.safetensors",
+        "preview/trajectories/v000005-s00.safetensors",
+        "timeline.jsonl",
+        "report.html",
+        "ledger.jsonl",
+        f"checkpoints/step-{STEPS:06d}/checkpoint.json",
+    ):
+        assert storage.exists(f"{other.folder}/{name}"), name
+
+
+def test_an_existing_run_is_not_touched(run, reference):
+    before = Path(reference.lora).read_bytes()
+    with pytest.raises(ConfigError, match=r"run.folder: .* holds a run already; allowed: another"):
+        run(run={"folder": reference.folder, "seed": 3})
+    assert Path(reference.lora).read_bytes() == before
+
+
+def test_shards_of_another_source_are_refused_by_name(run, reference, tmp_path):
+    shards = str(Path(reference.folder) / "shards")
+    with pytest.raises(DataError, match=r"data.source: .*, but .* was prepared from .*images"):
+        run(
+            data={
+                "source": str(tmp_path),
+                "shards": shards,
+                "pixel_area": 1024,
+                "bucket_multiple": 8,
+            }
+        )
+
+
+def test_a_target_that_matches_nothing_is_refused_before_the_start(run):
+    with pytest.raises(ModelError, match=r"^lora.targets: to_nowhere match no linear module"):
+        run(lora={"rank": 4, "alpha": 8, "targets": ["to_nowhere"]})
+
+
+def test_the_demo_in_three_steps(ray_cluster, tmp_path):
+    """configs/shapes.yaml on the shipped base: source rendered, trained, drawn."""
+    folder = tmp_path / "run"
+    settings = [f"run.folder={folder}", "learner.steps=3", "preview.samples=2"]
+    phases: list[str] = []
+    summary = train(
+        load_config("configs/shapes.yaml", settings), lambda phase, status: phases.append(phase)
+    )
+    assert list(dict.fromkeys(phases)) == ["prepare", "preflight", "start", "train", "preview"]
+    assert summary.problems == [] and summary.steps == 3
+    assert 0 < summary.seconds_to_first_step < summary.seconds
+    manifest = json.loads((folder / "shards" / "manifest.json").read_text())
+    assert manifest["source"] == "shapes:bars count=12 seed=0" and manifest["samples"] == 12
+    sheet = Image.open(summary.sheet)
+    assert sheet.width >= 4 * 192, "target, base, student and teacher side by side"
+    assert max(t.abs().max() for n, t in adapter(summary).items() if ".lora_B." in n) > 0
+    dom, console = open_page(Path(summary.page))
+    assert console == []
+    for title, _ in SECTIONS:
+        assert f"<h2>{title}</h2>" in dom
+    for part in ("rollout-0", "learner-1", "after 3 steps", "32x32", "Quarantined: none"):
+        assert part in dom, part
+    assert 'class="nothing"' not in dom, "every section has something to show"

@@ -1,0 +1,111 @@
+"""Which adapters are kept, and that what is drawn from them is what the stock sampler draws."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from dopsd.data.sample import Sample
+from dopsd.evaluation.preview.history import draw_history
+from dopsd.evaluation.preview.sampler import PREVIEW_STEP, Drawer
+from dopsd.export import lora_file
+from dopsd.method.noise import sample_noise
+from dopsd.models import FAMILIES
+from dopsd.models.lora import STUDENT, adapter_parameters, inject, resolve_targets
+from dopsd.records import unpack
+from dopsd.report.sheet import cut
+from dopsd.run_folder.preview_files import HISTORY, kept_versions, small_enough, strip_path
+from tests.tiny import make_config, random_image, random_state
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "samples", "versions"),
+    [
+        (80, 0, 4, [20, 40, 60]),
+        (80, 30, 4, [30, 60]),
+        (80, 0, 0, []),
+        (2, 0, 4, [1]),
+        (1, 0, 4, []),
+        (4, 1, 1, [1, 2, 3]),
+    ],
+)
+def test_quarters_of_the_run_or_every_n(steps, every, samples, versions):
+    config = make_config(
+        "base", learner={"steps": steps}, preview={"every": every, "samples": samples}
+    )
+    assert kept_versions(config) == versions
+
+
+def test_large_weights_are_not_kept():
+    config = make_config("base", model={"dtype": "bfloat16"}, preview={"max_weights_mb": 1})
+    assert small_enough(config, {"a": torch.empty(2**19, device="meta")})
+    assert not small_enough(config, {"a": torch.empty(2**19 + 1, device="meta")})
+
+
+@pytest.fixture(scope="module")
+def drawn(tiny_base):
+    """Two samples of different shapes, under the base and under random adapters."""
+    config = make_config(tiny_base, lora={"rank": 4, "alpha": 8}, method={"steps": 3})
+    family = FAMILIES["z_image"](str(tiny_base))
+    transformer = family.load_transformer(torch.float32, "cpu")
+    inject(transformer, resolve_targets(transformer, "default", family.lora_targets), 4, 8, 0)
+    parameters = adapter_parameters(transformer, STUDENT)
+    loras = [lora_file(random_state(parameters, seed), 4, 8, {}) for seed in (1, 2)]
+    adapters = tuple([lambda payload=payload: payload] for payload in loras)
+    samples = [
+        Sample("one", "a red cat", random_image(32, 32, 0)),
+        Sample("two", "a blue mat", random_image(24, 48, 1)),
+    ]
+    drawer = Drawer(config, samples, "cpu")
+    return config, drawer, draw_history(drawer, [(0, None), (5, lambda: adapters)])
+
+
+def picture(files, name) -> Image.Image:
+    return Image.open(io.BytesIO(files[name]))
+
+
+def difference(one: Image.Image, other: Image.Image) -> int:
+    pair = [
+        torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8) for image in (one, other)
+    ]
+    return int((pair[0].int() - pair[1].int()).abs().max())
+
+
+def test_the_last_column_is_what_the_stock_sampler_draws(drawn):
+    _, drawer, files = drawn
+    for index in range(2):
+        student, teacher = cut(picture(files, strip_path(5, index)), 4, 2)
+        for row, role in ((student, "student"), (teacher, "teacher")):
+            assert difference(row[-1], drawer.draw(index, role)) <= 2, role
+        base = cut(picture(files, strip_path(0, index)), 4, 2)[0][-1]
+        assert difference(base, drawer.draw(index, "base")) <= 2
+        assert difference(base, student[-1]) > 2, "the adapters draw something else"
+        assert difference(student[-2], student[-1]) == 0, "the last estimate is the drawing"
+
+
+def test_records_hold_the_trajectories_behind_the_pictures(drawn):
+    config, _, files = drawn
+    tensors, meta = unpack(files["preview/trajectories/v000005-s01.safetensors"])
+    assert meta["policy_version"] == meta["teacher_version"] == 5
+    assert meta["step"] == PREVIEW_STEP and meta["sample_ids"] == ["two"]
+    noise = sample_noise(config.run.seed, PREVIEW_STEP, "two", (4, 12, 24))
+    assert torch.equal(tensors["noise"][0], noise)
+    record = json.loads(files[HISTORY])
+    assert [(row["version"], row["sample"]) for row in record["rows"]] == [
+        (0, 0),
+        (0, 1),
+        (5, 0),
+        (5, 1),
+    ]
+    # The difference shown is the loss of a state with x0 weighting.
+    steps = (tensors["sigmas"][1:] - tensors["sigmas"][:-1]).view(-1, 1, 1, 1, 1)
+    velocity = (tensors["states"][1:] - tensors["states"][:-1]) / steps
+    error = (velocity - tensors["target_velocity"]).square().flatten(1).mean(1)
+    loss = (tensors["sigmas"][:-1].square() * error).tolist()
+    assert [state["difference"] for state in record["rows"][3]["states"]] == pytest.approx(
+        loss, rel=1e-4
+    )

@@ -1,0 +1,69 @@
+"""The plain loops of the effect: what they train on, and that a seed decides everything."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dopsd.experiments.shapes_base import fast
+from dopsd.experiments.shapes_card import card as cards
+from dopsd.experiments.shapes_card import effect
+from dopsd.experiments.shapes_card.effect_data import Batches
+from dopsd.shapes import concepts, weights_path
+
+PLAIN = fast.Forwards()
+SHORT = effect.Budget(steps=2, batch=2, rank=4, prior=4)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return cards.load(weights_path())
+
+
+def lora(transformer) -> dict[str, torch.Tensor]:
+    return {name: p.detach() for name, p in transformer.named_parameters() if "lora_B" in name}
+
+
+def test_a_seed_decides_the_lora_and_the_base_stays(model):
+    before = {n: p.detach().clone() for n, p in model.transformers["turbo"].named_parameters()}
+    one, two, other = (
+        lora(effect.train_lora(model, "bars", "dopsd", seed, SHORT, PLAIN)) for seed in (0, 0, 1)
+    )
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+    after = dict(model.transformers["turbo"].named_parameters())
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_objectives_differ_and_an_unknown_one_is_refused(model):
+    ours, sft = (
+        lora(effect.train_lora(model, "ring", name, 0, SHORT, PLAIN)) for name in effect.OBJECTIVES
+    )
+    assert any(not torch.equal(ours[name], sft[name]) for name in ours)
+    with pytest.raises(ValueError, match="objective: 'psft', allowed: dopsd, sft"):
+        effect.train_lora(model, "ring", "psft", 0, SHORT, PLAIN)
+
+
+def test_a_measurement_judges_base_and_both_loras(model):
+    said: list[str] = []
+    found = effect.measure(model, (3,), SHORT, samples=4, say=said.append)
+    assert [(e.concept, e.objective) for e in found] == [
+        (concept, name) for concept in ("bars", "ring") for name in ("base", "dopsd", "sft")
+    ]
+    assert len(said) == 6 and all(e.count == 4 and e.seed == 3 for e in found)
+    assert {"concept", "ok"} <= found[0].asked.keys() and "concept" not in found[0].prior
+
+
+def test_no_prior_prompt_is_trained_on_and_judged():
+    judged = {prompt.text for prompt in concepts.prior_prompts(effect.SAMPLES, 1000)}
+    trained = [prompt.text for prompt in concepts.distinct_prior_prompts(250, 0, judged)]
+    assert len(set(trained)) == 250 and not judged & set(trained)
+
+
+def test_half_of_a_batch_is_the_base_s_own(model):
+    batches = Batches(model, "bars", 0, prior=6, avoid=())
+    batch = batches.draw(5)
+    own = batches._clean[:12]
+    from_data = [bool((own == sample).flatten(1).all(1).any()) for sample in batch.clean]
+    assert from_data == [True, True, True, False, False]

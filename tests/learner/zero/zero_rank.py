@@ -1,0 +1,182 @@
+"""One rank of test_engine.py: the product's learner on made-up training batches.
+
+Run as ``python -m tests.learner.zero.zero_rank RANK WORLD PORT BASE OUT STAGE:DTYPE[:WORD]...``;
+rank 0 writes losses, gradient norms and weights of each case to ``OUT``, and the state after SAVED
+steps into a folder beside it. The word ``resume`` starts from the state that lies there, ``poison``
+makes a target of step 1 infinite, ``adamw8bit`` takes bitsandbytes' optimizer, ``dora`` trains DoRA
+with rank-stabilised scaling, ``modules`` norms and embedders beside the LoRA.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dopsd.checkpoint.learner_state import LearnerState
+from dopsd.config import RunConfig
+from dopsd.coordinator.admission import rank_share
+from dopsd.coordinator.messages import Wish
+from dopsd.learner.learner import Learner, Micro
+from dopsd.learner.student import build_student
+from dopsd.learner.weights import WholeWeights
+from dopsd.learner.zero.engine import ZeroEngine, engine_config, read_preset
+from dopsd.method.terms import stored_terms
+from dopsd.models import FAMILIES
+from dopsd.models.lora import checksum
+from dopsd.records import SampleInfo, TrainingBatch
+from dopsd.run_folder.ledger import Trained
+from tests.tiny import make_config, make_context
+
+STEPS, STATES, FULL, SAVED = 3, 2, 3, 2
+ROWS = {0: (2, 2, 1), 1: (2, 1), 2: (1,)}
+"""Rows of each micro-batch of a step: a remainder, and steps that are padded with zero weight."""
+
+
+def case_config(base: str, stage: str, dtype: str) -> RunConfig:
+    return make_config(
+        base,
+        model={"dtype": dtype},
+        lora={"rank": 4, "alpha": 8},
+        method={"steps": STATES, "ema_decay": 0.9},
+        learner={
+            "steps": STEPS,
+            "global_batch": 2 * FULL,
+            "micro_batch": 2,
+            "lr": 1e-3,
+            "clip": 0.05,
+            "deepspeed": stage,
+        },
+    )
+
+
+def batches(step: int) -> list[TrainingBatch]:
+    """The scored micro-batches of a step, the same in every process."""
+    rows = ROWS[step]
+    made = []
+    for index, count in enumerate(rows):
+        generator = torch.Generator().manual_seed(100 * step + index)
+
+        def draw(rows: int = count, source: torch.Generator = generator) -> Tensor:
+            return torch.randn(STATES, rows, 4, 8, 8, generator=source)
+
+        names = tuple(f"{step}-{index}-{row}" for row in range(count))
+        info = SampleInfo(step, index, names, names, 16, 16, sum(rows))
+        context = make_context((5, 9)[:count], 10 * step + index)
+        sigmas = torch.tensor([1.0, 0.6])
+        made.append(TrainingBatch(info, 0, 0, draw(), sigmas, context, draw(), sigmas.square()))
+    return made
+
+
+def share_of(made: list[TrainingBatch], dtype: str, rank: int, world: int) -> Iterator[Micro]:
+    """What a learner trains of the micro-batches of a step, in the compute dtype."""
+    for index, real in rank_share(len(made), FULL, rank, world):
+        batch = made[index]
+        batch.student = batch.student.to("cpu", getattr(torch, dtype))
+        info = batch.info
+        terms = stored_terms(batch)
+        yield Micro(terms, info.step_samples, real, 0, 0, {}, index, info.sample_ids)
+
+
+def sum_over_ranks(values: list[float]) -> list[float]:
+    tensor = torch.tensor(values, dtype=torch.float64)
+    torch.distributed.all_reduce(tensor)
+    return tensor.tolist()
+
+
+def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
+    stage, dtype, *words = case.split(":")
+    config = case_config(base, stage, dtype)
+    if "adamw8bit" in words:
+        config.learner.optimizer = "adamw8bit"
+    if "dora" in words:
+        config.lora.dora = config.lora.rank_stabilized = True
+    if "modules" in words:
+        config.adapters = "lora+modules"
+    family = FAMILIES["z_image"](base)
+    student = build_student(config, family, "cpu", with_teacher=False)
+    accumulation = -(-FULL // world) * STATES
+    settings = engine_config(config, read_preset(stage), accumulation)
+    engine = ZeroEngine(student, settings, config.learner)
+
+    def micro_batches(step: int) -> Iterator[Micro]:
+        made = batches(step)
+        if "poison" in words and step == 1:
+            made[1].target_velocity[0, 0, 0, 0, 0] = float("inf")
+        return share_of(made, dtype, rank, world)
+
+    def save(state: LearnerState) -> None:
+        if rank == 0:
+            place = folder / "-".join([stage, dtype, str(world), *words])
+            place.mkdir(exist_ok=True)
+            for name, payload in state.to_files().items():
+                (place / name).write_bytes(payload)
+
+    lines: list[dict] = []
+    weights_at: list[dict] = []
+    shares: list[Trained] = []
+
+    def publish(version: int, weights: WholeWeights) -> Wish:
+        weights_at.append({name: tensor.clone() for name, tensor in weights.student.items()})
+        return Wish(save=version == SAVED and words in ([], ["adamw8bit"], ["modules"]))
+
+    learner = Learner(
+        config,
+        engine,
+        micro_batches,
+        publish,
+        lambda step, metrics: lines.append(metrics),
+        sum_over_ranks,
+        rank=rank,
+        save=save,
+        record=lambda step, trained: shares.append(trained),
+    )
+    start = 0
+    if "resume" in words:
+        place = folder / words[words.index("resume") + 1]
+        files = {file.name: file.read_bytes() for file in place.iterdir()}
+        learner.restore(LearnerState.from_files(files))
+        start = SAVED
+    assert learner.run(start, STEPS)
+    changed = [any(not torch.equal(a[n], b[n]) for n in a) for a, b in pairwise(weights_at)]
+    updates, _ = engine.optimizer_state()
+    return {
+        "loss": [line.get("loss") for line in lines],
+        "grad_norm": [line.get("grad_norm") for line in lines],
+        "changed": changed,
+        "saved": checksum(weights_at[SAVED - start]),
+        "updates": updates,
+        "micro_batches": [sorted(share.micro_batches) for share in shares],
+        "skipped": [share.skipped for share in shares],
+        "weights": {name: t.flatten().tolist() for name, t in learner.weights.student.items()},
+        "teacher": {name: t.flatten().tolist() for name, t in learner.weights.ema.tensors.items()},
+    }
+
+
+def main(run_case: Callable[[str, Path, str, int, int], dict] = run_case) -> None:
+    rank, world, port = (int(word) for word in sys.argv[1:4])
+    base, out, *cases = sys.argv[4:]
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
+    folder = Path(out).parent
+    results = {case: run_case(base, folder, case, rank, world) for case in cases}
+    if rank == 0:
+        with open(out, "w", encoding="utf-8") as file:
+            json.dump(results, file)
+
+
+if __name__ == "__main__":
+    main()

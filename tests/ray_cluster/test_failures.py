@@ -1,0 +1,45 @@
+"""Failures as one line each, whatever wraps them."""
+
+import os
+import signal
+
+import pytest
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+from ray.train.v2._internal.exceptions import (
+    UserExceptionWithTraceback,
+    WorkerHealthCheckFailedError,
+)
+
+from dopsd.errors import DataError, WorkerError
+from dopsd.ray_cluster.failures import own_error
+
+
+def test_a_killed_process_is_told_in_one_line_also_by_ray_train(ray_cluster):
+    @ray.remote(num_cpus=0)
+    class Victim:
+        def die(self):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(RayActorError) as caught:
+        ray.get(Victim.remote().die.remote(), timeout=60)
+    wrapped = WorkerHealthCheckFailedError(
+        "A worker health check failed.\n  actor=...", caught.value
+    )
+    for error in (caught.value, wrapped):
+        told = own_error(error, "learner rank 0")
+        assert isinstance(told, WorkerError)
+        assert str(told).startswith("learner rank 0: The actor is dead because its worker process")
+        assert "\n" not in str(told) and "common causes" not in str(told)
+
+
+def test_errors_of_ours_come_through_as_they_are(ray_cluster):
+    @ray.remote(num_cpus=0)
+    def refuse():
+        raise DataError("shard 3: broken")
+
+    with pytest.raises(RayTaskError) as caught:
+        ray.get(refuse.remote(), timeout=60)
+    for error in (caught.value, UserExceptionWithTraceback(DataError("shard 3: broken"), "frames")):
+        told = own_error(error, "encoder")
+        assert isinstance(told, DataError) and str(told) == "shard 3: broken"

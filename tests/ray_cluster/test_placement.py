@@ -1,0 +1,92 @@
+"""Resources of the roles, and the sum that is printed when they do not fit."""
+
+import time
+
+import pytest
+
+from dopsd.config import load_config
+from dopsd.errors import ResourceError
+from dopsd.ray_cluster.placement import (
+    learners_that_fit,
+    resolve_roles,
+    shortfall,
+    wait_for_resources,
+)
+
+
+def roles_of(gpus, *overrides):
+    return resolve_roles(load_config(None, ["data.source=x", *overrides]), gpus)
+
+
+def test_auto_uses_gpus_only_when_the_cluster_has_them():
+    assert {role.gpus for role in roles_of(0.0).all()} == {0.0}
+    on_gpus = roles_of(8.0, "encoder.gpus=0.5", "rollout.workers=3")
+    assert (on_gpus.encoder.gpus, on_gpus.rollout.gpus, on_gpus.rollout.workers) == (0.5, 1.0, 3)
+    assert on_gpus.learner.device == "cuda"
+    assert roles_of(8.0, "device=cpu").learner.device == "cpu"
+
+
+def test_cuda_without_gpus_is_refused():
+    with pytest.raises(ResourceError, match="device: cuda, but the cluster has no GPU"):
+        roles_of(0.0, "device=cuda")
+
+
+def test_pools_follow_source_and_sharing():
+    assert roles_of(0.0, "source=fused").rollout is None
+    shared = roles_of(0.0, "inference.shared=true")
+    assert shared.rollout is not None and shared.teacher is None
+
+
+def test_shortfall_prints_what_was_asked_and_what_is_there():
+    roles = roles_of(0.0, "encoder.cpus=1", "rollout.cpus=2", "rollout.workers=3")
+    message = shortfall(roles.all(), {"CPU": 4.0})
+    assert message == (
+        "asked 9 CPU and 0 GPU (encoder 1 x (1 CPU, 0 GPU) + rollout 3 x (2 CPU, 0 GPU) + "
+        "teacher 1 x (1 CPU, 0 GPU) + learner 1 x (1 CPU, 0 GPU)); "
+        "the cluster has 4 CPU and 0 GPU"
+    )
+    assert shortfall(roles.all(), {"CPU": 9.0}) is None
+
+
+def test_waiting_for_a_cluster_that_scales_up_ends_at_the_deadline():
+    roles = roles_of(0.0)
+    began = time.monotonic()
+    with pytest.raises(ResourceError, match=r"not enough resources after 0.2 s: asked 4 CPU"):
+        wait_for_resources(roles.all(), lambda: {"CPU": 1.0}, 0.2)
+    assert time.monotonic() - began < 5
+    growing = iter([{"CPU": 1.0}, {"CPU": 4.0}])
+    wait_for_resources(roles.all(), lambda: next(growing), 10.0)
+
+
+def test_elastic_learners_wait_for_the_fewest_of_them_only():
+    elastic = ("learner.workers=4", "learner.global_batch=8", "learner.min_workers=2")
+    roles = roles_of(0.0, *elastic)
+    assert roles.learner.needed == 2
+    wait_for_resources(roles.all(), lambda: {"CPU": 5.0}, 0.1)
+    with pytest.raises(ResourceError, match=r"asked 5 CPU and 0 GPU .*learner 2 x"):
+        wait_for_resources(roles.all(), lambda: {"CPU": 4.0}, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "learners"),
+    [
+        (2.9, 0),
+        (4.0, 1),  # not one for each learner: Ray Data's is taken for the fewest
+        (5.0, 2),
+        (5.9, 2),
+        (6.0, 2),  # 3 CPUs are left, of which Ray Data has one
+        (7.0, 3),
+        (20.0, 4),
+    ],
+)
+def test_learners_take_what_the_other_roles_and_ray_data_leave(cpus, learners):
+    elastic = ("learner.workers=4", "learner.global_batch=8", "learner.min_workers=2")
+    assert learners_that_fit(roles_of(0.0, *elastic), {"CPU": cpus}) == learners
+
+
+def test_gpus_are_shared_with_the_inference_workers():
+    """8 GPUs: an encoder, 2 roll-out, a teacher; what the others lose, a learner gives."""
+    words = ("learner.workers=4", "learner.global_batch=8", "learner.min_workers=1")
+    roles = roles_of(8.0, *words, "rollout.workers=2")
+    fit = [learners_that_fit(roles, {"CPU": 64.0, "GPU": float(n)}) for n in range(4, 10)]
+    assert fit == [0, 1, 2, 3, 4, 4]

@@ -1,0 +1,204 @@
+"""Trackers: what TensorBoard reads back, refusals, and failures that stop nothing."""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+import time
+import types
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from dopsd import storage
+from dopsd.cli.main import main
+from dopsd.run_folder import trackers
+from dopsd.run_folder.files import TENSORBOARD
+from dopsd.run_folder.log import RunLog
+from dopsd.run_folder.trackers import Guarded, grouped, open_trackers
+from tests.tiny import make_config
+
+
+def events(payload: bytes) -> list[Event]:
+    """The records of an event file: length, its checksum, data, its checksum."""
+    found, at = [], 0
+    while at < len(payload):
+        size = int.from_bytes(payload[at : at + 8], "little")
+        found.append(Event.FromString(payload[at + 12 : at + 12 + size]))
+        at += size + 16
+    return found
+
+
+def scalars(payload: bytes) -> dict[tuple[str, int], float]:
+    return {
+        (value.tag, event.step): value.simple_value
+        for event in events(payload)
+        for value in event.summary.value
+        if value.HasField("simple_value")
+    }
+
+
+@pytest.mark.parametrize("remote", [False, True], ids=["local", "s3"])
+def test_tensorboard_reads_back_what_the_run_log_was_told(remote, tmp_path, request):
+    bucket = request.getfixturevalue("bucket") if remote else None
+    folder = f"{bucket}/tracked" if bucket else str(tmp_path)
+    config = make_config("base", run={"folder": folder})
+    # Refused in a config by now; what is sent out must hold none whatever a config holds.
+    data = config.data.model_copy(update={"source": "s3://key:secret@bucket/images"})
+    config = config.model_copy(update={"data": data})
+    log = RunLog(folder, [Guarded("tensorboard", lambda: trackers.TensorBoard(config))])
+    for step in range(3):
+        metrics = {"loss": 0.5 / (step + 1), "rollout_busy_seconds": step + 1.0}
+        log.step(step, metrics, {"rollout": 1})
+    log.close()
+    assert log.notices == []
+    (name,) = (name for name, _ in storage.list_files(folder) if name.startswith("tensorboard/"))
+    payload = storage.read_bytes(storage.join(folder, name))
+    values = scalars(payload)
+    assert [values["loss", step] for step in range(3)] == pytest.approx([0.5, 0.25, 0.5 / 3])
+    assert values["rollout/seconds", 2] == 1.0
+    assert not any(tag.startswith("step") for tag, _ in values)
+    assert b"secret" not in payload and b"s3://***@bucket" in payload
+
+
+def test_metrics_are_grouped_by_role():
+    metrics = {"step": 3, "loss": 1, "learner_idle_fraction": 0.5, "queue_ready": 2, "note": "x"}
+    assert grouped(metrics) == {"loss": 1.0, "learner/idle_fraction": 0.5, "queue/ready": 2.0}
+
+
+def test_a_tracker_that_is_not_installed_is_refused_in_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
+    assert main(["train", "configs/shapes.yaml", "trackers=[wandb]"]) == 1
+    assert capsys.readouterr().err == (
+        "dopsd: trackers: wandb is not installed; allowed: `pip install wandb`, or trackers "
+        "without wandb\n"
+    )
+
+
+def test_an_unknown_tracker_is_refused_in_one_line(capsys):
+    assert main(["train", "configs/shapes.yaml", "trackers=[comet]"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("dopsd: trackers.0: 'comet', allowed: 'tensorboard', 'wandb'")
+
+
+class Broken:
+    def __init__(self, fail_at: int) -> None:
+        self.fail_at, self.steps = fail_at, []
+
+    def step(self, step, values):
+        if step >= self.fail_at:
+            raise ConnectionError("s3://me:secret@host is gone")
+        self.steps.append(step)
+
+    def close(self):
+        raise AssertionError("a tracker that was given up is not closed")
+
+
+def test_a_tracker_that_fails_is_announced_once_and_the_run_goes_on(tmp_path):
+    broken = Broken(fail_at=2)
+    log = RunLog(str(tmp_path), [Guarded("wandb", lambda: broken)])
+    for step in range(5):
+        log.step(step, {"loss": 1.0}, {})
+        time.sleep(0.05)
+    log.close()
+    assert broken.steps == [0, 1]
+    assert log.notices == [
+        "trackers: wandb failed (ConnectionError: s3://***@host is gone); it gets no more metrics"
+    ]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 5
+
+
+def test_a_tracker_that_hangs_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(trackers, "_CLOSE_SECONDS", 0.2)
+    asleep = threading.Event()
+
+    class Hanging:
+        def __init__(self):
+            asleep.wait(30)
+
+    log = RunLog(str(tmp_path), [Guarded("mlflow", Hanging)])
+    began = time.monotonic()
+    for step in range(trackers._WAITING + 5):
+        log.step(step, {"loss": math.nan}, {})
+    log.close()
+    asleep.set()
+    assert time.monotonic() - began < 10
+    assert log.notices == ["trackers: mlflow is 1000 steps behind; it gets no more metrics"]
+
+
+def test_wandb_is_told_metrics_and_neither_code_nor_command_line(tmp_path, monkeypatch):
+    told = {}
+
+    class Run:
+        def log(self, values, step):
+            told[step] = values
+
+        def finish(self):
+            told["finished"] = True
+
+    fake = types.ModuleType("wandb")
+    fake.Settings = lambda **settings: settings
+    fake.init = lambda **arguments: told.update(arguments) or Run()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    config = make_config("base", run={"folder": str(tmp_path), "name": "cat"})
+    tracker = trackers.WandB(config)
+    tracker.step(4, {"loss": 0.5})
+    tracker.close()
+    assert told["name"] == "cat" and told[4] == {"loss": 0.5} and told["finished"]
+    assert told["config"]["learner"]["lr"] == config.learner.lr
+    assert told["settings"]["save_code"] is False and told["settings"]["disable_git"] is True
+
+
+def test_mlflow_is_told_every_key_of_the_config(tmp_path, monkeypatch):
+    told = {}
+    fake = types.ModuleType("mlflow")
+    fake.start_run = lambda **arguments: None
+    fake.log_params = told.update
+    monkeypatch.setitem(sys.modules, "mlflow", fake)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", str(tmp_path))
+    config = make_config("base", run={"folder": str(tmp_path)}, max_policy_lag=3)
+    trackers.MLflow(config)
+    assert told["learner.lr"] == config.learner.lr
+    assert (told["source"], told["max_policy_lag"]) == (config.source, 3)
+    assert {"device", "trackers"} <= told.keys()
+
+
+def test_rays_own_metrics_hold_the_roles(ray_cluster, tmp_path):
+    import ray
+
+    config = make_config("base", run={"folder": str(tmp_path)})
+    config.trackers = []
+    log = RunLog(str(tmp_path), open_trackers(config))
+    log.step(7, {"loss": 0.25, "student_lag": 1, "queue_ready": 3, "rollout_seconds": 0.0}, {})
+    log.step(8, {"loss": 0.25, "rollout_busy_seconds": 0.0}, {"rollout": 1})
+    node = ray.nodes()[0]
+    address = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
+    # Runs of other tests left gauges of the same names: it is the values that must arrive.
+    wanted = (
+        ("ray_dopsd_step", " 8.0"),
+        ("ray_dopsd_loss", " 0.25"),
+        ('stage="ready"', " 3.0"),
+        ('role="rollout"', ""),
+        ("ray_dopsd_idle_fraction", ""),
+        ("ray_dopsd_lag", ""),
+    )
+    missing, deadline = list(wanted), time.monotonic() + 60
+    while missing and time.monotonic() < deadline:
+        time.sleep(1)
+        lines = urlopen(address).read().decode().splitlines()
+        missing = [
+            (part, end)
+            for part, end in wanted
+            if not any(part in line and line.endswith(end) for line in lines)
+        ]
+    log.close()
+    assert log.notices == [] and missing == []
+
+
+def test_the_event_file_is_named_in_the_run_folder(tmp_path):
+    config = make_config("base", run={"folder": str(tmp_path)})
+    trackers.TensorBoard(config).close()
+    assert [p.parent.name for p in Path(tmp_path).rglob("events.*")] == [TENSORBOARD]
