@@ -33,7 +33,7 @@ class PreflightError(DopsdError):
     """The teacher was not shown to draw the concept, and the config is strict about it."""
 
 
-class LateError(DopsdError):
+class DeadlineError(DopsdError):
     """A deadline passed: names the role that is late and what it was doing."""
 
 
@@ -49,11 +49,11 @@ class CheckpointError(DopsdError):
     """A checkpoint that cannot be used: names the file and the reason."""
 
 
-class TakenOverError(DopsdError):
+class RunLockLost(DopsdError):
     """Another driver writes into the run folder now: names both."""
 
 
-class StoppedError(DopsdError):
+class InterruptedRun(DopsdError):
     """The run was asked to end and did so at a checkpoint."""
 
     exit_code = 143

@@ -91,7 +91,7 @@ def filesystem(path: str) -> tuple[Any, str]:
 
 
 @contextmanager
-def told(path: str) -> Iterator[None]:
+def storage_errors(path: str) -> Iterator[None]:
     """Whatever goes wrong with a remote ``path`` becomes one line.
 
     Raises StorageError for all but a missing file (FileNotFoundError, as it is) and our own
@@ -150,16 +150,16 @@ class _Reader(io.RawIOBase):
 
 
 class _Writer(io.RawIOBase):
-    """A remote file that goes up in parts; its errors are told as in :func:`told`."""
+    """A remote file that goes up in parts; its errors are told as in :func:`storage_errors`."""
 
     def __init__(self, path: str) -> None:
         self._path = path
         fs, inner = filesystem(path)
-        with told(path):
+        with storage_errors(path):
             self._file = fs.open(inner, "wb")
 
     def write(self, data: Any) -> int:
-        with told(self._path):
+        with storage_errors(self._path):
             return int(self._file.write(data))
 
     def tell(self) -> int:
@@ -171,7 +171,7 @@ class _Writer(io.RawIOBase):
     def close(self) -> None:
         if not self.closed:
             super().close()
-            with told(self._path):
+            with storage_errors(self._path):
                 self._file.close()
 
     def discard(self) -> None:
@@ -206,14 +206,14 @@ def open_output(path: str) -> pa.NativeFile:
 
 def exists(path: str) -> bool:
     fs, inner = filesystem(path)
-    with told(path):
+    with storage_errors(path):
         return bool(fs.exists(inner))
 
 
 def size(path: str) -> int:
     """Bytes of a file. Raises FileNotFoundError, or ValueError for a folder, pipe or device."""
     fs, inner = filesystem(path)
-    with told(path):
+    with storage_errors(path):
         entry = fs.info(inner)
     # Of a local link the entry tells about what it leads to; a pipe would be waited for forever.
     if entry["type"] != "file":
@@ -225,7 +225,7 @@ def names(folder: str) -> set[str]:
     """Names of the files right inside a folder; none for a folder that is not there."""
     fs, inner = filesystem(folder)
     fs.invalidate_cache()  # s3fs remembers listings; the folder may have grown since
-    with told(folder):
+    with storage_errors(folder):
         if not fs.isdir(inner):
             return set()
         return {posixpath.basename(path) for path in fs.ls(inner, detail=False)}
@@ -237,7 +237,7 @@ def make_folder(path: str) -> None:
         os.makedirs(path, exist_ok=True)
 
 
-def unwritable(folder: str) -> str | None:
+def why_not_writable(folder: str) -> str | None:
     """Why no file can be written under a local folder, which need not be there yet; None when one
     can. S3 is asked nothing: whether it takes an object is known when it gets one."""
     if is_remote(folder):
@@ -257,7 +257,7 @@ def read_bytes(path: str, start: int | None = None, stop: int | None = None) -> 
     """
     fs, inner = filesystem(path)
     deadline = {"timeout": OPERATION_S} if is_remote(path) else {}
-    with told(path):
+    with storage_errors(path):
         return bytes(fs.cat_file(inner, start=start, end=stop, **deadline))
 
 
@@ -273,7 +273,7 @@ def list_files(folder: str) -> list[tuple[str, int]]:
     fs, inner = filesystem(folder)
     inner = inner.rstrip("/")
     fs.invalidate_cache()  # as in names
-    with told(folder):
+    with storage_errors(folder):
         found = fs.find(inner, detail=True)
     return sorted((path[len(inner) + 1 :], entry["size"]) for path, entry in found.items())
 
@@ -285,7 +285,7 @@ def write_bytes(path: str, data: bytes, durable: bool = False) -> None:
     """
     fs, inner = filesystem(path)
     if is_remote(path):
-        with told(path):
+        with storage_errors(path):
             fs.pipe_file(inner, data, chunksize=PART, max_concurrency=4, timeout=OPERATION_S)
         return
     os.makedirs(os.path.dirname(inner) or ".", exist_ok=True)
@@ -325,7 +325,7 @@ def whole_file(path: str) -> Iterator[IO[bytes]]:
             yield spool
             spool.flush()
             fs, inner = filesystem(path)
-            with told(path):
+            with storage_errors(path):
                 fs.put_file(
                     spool.name, inner, chunksize=PART, max_concurrency=4, timeout=OPERATION_S
                 )
@@ -368,7 +368,7 @@ def remove(path: str) -> None:
     A name is a name: ``[V]-cat`` is no pattern.
     """
     fs, inner = filesystem(path)
-    with told(path):
+    with storage_errors(path):
         if is_remote(path):
             # Key by key, since fs.rm would expand the path.
             with ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
@@ -387,7 +387,7 @@ def move_folder(source: str, target: str, last: str) -> None:
     if is_remote(source):
         fs, start = filesystem(source)
         _, end = filesystem(target)
-        with told(target):
+        with storage_errors(target):
             for name in sorted((name for name, _ in list_files(source)), key=last.__eq__):
                 fs.cp_file(f"{start}/{name}", f"{end}/{name}")  # fs.copy would expand the path
         remove(source)

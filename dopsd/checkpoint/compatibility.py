@@ -5,36 +5,38 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from dopsd.checkpoint.folder import Manifest
+from dopsd.checkpoint.folder import CheckpointManifest
 from dopsd.config import RunConfig
 from dopsd.config.load import shown_values
 
 _FREE_SECTIONS = (
-    *("run", "encoder", "rollout", "teacher", "inference", "deadline", "checkpoint"),
+    *("run", "encoder", "rollout", "teacher", "inference", "timeouts", "checkpoint"),
     *("preview", "preflight", "debug", "trackers", "device", "transport"),
 )
 
 _FREE_KEYS = (
-    *("learner.workers", "learner.min_workers", "learner.resize_seconds"),
+    *("learner.workers", "learner.min_workers", "learner.resize_interval_s"),
     *("learner.cpus", "learner.gpus", "learner.deepspeed"),
-    *("learner.gradient_checkpointing", "learner.restarts", "learner.restart_wait"),
+    *("learner.gradient_checkpointing", "learner.restarts", "learner.restart_backoff_s"),
     *("learner.max_nonfinite", "learner.bucket_mb", "model.attention", "model.compile"),
     # What they stand for is compared by the fingerprint of the data.
     *("data.source", "data.shards", "data.shapes_count", "data.max_bad_fraction"),
-    "data.encoded",
+    "data.context_cache",
 )
 """Keys that change neither which samples a step holds nor what is computed with them."""
 
 
 @dataclass(frozen=True)
-class Identity:
+class RunIdentity:
     """What a run trains on: fingerprint of its data, key of its plan."""
 
     data: str = ""
     plan: str = ""
 
 
-def refusal(config: RunConfig, manifest: Manifest, identity: Identity | None) -> str | None:
+def incompatibility(
+    config: RunConfig, manifest: CheckpointManifest, identity: RunIdentity | None
+) -> str | None:
     """Why ``config`` on this data and plan may not go on from a checkpoint, or None.
 
     Without an ``identity`` the config alone is looked at, as long as the data is not whole.
@@ -63,7 +65,7 @@ def refusal(config: RunConfig, manifest: Manifest, identity: Identity | None) ->
     return None
 
 
-def _free(key: str, config: RunConfig, manifest: Manifest) -> bool:
+def _free(key: str, config: RunConfig, manifest: CheckpointManifest) -> bool:
     if key == "learner.steps":
         # The cosine ends at the last step; a constant rate knows none.
         return config.learner.schedule == "constant" and config.learner.steps >= manifest.step

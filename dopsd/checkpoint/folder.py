@@ -43,7 +43,7 @@ class FileRecord(BaseModel):
     sha256: str
 
 
-class Manifest(BaseModel):
+class CheckpointManifest(BaseModel):
     """What ``checkpoint.json`` holds."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -76,7 +76,7 @@ class Checkpoint:
     but the large ones."""
 
     path: str
-    manifest: Manifest
+    manifest: CheckpointManifest
     files: dict[str, bytes]
 
     @property
@@ -122,7 +122,7 @@ def write_checkpoint(
     records = {name: _write(path, name, payload) for name, payload in files.items()}
     large = {name: _write(path, name, payload) for name, payload in buckets}
     _compare(path, slices)
-    manifest = Manifest(
+    manifest = CheckpointManifest(
         step=step,
         policy_versions=policy_versions,
         config=config,
@@ -138,13 +138,13 @@ def write_checkpoint(
     return path
 
 
-def read_manifest(path: str) -> Manifest:
+def read_manifest(path: str) -> CheckpointManifest:
     """Raises CheckpointError for a folder that is no checkpoint of this dopsd."""
     place = storage.join(path, MANIFEST)
     if not storage.exists(place):
         raise CheckpointError(f"{path}: incomplete, it has no {MANIFEST}")
     try:
-        manifest = Manifest.model_validate_json(storage.read_bytes(place))
+        manifest = CheckpointManifest.model_validate_json(storage.read_bytes(place))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "JSON"
@@ -209,7 +209,7 @@ def complete_steps(root: str) -> list[int]:
 
 
 def newest_good(
-    root: str, refusal: Callable[[Manifest], str | None] = lambda manifest: None
+    root: str, refusal: Callable[[CheckpointManifest], str | None] = lambda manifest: None
 ) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that is whole and fits, and why each newer one was refused.
 

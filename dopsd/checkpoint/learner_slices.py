@@ -14,7 +14,7 @@ from torch import Tensor
 from dopsd import storage
 from dopsd.checkpoint.folder import FileRecord, folder_of
 from dopsd.checkpoint.slices import Slice, SliceReader, write_slices
-from dopsd.ray_cluster.failures import own_message
+from dopsd.ray_cluster.failures import error_message
 
 PREFIX = "learner-"
 
@@ -32,7 +32,7 @@ class SlicedState:
 
 
 @dataclass(frozen=True)
-class Handed:
+class WrittenSlices:
     """What rank 0 tells the coordinator: all ranks' files, or why there are none."""
 
     slices: dict[str, FileRecord] = field(default_factory=dict)
@@ -46,7 +46,7 @@ def write_state(
     world: int,
     gather: Callable[[Any], Sequence[Any]],
     alive: Callable[[], None] = lambda: None,
-) -> Handed:
+) -> WrittenSlices:
     """Write this rank's file under the checkpoint folder ``root``; collective.
 
     ``gather`` collects a value of every rank on all of them; ``alive`` is called before each
@@ -61,14 +61,14 @@ def write_state(
         place = storage.join(folder_of(root, state.step), name)
         told = name, write_slices(place, _watched(state.slices, alive), meta), ""
     except Exception as error:  # whatever it is, the other ranks must not wait for this one
-        told = name, None, f"learner {rank}: {own_message(error)}"
+        told = name, None, f"learner {rank}: {error_message(error)}"
     slices, problems = {}, []
     for each, record, problem in gather(told):
         if record is None:
             problems.append(problem)
         else:
             slices[each] = record
-    return Handed(slices, "; ".join(problems))
+    return WrittenSlices(slices, "; ".join(problems))
 
 
 def _watched(slices: Iterable[Slice], alive: Callable[[], None]) -> Iterator[Slice]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import ray
 
 from dopsd import storage
-from dopsd.checkpoint.compatibility import Identity, refusal
+from dopsd.checkpoint.compatibility import RunIdentity, incompatibility
 from dopsd.checkpoint.folder import (
     Checkpoint,
     newest_good,
@@ -19,56 +19,56 @@ from dopsd.checkpoint.folder import (
     remove_unfinished,
     write_checkpoint,
 )
-from dopsd.checkpoint.learner_slices import Handed
+from dopsd.checkpoint.learner_slices import WrittenSlices
 from dopsd.config import RunConfig
 from dopsd.config.load import shown_values
-from dopsd.errors import CheckpointError, LateError, StorageError, TakenOverError
-from dopsd.ray_cluster.failures import own_message
+from dopsd.errors import CheckpointError, DeadlineError, RunLockLost, StorageError
+from dopsd.ray_cluster.failures import error_message
 from dopsd.run_folder.files import CHECKPOINTS, REQUEST_FILE
-from dopsd.run_folder.lock import LOOK_SECONDS, Claim
+from dopsd.run_folder.lock import LOCK_POLL_SECONDS, RunLock
 
 
 def newest_checkpoint(
-    config: RunConfig, identity: Identity | None
+    config: RunConfig, identity: RunIdentity | None
 ) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that a run can go on from, and why newer ones were refused."""
     return newest_good(
         storage.join(config.run.folder, CHECKPOINTS),
-        lambda manifest: refusal(config, manifest, identity),
+        lambda manifest: incompatibility(config, manifest, identity),
     )
 
 
-class Saver:
+class CheckpointManager:
     """The checkpoints of one run.
 
     ``before_commit`` brings the run's other files up to date, so that they are never behind a
-    checkpoint. ``taken_over`` hears when ``claim``, the right to write, went to another driver.
+    checkpoint. ``lock_lost`` hears when ``lock``, the right to write, went to another driver.
     """
 
     def __init__(
         self,
         config: RunConfig,
-        identity: Identity,
+        identity: RunIdentity,
         before_commit: Callable[[], None],
-        claim: Claim | None = None,
-        taken_over: Callable[[TakenOverError], None] = lambda error: None,
+        lock: RunLock | None = None,
+        lock_lost: Callable[[RunLockLost], None] = lambda error: None,
     ) -> None:
         self.config, self.identity = config, identity
-        self._before_commit, self._claim, self._taken_over = before_commit, claim, taken_over
+        self._before_commit, self._lock, self._lock_lost = before_commit, lock, lock_lost
         self.root = storage.join(config.run.folder, CHECKPOINTS)
         self.notices: list[str] = []
         self.saved: int | None = None
         """Step of the newest checkpoint that is committed."""
         self._request = storage.join(config.run.folder, REQUEST_FILE)
-        self._asked = self._taken = False
+        self._asked = self._request_pending = False
         """``taken``: the request in the run folder is being answered, or was asked for here."""
         self._last = time.monotonic()
-        self._looked = 0.0
-        self._looker: threading.Thread | None = None
+        self._last_poll = 0.0
+        self._poll_thread: threading.Thread | None = None
         self._draining: set[str] = set()
         self._saving = threading.Lock()
         self._writer: threading.Thread | None = None
-        self._left_out: threading.Thread | None = None
+        self._skipped_for: threading.Thread | None = None
         """The write for which a checkpoint was left out last: told once for each."""
 
     def ask(self) -> None:
@@ -82,40 +82,40 @@ class Saver:
         written: a storage that is slow must not hold up training.
         """
         section = self.config.checkpoint
-        self._look()
+        self._poll()
         if self._needed(step):
             return True
         old = time.monotonic() - self._last > section.every_minutes * 60
         scheduled = (section.every_minutes > 0 and old) or (
             section.every_steps > 0 and step % section.every_steps == 0
         )
-        return scheduled and not self._leaves_out(step)
+        return scheduled and not self._skips_scheduled(step)
 
     def _needed(self, step: int) -> bool:
         """Whether somebody waits for the checkpoint of ``step``."""
         return self._asked or step == self.config.learner.steps
 
-    def _leaves_out(self, step: int) -> bool:
+    def _skips_scheduled(self, step: int) -> bool:
         writer = self._writer
         if writer is None or not writer.is_alive():
             return False
-        if self._left_out is not writer:
-            self._left_out = writer
+        if self._skipped_for is not writer:
+            self._skipped_for = writer
             self.notices.append(f"no checkpoint of step {step}: the one before is still written")
         return True
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         """For requests and claims of others, and for nodes that are going to be taken away; in a
         thread of its own, for a storage that does not answer must not hold up training."""
-        pause = LOOK_SECONDS[storage.is_remote(self.config.run.folder)]
-        busy = self._looker is not None and self._looker.is_alive()
-        if busy or time.monotonic() - self._looked < pause:
+        pause = LOCK_POLL_SECONDS[storage.is_remote(self.config.run.folder)]
+        busy = self._poll_thread is not None and self._poll_thread.is_alive()
+        if busy or time.monotonic() - self._last_poll < pause:
             return
-        self._looked = time.monotonic()
-        self._looker = threading.Thread(target=self._look_around, daemon=True)
-        self._looker.start()
+        self._last_poll = time.monotonic()
+        self._poll_thread = threading.Thread(target=self._poll_requests, daemon=True)
+        self._poll_thread.start()
 
-    def _look_around(self) -> None:
+    def _poll_requests(self) -> None:
         # What Ray Train's own notices are made of; those come to the learners' nodes alone.
         draining = set(ray._private.state.state.get_draining_nodes() or {})
         if draining - self._draining:
@@ -123,16 +123,16 @@ class Saver:
         self._draining = draining
         with contextlib.suppress(OSError, StorageError):  # a storage that is away for a while
             try:
-                self.check_claim()
-            except TakenOverError as error:
-                self._taken_over(error)
-            if not self._taken and REQUEST_FILE in storage.names(self.config.run.folder):
-                self._asked = self._taken = True
+                self.check_lock()
+            except RunLockLost as error:
+                self._lock_lost(error)
+            if not self._request_pending and REQUEST_FILE in storage.names(self.config.run.folder):
+                self._asked = self._request_pending = True
 
-    def check_claim(self) -> None:
+    def check_lock(self) -> None:
         """Raises TakenOverError when another driver writes into the run folder now."""
-        if self._claim is not None:
-            self._claim.check()
+        if self._lock is not None:
+            self._lock.check()
 
     def save(
         self,
@@ -140,7 +140,7 @@ class Saver:
         files: dict[str, bytes],
         versions: tuple[int, ...],
         buckets: Mapping[str, ray.ObjectRef] | None = None,
-        handed: Handed | None = None,
+        handed: WrittenSlices | None = None,
         learners: int = 1,
         alive: Callable[[], None] = lambda: None,
     ) -> None:
@@ -149,24 +149,33 @@ class Saver:
         the checkpoint any more.
 
         While the one before is under way, the last one and one that was asked for wait for it, for
-        ``deadline.step`` at most; a scheduled one is left out. Whatever is not written is told.
+        ``timeouts.step`` at most; a scheduled one is left out. Whatever is not written is told.
         """
         with self._saving:
             needed = self._needed(step)
-            if not needed and self._leaves_out(step):
+            if not needed and self._skips_scheduled(step):
                 return
-            limit = self.config.deadline.step
+            limit = self.config.timeouts.step
             self._asked, self._last = False, time.monotonic()
             if not self.wait(limit):
                 self.notices.append(
-                    f"no checkpoint of step {step}: the one before is not written after {limit:g} s"
+                    f"no checkpoint of step {step}: the one before is not written after "
+                    f"{limit:g} s (timeouts.step)"
                 )
                 return
             alive()  # it may have waited long
             self._writer = threading.Thread(
                 target=self._write,
-                args=(step, files, versions, buckets or {}, handed or Handed(), learners, alive),
-                kwargs={"answers": self._taken},
+                args=(
+                    step,
+                    files,
+                    versions,
+                    buckets or {},
+                    handed or WrittenSlices(),
+                    learners,
+                    alive,
+                ),
+                kwargs={"answers": self._request_pending},
                 daemon=True,
             )
             self._writer.start()
@@ -180,13 +189,15 @@ class Saver:
 
     def end(self) -> None:
         """Wait for the last write. Raises LateError when that takes longer than a step may."""
-        limit = self.config.deadline.step
+        limit = self.config.timeouts.step
         if not self.wait(limit):
-            raise LateError(f"the last checkpoint is not written after {limit:g} s")
+            raise DeadlineError(
+                f"the last checkpoint is not written after {limit:g} s (timeouts.step)"
+            )
 
     def newest(self) -> Checkpoint | None:
         """The newest good checkpoint, if there is one; what was refused is among the notices."""
-        self.wait(self.config.deadline.step)
+        self.wait(self.config.timeouts.step)
         found, refused = newest_checkpoint(self.config, self.identity)
         told = (f"checkpoint refused: {why}" for why in refused)
         self.notices += [line for line in told if line not in self.notices]
@@ -200,19 +211,19 @@ class Saver:
         files: dict[str, bytes],
         versions: tuple[int, ...],
         buckets: Mapping[str, ray.ObjectRef],
-        handed: Handed,
+        handed: WrittenSlices,
         learners: int,
         alive: Callable[[], None],
         answers: bool,
     ) -> None:
         def fetched(name: str, bucket: ray.ObjectRef) -> tuple[str, bytes]:
             alive()
-            return name, ray.get(bucket, timeout=self.config.deadline.step)
+            return name, ray.get(bucket, timeout=self.config.timeouts.step)
 
         try:
             if handed.problem:
                 raise CheckpointError(handed.problem)
-            self.check_claim()
+            self.check_lock()
             self._before_commit()
             write_checkpoint(
                 self.root,
@@ -229,16 +240,16 @@ class Saver:
             self.saved = step
             section = self.config.checkpoint
             prune(self.root, step, section.keep_last, section.keep_every)
-        except TakenOverError as error:
-            self._taken_over(error)
+        except RunLockLost as error:
+            self._lock_lost(error)
         except Exception as error:  # training goes on; the next one may succeed
-            self.notices.append(f"no checkpoint of step {step}: {own_message(error)}")
+            self.notices.append(f"no checkpoint of step {step}: {error_message(error)}")
             # What there is of it may be the room that the next one needs.
             with contextlib.suppress(Exception):
                 remove_unfinished(self.root, step)
         if answers:
             try:
                 storage.remove(self._request)
-                self._taken = False
+                self._request_pending = False
             except Exception as error:  # the next one answers it
-                self.notices.append(f"{self._request}: {own_message(error)}")
+                self.notices.append(f"{self._request}: {error_message(error)}")

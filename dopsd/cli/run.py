@@ -46,7 +46,7 @@ def checkpoint(
     while REQUEST_FILE in storage.names(run):
         if time.monotonic() - asked > wait:
             storage.remove(storage.join(run, REQUEST_FILE))
-            raise CheckpointError(f"{run}: nobody answered for {wait:g} s; does this run train?")
+            raise CheckpointError(f"{run}: no response within {wait:g} s; is this run training?")
         time.sleep(0.5)
     found = _newest(root)
     if found is None or found == before:

@@ -67,7 +67,7 @@ def train(
         if value is not None:
             console.print(f"  {what:<29} {value}", highlight=False, markup=False, soft_wrap=True)
     for problem in summary.problems:
-        console.print(f"  afterwards: {problem}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"  warning: {problem}", highlight=False, markup=False, soft_wrap=True)
     console.print("Next, draw with it:")
     command = next_command(run, summary.lora, summary.modules, summary.transformer)
     console.print(f"  {command}", highlight=False, markup=False, soft_wrap=True)

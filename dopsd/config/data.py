@@ -57,13 +57,13 @@ class DataSection(Section):
     caption_dropout: Fraction = Field(
         0.0, description="Share of draws that train with an empty prompt, for both roles."
     )
-    weights: dict[str, Weight] = Field(
+    concept_weights: dict[str, Weight] = Field(
         default_factory=dict,
         description="Times per epoch that each sample of a concept comes, e.g. {cat: 3, dog: "
         "0.5}; 1 for the others, 0 leaves a concept out.",
     )
     prior: PriorSection = Field(default_factory=PriorSection)
-    encoded: Literal["off", "auto", "require"] = Field(
+    context_cache: Literal["off", "auto", "require"] = Field(
         "auto",
         description="Contexts that `dopsd prepare --encode` left beside the shards. `auto`: read "
         "where they fit, so that no encoder is loaded; else encode while training. `require`: "
@@ -97,8 +97,9 @@ class DataSection(Section):
 
     @model_validator(mode="after")
     def _prior_is_no_concept(self) -> DataSection:
-        if PRIOR in self.weights:
+        if PRIOR in self.concept_weights:
             raise ValueError(
-                f"data.weights: {PRIOR!r} names the base's own samples; allowed: data.prior.weight"
+                f"data.concept_weights: {PRIOR!r} names the base's own samples; allowed: "
+                "data.prior.weight"
             )
         return self

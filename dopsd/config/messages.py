@@ -30,6 +30,21 @@ _ALLOWED = {
 }
 
 
+RENAMED = {
+    "deadline": ["timeouts"],
+    "timeouts.start": ["timeouts.startup"],
+    "timeouts.restarts": ["inference.max_restarts"],
+    "learner.clip": ["learner.max_grad_norm"],
+    "learner.restart_wait": ["learner.restart_backoff_s"],
+    "learner.resize_seconds": ["learner.resize_interval_s"],
+    "inference.slots": ["inference.max_inflight"],
+    "preflight.noises": ["preflight.num_noises"],
+    "data.weights": ["data.concept_weights"],
+    "data.encoded": ["data.context_cache"],
+}
+"""What keys of older configs are called now."""
+
+
 def one_line(error: ValidationError, model: type[BaseModel]) -> str:
     """The first problem of ``error`` as `key: what was given, allowed: what is`."""
     errors = error.errors()
@@ -38,7 +53,7 @@ def one_line(error: ValidationError, model: type[BaseModel]) -> str:
     if first["type"] == "extra_forbidden":
         key = ".".join(str(part) for part in first["loc"])
         siblings = _siblings(first["loc"], model)
-        close = difflib.get_close_matches(str(first["loc"][-1]), siblings, n=1)
+        close = RENAMED.get(key) or difflib.get_close_matches(str(first["loc"][-1]), siblings, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         return f"{key}: unknown key{hint}; allowed: {', '.join(siblings)}"
     if first["type"] == "value_error":  # a section's own: it names the key

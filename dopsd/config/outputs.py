@@ -29,7 +29,7 @@ class PreflightSection(Section):
         "student: warn when it was not shown, refuse to train (`strict`), or do not look.",
     )
     samples: Positive = Field(8, description="Samples drawn, each by student and teacher.")
-    noises: Positive = Field(2, description="Pictures of each sample, each from its own noise.")
+    num_noises: Positive = Field(2, description="Pictures of each sample, each from its own noise.")
     metric: Literal["auto", "latent", "oracle", "dino", "clip"] = Field(
         "auto",
         description="Distance to the target: `oracle` reads pictures of the shapes world, `dino` "

@@ -26,7 +26,7 @@ class LearnerSection(RoleSection):
         "for, `workers` at most: fewer when a node goes, more when one comes. Default: always "
         "`workers`.",
     )
-    resize_seconds: Annotated[float, Field(gt=0)] = Field(
+    resize_interval_s: Annotated[float, Field(gt=0)] = Field(
         60.0, description="With `min_workers`: between two looks whether more learners fit."
     )
     steps: Positive = Field(2000, description="Optimizer steps.")
@@ -41,7 +41,7 @@ class LearnerSection(RoleSection):
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="AdamW weight decay.")
     betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="AdamW betas.")
     eps: Annotated[float, Field(gt=0)] = Field(1e-8, description="AdamW epsilon.")
-    clip: Annotated[float, Field(ge=0)] = Field(
+    max_grad_norm: Annotated[float, Field(ge=0)] = Field(
         1.0, description="Gradient norm clip; 0 switches it off."
     )
     warmup_steps: NonNegative = Field(0, description="Linear warm-up of the learning rate.")
@@ -62,7 +62,7 @@ class LearnerSection(RoleSection):
         description="Restarts of learners and coordinator, all together; each goes on from the "
         "newest checkpoint.",
     )
-    restart_wait: Annotated[float, Field(ge=0)] = Field(
+    restart_backoff_s: Annotated[float, Field(ge=0)] = Field(
         2.0,
         description="Seconds before the first of these restarts, doubled at each later one up to "
         "a minute (a longer one stays as it is).",
@@ -89,8 +89,8 @@ class LearnerSection(RoleSection):
 
     def pause_before(self, restart: int) -> float:
         """Seconds of waiting before a restart; the first is 1."""
-        longest = max(self.restart_wait, _LONGEST_PAUSE)
-        return min(longest, self.restart_wait * 2.0 ** min(restart - 1, 60))
+        longest = max(self.restart_backoff_s, _LONGEST_PAUSE)
+        return min(longest, self.restart_backoff_s * 2.0 ** min(restart - 1, 60))
 
 
 class InferenceSection(Section):
@@ -99,10 +99,16 @@ class InferenceSection(Section):
         description="One pool holds both adapters on one base and does roll-out and scoring; "
         "the `rollout` section sizes it and `teacher` is ignored.",
     )
-    slots: Positive = Field(2, description="Micro-batches queued on a worker at once.")
+    max_inflight: Positive = Field(2, description="Micro-batches queued on a worker at once.")
+    max_restarts: NonNegative = Field(
+        3, description="Restarts of each inference worker, and of the encoders' pipeline."
+    )
 
 
-class DeadlineSection(Section):
-    start: Annotated[float, Field(gt=0)] = Field(900.0, description="Every role up and loaded.")
-    step: Annotated[float, Field(gt=0)] = Field(900.0, description="One micro-batch or one step.")
-    restarts: NonNegative = Field(3, description="Restarts of each inference worker.")
+class TimeoutSection(Section):
+    startup: Annotated[float, Field(gt=0)] = Field(
+        900.0, description="Seconds until every role is up and loaded."
+    )
+    step: Annotated[float, Field(gt=0)] = Field(
+        900.0, description="Seconds of one micro-batch or one step."
+    )

@@ -22,7 +22,7 @@ from dopsd.config.outputs import (
     PreviewSection,
     RunSection,
 )
-from dopsd.config.roles import DeadlineSection, InferenceSection, LearnerSection, RoleSection
+from dopsd.config.roles import InferenceSection, LearnerSection, RoleSection, TimeoutSection
 from dopsd.config.rules import check_rules
 
 Adapters = Literal["lora", "full", "lora+modules"]
@@ -64,7 +64,7 @@ class RunConfig(Section):
     teacher: RoleSection = Field(default_factory=RoleSection)
     inference: InferenceSection = Field(default_factory=InferenceSection)
     learner: LearnerSection = Field(default_factory=LearnerSection)
-    deadline: DeadlineSection = Field(default_factory=DeadlineSection)
+    timeouts: TimeoutSection = Field(default_factory=TimeoutSection)
     checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
     preview: PreviewSection = Field(default_factory=PreviewSection)
     preflight: PreflightSection = Field(default_factory=PreflightSection)

@@ -7,22 +7,22 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dopsd.checkpoint.compatibility import Identity
+from dopsd.checkpoint.compatibility import RunIdentity
 from dopsd.config import RunConfig
 from dopsd.contexts.training import TrainingEncoderFactory
 from dopsd.coordinator.coordinator import Coordinator
 from dopsd.coordinator.stream_reader import BlockStream
-from dopsd.data.context_cache.files import Encoded
+from dopsd.data.context_cache.files import ContextCache
 from dopsd.data.manifest import Manifest
-from dopsd.data.run_data import plan_of, wanted
+from dopsd.data.run_data import plan_of, read_spec
 from dopsd.data.stream.pipeline import encoded_stream
 from dopsd.ray_cluster.placement import Role, Roles
-from dopsd.run_folder.lock import Claim
+from dopsd.run_folder.lock import RunLock
 from dopsd.run_folder.log import RunLog
 from dopsd.run_folder.trackers import open_trackers
 
 
-class RunCoordinator(Coordinator):
+class CoordinatorActor(Coordinator):
     """The coordinator of a whole run, with its plan and stream: the class behind the actor.
 
     ``roles`` have an encoder, or there are ``encoded`` contexts.
@@ -33,9 +33,9 @@ class RunCoordinator(Coordinator):
         config: RunConfig,
         roles: Roles,
         manifest: Manifest,
-        encoded: Encoded | None,
+        encoded: ContextCache | None,
         restarts: int,
-        claim: Claim,
+        claim: RunLock,
     ) -> None:
         plan = plan_of(config, manifest)
         role = roles.encoder or Role("reader", 0, 0.0, 0.0)
@@ -48,14 +48,14 @@ class RunCoordinator(Coordinator):
                 start,
                 stop,
                 shards=config.shards,
-                wanted=wanted(config),
+                read_spec=read_spec(config),
                 encoder_factory=TrainingEncoderFactory(config, role.device),
                 encoded=encoded,
                 workers=role.workers,
                 num_cpus=role.cpus,
                 num_gpus=role.gpus,
                 ahead=max(4, ahead),
-                start_s=config.deadline.start,
+                start_s=config.timeouts.startup,
             )
 
         super().__init__(
@@ -64,7 +64,7 @@ class RunCoordinator(Coordinator):
             open_stream,
             plan.step_size,
             RunLog(config.run.folder, open_trackers(config)),
-            Identity(manifest.fingerprint, plan.key),
+            RunIdentity(manifest.fingerprint, plan.key),
             restarts,
             claim,
         )
@@ -74,14 +74,14 @@ def launch_coordinator(
     config: RunConfig,
     roles: Roles,
     manifest: Manifest,
-    encoded: Encoded | None,
+    encoded: ContextCache | None,
     name: str,
     restarts: int,
-    claim: Claim,
+    claim: RunLock,
 ) -> Any:
     """The coordinator's actor, on this node: it writes into the run folder."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor: Any = ray.remote(RunCoordinator)
+    actor: Any = ray.remote(CoordinatorActor)
     return actor.options(
         name=name,
         num_cpus=0,

@@ -14,7 +14,7 @@ from ray.exceptions import (
 )
 
 from dopsd.errors import WorkerError
-from dopsd.ray_cluster.failures import own_error, own_message
+from dopsd.ray_cluster.failures import error_message, unwrap_error
 
 ANSWER_SECONDS = 60.0
 """What the coordinator may take for an answer: it answers from memory."""
@@ -30,12 +30,12 @@ def ask(coordinator: Any, method: str, *values: Any, limit: float = ANSWER_SECON
         return ray.get(getattr(coordinator, method).remote(*values), timeout=limit)
     except GetTimeoutError:
         raise CoordinatorLost(
-            f"coordinator is late: no answer to {method} for {limit:g} s"
+            f"coordinator timed out after {limit:g} s while answering {method}"
         ) from None
     except (RayActorError, ActorUnavailableError) as error:
-        raise CoordinatorLost(f"coordinator died: {own_message(error)}") from None
+        raise CoordinatorLost(f"coordinator died: {error_message(error)}") from None
     except RayError as error:
-        raise own_error(error, "coordinator") from None
+        raise unwrap_error(error, "coordinator") from None
 
 
 def find_coordinator(name: str, namespace: str, patience: float) -> Any:

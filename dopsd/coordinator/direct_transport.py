@@ -16,10 +16,10 @@ from typing import Any
 
 from ray.exceptions import RayTaskError
 
-from dopsd.ray_cluster.failures import own_message
+from dopsd.ray_cluster.failures import error_message
 
 
-class Hop:
+class DirectTransport:
     """The way between the actors of two pools. ``tell`` takes what a run's notices should say.
 
     NCCL and gloo know a fixed group of actors, which is made in a thread while they load their
@@ -63,7 +63,7 @@ class Hop:
             if self.grouped:
                 create_collective_group(actors, backend=self.backend)
         except Exception as error:  # whatever it is, the run can go on without
-            self.close(own_message(error))
+            self.close(error_message(error))
             return
         with self._lock:
             if self._state == "closed":

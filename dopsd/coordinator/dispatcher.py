@@ -13,9 +13,9 @@ import ray
 
 from dopsd.config import RunConfig
 from dopsd.coordinator.admission import Admission, Key
-from dopsd.coordinator.direct_transport import Hop
-from dopsd.coordinator.messages import Box
-from dopsd.coordinator.worker_pool import Pool
+from dopsd.coordinator.direct_transport import DirectTransport
+from dopsd.coordinator.messages import ObjectRefBox
+from dopsd.coordinator.worker_pool import WorkerPool
 from dopsd.errors import WorkerError
 from dopsd.models.lora import STUDENT, TEACHER
 from dopsd.policy.bundle import Bundle
@@ -28,7 +28,7 @@ _ATTEMPTS = 4
 
 
 @dataclass
-class Item:
+class InFlightMicroBatch:
     """A micro-batch, from its admission until it is trained."""
 
     key: Key
@@ -41,7 +41,7 @@ class Item:
     result: ray.ObjectRef | None = None
 
 
-class Flow:
+class Dispatcher:
     """``step_size(step)`` is the plan's number of micro-batches; ``done(item, result)`` is told of
     each that is ready."""
 
@@ -50,13 +50,13 @@ class Flow:
         config: RunConfig,
         roles: Roles,
         step_size: Callable[[int], int],
-        done: Callable[[Item, ray.ObjectRef], None],
+        done: Callable[[InFlightMicroBatch, ray.ObjectRef], None],
         spans: Callable[[list[Span]], None],
     ) -> None:
         self.config, self.roles, self._step_size = config, roles, step_size
         self._done, self._spans = done, spans
         self.full_size = config.learner.micro_batches
-        self.pools: list[Pool] = []
+        self.pools: list[WorkerPool] = []
         self.notices: list[str] = []
         """How trajectories travel, where that is not by the object store; for the run's summary."""
         self.missing: set[Key] = set()
@@ -69,46 +69,46 @@ class Flow:
         if roles.rollout and roles.teacher:
             direct = config.transport == "rdt"
             self.pools = [
-                Pool(config, roles.rollout, (STUDENT,), "generate", direct),
-                Pool(config, roles.teacher, (TEACHER,), "score", direct),
+                WorkerPool(config, roles.rollout, (STUDENT,), "generate", direct),
+                WorkerPool(config, roles.teacher, (TEACHER,), "score", direct),
             ]
         elif roles.rollout:
             both = (STUDENT, TEACHER)
-            self.pools = [Pool(config, roles.rollout, both, "generate_and_score")]
+            self.pools = [WorkerPool(config, roles.rollout, both, "generate_and_score")]
         elif roles.teacher:
-            self.pools = [Pool(config, roles.teacher, (TEACHER,), "teach")]
+            self.pools = [WorkerPool(config, roles.teacher, (TEACHER,), "teach")]
         if config.transport == "rdt":
-            self._open_hop()
+            self._open_direct_transport()
         self.rewind(0)
 
-    def _open_hop(self) -> None:
+    def _open_direct_transport(self) -> None:
         if len(self.pools) < 2:
             self.notices.append(
                 "transport: rdt has nothing to carry: no trajectory travels between two pools here"
             )
             return
-        actors = [member.handle for pool in self.pools for member in pool.members]
-        device, limit = self.pools[0].role.device, self.config.deadline.start
-        hop = Hop(actors, device, self.notices.append, limit)
+        actors = [worker.handle for pool in self.pools for worker in pool.workers]
+        device, limit = self.pools[0].role.device, self.config.timeouts.startup
+        direct_transport = DirectTransport(actors, device, self.notices.append, limit)
         for pool in self.pools:
-            pool.hop = hop
+            pool.direct_transport = direct_transport
 
     def rewind(self, step: int) -> None:
         """Forget everything and begin at ``step``; what is under way is dropped when it ends."""
-        self.books = Admission(
+        self.admission = Admission(
             step, self.config.learner.steps, self._step_size, self.config.max_policy_lag
         )
         self.blocks: deque[tuple[Key, ray.ObjectRef]] = deque()
-        self._items: dict[Key, Item] = {}
+        self._items: dict[Key, InFlightMicroBatch] = {}
         self._waiting: list[list[Key]] = [[] for _ in self.pools]
         self.missing.clear()
         for pool in self.pools:
-            pool.forget()
+            pool.reset()
 
     @property
     def restarts(self) -> int:
         """How many workers were replaced."""
-        return sum(member.restarts for pool in self.pools for member in pool.members)
+        return sum(worker.restarts for pool in self.pools for worker in pool.workers)
 
     @property
     def full(self) -> bool:
@@ -118,21 +118,21 @@ class Flow:
     def ready(self, keys: set[Key]) -> bool:
         return all(key in self._items and self._items[key].result is not None for key in keys)
 
-    def box(self, key: Key, real: bool) -> Box:
+    def box(self, key: Key, real: bool) -> ObjectRefBox:
         """A micro-batch that is ready, for a learner to fetch."""
         item = self._items[key]
         assert item.result is not None
-        return Box(item.result, real, key[1], item.losses)
+        return ObjectRefBox(item.result, real, key[1], item.losses)
 
     def trained(self, step: int) -> None:
         """Every micro-batch of ``step`` went into the optimizer."""
-        self.books.train(step)
+        self.admission.train(step)
         for index in range(self._step_size(step)):
             del self._items[(step, index)]
 
     def metrics(self) -> dict[str, float]:
         """What the pools did so far, and how many micro-batches are where."""
-        counts = self.books.counts()
+        counts = self.admission.counts()
         metrics: dict[str, float] = {
             "queue_blocks": len(self.blocks),
             "queue_in_flight": counts.in_flight,
@@ -140,8 +140,8 @@ class Flow:
         }
         for pool in self.pools:
             name = pool.role.name
-            metrics[f"{name}_busy_seconds"] = sum(m.busy_seconds for m in pool.members)
-            metrics[f"{name}_peak_memory_mb"] = max(m.peak_memory_mb for m in pool.members)
+            metrics[f"{name}_busy_seconds"] = sum(m.busy_seconds for m in pool.workers)
+            metrics[f"{name}_peak_memory_mb"] = max(m.peak_memory_mb for m in pool.workers)
         return metrics
 
     def advance(self, published: int, bundles: dict[int, Bundle]) -> bool:
@@ -152,14 +152,14 @@ class Flow:
     def _admit(self, published: int) -> bool:
         moved = False
         while self.blocks:
-            key = self.books.next_admissible(published)
+            key = self.admission.next_admissible(published)
             if key is None:
                 break
             found, block = self.blocks.popleft()
             assert found == key, f"the stream delivered {found}, the plan says {key}"
-            self.books.admit(key)
+            self.admission.admit(key)
             version = policy_version(key[0], self.config.max_policy_lag)
-            item = self._items[key] = Item(key, block, version, inputs=[block])
+            item = self._items[key] = InFlightMicroBatch(key, block, version, inputs=[block])
             if self.pools:
                 self._waiting[0].append(key)
             else:
@@ -183,10 +183,10 @@ class Flow:
                 if coming and min(coming) < item.version:
                     break
                 bundle = bundles[item.version]
-                member = pool.free_member(bundle)
-                if member is None:
+                worker = pool.free_worker(bundle)
+                if worker is None:
                     break
-                pool.submit(member, item.key, bundle, *item.inputs)
+                pool.submit(worker, item.key, bundle, *item.inputs)
                 waiting.pop(0)
                 moved = True
         return moved
@@ -196,11 +196,11 @@ class Flow:
         before = sum(pool.events for pool in self.pools)
         for stage, pool in enumerate(self.pools):
             finished, again = pool.collect()
-            self._spans(pool.take_spans())
+            self._spans(pool.drain_spans())
             for key in again:
                 item = self._items[key]
-                self._again(item, item.block.hex() in pool.gone)
-            pool.gone.clear()
+                self._requeue(item, item.block.hex() in pool.lost_objects)
+            pool.lost_objects.clear()
             for done in finished:
                 item = self._items[done.key]
                 if stage + 1 < len(self.pools):
@@ -220,8 +220,8 @@ class Flow:
         if item is None or item.result is None or item.losses != losses:
             return
         item.result = None
-        self.books.unfinish(key)
-        self._again(item, gone=not self.pools)
+        self.admission.unfinish(key)
+        self._requeue(item, block_lost=not self.pools)
 
     def renew(self, key: Key, block: ray.ObjectRef) -> None:
         """The encoded block of a missing micro-batch, once more."""
@@ -233,27 +233,27 @@ class Flow:
         else:
             self._finish(item, block)
 
-    def after(self, key: Key) -> Key:
+    def next_key(self, key: Key) -> Key:
         """The micro-batch that follows ``key`` in the plan."""
         step, index = key
         return (step, index + 1) if index + 1 < self._step_size(step) else (step + 1, 0)
 
-    def _again(self, item: Item, gone: bool) -> None:
-        """Generate a micro-batch again from its block, encoded again when that is ``gone``; a
-        bounded number of times."""
+    def _requeue(self, item: InFlightMicroBatch, block_lost: bool) -> None:
+        """Generate a micro-batch again from its block, encoded again when that is lost; a bounded
+        number of times."""
         item.losses += 1
-        limit = _ATTEMPTS * (self.config.deadline.restarts + 1)
+        limit = _ATTEMPTS * (self.config.inference.max_restarts + 1)
         if item.losses >= limit:
             step, index = item.key
             raise WorkerError(f"step {step} micro-batch {index} was lost {limit} times")
         item.stage, item.inputs = 0, [item.block]
-        if gone:
+        if block_lost:
             self.missing.add(item.key)
         else:
             self._waiting[0].append(item.key)
 
-    def _finish(self, item: Item, result: ray.ObjectRef) -> None:
-        self.books.finish(item.key)
+    def _finish(self, item: InFlightMicroBatch, result: ray.ObjectRef) -> None:
+        self.admission.finish(item.key)
         item.result, item.inputs = result, []
         if self.pools:
             self._done(item, result)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from dopsd.config import LearnerSection
 from dopsd.errors import DopsdError, WorkerError
-from dopsd.ray_cluster.failures import own_message
+from dopsd.ray_cluster.failures import error_message
 
 
 class RestartBudget:
@@ -37,11 +37,11 @@ class RestartBudget:
         told = f" ({cause})" if cause else ""
         if self.restarts >= self._learner.restarts:
             raise WorkerError(
-                f"the learners died again{told}; their {self.restarts} restarts "
-                f"(learner.restarts) are spent"
+                f"learners failed again{told}; restart budget exhausted "
+                f"(learner.restarts={self.restarts})"
             )
         self.restarts += 1
-        return self._learner.pause_before(self.restarts), f"learners died{told}"
+        return self._learner.pause_before(self.restarts), f"learners failed{told}"
 
 
 _log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ _LONGEST = 400
 """Characters of a cause that are told; the process's own log has all of it."""
 
 
-class Troubles:
+class RunFailure:
     """``changed`` is notified when something ends the run; after ``stopping`` nothing does."""
 
     def __init__(self, changed: threading.Condition, stopping: Callable[[], bool]) -> None:
@@ -67,7 +67,7 @@ class Troubles:
                 self.error = self.error or error
             self._changed.notify_all()
 
-    def guarded(self, target: Callable[[], None]) -> None:
+    def run_guarded(self, target: Callable[[], None]) -> None:
         """Run ``target``; whatever it raises ends the run: the learners must not wait for it."""
         try:
             target()
@@ -75,14 +75,14 @@ class Troubles:
             self.fail(error)
         except Exception as error:
             _log.exception("a thread of the coordinator")
-            self.fail(WorkerError(f"coordinator: {own_message(error)}"))
+            self.fail(WorkerError(f"coordinator: {error_message(error)}"))
 
     def raise_error(self) -> None:
         """Raises what ended the run, if something did."""
         if self.error:
             raise self.error
 
-    def died(self, attempt: int, rank: int, why: str) -> None:
+    def record_death(self, attempt: int, rank: int, why: str) -> None:
         """A learner's last words; those that follow it die of its end."""
         told = " ".join(f"learner {rank}: {why}".split())
         self._deaths.setdefault(attempt, told[:_LONGEST])

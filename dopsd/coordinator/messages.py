@@ -10,7 +10,7 @@ from dopsd.policy.bundle import Bundle
 
 
 @dataclass
-class Box:
+class ObjectRefBox:
     """References that Ray must not resolve on the way: each learner fetches its own share."""
 
     ref: ray.ObjectRef
@@ -22,11 +22,11 @@ class Box:
 
 
 @dataclass
-class Entry:
+class ResumePoint:
     """Where a group of learners begins."""
 
     step: int
-    files: dict[str, Box] = field(default_factory=dict)
+    files: dict[str, ObjectRefBox] = field(default_factory=dict)
     """The learners' files of a checkpoint; none at the very start."""
     slices: tuple[str, ...] = ()
     """Of whole models in their place: paths of the files that the learners wrote."""
@@ -35,7 +35,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Wish:
+class CheckpointRequest:
     """What the coordinator wants of the learners at a version."""
 
     save: bool = False

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from dopsd.checkpoint.folder import Checkpoint
-from dopsd.coordinator.messages import Entry
-from dopsd.coordinator.resume import beginning
+from dopsd.coordinator.messages import ResumePoint
+from dopsd.coordinator.resume import resume_point
 from dopsd.policy.bundle import Bundle
 from dopsd.policy.versions import policy_version
 
 
-class Published:
+class PolicyVersions:
     """Versions are published in order; those older than ``lag`` steps are let go."""
 
     def __init__(self, lag: int) -> None:
         self._lag = lag
         self.version = -1
         """The newest one; -1 before the first."""
-        self.entry = Entry(0)
+        self.entry = ResumePoint(0)
         """What learners begin with; emptied once they have taken it."""
         self.bundles: dict[int, Bundle] = {}
 
     @classmethod
-    def beginning(cls, lag: int, found: Checkpoint | None) -> Published:
+    def restored_from(cls, lag: int, found: Checkpoint | None) -> PolicyVersions:
         """As it was when a checkpoint was written; without one, before the first version."""
         made = cls(lag)
-        made.entry, made.bundles = beginning(found)
+        made.entry, made.bundles = resume_point(found)
         made.version = made.entry.step if found else -1
         return made
 
@@ -35,7 +35,7 @@ class Published:
 
     def add(self, bundle: Bundle) -> bool:
         """Take a version; False when it is known, as the first after a checkpoint is."""
-        self.entry = Entry(self.entry.step)  # every rank has read it: gathering took all
+        self.entry = ResumePoint(self.entry.step)  # every rank has read it: gathering took all
         if bundle.version <= self.version:
             return False
         assert bundle.version == self.version + 1, "versions are published in order"

@@ -9,19 +9,23 @@ from dopsd.checkpoint.folder import Checkpoint
 from dopsd.checkpoint.learner_slices import PREFIX
 from dopsd.checkpoint.learner_state import FILES
 from dopsd.checkpoint.policies import bucket_files, restored_bundles, whole_files
-from dopsd.coordinator.messages import Box, Entry
+from dopsd.coordinator.messages import ObjectRefBox, ResumePoint
 from dopsd.policy.bundle import Bundle
 
 
-def beginning(found: Checkpoint | None) -> tuple[Entry, dict[int, Bundle]]:
+def resume_point(found: Checkpoint | None) -> tuple[ResumePoint, dict[int, Bundle]]:
     """Where learners begin, and the weights that still generate, by version."""
     if found is None:
-        return Entry(0), {}
+        return ResumePoint(0), {}
     bundles = restored_bundles(found, ray.put)
-    files = {name: Box(ray.put(found.files[name]), True) for name in FILES if name in found.files}
+    files = {
+        name: ObjectRefBox(ray.put(found.files[name]), True)
+        for name in FILES
+        if name in found.files
+    }
     slices = [name for name in found.manifest.large if name.startswith(PREFIX)]
     published = bundles.get(found.step)
-    return Entry(
+    return ResumePoint(
         found.step,
         files,
         tuple(storage.join(found.path, name) for name in slices),
@@ -30,7 +34,7 @@ def beginning(found: Checkpoint | None) -> tuple[Entry, dict[int, Bundle]]:
 
 
 def checkpoint_files(
-    files: dict[str, Box], bundles: dict[int, Bundle], limit: float
+    files: dict[str, ObjectRefBox], bundles: dict[int, Bundle], limit: float
 ) -> tuple[dict[str, bytes], tuple[int, ...], dict[str, ray.ObjectRef]]:
     """What a checkpoint is made of: contents by name, fetched within ``limit`` seconds (the
     learners' ``files`` and LoRAs that still generate), the versions that still generate, and

@@ -11,8 +11,8 @@ from typing import Protocol
 import ray
 
 from dopsd.coordinator.admission import Key
-from dopsd.coordinator.dispatcher import Flow
-from dopsd.errors import LateError
+from dopsd.coordinator.dispatcher import Dispatcher
+from dopsd.errors import DeadlineError
 
 Block = tuple[int, int, ray.ObjectRef]
 """(step, index, reference of the encoded block) of a micro-batch."""
@@ -33,18 +33,18 @@ class BlockStream(Protocol):
     def close(self) -> None: ...
 
 
-class Reader:
+class StreamReader:
     """``open_stream(start_step, stop_step)`` starts a pipeline. ``changed`` is the coordinator's
     lock, ``over()`` whether it ends; ``moved()`` is told of every block, under the lock.
 
     A stream is opened anew from an earlier step, and blocks that are there already are passed over,
     when a block is gone for good or when its encoders are late. The latter happens
-    ``deadline.restarts`` times at most.
+    ``inference.max_restarts`` times at most.
     """
 
     def __init__(
         self,
-        flow: Flow,
+        flow: Dispatcher,
         open_stream: Callable[[int, int], BlockStream],
         changed: threading.Condition,
         over: Callable[[], bool],
@@ -86,8 +86,8 @@ class Reader:
     @property
     def limit(self) -> float:
         """Seconds that the next block may take; the stream itself knows when loading is late."""
-        deadline = self._flow.config.deadline
-        return deadline.step + (deadline.start if self.starting else 0.0)
+        timeouts = self._flow.config.timeouts
+        return timeouts.step + (timeouts.startup if self.starting else 0.0)
 
     def run(self) -> None:
         """The thread."""
@@ -116,7 +116,7 @@ class Reader:
                         self._replace(late)
                     self._changed.wait(timeout=0.5)
                 if self._wanted(number) and self._failure is not None:
-                    if not isinstance(self._failure, LateError):
+                    if not isinstance(self._failure, DeadlineError):
                         raise self._failure
                     self._replace(self._failure)
         finally:
@@ -135,23 +135,26 @@ class Reader:
     def _needed(self) -> int:
         return min(step for step, _ in (self._last, *self._flow.missing))
 
-    def _late(self) -> LateError | None:
+    def _late(self) -> DeadlineError | None:
         waited = 0.0 if self._asked is None else time.monotonic() - self._asked
         if waited <= self.limit:
             return None
-        step, index = self._flow.after(self._at)
+        step, index = self._flow.next_key(self._at)
         doing = self.doing if self.starting else f"encoding step {step} micro-batch {index}"
-        who = "encoder" if self._flow.roles.encoder else "reader of encoded contexts"
-        return LateError(f"{who} is late: {doing} for {waited:.0f} s, deadline {self.limit:g} s")
+        who = "encoder" if self._flow.roles.encoder else "reader of the context cache"
+        key = "timeouts.startup + timeouts.step" if self.starting else "timeouts.step"
+        return DeadlineError(
+            f"{who} timed out after {waited:.0f} s while {doing} ({key}={self.limit:g})"
+        )
 
-    def _replace(self, late: LateError) -> None:
+    def _replace(self, late: DeadlineError) -> None:
         """Another pipeline takes the place of one that is late. Raises LateError at last."""
-        if self.restarts >= self._flow.config.deadline.restarts:
-            spent = f"its {self.restarts} restarts (deadline.restarts) are spent"
-            raise LateError(f"{late}; {spent}")
+        if self.restarts >= self._flow.config.inference.max_restarts:
+            spent = f"restart budget exhausted (inference.max_restarts={self.restarts})"
+            raise DeadlineError(f"{late}; {spent}")
         self.restarts += 1
         self._reopen(self._needed())
-        self.notices.append(f"{late}; another one goes on from step {self._start}")
+        self.notices.append(f"{late}; replaced it, from step {self._start}")
 
     def _pull(self, number: int, stream: BlockStream) -> None:
         """The thread of one stream: pulls blocks a step ahead; the stream bounds what it holds

@@ -8,15 +8,15 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dopsd.config import RunConfig
-from dopsd.coordinator.dispatcher import Item
-from dopsd.errors import LateError
+from dopsd.coordinator.dispatcher import InFlightMicroBatch
+from dopsd.errors import DeadlineError
 from dopsd.run_folder.trajectories import dump_scored
 
 _STOP_SECONDS = 30.0
 """What writing the last dumps may take at the end of a run."""
 
 
-class Dumps:
+class TrajectoryRecorder:
     """Dumps of scored micro-batches, each written by a task on this node, beside the run folder:
     the coordinator fetches nothing."""
 
@@ -24,7 +24,7 @@ class Dumps:
         self.config, self._folder = config, folder
         self._under_way: list[ray.ObjectRef] = []
 
-    def add(self, item: Item, result: ray.ObjectRef) -> None:
+    def add(self, item: InFlightMicroBatch, result: ray.ObjectRef) -> None:
         """Write ``item`` if it is among the first N."""
         (step, index), learner = item.key, self.config.learner
         full_size = learner.micro_batches
@@ -42,5 +42,5 @@ class Dumps:
             return
         _, late = ray.wait(refs, num_returns=len(refs), timeout=_STOP_SECONDS)
         if late:
-            raise LateError(f"{len(late)} trajectory dumps are not written")
+            raise DeadlineError(f"{len(late)} trajectory dumps are not written")
         ray.get(refs)

@@ -12,17 +12,24 @@ from ray.exceptions import ObjectLostError, RayError, RayTaskError
 
 from dopsd.config import RunConfig
 from dopsd.coordinator.admission import Key
-from dopsd.coordinator.direct_transport import Hop, lost_on_the_way
-from dopsd.errors import DopsdError, LateError, WorkerError
+from dopsd.coordinator.direct_transport import DirectTransport, lost_on_the_way
+from dopsd.errors import DeadlineError, DopsdError, WorkerError
 from dopsd.policy.bundle import Bundle, check_acknowledgement
-from dopsd.ray_cluster.failures import own_message
+from dopsd.ray_cluster.failures import error_message
 from dopsd.ray_cluster.placement import Role
 from dopsd.rollout.worker import InferenceWorker
 from dopsd.run_folder.timeline import Span
 
 _log = logging.getLogger(__name__)
 
-_REST = 1.0
+_DOING = {
+    "generate": "generating",
+    "score": "scoring",
+    "generate_and_score": "generating and scoring",
+    "teach": "scoring",
+}
+"""What a worker is doing, by the method that it was called by."""
+_RETRY_PAUSE = 1.0
 """Seconds between two attempts to load weights that are gone."""
 
 
@@ -43,7 +50,7 @@ class Call:
 
 
 @dataclass
-class Member:
+class PooledWorker:
     """One actor of the pool and what it is doing."""
 
     name: str
@@ -54,7 +61,7 @@ class Member:
     bundle: Bundle | None = None
     """The weights it holds; None when they are of an attempt that is over."""
     calls: list[Call] = field(default_factory=list)
-    rests_until: float = 0.0
+    retry_after: float = 0.0
     """It loads nothing before: the weights that it should load were gone."""
     restarts: int = 0
     busy_seconds: float = 0.0
@@ -76,12 +83,12 @@ class Finished:
     states: ray.ObjectRef | None = None
 
 
-class Pool:
+class WorkerPool:
     """Actors of one ``role`` that answer ``method``; driven by one thread.
 
     ``slots``: calls queued on a member at once. ``deadline``: seconds after which a call makes
     its member late; it is then killed and restarted, ``restarts`` times at most. ``direct``: its
-    actors can take part in a ``hop``.
+    actors can take part in a ``direct_transport``.
     """
 
     def __init__(
@@ -96,40 +103,42 @@ class Pool:
         self.events = 0
         """Calls that ended and restarts: tells whether anything moves."""
         self._spans: list[Span] = []
-        self.gone: set[str] = set()
+        self.lost_objects: set[str] = set()
         """Ids of inputs that the object store has lost for good."""
-        self.hop: Hop | None = None
+        self.direct_transport: DirectTransport | None = None
         """Where states go from device to device, to or from this pool."""
-        self._handed_out = 0
+        self._sent = 0
         # As an argument of `options` Ray would accept it, and ignore it.
         switched: Any = {"enable_tensor_transport": True}
         # A class of the role's name: Ray's process titles and its dashboard tell roles apart.
         worker = type(f"{role.name.capitalize()}Worker", (InferenceWorker,), {})
         actor: Any = (ray.remote(**switched) if direct else ray.remote)(worker)
         self._actor = actor.options(num_cpus=role.cpus, num_gpus=role.gpus, max_restarts=0)
-        self.members = [Member(f"{role.name}-{i}", self._launch()) for i in range(role.workers)]
+        self.workers = [
+            PooledWorker(f"{role.name}-{i}", self._launch()) for i in range(role.workers)
+        ]
 
     def _launch(self) -> Any:
         return self._actor.remote(self.config, self.role.device, self.adapters)
 
-    def free_member(self, bundle: Bundle) -> Member | None:
+    def free_worker(self, bundle: Bundle) -> PooledWorker | None:
         """A member with a free slot that has acknowledged ``bundle``; others start loading it.
 
         Call order on an actor is submission order, so weights change only between trajectories.
         """
         best = None
-        for member in self.members:
-            if member.loading or time.monotonic() < member.rests_until:
+        for worker in self.workers:
+            if worker.loading or time.monotonic() < worker.retry_after:
                 continue
-            if member.bundle is not bundle:
-                ack = self._load(member.handle, bundle)
-                member.calls.append(Call(None, bundle, ack, None, time.monotonic()))
-            elif self.hop is not None and self.hop.opening():
+            if worker.bundle is not bundle:
+                ack = self._load(worker.handle, bundle)
+                worker.calls.append(Call(None, bundle, ack, None, time.monotonic()))
+            elif self.direct_transport is not None and self.direct_transport.opening():
                 continue
-            elif len(member.calls) < self.config.inference.slots and (
-                best is None or len(member.calls) < len(best.calls)
+            elif len(worker.calls) < self.config.inference.max_inflight and (
+                best is None or len(worker.calls) < len(best.calls)
             ):
-                best = member
+                best = worker
         return best
 
     def _load(self, handle: Any, bundle: Bundle) -> ray.ObjectRef:
@@ -138,38 +147,44 @@ class Pool:
             return handle.load_buckets.remote(bundle)
         return handle.load.remote(*(bundle.refs[a] for a in self.adapters))
 
-    def submit(self, member: Member, key: Key, bundle: Bundle, *inputs: ray.ObjectRef) -> None:
-        """Queue one micro-batch on ``member`` under ``bundle``; inputs are passed by reference."""
-        if self.method == "generate" and self.hop is not None and self.hop.is_open:
+    def submit(
+        self, worker: PooledWorker, key: Key, bundle: Bundle, *inputs: ray.ObjectRef
+    ) -> None:
+        """Queue one micro-batch on ``worker`` under ``bundle``; inputs are passed by reference."""
+        if (
+            self.method == "generate"
+            and self.direct_transport is not None
+            and self.direct_transport.is_open
+        ):
             try:
-                member.calls.append(self._submit_direct(member, key, bundle, *inputs))
+                worker.calls.append(self._submit_direct(worker, key, bundle, *inputs))
                 return
             except (ValueError, RayError) as error:
-                self.hop.close(own_message(error))
-        method = getattr(member.handle, self.method).options(num_returns=2)
+                self.direct_transport.close(error_message(error))
+        method = getattr(worker.handle, self.method).options(num_returns=2)
         result, stats = method.remote(bundle.version, *inputs)
-        member.calls.append(Call(key, bundle, stats, result, time.monotonic()))
+        worker.calls.append(Call(key, bundle, stats, result, time.monotonic()))
 
     def _submit_direct(
-        self, member: Member, key: Key, bundle: Bundle, block: ray.ObjectRef
+        self, worker: PooledWorker, key: Key, bundle: Bundle, block: ray.ObjectRef
     ) -> Call:
         """A roll-out whose states stay on the device until another actor takes them."""
-        assert self.hop is not None
-        self._handed_out += 1
-        hand_out = member.handle.hand_out.options(tensor_transport=self.hop.backend)
-        keep = member.handle.generate_and_keep.options(num_returns=2)
-        result, stats = keep.remote(bundle.version, block, self._handed_out)
-        states = hand_out.remote(self._handed_out)
+        assert self.direct_transport is not None
+        self._sent += 1
+        send = worker.handle.send.options(tensor_transport=self.direct_transport.backend)
+        stash = worker.handle.generate_and_keep.options(num_returns=2)
+        result, stats = stash.remote(bundle.version, block, self._sent)
+        states = send.remote(self._sent)
         return Call(key, bundle, stats, result, time.monotonic(), states)
 
     def starting(self) -> bool:
         """Whether a member still loads its base or waits for its first weights, or a hop opens."""
-        opening = self.hop is not None and self.hop.opening()
-        return opening or any(member.loaded < 0 for member in self.members)
+        opening = self.direct_transport is not None and self.direct_transport.opening()
+        return opening or any(worker.loaded < 0 for worker in self.workers)
 
     def pending(self) -> list[ray.ObjectRef]:
         """References that become ready when something has happened."""
-        return [call.done for member in self.members for call in member.calls]
+        return [call.done for worker in self.workers for call in worker.calls]
 
     def collect(self) -> tuple[list[Finished], list[Key]]:
         """Take in whatever has ended: finished micro-batches, and keys to be generated again.
@@ -179,124 +194,130 @@ class Pool:
         """
         finished: list[Finished] = []
         retry: list[Key] = []
-        for member in self.members:
-            while member.calls:
-                call = member.calls[0]
+        for worker in self.workers:
+            while worker.calls:
+                call = worker.calls[0]
                 ready, _ = ray.wait([call.done], timeout=0, fetch_local=False)
                 if not ready:
-                    if time.monotonic() - call.started > self._deadline(member):
-                        retry += self._restart(member, self._late(member, call))
+                    if time.monotonic() - call.started > self._deadline(worker):
+                        retry += self._restart(worker, self._late(worker, call))
                     break
                 try:
                     value = ray.get(call.done)
                 except RayTaskError as error:
-                    if self.hop is not None and lost_on_the_way(error):
-                        self.hop.close(f"{member.name} waited for states in vain")
+                    if self.direct_transport is not None and lost_on_the_way(error):
+                        self.direct_transport.close(f"{worker.name} waited for states in vain")
                     elif not isinstance(error.cause, RayError):
-                        _log.error("%s: %s", member.name, error)  # with the worker's frames
-                        raise WorkerError(f"{member.name}: {own_message(error)}") from None
+                        _log.error("%s: %s", worker.name, error)  # with the worker's frames
+                        raise WorkerError(f"{worker.name}: {error_message(error)}") from None
                     # An input was lost with the process or node that held it.
                     if isinstance(error.cause, ObjectLostError):
-                        self.gone.add(error.cause.object_ref_hex)
-                    member.calls.pop(0)
+                        self.lost_objects.add(error.cause.object_ref_hex)
+                    worker.calls.pop(0)
                     if call.key is None:  # weights of a learner that died: its successor's follow
-                        member.bundle = None
-                        member.rests_until = time.monotonic() + _REST
+                        worker.bundle = None
+                        worker.retry_after = time.monotonic() + _RETRY_PAUSE
                     elif not call.dropped:
                         retry.append(call.key)
                     continue
                 except RayError as error:
-                    died = WorkerError(f"{member.name} died: {own_message(error)}")
+                    died = WorkerError(f"{worker.name} died: {error_message(error)}")
                     if getattr(error, "actor_init_failed", False):
                         raise died from None
-                    retry += self._restart(member, died)
+                    retry += self._restart(worker, died)
                     break
-                member.calls.pop(0)
+                worker.calls.pop(0)
                 self.events += 1
-                if member.calls:
-                    member.calls[0].started = time.monotonic()
+                if worker.calls:
+                    worker.calls[0].started = time.monotonic()
                 if call.key is None:
-                    check_acknowledgement(call.bundle, value, member.name)
-                    self._note_load(member, call)
-                    member.loaded = call.bundle.version
-                    member.bundle = None if call.dropped else call.bundle
+                    check_acknowledgement(call.bundle, value, worker.name)
+                    self._note_load(worker, call)
+                    worker.loaded = call.bundle.version
+                    worker.bundle = None if call.dropped else call.bundle
                     continue
                 assert call.result is not None
-                member.busy_seconds += value["seconds"]
-                member.peak_memory_mb = max(member.peak_memory_mb, value["peak_memory_mb"])
-                member.served += 1
-                self._note(member, self.method, call.key[0], value["seconds"])
+                worker.busy_seconds += value["seconds"]
+                worker.peak_memory_mb = max(worker.peak_memory_mb, value["peak_memory_mb"])
+                worker.served += 1
+                self._note(worker, self.method, call.key[0], value["seconds"])
                 if call.dropped:
                     continue
                 finished.append(Finished(call.key, call.result, value, call.states))
         return finished, retry
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """The run is rewound: drop what is under way when it ends, and load weights anew."""
-        for member in self.members:
-            member.bundle = None
-            for call in member.calls:
+        for worker in self.workers:
+            worker.bundle = None
+            for call in worker.calls:
                 call.dropped = True
 
-    def take_spans(self) -> list[Span]:
+    def drain_spans(self) -> list[Span]:
         """What the members have done since the last call."""
         spans, self._spans = self._spans, []
         return spans
 
-    def _note(self, member: Member, task: str, step: int, seconds: float) -> None:
+    def _note(self, worker: PooledWorker, task: str, step: int, seconds: float) -> None:
         """A task that ended just now, in this process's clock: a worker's may differ."""
         now = time.time()
-        self._spans.append(Span(member.name, task, step, now - seconds, now))
+        self._spans.append(Span(worker.name, task, step, now - seconds, now))
 
-    def _note_load(self, member: Member, call: Call) -> None:
+    def _note_load(self, worker: PooledWorker, call: Call) -> None:
         task, began = ("load weights", call.started)
-        if member.loaded < 0:
-            task, began = ("start up", member.launched)
-        self._note(member, task, call.bundle.version, time.monotonic() - began)
+        if worker.loaded < 0:
+            task, began = ("start up", worker.launched)
+        self._note(worker, task, call.bundle.version, time.monotonic() - began)
 
     def doing(self) -> str:
         """What each member is doing, for progress and for a late message."""
-        return ", ".join(f"{m.name}: {self._doing(m)}" for m in self.members)
+        return ", ".join(f"{m.name}: {self._doing(m)}" for m in self.workers)
 
     def stop(self) -> None:
-        for member in self.members:
-            ray.kill(member.handle)
+        for worker in self.workers:
+            ray.kill(worker.handle)
 
-    def _doing(self, member: Member) -> str:
-        if not member.calls:
-            return "idle" if member.loaded >= 0 else "waiting for weights"
-        call = member.calls[0]
-        seconds = time.monotonic() - call.started
+    def _doing(self, worker: PooledWorker) -> str:
+        if not worker.calls:
+            return "idle" if worker.loaded >= 0 else "waiting for weights"
+        call = worker.calls[0]
+        return f"{self._task(worker, call)} for {time.monotonic() - call.started:.0f} s"
+
+    def _task(self, worker: PooledWorker, call: Call) -> str:
         if call.key is None:
-            what = "starting up" if member.loaded < 0 else f"loading version {call.bundle.version}"
-        else:
-            what = f"{self.method} step {call.key[0]} micro-batch {call.key[1]}"
-        return f"{what} for {seconds:.0f} s"
+            return "starting up" if worker.loaded < 0 else f"loading version {call.bundle.version}"
+        return f"{_DOING[self.method]} step {call.key[0]} micro-batch {call.key[1]}"
 
-    def _deadline(self, member: Member) -> float:
-        deadline = self.config.deadline
-        return deadline.start if member.loaded < 0 else deadline.step
+    def _deadline(self, worker: PooledWorker) -> float:
+        timeouts = self.config.timeouts
+        return timeouts.startup if worker.loaded < 0 else timeouts.step
 
-    def _late(self, member: Member, call: Call) -> LateError:
-        return LateError(
-            f"{member.name} is late: {self._doing(member)}, deadline {self._deadline(member):g} s"
+    def _late(self, worker: PooledWorker, call: Call) -> DeadlineError:
+        key = "timeouts.startup" if worker.loaded < 0 else "timeouts.step"
+        return DeadlineError(
+            f"{worker.name} timed out after {time.monotonic() - call.started:.0f} s while "
+            f"{self._task(worker, call)} ({key}={self._deadline(worker):g})"
         )
 
-    def _restart(self, member: Member, reason: DopsdError) -> list[Key]:
-        queued = [call for call in member.calls if call.key is not None]
+    def _restart(self, worker: PooledWorker, reason: DopsdError) -> list[Key]:
+        queued = [call for call in worker.calls if call.key is not None]
         keys = [call.key for call in queued if call.key is not None and not call.dropped]
-        if member.calls:
+        if worker.calls:
             first = queued[0].key if queued else None
-            step = first[0] if first else member.calls[0].bundle.version
-            self._note(member, "lost", step, time.monotonic() - member.calls[0].started)
-        if member.restarts >= self.config.deadline.restarts:
-            raise type(reason)(f"{reason}; its {member.restarts} restarts are spent")
-        ray.kill(member.handle)
-        if self.hop is not None and self.hop.grouped:
-            self.hop.close(f"{member.name} was restarted, and its group cannot take it in again")
-        member.handle, member.loaded, member.calls = self._launch(), -1, []
-        member.bundle = None
-        member.launched = time.monotonic()
-        member.restarts += 1
+            step = first[0] if first else worker.calls[0].bundle.version
+            self._note(worker, "lost", step, time.monotonic() - worker.calls[0].started)
+        if worker.restarts >= self.config.inference.max_restarts:
+            raise type(reason)(
+                f"{reason}; restart budget exhausted (inference.max_restarts={worker.restarts})"
+            )
+        ray.kill(worker.handle)
+        if self.direct_transport is not None and self.direct_transport.grouped:
+            self.direct_transport.close(
+                f"{worker.name} was restarted, and its group cannot take it in again"
+            )
+        worker.handle, worker.loaded, worker.calls = self._launch(), -1, []
+        worker.bundle = None
+        worker.launched = time.monotonic()
+        worker.restarts += 1
         self.events += 1
         return keys

@@ -85,7 +85,7 @@ class Rows:
 
 
 def check_weights(row_groups: Sequence[RowGroup], weights: Mapping[str, float]) -> None:
-    """Refuse ``data.weights`` that the data cannot serve.
+    """Refuse ``data.concept_weights`` that the data cannot serve.
 
     Raises DataError for a concept that is not in the data, and for shards whose manifest does not
     tell the concepts of its rows.
@@ -94,14 +94,14 @@ def check_weights(row_groups: Sequence[RowGroup], weights: Mapping[str, float]) 
         return
     if any(sum(count for _, count in group.concepts) != group.rows for group in row_groups):
         raise DataError(
-            "data.weights: the shards were prepared by a dopsd that kept no concepts per row; "
-            "prepare them again"
+            "data.concept_weights: the shards were prepared by a dopsd that kept no concepts per "
+            "row; prepare them again"
         )
     known = sorted({concept for group in row_groups for concept, _ in group.concepts})
     for concept in weights:
         if concept not in known:
             raise DataError(
-                f"data.weights: {concept!r} is no concept of the data, allowed: "
+                f"data.concept_weights: {concept!r} is no concept of the data, allowed: "
                 + ", ".join(map(repr, known[:20]))
                 + (f" and {len(known) - 20} more" if len(known) > 20 else "")
             )

@@ -92,7 +92,7 @@ class Plan:
         draws = [sum(cell.draws for cell in cells) for cells in self.rows.cells.values()]
         self.samples_per_epoch = sum(draws)
         if not self.samples_per_epoch:
-            raise DataError("data.weights: every sample has the weight 0")
+            raise DataError("data.concept_weights: every sample has the weight 0")
         self.micro_batches_per_epoch = sum(-(-count // micro_batch) for count in draws)
         self.steps_per_epoch = -(-self.micro_batches_per_epoch // self.micro_batches_per_step)
         table = [group.model_dump() for group in row_groups]

@@ -28,7 +28,7 @@ _FETCH_SECONDS = 600.0
 Made = TypeVar("Made")
 
 
-class Deferred(Generic[Made]):
+class LazyActorState(Generic[Made]):
     """What an actor makes when it starts; that it could not is told by the first use.
 
     An actor that fails to start is started again and again, each time with a page of traceback.
@@ -53,7 +53,7 @@ class Deferred(Generic[Made]):
 _held: dict[str, object] = {}
 
 
-class Held(Generic[Made]):
+class Broadcast(Generic[Made]):
     """A large value for tasks: each process takes it from the object store once, where an argument
     would travel and be unpickled with every task. Equal ``key``, equal value."""
 
@@ -79,14 +79,14 @@ def quiet_context() -> DataContext:
     return context
 
 
-def everywhere(path: str) -> str:
+def absolute_path(path: str) -> str:
     """A path that means the same in tasks, whose working folder may be another one."""
     return path if storage.is_remote(path) else os.path.abspath(path)
 
 
 @contextmanager
-def telling_errors() -> Iterator[None]:
-    """Within a task: whatever is raised reaches :func:`own_error` with its kind and message.
+def shipping_errors() -> Iterator[None]:
+    """Within a task: whatever is raised reaches :func:`unwrap_error` with its kind and message.
 
     Ray Data hands on an exception of a task as the text of its traceback alone, so the error
     travels inside that text.
@@ -100,7 +100,7 @@ def telling_errors() -> Iterator[None]:
         raise RuntimeError(_OPEN + text + _CLOSE) from error
 
 
-def own_error(error: BaseException, who: str) -> DopsdError:
+def unwrap_error(error: BaseException, who: str) -> DopsdError:
     """The DopsdError of a task as it was raised there; of anything else a WorkerError.
 
     ``who`` stands before the messages of the latter.

@@ -19,7 +19,7 @@ from dopsd import storage
 from dopsd.data.captions import draw_caption, draw_pair, dropped
 from dopsd.data.images import decode_png
 from dopsd.data.plan import MicroBatch, Plan, RowRef
-from dopsd.data.ray_data import Held, telling_errors
+from dopsd.data.ray_data import Broadcast, shipping_errors
 from dopsd.data.references import sized
 from dopsd.data.sample import Sample
 from dopsd.errors import DataError, DopsdError
@@ -30,7 +30,7 @@ so the row groups of all of them are in use at once."""
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ReadSpec:
     """What of each sample is read: nothing is decoded that nobody looks at."""
 
     caption_keys: tuple[str, ...] = ()
@@ -57,10 +57,10 @@ class RowGroups:
     """Row groups of one folder of shards, the recently used ones kept in memory."""
 
     def __init__(
-        self, shards: str, wanted: Wanted | None = None, capacity: int = CACHE_BYTES
+        self, shards: str, read_spec: ReadSpec | None = None, capacity: int = CACHE_BYTES
     ) -> None:
         self.shards, self.capacity = shards, capacity
-        self.wanted = wanted or Wanted()
+        self.read_spec = read_spec or ReadSpec()
         self._tables: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
         self._bytes = 0
 
@@ -81,7 +81,7 @@ class RowGroups:
         path = storage.join(self.shards, file)
         try:
             with storage.open_input(path) as source, pq.ParquetFile(source) as parquet:
-                table = parquet.read_row_group(row_group, columns=self.wanted.columns())
+                table = parquet.read_row_group(row_group, columns=self.read_spec.columns())
         except FileNotFoundError:
             raise DataError(f"{path}: no such file, but the manifest names it") from None
         except DopsdError:
@@ -103,7 +103,7 @@ def read_micro_batch(batch: MicroBatch, groups: RowGroups, seed: int) -> dict[st
     ``pixels``: bytes of uint8 [B, H, W, 3], null where no images are wanted. Raises DataError
     when a sample has no asked caption.
     """
-    wanted = groups.wanted
+    read_spec = groups.read_spec
     rows = [groups.row(ref) for ref in batch.rows]
     values: dict[str, Any] = {
         "step": batch.step,
@@ -115,20 +115,20 @@ def read_micro_batch(batch: MicroBatch, groups: RowGroups, seed: int) -> dict[st
         "width": rows[0]["width"],
         "pixels": None,
         "teacher_prompts": None,
-        "references": [_references(row, wanted) for row in rows],
+        "references": [_references(row, read_spec) for row in rows],
     }
-    if wanted.images:
+    if read_spec.images:
         values["pixels"] = np.stack([row_image(row) for row in rows]).tobytes()
     named = [(row["captions"], turn, row["sample_id"]) for row, turn in zip(rows, batch.turns)]
-    if wanted.prompt_pairs:
-        pairs = [draw_pair(c, wanted.prompt_pairs, seed, turn, name) for c, turn, name in named]
+    if read_spec.prompt_pairs:
+        pairs = [draw_pair(c, read_spec.prompt_pairs, seed, turn, name) for c, turn, name in named]
         values["prompts"], values["teacher_prompts"] = map(list, zip(*pairs))
     else:
-        keys = wanted.caption_keys
+        keys = read_spec.caption_keys
         drawn = [draw_caption(c, keys, seed, turn, name) for c, turn, name in named]
         values["prompts"] = [text for _, text in drawn]
     for at, (_, turn, name) in enumerate(named):
-        if dropped(wanted.caption_dropout, seed, turn, name):
+        if dropped(read_spec.caption_dropout, seed, turn, name):
             for key in ("prompts", "teacher_prompts"):
                 if values[key] is not None:
                     values[key][at] = ""
@@ -140,18 +140,20 @@ def row_image(row: dict[str, Any]) -> np.ndarray:
     return _decoded(row["image"], row["sample_id"])
 
 
-def row_references(row: dict[str, Any], wanted: Wanted) -> list[np.ndarray]:
+def row_references(row: dict[str, Any], read_spec: ReadSpec) -> list[np.ndarray]:
     """The reference pictures of a row, as a model sees them."""
     # Shards of version 1 have no such column.
     pngs = row.get("references") or []
     images = (Image.fromarray(_decoded(png, row["sample_id"])) for png in pngs)
-    return [sized(each, wanted.reference_pixels, wanted.reference_multiple) for each in images]
+    return [
+        sized(each, read_spec.reference_pixels, read_spec.reference_multiple) for each in images
+    ]
 
 
-def _references(row: dict[str, Any], wanted: Wanted) -> list[dict[str, Any]]:
+def _references(row: dict[str, Any], read_spec: ReadSpec) -> list[dict[str, Any]]:
     return [
         {"height": pixels.shape[0], "width": pixels.shape[1], "pixels": pixels.tobytes()}
-        for pixels in row_references(row, wanted)
+        for pixels in row_references(row, read_spec)
     ]
 
 
@@ -210,7 +212,7 @@ _groups: RowGroups | None = None
 
 
 def read_segment(
-    segment: pa.Table, plan: Held[Plan], shards: str, wanted: Wanted
+    segment: pa.Table, plan: Broadcast[Plan], shards: str, read_spec: ReadSpec
 ) -> Iterator[pa.Table]:
     """A table of one row per micro-batch of the segment (columns ``start``, ``stop``), in order.
 
@@ -218,11 +220,11 @@ def read_segment(
     drawn with the plan's seed.
     """
     global _groups
-    if _groups is None or (_groups.shards, _groups.wanted) != (shards, wanted):
-        _groups = RowGroups(shards, wanted)
+    if _groups is None or (_groups.shards, _groups.read_spec) != (shards, read_spec):
+        _groups = RowGroups(shards, read_spec)
     (span,), held = segment.to_pylist(), plan.get()
     for number in range(span["start"], span["stop"]):
-        with telling_errors():
+        with shipping_errors():
             values = read_micro_batch(held.micro_batch_at(number), _groups, held.seed)
             table = pa.Table.from_pylist([values], schema=READ_SCHEMA)
         yield table

@@ -16,7 +16,7 @@ from dopsd.data.join import without_prior
 from dopsd.data.manifest import Manifest, has_manifest, load_manifest
 from dopsd.data.plan import Plan
 from dopsd.data.prepare.run import load_prepared, prepare, prepare_settings
-from dopsd.data.read import RowGroups, Wanted, read_micro_batch, samples_of
+from dopsd.data.read import ReadSpec, RowGroups, read_micro_batch, samples_of
 from dopsd.data.references import check_references
 from dopsd.data.sample import Sample
 from dopsd.errors import ConfigError, DataError
@@ -105,7 +105,7 @@ def _render(config: RunConfig, concept: str, folder: Path) -> str:
 
 def plan_of(config: RunConfig, manifest: Manifest) -> Plan:
     """The run's plan: which samples each step holds."""
-    weights = dict(config.data.weights)
+    weights = dict(config.data.concept_weights)
     if config.data.prior.prompts is not None and PRIOR in manifest.concepts:
         weights[PRIOR] = config.data.prior.weight
     learner = config.learner
@@ -114,11 +114,11 @@ def plan_of(config: RunConfig, manifest: Manifest) -> Plan:
     )
 
 
-def wanted(config: RunConfig) -> Wanted:
+def read_spec(config: RunConfig) -> ReadSpec:
     """What the run's stream reads of each sample: what its context and objective look at."""
     needs = config.context.needs
     sees_target = needs.image and config.method.objective != "sft"
-    return Wanted(
+    return ReadSpec(
         caption_keys=tuple(config.data.caption_keys),
         caption_dropout=config.data.caption_dropout,
         prompt_pairs=tuple(config.context.prompt_pairs),
@@ -134,7 +134,7 @@ def preview_samples(config: RunConfig, manifest: Manifest, count: int) -> list[S
     # Without prompts, a concept of that name is the user's own.
     own = manifest if config.data.prior.prompts is None else without_prior(manifest)
     plan = plan_of(config, own)
-    groups = RowGroups(config.shards, replace(wanted(config), images=True, caption_dropout=0.0))
+    groups = RowGroups(config.shards, replace(read_spec(config), images=True, caption_dropout=0.0))
     samples: list[Sample] = []
     for batch in plan.micro_batches(0, plan.steps_per_epoch):
         if len(samples) >= count:

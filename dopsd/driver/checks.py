@@ -65,7 +65,7 @@ def refuse_existing(config: RunConfig, replace: bool = False) -> None:
     if replace or not storage.exists(storage.join(folder, CONFIG_FILE)):
         return
     saved = complete_steps(storage.join(folder, CHECKPOINTS))
-    way = f"`dopsd train --resume {shlex.quote(folder)}` to go on with it"
+    way = f"`dopsd train --resume {shlex.quote(folder)}` to resume it"
     if not config.run.overwrite:
         raise ConfigError(
             f"run.folder: {folder} holds a run already; allowed: another folder, or "
@@ -81,7 +81,7 @@ def refuse_existing(config: RunConfig, replace: bool = False) -> None:
 def refuse_unwritable(config: RunConfig) -> None:
     """Raises ConfigError when a run's folder or shards could not be written, before all work."""
     for key, folder in (("run.folder", config.run.folder), ("data.shards", config.shards)):
-        if reason := storage.unwritable(folder):
+        if reason := storage.why_not_writable(folder):
             raise ConfigError(
                 f"{key}: {folder} cannot be made, {reason}; allowed: a folder that can be written, "
                 "or s3://"

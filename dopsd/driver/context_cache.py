@@ -13,19 +13,19 @@ from dopsd.config import RunConfig
 from dopsd.contexts import encoder_class
 from dopsd.contexts.training import TrainingEncoderFactory
 from dopsd.data.context_cache.files import (
-    AGAIN,
     PREFIX,
     RECORD,
-    Encoded,
+    RERUN_HINT,
+    ContextCache,
     EncodedRecord,
     Entries,
     check_files,
     differences,
     load_record,
 )
-from dopsd.data.context_cache.writer import encode
+from dopsd.data.context_cache.writer import write_context_cache
 from dopsd.data.manifest import Manifest
-from dopsd.data.run_data import prepared, wanted
+from dopsd.data.run_data import prepared, read_spec
 from dopsd.driver.checks import (
     check_context,
     refuse_missing_source,
@@ -50,7 +50,7 @@ def made_of(config: RunConfig, manifest: Manifest) -> Entries:
     """
     model, context, needs = config.model, config.context, config.context.needs
     family = FAMILIES[model.family]
-    reads = wanted(config)
+    reads = read_spec(config)
     entries: Entries = {
         "context": context.name,
         "family": model.family,
@@ -104,27 +104,27 @@ def _layout(manifest: Manifest) -> str:
 
 def has_encoded(config: RunConfig) -> bool:
     """Whether there are encoded contexts that the run may read, if they fit."""
-    return config.data.encoded != "off" and bool(_names(config.shards))
+    return config.data.context_cache != "off" and bool(_names(config.shards))
 
 
 def _names(shards: str) -> list[str]:
     return sorted(name for name in storage.names(shards) if name.startswith(PREFIX))
 
 
-def find_encoded(config: RunConfig, manifest: Manifest, show: Show) -> Encoded | None:
+def find_encoded(config: RunConfig, manifest: Manifest, show: Show) -> ContextCache | None:
     """The encoded contexts that the run reads, or None where it encodes online; both are told
     where there was a choice.
 
     Raises DataError in mode `require` when none fit, naming what differs.
     """
-    mode = config.data.encoded
+    mode = config.data.context_cache
     if mode == "off":
         return None
     names = _names(config.shards)
     if not names:
         if mode == "require":
             raise DataError(
-                f"data.encoded: require, but {config.shards} holds no encoded contexts; run "
+                f"data.context_cache: require, but {config.shards} holds no encoded contexts; run "
                 "`dopsd prepare CONFIG --encode`"
             )
         return None
@@ -138,13 +138,13 @@ def find_encoded(config: RunConfig, manifest: Manifest, show: Show) -> Encoded |
             problems.append(str(error))
             continue
         show("prepare", {"report": [f"Contexts: read from {folder}; no encoder is loaded."]})
-        return Encoded(
+        return ContextCache(
             folder, record.fingerprint, record.entries, asked["teacher"], asked["latents"]
         )
     problem = min(problems, key=len)  # the shortest tells of the fewest differences
     more = f" (and {len(problems) - 1} others do not)" if len(problems) > 1 else ""
     if mode == "require":
-        raise DataError(f"data.encoded: require, but {problem}{more}")
+        raise DataError(f"data.context_cache: require, but {problem}{more}")
     show("prepare", {"report": [f"Contexts: encoded while training, since {problem}{more}"]})
     return None
 
@@ -160,7 +160,7 @@ def _fitting(folder: str, asked: Entries, manifest: Manifest) -> EncodedRecord:
     if record.fingerprint != fingerprint(record.entries):
         raise DataError(
             f"{storage.join(folder, RECORD)}: fingerprint {record.fingerprint}, its entries give "
-            f"{fingerprint(record.entries)}; take the folder away and {AGAIN}"
+            f"{fingerprint(record.entries)}; take the folder away and {RERUN_HINT}"
         )
     check_files(folder, record, manifest)
     return record
@@ -183,18 +183,18 @@ def encode_contexts(config: RunConfig, show: Show) -> list[str]:
     assert role is not None
     manifest = prepared(config, lambda status: show("prepare", status))
     manifest = with_prior(config, manifest, roles.learner, show)
-    wait_for_resources([role], ray.cluster_resources, config.deadline.start)
+    wait_for_resources([role], ray.cluster_resources, config.timeouts.startup)
     entries = made_of(config, manifest)
     folder = storage.join(config.shards, PREFIX + fingerprint(entries))
     if storage.exists(storage.join(folder, RECORD)):
         record = _fitting(folder, entries, manifest)
         done = "were encoded already"
     else:
-        record = encode(
+        record = write_context_cache(
             config.shards,
             folder,
             manifest,
-            wanted(config),
+            read_spec(config),
             fingerprint(entries),
             entries,
             TrainingEncoderFactory(config, role.device),

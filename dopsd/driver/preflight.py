@@ -26,7 +26,7 @@ from dopsd.driver.checks import (
     with_absolute_paths,
 )
 from dopsd.driver.progress import Show
-from dopsd.errors import LateError, PreflightError, WorkerError
+from dopsd.errors import DeadlineError, PreflightError, WorkerError
 from dopsd.evaluation.preflight.check import Preflight, check_teacher
 from dopsd.evaluation.preflight.distance import choose_metric
 from dopsd.models.pretrained import MissingWeights
@@ -54,7 +54,7 @@ def preflight(config: RunConfig, show: Show) -> Preflight:
     show("prepare", {"message": "starting Ray"})
     learner = resolve_roles(config, connect().get("GPU", 0.0)).learner
     manifest = prepared(config, lambda status: show("prepare", status))
-    wait_for_resources([_role(learner)], ray.cluster_resources, config.deadline.start)
+    wait_for_resources([_role(learner)], ray.cluster_resources, config.timeouts.startup)
     return check(config, manifest, learner, show)
 
 
@@ -71,7 +71,7 @@ def before_training(config: RunConfig, manifest: Manifest, learner: Role, show: 
         return
     try:
         check(config, manifest, learner, show)
-    except (LateError, WorkerError, MissingWeights) as error:
+    except (DeadlineError, WorkerError, MissingWeights) as error:
         if config.preflight.mode == "strict":
             raise
         show(PREFLIGHT, {"report": [f"WARNING: no preflight: {error}"]})
@@ -95,14 +95,14 @@ def check(
     """
     samples = preview_samples(config, manifest, config.preflight.samples)
     metric = choose_metric(config.preflight, [sample.target for sample in samples])
-    count = f"{len(samples)} samples x {config.preflight.noises}"
+    count = f"{len(samples)} samples x {config.preflight.num_noises}"
     show(PREFLIGHT, {"message": f"{count} noises, by student and teacher"})
     role = _role(learner)
     found: Preflight = run_task(
         PREFLIGHT,
         f"drawing {count}",
         role,
-        config.deadline.start + config.deadline.step,
+        config.timeouts.startup + config.timeouts.step,
         check_teacher,
         config,
         samples,

@@ -13,7 +13,7 @@ from dopsd.data.manifest import Manifest
 from dopsd.data.run_data import preview_samples
 from dopsd.data.sample import Sample
 from dopsd.evaluation.preview.history import Adapters, draw_history
-from dopsd.evaluation.preview.sampler import Drawer, Files
+from dopsd.evaluation.preview.sampler import Files, PreviewSampler
 from dopsd.models import FAMILIES
 from dopsd.models.lora import STUDENT, TEACHER
 from dopsd.models.transformer_folder import is_transformer, transformer_files
@@ -40,7 +40,7 @@ def draw_preview(config: RunConfig, manifest: Manifest, role: Role) -> str:
         "preview",
         f"drawing {len(samples)} rows",
         role,
-        config.deadline.start + config.deadline.step,
+        config.timeouts.startup + config.timeouts.step,
         _draw,
         config,
         samples,
@@ -100,7 +100,7 @@ def _fetch(ref: ray.ObjectRef) -> bytes:
 def _draw(
     config: RunConfig, samples: list[Sample], stored: list[Stored], device: str
 ) -> dict[str, bytes]:
-    drawer = Drawer(config, samples, device)
+    sampler = PreviewSampler(config, samples, device)
 
     def reader(roles: tuple[list[ray.ObjectRef], ...]) -> Callable[[], Adapters]:
         student: Files = [partial(_fetch, ref) for ref in roles[0]]
@@ -108,5 +108,5 @@ def _draw(
         return lambda: (student, teacher)
 
     versions = [(number, reader(refs) if refs else None) for number, refs in stored]
-    drawn = draw_history(drawer, versions)
-    return drawn | {SHEET: drawer.sheet()}
+    drawn = draw_history(sampler, versions)
+    return drawn | {SHEET: sampler.sheet()}

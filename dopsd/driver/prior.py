@@ -23,11 +23,11 @@ from dopsd.driver.progress import Show
 from dopsd.errors import ConfigError, StorageError
 from dopsd.evaluation.prompts import read_prompts
 from dopsd.evaluation.sampler import PRIOR_STEP
-from dopsd.evaluation.spec import BASE, Candidate, EvaluateSpec
+from dopsd.evaluation.spec import BASE, EvaluatedModel, EvaluateSpec
 from dopsd.evaluation.worker import EvaluationWorker
 from dopsd.models.fingerprint import fingerprint, model_identity
 from dopsd.models.pretrained import resolve_base
-from dopsd.ray_cluster.job_pool import Crew, Job
+from dopsd.ray_cluster.job_pool import Job, JobPool
 from dopsd.ray_cluster.placement import Role
 
 BATCH = 8
@@ -171,7 +171,7 @@ def _draw(
         part = slice(start, start + BATCH)
         texts = [prompt.text for prompt in spec.prompts[part]]
         what = f"drawing {len(texts)} samples of the base"
-        job = Job(what, "draw", (Candidate(BASE), texts, seeds[part], spec.steps[0]))
+        job = Job(what, "draw", (EvaluatedModel(BASE), texts, seeds[part], spec.steps[0]))
         chunks[job] = names[part]
     done = 0
 
@@ -182,12 +182,12 @@ def _draw(
         done += len(pictures)
         show("prepare", {"message": f"samples of the base: {done} of {len(names)}"})
 
-    with Crew(
+    with JobPool(
         EvaluationWorker,
         (spec, learner.device, PRIOR_STEP),
         Role("prior", learner.needed, learner.cpus, learner.gpus),
-        start_s=config.deadline.start,
-        step_s=config.deadline.step,
+        start_s=config.timeouts.startup,
+        step_s=config.timeouts.step,
         restarts=RESTARTS,
     ) as crew:
         crew.run(list(chunks), keep)

@@ -15,8 +15,8 @@ from ray.exceptions import RayError
 from dopsd.config import RunConfig
 from dopsd.coordinator.client import ANSWER_SECONDS, CoordinatorLost, ask
 from dopsd.driver.progress import Show
-from dopsd.errors import DopsdError, LateError, WorkerError
-from dopsd.ray_cluster.failures import own_error
+from dopsd.errors import DeadlineError, DopsdError, WorkerError
+from dopsd.ray_cluster.failures import unwrap_error
 from dopsd.run_folder.log import read_metrics
 
 
@@ -35,8 +35,8 @@ class Supervisor:
         self.config, self._launch, self._fit, self._show = config, launch, fit, show
         self._began = began
         self._restarts = 0
-        self._hung = -1
-        self._wishes: list[bool] = []
+        self._last_killed_attempt = -1
+        self._pending_signals: list[bool] = []
         self._ending = False
         """A coordinator was told to end the run; another one has to be told again."""
         self.notices: list[str] = []
@@ -78,18 +78,18 @@ class Supervisor:
                     moved = time.monotonic(), status["step"]
                 if over:
                     break
-                self._look_for_hanging(status, time.monotonic() - moved[0])
+                self._check_stalled(status, time.monotonic() - moved[0])
         if problem:
-            raise self._spent(_learner_error(problem[0]))
+            raise self._restarts_exhausted(_learner_error(problem[0]))
         return status
 
     def _start(self) -> None:
-        ask(self.coordinator, "start", limit=self.config.deadline.start)
+        ask(self.coordinator, "start", limit=self.config.timeouts.startup)
 
     def _status(self) -> dict[str, Any]:
-        while self._wishes:
-            ask(self.coordinator, "ask_checkpoint", self._wishes[0])
-            self._ending |= self._wishes.pop(0)
+        while self._pending_signals:
+            ask(self.coordinator, "ask_checkpoint", self._pending_signals[0])
+            self._ending |= self._pending_signals.pop(0)
         status: dict[str, Any] = ask(self.coordinator, "status")
         self._restarts = status["learner_restarts"]
         status["notices"] = self.notices + status["notices"]
@@ -102,7 +102,7 @@ class Supervisor:
     def _status_on_disk(self, error: CoordinatorLost) -> dict[str, Any]:
         """What the coordinator would have said after training: its files are written before the
         outputs are."""
-        self.notices.append(f"{error}, after training; what it had written is whole")
+        self.notices.append(f"{error}; after training finished: its output is complete")
         latest, losses = read_metrics(self.config.run.folder)
         return {
             "step": latest.get("step", -1) + 1,
@@ -116,8 +116,8 @@ class Supervisor:
         learner = self.config.learner
         while True:
             if self._restarts >= learner.restarts:
-                raise self._spent(error)
-            self.notices.append(f"{error}; another one goes on")
+                raise self._restarts_exhausted(error)
+            self.notices.append(f"{error}; replaced it")
             ray.kill(self.coordinator)
             time.sleep(learner.pause_before(self._restarts + 1))
             self._restarts += 1
@@ -127,7 +127,7 @@ class Supervisor:
             except CoordinatorLost as again:
                 error = again
                 continue
-            self._wishes += [True] * self._ending
+            self._pending_signals += [True] * self._ending
             return
 
     def _launch_again(self) -> Any:
@@ -141,29 +141,32 @@ class Supervisor:
                     raise
                 time.sleep(0.5)
 
-    def _look_for_hanging(self, status: dict[str, Any], still: float) -> None:
+    def _check_stalled(self, status: dict[str, Any], still: float) -> None:
         """End learners that hang, once an attempt. Raises LateError when that was no help."""
         # While learners wait for the coordinator, its own deadlines speak.
-        deadline = self.config.deadline
-        limit = deadline.step if status["training"] else deadline.start
+        timeouts = self.config.timeouts
+        limit = timeouts.step if status["training"] else timeouts.startup
         limit += min(limit, ANSWER_SECONDS)
         if status["waiting"] or min(still, status["still"]) <= limit:
             return
-        if self._hung != status["attempt"] and self._restarts < self.config.learner.restarts:
-            self._hung = status["attempt"]
+        if (
+            self._last_killed_attempt != status["attempt"]
+            and self._restarts < self.config.learner.restarts
+        ):
+            self._last_killed_attempt = status["attempt"]
             ask(self.coordinator, "kill_learners")
             return
-        raise LateError(
+        raise DeadlineError(
             f"no step for {limit:g} s after step {status['step']}: "
             + "; ".join(f"{role}: {doing}" for role, doing in status["roles"].items())
             + f"; free now: {_free()}"
         )
 
-    def _spent(self, error: DopsdError) -> DopsdError:
+    def _restarts_exhausted(self, error: DopsdError) -> DopsdError:
         budget = self.config.learner.restarts
         if not budget:
             return error
-        return WorkerError(f"{error}; {budget} restarts (learner.restarts) are spent")
+        return WorkerError(f"{error}; restart budget exhausted (learner.restarts={budget})")
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -175,7 +178,7 @@ class Supervisor:
         before = {number: signal.getsignal(number) for number in numbers}
 
         def heard(number: int, frame: Any) -> None:
-            self._wishes.append(number == signal.SIGTERM)
+            self._pending_signals.append(number == signal.SIGTERM)
             if number == signal.SIGTERM:
                 signal.signal(number, before[number])
 
@@ -199,5 +202,5 @@ def _learner_error(error: BaseException) -> DopsdError:
     # One that died takes the others' collectives along: its end says more than theirs.
     first = sorted(failures.items(), key=lambda each: (not isinstance(each[1], RayError), each[0]))
     for rank, failure in first:
-        return own_error(failure, f"learner rank {rank}")
-    return own_error(getattr(error, "controller_failure", None) or error, "learner")
+        return unwrap_error(failure, f"learner rank {rank}")
+    return unwrap_error(getattr(error, "controller_failure", None) or error, "learner")

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 
 from dopsd import storage
-from dopsd.checkpoint.compatibility import Identity
+from dopsd.checkpoint.compatibility import RunIdentity
 from dopsd.checkpoint.folder import complete_steps
 from dopsd.checkpoint.manager import newest_checkpoint
 from dopsd.config import RunConfig
@@ -35,13 +35,13 @@ from dopsd.driver.prior import check_prior, with_prior
 from dopsd.driver.progress import Show
 from dopsd.driver.summary import Summary, write_page, write_summary
 from dopsd.driver.supervisor import Supervisor
-from dopsd.errors import CheckpointError, DopsdError, StoppedError, StorageError, TakenOverError
+from dopsd.errors import CheckpointError, DopsdError, InterruptedRun, RunLockLost, StorageError
 from dopsd.export import lora_metadata
 from dopsd.learner.group import learner_trainer
 from dopsd.learner.zero.engine import preset_stage, read_preset
 from dopsd.models import FAMILIES
 from dopsd.models.lora import STUDENT
-from dopsd.models.trained import TrainedSet
+from dopsd.models.trained import TrainableParameters
 from dopsd.ray_cluster.connect import NAMESPACE, connect
 from dopsd.ray_cluster.placement import resolve_roles, wait_for_resources
 from dopsd.run_folder.files import (
@@ -50,7 +50,7 @@ from dopsd.run_folder.files import (
     MODULES,
     TRANSFORMERS,
 )
-from dopsd.run_folder.lock import claimed
+from dopsd.run_folder.lock import locked_run_folder
 from dopsd.run_folder.trackers import check_trackers
 
 
@@ -71,7 +71,7 @@ def train(config: RunConfig, show: Show, *, resume: bool = False, replace: bool 
     refuse_unwritable(config)
     refuse_missing_source(config)
     family = FAMILIES[config.model.family](config.model.base, config.model.revision)
-    adapted = TrainedSet(config, family).adapted(family.skeleton())
+    adapted = TrainableParameters(config, family).describe(family.skeleton())
     if not resume:
         refuse_existing(config, replace)
     show("prepare", {"message": "starting Ray"})
@@ -80,15 +80,15 @@ def train(config: RunConfig, show: Show, *, resume: bool = False, replace: bool 
     manifest = prepared(config, lambda status: show("prepare", status), renew=not resume)
     # Contexts that were encoded before need no encoder, which is known when all data is there.
     sure = dataclasses.replace(roles, encoder=None) if has_encoded(config) else roles
-    wait_for_resources(sure.all(), ray.cluster_resources, config.deadline.start)
+    wait_for_resources(sure.all(), ray.cluster_resources, config.timeouts.startup)
     # What a run may not go on with is refused before the base draws for it.
     drift = (lambda: _resumable(config, None)) if resume else (lambda: "")
     manifest = with_prior(config, manifest, roles.learner, show, drift)
     encoded = find_encoded(config, manifest, show)
     if encoded:
         roles = dataclasses.replace(roles, encoder=None)
-    wait_for_resources(roles.all(), ray.cluster_resources, config.deadline.start)
-    identity = Identity(manifest.fingerprint, plan_of(config, manifest).key)
+    wait_for_resources(roles.all(), ray.cluster_resources, config.timeouts.startup)
+    identity = RunIdentity(manifest.fingerprint, plan_of(config, manifest).key)
     if resume:
         show("prepare", {"message": _resumable(config, identity)})
     else:
@@ -104,7 +104,7 @@ def train(config: RunConfig, show: Show, *, resume: bool = False, replace: bool 
     }
     # Ray Train keeps notes of its own in a folder; nothing of the run depends on them.
     scratch_folder = tempfile.TemporaryDirectory(prefix="dopsd-ray-train-")
-    with scratch_folder as scratch, claimed(config, resume) as claim:
+    with scratch_folder as scratch, locked_run_folder(config, resume) as claim:
         supervisor = Supervisor(
             config,
             lambda restarts: launch_coordinator(
@@ -123,7 +123,7 @@ def train(config: RunConfig, show: Show, *, resume: bool = False, replace: bool 
             raise
         problems = supervisor.notices + _stop(config, supervisor.coordinator)
     if status["ended"] and status["step"] < config.learner.steps:
-        stopped = StoppedError(f"stopped by SIGTERM after step {status['step']}")
+        stopped = InterruptedRun(f"stopped by SIGTERM after step {status['step']}")
         raise _with_way_on(config, stopped)
     folder = config.run.folder
     summary = Summary(
@@ -159,32 +159,32 @@ def train(config: RunConfig, show: Show, *, resume: bool = False, replace: bool 
     return summary
 
 
-def _resumable(config: RunConfig, identity: Identity | None) -> str:
+def _resumable(config: RunConfig, identity: RunIdentity | None) -> str:
     """What the run goes on from, in words. Raises CheckpointError when there is nothing."""
     root = storage.join(config.run.folder, CHECKPOINTS)
     found, refused = newest_checkpoint(config, identity)
     if found is None:
         raise CheckpointError("; ".join(refused) or f"{root}: no checkpoint; nothing to resume")
-    words = f"going on from step {found.step}"
+    words = f"resuming from step {found.step}"
     return f"{words}; refused: {'; '.join(refused)}" if refused else words
 
 
 def _with_way_on(config: RunConfig, error: DopsdError) -> DopsdError:
     """The same error, saying how to go on when a checkpoint is there."""
     folder, steps = config.run.folder, []
-    if isinstance(error, TakenOverError):
+    if isinstance(error, RunLockLost):
         return error
     with contextlib.suppress(OSError, StorageError):  # which may be why the run ended
         steps = complete_steps(storage.join(folder, CHECKPOINTS))
     if not steps:
         return error
     way = f"dopsd train --resume {shlex.quote(folder)}"
-    return type(error)(f"{error}; step {steps[-1]} is saved, go on with: {way}")
+    return type(error)(f"{error}; step {steps[-1]} is saved, resume with: {way}")
 
 
 def _stop(config: RunConfig, coordinator: Any) -> list[str]:
     """End the coordinator and its actors; what went wrong is told, never raised."""
-    limit = config.deadline.step + 3 * ANSWER_SECONDS  # a checkpoint may still be on its way
+    limit = config.timeouts.step + 3 * ANSWER_SECONDS  # a checkpoint may still be on its way
     try:
         problems: list[str] = ask(coordinator, "stop", limit=limit)
     except DopsdError as error:

@@ -26,7 +26,7 @@ _SHOWN = 10
 
 
 @dataclass
-class Verdict:
+class LedgerReport:
     """What plan and ledger say of a run."""
 
     steps: int
@@ -61,7 +61,7 @@ class Verdict:
         ]
 
 
-def verify_run(folder: str) -> Verdict:
+def verify_run(folder: str) -> LedgerReport:
     """Raises DataError when ``folder`` holds no ledger, or its shards are gone or others."""
     path = storage.join(folder, LEDGER_FILE)
     entries = read_lines(path)
@@ -78,7 +78,7 @@ def verify_run(folder: str) -> Verdict:
 
     trained, twice = effective(entries)
     lines = [entry for entry in entries if "start" not in entry]
-    verdict = Verdict(
+    verdict = LedgerReport(
         steps=len(trained),
         attempts=max(entry["attempt"] for entry in entries),
         again=len(lines) - len(trained) - len(twice),
@@ -111,7 +111,7 @@ def _plan(config: RunConfig, shards: str, key: str) -> Plan:
 
 
 def _compare(
-    verdict: Verdict,
+    verdict: LedgerReport,
     config: RunConfig,
     step: int,
     planned: list[list[str]],

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from dopsd import storage
 from dopsd.errors import ConfigError
-from dopsd.evaluation.spec import Candidate
+from dopsd.evaluation.spec import EvaluatedModel
 from dopsd.models.transformer_folder import is_transformer
 
 _LORA_FILE, _TRANSFORMER = "lora.safetensors", "transformer"
@@ -20,7 +20,7 @@ _MODULES = {
 """What a run leaves beside a LoRA when it trained more."""
 
 
-def candidates(loras: Sequence[str], stack: bool = False) -> tuple[Candidate, ...]:
+def candidates(loras: Sequence[str], stack: bool = False) -> tuple[EvaluatedModel, ...]:
     """One for each LoRA file or run folder, given as ``[NAME=]PATH``; with ``stack`` one more, of
     all of them loaded together. Raises ConfigError when those are fewer than two."""
     found = []
@@ -33,16 +33,18 @@ def candidates(loras: Sequence[str], stack: bool = False) -> tuple[Candidate, ..
             path = storage.join(path, _LORA_FILE)
         stem = posixpath.splitext(posixpath.basename(path))[0]
         folder = posixpath.basename(posixpath.dirname(path))
-        found.append(Candidate(name or (folder if stem == "lora" and folder else stem), (path,)))
+        found.append(
+            EvaluatedModel(name or (folder if stem == "lora" and folder else stem), (path,))
+        )
     if stack:
         if len(found) < 2:
             raise ConfigError(f"--stack: {len(found)} LoRAs, allowed: two or more")
         names, files = "+".join(each.name for each in found), [each.loras[0] for each in found]
-        found.append(Candidate(names, tuple(files)))
+        found.append(EvaluatedModel(names, tuple(files)))
     return tuple(found)
 
 
-def as_trained(model: Candidate) -> Candidate:
+def as_trained(model: EvaluatedModel) -> EvaluatedModel:
     """The model with what its run trained beside the LoRA, or in place of one."""
     alone = len(model.loras) == 1
     for path in model.loras:

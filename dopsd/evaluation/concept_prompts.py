@@ -16,7 +16,7 @@ from PIL import Image
 from dopsd import storage
 from dopsd.data.manifest import Manifest
 from dopsd.data.plan import RowRef
-from dopsd.data.read import RowGroups, Wanted
+from dopsd.data.read import ReadSpec, RowGroups
 from dopsd.errors import ConfigError, ModelError
 from dopsd.evaluation.prompts import EvalPrompt
 
@@ -71,7 +71,7 @@ def concepts_of(shards: str, manifest: Manifest) -> list[Concept]:
 
     Raises ConfigError when a concept can be named by nothing, DataError for a broken shard.
     """
-    texts = RowGroups(shards, Wanted(images=False))
+    texts = RowGroups(shards, ReadSpec(images=False))
     places = _places(texts, manifest)
     # In the order of the shards, so that concepts of one row group share its reading.
     captions = {name: texts.row(found[0])["captions"] for name, found in places.items()}

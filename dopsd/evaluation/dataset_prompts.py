@@ -23,7 +23,7 @@ from dopsd.evaluation.vlm import Vlm
 from dopsd.models.fingerprint import fingerprint, model_identity
 from dopsd.models.pretrained import check_config
 from dopsd.ray_cluster.connect import connect
-from dopsd.ray_cluster.job_pool import Crew, Job
+from dopsd.ray_cluster.job_pool import Job, JobPool
 from dopsd.ray_cluster.placement import Role
 
 _WHO = "prompts by VLM"
@@ -94,7 +94,7 @@ def _by_vlm(
         written[job.arguments[0].name] = lines
         tell({"message": f"prompts of {len(written)} of {len(concepts)} concepts"})
 
-    with Crew(
+    with JobPool(
         PromptWriter,
         (vlm, role.device),
         role,

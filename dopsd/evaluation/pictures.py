@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from dopsd import storage
 from dopsd.evaluation.prompts import EvalPrompt
-from dopsd.evaluation.spec import Candidate
+from dopsd.evaluation.spec import EvaluatedModel
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class Picture:
 
 
 @dataclass
-class PictureSet:
+class ImageSet:
     """The pictures of one model at one number of steps, in one folder of their own."""
 
-    model: Candidate
+    model: EvaluatedModel
     steps: int
     folder: str
     pictures: list[Picture]

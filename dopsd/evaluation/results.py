@@ -9,7 +9,7 @@ from typing import Any
 
 from dopsd.errors import DataError
 from dopsd.evaluation.metrics import Column
-from dopsd.evaluation.spec import BASE, Candidate
+from dopsd.evaluation.spec import BASE, EvaluatedModel
 from dopsd.intervals import Value, as_json, bootstrap, mean, wilson
 
 
@@ -150,7 +150,7 @@ def _table(titles: list[str], rows: list[list[str]]) -> list[str]:
 
 def summarize(
     scores: Sequence[PictureScores],
-    models: Sequence[Candidate],
+    models: Sequence[EvaluatedModel],
     columns: dict[str, Column],
     missing: dict[str, str],
     settings: dict[str, Any],
@@ -186,7 +186,7 @@ def summarize(
     return Results(rows, relatives, columns, missing, settings)
 
 
-def _marks(row: Row, models: Sequence[Candidate]) -> list[str]:
+def _marks(row: Row, models: Sequence[EvaluatedModel]) -> list[str]:
     """Which models a row is divided by."""
     if row.model == BASE:
         return []

@@ -18,7 +18,7 @@ from dopsd import storage
 from dopsd.data.images import BadImage, decode_image
 from dopsd.errors import ConfigError, ModelError, ResourceError
 from dopsd.evaluation.metrics import METRICS, MissingWeights, make_metric
-from dopsd.evaluation.pictures import Picture, PictureSet
+from dopsd.evaluation.pictures import ImageSet, Picture
 from dopsd.evaluation.prompts import write_prompts
 from dopsd.evaluation.results import Results, summarize
 from dopsd.evaluation.scoring import Scores
@@ -28,7 +28,7 @@ from dopsd.models import FAMILIES
 from dopsd.models.fingerprint import fingerprint, model_identity
 from dopsd.models.transformer_folder import digest_of, transformer_files
 from dopsd.ray_cluster.connect import connect
-from dopsd.ray_cluster.job_pool import Crew, Job
+from dopsd.ray_cluster.job_pool import Job, JobPool
 from dopsd.ray_cluster.placement import Role, wait_for_resources
 
 Show = Callable[[str, dict[str, Any]], None]
@@ -57,7 +57,7 @@ def evaluate(spec: EvaluateSpec, show: Show = lambda phase, status: None) -> Res
     sets = _picture_sets(spec, role.device, loras)
     write_prompts(storage.join(spec.out, PROMPTS), spec.prompts)
     wait_for_resources([role], ray.cluster_resources, spec.start_seconds)
-    with Crew(
+    with JobPool(
         EvaluationWorker,
         (spec, role.device),
         role,
@@ -143,7 +143,7 @@ def _role(spec: EvaluateSpec, cluster_gpus: float) -> Role:
     return Role("evaluation", spec.workers, spec.cpus, spec.gpus if cuda else 0.0)
 
 
-def _picture_sets(spec: EvaluateSpec, device: str, loras: dict[str, bytes]) -> list[PictureSet]:
+def _picture_sets(spec: EvaluateSpec, device: str, loras: dict[str, bytes]) -> list[ImageSet]:
     """Every model at every number of steps, the base first, with what is drawn already."""
     common = {
         "family": spec.family,
@@ -170,12 +170,12 @@ def _picture_sets(spec: EvaluateSpec, device: str, loras: dict[str, bytes]) -> l
         for steps in spec.steps:
             made = fingerprint({**common, **weights, "steps": steps})
             folder = storage.join(spec.out, "pictures", f"{model.name}-{steps}steps-{made}")
-            sets.append(PictureSet(model, steps, folder, pictures, storage.names(folder)))
+            sets.append(ImageSet(model, steps, folder, pictures, storage.names(folder)))
     return sets
 
 
 def _draw(
-    spec: EvaluateSpec, crew: Crew, sets: list[PictureSet], loras: dict[str, bytes], show: Show
+    spec: EvaluateSpec, crew: JobPool, sets: list[ImageSet], loras: dict[str, bytes], show: Show
 ) -> None:
     """Draw every picture that is not there."""
     wanted = {each.folder: {picture.name for picture in each.pictures} for each in sets}
@@ -187,7 +187,7 @@ def _draw(
         left = sum(map(len, missing.values()))
         show("draw", {"message": f"{total - left} of {total} pictures"})
 
-    chunks: dict[Job, tuple[PictureSet, list[Picture]]] = {}
+    chunks: dict[Job, tuple[ImageSet, list[Picture]]] = {}
     for each in sets:
         for chunk in each.chunks(spec.batch):
             if missing[each.folder].isdisjoint(picture.name for picture in chunk):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dopsd.evaluation.generate import load_lora, load_modules, png_bytes, sample
-from dopsd.evaluation.spec import BASE, Candidate, EvaluateSpec
+from dopsd.evaluation.spec import BASE, EvaluatedModel, EvaluateSpec
 from dopsd.method.noise import sample_noise
 from dopsd.models import FAMILIES
 from dopsd.models.base import DTYPES
@@ -31,7 +31,7 @@ def picture_noise(
     return sample_noise(seed, step, prompt, shape)
 
 
-class Drawer:
+class EvaluationSampler:
     """The stock pipeline of a spec's base, as whatever model the next pictures ask for.
 
     ``noise_step``: in the counter of their noise.
@@ -46,14 +46,14 @@ class Drawer:
         self.pipeline: Any = self.family.load_pipeline(
             DTYPES[spec.dtype], device, attention=spec.attention
         )
-        self._drawn = Candidate(BASE)
+        self._drawn = EvaluatedModel(BASE)
         self._altered = False
         """Whether weights of the base's transformer were replaced."""
 
     @torch.no_grad()
     def draw(
         self,
-        model: Candidate,
+        model: EvaluatedModel,
         payloads: Sequence[bytes],
         prompts: Sequence[str],
         seeds: Sequence[int],
@@ -79,9 +79,9 @@ class Drawer:
         )
         return [png_bytes(picture) for picture in pictures]
 
-    def _load(self, model: Candidate, payloads: Sequence[bytes]) -> None:
+    def _load(self, model: EvaluatedModel, payloads: Sequence[bytes]) -> None:
         self.pipeline.unload_lora_weights()
-        self._drawn = Candidate(BASE)
+        self._drawn = EvaluatedModel(BASE)
         if self._altered:
             self.pipeline.transformer = None  # before the next is loaded
             self.pipeline.transformer = self.family.load_transformer(

@@ -9,12 +9,12 @@ from typing import Any
 
 from dopsd import storage
 from dopsd.evaluation.metrics import make_metric
-from dopsd.evaluation.pictures import Picture, PictureSet
+from dopsd.evaluation.pictures import ImageSet, Picture
 from dopsd.evaluation.results import PictureScores
 from dopsd.evaluation.spec import BASE, MetricChoice
 from dopsd.evaluation.worker import DrawnPicture
 from dopsd.models.fingerprint import fingerprint, model_identity
-from dopsd.ray_cluster.job_pool import Crew, Job
+from dopsd.ray_cluster.job_pool import Job, JobPool
 
 _READING = 2
 """Raised with how pictures are opened: scores are then made anew. 2: as training opens them."""
@@ -41,7 +41,7 @@ class Scores:
     """
 
     def __init__(
-        self, out: str, batch: int, sets: list[PictureSet], references: dict[str, str]
+        self, out: str, batch: int, sets: list[ImageSet], references: dict[str, str]
     ) -> None:
         self.out, self.batch, self.sets = out, batch, sets
         self._references = references
@@ -50,7 +50,7 @@ class Scores:
         self._values: dict[tuple[str, str], dict[str, float]] = {}
         """Columns by (name of the set, key)."""
 
-    def add(self, crew: Crew, choice: MetricChoice, tell: Tell) -> None:
+    def add(self, crew: JobPool, choice: MetricChoice, tell: Tell) -> None:
         """Measure a metric where it is not measured yet. Raises MissingWeights, and as the crew."""
         metric = make_metric(choice.name, choice.model)
         identity = model_identity(metric.model) if metric.model else None
@@ -59,7 +59,7 @@ class Scores:
         known = {each.name: _read(storage.join(folder, f"{each.name}.json")) for each in self.sets}
         total = sum(map(len, self._tasks.values()))
         measured = 0
-        chunks: dict[Job, tuple[PictureSet, list[_Task]]] = {}
+        chunks: dict[Job, tuple[ImageSet, list[_Task]]] = {}
 
         def jobs() -> Iterator[Job]:
             # One by one as workers come free: their pictures are read only then.
@@ -114,7 +114,7 @@ class Scores:
             for task in self._tasks[each.name]
         ]
 
-    def _task(self, each: PictureSet, picture: Picture) -> _Task:
+    def _task(self, each: ImageSet, picture: Picture) -> _Task:
         prompt = picture.prompt
         targets = {self._references[path]: path for path in prompt.references}
         if prompt.prior and not targets and each.model.name != BASE:

@@ -21,7 +21,7 @@ BASE = "base"
 
 
 @dataclass(frozen=True)
-class Candidate:
+class EvaluatedModel:
     """The base with ``loras`` (files) loaded together in diffusers, each at full weight.
 
     ``groups``: the groups of prompts that it draws besides the prior ones; none means all.
@@ -59,7 +59,7 @@ class EvaluateSpec:
 
     out: str
     prompts: tuple[EvalPrompt, ...]
-    models: tuple[Candidate, ...] = ()
+    models: tuple[EvaluatedModel, ...] = ()
     metrics: tuple[MetricChoice, ...] = ()
     """None: the oracle and sharpness for base ``shapes``; else CLIP-S, DINO, LPIPS, sharpness."""
     base: str = "shapes"
@@ -127,8 +127,8 @@ def default_metrics(shapes: bool) -> tuple[MetricChoice, ...]:
     return tuple(MetricChoice(name) for name in names)
 
 
-def _models(spec: EvaluateSpec) -> tuple[Candidate, ...]:
-    found = [Candidate(BASE)]
+def _models(spec: EvaluateSpec) -> tuple[EvaluatedModel, ...]:
+    found = [EvaluatedModel(BASE)]
     for model in spec.models:
         if not model.files and model.transformer is None:
             raise ConfigError(f"model {model.name!r}: no LoRA; the base is drawn anyway")

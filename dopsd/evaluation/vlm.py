@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from dopsd.models.pretrained import telling_missing
+from dopsd.models.pretrained import missing_weights_errors
 
 _ANSWER_TOKENS = 256
 
@@ -23,7 +23,7 @@ class Vlm:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
-        with telling_missing(who, model):
+        with missing_weights_errors(who, model):
             self._processor: Any = AutoProcessor.from_pretrained(model)
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 model, dtype=dtype, use_safetensors=True

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from dopsd.data.images import decode_image
-from dopsd.evaluation.metrics import Metric, Shown, make_metric
+from dopsd.evaluation.metrics import Metric, MetricInput, make_metric
 from dopsd.evaluation.prompts import EvalPrompt
-from dopsd.evaluation.sampler import EVALUATION_STEP, Drawer
-from dopsd.evaluation.spec import Candidate, EvaluateSpec, MetricChoice
+from dopsd.evaluation.sampler import EVALUATION_STEP, EvaluationSampler
+from dopsd.evaluation.spec import EvaluatedModel, EvaluateSpec, MetricChoice
 
 
 @dataclass(frozen=True)
@@ -27,22 +27,27 @@ class EvaluationWorker:
 
     def __init__(self, spec: EvaluateSpec, device: str, noise_step: int = EVALUATION_STEP) -> None:
         self.spec, self.device, self.noise_step = spec, device, noise_step
-        self._drawer: Drawer | None = None
+        self._sampler: EvaluationSampler | None = None
         self._metric: tuple[MetricChoice, Metric] | None = None
 
     def draw(
-        self, model: Candidate, prompts: list[str], seeds: list[int], steps: int, *payloads: Any
+        self,
+        model: EvaluatedModel,
+        prompts: list[str],
+        seeds: list[int],
+        steps: int,
+        *payloads: Any,
     ) -> list[bytes]:
         """PNG of each prompt; ``payloads``: the bytes of the model's files."""
-        if self._drawer is None:
-            self._drawer = Drawer(self.spec, self.device, self.noise_step)
-        return self._drawer.draw(model, payloads, prompts, seeds, steps)
+        if self._sampler is None:
+            self._sampler = EvaluationSampler(self.spec, self.device, self.noise_step)
+        return self._sampler.draw(model, payloads, prompts, seeds, steps)
 
     def score(
         self, choice: MetricChoice, pictures: Sequence[DrawnPicture], targets: Mapping[str, bytes]
     ) -> list[dict[str, float]]:
         """A metric's columns of every picture; ``targets``: image bytes by digest."""
-        self._drawer = None
+        self._sampler = None
         if self._metric is None or self._metric[0] != choice:
             self._metric = None  # before the next is loaded
             metric = make_metric(choice.name, choice.model, self.device)
@@ -51,7 +56,7 @@ class EvaluationWorker:
         opened = {digest: decode_image(payload) for digest, payload in targets.items()}
         return self._metric[1].measure(
             [
-                Shown(
+                MetricInput(
                     decode_image(each.png),
                     each.prompt.text,
                     tuple(opened[digest] for digest in each.targets),

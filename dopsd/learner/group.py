@@ -28,7 +28,7 @@ def learner_trainer(
         "torch_config": TorchConfig(backend="nccl" if learner.gpus else "gloo"),
         "scaling_config": scaling(
             num_workers=(learner.needed, learner.workers) if elastic else learner.workers,
-            elastic_resize_monitor_interval_s=section.resize_seconds,
+            elastic_resize_monitor_interval_s=section.resize_interval_s,
             use_gpu=bool(learner.gpus),
             resources_per_worker={
                 "CPU": learner.cpus,
@@ -43,7 +43,9 @@ def learner_trainer(
     }
     if not elastic:
         return TorchTrainer(train_worker, **common)
-    from dopsd.learner.scaling_policy import ElasticTrainer, Room
+    from dopsd.learner.scaling_policy import ClusterCapacity, ElasticTrainer
 
-    room = Room(roles, arguments["coordinator"], arguments["namespace"], config.deadline.step)
-    return ElasticTrainer(train_worker, room=room, **common)
+    capacity = ClusterCapacity(
+        roles, arguments["coordinator"], arguments["namespace"], config.timeouts.step
+    )
+    return ElasticTrainer(train_worker, capacity=capacity, **common)

@@ -17,25 +17,25 @@ from dopsd.checkpoint.learner_slices import SlicedState
 from dopsd.checkpoint.learner_state import LearnerState
 from dopsd.checkpoint.slices import SliceReader
 from dopsd.config import LearnerSection, RunConfig
-from dopsd.coordinator.messages import Wish
+from dopsd.coordinator.messages import CheckpointRequest
 from dopsd.errors import WorkerError
 from dopsd.learner.weights import ShardedWeights, Weights, trained_weights
 from dopsd.learner.zero.engine import ZeroEngine
 from dopsd.method.objective import state_loss
 from dopsd.method.terms import Terms
-from dopsd.run_folder.ledger import Trained
+from dopsd.run_folder.ledger import TrainedShare
 from dopsd.run_folder.timeline import Span
 
-Tell = Callable[[list[Span]], None]
+SpanSink = Callable[[list[Span]], None]
 """Takes what this rank, and the encoders for it, did in a step."""
 
 
-Publish = Callable[[int, Weights], Wish]
+Publish = Callable[[int, Weights], CheckpointRequest]
 """(version, student's and teacher's weights)."""
 
 
 @dataclass
-class Micro:
+class LearnerMicroBatch:
     """One micro-batch of a rank: its terms and what each sample's loss counts."""
 
     terms: Terms
@@ -60,7 +60,7 @@ class StepResult:
     compute_seconds: float
     encode_seconds: float
     """Spent upstream on this rank's micro-batches."""
-    last: Micro
+    last: LearnerMicroBatch
     trained: dict[int, tuple[str, ...]]
     """Sample ids of the real micro-batches, by position within the step."""
 
@@ -89,14 +89,14 @@ class Learner:
         self,
         config: RunConfig,
         engine: ZeroEngine,
-        micro_batches: Callable[[int], Iterator[Micro]],
+        micro_batches: Callable[[int], Iterator[LearnerMicroBatch]],
         publish: Publish,
         report: Callable[[int, dict[str, Any]], None],
         sum_over_ranks: Callable[[list[float]], list[float]],
-        tell: Tell = lambda spans: None,
+        tell: SpanSink = lambda spans: None,
         rank: int = 0,
         save: Callable[[LearnerState | SlicedState], None] = lambda state: None,
-        record: Callable[[int, Trained], None] = lambda step, trained: None,
+        record: Callable[[int, TrainedShare], None] = lambda step, trained: None,
     ) -> None:
         self.config, self.engine, self.rank = config, engine, rank
         self._micro_batches, self._publish, self._report = micro_batches, publish, report
@@ -170,7 +170,7 @@ class Learner:
         last = done.last
         self._record(
             step,
-            Trained(
+            TrainedShare(
                 self.rank,
                 self.engine.world,
                 done.trained,
@@ -209,7 +209,7 @@ class Learner:
         now = time.time()
         self._spans.append(Span(self._lane, task, step, now - seconds, now))
 
-    def _note_encoding(self, micro: Micro, step: int) -> None:
+    def _note_encoding(self, micro: LearnerMicroBatch, step: int) -> None:
         """What its encoder, which speaks to nobody else, did for a micro-batch."""
         stats = micro.encode_stats
         if micro.real and "ended" in stats:
@@ -217,7 +217,7 @@ class Learner:
             lane = f"encoder:{stats['worker']}"
             self._spans.append(Span(lane, "encode", step, began, stats["ended"]))
 
-    def _accumulate(self, micro: Micro) -> tuple[float, bool]:
+    def _accumulate(self, micro: LearnerMicroBatch) -> tuple[float, bool]:
         """Backward at each state on its own, so that one state's activations are alive."""
         total, updated = 0.0, False
         states = self.config.method.steps
@@ -236,7 +236,7 @@ class Learner:
             total += float(loss.detach())
             velocity = velocity.detach()
 
-    def _hand_over(self, version: int) -> Wish:
+    def _hand_over(self, version: int) -> CheckpointRequest:
         """Publish (student, EMA) as ``version``; a fused learner's teacher adapter follows."""
         self.weights.bind_teacher()
         return self._publish(version, self.weights)

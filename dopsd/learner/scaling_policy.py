@@ -43,7 +43,7 @@ _CLAIM_SECONDS, _CLAIM_EXPIRES = 20.0, 180.0
 
 
 @dataclass(frozen=True)
-class Room:
+class ClusterCapacity:
     """What the policy asks: the cluster for room, the coordinator for a checkpoint."""
 
     roles: Roles
@@ -93,12 +93,12 @@ class Room:
         ]
 
 
-class RoomPolicy(ElasticScalingPolicy):
+class SharedClusterScalingPolicy(ElasticScalingPolicy):
     """Ray Train's elastic policy, for a cluster that the learners share with other roles."""
 
-    def __init__(self, scaling_config: Any, room: Room) -> None:
+    def __init__(self, scaling_config: Any, capacity: ClusterCapacity) -> None:
         super().__init__(scaling_config)
-        self._room = room
+        self._capacity = capacity
         self._running = 0
         self._tried = 0
         """Learners of the last group that was to start."""
@@ -111,10 +111,10 @@ class RoomPolicy(ElasticScalingPolicy):
     # -- how many ----------------------------------------------------------------------------
 
     def _count_possible_workers(self, reserved_resources: Any) -> int:
-        total = self._room.total()
-        fit = learners_that_fit(self._room.roles, total)
+        total = self._capacity.total()
+        fit = learners_that_fit(self._capacity.roles, total)
         if self._running:
-            return fit if fit < self._running else min(fit, self._running + self._room.free())
+            return fit if fit < self._running else min(fit, self._running + self._capacity.free())
         if self._refused is not None and self._refused[0] == total:
             fit = min(fit, max(self._refused[1] - 1, self.scaling_config.min_workers))
         return fit
@@ -150,14 +150,14 @@ class RoomPolicy(ElasticScalingPolicy):
         super().after_controller_state_update(previous_state, current_state)
         again = isinstance(previous_state, ReschedulingState)
         if isinstance(current_state, ReschedulingState) and not again:
-            self._refused = self._room.total(), self._tried
+            self._refused = self._capacity.total(), self._tried
 
     # -- a checkpoint first ------------------------------------------------------------------
 
     def _begin(self, decision: ResizeDecision) -> None:
         try:
-            step = self._room.ask("status")["step"]
-            self._room.ask("ask_checkpoint")
+            step = self._capacity.ask("status")["step"]
+            self._capacity.ask("ask_checkpoint")
         except (RayError, ValueError):
             return  # the coordinator is on its way back: at the next look
         _log.info("learners: %d wanted, after a checkpoint", decision.num_workers)
@@ -166,10 +166,10 @@ class RoomPolicy(ElasticScalingPolicy):
     def _saved(self) -> bool:
         assert self._growth is not None
         _, step, since = self._growth
-        if time.monotonic() - since > self._room.save_seconds:
+        if time.monotonic() - since > self._capacity.save_seconds:
             return True
         try:
-            saved = self._room.ask("status")["saved"]
+            saved = self._capacity.ask("status")["saved"]
         except (RayError, ValueError):
             return False
         return saved is not None and saved >= step
@@ -180,11 +180,11 @@ class RoomPolicy(ElasticScalingPolicy):
         """An autoscaler that heard of the learners alone would give them the others' places."""
         super()._maybe_send_resource_request()
         now = time.monotonic()
-        if self._room.others() and now - self._claimed > _CLAIM_SECONDS:
+        if self._capacity.others() and now - self._claimed > _CLAIM_SECONDS:
             self._claimed = now
             self._autoscaling_coordinator.request_resources.remote(
                 requester_id=self._claim,
-                resources=self._room.others(),
+                resources=self._capacity.others(),
                 expire_after_s=_CLAIM_EXPIRES,
                 priority=ResourceRequestPriority.HIGH,
             )
@@ -200,14 +200,14 @@ class RoomPolicy(ElasticScalingPolicy):
 
 
 class ElasticTrainer(TorchTrainer):
-    """Ray Train's trainer under :class:`RoomPolicy`."""
+    """Ray Train's trainer under :class:`SharedClusterScalingPolicy`."""
 
-    def __init__(self, train_loop: Any, *, room: Room, **options: Any) -> None:
+    def __init__(self, train_loop: Any, *, capacity: ClusterCapacity, **options: Any) -> None:
         super().__init__(train_loop, **options)
-        self._room = room
+        self._capacity = capacity
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
-        options["scaling_policy"] = RoomPolicy(self.scaling_config, self._room)
+        options["scaling_policy"] = SharedClusterScalingPolicy(self.scaling_config, self._capacity)
         # Ray Train's own answer to a node that will be taken away is to train on until it is gone,
         # and to ask no policy meanwhile; this one saves, and goes on without it.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")

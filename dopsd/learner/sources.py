@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dopsd.config import RunConfig
 from dopsd.data.stream.pipeline import load_encoded
-from dopsd.learner.learner import Micro
+from dopsd.learner.learner import LearnerMicroBatch
 from dopsd.learner.zero.engine import ZeroEngine
 from dopsd.method.noise import batch_noise
 from dopsd.method.objective import state_weights
@@ -36,7 +36,7 @@ class DisaggregatedSource:
     def __init__(self, config: RunConfig, fetch: FetchFn, device: torch.device) -> None:
         self.config, self._fetch, self.device = config, fetch, device
 
-    def __call__(self, step: int) -> Iterator[Micro]:
+    def __call__(self, step: int) -> Iterator[LearnerMicroBatch]:
         for payload, real in self._fetch(step):
             batch: TrainingBatch = TrainingBatch.from_bytes(payload)
             batch.states = batch.states.to(self.device)
@@ -44,7 +44,7 @@ class DisaggregatedSource:
             batch.target_velocity = batch.target_velocity.to(self.device)
             batch.weight = batch.weight.to(self.device)
             batch.student = batch.student.to(self.device, DTYPES[self.config.model.dtype])
-            yield Micro(
+            yield LearnerMicroBatch(
                 stored_terms(batch),
                 batch.info.step_samples,
                 real,
@@ -71,12 +71,12 @@ class FusedSource:
         self.device, self._dump = device, dump
         self.family = engine.student.family
 
-    def __call__(self, step: int) -> Iterator[Micro]:
+    def __call__(self, step: int) -> Iterator[LearnerMicroBatch]:
         for block, real in self._fetch(step):
             batch = load_encoded(block)
             terms = self._dopsd(batch, real) if self._on_policy else self._baseline(batch)
             info = batch.info
-            yield Micro(
+            yield LearnerMicroBatch(
                 terms,
                 info.step_samples,
                 real,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dopsd.config import RunConfig
 from dopsd.models.base import DTYPES, Family
 from dopsd.models.lora import STUDENT, TEACHER
-from dopsd.models.trained import TrainedSet
+from dopsd.models.trained import TrainableParameters
 from dopsd.records import Context
 
 
@@ -18,7 +18,9 @@ class Student(nn.Module):
     """A transformer whose ``trained`` parameters require grad (and a frozen teacher LoRA in fused
     mode)."""
 
-    def __init__(self, family: Family, transformer: nn.Module, trained: TrainedSet) -> None:
+    def __init__(
+        self, family: Family, transformer: nn.Module, trained: TrainableParameters
+    ) -> None:
         super().__init__()
         self.family, self.trained = family, trained
         self.transformer = transformer
@@ -34,7 +36,7 @@ def build_student(
     """The module to train: base, LoRA or all weights, activation checkpointing as asked."""
     dtype = DTYPES[config.model.dtype]
     transformer: Any = family.load_transformer(dtype, device, config.model.attention)
-    trained = TrainedSet(config, family)
+    trained = TrainableParameters(config, family)
     two = with_teacher and config.adapters == "lora"
     trained.prepare(transformer, (STUDENT, TEACHER) if two else (STUDENT,))
     if config.learner.gradient_checkpointing:

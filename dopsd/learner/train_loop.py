@@ -19,16 +19,16 @@ from dopsd.checkpoint.learner_slices import SlicedState, read_state, write_state
 from dopsd.checkpoint.learner_state import LearnerState
 from dopsd.config import RunConfig
 from dopsd.coordinator.client import find_coordinator
-from dopsd.coordinator.messages import Box, Wish
+from dopsd.coordinator.messages import CheckpointRequest, ObjectRefBox
 from dopsd.errors import DopsdError
+from dopsd.learner.exporter import Exporter
 from dopsd.learner.learner import Learner
-from dopsd.learner.outputs import Outputs
 from dopsd.learner.sources import DisaggregatedSource, FusedSource
 from dopsd.learner.student import build_student
 from dopsd.learner.weights import Weights
 from dopsd.learner.zero.engine import ZeroEngine, engine_config, preset_stage
 from dopsd.models import FAMILIES
-from dopsd.ray_cluster.failures import own_error, own_message
+from dopsd.ray_cluster.failures import error_message, unwrap_error
 from dopsd.ray_cluster.process import peak_memory_mb, set_up
 from dopsd.run_folder.files import CHECKPOINTS
 from dopsd.run_folder.timeline import Span
@@ -55,7 +55,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
     learner = config.learner
     patience = _RETURN + learner.pause_before(learner.restarts)
     coordinator = find_coordinator(arguments["coordinator"], arguments["namespace"], patience)
-    limit = max(config.deadline.start, config.deadline.step) + _GRACE
+    limit = max(config.timeouts.startup, config.timeouts.step) + _GRACE
 
     # A new group of learners is a new attempt; rank 0 asks for its number.
     number = torch.zeros(1, dtype=torch.int64, device=device)
@@ -80,12 +80,12 @@ def train_worker(arguments: dict[str, Any]) -> None:
         # No restart mends what has a name; of a learner whose attempt is over nobody listens.
         # What a call to the coordinator raised comes in Ray's wrapping, which is no argument.
         with contextlib.suppress(RayError, DopsdError):
-            call("fail", own_error(error, f"learner {rank}"))
+            call("fail", unwrap_error(error, f"learner {rank}"))
         raise
     except Exception as error:
         _log.exception("learner %d", rank)
         with contextlib.suppress(RayError, DopsdError):
-            call("died", rank, own_message(error))
+            call("died", rank, error_message(error))
         raise
 
 
@@ -101,7 +101,7 @@ def _train(
     began = time.time()
     set_up(device.type)
     entry = call("enter", rank, ray.get_runtime_context().current_actor)
-    limit = config.deadline.start
+    limit = config.timeouts.startup
     saved = {name: ray.get(box.ref, timeout=limit) for name, box in entry.files.items()}
 
     family = FAMILIES[config.model.family](config.model.base, config.model.revision)
@@ -120,14 +120,14 @@ def _train(
         for place, box in enumerate(call("fetch", step, rank, world)):
             while True:
                 try:
-                    value = ray.get(box.ref, timeout=config.deadline.step)
+                    value = ray.get(box.ref, timeout=config.timeouts.step)
                     break
                 except ObjectLostError:
                     call("lost", step, box.index, box.losses)
                     box = call("fetch", step, rank, world)[place]
             yield value, box.real
 
-    outputs = Outputs(
+    exporter = Exporter(
         config,
         family,
         arguments["metadata"],
@@ -138,11 +138,11 @@ def _train(
     )
     entry.bundle = None  # or its weights would stay in the store to the end
 
-    def publish(version: int, weights: Weights) -> Wish:
-        outputs.before(version, weights)
-        bundle = outputs.bundle(version, weights)
-        wish: Wish = Wish() if rank else call("publish", bundle)
-        outputs.after(version, weights)  # roll-outs of the next step go on meanwhile
+    def publish(version: int, weights: Weights) -> CheckpointRequest:
+        exporter.before_publish(version, weights)
+        bundle = exporter.bundle(version, weights)
+        wish: CheckpointRequest = CheckpointRequest() if rank else call("publish", bundle)
+        exporter.after_publish(version, weights)  # roll-outs of the next step go on meanwhile
         return wish
 
     heard = [0.0]
@@ -159,7 +159,9 @@ def _train(
             if rank == 0:
                 call("save", state.step, {}, handed)
         elif rank == 0:
-            files = {name: Box(ray.put(data), True) for name, data in state.to_files().items()}
+            files = {
+                name: ObjectRefBox(ray.put(data), True) for name, data in state.to_files().items()
+            }
             call("save", state.step, files)
 
     def report(step: int, metrics: dict[str, Any]) -> None:
@@ -206,4 +208,4 @@ def _train(
     done = learner.run(entry.step, learner_config.steps)
     ray.wait(told, timeout=_GRACE)  # a process that ends takes its unsent calls along
     if done:
-        outputs.final(learner.weights)
+        exporter.export(learner.weights)

@@ -17,7 +17,7 @@ from dopsd.models.lora import STUDENT, TEACHER
 from dopsd.policy.buckets import cut
 
 
-class WholeWeights:
+class ReplicatedWeights:
     """A LoRA, with a few modules perhaps: small enough that every rank holds all of it, in fp32."""
 
     def __init__(self, config: RunConfig, engine: ZeroEngine) -> None:
@@ -117,12 +117,12 @@ class ShardedWeights:
         return found
 
 
-Weights = WholeWeights | ShardedWeights
+Weights = ReplicatedWeights | ShardedWeights
 
 
 def trained_weights(config: RunConfig, engine: ZeroEngine) -> Weights:
     """As ``adapters`` asks for. Collective."""
-    kind = ShardedWeights if config.adapters == "full" else WholeWeights
+    kind = ShardedWeights if config.adapters == "full" else ReplicatedWeights
     return kind(config, engine)
 
 

@@ -17,7 +17,7 @@ class MissingWeights(ModelError):
 
 
 @contextmanager
-def telling_missing(who: str, model: str | None) -> Iterator[None]:
+def missing_weights_errors(who: str, model: str | None) -> Iterator[None]:
     """Turn a library's failure to find or read weights into one MissingWeights line."""
     try:
         yield
@@ -26,7 +26,7 @@ def telling_missing(who: str, model: str | None) -> Iterator[None]:
     except (OSError, ImportError, ValueError, KeyError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), "")
         raise MissingWeights(
-            f"{who}: {model} is not at hand ({type(error).__name__}: {reason.strip()})"
+            f"{who}: {model} is not available ({type(error).__name__}: {reason.strip()})"
         ) from None
 
 
@@ -41,7 +41,7 @@ def check_config(who: str, model: str) -> None:
         raise MissingWeights(f"{who}: {model} is no folder and no hub id (owner/name)")
     from huggingface_hub import hf_hub_download
 
-    with telling_missing(who, model):
+    with missing_weights_errors(who, model):
         hf_hub_download(model, "config.json")
 
 

@@ -12,7 +12,7 @@ from dopsd.models.lora import STUDENT, adapter_parameters, bind_parameters, inje
 NORMS, EMBEDDERS = "norms", "embedders"
 
 
-class TrainedSet:
+class TrainableParameters:
     """Which parameters ``adapters`` and ``lora`` of a config stand for, by diffusers' names.
 
     Of ``full`` and ``lora+modules`` a transformer holds one version only, student or teacher:
@@ -23,7 +23,7 @@ class TrainedSet:
         self.config, self.family = config, family
         self.kind = config.adapters
 
-    def adapted(self, transformer: nn.Module) -> dict[str, int]:
+    def describe(self, transformer: nn.Module) -> dict[str, int]:
         """How many modules or tensors of a bare transformer each part of the config stands for.
 
         Raises ModelError for what matches nothing.

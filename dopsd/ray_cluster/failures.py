@@ -20,7 +20,7 @@ def innermost(error: BaseException) -> BaseException:
         error = inner
 
 
-def own_message(error: BaseException) -> str:
+def error_message(error: BaseException) -> str:
     """A worker's exception as its own message, without Ray's frames."""
     cause = innermost(error)
     if isinstance(cause, ActorDiedError):
@@ -32,7 +32,7 @@ def own_message(error: BaseException) -> str:
     return text if isinstance(cause, DopsdError) else f"{type(cause).__name__}: {text}"
 
 
-def own_error(error: BaseException, who: str) -> DopsdError:
+def unwrap_error(error: BaseException, who: str) -> DopsdError:
     """The DopsdError inside, or a WorkerError that says who failed and with which message."""
     cause = innermost(error)
-    return cause if isinstance(cause, DopsdError) else WorkerError(f"{who}: {own_message(error)}")
+    return cause if isinstance(cause, DopsdError) else WorkerError(f"{who}: {error_message(error)}")

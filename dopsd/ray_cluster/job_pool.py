@@ -12,8 +12,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from dopsd.errors import DopsdError, LateError, WorkerError
-from dopsd.ray_cluster.failures import own_error, own_message
+from dopsd.errors import DeadlineError, DopsdError, WorkerError
+from dopsd.ray_cluster.failures import error_message, unwrap_error
 from dopsd.ray_cluster.placement import Role
 
 
@@ -27,7 +27,7 @@ class Job:
 
 
 @dataclass
-class _Member:
+class _Worker:
     name: str
     handle: Any
     answered: bool = False
@@ -36,7 +36,7 @@ class _Member:
     since: float = 0.0
 
 
-class Crew:
+class JobPool:
     """``role.workers`` actors of the class ``worker``, stopped at the end of the ``with`` block.
 
     ``worker`` loads its models in its methods: of an error in a constructor Ray keeps the text
@@ -60,10 +60,10 @@ class Crew:
         self._actor: Any = ray.remote(worker).options(
             num_cpus=role.cpus, num_gpus=role.gpus, max_restarts=0
         )
-        self._members: list[_Member] = []
+        self._workers: list[_Worker] = []
         self._numbers = itertools.count()
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> JobPool:
         return self
 
     def __exit__(
@@ -72,7 +72,7 @@ class Crew:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._dismiss(list(self._members))
+        self._stop(list(self._workers))
 
     def run(self, jobs: Iterable[Job], done: Callable[[Job, Any], None]) -> None:
         """Do every job; ``done`` takes each result as it comes.
@@ -84,84 +84,83 @@ class Crew:
             self._run(iter(jobs), done)
         except BaseException:
             # What the others were doing belongs to this call: the next one gets fresh ones.
-            self._dismiss([member for member in self._members if member.job])
+            self._stop([worker for worker in self._workers if worker.job])
             raise
 
     def _run(self, waiting: Iterator[Job], done: Callable[[Job, Any], None]) -> None:
         upcoming = next(waiting, None)
         while True:
-            while upcoming is not None and (member := self._free()) is not None:
-                self._give(member, upcoming)
+            while upcoming is not None and (worker := self._free()) is not None:
+                self._assign(worker, upcoming)
                 upcoming = next(waiting, None)
-            busy = {member.reference: member for member in self._members if member.job}
+            busy = {worker.reference: worker for worker in self._workers if worker.job}
             if not busy:
                 return
             ready, _ = ray.wait(list(busy), num_returns=1, timeout=0.5)
             for reference in ready:
-                self._take(busy[reference], done)
-            for member in self._members:
-                if member.job is not None and self._seconds(member) > self._limit(member):
-                    self._replace(member, self._late(member))
+                self._collect(busy[reference], done)
+            for worker in self._workers:
+                if worker.job is not None and self._seconds(worker) > self._limit(worker):
+                    self._replace(worker, self._late(worker))
 
-    def _free(self) -> _Member | None:
+    def _free(self) -> _Worker | None:
         """A member without a job; a new one while the role has room."""
-        for member in self._members:
-            if member.job is None:
-                return member
-        if len(self._members) == self.role.workers:
+        for worker in self._workers:
+            if worker.job is None:
+                return worker
+        if len(self._workers) == self.role.workers:
             return None
-        member = _Member(f"{self.role.name}-{next(self._numbers)}", self._launch())
-        self._members.append(member)
-        return member
+        worker = _Worker(f"{self.role.name}-{next(self._numbers)}", self._launch())
+        self._workers.append(worker)
+        return worker
 
-    def _dismiss(self, members: list[_Member]) -> None:
-        for member in members:
-            ray.kill(member.handle)
-            self._members.remove(member)
+    def _stop(self, workers: list[_Worker]) -> None:
+        for worker in workers:
+            ray.kill(worker.handle)
+            self._workers.remove(worker)
 
     def _launch(self) -> Any:
         return self._actor.remote(*self._arguments)
 
-    def _give(self, member: _Member, job: Job) -> None:
-        member.job, member.since = job, time.monotonic()
-        member.reference = getattr(member.handle, job.method).remote(*job.arguments)
+    def _assign(self, worker: _Worker, job: Job) -> None:
+        worker.job, worker.since = job, time.monotonic()
+        worker.reference = getattr(worker.handle, job.method).remote(*job.arguments)
 
-    def _take(self, member: _Member, done: Callable[[Job, Any], None]) -> None:
-        job = member.job
+    def _collect(self, worker: _Worker, done: Callable[[Job, Any], None]) -> None:
+        job = worker.job
         assert job is not None
         try:
-            value = ray.get(member.reference)
+            value = ray.get(worker.reference)
         except RayTaskError as error:
-            member.answered, member.job = True, None
-            raise own_error(error, f"{member.name}, {job.what}") from None
+            worker.answered, worker.job = True, None
+            raise unwrap_error(error, f"{worker.name}, {job.what}") from None
         except RayError as error:
             if getattr(error, "actor_init_failed", False):
-                raise own_error(error, member.name) from None
-            died = WorkerError(f"{member.name} died at {job.what}: {own_message(error)}")
-            self._replace(member, died)
+                raise unwrap_error(error, worker.name) from None
+            died = WorkerError(f"{worker.name} died at {job.what}: {error_message(error)}")
+            self._replace(worker, died)
             return
-        member.answered, member.job = True, None
+        worker.answered, worker.job = True, None
         done(job, value)
 
-    def _replace(self, member: _Member, reason: DopsdError) -> None:
+    def _replace(self, worker: _Worker, reason: DopsdError) -> None:
         if not self.restarts:
-            raise type(reason)(f"{reason}; no restarts are left")
+            raise type(reason)(f"{reason}; restart budget exhausted")
         self.restarts -= 1
-        ray.kill(member.handle)
-        member.handle, member.answered = self._launch(), False
-        assert member.job is not None
-        self._give(member, member.job)
+        ray.kill(worker.handle)
+        worker.handle, worker.answered = self._launch(), False
+        assert worker.job is not None
+        self._assign(worker, worker.job)
 
-    def _seconds(self, member: _Member) -> float:
-        return time.monotonic() - member.since
+    def _seconds(self, worker: _Worker) -> float:
+        return time.monotonic() - worker.since
 
-    def _limit(self, member: _Member) -> float:
-        return self.step_s if member.answered else self.start_s
+    def _limit(self, worker: _Worker) -> float:
+        return self.step_s if worker.answered else self.start_s
 
-    def _late(self, member: _Member) -> LateError:
-        assert member.job is not None
-        doing = member.job.what if member.answered else f"starting up for {member.job.what}"
-        return LateError(
-            f"{member.name} is late: {doing} for {self._seconds(member):.0f} s, deadline "
-            f"{self._limit(member):g} s"
+    def _late(self, worker: _Worker) -> DeadlineError:
+        assert worker.job is not None
+        doing = worker.job.what if worker.answered else f"starting up for {worker.job.what}"
+        return DeadlineError(
+            f"{worker.name} timed out after {self._limit(worker):g} s while {doing}"
         )

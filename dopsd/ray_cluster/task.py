@@ -8,8 +8,8 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
-from dopsd.errors import LateError
-from dopsd.ray_cluster.failures import own_error
+from dopsd.errors import DeadlineError
+from dopsd.ray_cluster.failures import unwrap_error
 from dopsd.ray_cluster.placement import Role
 
 CANCELLATIONS = 30
@@ -35,6 +35,6 @@ def run_task(
             ray.cancel(reference, force=True)
             if ray.wait([reference], timeout=1.0)[0]:
                 break
-        raise LateError(f"{who} is late: {doing} for {limit:g} s") from None
+        raise DeadlineError(f"{who} timed out after {limit:g} s while {doing}") from None
     except RayError as error:
-        raise own_error(error, who) from None
+        raise unwrap_error(error, who) from None

@@ -25,7 +25,7 @@ from dopsd.models import FAMILIES
 from dopsd.models.base import DTYPES
 from dopsd.models.lora import STUDENT, TEACHER, activate, bind_parameters, checksum
 from dopsd.models.sampling import batch_velocity, training_sigmas
-from dopsd.models.trained import TrainedSet
+from dopsd.models.trained import TrainableParameters
 from dopsd.policy.buckets import bucket_key, unpack_bucket
 from dopsd.policy.bundle import Acknowledgement, Bundle, read_payload
 from dopsd.ray_cluster.process import peak_memory_mb, set_up
@@ -62,7 +62,7 @@ class InferenceWorker:
         self.dtype = DTYPES[config.model.dtype]
         self.family = FAMILIES[config.model.family](config.model.base, config.model.revision)
         self.transformer = self.family.load_transformer(self.dtype, device, config.model.attention)
-        self.trained = TrainedSet(config, self.family)
+        self.trained = TrainableParameters(config, self.family)
         self.trained.prepare(self.transformer, adapters)
         self.transformer.requires_grad_(False)
         if config.model.compile:
@@ -127,7 +127,7 @@ class InferenceWorker:
         return self._timed(lambda: self._rollout(version, load_encoded(block)).to_bytes())
 
     def generate_and_keep(self, version: int, block: pa.Table, number: int) -> tuple[bytes, Stats]:
-        """As ``generate``, but the states stay on the device until ``hand_out(number)``."""
+        """As ``generate``, but the states stay on the device until ``send(number)``."""
 
         def work() -> bytes:
             path = self._rollout(version, load_encoded(block))
@@ -136,7 +136,7 @@ class InferenceWorker:
 
         return self._timed(work)
 
-    def hand_out(self, number: int) -> Tensor:
+    def send(self, number: int) -> Tensor:
         """The states [K + 1, B, C, h, w] of a roll-out, which are given away."""
         return self._kept.pop(number)
 

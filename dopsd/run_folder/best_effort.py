@@ -7,16 +7,16 @@ import threading
 
 from dopsd import storage
 from dopsd.errors import StorageError
-from dopsd.ray_cluster.failures import own_message
+from dopsd.ray_cluster.failures import error_message
 
-FOLDERS = ("debug", "preview")
+BEST_EFFORT_FOLDERS = ("debug", "preview")
 """Folders of the run that hold nothing else."""
 
 _AHEAD = 32
 """Files that may wait for a storage that is slow."""
 
 
-class Extras:
+class BestEffortWriter:
     """Writes into the run ``folder``; on S3 in a thread of its own, which may hang with it."""
 
     def __init__(self, folder: str) -> None:
@@ -51,7 +51,7 @@ class Extras:
         try:
             storage.write_bytes(storage.join(self._folder, name), payload)
         except (OSError, StorageError) as error:
-            self._tell(name, own_message(error))
+            self._tell(name, error_message(error))
 
     def _tell(self, name: str, why: str) -> None:
         self._unwritten.setdefault(name.partition("/")[0], []).append(f"{name}: {why}")

@@ -24,7 +24,7 @@ class Ledger:
         entries = read_lines(self._lines.path)
         self.attempt = max((entry["attempt"] for entry in entries), default=0)
         """Number of the current attempt; the first is 1."""
-        self._shares: dict[int, dict[int, Trained]] = {}
+        self._shares: dict[int, dict[int, TrainedShare]] = {}
 
     def begin(self, step: int, plan: str = "") -> int:
         """A new attempt goes on from ``step`` of the plan with that key; returns its number."""
@@ -34,7 +34,7 @@ class Ledger:
         self._lines.append({"attempt": self.attempt, "start": step, "plan": plan})
         return self.attempt
 
-    def add(self, step: int, share: Trained) -> None:
+    def add(self, step: int, share: TrainedShare) -> None:
         """Take what one rank trained; the step is written when every rank has told."""
         shares = self._shares.setdefault(step, {})
         shares[share.rank] = share
@@ -78,7 +78,7 @@ def effective(entries: list[dict[str, Any]]) -> tuple[dict[int, dict[str, Any]],
 
 
 @dataclass
-class Trained:
+class TrainedShare:
     """What one rank put into one optimizer step, padding left out, for the ledger."""
 
     rank: int

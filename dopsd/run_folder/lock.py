@@ -18,23 +18,23 @@ from dataclasses import dataclass
 
 from dopsd import storage
 from dopsd.config import RunConfig, dump_config
-from dopsd.errors import StorageError, TakenOverError
+from dopsd.errors import RunLockLost, StorageError
 from dopsd.run_folder.files import CONFIG_FILE, FINAL, LOCK_FILE, OUTPUTS
 from dopsd.run_folder.jsonl import part_names
 
-LOOK_SECONDS = {False: 1.0, True: 10.0}
+LOCK_POLL_SECONDS = {False: 1.0, True: 10.0}
 """Between two looks of a driver at its claim, in a local folder and on S3."""
 
 
 @dataclass(frozen=True)
-class Claim:
+class RunLock:
     """A driver's right to write into ``folder``, until another one claims it."""
 
     folder: str
     token: str
 
     @classmethod
-    def take(cls, folder: str) -> Claim:
+    def take(cls, folder: str) -> RunLock:
         """Claim the folder; when another driver may still be at work there, give it the time to
         notice."""
         place = storage.join(folder, LOCK_FILE)
@@ -43,7 +43,7 @@ class Claim:
         said = {"token": claim.token, "host": socket.gethostname(), "pid": os.getpid()}
         storage.write_bytes(place, json.dumps(said | {"since": time.time()}).encode())
         if other:
-            time.sleep(2 * LOOK_SECONDS[storage.is_remote(folder)])
+            time.sleep(2 * LOCK_POLL_SECONDS[storage.is_remote(folder)])
         return claim
 
     def check(self) -> None:
@@ -54,24 +54,24 @@ class Claim:
         except FileNotFoundError:
             return
         if said["token"] != self.token:
-            raise TakenOverError(
+            raise RunLockLost(
                 f"run.folder: {self.folder} was taken over by another driver (process "
                 f"{said['pid']} on {said['host']}); this one stops and leaves it alone"
             )
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         """The next driver need not wait."""
-        with suppress(OSError, StorageError, TakenOverError):
+        with suppress(OSError, StorageError, RunLockLost):
             self.check()
             storage.remove(storage.join(self.folder, LOCK_FILE))
 
 
 @contextlib.contextmanager
-def claimed(config: RunConfig, resume: bool) -> Iterator[Claim]:
+def locked_run_folder(config: RunConfig, resume: bool) -> Iterator[RunLock]:
     """The run folder, claimed, with the resolved config. Of an older run its outputs are taken away
     (not its shards), or only what a run that goes on has to write anew."""
     folder = config.run.folder
-    claim = Claim.take(folder)
+    claim = RunLock.take(folder)
     try:
         there = storage.names(folder)
         for name in FINAL if resume else OUTPUTS:
@@ -80,4 +80,4 @@ def claimed(config: RunConfig, resume: bool) -> Iterator[Claim]:
         storage.write_bytes(storage.join(folder, CONFIG_FILE), dump_config(config).encode())
         yield claim
     finally:
-        claim.give_back()
+        claim.release()

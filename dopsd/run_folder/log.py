@@ -12,12 +12,12 @@ from typing import Any
 
 from dopsd import storage
 from dopsd.errors import StorageError
-from dopsd.run_folder.best_effort import FOLDERS as EXTRAS
-from dopsd.run_folder.best_effort import Extras
+from dopsd.run_folder.best_effort import BEST_EFFORT_FOLDERS as EXTRAS
+from dopsd.run_folder.best_effort import BestEffortWriter
 from dopsd.run_folder.files import METRICS_FILE, TIMELINE_FILE
 from dopsd.run_folder.jsonl import JsonLines, read_lines
 from dopsd.run_folder.timeline import Timeline
-from dopsd.run_folder.trackers import Guarded
+from dopsd.run_folder.trackers import TrackerThread
 
 _TIMELINE_INTERVAL = 30.0
 """Seconds between rewrites of the timeline."""
@@ -32,7 +32,7 @@ class RunLog:
     Each step also goes to ``trackers``. Files that lie there already are gone on with.
     """
 
-    def __init__(self, folder: str, trackers: Sequence[Guarded] = ()) -> None:
+    def __init__(self, folder: str, trackers: Sequence[TrackerThread] = ()) -> None:
         self.folder, self._trackers = folder, trackers
         self.timeline = Timeline.continued(
             read_lines(storage.join(folder, TIMELINE_FILE)), time.time()
@@ -44,7 +44,7 @@ class RunLog:
         self._timeline_writing = threading.Lock()
         self._last_step = time.monotonic()
         self._busy: dict[str, float] = {}
-        self._extras = Extras(folder)
+        self._extras = BestEffortWriter(folder)
 
     def step(self, step: int, metrics: dict[str, Any], workers: dict[str, int]) -> None:
         """Add one line. ``<role>_busy_seconds`` are totals; the line holds this step's share.

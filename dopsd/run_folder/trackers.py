@@ -58,7 +58,7 @@ def check_trackers(names: Sequence[str]) -> None:
             )
 
 
-def open_trackers(config: RunConfig) -> list[Guarded]:
+def open_trackers(config: RunConfig) -> list[TrackerThread]:
     """The trackers that ``config`` asks for, and Ray's metrics."""
     makers: dict[str, Callable[[], Tracker]] = {
         "tensorboard": lambda: TensorBoard(config),
@@ -66,10 +66,12 @@ def open_trackers(config: RunConfig) -> list[Guarded]:
         "mlflow": lambda: MLflow(config),
     }
     asked = {name: makers[name] for name in config.trackers}
-    return [Guarded(name, make) for name, make in (asked | {"Ray metrics": RayMetrics}).items()]
+    return [
+        TrackerThread(name, make) for name, make in (asked | {"Ray metrics": RayMetrics}).items()
+    ]
 
 
-class Guarded:
+class TrackerThread:
     """A tracker behind a queue and a thread. ``problem`` is why it was given up, if it was."""
 
     def __init__(self, name: str, make: Callable[[], Tracker]) -> None:

@@ -26,7 +26,7 @@ from typing import Any
 import psutil
 import torch
 
-from dopsd.driver.verify import Verdict, verify_run
+from dopsd.driver.verify import LedgerReport, verify_run
 from dopsd.run_folder.files import LEDGER_FILE
 from dopsd.run_folder.jsonl import read_lines
 from tests.loras import read_lora
@@ -185,7 +185,7 @@ class Report:
 
     undisturbed: Outcome
     disturbed: Outcome
-    verdict: Verdict | None
+    verdict: LedgerReport | None
     difference: float
     """Largest difference of the final adapters; nan when there is none to compare."""
     planned: Sequence[Fault]

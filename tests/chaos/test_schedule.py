@@ -3,7 +3,7 @@
 import json
 import math
 
-from dopsd.driver.verify import Verdict
+from dopsd.driver.verify import LedgerReport
 from tests.chaos.harness import ROLES, Fault, Outcome, Report, schedule
 
 
@@ -24,7 +24,7 @@ def test_twelve_faults_are_of_every_kind():
 
 def test_a_fault_that_struck_nobody_is_told_and_not_survived(tmp_path):
     killed, hung = Fault(1, "encoder", False, 0.0), Fault(9, "learner", True, 0.0)
-    calm, verdict = Outcome(0, "", 10.0), Verdict(steps=5, attempts=1, again=0)
+    calm, verdict = Outcome(0, "", 10.0), LedgerReport(steps=5, attempts=1, again=0)
     wild = Outcome(0, "", 40.0, [(killed, 3.0), (killed, 4.0), (killed, 20.0)])
     assert Report(calm, wild, verdict, 0.0, [killed] * 3).survived
     report = Report(calm, wild, verdict, 0.0, [killed, killed, killed, hung])

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from dopsd.checkpoint.compatibility import Identity, refusal
-from dopsd.checkpoint.folder import Manifest
+from dopsd.checkpoint.compatibility import RunIdentity, incompatibility
+from dopsd.checkpoint.folder import CheckpointManifest
 from dopsd.config import load_config
 from dopsd.config.load import shown_values
 
-SAME = Identity("data", "plan")
+SAME = RunIdentity("data", "plan")
 
 
-def manifest(overrides=(), step: int = 40) -> Manifest:
+def manifest(overrides=(), step: int = 40) -> CheckpointManifest:
     config = load_config("configs/shapes.yaml", list(overrides))
-    return Manifest(
+    return CheckpointManifest(
         step=step,
         policy_versions=(),
         config=shown_values(config),
@@ -37,13 +37,13 @@ def manifest(overrides=(), step: int = 40) -> Manifest:
         "inference.shared=true",
         "run.folder=elsewhere",
         "checkpoint.every_steps=1",
-        "deadline.step=3",
+        "timeouts.step=3",
         "trackers=[]",
         "preview.samples=0",
     ],
 )
 def test_harmless_keys_may_change(override):
-    assert refusal(load_config("configs/shapes.yaml", [override]), manifest(), SAME) is None
+    assert incompatibility(load_config("configs/shapes.yaml", [override]), manifest(), SAME) is None
 
 
 @pytest.mark.parametrize(
@@ -60,35 +60,41 @@ def test_harmless_keys_may_change(override):
     ],
 )
 def test_harmful_keys_are_refused_with_both_values(override, line):
-    assert refusal(load_config("configs/shapes.yaml", [override]), manifest(), SAME) == line
+    assert incompatibility(load_config("configs/shapes.yaml", [override]), manifest(), SAME) == line
 
 
 def test_a_cosine_cannot_be_lengthened():
     cosine = ["learner.schedule=cosine"]
     longer = load_config("configs/shapes.yaml", [*cosine, "learner.steps=90"])
-    assert refusal(longer, manifest(cosine), SAME) == "learner.steps: 90, the checkpoint has 80"
+    assert (
+        incompatibility(longer, manifest(cosine), SAME)
+        == "learner.steps: 90, the checkpoint has 80"
+    )
 
 
 def test_sampler_steps_that_drew_the_prior_may_not_change():
     prior = ["data.prior.prompts=prior.txt"]
     changed = load_config("configs/shapes.yaml", [*prior, "preview.steps=8"])
-    assert refusal(changed, manifest(prior), SAME) == "preview.steps: 8, the checkpoint has None"
+    assert (
+        incompatibility(changed, manifest(prior), SAME)
+        == "preview.steps: 8, the checkpoint has None"
+    )
     own = [*prior, "data.prior.steps=4"]
     changed = load_config("configs/shapes.yaml", [*own, "preview.steps=8"])
-    assert refusal(changed, manifest(own), SAME) is None
+    assert incompatibility(changed, manifest(own), SAME) is None
 
 
 def test_other_data_and_another_plan_are_refused():
     config = load_config("configs/shapes.yaml")
-    line = refusal(config, manifest(), Identity("other", "plan"))
+    line = incompatibility(config, manifest(), RunIdentity("other", "plan"))
     assert line == "data: the shards give other, the checkpoint has data"
-    line = refusal(config, manifest(), Identity("data", "other"))
+    line = incompatibility(config, manifest(), RunIdentity("data", "other"))
     assert line == "plan: the shards give other, the checkpoint has plan"
 
 
 def test_keys_that_another_version_did_not_know_stand_at_their_default():
     older = manifest()
     del older.config["learner"]["eps"]
-    assert refusal(load_config("configs/shapes.yaml"), older, SAME) is None
+    assert incompatibility(load_config("configs/shapes.yaml"), older, SAME) is None
     changed = load_config("configs/shapes.yaml", ["learner.eps=1e-6"])
-    assert refusal(changed, older, SAME) == "learner.eps: 1e-06, the checkpoint has 1e-08"
+    assert incompatibility(changed, older, SAME) == "learner.eps: 1e-06, the checkpoint has 1e-08"

@@ -10,13 +10,13 @@ import pytest
 import ray
 
 from dopsd import storage
-from dopsd.checkpoint.compatibility import Identity
+from dopsd.checkpoint.compatibility import RunIdentity
 from dopsd.checkpoint.folder import steps
-from dopsd.checkpoint.manager import Saver
+from dopsd.checkpoint.manager import CheckpointManager
 from dopsd.cli.run import checkpoint
-from dopsd.errors import LateError, TakenOverError
+from dopsd.errors import DeadlineError, RunLockLost
 from dopsd.run_folder.files import LOCK_FILE, REQUEST_FILE
-from dopsd.run_folder.lock import LOOK_SECONDS, Claim
+from dopsd.run_folder.lock import LOCK_POLL_SECONDS, RunLock
 from tests.tiny import make_config
 
 LEFT_OUT = "no checkpoint of step 4: the one before is still written"
@@ -37,18 +37,18 @@ def storage_door(monkeypatch):
     door.set()
 
 
-def saver_of(tmp_path, deadline: float = 60.0, look=lambda: None, claim=None) -> Saver:
+def saver_of(tmp_path, deadline: float = 60.0, look=lambda: None, lock=None) -> CheckpointManager:
     config = make_config(
         "base",
         run={"folder": str(tmp_path)},
         learner={"steps": 10, "global_batch": 4, "micro_batch": 2},
         checkpoint={"every_steps": 2},
-        deadline={"step": deadline},
+        timeouts={"step": deadline},
     )
-    taken_over: list[TakenOverError] = []
-    saver = Saver(config, Identity(), lambda: None, claim, taken_over.append)
-    saver.heard = taken_over
-    saver._look = look or partial(Saver._look, saver)
+    lock_lost: list[RunLockLost] = []
+    saver = CheckpointManager(config, RunIdentity(), lambda: None, lock, lock_lost.append)
+    saver.heard = lock_lost
+    saver._poll = look or partial(CheckpointManager._poll, saver)
     return saver
 
 
@@ -56,13 +56,13 @@ def saver_of(tmp_path, deadline: float = 60.0, look=lambda: None, claim=None) ->
 def no_draining(monkeypatch):
     """Ray is not asked for nodes that go away, and a look is due at once."""
     monkeypatch.setattr(ray._private.state.state, "get_draining_nodes", dict)
-    monkeypatch.setitem(LOOK_SECONDS, False, 0.0)
+    monkeypatch.setitem(LOCK_POLL_SECONDS, False, 0.0)
 
 
-def looked(saver: Saver, step: int) -> bool:
+def looked(saver: CheckpointManager, step: int) -> bool:
     """Whether a checkpoint is due, once the saver has looked."""
     saver.due(step)
-    saver._looker.join(60)
+    saver._poll_thread.join(60)
     return saver.due(step)
 
 
@@ -91,16 +91,16 @@ def test_a_folder_that_another_driver_claims_is_written_no_more(
 ):
     door, written = storage_door
     door.set()
-    saver = saver_of(tmp_path, look=None, claim=Claim.take(str(tmp_path)))
+    saver = saver_of(tmp_path, look=None, lock=RunLock.take(str(tmp_path)))
     looked(saver, 1)
     saver.save(2, {}, ())
     assert saver.wait(60) and written == [2] and saver.heard == []
-    other = Claim.take(str(tmp_path))
+    other = RunLock.take(str(tmp_path))
     looked(saver, 3)
     assert "was taken over by another driver (process " in str(saver.heard[0])
     saver.save(4, {}, ())
     assert saver.wait(60) and written == [2] and len(saver.heard) > 1
-    other.give_back()
+    other.release()
     assert not (tmp_path / LOCK_FILE).exists()
 
 
@@ -156,7 +156,7 @@ def test_they_wait_no_longer_than_the_deadline(storage_door, tmp_path):
     assert saver.notices == [
         "no checkpoint of step 10: the one before is not written after 0.2 s",
     ]
-    with pytest.raises(LateError, match=r"the last checkpoint is not written after 0\.2 s"):
+    with pytest.raises(DeadlineError, match=r"the last checkpoint is not written after 0\.2 s"):
         saver.end()
 
 

@@ -12,7 +12,7 @@ import yaml
 from dopsd.config import RunConfig, dump_config, load_config, parse_config
 from dopsd.config.context import CONTEXT_NEEDS, REFERENCE_FAMILIES
 from dopsd.contexts import CONTEXTS
-from dopsd.data.run_data import wanted
+from dopsd.data.run_data import read_spec
 from dopsd.driver.checks import check_context
 from dopsd.errors import ConfigError
 from dopsd.models import FAMILIES
@@ -46,7 +46,7 @@ def test_gpu_recipe_is_the_authors() -> None:
     )
     assert (config.lora.rank, config.lora.alpha, config.lora.targets) == (64, 128, "default")
     learner = config.learner
-    assert (learner.lr, learner.weight_decay, learner.clip) == (1e-4, 0, 1)
+    assert (learner.lr, learner.weight_decay, learner.max_grad_norm) == (1e-4, 0, 1)
     assert (learner.steps, learner.global_batch, learner.micro_batch) == (2000, 4, 1)
     assert (config.context.image_min_pixels, config.context.image_max_pixels) == (512**2, 768**2)
 
@@ -67,7 +67,7 @@ def test_flux2_recipes_are_the_authors(name: str, context: str) -> None:
     assert (config.method.steps, config.preview.steps, config.method.ema_decay) == (4, 4, 0.9999)
     assert (config.lora.rank, config.lora.alpha, config.lora.targets) == (64, 128, "default")
     learner = config.learner
-    assert (learner.lr, learner.weight_decay, learner.clip) == (2e-5, 0, 1)
+    assert (learner.lr, learner.weight_decay, learner.max_grad_norm) == (2e-5, 0, 1)
     assert (learner.steps, learner.global_batch, learner.micro_batch) == (3000, 4, 1)
     assert config.context.text_tokens == 512
 
@@ -152,7 +152,7 @@ WRONG_OVERRIDES = [
         "learner.min_workers=3",
         "learner.min_workers: 3, allowed: at most learner.workers (2)",
     ),
-    ("learner.resize_seconds=0", "learner.resize_seconds: 0, allowed: greater than 0"),
+    ("learner.resize_interval_s=0", "learner.resize_interval_s: 0, allowed: greater than 0"),
     (
         "source=fused",
         "max_policy_lag: 1 with source: fused, allowed: 0 "
@@ -369,7 +369,7 @@ def test_a_stream_reads_what_context_and_objective_look_at(name: str, objective:
             "source": "fused",
         }
     )
-    reads = wanted(config)
+    reads = read_spec(config)
     assert reads.images == (name != "enhanced_prompt" or objective in ("sft", "off_policy"))
     assert reads.reference_pixels == (1024**2 if name == "edit_reference" else 0)
     assert reads.prompt_pairs == tuple(map(tuple, pairs))
@@ -435,8 +435,8 @@ def test_an_empty_file_still_needs_data(tmp_path: Path) -> None:
 
 def test_off_is_a_word_for_the_preflight() -> None:
     """YAML 1.1 reads it as false, and pydantic would have none of it."""
-    config = load_config(DEMO, ["preflight.mode=off", "data.encoded=off"])
-    assert config.preflight.mode == config.data.encoded == "off"
+    config = load_config(DEMO, ["preflight.mode=off", "data.context_cache=off"])
+    assert config.preflight.mode == config.data.context_cache == "off"
     assert yaml.safe_load(dump_config(config))["preflight"]["mode"] == "off"
 
 
@@ -448,7 +448,7 @@ def test_the_last_override_of_a_key_wins_and_scientific_notation_is_a_number() -
 
 def test_pauses_before_restarts_double_up_to_a_minute() -> None:
     def pauses(wait: float) -> list[float]:
-        learner = load_config("configs/shapes.yaml", [f"learner.restart_wait={wait}"]).learner
+        learner = load_config("configs/shapes.yaml", [f"learner.restart_backoff_s={wait}"]).learner
         return [learner.pause_before(restart) for restart in (1, 2, 3, 30, 3000)]
 
     assert pauses(2.0) == [2.0, 4.0, 8.0, 60.0, 60.0]

@@ -11,7 +11,7 @@ import torch
 
 from dopsd.config import RunConfig, load_config
 from dopsd.contexts.training import TrainingEncoderFactory
-from dopsd.data.run_data import wanted
+from dopsd.data.run_data import read_spec
 from dopsd.data.sample import Sample
 from dopsd.driver.checks import check_context
 from dopsd.learner.student import build_student
@@ -47,7 +47,7 @@ def config(request, tiny_base: Path, tiny_flux2: Path) -> RunConfig:
 
 def samples(config: RunConfig) -> list[Sample]:
     """Two samples with what the recipe's stream reads, and nothing else."""
-    reads = wanted(config)
+    reads = read_spec(config)
     found = []
     for number in range(2):
         image = random_image(*SIZE, number) if reads.images else None

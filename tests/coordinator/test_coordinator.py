@@ -15,7 +15,7 @@ import torch
 from dopsd.coordinator import worker_pool as pool_module
 from dopsd.coordinator.coordinator import Coordinator
 from dopsd.data.stream.pipeline import load_encoded
-from dopsd.errors import AcknowledgementError, LateError, WorkerError
+from dopsd.errors import AcknowledgementError, DeadlineError, WorkerError
 from dopsd.models import FAMILIES
 from dopsd.models.lora import STUDENT, adapter_parameters, inject, resolve_targets
 from dopsd.policy.bundle import Acknowledgement, Bundle
@@ -228,9 +228,11 @@ def test_a_hung_worker_is_named_with_what_it_was_doing(
             threading.Event().wait(60)
 
     monkeypatch.setattr(pool_module, "InferenceWorker", Hung)
-    config = config_of(tiny_base, tmp_path, deadline={"step": 1.0, "restarts": 0, "start": 60})
+    config = config_of(
+        tiny_base, tmp_path, timeouts={"step": 1.0, "startup": 60}, inference={"max_restarts": 0}
+    )
     began = time.monotonic()
-    with pytest.raises(LateError, match="rollout-0 is late: generate step 0 micro-batch 0"):
+    with pytest.raises(DeadlineError, match="rollout-0 is late: generate step 0 micro-batch 0"):
         run(config, parameters)
     assert time.monotonic() - began < 55
 
@@ -248,8 +250,10 @@ def test_a_worker_that_hangs_is_replaced_and_nothing_changes(
             return super().generate(version, block)
 
     monkeypatch.setattr(pool_module, "InferenceWorker", HangsOnce)
-    deadline = {"step": 4.0, "restarts": 1, "start": 120}
-    config = config_of(tiny_base, tmp_path / "run", deadline=deadline)
+    timeouts = {"step": 4.0, "startup": 120}
+    config = config_of(
+        tiny_base, tmp_path / "run", timeouts=timeouts, inference={"max_restarts": 1}
+    )
     (tmp_path / "run").mkdir()
     assert run(config, parameters) == undisturbed
     assert marker.exists()

@@ -13,10 +13,10 @@ from dopsd import checkpoint, storage
 from dopsd.checkpoint.folder import complete_steps
 from dopsd.checkpoint.learner_state import FILES
 from dopsd.coordinator.coordinator import Coordinator
-from dopsd.coordinator.messages import Box
+from dopsd.coordinator.messages import ObjectRefBox
 from dopsd.errors import WorkerError
 from dopsd.ray_cluster.placement import resolve_roles
-from dopsd.run_folder.ledger import Trained
+from dopsd.run_folder.ledger import TrainedShare
 from dopsd.run_folder.log import RunLog
 from tests.coordinator.test_coordinator import (
     PER_STEP,
@@ -68,11 +68,14 @@ class Learners:
                     assert boxes[index].ref != gone.ref and boxes[index].losses == 1
                 self.results[(step, index)] = ray.get(boxes[index].ref)
             ids = {index: (f"sample-{step}-{index}",) for index in range(PER_STEP)}
-            self.coordinator.trained(self.attempt, step, Trained(0, 1, ids, step, step, False))
+            self.coordinator.trained(self.attempt, step, TrainedShare(0, 1, ids, step, step, False))
             wish = self.coordinator.publish(self.attempt, bundle_of(self.parameters, step + 1))
             self.coordinator.report(self.attempt, step, {"loss": 1.0, "encoder_seconds": 0.0})
             if wish.save:
-                files = {name: Box(ray.put(f"{name} {step + 1}".encode()), True) for name in FILES}
+                files = {
+                    name: ObjectRefBox(ray.put(f"{name} {step + 1}".encode()), True)
+                    for name in FILES
+                }
                 self.coordinator.save(self.attempt, step + 1, files)
         self.step = stop
 
@@ -98,7 +101,7 @@ def test_new_learners_go_on_from_the_checkpoint_and_nothing_changes(
     assert complete_steps(str(tmp_path / "whole" / "checkpoints")) == [3, STEPS]
 
     cut = config_of(tiny_base, tmp_path / "cut", lag=lag, checkpoint=section)
-    cut.learner.restart_wait = 0.0
+    cut.learner.restart_backoff_s = 0.0
     coordinator = launched(cut)
     try:
         first = Learners(coordinator, parameters)
@@ -128,7 +131,7 @@ def test_new_learners_go_on_from_the_checkpoint_and_nothing_changes(
 
 def test_restarts_are_counted_and_a_torn_checkpoint_is_told(tiny_base, parameters, tmp_path):
     config = config_of(tiny_base, tmp_path, checkpoint={"every_steps": 1})
-    config.learner.restarts, config.learner.restart_wait = 1, 0.0
+    config.learner.restarts, config.learner.restart_backoff_s = 1, 0.0
     coordinator = launched(config)
     try:
         first = Learners(coordinator, parameters)

@@ -220,9 +220,21 @@ def test_a_weight_of_one_is_no_weight() -> None:
 @pytest.mark.parametrize(
     ("data", "weights", "message"),
     [
-        (WEIGHED, {"fox": 2}, "data.weights: 'fox' is no concept of the data, allowed: 'cat', "),
-        (WEIGHED, {"cat": 0, "dog": 0, "prior": 0}, "data.weights: every sample has the weight 0"),
-        (MIXED, {"cat": 2}, "data.weights: the shards were prepared by a dopsd that kept no "),
+        (
+            WEIGHED,
+            {"fox": 2},
+            "data.concept_weights: 'fox' is no concept of the data, allowed: 'cat', ",
+        ),
+        (
+            WEIGHED,
+            {"cat": 0, "dog": 0, "prior": 0},
+            "data.concept_weights: every sample has the weight 0",
+        ),
+        (
+            MIXED,
+            {"cat": 2},
+            "data.concept_weights: the shards were prepared by a dopsd that kept no ",
+        ),
     ],
 )
 def test_weights_that_cannot_be_are_refused(data, weights, message) -> None:

@@ -11,7 +11,7 @@ from dopsd import storage
 from dopsd.data.manifest import PrepareSettings, load_manifest
 from dopsd.data.plan import Plan
 from dopsd.data.prepare.run import prepare
-from dopsd.data.read import Wanted
+from dopsd.data.read import ReadSpec
 from dopsd.data.stream.pipeline import encoded_stream, load_encoded
 from dopsd.errors import DataError
 from tests.data.encoders import PixelFactory
@@ -52,7 +52,7 @@ def test_prepare_and_stream(ray_cluster: None, bucket: str, source: str) -> None
         0,
         plan.steps_per_epoch,
         shards=shards,
-        wanted=Wanted(),
+        wanted=ReadSpec(),
         encoder_factory=PixelFactory(),
         num_cpus=0.25,
     )

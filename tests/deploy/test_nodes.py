@@ -22,7 +22,7 @@ PORT = 6399
 
 ELASTIC = [
     *("learner.min_workers=1", "learner.workers=2", "learner.cpus=2", "learner.restarts=0"),
-    "learner.resize_seconds=1",
+    "learner.resize_interval_s=1",
 ]
 # Encoder, roll-out and teacher take 1.5 CPUs, and a learner 2: head and second hold one learner,
 # however the roles spread, and never two; the third host holds the other.
@@ -96,7 +96,7 @@ def test_a_cut_cable_and_a_lost_host_change_nothing(three, calm, tmp_path_factor
     folder = tmp_path_factory.mktemp("h")
     run, log = folder / "run", folder / "train.log"
     nodes = Nodes(folder, dict(PATIENT))
-    roles = [*ELASTIC, "rollout.cpus=0.5", "teacher.cpus=0.5", "deadline.step=240"]
+    roles = [*ELASTIC, "rollout.cpus=0.5", "teacher.cpus=0.5", "timeouts.step=240"]
     try:
         for name in CPUS:
             if name != "third":

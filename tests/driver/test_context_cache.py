@@ -20,7 +20,7 @@ from dopsd.contexts.training import TrainingEncoder, TrainingEncoderFactory
 from dopsd.data.context_cache.files import (
     PREFIX,
     RECORD,
-    Encoded,
+    ContextCache,
     EncodedRecord,
     EncodedRows,
     encoded_file,
@@ -29,8 +29,8 @@ from dopsd.data.context_cache.files import (
 from dopsd.data.context_cache.writer import GroupWriter
 from dopsd.data.manifest import Manifest
 from dopsd.data.plan import MicroBatch
-from dopsd.data.read import READ_SCHEMA, RowGroups, Wanted, read_micro_batch, samples_of
-from dopsd.data.run_data import plan_of, prepared, wanted
+from dopsd.data.read import READ_SCHEMA, ReadSpec, RowGroups, read_micro_batch, samples_of
+from dopsd.data.run_data import plan_of, prepared, read_spec
 from dopsd.data.stream.pipeline import encode_micro_batch, load_encoded
 from dopsd.driver.context_cache import encode_contexts, find_encoded, made_of
 from dopsd.driver.train import train
@@ -123,33 +123,33 @@ class World:
     config: RunConfig
     manifest: Manifest
     encoder: TrainingEncoder
-    encoded: Encoded
+    encoded: ContextCache
 
     def batches(self) -> Iterator[MicroBatch]:
         plan = plan_of(self.config, self.manifest)
         yield from plan.micro_batches(0, 2 * plan.steps_per_epoch)
 
     def online(self, batch: MicroBatch) -> EncodedBatch:
-        values = read_micro_batch(batch, self.groups(wanted(self.config)), self.config.run.seed)
+        values = read_micro_batch(batch, self.groups(read_spec(self.config)), self.config.run.seed)
         table = pa.Table.from_pylist([values], schema=READ_SCHEMA)
         return load_encoded(encode_micro_batch(table, self.encoder))
 
     def cached(self, batch: MicroBatch, rows: EncodedRows | None = None) -> EncodedBatch:
-        reads = wanted(self.config)
-        captions = Wanted(reads.caption_keys, reads.caption_dropout, reads.prompt_pairs, False)
+        reads = read_spec(self.config)
+        captions = ReadSpec(reads.caption_keys, reads.caption_dropout, reads.prompt_pairs, False)
         rows = rows or EncodedRows(self.encoded)
         return read_encoded(batch, self.groups(captions), rows, self.config.run.seed)
 
-    def groups(self, reads: Wanted) -> RowGroups:
+    def groups(self, reads: ReadSpec) -> RowGroups:
         return RowGroups(self.config.shards, reads)
 
 
-def write_encoded(config: RunConfig, manifest: Manifest, encoder: TrainingEncoder) -> Encoded:
+def write_encoded(config: RunConfig, manifest: Manifest, encoder: TrainingEncoder) -> ContextCache:
     """As ``encode`` leaves a folder, without actors."""
     entries = made_of(config, manifest)
     made = fingerprint(entries)
     folder = f"{config.shards}/{PREFIX}{made}"
-    writer = GroupWriter(encoder, config.shards, folder, wanted(config), made, entries)
+    writer = GroupWriter(encoder, config.shards, folder, read_spec(config), made, entries)
     files = {}
     for group in manifest.row_groups:
         writer.write(group.file, group.row_group, group.rows)
@@ -159,7 +159,7 @@ def write_encoded(config: RunConfig, manifest: Manifest, encoder: TrainingEncode
         fingerprint=made, entries=entries, samples=manifest.samples, files=files, versions={}
     )
     (Path(folder) / RECORD).write_text(record.model_dump_json())
-    return Encoded(folder, made, entries, entries["teacher"], entries["latents"])
+    return ContextCache(folder, made, entries, entries["teacher"], entries["latents"])
 
 
 @pytest.fixture(scope="module", params=list(CASES))
@@ -217,7 +217,7 @@ def test_batches_are_bitwise_those_of_the_encoder(world: World) -> None:
 
 def test_a_sample_has_the_same_bits_in_every_micro_batch(world: World) -> None:
     batch = next(each for each in world.batches() if len(each.rows) > 1)
-    values = read_micro_batch(batch, world.groups(wanted(world.config)), 0)
+    values = read_micro_batch(batch, world.groups(read_spec(world.config)), 0)
     samples = samples_of(values)
     student, _, _ = world.encoder.encode(samples)
     alone, _, _ = world.encoder.encode(samples[1:2])
@@ -235,7 +235,7 @@ def changed(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:
 
 
 def refusal(config: RunConfig, manifest: Manifest) -> str:
-    config = changed(config, data={"encoded": "require"})
+    config = changed(config, data={"context_cache": "require"})
     with pytest.raises(DataError) as caught:
         find_encoded(config, manifest, ignore)
     message = str(caught.value)
@@ -274,7 +274,7 @@ def test_modes(world: World, tmp_path: Path) -> None:
 
     assert find_encoded(config, manifest, show) == world.encoded
     assert lines.pop() == f"Contexts: read from {world.encoded.folder}; no encoder is loaded."
-    assert find_encoded(changed(config, data={"encoded": "off"}), manifest, show) is None
+    assert find_encoded(changed(config, data={"context_cache": "off"}), manifest, show) is None
     assert not lines
     longer = changed(config, context={"text_tokens": 65})
     assert find_encoded(longer, manifest, show) is None

@@ -15,7 +15,7 @@ from PIL import Image
 
 from dopsd.config import RunConfig
 from dopsd.contexts.training import TrainingEncoderFactory
-from dopsd.data.run_data import wanted
+from dopsd.data.run_data import read_spec
 from dopsd.data.sample import Sample
 from dopsd.driver.summary import Summary
 from dopsd.driver.train import train
@@ -49,7 +49,7 @@ SETTINGS: dict[str, Any] = {
     "learner": {"cpus": 0.3, "steps": 2, "global_batch": 4, "micro_batch": 2, "lr": 1e-3},
     "method": {"steps": 2, "ema_decay": 0.9},
     "preview": {"samples": 1},
-    "preflight": {"samples": 2, "noises": 1},
+    "preflight": {"samples": 2, "num_noises": 1},
     "debug": {"dump_trajectories": 1},
 }
 
@@ -157,7 +157,7 @@ def test_every_objective_takes_every_context(
             "source": "fused",
         },
     )
-    reads = wanted(config)
+    reads = read_spec(config)
     samples = [
         Sample(
             each.sample_id,

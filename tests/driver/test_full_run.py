@@ -124,7 +124,7 @@ def test_norms_and_embedders_are_trained_beside_a_lora_with_every_other_option(
         lora={"rank": 4, "alpha": 8, "dora": True, "rank_stabilized": True},
         method={"ema_decay": 0.9},
         data={
-            "weights": {"cat": 2},
+            "concept_weights": {"cat": 2},
             "caption_dropout": 0.5,
             "prior": {"prompts": str(tmp_path / "prior.txt"), "count": 2},
         },

@@ -10,8 +10,8 @@ import pytest
 
 from dopsd import storage
 from dopsd.coordinator.coordinator import Coordinator
-from dopsd.coordinator.dispatcher import Flow
-from dopsd.errors import LateError, StorageError, WorkerError
+from dopsd.coordinator.dispatcher import Dispatcher
+from dopsd.errors import DeadlineError, StorageError, WorkerError
 from dopsd.policy.bundle import Bundle
 from dopsd.ray_cluster.placement import resolve_roles
 from dopsd.run_folder.jsonl import read_lines
@@ -37,7 +37,7 @@ def launch(tmp_path):
             "base",
             source="fused",
             run={"folder": folder or str(tmp_path)},
-            learner={"steps": STEPS, "global_batch": 4, "micro_batch": 2, "restart_wait": 0.0},
+            learner={"steps": STEPS, "global_batch": 4, "micro_batch": 2, "restart_backoff_s": 0.0},
             **sections,
         )
         roles, log = resolve_roles(config, 0.0), RunLog(config.run.folder)
@@ -203,7 +203,7 @@ def test_a_block_that_is_gone_is_encoded_again(launch):
 
 
 def test_a_block_that_goes_again_and_again_ends_the_run_in_one_line(launch):
-    coordinator = launch(Streams(), deadline={"restarts": 0})
+    coordinator = launch(Streams(), inference={"max_restarts": 0})
     attempt = coordinator.attach()
     publish(coordinator, attempt, 0)
     for losses in range(4):
@@ -216,7 +216,7 @@ def test_a_block_that_goes_again_and_again_ends_the_run_in_one_line(launch):
 
 def test_an_encoder_that_hangs_is_replaced_and_nothing_is_missing(launch):
     streams = Streams({1: (1, 1), 2: (3, 0)})
-    coordinator = launch(streams, deadline={"step": 0.5, "restarts": 2})
+    coordinator = launch(streams, timeouts={"step": 0.5}, inference={"max_restarts": 2})
     attempt = coordinator.attach()
     publish(coordinator, attempt, 0)
     blocks = train(coordinator, attempt, 0, STEPS)
@@ -234,11 +234,11 @@ def test_an_encoder_that_hangs_is_replaced_and_nothing_is_missing(launch):
 
 def test_an_encoder_that_hangs_too_often_is_named(launch):
     streams = Streams({number: (0, 1) for number in range(1, 4)})
-    coordinator = launch(streams, deadline={"step": 0.3, "restarts": 2})
+    coordinator = launch(streams, timeouts={"step": 0.3}, inference={"max_restarts": 2})
     attempt = coordinator.attach()
     message = r"^encoder is late: encoding step 0 micro-batch 1 for \d+ s, deadline 0.3 s; its 2 "
     publish(coordinator, attempt, 0)
-    with pytest.raises(LateError, match=message):
+    with pytest.raises(DeadlineError, match=message):
         coordinator.fetch(attempt, 0, 0, 1)
     assert streams.starts == [0, 0, 0]
 
@@ -247,7 +247,7 @@ def test_encoders_that_do_not_load_in_time_are_replaced_too(launch):
     def late(start: int, stop: int):
         opened.append(start)
         if len(opened) == 1:
-            raise LateError("encoder is late: not loaded within 3 s")
+            raise DeadlineError("encoder is late: not loaded within 3 s")
         yield from stream(start, stop)
 
     opened: list[int] = []
@@ -292,7 +292,9 @@ class OnePool:
 def test_a_pool_whose_input_is_gone_waits_for_it_to_be_encoded_again():
     config = make_config("base", learner={"steps": STEPS, "global_batch": 4, "micro_batch": 2})
     pool, key = OnePool(), (0, 0)
-    flow = Flow(config, resolve_roles(config, 0.0), lambda step: PER_STEP, lambda *_: None, list)
+    flow = Dispatcher(
+        config, resolve_roles(config, 0.0), lambda step: PER_STEP, lambda *_: None, list
+    )
     flow.pools = [pool]
     flow.rewind(0)
     flow.blocks.append((key, Reference("old")))

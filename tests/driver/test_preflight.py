@@ -15,7 +15,7 @@ from dopsd.config import RunConfig, load_config
 from dopsd.data.run_data import prepared
 from dopsd.driver import preflight
 from dopsd.driver.checks import with_absolute_paths
-from dopsd.errors import LateError, WorkerError
+from dopsd.errors import DeadlineError, WorkerError
 from dopsd.evaluation.metrics import MissingWeights
 from dopsd.ray_cluster.placement import Role
 from tests.evaluation.blind import BlindFactory
@@ -179,7 +179,7 @@ def test_off_skips_and_takes_an_older_report_away(tmp_path):
     assert not (tmp_path / "preflight").exists()
 
 
-@pytest.mark.parametrize("kind", [LateError, WorkerError, MissingWeights])
+@pytest.mark.parametrize("kind", [DeadlineError, WorkerError, MissingWeights])
 def test_a_check_that_cannot_be_made_stops_strict_runs_only(kind, tmp_path, monkeypatch):
     def fails(*arguments):
         raise kind("the reason")

@@ -15,13 +15,13 @@ from dopsd.config.data import PRIOR
 from dopsd.data.images import decode_image
 from dopsd.data.manifest import Manifest
 from dopsd.data.read import RowGroups, read_micro_batch, samples_of
-from dopsd.data.run_data import plan_of, prepared, preview_samples, wanted
+from dopsd.data.run_data import plan_of, prepared, preview_samples, read_spec
 from dopsd.driver.checks import with_absolute_paths
 from dopsd.driver.prior import check_prior, with_prior
 from dopsd.errors import CheckpointError, ConfigError, DataError
 from dopsd.evaluation.prompts import EvalPrompt
 from dopsd.evaluation.sampler import EVALUATION_STEP, PRIOR_STEP
-from dopsd.evaluation.spec import BASE, Candidate, EvaluateSpec
+from dopsd.evaluation.spec import BASE, EvaluatedModel, EvaluateSpec
 from dopsd.evaluation.worker import EvaluationWorker
 from dopsd.models import resolve_base
 from dopsd.ray_cluster.placement import Role
@@ -64,7 +64,7 @@ def drawn(ray_cluster, tmp_path_factory) -> tuple[RunConfig, Manifest]:
 def test_the_samples_are_what_the_base_draws(drawn):
     config, manifest = drawn
     assert manifest.concepts == {"bars": 12, PRIOR: 5} and manifest.samples == 17
-    groups = RowGroups(config.shards, wanted(config))
+    groups = RowGroups(config.shards, read_spec(config))
     plan = plan_of(config, manifest)
     seen: dict[str, set[bytes]] = {}
     counts: Counter[str] = Counter()
@@ -94,7 +94,7 @@ def test_their_noise_is_no_evaluations(drawn, monkeypatch):
         step: np.asarray(
             decode_image(
                 EvaluationWorker(spec, "cpu", step).draw(
-                    Candidate(BASE), [TEXTS[0]], [seed], steps
+                    EvaluatedModel(BASE), [TEXTS[0]], [seed], steps
                 )[0]
             )
         ).astype(int)
@@ -142,4 +142,4 @@ def test_what_cannot_be_is_refused(drawn, tmp_path: Path):
     with pytest.raises(ConfigError, match=r"none\.txt"):
         check_prior(missing)
     with pytest.raises(ConfigError, match=r"data\.weights: 'prior' names the base's own samples"):
-        load_config("configs/shapes.yaml", ["data.weights={prior: 2}"])
+        load_config("configs/shapes.yaml", ["data.concept_weights={prior: 2}"])

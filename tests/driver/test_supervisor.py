@@ -17,7 +17,7 @@ from tests.tiny import make_config
 
 
 def supervisor_of(tmp_path, fit, answers, monkeypatch, launched) -> Supervisor:
-    config = make_config("base", run={"folder": str(tmp_path)}, learner={"restart_wait": 0.0})
+    config = make_config("base", run={"folder": str(tmp_path)}, learner={"restart_backoff_s": 0.0})
     monkeypatch.setattr(
         supervise, "ask", lambda coordinator, method, *values, limit=0: answers(method, *values)
     )
@@ -114,5 +114,5 @@ def test_learners_that_wait_for_the_coordinator_do_not_hang(tmp_path, monkeypatc
     asked: list[str] = []
     supervisor = supervisor_of(tmp_path, lambda: None, asked.append, monkeypatch, [])
     status = {"training": True, "waiting": waiting, "still": 1e6, "step": 3, "attempt": 1}
-    supervisor._look_for_hanging(status | {"roles": {}}, 1e6)
+    supervisor._check_stalled(status | {"roles": {}}, 1e6)
     assert asked == killed

@@ -182,10 +182,10 @@ def test_every_role_is_killed_or_hangs_and_nothing_changes(reference, tmp_path):
     ]
     words = [
         f"{reference.folder}/config.yaml",
-        "learner.restart_wait=0",
+        "learner.restart_backoff_s=0",
         "learner.restarts=10",
-        "deadline.step=30",
-        "deadline.restarts=10",
+        "timeouts.step=30",
+        "inference.max_restarts=10",
     ]
     outcome = chaos.run(words, tmp_path / "run", faults, limit=1200.0)
     assert outcome.code == 0, outcome.output

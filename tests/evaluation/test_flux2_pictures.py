@@ -17,10 +17,9 @@ from dopsd.cli.main import main
 from dopsd.contexts import EncoderFactory
 from dopsd.data.sample import Sample
 from dopsd.evaluation.preflight.check import check_teacher
-from dopsd.evaluation.preview.sampler import Drawer
-from dopsd.evaluation.sampler import Drawer as EvaluationDrawer
-from dopsd.evaluation.sampler import picture_noise
-from dopsd.evaluation.spec import BASE, Candidate, EvaluateSpec
+from dopsd.evaluation.preview.sampler import PreviewSampler
+from dopsd.evaluation.sampler import EvaluationSampler, picture_noise
+from dopsd.evaluation.spec import BASE, EvaluatedModel, EvaluateSpec
 from dopsd.export import lora_file
 from dopsd.method.rollout import rollout
 from dopsd.models import Flux2Klein
@@ -146,7 +145,7 @@ def test_evaluation_draws_what_the_stock_pipeline_draws(family: Flux2Klein, pipe
     spec = EvaluateSpec(
         out="unused", prompts=(), base=family.base, family=family.name, height=32, width=16
     )
-    (drawn,) = EvaluationDrawer(spec, "cpu").draw(Candidate(BASE), (), ["a red cat"], [3], 2)
+    (drawn,) = EvaluationSampler(spec, "cpu").draw(EvaluatedModel(BASE), (), ["a red cat"], [3], 2)
     stock = pipeline(
         prompt="a red cat",
         latents=picture_noise(3, "a red cat", family.latent_shape(32, 16))[None],
@@ -168,7 +167,7 @@ def config(tiny_flux2: Path) -> Any:
             "image_min_pixels": IMAGE_TOKEN_SIDE**2,
             "image_max_pixels": 4 * IMAGE_TOKEN_SIDE**2,
         },
-        preflight={"noises": 1},
+        preflight={"num_noises": 1},
         lora={"rank": RANK, "alpha": ALPHA},
     )
 
@@ -184,20 +183,20 @@ def test_preflight_draws_both_roles_and_measures_in_latents(config: Any) -> None
 
 
 def test_preview_draws_base_student_and_teacher(config: Any, family: Flux2Klein) -> None:
-    drawer = Drawer(config, SAMPLES, "cpu")
+    sampler = PreviewSampler(config, SAMPLES, "cpu")
     parameters = adapter_parameters(adapted(family, "default")[0], STUDENT)
     loras = [lora_file(random_state(parameters, seed), RANK, ALPHA, {}) for seed in (1, 2)]
-    drawer.load(*([lambda payload=payload: payload] for payload in loras))
+    sampler.load(*([lambda payload=payload: payload] for payload in loras))
     for index, sample in enumerate(SAMPLES):
-        drawn = {role: drawer.draw(index, role) for role in ("base", STUDENT, TEACHER)}
+        drawn = {role: sampler.draw(index, role) for role in ("base", STUDENT, TEACHER)}
         height, width = sample.target.shape[:2]
         assert {picture.size for picture in drawn.values()} == {(width, height)}
         assert len({picture.tobytes() for picture in drawn.values()}) == 3
         steps = config.method.steps
         with torch.no_grad():
-            stock = drawer.pipeline(
-                prompt_embeds=drawer.context(index, TEACHER).tensors["embeds"],
-                latents=drawer.noise(index),
+            stock = sampler.pipeline(
+                prompt_embeds=sampler.context(index, TEACHER).tensors["embeds"],
+                latents=sampler.noise(index),
                 height=height,
                 width=width,
                 num_inference_steps=steps,

@@ -10,15 +10,15 @@ import pytest
 from dopsd.errors import DataError
 from dopsd.evaluation.metrics import Column
 from dopsd.evaluation.results import PictureScores, Results, summarize
-from dopsd.evaluation.spec import BASE, Candidate
+from dopsd.evaluation.spec import BASE, EvaluatedModel
 from dopsd.intervals import bootstrap, mean, wilson
 
 COLUMNS = {"hit": Column("a hit", rate=True), "far": Column("a distance", higher_is_better=False)}
 MODELS = (
-    Candidate(BASE),
-    Candidate("cat", ("cat.safetensors",)),
-    Candidate("dog", ("dog.safetensors",)),
-    Candidate("cat+dog", ("cat.safetensors", "dog.safetensors")),
+    EvaluatedModel(BASE),
+    EvaluatedModel("cat", ("cat.safetensors",)),
+    EvaluatedModel("dog", ("dog.safetensors",)),
+    EvaluatedModel("cat+dog", ("cat.safetensors", "dog.safetensors")),
 )
 
 

@@ -15,13 +15,13 @@ from PIL import ExifTags, Image
 
 from dopsd import storage
 from dopsd.cli.main import main
-from dopsd.errors import ConfigError, LateError, ModelError, ResourceError
+from dopsd.errors import ConfigError, DeadlineError, ModelError, ResourceError
 from dopsd.evaluation.candidates import candidates
 from dopsd.evaluation.generate import png_bytes
 from dopsd.evaluation.prompts import EvalPrompt, shapes_prompts
 from dopsd.evaluation.results import Results
 from dopsd.evaluation.run import _picture_sets, evaluate
-from dopsd.evaluation.spec import BASE, Candidate, EvaluateSpec, MetricChoice, resolve
+from dopsd.evaluation.spec import BASE, EvaluatedModel, EvaluateSpec, MetricChoice, resolve
 from dopsd.evaluation.worker import DrawnPicture, EvaluationWorker
 from dopsd.export import lora_file
 from dopsd.models import FAMILIES
@@ -57,7 +57,11 @@ def spec(ray_cluster, tiny_base, loras, tmp_path):
     return EvaluateSpec(
         str(tmp_path / "out"),
         PROMPTS,
-        (Candidate("a", (loras[0],)), Candidate("b", (loras[1],)), Candidate("a+b", tuple(loras))),
+        (
+            EvaluatedModel("a", (loras[0],)),
+            EvaluatedModel("b", (loras[1],)),
+            EvaluatedModel("a+b", tuple(loras)),
+        ),
         (SHARPNESS,),
         base=str(tiny_base),
         height=32,
@@ -122,9 +126,9 @@ def test_models_are_drawn_and_scored_and_an_interrupted_evaluation_goes_on(spec,
 
 
 def test_another_setting_is_drawn_anew_and_never_mixed(spec, loras):
-    spec = replace(spec, models=(Candidate("a", (loras[0],)),))
+    spec = replace(spec, models=(EvaluatedModel("a", (loras[0],)),))
     first = evaluate(spec)
-    other = replace(spec, models=(Candidate("a", (loras[1],)),), seeds=(0, 1))
+    other = replace(spec, models=(EvaluatedModel("a", (loras[1],)),), seeds=(0, 1))
     seen = []
     second = evaluate(other, lambda phase, status: seen.append(status["message"]))
     # The base's four pictures of seed 0 are the same; everything else is new.
@@ -243,7 +247,7 @@ def test_missing_weights_are_announced_and_the_rest_is_measured(spec, dino_folde
         ({"steps": (0,)}, ConfigError, r"steps: \[0\], allowed: different numbers from 1"),
         ({"seeds": (1, 1)}, ConfigError, r"seeds: \[1, 1\]"),
         ({"width": 17}, ModelError, "image of 17x32 pixels"),
-        ({"models": (Candidate("x", ("no.safetensors",)),)}, ModelError, "no such LoRA file"),
+        ({"models": (EvaluatedModel("x", ("no.safetensors",)),)}, ModelError, "no such LoRA file"),
         ({"metrics": (MetricChoice("fid"),)}, ConfigError, "metric 'fid': unknown"),
         ({"metrics": (SHARPNESS, SHARPNESS)}, ConfigError, "asked for twice"),
         ({"metrics": (MetricChoice("oracle"),)}, ConfigError, "'oracle': pictures of 16x32"),
@@ -266,10 +270,10 @@ def test_what_cannot_work_is_one_line(spec, change, kind, message):
 
 
 def test_names_and_groups_of_models_are_checked(spec, loras):
-    twice = (Candidate("a", (loras[0],)), Candidate("a", (loras[1],)))
+    twice = (EvaluatedModel("a", (loras[0],)), EvaluatedModel("a", (loras[1],)))
     with pytest.raises(ConfigError, match="model 'a': two of this name"):
         evaluate(replace(spec, models=twice))
-    lost = (Candidate("a", (loras[0],), groups=("dog",)),)
+    lost = (EvaluatedModel("a", (loras[0],), groups=("dog",)),)
     with pytest.raises(ConfigError, match="no prompts of the group 'dog', allowed: cat, prior"):
         evaluate(replace(spec, models=lost))
 
@@ -277,7 +281,7 @@ def test_names_and_groups_of_models_are_checked(spec, loras):
 def test_a_file_that_is_no_lora_is_refused(spec, tmp_path):
     (tmp_path / "x.safetensors").write_bytes(b"no")
     with pytest.raises(ModelError, match=r"x.safetensors: not a safetensors file"):
-        evaluate(replace(spec, models=(Candidate("x", (str(tmp_path / "x.safetensors"),)),)))
+        evaluate(replace(spec, models=(EvaluatedModel("x", (str(tmp_path / "x.safetensors"),)),)))
 
 
 def test_a_lora_of_another_base_is_refused_before_anything_is_drawn(spec):
@@ -289,13 +293,16 @@ def test_a_lora_of_another_base_is_refused_before_anything_is_drawn(spec):
 def test_a_worker_that_does_not_start_in_time_is_named(spec):
     late = replace(spec, start_seconds=0.2, restarts=0)
     message = r"evaluation-0 is late: starting up for drawing 2 pictures of base at 2 steps"
-    with pytest.raises(LateError, match=message):
+    with pytest.raises(DeadlineError, match=message):
         evaluate(late)
 
 
 def test_models_draw_their_own_groups_and_the_prior(spec, loras):
     prompts = (*PROMPTS[2:], EvalPrompt("a red dog", "dog"))
-    models = (Candidate("a", (loras[0],), ("cat",)), Candidate("b", (loras[1],), ("dog",)))
+    models = (
+        EvaluatedModel("a", (loras[0],), ("cat",)),
+        EvaluatedModel("b", (loras[1],), ("dog",)),
+    )
     results = evaluate(replace(spec, prompts=prompts, models=models))
     assert [(row.model, row.group) for row in results.rows] == [
         (BASE, "cat"),
@@ -375,4 +382,4 @@ def test_a_mistake_is_one_line_before_anything_starts(arguments, line, capsys):
     ],
 )
 def test_a_path_may_hold_an_equals_sign(given, name, path):
-    assert candidates([given]) == (Candidate(name, (path,)),)
+    assert candidates([given]) == (EvaluatedModel(name, (path,)),)

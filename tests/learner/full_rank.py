@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from dopsd.config import RunConfig
-from dopsd.coordinator.messages import Wish
+from dopsd.coordinator.messages import CheckpointRequest
 from dopsd.learner.learner import Learner
 from dopsd.learner.publisher import BucketPublisher
 from dopsd.learner.student import build_student
@@ -51,7 +51,7 @@ def full_config(base: str, stage: str = "zero3", dtype: str = "float32") -> RunC
             "global_batch": 2 * FULL,
             "micro_batch": 2,
             "lr": LR,
-            "clip": 0.5,
+            "max_grad_norm": 0.5,
             "deepspeed": stage,
         },
     )
@@ -115,7 +115,7 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
 
         yield from map(seen, gather(adapter))
 
-    def publish(version: int, weights: ShardedWeights) -> Wish:
+    def publish(version: int, weights: ShardedWeights) -> CheckpointRequest:
         nonlocal bound, measuring, publisher
         if publisher is None:
             weights.buckets = cut(weights.sizes, LIMIT)
@@ -134,7 +134,7 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
         else:
             plain.append(Ema(gathered, DECAY))
         if rank:
-            return Wish()
+            return CheckpointRequest()
         sent = {
             adapter: {
                 name: tensor
@@ -158,7 +158,7 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
                 "modules": bundle.modules,
             }
         )
-        return Wish()
+        return CheckpointRequest()
 
     publisher: BucketPublisher | None = None
     lines: list[dict] = []

@@ -16,7 +16,7 @@ from dopsd import storage
 from dopsd.checkpoint.folder import newest_good, write_checkpoint
 from dopsd.checkpoint.learner_slices import PREFIX, SlicedState, read_state, write_state
 from dopsd.checkpoint.policies import bucket_files, restored_bundles
-from dopsd.coordinator.messages import Wish
+from dopsd.coordinator.messages import CheckpointRequest
 from dopsd.learner.learner import Learner
 from dopsd.learner.publisher import BucketPublisher
 from dopsd.learner.student import build_student
@@ -55,14 +55,14 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
         store.append(payload)
         return len(store) - 1
 
-    def publish(version: int, weights: ShardedWeights) -> Wish:
+    def publish(version: int, weights: ShardedWeights) -> CheckpointRequest:
         nonlocal publisher
         if publisher is None:
             weights.buckets = cut(weights.sizes, LIMIT)
             publisher = BucketPublisher(config, weights, put, rank == 0, bundles.get(version))
         bundles[version] = publisher.bundle(version)
         checksums[version] = bundles[version].checksums
-        return Wish(save=version == SAVED and not source)
+        return CheckpointRequest(save=version == SAVED and not source)
 
     def save(state: SlicedState) -> None:
         handed = write_state(state, root, rank, world, engine.gather)

@@ -53,7 +53,9 @@ def plain(tiny_base: Path):
         loss.backward()
         for weight in weights.values():  # ZeRO takes no gradient for one of zero
             weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
-        norms.append(float(torch.nn.utils.clip_grad_norm_(weights.values(), config.learner.clip)))
+        norms.append(
+            float(torch.nn.utils.clip_grad_norm_(weights.values(), config.learner.max_grad_norm))
+        )
         optimizer.step()
         losses.append(float(loss.detach()))
     return losses, norms, weights

@@ -13,7 +13,7 @@ from dopsd.config import load_config
 from dopsd.coordinator.failures import RestartBudget
 from dopsd.errors import WorkerError
 from dopsd.learner import scaling_policy as elastic
-from dopsd.learner.scaling_policy import Room, RoomPolicy
+from dopsd.learner.scaling_policy import ClusterCapacity, SharedClusterScalingPolicy
 from dopsd.ray_cluster.placement import resolve_roles
 
 
@@ -45,7 +45,7 @@ def test_groups_that_shrink_without_a_step_spend_restarts():
         counted.begin(1, trained=False)
 
 
-class Cluster(Room):
+class Cluster(ClusterCapacity):
     """A made-up cluster and its coordinator."""
 
     def total(self):
@@ -71,7 +71,9 @@ def policy(monkeypatch):
     ASKED.clear()
     monkeypatch.setattr(elastic, "_PAUSE_SECONDS", 0.0)
     scaling = ScalingConfig(num_workers=(1, 3), elastic_resize_monitor_interval_s=0.0)
-    made = RoomPolicy(scaling, Cluster(resolve_roles(config_of(), 0.0), "name", "space", 900.0))
+    made = SharedClusterScalingPolicy(
+        scaling, Cluster(resolve_roles(config_of(), 0.0), "name", "space", 900.0)
+    )
     monkeypatch.setattr(made, "_maybe_send_resource_request", lambda: None)
     monkeypatch.setattr(made, "_get_reserved_resources", dict)
     return made

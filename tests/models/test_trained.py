@@ -12,7 +12,7 @@ from torch import nn
 from dopsd.errors import ModelError
 from dopsd.models import FAMILIES
 from dopsd.models.lora import STUDENT, TEACHER
-from dopsd.models.trained import TrainedSet, match_parameters
+from dopsd.models.trained import TrainableParameters, match_parameters
 from tests.tiny import make_config
 from tests.tiny_flux2 import make_flux2_config
 
@@ -28,20 +28,20 @@ WHOLE = {
 def made(request, tiny_base: Path, tiny_flux2: Path) -> Any:
     """Makes (trained set, bare transformer) of a config's sections."""
 
-    def make(**sections: Any) -> tuple[TrainedSet, nn.Module]:
+    def make(**sections: Any) -> tuple[TrainableParameters, nn.Module]:
         if request.param == "z_image":
             config = make_config(tiny_base, **sections)
         else:
             config = make_flux2_config(tiny_flux2, **sections)
         family = FAMILIES[config.model.family](config.model.base)
-        return TrainedSet(config, family), family.load_transformer(torch.float32, "cpu")
+        return TrainableParameters(config, family), family.load_transformer(torch.float32, "cpu")
 
     return make
 
 
 def test_all_weights_are_all_that_a_checkpoint_of_diffusers_holds(made) -> None:
     trained, transformer = made(**WHOLE)
-    assert trained.adapted(transformer) == {"all weights": len(transformer.state_dict())}
+    assert trained.describe(transformer) == {"all weights": len(transformer.state_dict())}
     trained.prepare(transformer, (STUDENT,))
     found = trained.parameters(transformer, STUDENT)
     assert found.keys() == transformer.state_dict().keys()
@@ -55,8 +55,8 @@ def test_norms_and_embedders_are_found_and_nothing_else_beside_the_lora(made) ->
     names = {
         name for entry in ("norms", "embedders") for name in match_parameters(transformer, entry)
     }
-    adapted = trained.adapted(transformer)
-    assert adapted["norms"] > 4 and adapted["embedders"] > 3
+    describe = trained.describe(transformer)
+    assert describe["norms"] > 4 and describe["embedders"] > 3
     for name in names:
         assert "norm" in name or "embed" in name, name
     values = {name: transformer.get_parameter(name).clone() for name in names}
@@ -86,6 +86,6 @@ def test_norms_and_embedders_are_found_and_nothing_else_beside_the_lora(made) ->
 def test_modules_that_cannot_be_trained_are_refused(made, lora: dict, line: str) -> None:
     trained, transformer = made(**BESIDE, lora=lora)
     with pytest.raises(ModelError, match=line):
-        trained.adapted(transformer)
+        trained.describe(transformer)
     with pytest.raises(ModelError, match=line):
         trained.prepare(transformer, (STUDENT,))

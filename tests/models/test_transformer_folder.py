@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from dopsd.errors import ConfigError, ModelError
 from dopsd.evaluation.candidates import as_trained, candidates
 from dopsd.evaluation.prompts import EvalPrompt
-from dopsd.evaluation.sampler import Drawer
-from dopsd.evaluation.spec import BASE, Candidate, EvaluateSpec, resolve
+from dopsd.evaluation.sampler import EvaluationSampler
+from dopsd.evaluation.spec import BASE, EvaluatedModel, EvaluateSpec, resolve
 from dopsd.models import FAMILIES
 from tests.evaluation.test_run import save_lora
 
@@ -42,7 +42,7 @@ def runs(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def spec_of(base: Path, *models: Candidate) -> EvaluateSpec:
+def spec_of(base: Path, *models: EvaluatedModel) -> EvaluateSpec:
     spec = EvaluateSpec("out", (EvalPrompt("a red cat", "cat"),), models, base=str(base))
     return resolve(replace(spec, height=32, width=16))
 
@@ -55,11 +55,11 @@ def test_a_drawer_goes_from_model_to_model_and_back(tiny_base: Path, runs: Path)
     assert found[1].modules == str(runs / "modules" / "modules.safetensors")
     assert found[2].modules is found[2].transformer is None
     spec = spec_of(tiny_base, *found)
-    drawer = Drawer(spec, "cpu")
+    sampler = EvaluationSampler(spec, "cpu")
 
-    def draw(model: Candidate) -> bytes:
+    def draw(model: EvaluatedModel) -> bytes:
         payloads = [Path(path).read_bytes() for path in model.files]
-        return drawer.draw(model, payloads, ["a red cat"], [0], 2)[0]
+        return sampler.draw(model, payloads, ["a red cat"], [0], 2)[0]
 
     first = {model.name: draw(model) for model in spec.models}
     assert len(set(first.values())) == 4 and spec.models[0].name == BASE
@@ -68,7 +68,7 @@ def test_a_drawer_goes_from_model_to_model_and_back(tiny_base: Path, runs: Path)
     stock = ZImageTransformer2DModel.from_pretrained(runs / "full" / "transformer")
     draw(spec.models[1])
     whole = dict(stock.named_parameters())
-    assert all(torch.equal(t, whole[n]) for n, t in drawer.pipeline.transformer.named_parameters())
+    assert all(torch.equal(t, whole[n]) for n, t in sampler.pipeline.transformer.named_parameters())
 
 
 def test_only_loras_are_stacked(runs: Path) -> None:
@@ -81,9 +81,9 @@ def test_only_loras_are_stacked(runs: Path) -> None:
 def test_what_does_not_fit_is_refused(tiny_base: Path, runs: Path, tmp_path: Path) -> None:
     folder = runs / "full" / "transformer"
     with pytest.raises(ConfigError, match=r"model 'x': a LoRA on .*, allowed"):
-        spec_of(tiny_base, Candidate("x", ("a.safetensors",), transformer=str(folder)))
+        spec_of(tiny_base, EvaluatedModel("x", ("a.safetensors",), transformer=str(folder)))
     with pytest.raises(ModelError, match="expected a folder with a ZImageTransformer2DModel"):
-        spec_of(tiny_base, Candidate("x", transformer=str(tmp_path)))
+        spec_of(tiny_base, EvaluatedModel("x", transformer=str(tmp_path)))
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     index = tmp_path / "diffusion_pytorch_model.safetensors.index.json"
@@ -91,6 +91,6 @@ def test_what_does_not_fit_is_refused(tiny_base: Path, runs: Path, tmp_path: Pat
     gone = sorted(set(values["weight_map"].values()))[0]
     values["weight_map"] = {n: f for n, f in values["weight_map"].items() if f != gone}
     index.write_text(json.dumps(values))
-    spec = spec_of(tiny_base, Candidate("x", transformer=str(tmp_path)))
+    spec = spec_of(tiny_base, EvaluatedModel("x", transformer=str(tmp_path)))
     with pytest.raises(ModelError, match=r"[0-9]+ weights missing, e\.g\."):
-        Drawer(spec, "cpu").draw(spec.models[1], [], ["a"], [0], 1)
+        EvaluationSampler(spec, "cpu").draw(spec.models[1], [], ["a"], [0], 1)

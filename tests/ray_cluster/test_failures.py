@@ -12,7 +12,7 @@ from ray.train.v2._internal.exceptions import (
 )
 
 from dopsd.errors import DataError, WorkerError
-from dopsd.ray_cluster.failures import own_error
+from dopsd.ray_cluster.failures import unwrap_error
 
 
 def test_a_killed_process_is_told_in_one_line_also_by_ray_train(ray_cluster):
@@ -27,7 +27,7 @@ def test_a_killed_process_is_told_in_one_line_also_by_ray_train(ray_cluster):
         "A worker health check failed.\n  actor=...", caught.value
     )
     for error in (caught.value, wrapped):
-        told = own_error(error, "learner rank 0")
+        told = unwrap_error(error, "learner rank 0")
         assert isinstance(told, WorkerError)
         assert str(told).startswith("learner rank 0: The actor is dead because its worker process")
         assert "\n" not in str(told) and "common causes" not in str(told)
@@ -41,5 +41,5 @@ def test_errors_of_ours_come_through_as_they_are(ray_cluster):
     with pytest.raises(RayTaskError) as caught:
         ray.get(refuse.remote(), timeout=60)
     for error in (caught.value, UserExceptionWithTraceback(DataError("shard 3: broken"), "frames")):
-        told = own_error(error, "encoder")
+        told = unwrap_error(error, "encoder")
         assert isinstance(told, DataError) and str(told) == "shard 3: broken"

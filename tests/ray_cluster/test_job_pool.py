@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dopsd.errors import LateError, ModelError, WorkerError
-from dopsd.ray_cluster.job_pool import Crew, Job
+from dopsd.errors import DeadlineError, ModelError, WorkerError
+from dopsd.ray_cluster.job_pool import Job, JobPool
 from dopsd.ray_cluster.placement import Role
 
 
@@ -42,7 +42,7 @@ class Worker:
 def crew(folder, workers=1, **limits):
     role = Role("painter", workers, 0.5, 0.0)
     options = {"start_s": 60.0, "step_s": 60.0, "restarts": 1, **limits}
-    return Crew(Worker, (str(folder),), role, **options)
+    return JobPool(Worker, (str(folder),), role, **options)
 
 
 def run(painters, *jobs):
@@ -97,11 +97,11 @@ def test_a_worker_that_dies_without_restarts_is_told(ray_cluster, tmp_path):
 
 def test_a_late_worker_is_named_with_what_it_does(ray_cluster, tmp_path):
     jobs = Job("warm-up", "double", (1,)), Job("a nap", "sleep", (60.0,))
-    with pytest.raises(LateError, match=r"painter-0 is late: a nap for \d+ s, deadline 1 s"):
+    with pytest.raises(DeadlineError, match=r"painter-0 is late: a nap for \d+ s, deadline 1 s"):
         run(crew(tmp_path, step_s=1.0, restarts=0), *jobs)
 
 
 def test_a_worker_that_does_not_start_is_late(ray_cluster, tmp_path):
     message = r"painter-0 is late: starting up for a nap for \d+ s, deadline 0.5 s; no restarts"
-    with pytest.raises(LateError, match=message):
+    with pytest.raises(DeadlineError, match=message):
         run(crew(tmp_path, start_s=0.5, restarts=0), Job("a nap", "sleep", (60.0,)))

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from dopsd.errors import DataError, LateError, WorkerError
+from dopsd.errors import DataError, DeadlineError, WorkerError
 from dopsd.ray_cluster.placement import Role
 from dopsd.ray_cluster.task import run_task
 
@@ -39,7 +39,7 @@ def test_a_late_task_is_named_and_ended():
     # Two of these do not fit into the cluster's 4 CPUs, of which another test's actor that is not
     # yet gone may still hold one.
     most = Role("learner", 1, 2.5, 0.0)
-    with pytest.raises(LateError, match=r"^preflight is late: drawing for 1 s$"):
+    with pytest.raises(DeadlineError, match=r"^preflight is late: drawing for 1 s$"):
         run_task("preflight", "drawing", most, 1, sleep, 600)
     # The next task runs because the late one gave them back.
     assert run_task("preflight", "drawing", most, 120, add, 1, 2) == 3

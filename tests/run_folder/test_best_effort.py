@@ -6,7 +6,7 @@ import threading
 
 from dopsd import storage
 from dopsd.run_folder import best_effort as extras
-from dopsd.run_folder.best_effort import Extras
+from dopsd.run_folder.best_effort import BestEffortWriter
 
 
 def test_a_storage_that_hangs_delays_nobody_and_what_is_missing_is_told(monkeypatch):
@@ -19,7 +19,7 @@ def test_a_storage_that_hangs_delays_nobody_and_what_is_missing_is_told(monkeypa
 
     monkeypatch.setattr(storage, "write_bytes", write)
     monkeypatch.setattr(extras, "_AHEAD", 2)
-    files = Extras("s3://bucket/run")
+    files = BestEffortWriter("s3://bucket/run")
     files.write("debug/0", b"")
     assert begun.wait(60)
     for number in range(1, 4):  # the last finds no place

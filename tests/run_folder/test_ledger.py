@@ -13,12 +13,12 @@ from dopsd.errors import DataError, StorageError
 from dopsd.run_folder import jsonl as json_lines
 from dopsd.run_folder.files import LEDGER_FILE, SKIPPED_FILE
 from dopsd.run_folder.jsonl import JsonLines, part_names, read_lines
-from dopsd.run_folder.ledger import Ledger, Trained, effective
+from dopsd.run_folder.ledger import Ledger, TrainedShare, effective
 
 
-def share(rank: int, world: int, *ids: str, skipped: bool = False) -> Trained:
+def share(rank: int, world: int, *ids: str, skipped: bool = False) -> TrainedShare:
     parts = {rank + world * place: (name,) for place, name in enumerate(ids)}
-    return Trained(rank, world, parts, 3, 3, skipped)
+    return TrainedShare(rank, world, parts, 3, 3, skipped)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from dopsd.cli.main import main
 from dopsd.run_folder import trackers
 from dopsd.run_folder.files import TENSORBOARD
 from dopsd.run_folder.log import RunLog
-from dopsd.run_folder.trackers import Guarded, grouped, open_trackers
+from dopsd.run_folder.trackers import TrackerThread, grouped, open_trackers
 from tests.tiny import make_config
 
 
@@ -49,7 +49,7 @@ def test_tensorboard_reads_back_what_the_run_log_was_told(remote, tmp_path, requ
     # Refused in a config by now; what is sent out must hold none whatever a config holds.
     data = config.data.model_copy(update={"source": "s3://key:secret@bucket/images"})
     config = config.model_copy(update={"data": data})
-    log = RunLog(folder, [Guarded("tensorboard", lambda: trackers.TensorBoard(config))])
+    log = RunLog(folder, [TrackerThread("tensorboard", lambda: trackers.TensorBoard(config))])
     for step in range(3):
         metrics = {"loss": 0.5 / (step + 1), "rollout_busy_seconds": step + 1.0}
         log.step(step, metrics, {"rollout": 1})
@@ -99,7 +99,7 @@ class Broken:
 
 def test_a_tracker_that_fails_is_announced_once_and_the_run_goes_on(tmp_path):
     broken = Broken(fail_at=2)
-    log = RunLog(str(tmp_path), [Guarded("wandb", lambda: broken)])
+    log = RunLog(str(tmp_path), [TrackerThread("wandb", lambda: broken)])
     for step in range(5):
         log.step(step, {"loss": 1.0}, {})
         time.sleep(0.05)
@@ -119,7 +119,7 @@ def test_a_tracker_that_hangs_is_given_up(tmp_path, monkeypatch):
         def __init__(self):
             asleep.wait(30)
 
-    log = RunLog(str(tmp_path), [Guarded("mlflow", Hanging)])
+    log = RunLog(str(tmp_path), [TrackerThread("mlflow", Hanging)])
     began = time.monotonic()
     for step in range(trackers._WAITING + 5):
         log.step(step, {"loss": math.nan}, {})

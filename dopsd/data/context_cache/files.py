@@ -21,8 +21,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from dopsd import storage
 from dopsd.data.manifest import Manifest
 from dopsd.data.plan import MicroBatch, Plan, RowRef
-from dopsd.data.ray_data import Held, telling_errors
-from dopsd.data.read import RowGroups, Wanted, read_micro_batch
+from dopsd.data.ray_data import Broadcast, shipping_errors
+from dopsd.data.read import ReadSpec, RowGroups, read_micro_batch
 from dopsd.errors import DataError, DopsdError
 from dopsd.records import EncodedBatch, EncodedSample, SampleInfo, join_samples
 
@@ -34,7 +34,7 @@ FORMAT: Literal["dopsd-encoded"] = "dopsd-encoded"
 
 META_KEY = "dopsd.encoded"
 
-AGAIN = "run `dopsd prepare CONFIG --encode` again"
+RERUN_HINT = "run `dopsd prepare CONFIG --encode` again"
 
 
 Entries = dict[str, Any]
@@ -61,7 +61,7 @@ class EncodedRecord(BaseModel):
 
 
 @dataclass(frozen=True)
-class Encoded:
+class ContextCache:
     """A complete folder of encoded contexts that fits a run, and what the run reads of it."""
 
     folder: str
@@ -110,11 +110,11 @@ def load_record(folder: str) -> EncodedRecord:
     try:
         return EncodedRecord.model_validate_json(storage.read_bytes(path))
     except FileNotFoundError:
-        raise DataError(f"{folder}: not finished (it has no {RECORD}); {AGAIN}") from None
+        raise DataError(f"{folder}: not finished (it has no {RECORD}); {RERUN_HINT}") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise DataError(f"{path}: {where}: {first['msg']}; {AGAIN}") from None
+        raise DataError(f"{path}: {where}: {first['msg']}; {RERUN_HINT}") from None
 
 
 def check_files(folder: str, record: EncodedRecord, manifest: Manifest) -> None:
@@ -123,19 +123,19 @@ def check_files(folder: str, record: EncodedRecord, manifest: Manifest) -> None:
     there = dict(storage.list_files(folder))
     for group in manifest.row_groups:
         if (name := encoded_file(group.file, group.row_group)) not in record.files:
-            raise DataError(f"{folder}: holds nothing for {group.file}; {AGAIN}")
+            raise DataError(f"{folder}: holds nothing for {group.file}; {RERUN_HINT}")
         if there.get(name) != record.files[name]:
             found = f"{there[name]} bytes" if name in there else "missing"
             raise DataError(
                 f"{storage.join(folder, name)}: {found}, {RECORD} says {record.files[name]} bytes; "
-                f"take the folder away and {AGAIN}"
+                f"take the folder away and {RERUN_HINT}"
             )
 
 
 class EncodedRows:
     """Rows of a folder of encoded contexts; of every file the index is kept, of no row a byte."""
 
-    def __init__(self, encoded: Encoded) -> None:
+    def __init__(self, encoded: ContextCache) -> None:
         self.encoded = encoded
         self._opened: dict[str, tuple[pq.FileMetaData, dict[tuple[str, str], int]]] = {}
 
@@ -157,13 +157,13 @@ class EncodedRows:
                 if place is None:
                     raise DataError(
                         f"{path}: holds no contexts of sample {sample_id} with the prompt "
-                        f"{prompt[:80]!r}; {AGAIN}"
+                        f"{prompt[:80]!r}; {RERUN_HINT}"
                     )
                 parquet = pq.ParquetFile(source, metadata=footer, page_checksum_verification=True)
                 (payload,) = parquet.read_row_group(place).column("payload").to_pylist()
             found: EncodedSample = EncodedSample.from_bytes(payload)
         except FileNotFoundError:
-            raise DataError(f"{path}: no such file; {AGAIN}") from None
+            raise DataError(f"{path}: no such file; {RERUN_HINT}") from None
         except DopsdError:
             raise
         except Exception as error:  # pyarrow raises many kinds on files that are broken
@@ -179,12 +179,13 @@ class EncodedRows:
         try:
             made = json.loads((footer.metadata or {})[META_KEY.encode()])
         except KeyError:
-            raise DataError(f"{path}: holds no encoded contexts; {AGAIN}") from None
+            raise DataError(f"{path}: holds no encoded contexts; {RERUN_HINT}") from None
         if made["fingerprint"] != self.encoded.fingerprint:
             differ = differences(made["entries"], self.encoded.entries)
             raise DataError(
                 f"{path}: a file of {made['fingerprint']} in a folder of "
-                f"{self.encoded.fingerprint}: {'; '.join(differ)}; take the folder away and {AGAIN}"
+                f"{self.encoded.fingerprint}: {'; '.join(differ)}; remove the folder and "
+                f"{RERUN_HINT}"
             )
         return footer, {(name, key): at for at, (name, key) in enumerate(made["index"])}
 
@@ -202,26 +203,30 @@ def read_encoded(
     return EncodedBatch(info_of(values), *join_samples(samples))
 
 
-_reading: tuple[Encoded, RowGroups, EncodedRows] | None = None
+_reading: tuple[ContextCache, RowGroups, EncodedRows] | None = None
 
 
 def read_encoded_segment(
-    segment: pa.Table, plan: Held[Plan], shards: str, wanted: Wanted, encoded: Encoded
+    segment: pa.Table,
+    plan: Broadcast[Plan],
+    shards: str,
+    read_spec: ReadSpec,
+    encoded: ContextCache,
 ) -> Iterator[pa.Table]:
     """A table of one row (``types``: step, index, payload) per micro-batch of the segment, as
     ``read.read_segment`` reads and the stream's encoders encode."""
     global _reading
-    wanted = replace(wanted, images=False, reference_pixels=0)
-    if _reading is None or (_reading[0], _reading[1].shards, _reading[1].wanted) != (
+    read_spec = replace(read_spec, images=False, reference_pixels=0)
+    if _reading is None or (_reading[0], _reading[1].shards, _reading[1].read_spec) != (
         encoded,
         shards,
-        wanted,
+        read_spec,
     ):
-        _reading = encoded, RowGroups(shards, wanted), EncodedRows(encoded)
+        _reading = encoded, RowGroups(shards, read_spec), EncodedRows(encoded)
     _, groups, rows = _reading
     (span,), held = segment.to_pylist(), plan.get()
     for number in range(span["start"], span["stop"]):
-        with telling_errors():
+        with shipping_errors():
             batch = read_encoded(held.micro_batch_at(number), groups, rows, held.seed)
             table = encoded_block(batch)
         yield table

@@ -30,8 +30,14 @@ from dopsd.data.encoder import Encoder, EncoderFactory
 from dopsd.data.manifest import Manifest
 from dopsd.data.plan import RowRef
 from dopsd.data.prepare.run import MOST_TASKS, Progress
-from dopsd.data.ray_data import Deferred, everywhere, own_error, quiet_context, telling_errors
-from dopsd.data.read import RowGroups, Wanted, row_image, row_references
+from dopsd.data.ray_data import (
+    LazyActorState,
+    absolute_path,
+    quiet_context,
+    shipping_errors,
+    unwrap_error,
+)
+from dopsd.data.read import ReadSpec, RowGroups, row_image, row_references
 from dopsd.data.sample import Sample
 from dopsd.records import EncodedSample
 
@@ -40,11 +46,11 @@ SCHEMA = pa.schema([("sample_id", pa.string()), ("payload", pa.large_binary())])
 _LIBRARIES = ("torch", "transformers", "diffusers")
 
 
-def encode(
+def write_context_cache(
     shards: str,
     folder: str,
     manifest: Manifest,
-    wanted: Wanted,
+    read_spec: ReadSpec,
     fingerprint: str,
     entries: Entries,
     encoder_factory: EncoderFactory,
@@ -56,12 +62,12 @@ def encode(
 ) -> EncodedRecord:
     """Encode the whole data set into ``folder``; files that are there already are kept.
 
-    ``entries``: what ``encoder_factory`` and ``wanted`` stand for, with their ``fingerprint``;
+    ``entries``: what ``encoder_factory`` and ``read_spec`` stand for, with their ``fingerprint``;
     ``workers`` encoder actors take ``num_cpus`` and ``num_gpus`` each. Ray must be initialised.
     Raises DopsdErrors of encoders and reading with their own message.
     """
     tell = progress or (lambda stage, done, total: None)
-    shards, folder = everywhere(shards), everywhere(folder)
+    shards, folder = absolute_path(shards), absolute_path(folder)
     rows = {encoded_file(each.file, each.row_group): each for each in manifest.row_groups}
     kept = {name for name, _ in storage.list_files(folder)}
     todo = [
@@ -71,7 +77,7 @@ def encode(
     ]
     done = sum(group.rows for name, group in rows.items() if name in kept)
     tell("encoding contexts", done, manifest.samples)
-    arguments = (encoder_factory, shards, folder, wanted, fingerprint, entries)
+    arguments = (encoder_factory, shards, folder, read_spec, fingerprint, entries)
     for batch in _passed(todo, arguments, workers, num_cpus, num_gpus):
         done += sum(batch["rows"].to_pylist())
         tell("encoding contexts", done, manifest.samples)
@@ -116,37 +122,38 @@ def _passed(
             )
             yield from data.iter_batches(batch_size=None, batch_format="pyarrow")
     except Exception as error:
-        raise own_error(error, "encoder") from None
+        raise unwrap_error(error, "encoder") from None
 
 
 class _EncodeGroup:
     """The actor of the pool: one row group of the shards in, one file out."""
 
     def __init__(self, factory: EncoderFactory, *making: Any) -> None:
-        self._writer = Deferred(lambda: GroupWriter(factory(), *making))
+        self._writer = LazyActorState(lambda: GroupWriter(factory(), *making))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        with telling_errors():
+        with shipping_errors():
             (item,) = batch.to_pylist()
             self._writer.get().write(item["file"], item["row_group"], item["rows"])
             return batch
 
 
 class GroupWriter:
-    """Writes the encoded file of a row group of ``shards``; the rest as :func:`encode` says."""
+    """Writes the encoded file of a row group of ``shards``; the rest as
+    :func:`write_context_cache` says."""
 
     def __init__(
         self,
         encoder: Encoder,
         shards: str,
         folder: str,
-        wanted: Wanted,
+        read_spec: ReadSpec,
         fingerprint: str,
         entries: Entries,
     ) -> None:
-        self.encoder, self.folder, self.wanted = encoder, folder, wanted
+        self.encoder, self.folder, self.read_spec = encoder, folder, read_spec
         self._making = {"format": FORMAT, "fingerprint": fingerprint, "entries": entries}
-        self._groups = RowGroups(shards, wanted)
+        self._groups = RowGroups(shards, read_spec)
 
     def write(self, file: str, row_group: int, count: int) -> None:
         """Encode the ``count`` rows of a row group. One payload is in memory at a time."""
@@ -175,9 +182,9 @@ class GroupWriter:
                 writer.write_table(pa.Table.from_pylist([record], schema=SCHEMA))
 
     def _prompts(self, row: dict[str, Any]) -> list[tuple[str, str | None]]:
-        wanted = self.wanted
-        keys, pairs = wanted.caption_keys, wanted.prompt_pairs
-        return every_prompt(row["captions"], keys, pairs, wanted.caption_dropout)
+        read_spec = self.read_spec
+        keys, pairs = read_spec.caption_keys, read_spec.prompt_pairs
+        return every_prompt(row["captions"], keys, pairs, read_spec.caption_dropout)
 
     def _encoded(
         self, row: dict[str, Any], prompt: str, teacher_prompt: str | None
@@ -185,8 +192,8 @@ class GroupWriter:
         sample = Sample(
             row["sample_id"],
             prompt,
-            row_image(row) if self.wanted.images else None,
-            tuple(row_references(row, self.wanted)) if self.wanted.reference_pixels else (),
+            row_image(row) if self.read_spec.images else None,
+            tuple(row_references(row, self.read_spec)) if self.read_spec.reference_pixels else (),
             teacher_prompt,
         )
         return EncodedSample(*self.encoder.encode([sample]))

@@ -38,7 +38,7 @@ from dopsd.data.manifest import (
 )
 from dopsd.data.prepare.layout import Shard, lay_out
 from dopsd.data.prepare.shards import inspect, unpack, write_shard
-from dopsd.data.ray_data import everywhere, own_error, quiet_context, telling_errors
+from dopsd.data.ray_data import absolute_path, quiet_context, shipping_errors, unwrap_error
 from dopsd.data.sources.read import read_source
 from dopsd.data.sources.rows import CAPTION_KEY, Group, Source, SourceRow, pack_row, unpack_row
 from dopsd.errors import DataError
@@ -80,13 +80,13 @@ def prepare(
     samples are bad, and when none is good; nothing that was there is touched in these cases.
     """
     tell = progress or (lambda stage, done, total: None)
-    shards = everywhere(shards)
+    shards = absolute_path(shards)
     if has_manifest(shards) and not overwrite:
         raise DataError(
             f"{shards}: holds a prepared data set already; choose another folder for data.shards "
             "or ask for overwriting"
         )
-    found = read_source(everywhere(source), settings.columns)
+    found = read_source(absolute_path(source), settings.columns)
     with _set_aside(shards) as aside:
         bucket_of = _inspect_all(found, aside, settings, tell, cpus_per_task)
         rows = found.rows
@@ -250,11 +250,11 @@ def _map(
             )
             yield from data.iter_batches(batch_size=None, batch_format="pyarrow")
     except Exception as error:
-        raise own_error(error, "prepare") from None
+        raise unwrap_error(error, "prepare") from None
 
 
 def _told(batch: pa.Table, function: Callable[..., pa.Table], **arguments: Any) -> pa.Table:
-    with telling_errors():
+    with shipping_errors():
         return function(batch, **arguments)
 
 

@@ -23,10 +23,10 @@ from dopsd.data.schema import SCHEMA
 from dopsd.data.sources.fields import check_captions
 from dopsd.data.sources.folder import read_caption_file
 from dopsd.data.sources.parquet import read_group
-from dopsd.data.sources.rows import CAPTION_KEY, Group, Place, SourceRow
+from dopsd.data.sources.rows import CAPTION_KEY, ByteRange, Group, SourceRow
 from dopsd.errors import DataError
 
-Fetch = Callable[[Place], bytes]
+Fetch = Callable[[ByteRange], bytes]
 
 
 def inspect(
@@ -66,16 +66,16 @@ def unpack(
     Pictures of usable samples that stand in the rows are written to ``path``, one after the other,
     and the samples say where. Raises StorageError.
     """
-    held: dict[Place, bytes] = {}
+    held: dict[ByteRange, bytes] = {}
     end = 0
 
-    def keep(data: bytes) -> Place:
-        place = Place(path, end + sum(map(len, held.values())))
+    def keep(data: bytes) -> ByteRange:
+        place = ByteRange(path, end + sum(map(len, held.values())))
         place = replace(place, stop=(place.start or 0) + len(data))
         held[place] = data
         return place
 
-    def fetch(place: Place) -> bytes:
+    def fetch(place: ByteRange) -> bytes:
         return held[place] if place in held else fetch_picture(place)
 
     with ExitStack() as stack:
@@ -119,7 +119,7 @@ def write_shard(path: str, groups: list[tuple[str, list[SourceRow]]]) -> dict[st
     return digests
 
 
-def fetch_picture(place: Place) -> bytes:
+def fetch_picture(place: ByteRange) -> bytes:
     """Bytes of a picture. Raises BadImage when it is missing, too large or cannot be opened."""
     try:
         size = storage.size(place.path) if place.stop is None else place.stop - (place.start or 0)
@@ -139,7 +139,7 @@ def _captions(row: SourceRow) -> dict[str, str]:
     return {CAPTION_KEY: text} if text else {}
 
 
-def _open(place: Place | None, fetch: Fetch = fetch_picture) -> Image.Image:
+def _open(place: ByteRange | None, fetch: Fetch = fetch_picture) -> Image.Image:
     assert place is not None, "a row without a picture has a problem"
     data = fetch(place)
     if len(data) > MAX_BYTES:
@@ -147,7 +147,7 @@ def _open(place: Place | None, fetch: Fetch = fetch_picture) -> Image.Image:
     return decode_image(data)
 
 
-def _check_references(places: list[Place], multiple: int, fetch: Fetch) -> None:
+def _check_references(places: list[ByteRange], multiple: int, fetch: Fetch) -> None:
     """Raises BadImage naming the reference that cannot be used, and why."""
     if len(places) > MAX_REFERENCES:
         raise BadImage(f"too many references: {len(places)}, allowed: {MAX_REFERENCES}")

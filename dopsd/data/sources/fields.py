@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dopsd import storage
-from dopsd.data.sources.rows import CAPTION_KEY, Place, SourceRow
+from dopsd.data.sources.rows import CAPTION_KEY, ByteRange, SourceRow
 
 FIELDS = ("image", "captions", "caption", "text", "prompt", "id", "concept", "references")
 
@@ -34,7 +34,7 @@ _CONTROL_TOKEN = re.compile(r"<\|[^|<>]+\|>")
 """Tokens such as <|im_end|> end a turn or stand for an image; encoders refuse them too."""
 
 
-Keep = Callable[[bytes], Place]
+Keep = Callable[[bytes], ByteRange]
 """Takes the bytes of a picture that stands in the row itself."""
 
 
@@ -77,7 +77,7 @@ def fill(
         empty.update(key for key, text in captions.items() if not text)
 
 
-def _place(name: str, value: Any, locate: Callable[[str], str], keep: Keep | None) -> Place:
+def _place(name: str, value: Any, locate: Callable[[str], str], keep: Keep | None) -> ByteRange:
     given = value
     if keep is not None and isinstance(value, dict):  # as Hugging Face writes pictures
         given = value.get("bytes") if value.get("bytes") is not None else value.get("path")
@@ -90,7 +90,7 @@ def _place(name: str, value: Any, locate: Callable[[str], str], keep: Keep | Non
         raise ValueError(f"{name}: {shown(value)}, allowed: {kinds}")
     if "\0" in given or not _is_unicode(given) or len(given) > MAX_NAME:
         raise ValueError(f"{name}: {shown(given)}, allowed: a path")
-    return Place(locate(given))
+    return ByteRange(locate(given))
 
 
 def beside(folder: str, path: str) -> str:

@@ -13,7 +13,7 @@ from dopsd import storage
 from dopsd.data.manifest import MANIFEST, find_manifest
 from dopsd.data.sources.fields import MAX_CAPTION_BYTES, check_name, printable
 from dopsd.data.sources.parquet import list_parquet
-from dopsd.data.sources.rows import Place, Source, SourceRow
+from dopsd.data.sources.rows import ByteRange, Source, SourceRow
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
@@ -60,14 +60,16 @@ def read_folder(folder: str, columns: Mapping[str, str]) -> Source:
         if stem not in files.texts and files.parquet:
             left += 1
             continue
-        rows.append(SourceRow(name, stem, Place(path), concept, caption_file=files.texts.get(stem)))
+        rows.append(
+            SourceRow(name, stem, ByteRange(path), concept, caption_file=files.texts.get(stem))
+        )
     if left:
         files.notes.append(
             f"{left} images without .txt captions: left to the rows of .parquet files"
         )
     for row in rows:
         shown = [name for _, name in sorted(references.get(row.sample_id, []))]
-        row.references = [Place(files.images[name]) for name in shown]
+        row.references = [ByteRange(files.images[name]) for name in shown]
         opened = [row.where, f"{row.sample_id}.txt", *shown]
         row.problem = next((files.problems[n] for n in opened if n in files.problems), None)
         if row.problem is None and row.caption_file is None:
@@ -166,7 +168,7 @@ def _files(folder: str) -> _Files:
 def _remote_files(folder: str) -> Iterator[tuple[str, str]]:
     fs, inner = storage.filesystem(folder)
     inner = inner.rstrip("/")
-    with storage.told(folder):
+    with storage.storage_errors(folder):
         found = sorted(fs.find(inner))
     for path in found:
         # Cut off, not made relative: that would resolve "..".

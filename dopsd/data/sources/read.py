@@ -38,7 +38,7 @@ def read_source(source: str, columns: Mapping[str, str] | None = None) -> Source
 def _read(source: str, columns: Mapping[str, str]) -> Source:
     fs, inner = storage.filesystem(source)
     fs.invalidate_cache()  # s3fs remembers listings; the source may have changed since
-    with storage.told(source):
+    with storage.storage_errors(source):
         if source.endswith((".jsonl", ".parquet")) and fs.isfile(inner):
             if source.endswith(".jsonl"):
                 return read_jsonl(source, columns)

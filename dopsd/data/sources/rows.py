@@ -11,7 +11,7 @@ CAPTION_KEY = "caption"
 
 
 @dataclass(frozen=True)
-class Place:
+class ByteRange:
     """Where the bytes of a picture are: a file, or its part from ``start`` up to ``stop``."""
 
     path: str
@@ -29,9 +29,9 @@ class SourceRow:
 
     where: str
     sample_id: str
-    image: Place | None = None
+    image: ByteRange | None = None
     concept: str | None = None
-    references: list[Place] = field(default_factory=list)
+    references: list[ByteRange] = field(default_factory=list)
     captions: dict[str, str] = field(default_factory=dict)
     caption_file: str | None = None
     problem: str | None = None
@@ -77,6 +77,6 @@ def pack_row(row: SourceRow) -> str:
 def unpack_row(text: str) -> SourceRow:
     """Inverse of :func:`pack_row`."""
     values: dict[str, Any] = json.loads(text)
-    values["image"] = values["image"] and Place(**values["image"])
-    values["references"] = [Place(**each) for each in values["references"]]
+    values["image"] = values["image"] and ByteRange(**values["image"])
+    values["references"] = [ByteRange(**each) for each in values["references"]]
     return SourceRow(**values)

@@ -23,7 +23,7 @@ _AHEAD, _SEGMENT, _READERS = "dopsd.ahead", "dopsd.segment", "dopsd.readers"
 _REST_SECONDS = 0.02
 
 
-def limit(context: DataContext, ahead: int, segment: int, readers: int) -> None:
+def apply_window(context: DataContext, ahead: int, segment: int, readers: int) -> None:
     """Let pipelines of ``context`` hold at most ``ahead`` micro-batches that nobody has taken.
 
     ``segment``: micro-batches that one reading task makes (at most ``ahead``); ``readers``:
@@ -33,10 +33,10 @@ def limit(context: DataContext, ahead: int, segment: int, readers: int) -> None:
     context.set_config(_AHEAD, ahead)
     context.set_config(_SEGMENT, segment)
     context.set_config(_READERS, readers)
-    context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [Window])
+    context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [MicroBatchWindow])
 
 
-class Window(BackpressurePolicy):
+class MicroBatchWindow(BackpressurePolicy):
     """Admits a reading task only while what is in the pipeline leaves room for its segment.
 
     Whatever was admitted flows on unhindered, so the window cannot block itself.

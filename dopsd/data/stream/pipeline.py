@@ -18,13 +18,25 @@ import ray.data
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
 from ray.exceptions import GetTimeoutError
 
-from dopsd.data.context_cache.files import Encoded, encoded_block, info_of, read_encoded_segment
+from dopsd.data.context_cache.files import (
+    ContextCache,
+    encoded_block,
+    info_of,
+    read_encoded_segment,
+)
 from dopsd.data.encoder import Encoder, EncoderFactory
 from dopsd.data.plan import Plan
-from dopsd.data.ray_data import Deferred, Held, everywhere, own_error, quiet_context, telling_errors
-from dopsd.data.read import Wanted, read_segment, samples_of
+from dopsd.data.ray_data import (
+    Broadcast,
+    LazyActorState,
+    absolute_path,
+    quiet_context,
+    shipping_errors,
+    unwrap_error,
+)
+from dopsd.data.read import ReadSpec, read_segment, samples_of
 from dopsd.data.stream import backpressure as window
-from dopsd.errors import LateError
+from dopsd.errors import DeadlineError
 from dopsd.ray_cluster.process import peak_memory_mb
 from dopsd.records import EncodedBatch
 
@@ -58,9 +70,9 @@ def encoded_stream(
     stop_step: int,
     *,
     shards: str,
-    wanted: Wanted,
+    read_spec: ReadSpec,
     encoder_factory: EncoderFactory,
-    encoded: Encoded | None = None,
+    encoded: ContextCache | None = None,
     workers: int = 1,
     num_cpus: float = 1.0,
     num_gpus: float = 0.0,
@@ -73,7 +85,7 @@ def encoded_stream(
 
     With ``encoded`` contexts these are read, and no encoder starts. Otherwise
     ``workers`` encoder actors take ``num_cpus`` and ``num_gpus`` each; at most ``readers``
-    reading tasks of ``reader_cpus`` run at once; ``wanted``: what they read of each sample.
+    reading tasks of ``reader_cpus`` run at once; ``read_spec``: what they read of each sample.
     Nothing starts before the first ``next``, which waits until every encoder is loaded. At most
     ``ahead`` micro-batches (default: two steps, at least 4) are read, encoded or waiting beyond
     what was taken. Closing the iterator ends the pool. Errors of tasks and encoders are raised
@@ -87,7 +99,7 @@ def encoded_stream(
         if first >= last:
             return
         window_size = ahead or max(4, 2 * plan.micro_batches_per_step)
-        place = everywhere(shards)
+        place = absolute_path(shards)
         # Reading tasks of several micro-batches: fewer tasks to schedule, and their row groups are
         # read once. Half the window at most, so that encoders have the other half to work on.
         size = max(1, min(window_size // 2, 8))
@@ -97,8 +109,8 @@ def encoded_stream(
         try:
             with ray.data.DataContext.current(_context(window_size, size, readers, start_s)):
                 data: ray.data.Dataset = ray.data.from_items(spans, override_num_blocks=len(spans))
-                reading: dict[str, Any] = {"shards": place, "wanted": wanted}
-                reading["plan"] = Held(f"{plan.key} {plan.micro_batches_per_step}", plan)
+                reading: dict[str, Any] = {"shards": place, "wanted": read_spec}
+                reading["plan"] = Broadcast(f"{plan.key} {plan.micro_batches_per_step}", plan)
                 if encoded:
                     reading["encoded"] = encoded
                 data = data.map_batches(
@@ -129,12 +141,12 @@ def encoded_stream(
                     yield step, index, entry.ref
             assert next(expected, None) is None, "the pipeline ended early"
         except GetTimeoutError:
-            raise LateError(
-                f"encoder is late: {workers} actors of {num_cpus:g} CPUs and {num_gpus:g} GPUs "
-                f"were not loaded within {start_s:g} s"
+            raise DeadlineError(
+                f"encoder timed out after {start_s:g} s while loading {workers} actors of "
+                f"{num_cpus:g} CPUs and {num_gpus:g} GPUs (timeouts.startup={start_s:g})"
             ) from None
         except Exception as error:
-            raise own_error(error, "encoder") from None
+            raise unwrap_error(error, "encoder") from None
         finally:
             if executor is not None:
                 # A consumer that stops early frees the encoders' devices now: without force the
@@ -160,7 +172,7 @@ def _context(ahead: int, segment: int, readers: int, start_s: float) -> ray.data
     # Without actors nothing can leave the window, and Ray Data, seeing an idle pipeline, would
     # admit reading tasks past any policy for as long as the encoders load.
     context.wait_for_min_actors_s = max(1, round(start_s))
-    window.limit(context, ahead, segment, readers)
+    window.apply_window(context, ahead, segment, readers)
     return context
 
 
@@ -168,11 +180,11 @@ class _Encode:
     """The actor of the pool: one micro-batch in, one EncodedBatch out."""
 
     def __init__(self, factory: EncoderFactory) -> None:
-        self._encoder = Deferred(factory)
+        self._encoder = LazyActorState(factory)
         self._worker = ray.get_runtime_context().get_actor_id() or ""
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        with telling_errors():
+        with shipping_errors():
             return encode_micro_batch(batch, self._encoder.get(), self._worker)
 
 

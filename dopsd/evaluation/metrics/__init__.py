@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dopsd.errors import ConfigError
-from dopsd.evaluation.metrics.base import Column, ImageDistance, Metric, Shown
+from dopsd.evaluation.metrics.base import Column, ImageDistance, Metric, MetricInput
 from dopsd.evaluation.metrics.embeddings import Clip, Dino
 from dopsd.evaluation.metrics.judge import Judge
 from dopsd.evaluation.metrics.oracle import Oracle
@@ -39,8 +39,8 @@ __all__ = [
     "Column",
     "ImageDistance",
     "Metric",
+    "MetricInput",
     "MissingWeights",
-    "Shown",
     "make_distance",
     "make_metric",
 ]

@@ -24,7 +24,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Shown:
+class MetricInput:
     """A picture and what it is held against.
 
     ``targets``: RGB pictures that show what it should resemble, of any size. ``expected`` and
@@ -63,7 +63,7 @@ class Metric(ABC):
         """Load the weights, if any, onto ``device``. Raises MissingWeights."""
 
     @abstractmethod
-    def measure(self, shown: Sequence[Shown]) -> list[dict[str, float]]:
+    def measure(self, shown: Sequence[MetricInput]) -> list[dict[str, float]]:
         """The columns of every picture; one that does not apply (no target) is left out."""
 
 
@@ -81,7 +81,7 @@ class ImageDistance(Metric):
         """What the column shows of a distance: a similarity turns it around."""
         return distance
 
-    def measure(self, shown: Sequence[Shown]) -> list[dict[str, float]]:
+    def measure(self, shown: Sequence[MetricInput]) -> list[dict[str, float]]:
         pairs = [(each.picture, target) for each in shown for target in each.targets]
         found = iter(self.distance([a for a, _ in pairs], [b for _, b in pairs]) if pairs else [])
         (column,) = self.columns

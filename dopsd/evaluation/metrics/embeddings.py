@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from dopsd.evaluation.metrics.base import Column, ImageDistance, Shown
-from dopsd.models.pretrained import check_config, telling_missing
+from dopsd.evaluation.metrics.base import Column, ImageDistance, MetricInput
+from dopsd.models.pretrained import check_config, missing_weights_errors
 
 _BATCH = 32
 
@@ -31,7 +31,7 @@ class _Encoder(ImageDistance):
         from transformers import AutoImageProcessor, AutoModel
 
         assert self.model is not None
-        with telling_missing(self.name, self.model):
+        with missing_weights_errors(self.name, self.model):
             self._images = AutoImageProcessor.from_pretrained(self.model)
             model = AutoModel.from_pretrained(self.model, use_safetensors=True)
             self._model = model.eval().to(self.device)
@@ -76,7 +76,7 @@ class Clip(_Encoder):
         from transformers import AutoTokenizer
 
         super().load()
-        with telling_missing(self.name, self.model):
+        with missing_weights_errors(self.name, self.model):
             self._tokenizer = AutoTokenizer.from_pretrained(self.model)
 
     def features(self, pixels: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ class Clip(_Encoder):
         found = self._model.get_text_features(**tokens).pooler_output
         return normalize(found.float(), dim=-1).cpu()
 
-    def measure(self, shown: Sequence[Shown]) -> list[dict[str, float]]:
+    def measure(self, shown: Sequence[MetricInput]) -> list[dict[str, float]]:
         texts = self.embed_text([each.prompt for each in shown])
         cosines = (self.embed([each.picture for each in shown]) * texts).sum(1)
         return [{"clip_s": value} for value in cosines.tolist()]

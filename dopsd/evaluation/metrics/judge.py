@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from dopsd.evaluation.metrics.base import Column, Metric, Shown
+from dopsd.evaluation.metrics.base import Column, Metric, MetricInput
 from dopsd.evaluation.vlm import Vlm
 from dopsd.models.pretrained import check_config
 
@@ -52,7 +52,7 @@ class Judge(Metric):
         assert self.model is not None
         self._vlm = Vlm(self.name, self.model, self.device)
 
-    def measure(self, shown: Sequence[Shown]) -> list[dict[str, float]]:
+    def measure(self, shown: Sequence[MetricInput]) -> list[dict[str, float]]:
         assert self._vlm is not None
         values: list[dict[str, float]] = []
         for each in shown:

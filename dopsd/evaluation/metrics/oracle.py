@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from PIL import Image
 
-from dopsd.evaluation.metrics.base import Column, Metric, Shown
+from dopsd.evaluation.metrics.base import Column, Metric, MetricInput
 from dopsd.shapes import oracle
 from dopsd.shapes.grid import from_image
 from dopsd.shapes.oracle import Reading
@@ -25,7 +25,7 @@ class Oracle(Metric):
         "palette_error": Column("RMSE to the nearest legal colour", higher_is_better=False),
     }
 
-    def measure(self, shown: Sequence[Shown]) -> list[dict[str, float]]:
+    def measure(self, shown: Sequence[MetricInput]) -> list[dict[str, float]]:
         readings = _read([each.picture for each in shown])
         return [_columns(seen, each) for seen, each in zip(readings, shown, strict=True)]
 
@@ -34,7 +34,7 @@ def _read(images: Sequence[Image.Image]) -> list[Reading]:
     return oracle.read(torch.stack([from_image(image) for image in images]))
 
 
-def _columns(seen: Reading, shown: Shown) -> dict[str, float]:
+def _columns(seen: Reading, shown: MetricInput) -> dict[str, float]:
     values = {"palette_error": seen.palette_error}
     right = {name: getattr(seen, name) == value for name, value in shown.expected.items()}
     if right:

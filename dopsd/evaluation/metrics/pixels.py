@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from dopsd.evaluation.metrics.base import Column, ImageDistance, Metric, Shown
-from dopsd.models.pretrained import MissingWeights, resolve_base, telling_missing
+from dopsd.evaluation.metrics.base import Column, ImageDistance, Metric, MetricInput
+from dopsd.models.pretrained import MissingWeights, missing_weights_errors, resolve_base
 from dopsd.shapes.grid import from_image
 
 _LAPLACIAN = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
@@ -28,7 +28,7 @@ class Sharpness(Metric):
     name: ClassVar[str] = "sharpness"
     columns: ClassVar[dict[str, Column]] = {"sharpness": Column("variance of the Laplacian")}
 
-    def measure(self, shown: Sequence[Shown]) -> list[dict[str, float]]:
+    def measure(self, shown: Sequence[MetricInput]) -> list[dict[str, float]]:
         return [{"sharpness": self._of(from_image(each.picture))} for each in shown]
 
     @staticmethod
@@ -64,7 +64,7 @@ class Lpips(ImageDistance):
 
     def load(self) -> None:
         self.check()
-        with telling_missing(self.name, "VGG16 of torchvision"):
+        with missing_weights_errors(self.name, "VGG16 of torchvision"):
             from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
             net = LearnedPerceptualImagePatchSimilarity(net_type="vgg", normalize=True)
@@ -99,7 +99,7 @@ class Latent(ImageDistance):
         from diffusers import AutoModel
 
         assert self.model is not None
-        with telling_missing(self.name, self.model):
+        with missing_weights_errors(self.name, self.model):
             base = resolve_base(self.model, f"metric {self.name}")
             vae = AutoModel.from_pretrained(base, subfolder="vae", use_safetensors=True)
             self._vae = vae.eval().to(self.device)

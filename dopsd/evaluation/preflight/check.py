@@ -19,7 +19,7 @@ from dopsd.contexts import ContextEncoder, ContextView
 from dopsd.data.sample import Sample
 from dopsd.evaluation.generate import png_bytes
 from dopsd.evaluation.preflight.distance import load_distance
-from dopsd.evaluation.preflight.verdict import Verdict, judge
+from dopsd.evaluation.preflight.verdict import TeacherVerdict, judge
 from dopsd.method.noise import batch_noise
 from dopsd.models import FAMILIES
 from dopsd.models.base import DTYPES, Family
@@ -49,7 +49,7 @@ class SampleCheck:
 class Preflight:
     """What the preflight found, and the contact sheet (PNG) to see it by."""
 
-    verdict: Verdict
+    verdict: TeacherVerdict
     samples: list[SampleCheck]
     sheet: bytes
 
@@ -121,7 +121,7 @@ def _draw(
     """One picture of the sample for each noise, in as many steps as a training roll-out has."""
     height, width = sample.target.shape[:2]
     shape = family.latent_shape(height, width)
-    count = config.preflight.noises
+    count = config.preflight.num_noises
     seed, names = config.run.seed, (sample.sample_id,)
     noise = torch.cat([batch_noise(seed, _FIRST_STEP - n, names, shape) for n in range(count)])
     context = context.to(device, DTYPES[config.model.dtype])

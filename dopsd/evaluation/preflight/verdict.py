@@ -18,7 +18,7 @@ LEVEL = 0.95
 
 
 @dataclass(frozen=True)
-class Verdict:
+class TeacherVerdict:
     """Distances to the target from the same noise, teacher against student."""
 
     outcome: Outcome
@@ -62,11 +62,11 @@ class Verdict:
             )
         return (
             f"unclear whether the teacher is closer to the target than the student (closer "
-            f"{numbers}): look at the sheet, or raise preflight.samples and preflight.noises"
+            f"{numbers}): look at the sheet, or raise preflight.samples and preflight.num_noises"
         )
 
 
-def judge(student: np.ndarray, teacher: np.ndarray, metric: str, margin: float) -> Verdict:
+def judge(student: np.ndarray, teacher: np.ndarray, metric: str, margin: float) -> TeacherVerdict:
     """The verdict on distances [samples, noises] of student and teacher, paired by noise.
 
     The teacher is `closer` when the whole 95% interval of the ratio of mean distances lies below
@@ -87,7 +87,7 @@ def judge(student: np.ndarray, teacher: np.ndarray, metric: str, margin: float) 
     ratio = _ratio(teacher.mean(), student.mean())
     bound = 1 - margin
     outcome: Outcome = "closer" if high < bound else "no_closer" if low > bound else "unclear"
-    return Verdict(
+    return TeacherVerdict(
         outcome=outcome,
         metric=metric,
         samples=samples,

@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from dopsd.evaluation.generate import png_bytes
-from dopsd.evaluation.preview.sampler import PREVIEW_STEP, Drawer, Files
+from dopsd.evaluation.preview.sampler import PREVIEW_STEP, Files, PreviewSampler
 from dopsd.method.objective import state_weights
 from dopsd.method.rollout import rollout, score
 from dopsd.method.schedule import clean_estimate
@@ -39,24 +39,24 @@ Adapters = tuple[Files, Files]
 
 
 def draw_history(
-    drawer: Drawer, versions: list[tuple[int, Callable[[], Adapters] | None]]
+    sampler: PreviewSampler, versions: list[tuple[int, Callable[[], Adapters] | None]]
 ) -> dict[str, bytes]:
     """Files of the run folder, by path. ``versions``: numbers in order, each with what reads its
     adapters; None stands for the base. The last adapters stay loaded."""
     files, rows = {}, []
     for version, read in versions:
         if read is not None:
-            drawer.load(*read())
-        for index in range(len(drawer.samples)):
-            encoded, scored, own = _trajectory(drawer, version, index)
+            sampler.load(*read())
+        for index in range(len(sampler.samples)):
+            encoded, scored, own = _trajectory(sampler, version, index)
             name = f"preview/trajectories/v{version:06d}-s{index:02d}.safetensors"
-            files[name] = trajectory_record(drawer.config, encoded, scored)
-            estimates, picture = _pictures(drawer, scored, own)
+            files[name] = trajectory_record(sampler.config, encoded, scored)
+            estimates, picture = _pictures(sampler, scored, own)
             files[strip_path(version, index)] = png_bytes(picture)
             rows.append({"version": version, "sample": index, "states": estimates})
-    for index, sample in enumerate(drawer.samples):
+    for index, sample in enumerate(sampler.samples):
         files[target_path(index)] = png_bytes(strip([[Image.fromarray(sample.target)]]))
-    samples = [{"id": s.sample_id, "prompt": s.prompt} for s in drawer.samples]
+    samples = [{"id": s.sample_id, "prompt": s.prompt} for s in sampler.samples]
     record = {"samples": samples, "rows": rows}
     files[HISTORY] = (json.dumps(record, ensure_ascii=False, indent=1) + "\n").encode()
     return files
@@ -64,25 +64,25 @@ def draw_history(
 
 @torch.no_grad()
 def _trajectory(
-    drawer: Drawer, version: int, index: int
+    sampler: PreviewSampler, version: int, index: int
 ) -> tuple[EncodedBatch, TrainingBatch, Tensor]:
     """The sample's training roll-out under the loaded adapters, scored, and the latents
     [1, C, h, w] of the teacher's own drawing."""
-    config, sample, noise = drawer.config, drawer.samples[index], drawer.noise(index)
+    config, sample, noise = sampler.config, sampler.samples[index], sampler.noise(index)
     height, width = sample.target.shape[:2]
-    sigmas = training_sigmas(config, drawer.family, height, width)
+    sigmas = training_sigmas(config, sampler.family, height, width)
 
     def velocity(role: str, repeat: int = 1) -> Any:
-        drawer.use(role)
-        context = drawer.context(index, role).repeat(repeat)
-        return batch_velocity(drawer.family, drawer.pipeline.transformer, context, drawer.dtype)
+        sampler.use(role)
+        context = sampler.context(index, role).repeat(repeat)
+        return batch_velocity(sampler.family, sampler.pipeline.transformer, context, sampler.dtype)
 
     states = rollout(velocity(STUDENT), noise, sigmas)
     target = score(velocity(TEACHER, len(states) - 1), states[:-1], sigmas[:-1])
     own = rollout(velocity(TEACHER), noise, sigmas)[-1]
     ids, prompts = (sample.sample_id,), (sample.prompt,)
-    info = SampleInfo(PREVIEW_STEP, index, ids, prompts, height, width, len(drawer.samples))
-    student, teacher = drawer.contexts[index]
+    info = SampleInfo(PREVIEW_STEP, index, ids, prompts, height, width, len(sampler.samples))
+    student, teacher = sampler.contexts[index]
     scored = TrainingBatch(
         info,
         policy_version=version,
@@ -98,7 +98,7 @@ def _trajectory(
 
 
 def _pictures(
-    drawer: Drawer, scored: TrainingBatch, own: Tensor
+    sampler: PreviewSampler, scored: TrainingBatch, own: Tensor
 ) -> tuple[list[dict[str, float]], Image.Image]:
     """Sigma and mean squared difference of the clean estimates at each state; the strip."""
     assert scored.finished is not None, "the roll-out is whole"
@@ -115,5 +115,5 @@ def _pictures(
         facts.append({"sigma": float(sigmas[k]), "difference": difference})
     rows = [[*students, scored.finished], [*teachers, own]]
     with torch.no_grad():
-        pictures = [[drawer.family.decode(drawer.pipeline, x)[0] for x in row] for row in rows]
+        pictures = [[sampler.family.decode(sampler.pipeline, x)[0] for x in row] for row in rows]
     return facts, strip(pictures)

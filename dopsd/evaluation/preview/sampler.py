@@ -33,7 +33,7 @@ PREVIEW_STEP = -1
 """Stands for the optimizer step in the noise's counter: never a training step's noise."""
 
 
-class Drawer:
+class PreviewSampler:
     """The stock pipeline with the contexts of a few samples: draws them under any adapters.
 
     ``samples`` hold their images. Base and student draw under the student's context.

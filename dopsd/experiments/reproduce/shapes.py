@@ -12,7 +12,7 @@ from dopsd.evaluation.generate import png_bytes
 from dopsd.evaluation.prompts import PRIOR, EvalPrompt, shapes_prompts
 from dopsd.evaluation.results import Results
 from dopsd.evaluation.run import evaluate
-from dopsd.evaluation.spec import BASE, Candidate, EvaluateSpec
+from dopsd.evaluation.spec import BASE, EvaluatedModel, EvaluateSpec
 from dopsd.experiments.reproduce import table
 from dopsd.experiments.reproduce.grid import draw_grid
 from dopsd.experiments.reproduce.runs import lora_of, train_all
@@ -113,7 +113,7 @@ def _spec(trials: Sequence[Trial], budget: Budget, folder: str, count: int) -> E
             if prompt.text not in trained:
                 asked.setdefault((prompt.group, prompt.text), prompt)
     models = tuple(
-        Candidate(trial.name, (lora_of(trial, budget, folder),), (trial.concept,))
+        EvaluatedModel(trial.name, (lora_of(trial, budget, folder),), (trial.concept,))
         for trial in trials
     )
     return EvaluateSpec(

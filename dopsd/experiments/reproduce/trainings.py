@@ -15,10 +15,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from dopsd.config import RunConfig
 from dopsd.coordinator.client import ANSWER_SECONDS
 from dopsd.driver.train import train
-from dopsd.errors import DopsdError, LateError
-from dopsd.experiments.reproduce.board import Board
+from dopsd.errors import DeadlineError, DopsdError
+from dopsd.experiments.reproduce.progress_board import ProgressBoard
 from dopsd.ray_cluster.connect import connect
-from dopsd.ray_cluster.failures import own_error
+from dopsd.ray_cluster.failures import unwrap_error
 
 _TELL_SECONDS = 1.0
 """Between two messages of a training to the board."""
@@ -86,7 +86,7 @@ class Trainings:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": here}
         drive = ray.remote(**options, max_retries=0)(_drive)
-        board: Any = ray.remote(**options)(Board).remote()
+        board: Any = ray.remote(**options)(ProgressBoard).remote()
         try:
             while self._waiting or self._references:
                 while self._waiting and len(self._references) < self._at_once:
@@ -109,7 +109,7 @@ class Trainings:
         try:
             self.done.append((training.name, ray.get(reference)))
         except RayError as error:
-            own = own_error(error, "training")
+            own = unwrap_error(error, "training")
             self._error = self._error or type(own)(f"{training.name}: {own}")
             self._waiting.clear()
 
@@ -137,9 +137,9 @@ def _hear(training: Training, messages: int, phase: str, step: int) -> None:
     if messages > training.messages:
         training.heard, training.messages = now, messages
         training.phase, training.step = phase, step
-    limit = training.config.deadline.start + training.config.deadline.step
+    limit = training.config.timeouts.startup + training.config.timeouts.step
     if now - training.heard > limit:
-        raise LateError(
-            f"{training.name} is late: nothing was heard of it for {limit:g} s; last: "
+        raise DeadlineError(
+            f"{training.name} timed out: no progress within {limit:g} s; last: "
             f"{training.phase}, step {training.step}"
         )

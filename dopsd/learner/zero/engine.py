@@ -82,7 +82,7 @@ def engine_config(config: RunConfig, preset: dict[str, Any], accumulation: int) 
         **preset,
         "train_micro_batch_size_per_gpu": learner.micro_batch,
         "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": learner.clip,
+        "gradient_clipping": learner.max_grad_norm,
         "bf16": {"enabled": config.model.dtype == "bfloat16"},
         **optimizer,
         "steps_per_print": 10**9,

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch.utils import cpp_extension
 
-from dopsd.errors import LateError
+from dopsd.errors import DeadlineError
 
 _SHARED_MEMORY = "deepspeed_shm_comm"
 
@@ -65,7 +65,7 @@ def _alone(path: Path, limit: float) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise LateError(
+                    raise DeadlineError(
                         f"{path.parent}: another process has been building this extension for "
                         f"{limit:g} s"
                     ) from None

@@ -11,18 +11,18 @@ import ray
 import torch
 
 from dopsd import __version__, storage
-from dopsd.data.context_cache.files import Encoded, differences, encoded_file, load_record
-from dopsd.data.context_cache.writer import _versions, encode
+from dopsd.data.context_cache.files import ContextCache, differences, encoded_file, load_record
+from dopsd.data.context_cache.writer import _versions, write_context_cache
 from dopsd.data.manifest import Manifest, PrepareSettings
 from dopsd.data.plan import Plan
 from dopsd.data.prepare.run import prepare
-from dopsd.data.read import Wanted
+from dopsd.data.read import ReadSpec
 from dopsd.data.stream.pipeline import encoded_stream, load_encoded
 from dopsd.errors import DataError, WorkerError
 from tests.data.encoders import BrokenFactory, PixelFactory
 from tests.data.samples import SMALL, write_folder
 
-WANTED = Wanted(caption_dropout=0.3)
+WANTED = ReadSpec(caption_dropout=0.3)
 ENTRIES = {"context": "pixels", "empty_prompt": True}
 
 
@@ -60,7 +60,7 @@ def test_versions_are_told_where_dopsd_is_only_on_the_path(monkeypatch: pytest.M
 
 
 def run(data: tuple[Manifest, str], factory: Any, seen: list[Any]) -> Any:
-    return encode(
+    return write_context_cache(
         data[1],
         f"{data[1]}/encoded-123",
         data[0],
@@ -104,7 +104,7 @@ def test_on_s3_after_a_failure_read_as_the_encoders_encode(
     span = plan, 0, 2 * plan.steps_per_epoch
     options: Any = {"shards": shards, "wanted": WANTED, "num_cpus": 0.25}
     options["encoder_factory"] = PixelFactory(tmp_path)
-    cache = Encoded(folder, "123", ENTRIES, teacher=True, latents=False)
+    cache = ContextCache(folder, "123", ENTRIES, teacher=True, latents=False)
     cached = list(encoded_stream(*span, encoded=cache, **options))
     assert len(list(tmp_path.iterdir())) == started, "no encoder was started"
     online = list(encoded_stream(*span, **options))
@@ -117,7 +117,7 @@ def test_on_s3_after_a_failure_read_as_the_encoders_encode(
         assert torch.equal(found.teacher.tensors["pixels"], made.teacher.tensors["pixels"])
     assert "" in prompts and len(prompts) > 2
 
-    mixed = Encoded(folder, "456", {"context": "other"}, teacher=True, latents=False)
+    mixed = ContextCache(folder, "456", {"context": "other"}, teacher=True, latents=False)
     stream = encoded_stream(*span, encoded=mixed, **options)
     with pytest.raises(DataError, match='of 123 in a folder of 456: context: "pixels" there'):
         next(stream)

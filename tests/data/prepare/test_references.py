@@ -16,7 +16,7 @@ from dopsd.data.images import decode_png
 from dopsd.data.manifest import Manifest, PrepareSettings, load_manifest
 from dopsd.data.plan import Plan
 from dopsd.data.prepare.run import prepare
-from dopsd.data.read import RowGroups, Wanted, read_micro_batch, samples_of
+from dopsd.data.read import ReadSpec, RowGroups, read_micro_batch, samples_of
 from dopsd.data.references import MAX_REFERENCES, check_references, sized
 from dopsd.data.sample import Sample
 from dopsd.data.sources.read import read_source
@@ -56,7 +56,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> tuple[P
     return folder, manifest
 
 
-def read(folder: Path, manifest: Manifest, wanted: Wanted) -> dict[str, Sample]:
+def read(folder: Path, manifest: Manifest, wanted: ReadSpec) -> dict[str, Sample]:
     groups = RowGroups(str(folder / "shards"), wanted)
     plan = Plan.from_manifest(manifest, 0, 2, 2)
     batches = plan.micro_batches(0, plan.steps_per_epoch)
@@ -84,7 +84,7 @@ def test_a_bad_reference_quarantines_its_row_and_says_why(data: tuple[Path, Mani
 
 def test_references_come_back_in_order_and_at_their_own_size(data: tuple[Path, Manifest]) -> None:
     folder, manifest = data
-    samples = read(folder, manifest, Wanted(reference_pixels=1024**2, reference_multiple=8))
+    samples = read(folder, manifest, ReadSpec(reference_pixels=1024**2, reference_multiple=8))
     assert samples["0"].references == ()
     (one,) = samples["1"].references
     assert np.array_equal(one, np.asarray(picture(11, *SIZES[1])))
@@ -96,9 +96,9 @@ def test_references_come_back_in_order_and_at_their_own_size(data: tuple[Path, M
 
 def test_what_is_not_wanted_is_not_read(data: tuple[Path, Manifest]) -> None:
     folder, manifest = data
-    plain = read(folder, manifest, Wanted(images=False))
+    plain = read(folder, manifest, ReadSpec(images=False))
     assert all(s.image is None and s.references == () for s in plain.values())
-    groups = RowGroups(str(folder / "shards"), Wanted(images=False))
+    groups = RowGroups(str(folder / "shards"), ReadSpec(images=False))
     assert not {"image", "references"} & groups.row(next(iter(_refs(manifest)))).keys()
 
 
@@ -127,7 +127,7 @@ def test_shards_of_version_1_are_samples_without_references(
                 writer.write_table(group.drop_columns(["references"]))
     loaded = load_manifest(str(old))
     assert loaded.without_references == 3
-    samples = read(tmp_path, loaded, Wanted(reference_pixels=1024**2))
+    samples = read(tmp_path, loaded, ReadSpec(reference_pixels=1024**2))
     assert len(samples) == 3 and all(s.references == () for s in samples.values())
     with pytest.raises(DataError, match="3 of 3 samples have no reference pictures"):
         check_references(loaded)

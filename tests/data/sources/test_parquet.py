@@ -17,7 +17,7 @@ from dopsd.data.manifest import Manifest, PrepareSettings
 from dopsd.data.prepare.run import prepare
 from dopsd.data.prepare.shards import fetch_picture, unpack
 from dopsd.data.sources.read import read_source
-from dopsd.data.sources.rows import Place, SourceRow
+from dopsd.data.sources.rows import ByteRange, SourceRow
 from dopsd.errors import DataError
 from tests.data.samples import SMALL, picture, png, write_folder
 
@@ -174,7 +174,7 @@ def test_pictures_with_references_are_set_aside_where_they_are_read(tmp_path: Pa
         "bad reference: 1: broken image: not a format of PNG, JPEG, WEBP, GIF, BMP, TIFF"
     )
     size = sum(map(len, images))
-    assert third.image == Place(str(tmp_path / "aside-0"), size, size + len(images[2]))
+    assert third.image == ByteRange(str(tmp_path / "aside-0"), size, size + len(images[2]))
 
 
 def test_prepared_shards_are_a_source_and_give_the_same_data(

@@ -7,7 +7,7 @@ import torch
 
 from dopsd.errors import ModelError
 from dopsd.evaluation.concept_prompts import Concept, from_vlm
-from dopsd.evaluation.metrics import Shown, make_metric
+from dopsd.evaluation.metrics import MetricInput, make_metric
 from dopsd.evaluation.metrics.judge import LABELS
 from dopsd.evaluation.vlm import Vlm
 from tests.evaluation.tiny import image_processor, picture
@@ -17,7 +17,9 @@ def test_the_judge_gives_every_picture_one_label(vlm_folder):
     judge = make_metric("judge", str(vlm_folder))
     judge.check()
     judge.load()
-    shown = [Shown(picture(n), targets=(picture(9),)) for n in range(3)] + [Shown(picture(0))]
+    shown = [MetricInput(picture(n), targets=(picture(9),)) for n in range(3)] + [
+        MetricInput(picture(0))
+    ]
     *judged, without = judge.measure(shown)
     assert without == {}
     for values in judged:
@@ -39,7 +41,7 @@ def test_the_likeliest_letter_is_the_label(vlm_folder, letter, column):
         logits[..., other] = 1e5
 
     vlm._model.get_output_embeddings().register_forward_hook(likes)
-    (values,) = judge.measure([Shown(picture(0), targets=(picture(9),))])
+    (values,) = judge.measure([MetricInput(picture(0), targets=(picture(9),))])
     assert values[column] == 1
 
 

@@ -15,8 +15,8 @@ from dopsd.errors import ConfigError
 from dopsd.evaluation.metrics import (
     DISTANCES,
     METRICS,
+    MetricInput,
     MissingWeights,
-    Shown,
     make_distance,
     make_metric,
 )
@@ -64,7 +64,7 @@ def test_dino_is_the_cosine_of_class_tokens(dino_folder, loaded):
     def cosine(x, y):
         return float(x @ y / np.linalg.norm(x) / np.linalg.norm(y))
 
-    shown = [Shown(images[0], targets=(images[1], images[2])), Shown(images[1])]
+    shown = [MetricInput(images[0], targets=(images[1], images[2])), MetricInput(images[1])]
     values = metric.measure(shown)
     assert values[0]["dino"] == pytest.approx((cosine(a, b) + cosine(a, c)) / 2, abs=1e-5)
     assert values[1] == {}
@@ -81,7 +81,7 @@ def test_clip_s_is_the_cosine_of_picture_and_prompt(clip_folder, loaded):
     with torch.no_grad():
         output = model(pixel_values=pixels, **tokens)
     expected = (output.image_embeds @ output.text_embeds.T)[0].tolist()
-    values = metric.measure([Shown(image, prompt) for prompt in prompts])
+    values = metric.measure([MetricInput(image, prompt) for prompt in prompts])
     assert [value["clip_s"] for value in values] == pytest.approx(expected, abs=1e-5)
 
 
@@ -89,7 +89,9 @@ def test_sharpness_by_hand():
     flat = Image.new("RGB", (8, 8), (90, 10, 200))
     stripes = np.zeros((5, 6, 3), dtype=np.uint8)
     stripes[:, ::2] = 255
-    values = make_metric("sharpness").measure([Shown(flat), Shown(Image.fromarray(stripes))])
+    values = make_metric("sharpness").measure(
+        [MetricInput(flat), MetricInput(Image.fromarray(stripes))]
+    )
     assert values[0]["sharpness"] == pytest.approx(0, abs=1e-10)
     # A white column between black ones: -4 + 2 (above, below) = -2; a black one: +2.
     assert values[1]["sharpness"] == pytest.approx(4, abs=1e-4)
@@ -105,10 +107,10 @@ def test_the_oracle_counts_what_the_prompt_names():
     oracle = make_metric("oracle")
     hit, half, blurred, plain = oracle.measure(
         [
-            Shown(image, expected=right, concept="pattern"),
-            Shown(image, expected=wrong, concept="pattern"),
-            Shown(blur, expected=right, concept="pattern"),
-            Shown(image),
+            MetricInput(image, expected=right, concept="pattern"),
+            MetricInput(image, expected=wrong, concept="pattern"),
+            MetricInput(blur, expected=right, concept="pattern"),
+            MetricInput(image),
         ]
     )
     assert (hit["concept"], hit["ok"], hit["named"]) == (1, 1, 1)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dopsd.data.sample import Sample
 from dopsd.evaluation.preview.history import draw_history
-from dopsd.evaluation.preview.sampler import PREVIEW_STEP, Drawer
+from dopsd.evaluation.preview.sampler import PREVIEW_STEP, PreviewSampler
 from dopsd.export import lora_file
 from dopsd.method.noise import sample_noise
 from dopsd.models import FAMILIES
@@ -60,8 +60,8 @@ def drawn(tiny_base):
         Sample("one", "a red cat", random_image(32, 32, 0)),
         Sample("two", "a blue mat", random_image(24, 48, 1)),
     ]
-    drawer = Drawer(config, samples, "cpu")
-    return config, drawer, draw_history(drawer, [(0, None), (5, lambda: adapters)])
+    sampler = PreviewSampler(config, samples, "cpu")
+    return config, sampler, draw_history(sampler, [(0, None), (5, lambda: adapters)])
 
 
 def picture(files, name) -> Image.Image:
@@ -76,13 +76,13 @@ def difference(one: Image.Image, other: Image.Image) -> int:
 
 
 def test_the_last_column_is_what_the_stock_sampler_draws(drawn):
-    _, drawer, files = drawn
+    _, sampler, files = drawn
     for index in range(2):
         student, teacher = cut(picture(files, strip_path(5, index)), 4, 2)
         for row, role in ((student, "student"), (teacher, "teacher")):
-            assert difference(row[-1], drawer.draw(index, role)) <= 2, role
+            assert difference(row[-1], sampler.draw(index, role)) <= 2, role
         base = cut(picture(files, strip_path(0, index)), 4, 2)[0][-1]
-        assert difference(base, drawer.draw(index, "base")) <= 2
+        assert difference(base, sampler.draw(index, "base")) <= 2
         assert difference(base, student[-1]) > 2, "the adapters draw something else"
         assert difference(student[-2], student[-1]) == 0, "the last estimate is the drawing"
 

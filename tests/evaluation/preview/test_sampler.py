@@ -11,7 +11,7 @@ import torch
 from diffusers import ZImageTransformer2DModel
 
 from dopsd.data.sample import Sample
-from dopsd.evaluation.preview.sampler import BASE, Drawer
+from dopsd.evaluation.preview.sampler import BASE, PreviewSampler
 from dopsd.models.lora import STUDENT, TEACHER
 from tests.models.test_transformer_folder import runs
 from tests.tiny import make_config, random_image
@@ -19,18 +19,18 @@ from tests.tiny import make_config, random_image
 __all__ = ["runs"]
 
 
-def drawer_of(base: Path, **sections: object) -> Drawer:
+def sampler_of(base: Path, **sections: object) -> PreviewSampler:
     config = make_config(base, method={"steps": 2}, **sections)
     samples = [Sample(f"{n}", "a red cat", random_image(32, 32, n)) for n in range(2)]
-    return Drawer(config, samples, "cpu")
+    return PreviewSampler(config, samples, "cpu")
 
 
 def files(folder: Path, *names: str) -> list[Callable[[], bytes]]:
     return [partial((folder / name).read_bytes) for name in names]
 
 
-def weights(drawer: Drawer) -> dict[str, torch.Tensor]:
-    return {n: p.detach().clone() for n, p in drawer.pipeline.transformer.named_parameters()}
+def weights(sampler: PreviewSampler) -> dict[str, torch.Tensor]:
+    return {n: p.detach().clone() for n, p in sampler.pipeline.transformer.named_parameters()}
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -39,11 +39,11 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 @pytest.mark.parametrize("own", [False, True], ids=["the base teaches", "a teacher of its own"])
 def test_whole_models_take_turns_in_one_transformer(own, tiny_base, runs) -> None:
-    drawer = drawer_of(tiny_base, adapters="full")
-    base = weights(drawer)
+    sampler = sampler_of(tiny_base, adapters="full")
+    base = weights(sampler)
     folder = runs / "full" / "transformer"
     student = files(folder, *sorted(path.name for path in folder.glob("*.safetensors")))
-    drawer.load(student, list(reversed(student)) if own else [])
+    sampler.load(student, list(reversed(student)) if own else [])
     whole = dict(ZImageTransformer2DModel.from_pretrained(folder).named_parameters())
     for role, wanted in (
         (STUDENT, whole),
@@ -51,27 +51,27 @@ def test_whole_models_take_turns_in_one_transformer(own, tiny_base, runs) -> Non
         (STUDENT, whole),
         (BASE, base),
     ):
-        drawer.use(role)
-        assert same(weights(drawer), wanted), role
-    assert drawer.draw(0, BASE).tobytes() != drawer.draw(0, STUDENT).tobytes()
+        sampler.use(role)
+        assert same(weights(sampler), wanted), role
+    assert sampler.draw(0, BASE).tobytes() != sampler.draw(0, STUDENT).tobytes()
 
 
 def test_modules_go_with_their_lora(tiny_base, runs) -> None:
-    drawer = drawer_of(tiny_base, adapters="lora+modules", lora={"rank": 4, "alpha": 8})
-    before = drawer.draw(0, BASE).tobytes()
-    base = weights(drawer)
+    sampler = sampler_of(tiny_base, adapters="lora+modules", lora={"rank": 4, "alpha": 8})
+    before = sampler.draw(0, BASE).tobytes()
+    base = weights(sampler)
     both = files(runs / "modules", "lora.safetensors", "modules.safetensors")
     for _ in range(2):  # as two versions of a history
-        drawer.load(both, both[:1])
-        drawer.use(STUDENT)
-        moved = [name for name, tensor in base.items() if not same_as(drawer, name, tensor)]
+        sampler.load(both, both[:1])
+        sampler.use(STUDENT)
+        moved = [name for name, tensor in base.items() if not same_as(sampler, name, tensor)]
         assert moved and all(name.endswith("norm1.weight") for name in moved)
-        drawer.use(BASE)
-        assert all(same_as(drawer, name, tensor) for name, tensor in base.items())
-    assert drawer.draw(0, BASE).tobytes() == before != drawer.draw(0, STUDENT).tobytes()
+        sampler.use(BASE)
+        assert all(same_as(sampler, name, tensor) for name, tensor in base.items())
+    assert sampler.draw(0, BASE).tobytes() == before != sampler.draw(0, STUDENT).tobytes()
 
 
-def same_as(drawer: Drawer, name: str, tensor: torch.Tensor) -> bool:
+def same_as(sampler: PreviewSampler, name: str, tensor: torch.Tensor) -> bool:
     """Whether a weight is as it was; one that a LoRA adapts is no part of the question."""
-    own = dict(drawer.pipeline.transformer.named_parameters())
+    own = dict(sampler.pipeline.transformer.named_parameters())
     return name not in own or torch.equal(own[name], tensor)

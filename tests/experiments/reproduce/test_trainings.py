@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from dopsd.config import RunConfig
-from dopsd.errors import LateError, ModelError
-from dopsd.experiments.reproduce.board import Board
+from dopsd.errors import DeadlineError, ModelError
+from dopsd.experiments.reproduce.progress_board import ProgressBoard
 from dopsd.experiments.reproduce.trainings import Training, Trainings, _hear
 from dopsd.experiments.reproduce.variants import FULL, VARIANTS, Trial, config_of
 
@@ -47,12 +47,12 @@ def test_a_training_that_falls_silent_is_late(tmp_path: Path):
     assert (training.phase, training.step) == ("train", 7)
     training.heard -= 1801
     silent = r"^bars-sft-s0 is late: nothing was heard of it for 1800 s; last: train, step 7$"
-    with pytest.raises(LateError, match=silent):
+    with pytest.raises(DeadlineError, match=silent):
         _hear(training, 1, "train", 7)
 
 
 def test_the_board_keeps_what_each_said_last_and_every_line():
-    board = Board()
+    board = ProgressBoard()
     board.tell("a", "train", 1, ["slow"])
     board.tell("b", "prepare", 0, [])
     board.tell("a", "train", 2, [])

@@ -120,7 +120,9 @@ def plain(tiny_base):
                 loss = loss + batch.weight[k] * error.sum() / (samples * STATES)
         optimizer.zero_grad()
         loss.backward()
-        norms.append(float(torch.nn.utils.clip_grad_norm_(weights.values(), config.learner.clip)))
+        norms.append(
+            float(torch.nn.utils.clip_grad_norm_(weights.values(), config.learner.max_grad_norm))
+        )
         optimizer.step()
         losses.append(float(loss.detach()))
         for name, weight in weights.items():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dopsd.errors import LateError
+from dopsd.errors import DeadlineError
 from dopsd.learner.zero.extensions import build
 
 
@@ -43,6 +43,8 @@ def test_another_process_that_builds_for_too_long_is_named(builder):
     build(builder)
     with (builder.lock.parent / "dopsd.lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(LateError, match=r"tiny_op: another process has been building .* 0.1 s"):
+        with pytest.raises(
+            DeadlineError, match=r"tiny_op: another process has been building .* 0.1 s"
+        ):
             build(builder, limit=0.1)
     assert builder.built == 1

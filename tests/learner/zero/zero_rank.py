@@ -22,16 +22,16 @@ from torch import Tensor
 from dopsd.checkpoint.learner_state import LearnerState
 from dopsd.config import RunConfig
 from dopsd.coordinator.admission import rank_share
-from dopsd.coordinator.messages import Wish
-from dopsd.learner.learner import Learner, Micro
+from dopsd.coordinator.messages import CheckpointRequest
+from dopsd.learner.learner import Learner, LearnerMicroBatch
 from dopsd.learner.student import build_student
-from dopsd.learner.weights import WholeWeights
+from dopsd.learner.weights import ReplicatedWeights
 from dopsd.learner.zero.engine import ZeroEngine, engine_config, read_preset
 from dopsd.method.terms import stored_terms
 from dopsd.models import FAMILIES
 from dopsd.models.lora import checksum
 from dopsd.records import SampleInfo, TrainingBatch
-from dopsd.run_folder.ledger import Trained
+from dopsd.run_folder.ledger import TrainedShare
 from tests.tiny import make_config, make_context
 
 STEPS, STATES, FULL, SAVED = 3, 2, 3, 2
@@ -50,7 +50,7 @@ def case_config(base: str, stage: str, dtype: str) -> RunConfig:
             "global_batch": 2 * FULL,
             "micro_batch": 2,
             "lr": 1e-3,
-            "clip": 0.05,
+            "max_grad_norm": 0.05,
             "deepspeed": stage,
         },
     )
@@ -74,14 +74,16 @@ def batches(step: int) -> list[TrainingBatch]:
     return made
 
 
-def share_of(made: list[TrainingBatch], dtype: str, rank: int, world: int) -> Iterator[Micro]:
+def share_of(
+    made: list[TrainingBatch], dtype: str, rank: int, world: int
+) -> Iterator[LearnerMicroBatch]:
     """What a learner trains of the micro-batches of a step, in the compute dtype."""
     for index, real in rank_share(len(made), FULL, rank, world):
         batch = made[index]
         batch.student = batch.student.to("cpu", getattr(torch, dtype))
         info = batch.info
         terms = stored_terms(batch)
-        yield Micro(terms, info.step_samples, real, 0, 0, {}, index, info.sample_ids)
+        yield LearnerMicroBatch(terms, info.step_samples, real, 0, 0, {}, index, info.sample_ids)
 
 
 def sum_over_ranks(values: list[float]) -> list[float]:
@@ -105,7 +107,7 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
     settings = engine_config(config, read_preset(stage), accumulation)
     engine = ZeroEngine(student, settings, config.learner)
 
-    def micro_batches(step: int) -> Iterator[Micro]:
+    def micro_batches(step: int) -> Iterator[LearnerMicroBatch]:
         made = batches(step)
         if "poison" in words and step == 1:
             made[1].target_velocity[0, 0, 0, 0, 0] = float("inf")
@@ -120,11 +122,13 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
 
     lines: list[dict] = []
     weights_at: list[dict] = []
-    shares: list[Trained] = []
+    shares: list[TrainedShare] = []
 
-    def publish(version: int, weights: WholeWeights) -> Wish:
+    def publish(version: int, weights: ReplicatedWeights) -> CheckpointRequest:
         weights_at.append({name: tensor.clone() for name, tensor in weights.student.items()})
-        return Wish(save=version == SAVED and words in ([], ["adamw8bit"], ["modules"]))
+        return CheckpointRequest(
+            save=version == SAVED and words in ([], ["adamw8bit"], ["modules"])
+        )
 
     learner = Learner(
         config,

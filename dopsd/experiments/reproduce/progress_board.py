@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-class Board:
+class ProgressBoard:
     """The class behind an actor that every training tells and the driver reads."""
 
     def __init__(self) -> None:

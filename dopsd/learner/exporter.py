@@ -11,7 +11,7 @@ from torch import Tensor
 from dopsd.config import RunConfig
 from dopsd.export import lora_file, modules_file, write_transformer
 from dopsd.learner.publisher import BucketPublisher
-from dopsd.learner.weights import ShardedWeights, Weights, WholeWeights
+from dopsd.learner.weights import ReplicatedWeights, ShardedWeights, Weights
 from dopsd.models.base import DTYPES, Family
 from dopsd.models.lora import STUDENT, TEACHER
 from dopsd.policy.bundle import Bundle
@@ -23,7 +23,7 @@ Write = Callable[[str, bytes], Any]
 """Takes the path of a file inside the run folder, and its bytes."""
 
 
-class Outputs:
+class Exporter:
     """The outputs of one rank; rank 0 alone stores and writes.
 
     ``metadata``: what exported files say of themselves. ``put`` stores bytes, as ray.put does.
@@ -61,14 +61,14 @@ class Outputs:
         dtype = DTYPES[self.config.model.dtype]
         return Bundle.create(version, weights.student, weights.ema.tensors, dtype, self._put)
 
-    def before(self, version: int, weights: Weights) -> None:
+    def before_publish(self, version: int, weights: Weights) -> None:
         """Files that the user wants of a version before it is published."""
         if self.rank == 0 and weights_dumped(self.config, version):
             for adapter, state in _both(weights):
                 self._write(weights_path(version, adapter), self._lora(adapter, state))
                 self._write_modules(modules_path(version, adapter), adapter, state)
 
-    def after(self, version: int, weights: Weights) -> None:
+    def after_publish(self, version: int, weights: Weights) -> None:
         """Files that can wait until roll-outs of the version go on."""
         if isinstance(weights, ShardedWeights):
             return  # start and end are drawn
@@ -81,7 +81,7 @@ class Outputs:
                 self._write(kept_path(version, adapter), payload)
                 self._write_modules(kept_modules_path(version, adapter), adapter, state)
 
-    def final(self, weights: Weights) -> None:
+    def export(self, weights: Weights) -> None:
         """The exports of a finished run. Collective."""
         if isinstance(weights, ShardedWeights):
             for adapter in (STUDENT, TEACHER) if weights.averages else (STUDENT,):
@@ -132,5 +132,5 @@ class Outputs:
 
 
 def _both(weights: Weights) -> tuple[tuple[str, dict[str, Tensor]], ...]:
-    assert isinstance(weights, WholeWeights), "refused by the config"
+    assert isinstance(weights, ReplicatedWeights), "refused by the config"
     return (STUDENT, weights.student), (TEACHER, weights.ema.tensors)
