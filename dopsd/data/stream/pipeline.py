@@ -103,13 +103,15 @@ def encoded_stream(
         # Reading tasks of several micro-batches: fewer tasks to schedule, and their row groups are
         # read once. Half the window at most, so that encoders have the other half to work on.
         size = max(1, min(window_size // 2, 8))
-        spans = [{"start": at, "stop": min(at + size, last)} for at in range(first, last, size)]
+        spans = [
+            {"start": start, "stop": min(start + size, last)} for start in range(first, last, size)
+        ]
         expected = map(plan.key_at, range(first, last))
         executor: Any = None
         try:
             with ray.data.DataContext.current(_context(window_size, size, readers, start_s)):
                 data: ray.data.Dataset = ray.data.from_items(spans, override_num_blocks=len(spans))
-                reading: dict[str, Any] = {"shards": place, "wanted": read_spec}
+                reading: dict[str, Any] = {"shards": place, "read_spec": read_spec}
                 reading["plan"] = Broadcast(f"{plan.key} {plan.micro_batches_per_step}", plan)
                 if encoded:
                     reading["encoded"] = encoded

@@ -22,7 +22,7 @@ from dopsd.errors import DataError, WorkerError
 from tests.data.encoders import BrokenFactory, PixelFactory
 from tests.data.samples import SMALL, write_folder
 
-WANTED = ReadSpec(caption_dropout=0.3)
+READ_SPEC = ReadSpec(caption_dropout=0.3)
 ENTRIES = {"context": "pixels", "empty_prompt": True}
 
 
@@ -64,7 +64,7 @@ def run(data: tuple[Manifest, str], factory: Any, seen: list[Any]) -> Any:
         data[1],
         f"{data[1]}/encoded-123",
         data[0],
-        WANTED,
+        READ_SPEC,
         "123",
         ENTRIES,
         factory,
@@ -102,7 +102,7 @@ def test_on_s3_after_a_failure_read_as_the_encoders_encode(
 
     plan = Plan.from_manifest(manifest, 3, 2, 2)
     span = plan, 0, 2 * plan.steps_per_epoch
-    options: Any = {"shards": shards, "wanted": WANTED, "num_cpus": 0.25}
+    options: Any = {"shards": shards, "read_spec": READ_SPEC, "num_cpus": 0.25}
     options["encoder_factory"] = PixelFactory(tmp_path)
     cache = ContextCache(folder, "123", ENTRIES, teacher=True, latents=False)
     cached = list(encoded_stream(*span, encoded=cache, **options))
