@@ -179,9 +179,9 @@ def join_samples(
     samples: Sequence[EncodedSample],
 ) -> tuple[Context, Context | None, Tensor | None]:
     """(student's context, teacher's context, latents) of the micro-batch of ``samples``."""
-    students = Context.joined([each.student for each in samples])
-    teachers = [each.teacher for each in samples if each.teacher is not None]
-    targets = [each.target for each in samples if each.target is not None]
+    students = Context.joined([sample.student for sample in samples])
+    teachers = [sample.teacher for sample in samples if sample.teacher is not None]
+    targets = [sample.target for sample in samples if sample.target is not None]
     return (
         students,
         Context.joined(teachers) if teachers else None,

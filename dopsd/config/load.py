@@ -54,8 +54,8 @@ def yaml_problem(error: Exception) -> str:
     if mark is None:
         return "not YAML: " + " ".join(str(error).split())
     what = "" if isinstance(error, DuplicateKeyError) else "not YAML: "
-    place = f"line {mark.line + 1}, column {mark.column + 1}"
-    return f"{what}{place}: {' '.join(str(getattr(error, 'problem', '')).split())}"
+    position = f"line {mark.line + 1}, column {mark.column + 1}"
+    return f"{what}{position}: {' '.join(str(getattr(error, 'problem', '')).split())}"
 
 
 def load_config(config: str | Path | None, overrides: list[str] | None = None) -> RunConfig:

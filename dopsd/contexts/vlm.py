@@ -106,8 +106,8 @@ class VlmEncoder:
         grids = pixels["image_grid_thw"].to(self.model.device)
         texts = [self.image_template(p, int(n)) for p, n in zip(prompts, merged)]
         ids, mask = tokenize(self.vlm_tokenizer, texts, self.image_text_tokens, self.text.format)
-        found = (ids == self.image_token).sum(1)
-        if not torch.equal(found, merged):
+        kept = (ids == self.image_token).sum(1)
+        if not torch.equal(kept, merged):
             raise ModelError(
                 f"context.image_text_tokens: {self.image_text_tokens}, but an image alone takes "
                 f"{int(merged.max())} tokens; raise it or lower context.image_max_pixels"

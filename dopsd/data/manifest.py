@@ -121,7 +121,7 @@ class Manifest(_Record):
             "captions: " + ", ".join(f"{k} ({n})" for k, n in sorted(self.caption_keys.items())),
         ]
         if self.without_references < self.samples:
-            counts = ", ".join(f"{each} ({n})" for each, n in self.references.items())
+            counts = ", ".join(f"{number} ({n})" for number, n in self.references.items())
             lines.append(f"reference pictures of a sample: {counts}")
         if self.quarantined:
             lines.append(f"quarantined: {self.seen - self.samples} of {self.seen}")

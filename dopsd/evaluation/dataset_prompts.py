@@ -61,8 +61,8 @@ def dataset_prompts(
     if vlm:
         check_config(_WHO, vlm)
     writer = model_identity(vlm) if vlm else "templates"
-    made = fingerprint([manifest.fingerprint, writer, _VERSION])
-    path = storage.join(out, f"prompts-{made}.jsonl")
+    key = fingerprint([manifest.fingerprint, writer, _VERSION])
+    path = storage.join(out, f"prompts-{key}.jsonl")
     if not storage.exists(path):
         concepts = concepts_of(shards, manifest)
         references = write_references(shards, concepts, storage.join(out, "references"))
@@ -101,6 +101,6 @@ def _by_vlm(
         start_s=_START_SECONDS,
         step_s=_ANSWER_SECONDS,
         restarts=1,
-    ) as crew:
-        crew.run(jobs(), keep)
+    ) as pool:
+        pool.run(jobs(), keep)
     return [written[concept.name] for concept in concepts]

@@ -157,20 +157,20 @@ def summarize(
 ) -> Results:
     """Tables over all pictures, in the order in which these come."""
     cells: dict[tuple[str, int, str], list[PictureScores]] = {}
-    for each in scores:
-        cells.setdefault((each.model, each.steps, each.group), []).append(each)
+    for score in scores:
+        cells.setdefault((score.model, score.steps, score.group), []).append(score)
     rows = [
         Row(
             model,
             steps,
             group,
             cell[0].prior,
-            len({each.prompt for each in cell}),
+            len({score.prompt for score in cell}),
             len(cell),
             {
                 name: _estimate(cell, name, column.rate)
                 for name, column in columns.items()
-                if any(name in each.values for each in cell)
+                if any(name in score.values for score in cell)
             },
         )
         for (model, steps, group), cell in cells.items()
@@ -200,10 +200,10 @@ def _marks(row: Row, models: Sequence[EvaluatedModel]) -> list[str]:
 def _by_prompt(cell: Sequence[PictureScores], column: str) -> dict[str, float]:
     """Mean over a prompt's seeds: pictures of one prompt are no independent draws."""
     values: dict[str, list[float]] = {}
-    for each in cell:
-        if column in each.values:
-            values.setdefault(each.prompt, []).append(each.values[column])
-    return {prompt: mean(found) for prompt, found in values.items()}
+    for score in cell:
+        if column in score.values:
+            values.setdefault(score.prompt, []).append(score.values[column])
+    return {prompt: mean(scores) for prompt, scores in values.items()}
 
 
 def _estimate(cell: Sequence[PictureScores], column: str, rate: bool) -> Value:

@@ -57,12 +57,12 @@ class EvaluationWorker:
         return self._metric[1].measure(
             [
                 MetricInput(
-                    decode_image(each.png),
-                    each.prompt.text,
-                    tuple(opened[digest] for digest in each.targets),
-                    each.prompt.expected,
-                    each.prompt.concept,
+                    decode_image(image.png),
+                    image.prompt.text,
+                    tuple(opened[digest] for digest in image.targets),
+                    image.prompt.expected,
+                    image.prompt.concept,
                 )
-                for each in pictures
+                for image in pictures
             ]
         )

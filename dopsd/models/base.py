@@ -212,7 +212,7 @@ def check_attention(name: str | None) -> None:
 
     known = [backend.value for backend in AttentionBackendName]
     if name not in known:
-        public = ", ".join(sorted(each for each in known if not each.startswith("_")))
+        public = ", ".join(sorted(backend for backend in known if not backend.startswith("_")))
         raise ModelError(f"model.attention: {name!r}, allowed: a backend of diffusers: {public}")
 
 

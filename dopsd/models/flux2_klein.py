@@ -145,7 +145,7 @@ class Flux2Klein(Family):
         return {
             "reference": pad_sequence(tokens, batch_first=True).float().cpu(),
             "reference_ids": pad_sequence(ids, batch_first=True),
-            "reference_lengths": torch.tensor([len(each) for each in ids]),
+            "reference_lengths": torch.tensor([len(positions) for positions in ids]),
         }
 
     def draw(

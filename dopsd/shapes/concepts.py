@@ -140,8 +140,8 @@ def prior_prompts(count: int, seed: int) -> list[Prompt]:
 def distinct_prior_prompts(count: int, seed: int, avoid: Collection[str]) -> list[Prompt]:
     """``count`` different prompts about what the base knows, none of their texts in ``avoid``."""
     drawn = prior_prompts(16 * count, seed)
-    found = {prompt.text: prompt for prompt in drawn if prompt.text not in avoid}
-    return list(found.values())[:count]
+    prompts = {prompt.text: prompt for prompt in drawn if prompt.text not in avoid}
+    return list(prompts.values())[:count]
 
 
 def concept_prompts(name: str, count: int, seed: int) -> list[Prompt]:

@@ -193,11 +193,11 @@ def score(
     readings = read(images)
     triples = list(zip(readings, scenes, named, strict=True))
     right = {
-        name: [seen.matches(scene, (name,)) for seen, scene, said in triples if name in said]
+        name: [seen.matches(scene, (name,)) for seen, scene, names in triples if name in names]
         for name in world.ATTRIBUTES
     }
     pooled = [hit for hits in right.values() for hit in hits]
-    full = [seen.matches(scene, said) for seen, scene, said in triples]
+    full = [seen.matches(scene, names) for seen, scene, names in triples]
     result = Score(
         count=len(triples),
         attributes={name: mean(hits) for name, hits in right.items() if hits},

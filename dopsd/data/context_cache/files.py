@@ -81,19 +81,19 @@ def prompt_key(prompt: str, teacher_prompt: str | None) -> str:
     return hashlib.sha256(json.dumps([prompt, teacher_prompt]).encode()).hexdigest()[:24]
 
 
-def differences(made: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """What ``asked`` needs and contexts made of ``made`` do not hold, an entry each; empty when
-    they fit."""
-    found = []
-    for key, value in asked.items():
-        have = made.get(key)
+def differences(recorded: Mapping[str, Any], needed: Mapping[str, Any]) -> list[str]:
+    """What is ``needed`` and contexts of the entries ``recorded`` do not hold, a line for each;
+    empty when they fit."""
+    lines = []
+    for key, value in needed.items():
+        have = recorded.get(key)
         if isinstance(value, list) and isinstance(have, list):
-            fits = all(each in have for each in value)
+            fits = all(choice in have for choice in value)
         else:
             fits = have == value or (key in _EXTRAS and not value)
         if not fits:
-            found.append(f"{key}: {_short(have)} there, {_short(value)} needed")
-    return found
+            lines.append(f"{key}: {_short(have)} there, {_short(value)} needed")
+    return lines
 
 
 def _short(value: Any) -> str:
@@ -120,15 +120,15 @@ def load_record(folder: str) -> EncodedRecord:
 def check_files(folder: str, record: EncodedRecord, manifest: Manifest) -> None:
     """Raises DataError when a file of the record is missing or has another size, or when a row
     group of the data has none."""
-    there = dict(storage.list_files(folder))
+    sizes = dict(storage.list_files(folder))
     for group in manifest.row_groups:
         if (name := encoded_file(group.file, group.row_group)) not in record.files:
             raise DataError(f"{folder}: holds nothing for {group.file}; {RERUN_HINT}")
-        if there.get(name) != record.files[name]:
-            found = f"{there[name]} bytes" if name in there else "missing"
+        if sizes.get(name) != record.files[name]:
+            actual = f"{sizes[name]} bytes" if name in sizes else "missing"
             raise DataError(
-                f"{storage.join(folder, name)}: {found}, {RECORD} says {record.files[name]} bytes; "
-                f"take the folder away and {RERUN_HINT}"
+                f"{storage.join(folder, name)}: {actual}, {RECORD} says "
+                f"{record.files[name]} bytes; take the folder away and {RERUN_HINT}"
             )
 
 
@@ -153,15 +153,15 @@ class EncodedRows:
                 if path not in self._opened:
                     self._opened[path] = self._open(path, source)
                 footer, index = self._opened[path]
-                place = index.get((sample_id, prompt_key(prompt, teacher_prompt)))
-                if place is None:
+                number = index.get((sample_id, prompt_key(prompt, teacher_prompt)))
+                if number is None:
                     raise DataError(
                         f"{path}: holds no contexts of sample {sample_id} with the prompt "
                         f"{prompt[:80]!r}; {RERUN_HINT}"
                     )
                 parquet = pq.ParquetFile(source, metadata=footer, page_checksum_verification=True)
-                (payload,) = parquet.read_row_group(place).column("payload").to_pylist()
-            found: EncodedSample = EncodedSample.from_bytes(payload)
+                (payload,) = parquet.read_row_group(number).column("payload").to_pylist()
+            sample: EncodedSample = EncodedSample.from_bytes(payload)
         except FileNotFoundError:
             raise DataError(f"{path}: no such file; {RERUN_HINT}") from None
         except DopsdError:
@@ -169,25 +169,25 @@ class EncodedRows:
         except Exception as error:  # pyarrow raises many kinds on files that are broken
             raise DataError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
         return EncodedSample(
-            found.student,
-            found.teacher if self.encoded.teacher else None,
-            found.target if self.encoded.latents else None,
+            sample.student,
+            sample.teacher if self.encoded.teacher else None,
+            sample.target if self.encoded.latents else None,
         )
 
     def _open(self, path: str, source: Any) -> tuple[pq.FileMetaData, dict[tuple[str, str], int]]:
         footer = pq.read_metadata(source)
         try:
-            made = json.loads((footer.metadata or {})[META_KEY.encode()])
+            meta = json.loads((footer.metadata or {})[META_KEY.encode()])
         except KeyError:
             raise DataError(f"{path}: holds no encoded contexts; {RERUN_HINT}") from None
-        if made["fingerprint"] != self.encoded.fingerprint:
-            differ = differences(made["entries"], self.encoded.entries)
+        if meta["fingerprint"] != self.encoded.fingerprint:
+            differ = differences(meta["entries"], self.encoded.entries)
             raise DataError(
-                f"{path}: a file of {made['fingerprint']} in a folder of "
+                f"{path}: a file of {meta['fingerprint']} in a folder of "
                 f"{self.encoded.fingerprint}: {'; '.join(differ)}; remove the folder and "
                 f"{RERUN_HINT}"
             )
-        return footer, {(name, key): at for at, (name, key) in enumerate(made["index"])}
+        return footer, {(name, key): number for number, (name, key) in enumerate(meta["index"])}
 
 
 def read_encoded(
@@ -197,9 +197,7 @@ def read_encoded(
     values = read_micro_batch(batch, groups, seed)
     ids, prompts = values["sample_ids"], values["prompts"]
     teacher_prompts = values["teacher_prompts"] or [None] * len(ids)
-    samples = [
-        rows.sample(*each) for each in zip(batch.rows, ids, prompts, teacher_prompts, strict=True)
-    ]
+    samples = list(map(rows.sample, batch.rows, ids, prompts, teacher_prompts))
     return EncodedBatch(info_of(values), *join_samples(samples))
 
 
@@ -224,10 +222,10 @@ def read_encoded_segment(
     ):
         _reading = encoded, RowGroups(shards, read_spec), EncodedRows(encoded)
     _, groups, rows = _reading
-    (span,), held = segment.to_pylist(), plan.get()
+    (span,), run_plan = segment.to_pylist(), plan.get()
     for number in range(span["start"], span["stop"]):
         with shipping_errors():
-            batch = read_encoded(held.micro_batch_at(number), groups, rows, held.seed)
+            batch = read_encoded(run_plan.micro_batch_at(number), groups, rows, run_plan.seed)
             table = encoded_block(batch)
         yield table
 

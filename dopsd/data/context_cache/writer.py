@@ -68,7 +68,7 @@ def write_context_cache(
     """
     tell = progress or (lambda stage, done, total: None)
     shards, folder = absolute_path(shards), absolute_path(folder)
-    rows = {encoded_file(each.file, each.row_group): each for each in manifest.row_groups}
+    rows = {encoded_file(group.file, group.row_group): group for group in manifest.row_groups}
     kept = {name for name, _ in storage.list_files(folder)}
     todo = [
         {"file": group.file, "row_group": group.row_group, "rows": group.rows}
@@ -81,14 +81,14 @@ def write_context_cache(
     for batch in _passed(todo, arguments, workers, num_cpus, num_gpus):
         done += sum(batch["rows"].to_pylist())
         tell("encoding contexts", done, manifest.samples)
-    there = dict(storage.list_files(folder))
-    for name in there.keys() - rows.keys() - {RECORD}:
+    sizes = dict(storage.list_files(folder))
+    for name in sizes.keys() - rows.keys() - {RECORD}:
         storage.remove(storage.join(folder, name))  # what an encoder that died left half written
     record = EncodedRecord(
         fingerprint=fingerprint,
         entries=entries,
         samples=manifest.samples,
-        files={name: there[name] for name in sorted(rows)},
+        files={name: sizes[name] for name in sorted(rows)},
         versions=_versions(),
     )
     text = json.dumps(record.model_dump(mode="json"), ensure_ascii=False, indent=1) + "\n"

@@ -24,15 +24,15 @@ def read_source(source: str, columns: Mapping[str, str] | None = None) -> Source
     DataError when ``source`` does not exist, is nothing of these, or holds no sample.
     """
     try:
-        found = _read(source, columns or {})
+        listed = _read(source, columns or {})
     except DataError:
         raise
     except Exception as error:  # no credentials, no bucket, no permission
         reason = " ".join(str(error).split()).removeprefix(f"{source}: ")
         raise DataError(f"data.source: {source}: {reason}") from error
-    if not found.rows and not found.groups:
+    if not listed.rows and not listed.groups:
         raise DataError(f"data.source: {source}: no samples in it")
-    return found
+    return listed
 
 
 def _read(source: str, columns: Mapping[str, str]) -> Source:

@@ -82,11 +82,13 @@ class ImageDistance(Metric):
         return distance
 
     def measure(self, shown: Sequence[MetricInput]) -> list[dict[str, float]]:
-        pairs = [(each.picture, target) for each in shown for target in each.targets]
-        found = iter(self.distance([a for a, _ in pairs], [b for _, b in pairs]) if pairs else [])
+        pairs = [(image.picture, target) for image in shown for target in image.targets]
+        distances = iter(
+            self.distance([a for a, _ in pairs], [b for _, b in pairs]) if pairs else []
+        )
         (column,) = self.columns
         values: list[dict[str, float]] = []
-        for each in shown:
-            near = [self.column_value(next(found)) for _ in each.targets]
+        for image in shown:
+            near = [self.column_value(next(distances)) for _ in image.targets]
             values.append({column: sum(near) / len(near)} if near else {})
         return values

@@ -55,10 +55,10 @@ class Judge(Metric):
     def measure(self, shown: Sequence[MetricInput]) -> list[dict[str, float]]:
         assert self._vlm is not None
         values: list[dict[str, float]] = []
-        for each in shown:
-            if not each.targets:
+        for image in shown:
+            if not image.targets:
                 values.append({})
                 continue
-            said = self._vlm.choose([each.targets[0], each.picture], _QUESTION, _LETTERS)
-            values.append({column: float(place == said) for place, column in enumerate(LABELS)})
+            answer = self._vlm.choose([image.targets[0], image.picture], _QUESTION, _LETTERS)
+            values.append({column: float(index == answer) for index, column in enumerate(LABELS)})
         return values

@@ -26,8 +26,8 @@ class Oracle(Metric):
     }
 
     def measure(self, shown: Sequence[MetricInput]) -> list[dict[str, float]]:
-        readings = _read([each.picture for each in shown])
-        return [_columns(seen, each) for seen, each in zip(readings, shown, strict=True)]
+        readings = _read([image.picture for image in shown])
+        return [_columns(seen, image) for seen, image in zip(readings, shown, strict=True)]
 
 
 def _read(images: Sequence[Image.Image]) -> list[Reading]:

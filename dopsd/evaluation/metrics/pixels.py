@@ -29,7 +29,7 @@ class Sharpness(Metric):
     columns: ClassVar[dict[str, Column]] = {"sharpness": Column("variance of the Laplacian")}
 
     def measure(self, shown: Sequence[MetricInput]) -> list[dict[str, float]]:
-        return [{"sharpness": self._of(from_image(each.picture))} for each in shown]
+        return [{"sharpness": self._of(from_image(image.picture))} for image in shown]
 
     @staticmethod
     def _of(pixels: Tensor) -> float:
@@ -77,7 +77,7 @@ class Lpips(ImageDistance):
         values = []
         for image, target in zip(images, targets, strict=True):
             pair = (from_image(image), from_image(sized(target, image)))
-            values.append(float(self._net(*(each[None].to(self.device) for each in pair))))
+            values.append(float(self._net(*(pixels[None].to(self.device) for pixels in pair))))
             self._net.reset()
         return values
 

@@ -73,9 +73,9 @@ def reproduce(
 
     def ratio(model: str, column: str) -> Value:
         return next(
-            found.ratio
-            for found in results.relatives
-            if (found.model, found.against, found.column) == (model, BASE, column)
+            row.ratio
+            for row in results.relatives
+            if (row.model, row.against, row.column) == (model, BASE, column)
         )
 
     lines = table.lines_of(trials, budget, BASE, PRIOR, score, ratio)

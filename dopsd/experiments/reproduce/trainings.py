@@ -39,16 +39,16 @@ class Training:
 
 def _drive(name: str, config: RunConfig, board: Any) -> float:
     """The task. Returns the seconds that the training took."""
-    told: set[str] = set()
+    sent: set[str] = set()
     began, last = time.monotonic(), float("-inf")
 
     def show(phase: str, status: dict[str, Any]) -> None:
         nonlocal last
         lines = [*status.get("report", ()), *status.get("notices", ())]
-        lines = [line for line in lines if line not in told]
+        lines = [line for line in lines if line not in sent]
         if lines or time.monotonic() - last >= _TELL_SECONDS:
             last = time.monotonic()
-            told.update(lines)
+            sent.update(lines)
             board.tell.remote(name, phase, status.get("step", 0), lines)
 
     train(config, show, replace=True)
