@@ -55,7 +55,7 @@ class Concept:
 
     name: str
     caption: str
-    pictures: tuple[RowRef, ...]
+    images: tuple[RowRef, ...]
 
     @property
     def subject(self) -> str:
@@ -114,11 +114,11 @@ def write_references(shards: str, concepts: Sequence[Concept], folder: str) -> d
     """
     groups = RowGroups(shards, capacity=0)
     paths = {}
-    for row in sorted(row for concept in concepts for row in concept.pictures):
-        picture = bytes(groups.row(row)["image"])
-        name = f"{hashlib.sha256(picture).hexdigest()[:16]}.png"
+    for row in sorted(row for concept in concepts for row in concept.images):
+        image = bytes(groups.row(row)["image"])
+        name = f"{hashlib.sha256(image).hexdigest()[:16]}.png"
         paths[row] = storage.join(folder, name)
-        storage.write_bytes(paths[row], picture)
+        storage.write_bytes(paths[row], image)
     return paths
 
 
@@ -129,16 +129,16 @@ def from_templates(concept: Concept, seed: int = 0) -> list[str]:
     return [rewrite, *(scene.format(subject=concept.subject) for scene in scenes)]
 
 
-def from_vlm(concept: Concept, picture: Image.Image, ask: Ask) -> list[str]:
+def from_vlm(concept: Concept, image: Image.Image, ask: Ask) -> list[str]:
     """The same by a VLM. Raises ModelError when its answer holds too few usable prompts."""
     subject = concept.subject
     rewrite = ask(
-        picture,
+        image,
         "Say this caption of the picture in other words, in one line, and keep the name "
         f"{subject!r} as it is: {concept.caption}",
     )
     scenes = ask(
-        picture,
+        image,
         f"Write {SCENES} short captions that place {subject!r}, the subject of the picture, in "
         f"new scenes. One line each, no numbering, each with the name {subject!r} as it is.",
     )
@@ -162,7 +162,7 @@ def eval_prompts(
     """Prompts with ``references``, the path of each of the concepts' pictures."""
     prompts = []
     for concept, lines in zip(concepts, texts, strict=True):
-        paths = tuple(references[row] for row in concept.pictures)
+        paths = tuple(references[row] for row in concept.images)
         group = concept.name or "images"
         prompts += [EvalPrompt(text, group, references=paths) for text in lines]
     return tuple(prompts)

@@ -45,8 +45,8 @@ class PromptWriter:
         return Vlm(_WHO, self._model, self._device)
 
     def write(self, concept: Concept, png: bytes) -> list[str]:
-        picture = decode_image(png)
-        return from_vlm(concept, picture, lambda image, text: self._vlm.answer([image], text))
+        image = decode_image(png)
+        return from_vlm(concept, image, lambda image, text: self._vlm.answer([image], text))
 
 
 def dataset_prompts(
@@ -87,7 +87,7 @@ def _by_vlm(
     def jobs() -> Iterator[Job]:
         # One by one as the writer comes free: a picture is read only then.
         for concept in concepts:
-            png = storage.read_bytes(references[concept.pictures[0]])
+            png = storage.read_bytes(references[concept.images[0]])
             yield Job(f"prompts of {concept.name!r}", "write", (concept, png))
 
     def keep(job: Job, lines: list[str]) -> None:

@@ -45,7 +45,7 @@ class EvalPrompt:
     expected: dict[str, str] = field(default_factory=dict)
     concept: str | None = None
 
-    def picture_name(self, seed: int) -> str:
+    def image_name(self, seed: int) -> str:
         """File name of the prompt's picture: readable, and unique by text and seed."""
         slug = re.sub(r"[^a-z0-9]+", "-", self.text.lower()).strip("-")[:40]
         return f"{slug}-{hashlib.sha256(self.text.encode()).hexdigest()[:10]}-s{seed}.png"

@@ -14,7 +14,7 @@ from dopsd.intervals import Value, as_json, bootstrap, mean, wilson
 
 
 @dataclass(frozen=True)
-class PictureScores:
+class ImageScores:
     """What every metric said of one picture."""
 
     model: str
@@ -149,14 +149,14 @@ def _table(titles: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def summarize(
-    scores: Sequence[PictureScores],
+    scores: Sequence[ImageScores],
     models: Sequence[EvaluatedModel],
     columns: dict[str, Column],
     missing: dict[str, str],
     settings: dict[str, Any],
 ) -> Results:
     """Tables over all pictures, in the order in which these come."""
-    cells: dict[tuple[str, int, str], list[PictureScores]] = {}
+    cells: dict[tuple[str, int, str], list[ImageScores]] = {}
     for score in scores:
         cells.setdefault((score.model, score.steps, score.group), []).append(score)
     rows = [
@@ -197,7 +197,7 @@ def _marks(row: Row, models: Sequence[EvaluatedModel]) -> list[str]:
     return parts if len(loras) > 1 else []
 
 
-def _by_prompt(cell: Sequence[PictureScores], column: str) -> dict[str, float]:
+def _by_prompt(cell: Sequence[ImageScores], column: str) -> dict[str, float]:
     """Mean over a prompt's seeds: pictures of one prompt are no independent draws."""
     values: dict[str, list[float]] = {}
     for score in cell:
@@ -206,7 +206,7 @@ def _by_prompt(cell: Sequence[PictureScores], column: str) -> dict[str, float]:
     return {prompt: mean(scores) for prompt, scores in values.items()}
 
 
-def _estimate(cell: Sequence[PictureScores], column: str, rate: bool) -> Value:
+def _estimate(cell: Sequence[ImageScores], column: str, rate: bool) -> Value:
     values = list(_by_prompt(cell, column).values())
     if rate:
         # A prompt is one draw, whatever its seeds; a bootstrap of equal values had no width.
@@ -214,17 +214,15 @@ def _estimate(cell: Sequence[PictureScores], column: str, rate: bool) -> Value:
     return Value(mean(values), *bootstrap(values))
 
 
-def _ratio(
-    cell: Sequence[PictureScores], mark: Sequence[PictureScores], column: str
-) -> Value | None:
+def _ratio(cell: Sequence[ImageScores], mark: Sequence[ImageScores], column: str) -> Value | None:
     """Ratio of the means over the prompts of both, or None where there is nothing to divide by."""
     ours, theirs = _by_prompt(cell, column), _by_prompt(mark, column)
     pairs = [(ours[prompt], theirs[prompt]) for prompt in ours if prompt in theirs]
     if not pairs or not sum(base for _, base in pairs):
         return None
 
-    def ratio(drawn: Sequence[tuple[float, float]]) -> float:
-        below = sum(base for _, base in drawn)
-        return sum(value for value, _ in drawn) / below if below else float("inf")
+    def ratio(resampled: Sequence[tuple[float, float]]) -> float:
+        below = sum(base for _, base in resampled)
+        return sum(value for value, _ in resampled) / below if below else float("inf")
 
     return Value(ratio(pairs), *bootstrap(pairs, ratio))

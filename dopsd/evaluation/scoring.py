@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from dopsd import storage
+from dopsd.evaluation.image_sets import ImageEntry, ImageSet
 from dopsd.evaluation.metrics import make_metric
-from dopsd.evaluation.pictures import ImageSet, Picture
-from dopsd.evaluation.results import PictureScores
+from dopsd.evaluation.results import ImageScores
 from dopsd.evaluation.spec import BASE, MetricChoice
-from dopsd.evaluation.worker import DrawnPicture
+from dopsd.evaluation.worker import GeneratedImage
 from dopsd.models.fingerprint import fingerprint, model_identity
 from dopsd.ray_cluster.job_pool import Job, JobPool
 
@@ -27,7 +27,7 @@ Tell = Callable[[dict[str, Any]], None]
 class _Task:
     """A picture, the key of its scores, and the pictures it is held against: paths by identity."""
 
-    picture: Picture
+    image: ImageEntry
     key: str
     targets: dict[str, str]
 
@@ -49,7 +49,7 @@ class Scores:
             image_set.steps: image_set for image_set in sets if image_set.model.name == BASE
         }
         self._tasks = {
-            image_set.name: [self._task(image_set, p) for p in image_set.pictures]
+            image_set.name: [self._task(image_set, image) for image in image_set.images]
             for image_set in sets
         }
         self._values: dict[tuple[str, str], dict[str, float]] = {}
@@ -80,17 +80,17 @@ class Scores:
                 for start in range(0, len(left), self.batch):
                     chunk = left[start : start + self.batch]
                     what = f"{metric.name} of {len(chunk)} pictures of {image_set.model.name}"
-                    drawn = [
-                        DrawnPicture(
-                            storage.read_bytes(image_set.path(task.picture)),
-                            task.picture.prompt,
+                    generated = [
+                        GeneratedImage(
+                            storage.read_bytes(image_set.path(task.image)),
+                            task.image.prompt,
                             tuple(task.targets),
                         )
                         for task in chunk
                     ]
                     paths = {key: path for task in chunk for key, path in task.targets.items()}
                     targets = {key: storage.read_bytes(path) for key, path in paths.items()}
-                    job = Job(what, "score", (choice, drawn, targets))
+                    job = Job(what, "score", (choice, generated, targets))
                     chunks[job] = (image_set, chunk)
                     yield job
 
@@ -110,30 +110,30 @@ class Scores:
                 values = self._values.setdefault((image_set.name, task.key), {})
                 values.update(known[image_set.name][task.key])
 
-    def all(self) -> list[PictureScores]:
+    def all(self) -> list[ImageScores]:
         """What has been measured, in the order of sets and prompts."""
         return [
-            PictureScores(
+            ImageScores(
                 image_set.model.name,
                 image_set.steps,
-                task.picture.prompt.group,
-                task.picture.prompt.prior,
-                task.picture.prompt.text,
-                task.picture.seed,
+                task.image.prompt.group,
+                task.image.prompt.prior,
+                task.image.prompt.text,
+                task.image.seed,
                 self._values.get((image_set.name, task.key), {}),
             )
             for image_set in self.sets
             for task in self._tasks[image_set.name]
         ]
 
-    def _task(self, image_set: ImageSet, picture: Picture) -> _Task:
-        prompt = picture.prompt
+    def _task(self, image_set: ImageSet, image: ImageEntry) -> _Task:
+        prompt = image.prompt
         targets = {self._references[path]: path for path in prompt.references}
         if prompt.prior and not targets and image_set.model.name != BASE:
             base = self._bases[image_set.steps]
-            targets = {f"{base.name}/{picture.name}": base.path(picture)}
-        key = fingerprint([picture.name, list(targets), prompt.expected, prompt.concept])
-        return _Task(picture, key, targets)
+            targets = {f"{base.name}/{image.name}": base.path(image)}
+        key = fingerprint([image.name, list(targets), prompt.expected, prompt.concept])
+        return _Task(image, key, targets)
 
 
 def _read(path: str) -> dict[str, dict[str, float]]:

@@ -40,7 +40,7 @@ class EvaluatedModel:
         """Files that are small enough to be read whole: LoRAs, and modules at last."""
         return self.loras if self.modules is None else (*self.loras, self.modules)
 
-    def draws(self, prompt: EvalPrompt) -> bool:
+    def covers(self, prompt: EvalPrompt) -> bool:
         """Whether the prompt is among those that this model is evaluated on."""
         return prompt.prior or not self.groups or prompt.group in self.groups
 

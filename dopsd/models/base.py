@@ -155,7 +155,7 @@ class Family(ABC):
         raise ModelError(f"model.family: {self.name} takes no reference images")
 
     @abstractmethod
-    def draw(
+    def generate(
         self, pipeline: Any, context: Context, noise: Tensor, steps: int, height: int, width: int
     ) -> Any:
         """Run the stock sampler, guidance off, from ``noise`` [B, C, h, w]: B PIL images."""

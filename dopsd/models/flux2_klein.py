@@ -148,7 +148,7 @@ class Flux2Klein(Family):
             "reference_lengths": torch.tensor([len(positions) for positions in ids]),
         }
 
-    def draw(
+    def generate(
         self, pipeline: Any, context: Context, noise: Tensor, steps: int, height: int, width: int
     ) -> Any:
         if "reference" in context.tensors:

@@ -38,7 +38,7 @@ def inspect(
     the shortest side of a picture. ``fetch`` gives the bytes of a picture (default: from storage).
     Raises StorageError when a storage fails: that is no fault of the sample.
     """
-    read = fetch or fetch_picture
+    read = fetch or fetch_image
     try:
         captions = _captions(row)
         if not captions:
@@ -76,7 +76,7 @@ def unpack(
         return part
 
     def fetch(part: ByteRange) -> bytes:
-        return held[part] if part in held else fetch_picture(part)
+        return held[part] if part in held else fetch_image(part)
 
     with ExitStack() as stack:
         sink: pa.NativeFile | None = None
@@ -119,7 +119,7 @@ def write_shard(path: str, groups: list[tuple[str, list[SourceRow]]]) -> dict[st
     return digests
 
 
-def fetch_picture(part: ByteRange) -> bytes:
+def fetch_image(part: ByteRange) -> bytes:
     """Bytes of a picture. Raises BadImage when it is missing, too large or cannot be opened."""
     try:
         size = storage.size(part.path) if part.stop is None else part.stop - (part.start or 0)
@@ -139,7 +139,7 @@ def _captions(row: SourceRow) -> dict[str, str]:
     return {CAPTION_KEY: text} if text else {}
 
 
-def _open(part: ByteRange | None, fetch: Fetch = fetch_picture) -> Image.Image:
+def _open(part: ByteRange | None, fetch: Fetch = fetch_image) -> Image.Image:
     assert part is not None, "a row without a picture has a problem"
     data = fetch(part)
     if len(data) > MAX_BYTES:
@@ -153,8 +153,8 @@ def _check_references(parts: list[ByteRange], multiple: int, fetch: Fetch) -> No
         raise BadImage(f"too many references: {len(parts)}, allowed: {MAX_REFERENCES}")
     for number, part in enumerate(parts, start=1):
         try:
-            picture = _open(part, fetch)
-            check_shape(picture.width, picture.height, multiple)
+            image = _open(part, fetch)
+            check_shape(image.width, image.height, multiple)
         except BadImage as error:
             name = posixpath.basename(part.path) if part.stop is None else str(number)
             raise BadImage(f"bad reference: {name}: {error}") from None

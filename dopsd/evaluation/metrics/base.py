@@ -32,7 +32,7 @@ class MetricInput:
     attribute is the concept.
     """
 
-    picture: Image.Image
+    image: Image.Image
     prompt: str = ""
     targets: tuple[Image.Image, ...] = ()
     expected: Mapping[str, str] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class Metric(ABC):
         """Load the weights, if any, onto ``device``. Raises MissingWeights."""
 
     @abstractmethod
-    def measure(self, shown: Sequence[MetricInput]) -> list[dict[str, float]]:
+    def measure(self, inputs: Sequence[MetricInput]) -> list[dict[str, float]]:
         """The columns of every picture; one that does not apply (no target) is left out."""
 
 
@@ -81,14 +81,14 @@ class ImageDistance(Metric):
         """What the column shows of a distance: a similarity turns it around."""
         return distance
 
-    def measure(self, shown: Sequence[MetricInput]) -> list[dict[str, float]]:
-        pairs = [(image.picture, target) for image in shown for target in image.targets]
+    def measure(self, inputs: Sequence[MetricInput]) -> list[dict[str, float]]:
+        pairs = [(entry.image, target) for entry in inputs for target in entry.targets]
         distances = iter(
             self.distance([a for a, _ in pairs], [b for _, b in pairs]) if pairs else []
         )
         (column,) = self.columns
         values: list[dict[str, float]] = []
-        for image in shown:
-            near = [self.column_value(next(distances)) for _ in image.targets]
+        for entry in inputs:
+            near = [self.column_value(next(distances)) for _ in entry.targets]
             values.append({column: sum(near) / len(near)} if near else {})
         return values

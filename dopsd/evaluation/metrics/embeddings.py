@@ -93,9 +93,9 @@ class Clip(_Encoder):
         features = self._model.get_text_features(**tokens).pooler_output
         return normalize(features.float(), dim=-1).cpu()
 
-    def measure(self, shown: Sequence[MetricInput]) -> list[dict[str, float]]:
-        texts = self.embed_text([image.prompt for image in shown])
-        cosines = (self.embed([image.picture for image in shown]) * texts).sum(1)
+    def measure(self, inputs: Sequence[MetricInput]) -> list[dict[str, float]]:
+        texts = self.embed_text([entry.prompt for entry in inputs])
+        cosines = (self.embed([entry.image for entry in inputs]) * texts).sum(1)
         return [{"clip_s": value} for value in cosines.tolist()]
 
 

@@ -28,8 +28,8 @@ class Sharpness(Metric):
     name: ClassVar[str] = "sharpness"
     columns: ClassVar[dict[str, Column]] = {"sharpness": Column("variance of the Laplacian")}
 
-    def measure(self, shown: Sequence[MetricInput]) -> list[dict[str, float]]:
-        return [{"sharpness": self._of(from_image(image.picture))} for image in shown]
+    def measure(self, inputs: Sequence[MetricInput]) -> list[dict[str, float]]:
+        return [{"sharpness": self._of(from_image(entry.image))} for entry in inputs]
 
     @staticmethod
     def _of(pixels: Tensor) -> float:

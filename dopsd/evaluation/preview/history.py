@@ -38,7 +38,7 @@ Adapters = tuple[Files, Files]
 """Exported weights of student and teacher."""
 
 
-def draw_history(
+def sample_history(
     sampler: PreviewSampler, versions: list[tuple[int, Callable[[], Adapters] | None]]
 ) -> dict[str, bytes]:
     """Files of the run folder, by path. ``versions``: numbers in order, each with what reads its
@@ -51,8 +51,8 @@ def draw_history(
             encoded, scored, own = _trajectory(sampler, version, index)
             name = f"preview/trajectories/v{version:06d}-s{index:02d}.safetensors"
             files[name] = trajectory_record(sampler.config, encoded, scored)
-            estimates, picture = _pictures(sampler, scored, own)
-            files[strip_path(version, index)] = png_bytes(picture)
+            estimates, image = _strip(sampler, scored, own)
+            files[strip_path(version, index)] = png_bytes(image)
             rows.append({"version": version, "sample": index, "states": estimates})
     for index, sample in enumerate(sampler.samples):
         files[target_path(index)] = png_bytes(strip([[Image.fromarray(sample.target)]]))
@@ -97,7 +97,7 @@ def _trajectory(
     return EncodedBatch(info, student, teacher), scored, own.cpu()
 
 
-def _pictures(
+def _strip(
     sampler: PreviewSampler, scored: TrainingBatch, own: Tensor
 ) -> tuple[list[dict[str, float]], Image.Image]:
     """Sigma and mean squared difference of the clean estimates at each state; the strip."""
@@ -115,5 +115,5 @@ def _pictures(
         facts.append({"sigma": float(sigmas[k]), "difference": difference})
     rows = [[*students, scored.finished], [*teachers, own]]
     with torch.no_grad():
-        pictures = [[sampler.family.decode(sampler.pipeline, x)[0] for x in row] for row in rows]
-    return facts, strip(pictures)
+        images = [[sampler.family.decode(sampler.pipeline, x)[0] for x in row] for row in rows]
+    return facts, strip(images)

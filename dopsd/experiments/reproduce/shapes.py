@@ -14,7 +14,7 @@ from dopsd.evaluation.results import Results
 from dopsd.evaluation.run import evaluate
 from dopsd.evaluation.spec import BASE, EvaluatedModel, EvaluateSpec
 from dopsd.experiments.reproduce import table
-from dopsd.experiments.reproduce.grid import draw_grid
+from dopsd.experiments.reproduce.grid import generate_grid
 from dopsd.experiments.reproduce.runs import lora_of, train_all
 from dopsd.experiments.reproduce.variants import CAPTIONS, Budget, Trial, prior_file
 from dopsd.intervals import Value
@@ -84,7 +84,7 @@ def reproduce(
     for concept in dict.fromkeys(trial.concept for trial in trials):
         shown = [t for t in trials if t.concept == concept and t.seed == trials[0].seed]
         loras = [(t.variant.title, lora_of(t, budget, folder)) for t in shown]
-        sheet = draw_grid(concept, [(table.BASE_TITLE, None), *loras])
+        sheet = generate_grid(concept, [(table.BASE_TITLE, None), *loras])
         storage.write_bytes(storage.join(folder, f"grid-{concept}.png"), png_bytes(sheet))
     return lines
 

@@ -90,7 +90,7 @@ def prompts_of(kind: str, count: int, seed: int) -> list[Prompt]:
 
 
 @torch.no_grad()
-def draw(
+def generate(
     model: Model,
     transformer: Transformer,
     prompts: Sequence[Prompt],
@@ -224,7 +224,7 @@ def measure_row(
         drawn = prompts_of(kind, samples, seed)
         prompts += drawn
         images.append(
-            draw(
+            generate(
                 model,
                 model.transformers[name],
                 drawn,

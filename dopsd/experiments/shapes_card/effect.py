@@ -85,7 +85,7 @@ def judge(
     """Score a transformer's four-step pictures for ``[V]`` prompts and for prior ones."""
 
     def scored(prompts: list[concepts.Prompt], kind: str) -> dict[str, Value]:
-        images = card.draw(
+        images = card.generate(
             model, transformer, prompts, picture=False, steps=STATES, guidance=0.0, seed=1000 + seed
         )
         return card.evaluate(prompts, images, kind)

@@ -54,7 +54,7 @@ class Batches:
         texts = [concepts.captions_of(concept, scene)[CAPTIONS] for scene in scenes]
         prompts = concepts.distinct_prior_prompts(prior, seed, avoid)
         self._prior = len(prompts)
-        samples = card.draw(
+        samples = card.generate(
             model,
             model.transformers["turbo"],
             prompts,

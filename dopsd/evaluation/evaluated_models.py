@@ -20,7 +20,7 @@ _MODULES = {
 """What a run leaves beside a LoRA when it trained more."""
 
 
-def candidates(loras: Sequence[str], stack: bool = False) -> tuple[EvaluatedModel, ...]:
+def evaluated_models(loras: Sequence[str], stack: bool = False) -> tuple[EvaluatedModel, ...]:
     """One for each LoRA file or run folder, given as ``[NAME=]PATH``; with ``stack`` one more, of
     all of them loaded together. Raises ConfigError when those are fewer than two."""
     models = []
