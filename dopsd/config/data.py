@@ -65,8 +65,8 @@ class DataSection(Section):
     prior: PriorSection = Field(default_factory=PriorSection)
     context_cache: Literal["off", "auto", "require"] = Field(
         "auto",
-        description="Contexts that `dopsd prepare --encode` left beside the shards. `auto`: read "
-        "where they fit, so that no encoder is loaded; else encode while training. `require`: "
+        description="Contexts that `dopsd prepare --cache-contexts` left beside the shards. `auto`: "
+        "read where they fit, so that no encoder is loaded; else encode while training. `require`: "
         "refuse the run if they do not fit. `off`: never read them.",
     )
     pixel_area: int | list[int] = Field(

@@ -1,4 +1,4 @@
-"""Contexts that were encoded before training: their files beside the shards, and reading them.
+"""The context cache, contexts encoded before training: its files beside the shards, and reading.
 
 A folder ``encoded-<fingerprint>`` holds one parquet file for each row group of the shards. Each of
 its own row groups is one sample under one prompt, so that a micro-batch reads exactly its rows,
@@ -34,17 +34,17 @@ FORMAT: Literal["dopsd-encoded"] = "dopsd-encoded"
 
 META_KEY = "dopsd.encoded"
 
-RERUN_HINT = "run `dopsd prepare CONFIG --encode` again"
+RERUN_HINT = "run `dopsd prepare CONFIG --cache-contexts` again"
 
 
 Entries = dict[str, Any]
-"""What contexts were made of: flat, plain values. Lists are choices that are all there."""
+"""What contexts were made of: flat, plain values. A list holds every choice that was encoded."""
 
-_EXTRAS = ("teacher", "latents", "empty_prompt")
+_OPTIONAL = ("teacher", "latents", "empty_prompt")
 """What a run that does not need it can leave unread."""
 
 
-class EncodedRecord(BaseModel):
+class CacheRecord(BaseModel):
     """``encoded.json``: what the contexts were made of, and the files that hold them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -57,12 +57,12 @@ class EncodedRecord(BaseModel):
     files: dict[str, int]
     """Bytes of each file."""
     versions: dict[str, str]
-    """Libraries that made them; told, not compared."""
+    """Libraries that made them; for people, not compared."""
 
 
 @dataclass(frozen=True)
 class ContextCache:
-    """A complete folder of encoded contexts that fits a run, and what the run reads of it."""
+    """A complete context cache that fits a run, and what the run reads of it."""
 
     folder: str
     fingerprint: str
@@ -71,7 +71,7 @@ class ContextCache:
     latents: bool
 
 
-def encoded_file(file: str, row_group: int) -> str:
+def cache_file(file: str, row_group: int) -> str:
     """Where the contexts of a row group of the shards are, inside the folder."""
     return f"{file.removesuffix('.parquet')}-{row_group:05d}.parquet"
 
@@ -90,7 +90,7 @@ def differences(recorded: Mapping[str, Any], needed: Mapping[str, Any]) -> list[
         if isinstance(value, list) and isinstance(have, list):
             fits = all(choice in have for choice in value)
         else:
-            fits = have == value or (key in _EXTRAS and not value)
+            fits = have == value or (key in _OPTIONAL and not value)
         if not fits:
             lines.append(f"{key}: {_short(have)} there, {_short(value)} needed")
     return lines
@@ -101,14 +101,14 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def load_record(folder: str) -> EncodedRecord:
+def load_record(folder: str) -> CacheRecord:
     """The record of a complete folder.
 
     Raises DataError when there is none, or when it cannot be read.
     """
     path = storage.join(folder, RECORD)
     try:
-        return EncodedRecord.model_validate_json(storage.read_bytes(path))
+        return CacheRecord.model_validate_json(storage.read_bytes(path))
     except FileNotFoundError:
         raise DataError(f"{folder}: not finished (it has no {RECORD}); {RERUN_HINT}") from None
     except ValidationError as error:
@@ -117,12 +117,12 @@ def load_record(folder: str) -> EncodedRecord:
         raise DataError(f"{path}: {where}: {first['msg']}; {RERUN_HINT}") from None
 
 
-def check_files(folder: str, record: EncodedRecord, manifest: Manifest) -> None:
+def check_files(folder: str, record: CacheRecord, manifest: Manifest) -> None:
     """Raises DataError when a file of the record is missing or has another size, or when a row
     group of the data has none."""
     sizes = dict(storage.list_files(folder))
     for group in manifest.row_groups:
-        if (name := encoded_file(group.file, group.row_group)) not in record.files:
+        if (name := cache_file(group.file, group.row_group)) not in record.files:
             raise DataError(f"{folder}: holds nothing for {group.file}; {RERUN_HINT}")
         if sizes.get(name) != record.files[name]:
             actual = f"{sizes[name]} bytes" if name in sizes else "missing"
@@ -132,11 +132,11 @@ def check_files(folder: str, record: EncodedRecord, manifest: Manifest) -> None:
             )
 
 
-class EncodedRows:
-    """Rows of a folder of encoded contexts; of every file the index is kept, of no row a byte."""
+class CachedRows:
+    """Rows of a context cache; of every file the index is kept, of no row a byte."""
 
-    def __init__(self, encoded: ContextCache) -> None:
-        self.encoded = encoded
+    def __init__(self, cache: ContextCache) -> None:
+        self.cache = cache
         self._opened: dict[str, tuple[pq.FileMetaData, dict[tuple[str, str], int]]] = {}
 
     def sample(
@@ -147,7 +147,7 @@ class EncodedRows:
         Raises DataError when the file is missing or broken, was made of anything else than the
         folder, or does not hold this sample under these prompts.
         """
-        path = storage.join(self.encoded.folder, encoded_file(ref.file, ref.row_group))
+        path = storage.join(self.cache.folder, cache_file(ref.file, ref.row_group))
         try:
             with storage.open_input(path) as source:
                 if path not in self._opened:
@@ -170,8 +170,8 @@ class EncodedRows:
             raise DataError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
         return EncodedSample(
             sample.student,
-            sample.teacher if self.encoded.teacher else None,
-            sample.target if self.encoded.latents else None,
+            sample.teacher if self.cache.teacher else None,
+            sample.target if self.cache.latents else None,
         )
 
     def _open(self, path: str, source: Any) -> tuple[pq.FileMetaData, dict[tuple[str, str], int]]:
@@ -179,20 +179,18 @@ class EncodedRows:
         try:
             meta = json.loads((footer.metadata or {})[META_KEY.encode()])
         except KeyError:
-            raise DataError(f"{path}: holds no encoded contexts; {RERUN_HINT}") from None
-        if meta["fingerprint"] != self.encoded.fingerprint:
-            differ = differences(meta["entries"], self.encoded.entries)
+            raise DataError(f"{path}: no file of a context cache; {RERUN_HINT}") from None
+        if meta["fingerprint"] != self.cache.fingerprint:
+            differ = differences(meta["entries"], self.cache.entries)
             raise DataError(
-                f"{path}: a file of {meta['fingerprint']} in a folder of "
-                f"{self.encoded.fingerprint}: {'; '.join(differ)}; remove the folder and "
+                f"{path}: a file of {meta['fingerprint']} in a cache of "
+                f"{self.cache.fingerprint}: {'; '.join(differ)}; remove the folder and "
                 f"{RERUN_HINT}"
             )
         return footer, {(name, key): number for number, (name, key) in enumerate(meta["index"])}
 
 
-def read_encoded(
-    batch: MicroBatch, groups: RowGroups, rows: EncodedRows, seed: int
-) -> EncodedBatch:
+def read_cached(batch: MicroBatch, groups: RowGroups, rows: CachedRows, seed: int) -> EncodedBatch:
     """One micro-batch as its encoder would have made it; ``groups`` read captions alone."""
     values = read_micro_batch(batch, groups, seed)
     ids, prompts = values["sample_ids"], values["prompts"]
@@ -201,31 +199,31 @@ def read_encoded(
     return EncodedBatch(info_of(values), *join_samples(samples))
 
 
-_reading: tuple[ContextCache, RowGroups, EncodedRows] | None = None
+_reading: tuple[ContextCache, RowGroups, CachedRows] | None = None
 
 
-def read_encoded_segment(
+def read_cached_segment(
     segment: pa.Table,
     plan: Broadcast[Plan],
     shards: str,
     read_spec: ReadSpec,
-    encoded: ContextCache,
+    context_cache: ContextCache,
 ) -> Iterator[pa.Table]:
     """A table of one row (``types``: step, index, payload) per micro-batch of the segment, as
     ``read.read_segment`` reads and the stream's encoders encode."""
     global _reading
     read_spec = replace(read_spec, images=False, reference_pixels=0)
     if _reading is None or (_reading[0], _reading[1].shards, _reading[1].read_spec) != (
-        encoded,
+        context_cache,
         shards,
         read_spec,
     ):
-        _reading = encoded, RowGroups(shards, read_spec), EncodedRows(encoded)
+        _reading = context_cache, RowGroups(shards, read_spec), CachedRows(context_cache)
     _, groups, rows = _reading
     (span,), run_plan = segment.to_pylist(), plan.get()
     for number in range(span["start"], span["stop"]):
         with shipping_errors():
-            batch = read_encoded(run_plan.micro_batch_at(number), groups, rows, run_plan.seed)
+            batch = read_cached(run_plan.micro_batch_at(number), groups, rows, run_plan.seed)
             table = encoded_block(batch)
         yield table
 

@@ -1,7 +1,7 @@
-"""``dopsd prepare --encode``: the contexts of every sample under every prompt, beside the shards.
+"""Writes the context cache: the contexts of every sample under every prompt, beside the shards.
 
-One Ray Data pass over the row groups; each becomes a file, so that a pass that was broken off goes
-on with the files that are missing.
+One Ray Data pass over the row groups; each becomes a file, so that a pass that was broken off
+resumes with the files that are missing.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from dopsd.data.context_cache.files import (
     FORMAT,
     META_KEY,
     RECORD,
-    EncodedRecord,
+    CacheRecord,
     Entries,
-    encoded_file,
+    cache_file,
     prompt_key,
 )
 from dopsd.data.encoder import Encoder, EncoderFactory
@@ -59,7 +59,7 @@ def write_context_cache(
     num_cpus: float = 1.0,
     num_gpus: float = 0.0,
     progress: Progress | None = None,
-) -> EncodedRecord:
+) -> CacheRecord:
     """Encode the whole data set into ``folder``; files that are there already are kept.
 
     ``entries``: what ``encoder_factory`` and ``read_spec`` stand for, with their ``fingerprint``;
@@ -68,7 +68,7 @@ def write_context_cache(
     """
     tell = progress or (lambda stage, done, total: None)
     shards, folder = absolute_path(shards), absolute_path(folder)
-    rows = {encoded_file(group.file, group.row_group): group for group in manifest.row_groups}
+    rows = {cache_file(group.file, group.row_group): group for group in manifest.row_groups}
     kept = {name for name, _ in storage.list_files(folder)}
     todo = [
         {"file": group.file, "row_group": group.row_group, "rows": group.rows}
@@ -78,13 +78,13 @@ def write_context_cache(
     done = sum(group.rows for name, group in rows.items() if name in kept)
     tell("encoding contexts", done, manifest.samples)
     arguments = (encoder_factory, shards, folder, read_spec, fingerprint, entries)
-    for batch in _passed(todo, arguments, workers, num_cpus, num_gpus):
+    for batch in _encode_all(todo, arguments, workers, num_cpus, num_gpus):
         done += sum(batch["rows"].to_pylist())
         tell("encoding contexts", done, manifest.samples)
     sizes = dict(storage.list_files(folder))
     for name in sizes.keys() - rows.keys() - {RECORD}:
         storage.remove(storage.join(folder, name))  # what an encoder that died left half written
-    record = EncodedRecord(
+    record = CacheRecord(
         fingerprint=fingerprint,
         entries=entries,
         samples=manifest.samples,
@@ -101,7 +101,7 @@ def _versions() -> dict[str, str]:
     return {"dopsd": __version__, **{name: version(name) for name in _LIBRARIES}}
 
 
-def _passed(
+def _encode_all(
     todo: list[dict[str, Any]], arguments: Any, workers: int, num_cpus: float, num_gpus: float
 ) -> Iterator[pa.Table]:
     if not todo:
@@ -128,8 +128,8 @@ def _passed(
 class _EncodeGroup:
     """The actor of the pool: one row group of the shards in, one file out."""
 
-    def __init__(self, factory: EncoderFactory, *making: Any) -> None:
-        self._writer = LazyActorState(lambda: GroupWriter(factory(), *making))
+    def __init__(self, factory: EncoderFactory, *arguments: Any) -> None:
+        self._writer = LazyActorState(lambda: GroupWriter(factory(), *arguments))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         with shipping_errors():
@@ -139,8 +139,7 @@ class _EncodeGroup:
 
 
 class GroupWriter:
-    """Writes the encoded file of a row group of ``shards``; the rest as
-    :func:`write_context_cache` says."""
+    """Writes the file of a row group; arguments as :func:`write_context_cache` takes them."""
 
     def __init__(
         self,
@@ -152,7 +151,7 @@ class GroupWriter:
         entries: Entries,
     ) -> None:
         self.encoder, self.folder, self.read_spec = encoder, folder, read_spec
-        self._making = {"format": FORMAT, "fingerprint": fingerprint, "entries": entries}
+        self._identity = {"format": FORMAT, "fingerprint": fingerprint, "entries": entries}
         self._groups = RowGroups(shards, read_spec)
 
     def write(self, file: str, row_group: int, count: int) -> None:
@@ -160,8 +159,8 @@ class GroupWriter:
         rows = [self._groups.row(RowRef(file, row_group, row)) for row in range(count)]
         prompts = [(row, texts) for row in rows for texts in self._prompts(row)]
         index = [(row["sample_id"], prompt_key(*texts)) for row, texts in prompts]
-        meta = {META_KEY: json.dumps(self._making | {"index": index})}
-        path = storage.join(self.folder, encoded_file(file, row_group))
+        meta = {META_KEY: json.dumps(self._identity | {"index": index})}
+        path = storage.join(self.folder, cache_file(file, row_group))
         with (
             storage.whole_file(path) as sink,
             # As the shards are written; the checksums tell a page that has decayed.
@@ -177,7 +176,7 @@ class GroupWriter:
         ):
             writer.add_key_value_metadata(meta)
             for row, texts in prompts:
-                payload = self._encoded(row, *texts).to_bytes()
+                payload = self._encode(row, *texts).to_bytes()
                 record = {"sample_id": row["sample_id"], "payload": payload}
                 writer.write_table(pa.Table.from_pylist([record], schema=SCHEMA))
 
@@ -186,7 +185,7 @@ class GroupWriter:
         keys, pairs = read_spec.caption_keys, read_spec.prompt_pairs
         return every_prompt(row["captions"], keys, pairs, read_spec.caption_dropout)
 
-    def _encoded(
+    def _encode(
         self, row: dict[str, Any], prompt: str, teacher_prompt: str | None
     ) -> EncodedSample:
         sample = Sample(
