@@ -59,7 +59,7 @@ class LearnerSection(RoleSection):
     gradient_checkpointing: bool = Field(False, description="Recompute activations in backward.")
     restarts: NonNegative = Field(
         3,
-        description="Restarts of learners and coordinator, all together; each goes on from the "
+        description="Restarts of learners and coordinator, all together; each resumes from the "
         "newest checkpoint.",
     )
     restart_backoff_s: Annotated[float, Field(ge=0)] = Field(
@@ -96,7 +96,7 @@ class LearnerSection(RoleSection):
 class InferenceSection(Section):
     shared: bool = Field(
         False,
-        description="One pool holds both adapters on one base and does roll-out and scoring; "
+        description="One pool holds both adapters on one base and does rollout and scoring; "
         "the `rollout` section sizes it and `teacher` is ignored.",
     )
     max_inflight: Positive = Field(2, description="Micro-batches queued on a worker at once.")

@@ -114,7 +114,7 @@ class VlmEncoder:
             )
         ids, mask = ids.to(self.model.device), mask.to(self.model.device)
         types = (ids == self.image_token).int()
-        # Positions go on through the padding, as in the text context: where the transformer
+        # Positions continue through the padding, as in the text context: where the transformer
         # attends to padding, it should be the padding that it knows.
         positions, _ = self.model.get_rope_index(ids, types, image_grid_thw=grids)
         output = self.model(

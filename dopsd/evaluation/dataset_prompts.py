@@ -55,7 +55,7 @@ def dataset_prompts(
     """For each concept of the shards one rewrite and new scenes, by templates or by ``vlm``.
 
     Written into ``out`` with their reference pictures, and read from there the next time. Raises
-    DataError for broken shards, ModelError for a VLM that is not at hand or answers unusably.
+    DataError for broken shards, ModelError for a VLM that is not available or answers unusably.
     """
     manifest = load_manifest(shards)
     if vlm:

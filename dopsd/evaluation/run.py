@@ -44,7 +44,7 @@ RESULTS, TABLE, PROMPTS = "results.json", "results.md", "prompts.jsonl"
 def evaluate(spec: EvaluateSpec, show: Show = lambda phase, status: None) -> Results:
     """Draw what is not drawn yet, score what is not scored yet, write the tables.
 
-    Called again with the same spec it goes on where it stopped; pictures and scores of another
+    Called again with the same spec it resumes where it stopped; pictures and scores of another
     making (weights, LoRA, size, steps, dtype, versions) lie in other folders and are not read.
     Raises a DopsdError with one clear line when it cannot.
     """

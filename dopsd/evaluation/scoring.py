@@ -1,4 +1,4 @@
-"""Scores of drawn pictures, kept by what made them, so that a resumed evaluation goes on."""
+"""Scores of drawn pictures, kept by what made them, so that an evaluation resumes."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Scores:
         """Columns by (name of the set, key)."""
 
     def add(self, pool: JobPool, choice: MetricChoice, tell: Tell) -> None:
-        """Measure a metric where it is not measured yet. Raises MissingWeights, and as the crew."""
+        """Measure a metric where it is not measured yet. Raises MissingWeights, and as ``pool``."""
         metric = make_metric(choice.name, choice.model)
         identity = model_identity(metric.model) if metric.model else None
         key = fingerprint([metric.name, metric.version, _READING, identity])

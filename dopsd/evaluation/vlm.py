@@ -16,7 +16,7 @@ _ANSWER_TOKENS = 256
 class Vlm:
     """Any image-text-to-text model of transformers with a chat template.
 
-    Raises MissingWeights, in the name of ``who``, when it is not at hand.
+    Raises MissingWeights, in the name of ``who``, when it is not available.
     """
 
     def __init__(self, who: str, model: str, device: str) -> None:

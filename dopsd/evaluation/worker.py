@@ -23,7 +23,7 @@ class GeneratedImage:
 
 
 class EvaluationWorker:
-    """A plain class; ``runtime.evaluate`` wraps it as an actor."""
+    """A plain class; ``evaluation.run`` wraps it as an actor."""
 
     def __init__(self, spec: EvaluateSpec, device: str, noise_step: int = EVALUATION_STEP) -> None:
         self.spec, self.device, self.noise_step = spec, device, noise_step

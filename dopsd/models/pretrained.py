@@ -1,4 +1,4 @@
-"""Weights from a local folder or the hub, and one clear reason when they are not at hand."""
+"""Weights from a local folder or the hub, and one clear reason when they are not available."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dopsd.errors import ModelError
 
 
 class MissingWeights(ModelError):
-    """A model's weights or libraries are not at hand; the message says which and why."""
+    """A model's weights or libraries are not available; the message says which and why."""
 
 
 @contextmanager

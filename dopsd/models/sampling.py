@@ -1,4 +1,4 @@
-"""The noise levels of a run's training roll-outs."""
+"""The noise levels of a run's training rollouts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dopsd.records import Context
 
 
 def training_sigmas(config: RunConfig, family: Family, height: int, width: int) -> Tensor:
-    """Roll-out sigmas [K + 1]: the config's override, or the pipeline's own schedule."""
+    """Rollout sigmas [K + 1]: the config's override, or the pipeline's own schedule."""
     if config.method.sigmas is not None:
         return with_final_zero(config.method.sigmas)
     return family.sigmas(config.method.steps, height, width)

@@ -43,7 +43,7 @@ class Metric(ABC):
     """Numbers of single pictures.
 
     ``model``: local folder or hub id of the weights, None for a metric without any. Cheap to
-    construct; ``load`` fetches the weights and raises MissingWeights when they are not at hand.
+    construct; ``load`` fetches the weights and raises MissingWeights when they are not available.
     """
 
     name: ClassVar[str]

@@ -118,7 +118,7 @@ def _generate(
     context: Context,
     device: str,
 ) -> list[Image.Image]:
-    """One picture of the sample for each noise, in as many steps as a training roll-out has."""
+    """One picture of the sample for each noise, in as many steps as a training rollout has."""
     height, width = sample.target.shape[:2]
     shape = family.latent_shape(height, width)
     count = config.preflight.num_noises

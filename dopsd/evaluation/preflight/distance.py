@@ -25,7 +25,7 @@ def choose_metric(asked: PreflightSection, targets: list[np.ndarray]) -> str:
     """The metric's name, `auto` resolved with these targets, uint8 [H, W, 3] each.
 
     Raises DataError when the oracle is asked for and one of the targets is none of its world,
-    MissingWeights when a model is not at hand.
+    MissingWeights when a model is not available.
     """
     name = asked.metric
     if name in ("auto", "oracle"):

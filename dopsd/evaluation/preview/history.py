@@ -1,8 +1,8 @@
 """How pictures changed over training: the adapters kept on the way, drawn at the end.
 
 Nothing is drawn while a run trains. The learner keeps both adapters of a few versions as files;
-after the run the preview task draws each of them from the same noise: the student's roll-out, the
-teacher's velocities at its states, and the teacher's own roll-out. In the run folder's ``preview``:
+after the run the preview task draws each of them from the same noise: the student's rollout, the
+teacher's velocities at its states, and the teacher's own rollout. In the run folder's ``preview``:
 
 - ``weights/v000020.student.safetensors`` and ``.teacher``: the kept adapters, as exported LoRAs,
   and ``v000020.student.modules.safetensors`` where more was trained beside them;
@@ -66,7 +66,7 @@ def sample_history(
 def _trajectory(
     sampler: PreviewSampler, version: int, index: int
 ) -> tuple[EncodedBatch, TrainingBatch, Tensor]:
-    """The sample's training roll-out under the loaded adapters, scored, and the latents
+    """The sample's training rollout under the loaded adapters, scored, and the latents
     [1, C, h, w] of the teacher's own drawing."""
     config, sample, noise = sampler.config, sampler.samples[index], sampler.noise(index)
     height, width = sample.target.shape[:2]
@@ -101,7 +101,7 @@ def _strip(
     sampler: PreviewSampler, scored: TrainingBatch, own: Tensor
 ) -> tuple[list[dict[str, float]], Image.Image]:
     """Sigma and mean squared difference of the clean estimates at each state; the strip."""
-    assert scored.finished is not None, "the roll-out is whole"
+    assert scored.finished is not None, "the rollout is whole"
     states = torch.cat([scored.states, scored.finished.unsqueeze(0)])
     sigmas = torch.cat([scored.sigmas, torch.zeros(1)])
     students, teachers, facts = [], [], []

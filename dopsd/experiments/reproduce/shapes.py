@@ -1,4 +1,4 @@
-"""``dopsd reproduce shapes``: train, evaluate, table and grid; every part goes on where it was."""
+"""``dopsd reproduce shapes``: train, evaluate, table and grid; every part resumes where it was."""
 
 from __future__ import annotations
 

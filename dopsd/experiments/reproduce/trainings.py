@@ -79,8 +79,8 @@ class Trainings:
         """Until all are done; ``show`` is called about every second.
 
         After a failure none is begun, but those that are running are finished. Raises the first
-        failure, as a DopsdError that names the training; LateError when nothing was heard of one
-        for longer than its own deadlines allow, and then the others are ended.
+        failure, as a DopsdError that names the training; DeadlineError when nothing was heard of
+        one for longer than its own timeouts allow, and then the others are ended.
         """
         connect()
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -114,7 +114,7 @@ class Trainings:
             self._waiting.clear()
 
     def _listen(self, board: Any) -> None:
-        """A board that does not answer is no news: the trainings go on without it."""
+        """A board that does not answer is no news: the trainings continue without it."""
         latest: dict[str, tuple[int, str, int]] = {}
         with suppress(RayError):
             latest, self.lines = ray.get(board.read.remote(), timeout=ANSWER_SECONDS)

@@ -78,7 +78,7 @@ def load(folder: Path) -> Base:
 
 
 def train(folder: Path, vae: Vae, steps: int = STEPS, seed: int = 0) -> Base:
-    """Train, or go on training, the base; the result lies in ``folder / "base.ckpt"``.
+    """Train, or continue training, the base; the result lies in ``folder / "base.ckpt"``.
 
     The schedule depends on the step alone, so a run may be stopped and gone on with at any
     checkpoint, under another number of threads.

@@ -2,7 +2,7 @@
 
 Only the training of the base uses them: batched tensors in place of lists, plain matrix attention
 (faster than SDPA's backward on a CPU at 96 tokens), and blocks that ``torch.compile`` takes once.
-``tests/shapes/test_fast.py`` holds them against the library's own forwards.
+``tests/experiments/shapes_base/test_fast.py`` holds them against the library's own forwards.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Measure the base of the shapes world: the numbers of its model card.
 
 Pictures are drawn with ``fast.sample``, which equals the stock pipeline (see
-``tests/shapes/test_fast.py``), in bf16 autocast over the shipped weights.
+``tests/experiments/shapes_base/test_fast.py``), in bf16 autocast over the shipped weights.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Model:
 
 
 def load(folder: Path) -> Model:
-    """Load a folder written by ``recipe.save.write_pipeline``."""
+    """Load a folder written by ``shapes_base.save.write_pipeline``."""
     pipeline = ZImagePipeline.from_pretrained(folder)
     tokenizer: ChatTokenizer = pipeline.tokenizer
     transformers = {"turbo": pipeline.transformer}
