@@ -17,7 +17,7 @@ from dopsd.config.messages import one_line
 from dopsd.config.recipes import recipe_text
 from dopsd.config.run import RunConfig
 from dopsd.credentials import redact
-from dopsd.errors import ConfigError
+from dopsd.errors import ConfigError, message_line
 
 
 class _TextResolver(VersionedResolver):
@@ -52,7 +52,7 @@ def yaml_problem(error: Exception) -> str:
     """What is wrong, in one line, with its place."""
     mark = getattr(error, "problem_mark", None)
     if mark is None:
-        return "not YAML: " + " ".join(str(error).split())
+        return f"not YAML: {message_line(error)}"
     what = "" if isinstance(error, DuplicateKeyError) else "not YAML: "
     position = f"line {mark.line + 1}, column {mark.column + 1}"
     return f"{what}{position}: {' '.join(str(getattr(error, 'problem', '')).split())}"

@@ -93,12 +93,12 @@ class VlmEncoder:
         return self.encode_text([sample.prompt for sample in samples])
 
     def encode_text(self, prompts: list[str]) -> Context:
-        """Features of the prompts alone."""
+        """Features of the prompts alone, as ``TextEncoder.encode`` makes them."""
         return self.text.encode(prompts)
 
     @torch.no_grad()
     def encode_image_text(self, images: list[np.ndarray], prompts: list[str]) -> Context:
-        """Features of one user turn that holds the image and then the prompt.
+        """Features of B user turns, each an image (uint8 [H, W, 3]) and then its prompt.
 
         Raises ModelError when an image alone takes more tokens than the limit.
         """

@@ -66,6 +66,7 @@ class Choice:
 
     @classmethod
     def of(cls, pixel_areas: tuple[int, ...], multiple: int, seed: int) -> Choice:
+        """Of areas in pixels; the sides of every bucket are multiples of ``multiple`` pixels."""
         return cls(tuple(buckets(area, multiple) for area in pixel_areas), seed)
 
     def bucket(self, width: int, height: int, sample_id: str) -> Bucket:

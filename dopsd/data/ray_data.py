@@ -8,9 +8,11 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
+import pyarrow as pa
 import ray
+import ray.data
 from ray.data import DataContext
 
 from dopsd import errors, storage
@@ -23,6 +25,9 @@ _MARKED = re.compile(f"{_OPEN}(.*?){_CLOSE}", re.DOTALL)
 
 
 _FETCH_SECONDS = 600.0
+
+_MOST_TASKS = 2000
+"""Tasks of a pass; making each costs the driver about a millisecond."""
 
 
 Value = TypeVar("Value")
@@ -77,6 +82,25 @@ def quiet_context() -> DataContext:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     return context
+
+
+def map_items(
+    items: list[dict[str, Any]], function: Any, size: int, who: str, **options: Any
+) -> Iterator[pa.Table]:
+    """Tables that ``function`` makes of tables of ``size`` items, in whatever order.
+
+    ``options``: of ``map_batches``. Raises the DopsdError of a task; ``who`` names any other error.
+    """
+    if not items:
+        return
+    try:
+        with DataContext.current(quiet_context()):
+            blocks = min(-(-len(items) // size), _MOST_TASKS)
+            data: ray.data.Dataset = ray.data.from_items(items, override_num_blocks=blocks)
+            data = data.map_batches(function, batch_size=size, batch_format="pyarrow", **options)
+            yield from data.iter_batches(batch_size=None, batch_format="pyarrow")
+    except Exception as error:
+        raise unwrap_error(error, who) from None
 
 
 def absolute_path(path: str) -> str:

@@ -22,7 +22,7 @@ from dopsd.data.plan import MicroBatch, Plan, RowRef
 from dopsd.data.ray_data import Broadcast, shipping_errors
 from dopsd.data.references import sized
 from dopsd.data.sample import Sample
-from dopsd.errors import DataError, DopsdError
+from dopsd.errors import DataError, DopsdError, message_line
 
 CACHE_BYTES = 2**29
 """Row groups that a reading process keeps (512 MiB). Micro-batches of several buckets alternate,
@@ -87,8 +87,9 @@ class RowGroups:
         except DopsdError:
             raise
         except Exception as error:  # pyarrow raises many kinds on files that are broken
-            reason = " ".join(str(error).split())
-            raise DataError(f"{path}: not the shard that the manifest names: {reason}") from None
+            raise DataError(
+                f"{path}: not the shard that the manifest names: {message_line(error)}"
+            ) from None
         self._tables[key] = table
         self._bytes += table.nbytes
         while self._bytes > self.capacity and len(self._tables) > 1:

@@ -144,6 +144,7 @@ def preview_samples(config: RunConfig, manifest: Manifest, count: int) -> list[S
 
 
 def no_source(config: RunConfig) -> ConfigError:
+    """What a run without any data is refused with."""
     return ConfigError(
         f"data.source: missing, and data.shards ({config.shards}) holds no prepared data set"
     )

@@ -45,6 +45,7 @@ class PromptWriter:
         return Vlm(_WHO, self._model, self._device)
 
     def write(self, concept: Concept, png: bytes) -> list[str]:
+        """A rewrite and new scenes of a concept that ``png`` shows. Raises as ``from_vlm``."""
         image = decode_image(png)
         return from_vlm(concept, image, lambda image, text: self._vlm.answer([image], text))
 

@@ -102,8 +102,8 @@ class Results:
 
     def markdown(self) -> str:
         """The tables, what was not measured, and how to read them."""
-        shown = [name for name in self.columns if any(name in row.values for row in self.rows)]
-        arrows = [f"{n} {'↑' if self.columns[n].higher_is_better else '↓'}" for n in shown]
+        names = [name for name in self.columns if any(name in row.values for row in self.rows)]
+        arrows = [f"{n} {'↑' if self.columns[n].higher_is_better else '↓'}" for n in names]
         lines = _table(
             ["model", "steps", "prompts", "pictures", *arrows],
             [
@@ -112,7 +112,7 @@ class Results:
                     str(row.steps),
                     f"{row.group} ({row.prompts})",
                     str(row.pictures),
-                    *(str(row.values.get(name, "")) for name in shown),
+                    *(str(row.values.get(name, "")) for name in names),
                 ]
                 for row in self.rows
             ],
@@ -135,7 +135,7 @@ class Results:
             lines += [f"- {reason}" for reason in self.missing.values()]
         lines += ["", "Means with 95% intervals over prompts: Wilson for rates, bootstrap for the"]
         lines += ["rest. Seeds of one prompt count as one draw.", ""]
-        lines += [f"- {name}: {self.columns[name].meaning}" for name in shown]
+        lines += [f"- {name}: {self.columns[name].meaning}" for name in names]
         return "\n".join(lines) + "\n"
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dopsd.errors import ModelError
+from dopsd.errors import ModelError, message_line
 from dopsd.models.pretrained import check_transformer, part_config, resolve_base
 from dopsd.records import Context
 
@@ -64,7 +64,8 @@ class Family(ABC):
     def load_transformer(
         self, dtype: torch.dtype, device: torch.device | str, attention: str | None = None
     ) -> nn.Module:
-        """The frozen transformer (``requires_grad`` off, eval mode) on ``device``."""
+        """The frozen transformer (``requires_grad`` off, eval mode) on ``device``. Raises ModelError
+        for an ``attention`` backend that cannot be used here."""
         transformer = self._load_part(self.transformer_class, "transformer", dtype)
         set_attention(transformer, attention)
         frozen: nn.Module = transformer.requires_grad_(False).eval().to(device)
@@ -88,7 +89,7 @@ class Family(ABC):
         attention: str | None = None,
     ) -> Any:
         """The stock diffusers pipeline, to draw pictures with; without ``text_encoder`` it takes
-        contexts only."""
+        contexts only. Raises ModelError as :func:`set_attention` does."""
         import diffusers
 
         left_out: dict[str, Any] = {}
@@ -227,8 +228,9 @@ def set_attention(transformer: Any, name: str | None) -> None:
     try:
         transformer.set_attention_backend(name)
     except (ImportError, RuntimeError, ValueError) as error:
-        line = " ".join(str(error).split())
-        raise ModelError(f"model.attention: {name!r} cannot be used here: {line}") from None
+        raise ModelError(
+            f"model.attention: {name!r} cannot be used here: {message_line(error)}"
+        ) from None
 
 
 def as_pixels(images: list[np.ndarray], vae: Any) -> Tensor:

@@ -41,7 +41,7 @@ class TrainableParameters:
 
     def prepare(self, transformer: nn.Module, adapters: tuple[str, ...]) -> None:
         """Add LoRA layers for ``adapters`` in place, and set ``requires_grad`` on what is trained
-        when the student is among them."""
+        when the student is among them. Raises ModelError for what matches nothing."""
         if self.kind == "full":
             transformer.requires_grad_(STUDENT in adapters)
             return

@@ -92,11 +92,7 @@ _SURFACES = torch.stack(
 def read(images: Tensor) -> list[Reading]:
     """Read pictures.
 
-    Args:
-        images: [N, 3, 32, 32] float in [0, 1].
-
-    Raises:
-        ValueError: for another shape.
+    ``images``: [N, 3, 32, 32] float in [0, 1]. Raises ValueError for another shape.
     """
     if images.shape[1:] != (3, world.PIXELS, world.PIXELS):
         raise ValueError(f"images are [N, 3, 32, 32], got {tuple(images.shape)}")
@@ -180,13 +176,8 @@ def score(
 ) -> tuple[Score, list[Reading]]:
     """Hold pictures against the scenes that their captions describe.
 
-    Args:
-        images: [N, 3, 32, 32] float in [0, 1].
-        scenes: N scenes.
-        named: for each picture the attributes its caption names.
-
-    Raises:
-        ValueError: if the three lengths differ.
+    ``images``: [N, 3, 32, 32] float in [0, 1], one for each of ``scenes``. ``named``: for each the
+    attributes that its caption names. Raises ValueError if the three lengths differ.
     """
     if not len(images) == len(scenes) == len(named):
         raise ValueError(f"{len(images)} images, {len(scenes)} scenes, {len(named)} captions")

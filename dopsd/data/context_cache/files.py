@@ -23,7 +23,7 @@ from dopsd.data.manifest import Manifest
 from dopsd.data.plan import MicroBatch, Plan, RowRef
 from dopsd.data.ray_data import Broadcast, shipping_errors
 from dopsd.data.read import ReadSpec, RowGroups, read_micro_batch
-from dopsd.errors import DataError, DopsdError
+from dopsd.errors import DataError, DopsdError, message_line
 from dopsd.records import EncodedBatch, EncodedSample, SampleInfo, join_samples
 
 PREFIX = "encoded-"
@@ -167,7 +167,7 @@ class CachedRows:
         except DopsdError:
             raise
         except Exception as error:  # pyarrow raises many kinds on files that are broken
-            raise DataError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+            raise DataError(f"{path}: cannot be read: {message_line(error)}") from None
         return EncodedSample(
             sample.student,
             sample.teacher if self.cache.teacher else None,

@@ -7,7 +7,6 @@ resumes with the files that are missing.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
 
@@ -29,13 +28,12 @@ from dopsd.data.context_cache.files import (
 from dopsd.data.encoder import Encoder, EncoderFactory
 from dopsd.data.manifest import Manifest
 from dopsd.data.plan import RowRef
-from dopsd.data.prepare.run import MOST_TASKS, Progress
+from dopsd.data.prepare.run import Progress
 from dopsd.data.ray_data import (
     LazyActorState,
     absolute_path,
-    quiet_context,
+    map_items,
     shipping_errors,
-    unwrap_error,
 )
 from dopsd.data.read import ReadSpec, RowGroups, row_image, row_references
 from dopsd.data.sample import Sample
@@ -77,8 +75,17 @@ def write_context_cache(
     ]
     done = sum(group.rows for name, group in rows.items() if name in kept)
     tell("encoding contexts", done, manifest.samples)
-    arguments = (encoder_factory, shards, folder, read_spec, fingerprint, entries)
-    for batch in _encode_all(todo, arguments, workers, num_cpus, num_gpus):
+    tables = map_items(
+        todo,
+        _EncodeGroup,
+        1,
+        "encoder",
+        fn_constructor_args=(encoder_factory, shards, folder, read_spec, fingerprint, entries),
+        compute=ray.data.ActorPoolStrategy(size=max(1, min(workers, len(todo)))),
+        num_cpus=num_cpus,
+        num_gpus=num_gpus,
+    )
+    for batch in tables:
         done += sum(batch["rows"].to_pylist())
         tell("encoding contexts", done, manifest.samples)
     sizes = dict(storage.list_files(folder))
@@ -99,30 +106,6 @@ def write_context_cache(
 def _versions() -> dict[str, str]:
     # Ours has no metadata where the package is on the path without being installed.
     return {"dopsd": __version__, **{name: version(name) for name in _LIBRARIES}}
-
-
-def _encode_all(
-    todo: list[dict[str, Any]], arguments: Any, workers: int, num_cpus: float, num_gpus: float
-) -> Iterator[pa.Table]:
-    if not todo:
-        return
-    try:
-        with ray.data.DataContext.current(quiet_context()):
-            data: ray.data.Dataset = ray.data.from_items(
-                todo, override_num_blocks=min(len(todo), MOST_TASKS)
-            )
-            data = data.map_batches(
-                _EncodeGroup,
-                fn_constructor_args=arguments,
-                batch_size=1,
-                batch_format="pyarrow",
-                compute=ray.data.ActorPoolStrategy(size=min(workers, len(todo))),
-                num_cpus=num_cpus,
-                num_gpus=num_gpus,
-            )
-            yield from data.iter_batches(batch_size=None, batch_format="pyarrow")
-    except Exception as error:
-        raise unwrap_error(error, "encoder") from None
 
 
 class _EncodeGroup:

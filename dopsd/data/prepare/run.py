@@ -20,7 +20,6 @@ from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
-import ray.data
 
 from dopsd import storage
 from dopsd.config import DataSection
@@ -38,16 +37,13 @@ from dopsd.data.manifest import (
 )
 from dopsd.data.prepare.layout import Shard, lay_out
 from dopsd.data.prepare.shards import inspect, unpack, write_shard
-from dopsd.data.ray_data import absolute_path, quiet_context, shipping_errors, unwrap_error
+from dopsd.data.ray_data import absolute_path, map_items, shipping_errors
 from dopsd.data.sources.read import read_source
 from dopsd.data.sources.rows import CAPTION_KEY, Group, Source, SourceRow, pack_row, unpack_row
 from dopsd.errors import DataError
 
 ROWS_PER_TASK = 16
 """Pictures that an inspecting task takes at a time."""
-
-MOST_TASKS = 2000
-"""Tasks of a pass; making each costs the driver about a millisecond."""
 
 _ASIDE = ".pictures"
 """Folder inside the shards for pictures out of parquet rows, while data is being prepared."""
@@ -241,23 +237,8 @@ def _map(
     **arguments: Any,
 ) -> Iterator[pa.Table]:
     """Tables that ``function`` makes of ``items``, ``size`` at a time, in whatever order."""
-    if not items:
-        return
-    try:
-        with ray.data.DataContext.current(quiet_context()):
-            data: ray.data.Dataset = ray.data.from_items(
-                items, override_num_blocks=min(-(-len(items) // size), MOST_TASKS)
-            )
-            data = data.map_batches(
-                _shipped,  # type: ignore[arg-type]  # Ray's type knows no fn_kwargs
-                batch_size=size,
-                batch_format="pyarrow",
-                num_cpus=cpus,
-                fn_kwargs={"function": function, **arguments},
-            )
-            yield from data.iter_batches(batch_size=None, batch_format="pyarrow")
-    except Exception as error:
-        raise unwrap_error(error, "prepare") from None
+    arguments["function"] = function
+    return map_items(items, _shipped, size, "prepare", num_cpus=cpus, fn_kwargs=arguments)
 
 
 def _shipped(batch: pa.Table, function: Callable[..., pa.Table], **arguments: Any) -> pa.Table:

@@ -24,7 +24,7 @@ from dopsd.data.sources.fields import check_captions
 from dopsd.data.sources.folder import read_caption_file
 from dopsd.data.sources.parquet import read_group
 from dopsd.data.sources.rows import CAPTION_KEY, ByteRange, Group, SourceRow
-from dopsd.errors import DataError
+from dopsd.errors import DataError, message_line
 
 Fetch = Callable[[ByteRange], bytes]
 
@@ -47,7 +47,7 @@ def inspect(
     except FileNotFoundError:
         return "", "missing caption: no such file"
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = message_line(error)
         return "", reason if reason.startswith("caption") else f"caption: {reason}"
     try:
         width, height = _open(row.image, read).size
@@ -129,7 +129,7 @@ def fetch_image(part: ByteRange) -> bytes:
     except FileNotFoundError:
         raise BadImage(f"missing image: no such file {part.path}") from None
     except (OSError, ValueError, DataError) as error:
-        raise BadImage(f"unreadable image: {' '.join(str(error).split())}") from None
+        raise BadImage(f"unreadable image: {message_line(error)}") from None
 
 
 def _captions(row: SourceRow) -> dict[str, str]:

@@ -20,7 +20,7 @@ from dopsd import storage
 from dopsd.data.schema import FORMAT, READABLE_VERSIONS
 from dopsd.data.sources.fields import CAPTION_FIELDS, FIELDS, Keep, fill, printable, shown
 from dopsd.data.sources.rows import Group, Source, SourceRow
-from dopsd.errors import DopsdError
+from dopsd.errors import DopsdError, message_line
 
 _READERS = 16
 """Footers that are read side by side: on S3 nearly all of the time is waiting."""
@@ -174,4 +174,4 @@ def _inside(folder: str, path: str) -> str:
 
 
 def _line(error: Exception) -> str:
-    return printable(" ".join(str(error).split())) or type(error).__name__
+    return printable(message_line(error))

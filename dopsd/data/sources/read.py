@@ -14,7 +14,7 @@ from dopsd.data.sources.folder import read_folder
 from dopsd.data.sources.jsonl import read_jsonl
 from dopsd.data.sources.parquet import list_parquet
 from dopsd.data.sources.rows import Source
-from dopsd.errors import DataError
+from dopsd.errors import DataError, message_line
 
 
 def read_source(source: str, columns: Mapping[str, str] | None = None) -> Source:
@@ -28,7 +28,7 @@ def read_source(source: str, columns: Mapping[str, str] | None = None) -> Source
     except DataError:
         raise
     except Exception as error:  # no credentials, no bucket, no permission
-        reason = " ".join(str(error).split()).removeprefix(f"{source}: ")
+        reason = message_line(error).removeprefix(f"{source}: ")
         raise DataError(f"data.source: {source}: {reason}") from error
     if not listed.rows and not listed.groups:
         raise DataError(f"data.source: {source}: no samples in it")

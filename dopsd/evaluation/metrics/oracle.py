@@ -27,19 +27,19 @@ class Oracle(Metric):
 
     def measure(self, inputs: Sequence[MetricInput]) -> list[dict[str, float]]:
         readings = _read([entry.image for entry in inputs])
-        return [_columns(seen, entry) for seen, entry in zip(readings, inputs, strict=True)]
+        return [_columns(reading, entry) for reading, entry in zip(readings, inputs, strict=True)]
 
 
 def _read(images: Sequence[Image.Image]) -> list[Reading]:
     return oracle.read(torch.stack([from_image(image) for image in images]))
 
 
-def _columns(seen: Reading, entry: MetricInput) -> dict[str, float]:
-    values = {"palette_error": seen.palette_error}
-    right = {name: getattr(seen, name) == value for name, value in entry.expected.items()}
+def _columns(reading: Reading, entry: MetricInput) -> dict[str, float]:
+    values = {"palette_error": reading.palette_error}
+    right = {name: getattr(reading, name) == value for name, value in entry.expected.items()}
     if right:
         values["named"] = sum(right.values()) / len(right)
-        values["ok"] = float(all(right.values()) and seen.valid)
+        values["ok"] = float(all(right.values()) and reading.valid)
     if entry.concept is not None:
-        values["concept"] = float(right[entry.concept] and seen.valid)
+        values["concept"] = float(right[entry.concept] and reading.valid)
     return values

@@ -48,18 +48,12 @@ def reproduce(
 ) -> list[table.Line]:
     """Run the whole comparison and write ``table.md``, ``table.json`` and one grid per concept.
 
-    Args:
-        trials: what to train.
-        budget: the same for each of them.
-        folder: where everything is kept, local or s3://.
-        prompts: for each concept, and about the prior; those that are alike count once.
-        begin: gives the progress of a part by its title, a context manager.
-        at_once: trainings beside each other, and workers that draw and score; each takes a core.
-            None: as many as the cluster has cores and memory for, at most 4.
-
-    Raises:
-        ResourceError: when the cluster has fewer cores than ``at_once``.
-        DopsdError: in one line, when a trial or the evaluation cannot go on.
+    ``folder`` (local or s3://) keeps everything. ``prompts``: for each concept, and about the
+    prior; those that are alike count once. ``begin`` gives the progress of a part by its title, a
+    context manager. ``at_once``: trainings beside each other, and workers that draw and score, a
+    core each; None is as many as the cluster has cores and memory for, at most 4. Raises
+    ResourceError when the cluster has fewer cores than ``at_once``, a DopsdError when a trial or
+    the evaluation fails.
     """
     spec = _spec(trials, budget, folder, prompts)
     at_once = _at_once(at_once)

@@ -57,13 +57,8 @@ def lines_of(
 ) -> list[Line]:
     """Pool each variant's seeds; the base comes first for every concept.
 
-    Args:
-        trials: those that were evaluated.
-        budget: what each of them was given.
-        base: the base's name in the evaluation.
-        prior: the group of the prompts about what the base knew.
-        score: reads a cell of the evaluation.
-        ratio: reads how a model compares with the base.
+    ``base``: its name in the evaluation. ``prior``: the group of the prompts about what it knew.
+    ``score`` reads a cell of the evaluation, ``ratio`` how a model compares with the base.
     """
     lines = []
     for concept in dict.fromkeys(trial.concept for trial in trials):

@@ -103,8 +103,7 @@ def generate(
 ) -> Tensor:
     """Draw prompts, each beside a picture of its own scene if ``picture``.
 
-    Returns:
-        [N, 3, 32, 32] in [0, 1]. The noise depends on ``seed`` and the prompt's index alone.
+    Returns [N, 3, 32, 32] in [0, 1]. The noise depends on ``seed`` and the prompt's index alone.
     """
     forwards = fast.Forwards()
     generator = torch.Generator().manual_seed(seed)
@@ -192,12 +191,8 @@ def measure(
 ) -> Card:
     """Measure every row of the card on ``samples`` pictures for each seed.
 
-    Args:
-        folder: the weights.
-        samples: pictures per seed and row.
-        seeds: each decides prompts and noise.
-        pictures: where to write one contact sheet per row, if anywhere.
-        say: gets one line per row.
+    ``folder``: the weights. Each of ``seeds`` decides prompts and noise. ``pictures``: where to
+    write one contact sheet per row, if anywhere. ``say`` gets one line per row.
     """
     model = load(folder)
     card = Card(weights_hash(folder), samples, tuple(seeds))

@@ -136,8 +136,7 @@ def pooled(effects: list[Effect], concept: str, objective: str) -> dict[str, Val
     Rates get the Wilson interval of all their pictures; the palette error's is that of the seeds'
     means taken together.
 
-    Raises:
-        KeyError: if there is no such effect.
+    Raises KeyError if there is no such effect.
     """
     chosen = [e for e in effects if (e.concept, e.objective) == (concept, objective)]
     if not chosen:
