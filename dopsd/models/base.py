@@ -64,8 +64,8 @@ class Family(ABC):
     def load_transformer(
         self, dtype: torch.dtype, device: torch.device | str, attention: str | None = None
     ) -> nn.Module:
-        """The frozen transformer (``requires_grad`` off, eval mode) on ``device``. Raises ModelError
-        for an ``attention`` backend that cannot be used here."""
+        """The frozen transformer (``requires_grad`` off, eval mode) on ``device``. Raises
+        ModelError as :func:`set_attention` does."""
         transformer = self._load_part(self.transformer_class, "transformer", dtype)
         set_attention(transformer, attention)
         frozen: nn.Module = transformer.requires_grad_(False).eval().to(device)

@@ -26,6 +26,6 @@ def batch_velocity(
     family: Family, transformer: torch.nn.Module, context: Context, dtype: torch.dtype
 ) -> VelocityFn:
     """(latents [B, C, h, w] float32, sigma [B]) -> velocity [B, C, h, w] float32, under the
-    transformer's active adapter. ``context`` has B rows and is moved to its device and ``dtype``."""
+    transformer's active adapter. ``context``, of B rows, moves to its device and to ``dtype``."""
     context = context.to(next(transformer.parameters()).device, dtype)
     return lambda latents, sigma: family.velocity(transformer, latents, sigma, context)
