@@ -33,7 +33,7 @@ def test_it_fits_a_screen_or_three_in_the_order_in_which_a_user_wants_it():
 
 def test_status_stands_beside_the_first_promise():
     first = TEXT.partition("## ")[0]
-    assert "**Status.**" in first and "Nothing has run on Z-Image-Turbo" in first
+    assert "**Status.**" in first and "Nothing has run on\n> Z-Image-Turbo" in first
 
 
 def test_its_own_images_take_25_lines():
