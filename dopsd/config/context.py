@@ -46,6 +46,8 @@ CONTEXT_NEEDS = {
 
 
 class ContextSection(Section):
+    """What the teacher sees and the student does not."""
+
     name: Literal["vlm", "enhanced_prompt", "edit", "edit_reference"] = Field(
         "vlm",
         description="What the teacher sees beyond the student. `vlm`: the target image through a "

@@ -37,6 +37,8 @@ class PriorSection(Section):
 
 
 class DataSection(Section):
+    """Sources, shards, and how often what is trained on."""
+
     source: str | None = Field(
         None,
         description="Folder of images with .txt captions or of .parquet files, a .jsonl or "

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import YAMLError
@@ -119,20 +119,3 @@ def _apply(values: dict[str, Any], override: str) -> None:
             raise ConfigError(f"{key}: {section!r} is a value, not a section")
         node = child
     node[leaf] = value
-
-
-def reference() -> str:
-    """Every key with its type, default and meaning, as Markdown rows."""
-    rows = ["| key | default | meaning |", "| --- | --- | --- |"]
-
-    def walk(model: type[BaseModel], prefix: str) -> None:
-        for name, entry in model.model_fields.items():
-            annotation = entry.annotation
-            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-                walk(annotation, f"{prefix}{name}.")
-                continue
-            default = entry.get_default(call_default_factory=True)
-            rows.append(f"| `{prefix}{name}` | `{default}` | {entry.description} |")
-
-    walk(RunConfig, "")
-    return "\n".join(rows)

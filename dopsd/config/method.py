@@ -10,6 +10,8 @@ from dopsd.config.base import Fraction, Positive, Section
 
 
 class MethodSection(Section):
+    """The algorithm: objective, teacher, schedule and weighting."""
+
     objective: Literal["dopsd", "sft", "off_policy", "sft_on_teacher"] = Field(
         "dopsd",
         description="`dopsd`: the student's own states, the teacher's velocities there. The "
