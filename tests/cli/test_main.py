@@ -31,7 +31,8 @@ def test_config_prints_what_reads_back_to_the_same(capsys, tmp_path):
 
 def test_reference_names_every_key_with_a_meaning(capsys):
     assert main(["config", "--reference"]) == 0
-    rows = capsys.readouterr().out.splitlines()[2:]
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line for line in lines if line.startswith("| `")]
     described = {row.split("`")[1] for row in rows if not row.endswith("| None |")}
 
     def keys(model, prefix=""):
