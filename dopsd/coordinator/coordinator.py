@@ -231,7 +231,7 @@ class Coordinator:
                 self._current(attempt)
         self.alive(attempt)
 
-    def trained(self, attempt: int, step: int, share: TrainedShare) -> None:
+    def record(self, attempt: int, step: int, share: TrainedShare) -> None:
         """What one rank put into ``step``, for the ledger."""
         with self._changed:
             self._current(attempt)
@@ -326,7 +326,7 @@ class Coordinator:
             self._current(attempt)
         self._failure.fail(error)
 
-    def died(self, attempt: int, rank: int, why: str) -> None:
+    def record_death(self, attempt: int, rank: int, why: str) -> None:
         """The last words of a learner that a restart may mend."""
         with self._changed:
             self._current(attempt)

@@ -68,7 +68,7 @@ class Learners:
                     assert boxes[index].ref != gone.ref and boxes[index].losses == 1
                 self.results[(step, index)] = ray.get(boxes[index].ref)
             ids = {index: (f"sample-{step}-{index}",) for index in range(PER_STEP)}
-            self.coordinator.trained(self.attempt, step, TrainedShare(0, 1, ids, step, step, False))
+            self.coordinator.record(self.attempt, step, TrainedShare(0, 1, ids, step, step, False))
             wish = self.coordinator.publish(self.attempt, bundle_of(self.parameters, step + 1))
             self.coordinator.report(self.attempt, step, {"loss": 1.0, "encoder_seconds": 0.0})
             if wish.save:
@@ -139,8 +139,8 @@ def test_restarts_are_counted_and_a_torn_checkpoint_is_told(tiny_base, parameter
             first.train(stop)
             coordinator._saver.wait()
         # The first to say so tells more than those that die of its end.
-        coordinator.died(first.attempt, 1, "OutOfMemoryError: CUDA\nout of memory")
-        coordinator.died(first.attempt, 0, "RuntimeError: connection closed by peer")
+        coordinator.record_death(first.attempt, 1, "OutOfMemoryError: CUDA\nout of memory")
+        coordinator.record_death(first.attempt, 0, "RuntimeError: connection closed by peer")
         storage.write_bytes(str(tmp_path / "checkpoints/step-000002/ema.safetensors"), b"torn")
         assert Learners(coordinator, parameters).step == 1
         told = coordinator.status()["notices"]
@@ -148,8 +148,8 @@ def test_restarts_are_counted_and_a_torn_checkpoint_is_told(tiny_base, parameter
         died = "learners died (learner 1: OutOfMemoryError: CUDA out of memory)"
         assert told[1] == f"{died}: attempt 2 goes on from step 1"
         with pytest.raises(WorkerError, match="attempt 1 is over"):
-            coordinator.died(first.attempt, 0, "late")
-        coordinator.died(2, 0, "KeyError: 'x'")
+            coordinator.record_death(first.attempt, 0, "late")
+        coordinator.record_death(2, 0, "KeyError: 'x'")
         spent = r"died again \(learner 0: KeyError: 'x'\); their 1 restarts \(learner.restarts\)"
         with pytest.raises(WorkerError, match=spent):
             coordinator.attach()

@@ -212,9 +212,17 @@ class ZeroEngine:
 
     def gather(self, value: Any) -> list[Any]:
         """A small value of every rank, by rank. Collective."""
-        found = [None] * self.world
-        torch.distributed.all_gather_object(found, value)
-        return found
+        values = [None] * self.world
+        torch.distributed.all_gather_object(values, value)
+        return values
+
+    def sum_over_ranks(self, values: list[float]) -> list[float]:
+        """The sum of each value over all ranks, in float64. Collective."""
+        if self.world == 1:
+            return values
+        total = torch.tensor(values, dtype=torch.float64, device=self.engine.device)
+        torch.distributed.all_reduce(total)
+        return total.tolist()
 
     def own_slices(self) -> Iterator[Slice]:
         """This rank's part of masters, moments and average."""
