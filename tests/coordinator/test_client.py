@@ -90,7 +90,7 @@ def test_rank_0_speaks_for_the_group(coordinator):
         client.publish(Bundle(0, {}, {}, 0))
         client.report(0, {"loss": 1.0, "encoder_seconds": 0.0, "learner_seconds": 0.0})
     assert connection.calls == ["attach", "publish", "report"]
-    assert coordinator.status()["latest"]["learner_peak_memory_mb"] > 0
+    assert coordinator.status().latest["learner_peak_memory_mb"] > 0
     for rank, client in enumerate((first, second)):
         client.record(0, TrainedShare(rank, 2, {rank: ("a",)}, 0, 0, False))
     assert connection.calls[3:] == ["record", "record"]
@@ -107,7 +107,7 @@ def test_last_words_are_heard_of_the_current_attempt_alone(coordinator):
     _, (client, _) = clients_of(coordinator, lost=set())
     client.record_death(KeyError("x"))
     _, (successor, _) = clients_of(coordinator, lost=set())
-    assert "learner 0: KeyError: 'x'" in coordinator.status()["notices"][0]
+    assert "learner 0: KeyError: 'x'" in coordinator.status().notices[0]
     with pytest.raises(WorkerError, match=r"stale attempt 1 \(current: 2\)"):
         client.publish(Bundle(0, {}, {}, 0))
     client.fail(WorkerError("nobody listens"))

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from dopsd import checkpoint, storage
+from dopsd import storage
+from dopsd.checkpoint import manager
 from dopsd.checkpoint.folder import complete_steps
 from dopsd.checkpoint.learner_state import FILES
 from dopsd.coordinator.coordinator import Coordinator
@@ -109,7 +110,7 @@ def test_new_learners_go_on_from_the_checkpoint_and_nothing_changes(
         first.train(4)
         second = Learners(coordinator, parameters)
         assert second.step == 3 and second.files[FILES[0]] == b"student.safetensors 3"
-        with pytest.raises(WorkerError, match="attempt 1 is over: 2 goes on"):
+        with pytest.raises(WorkerError, match=r"stale attempt 1 \(current: 2\)"):
             first.coordinator.fetch(first.attempt, 4, 0, 1)
         second.train(4)
         # And another coordinator, as when the first has died.
@@ -118,7 +119,7 @@ def test_new_learners_go_on_from_the_checkpoint_and_nothing_changes(
         third = Learners(coordinator, parameters)
         assert (third.attempt, third.step) == (3, 3)
         third.train(STEPS, lose=(4, 1))
-        assert coordinator.status()["counts"]["trained"] == PER_STEP * (STEPS - 3)
+        assert coordinator.status().counts.trained == PER_STEP * (STEPS - 3)
     finally:
         coordinator.stop()
     assert undisturbed.results == first.results | second.results | third.results
@@ -137,20 +138,20 @@ def test_restarts_are_counted_and_a_torn_checkpoint_is_told(tiny_base, parameter
         first = Learners(coordinator, parameters)
         for stop in (1, 2):  # or the second is left out while the first is written
             first.train(stop)
-            coordinator._saver.wait()
+            coordinator.checkpoints.wait()
         # The first to say so tells more than those that die of its end.
         coordinator.record_death(first.attempt, 1, "OutOfMemoryError: CUDA\nout of memory")
         coordinator.record_death(first.attempt, 0, "RuntimeError: connection closed by peer")
         storage.write_bytes(str(tmp_path / "checkpoints/step-000002/ema.safetensors"), b"torn")
         assert Learners(coordinator, parameters).step == 1
-        told = coordinator.status()["notices"]
+        told = coordinator.status().notices
         assert "step-000002/ema.safetensors: 4 bytes, the manifest says" in told[0]
-        died = "learners died (learner 1: OutOfMemoryError: CUDA out of memory)"
-        assert told[1] == f"{died}: attempt 2 goes on from step 1"
-        with pytest.raises(WorkerError, match="attempt 1 is over"):
+        died = "learners failed (learner 1: OutOfMemoryError: CUDA out of memory)"
+        assert told[1] == f"{died}: attempt 2 resumed from step 1"
+        with pytest.raises(WorkerError, match="stale attempt 1"):
             coordinator.record_death(first.attempt, 0, "late")
         coordinator.record_death(2, 0, "KeyError: 'x'")
-        spent = r"died again \(learner 0: KeyError: 'x'\); their 1 restarts \(learner.restarts\)"
+        spent = r"failed again \(learner 0: KeyError: 'x'\); restart budget exhausted"
         with pytest.raises(WorkerError, match=spent):
             coordinator.attach()
         assert coordinator.error() is not None
@@ -168,9 +169,9 @@ def test_the_last_buckets_are_written_before_the_learner_that_owns_them_ends(
         assert door.wait(60)
         written.append((step, dict(buckets)))
 
-    monkeypatch.setattr(checkpoint, "write_checkpoint", write)
-    monkeypatch.setattr(checkpoint, "prune", lambda *arguments: None)
-    made = {}, (1,), {"bucket": ray.put(b"weights")}
+    monkeypatch.setattr(manager, "write_checkpoint", write)
+    monkeypatch.setattr(manager, "prune", lambda *arguments: None)
+    made = {}, (1,), {"bucket": lambda: b"weights"}
     monkeypatch.setattr("dopsd.coordinator.coordinator.checkpoint_files", lambda *_: made)
     config = config_of(tiny_base, tmp_path)
     roles = resolve_roles(config, 0.0)
@@ -183,7 +184,7 @@ def test_the_last_buckets_are_written_before_the_learner_that_owns_them_ends(
     assert thread.is_alive() == end, "training goes on while another one is written"
     door.set()
     thread.join(60)
-    assert coordinator._saver.wait(60) and written == [(1, {"bucket": b"weights"})]
+    assert coordinator.checkpoints.wait(60) and written == [(1, {"bucket": b"weights"})]
 
 
 def test_a_checkpoint_on_request_and_its_end(tiny_base, parameters, tmp_path):
@@ -193,11 +194,9 @@ def test_a_checkpoint_on_request_and_its_end(tiny_base, parameters, tmp_path):
         learners = Learners(coordinator, parameters)
         learners.train(1)
         (tmp_path / "checkpoint.request").touch()
-        coordinator._saver._looked = 0.0
-        coordinator._saver._look()
-        coordinator._saver._looker.join(60)
+        coordinator.checkpoints.requests.poll()
         learners.train(2)
-        coordinator._saver.wait()
+        coordinator.checkpoints.wait()
         assert complete_steps(str(tmp_path / "checkpoints")) == [2]
         assert not (tmp_path / "checkpoint.request").exists()
         coordinator.ask_checkpoint(end=True)

@@ -74,7 +74,7 @@ def _shown(work: Trainings, trials: int, steps: int, progress: Progress) -> Call
         parts = [
             f"{told}/{trials} done",
             *(f"{each.name} at {each.step or each.phase}" for each in work.running),
-            f"ETA {progress.eta({'step': at, 'steps': trials * steps})}",
+            f"ETA {progress.eta(at, trials * steps)}",
         ]
         progress.show("trials", {"message": "; ".join(parts), "notices": work.lines})
 

@@ -53,7 +53,7 @@ def open_stream(
 ) -> Iterator[tuple[int, int, ray.ObjectRef]]:
     options = {
         "shards": data[1],
-        "wanted": ReadSpec(),
+        "read_spec": ReadSpec(),
         "encoder_factory": PixelFactory(),
         "num_cpus": 0.25,
         **options,
@@ -112,7 +112,7 @@ def test_a_task_receives_the_block_for_the_reference(data: tuple[Manifest, str])
 
 
 def test_asked_caption_keys_are_drawn(data: tuple[Manifest, str]) -> None:
-    for _, _, ref in open_stream(data, 0, 2, wanted=ReadSpec(caption_keys=("short",))):
+    for _, _, ref in open_stream(data, 0, 2, read_spec=ReadSpec(caption_keys=("short",))):
         assert all(prompt.startswith("s") for prompt in load_encoded(ray.get(ref)).info.prompts)
 
 
@@ -268,7 +268,7 @@ def test_an_encoder_that_cannot_load_says_so(data: tuple[Manifest, str]) -> None
 
 
 def test_a_pool_that_cannot_be_placed_says_so(data: tuple[Manifest, str]) -> None:
-    with pytest.raises(DeadlineError, match="encoder is late: 1 actors of 900 CPUs and 0 GPUs"):
+    with pytest.raises(DeadlineError, match="while loading 1 actors of 900 CPUs and 0 GPUs"):
         list(open_stream(data, 0, 2, num_cpus=900, start_s=3))
 
 
@@ -279,7 +279,7 @@ def test_an_encoder_that_fails_says_so(data: tuple[Manifest, str]) -> None:
 
 def test_a_missing_caption_says_so(data: tuple[Manifest, str]) -> None:
     with pytest.raises(DataError, match=r"^sample \d+: has no caption under data.caption_keys"):
-        list(open_stream(data, 0, 4, wanted=ReadSpec(caption_keys=("medium",))))
+        list(open_stream(data, 0, 4, read_spec=ReadSpec(caption_keys=("medium",))))
 
 
 def test_a_missing_shard_says_so(data: tuple[Manifest, str], tmp_path: Path) -> None:
