@@ -16,7 +16,7 @@ from dopsd.models.base import DTYPES
 from dopsd.models.transformer_folder import bind_folder
 
 
-def picture_noise(
+def image_noise(
     seed: int,
     prompt: str,
     shape: tuple[int, ...],
@@ -27,7 +27,7 @@ def picture_noise(
 
 
 class EvaluationSampler:
-    """The stock pipeline of a spec's base, as whatever model the next pictures ask for.
+    """The stock pipeline of a spec's base, as whatever model the next images ask for.
 
     ``purpose``: of their noise.
     """
@@ -43,12 +43,12 @@ class EvaluationSampler:
         self.pipeline: Any = self.family.load_pipeline(
             DTYPES[spec.dtype], device, attention=spec.attention
         )
-        self._drawn = EvaluatedModel(BASE)
+        self._loaded = EvaluatedModel(BASE)
         self._altered = False
         """Whether weights of the base's transformer were replaced."""
 
     @torch.no_grad()
-    def draw(
+    def generate(
         self,
         model: EvaluatedModel,
         payloads: Sequence[bytes],
@@ -60,13 +60,13 @@ class EvaluationSampler:
 
         Raises ModelError for weights that do not load.
         """
-        if model != self._drawn:
+        if model != self._loaded:
             self._load(model, payloads)
         noise = [
-            picture_noise(seed, text, self.shape, self.purpose)
+            image_noise(seed, text, self.shape, self.purpose)
             for seed, text in zip(seeds, prompts, strict=True)
         ]
-        pictures = sample(
+        images = sample(
             self.pipeline,
             list(prompts),
             steps,
@@ -74,11 +74,11 @@ class EvaluationSampler:
             self.width,
             latents=torch.stack(noise).to(self.device),
         )
-        return [png_bytes(picture) for picture in pictures]
+        return [png_bytes(image) for image in images]
 
     def _load(self, model: EvaluatedModel, payloads: Sequence[bytes]) -> None:
         self.pipeline.unload_lora_weights()
-        self._drawn = EvaluatedModel(BASE)
+        self._loaded = EvaluatedModel(BASE)
         if self._altered:
             self.pipeline.transformer = None  # before the next is loaded
             self.pipeline.transformer = self.family.load_transformer(
@@ -95,4 +95,4 @@ class EvaluationSampler:
             load_lora(self.pipeline, path, payload, name)
         if names:
             self.pipeline.set_adapters(names)
-        self._drawn = model
+        self._loaded = model
