@@ -37,7 +37,7 @@ class RunIdentity:
 def incompatibility(
     config: RunConfig, manifest: CheckpointManifest, identity: RunIdentity | None
 ) -> str | None:
-    """Why ``config`` on this data and plan may not go on from a checkpoint, or None.
+    """Why ``config`` on this data and plan may not resume from a checkpoint, or None.
 
     Without an ``identity`` the config alone is looked at, as long as the data is not whole.
     """

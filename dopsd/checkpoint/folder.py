@@ -1,6 +1,6 @@
 """Checkpoints: folders that are complete or absent, on local disk or S3. Knows no Ray.
 
-``RUN/checkpoints/step-000120/`` holds what a run needs to go on after 120 optimizer steps:
+``RUN/checkpoints/step-000120/`` holds what a run needs to resume after 120 optimizer steps:
 
 - ``student.safetensors``, ``ema.safetensors``: fp32 weights; ``optimizer.safetensors``: AdamW's
   moments by parameter name, so that any number of learners and any ZeRO stage can take them;
@@ -72,7 +72,7 @@ class CheckpointManifest(BaseModel):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose files were all read and found as the manifest says; ``files`` holds all
+    """A checkpoint whose files were all read and are as the manifest says; ``files`` holds all
     but the large ones."""
 
     path: str
@@ -121,7 +121,7 @@ def write_checkpoint(
         storage.remove(storage.join(path, name))
     records = {name: _write(path, name, payload) for name, payload in files.items()}
     large = {name: _write(path, name, payload) for name, payload in buckets}
-    _compare(path, slices)
+    _check_digests(path, slices)
     manifest = CheckpointManifest(
         step=step,
         policy_versions=policy_versions,
@@ -140,19 +140,19 @@ def write_checkpoint(
 
 def read_manifest(path: str) -> CheckpointManifest:
     """Raises CheckpointError for a folder that is no checkpoint of this dopsd."""
-    place = storage.join(path, MANIFEST)
-    if not storage.exists(place):
+    file = storage.join(path, MANIFEST)
+    if not storage.exists(file):
         raise CheckpointError(f"{path}: incomplete, it has no {MANIFEST}")
     try:
-        manifest = CheckpointManifest.model_validate_json(storage.read_bytes(place))
+        manifest = CheckpointManifest.model_validate_json(storage.read_bytes(file))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "JSON"
         why = f"{where}: {first['msg']}"
-        raise CheckpointError(f"{place}: not a checkpoint of this dopsd ({why})") from None
+        raise CheckpointError(f"{file}: not a checkpoint of this dopsd ({why})") from None
     name = path.rstrip("/").rsplit("/", 1)[-1]
     if name != f"step-{manifest.step:06d}":
-        raise CheckpointError(f"{place}: says step {manifest.step}, but lies in {name}")
+        raise CheckpointError(f"{file}: says step {manifest.step}, but lies in {name}")
     return manifest
 
 
@@ -161,36 +161,36 @@ def read_checkpoint(path: str) -> Checkpoint:
     manifest = read_manifest(path)
     files = {}
     for name, record in manifest.files.items():
-        _look(path, name, record)
-        place = storage.join(path, name)
-        files[name] = storage.read_bytes(place)
+        _check_size(path, name, record)
+        file = storage.join(path, name)
+        files[name] = storage.read_bytes(file)
         if _record(files[name]) != record:
-            raise CheckpointError(f"{place}: damaged, its SHA-256 is not the manifest's")
-    _compare(path, manifest.large)
+            raise CheckpointError(f"{file}: damaged, its SHA-256 is not the manifest's")
+    _check_digests(path, manifest.large)
     return Checkpoint(path, manifest, files)
 
 
-def _look(path: str, name: str, record: FileRecord) -> None:
+def _check_size(path: str, name: str, record: FileRecord) -> None:
     """Raises CheckpointError unless the file is there, and as large as it should be."""
-    place = storage.join(path, name)
-    if "/" in name or not storage.exists(place):
-        raise CheckpointError(f"{place}: missing")
-    if (found := storage.size(place)) != record.bytes:
-        raise CheckpointError(f"{place}: {found} bytes, the manifest says {record.bytes}")
+    file = storage.join(path, name)
+    if "/" in name or not storage.exists(file):
+        raise CheckpointError(f"{file}: missing")
+    if (size := storage.size(file)) != record.bytes:
+        raise CheckpointError(f"{file}: {size} bytes, the manifest says {record.bytes}")
 
 
-def _compare(path: str, records: Mapping[str, FileRecord]) -> None:
+def _check_digests(path: str, records: Mapping[str, FileRecord]) -> None:
     """Raises CheckpointError for the first large file that is not what its record says."""
     for name, record in records.items():  # first what takes no time
-        _look(path, name, record)
+        _check_size(path, name, record)
 
     def compare(name: str) -> None:
         digest = hashlib.sha256()
         for part in storage.read_parts(storage.join(path, name)):
             digest.update(part)
         if digest.hexdigest() != records[name].sha256:
-            place = storage.join(path, name)
-            raise CheckpointError(f"{place}: damaged, its SHA-256 is not the manifest's")
+            file = storage.join(path, name)
+            raise CheckpointError(f"{file}: damaged, its SHA-256 is not the manifest's")
 
     with ThreadPoolExecutor(_READERS) as pool:
         list(pool.map(compare, records))
@@ -198,14 +198,14 @@ def _compare(path: str, records: Mapping[str, FileRecord]) -> None:
 
 def steps(root: str) -> list[int]:
     """Steps of the checkpoint folders under ``root``, complete or not, ascending."""
-    found = (_NAME.fullmatch(name) for name in storage.names(root))
-    return sorted(int(match[1]) for match in found if match)
+    matches = (_NAME.fullmatch(name) for name in storage.names(root))
+    return sorted(int(match[1]) for match in matches if match)
 
 
 def complete_steps(root: str) -> list[int]:
     """Steps of the committed checkpoints under ``root``, ascending."""
-    places = {step: storage.join(root, f"step-{step:06d}", MANIFEST) for step in steps(root)}
-    return [step for step, place in places.items() if storage.exists(place)]
+    manifests = {step: storage.join(folder_of(root, step), MANIFEST) for step in steps(root)}
+    return [step for step, manifest in manifests.items() if storage.exists(manifest)]
 
 
 def newest_good(
@@ -221,15 +221,15 @@ def newest_good(
     for step in reversed(steps(root)):
         path = folder_of(root, step)
         try:
-            found = read_checkpoint(path)
+            checkpoint = read_checkpoint(path)
         except (CheckpointError, OSError, StorageError) as error:
             refused.append(str(error))
             if not isinstance(error, CheckpointError):
                 unread = unread or error
             continue
-        why = refusal(found.manifest)
+        why = refusal(checkpoint.manifest)
         if why is None:
-            return found, refused
+            return checkpoint, refused
         refused.append(f"{path}: {why}")
     if unread:
         raise unread
@@ -247,17 +247,17 @@ def prune(root: str, newest: int, keep_last: int, keep_every: int) -> list[int]:
     """Remove checkpoints older than that of step ``newest``, just committed; returns their steps.
 
     Kept: the ``keep_last`` newest complete ones up to ``newest``, those of every ``keep_every``-th
-    step, and whatever is newer: a run that went on from an older checkpoint, because a newer one
+    step, and whatever is newer: a run that resumed from an older checkpoint, because a newer one
     is damaged, must not lose the good ones to it.
     """
-    found = steps(root)
+    all_steps = steps(root)
     complete = [step for step in complete_steps(root) if step <= newest]
     if newest not in complete:
         return []
-    kept = set(complete[-keep_last:]) | {step for step in found if step > newest}
+    kept = set(complete[-keep_last:]) | {step for step in all_steps if step > newest}
     if keep_every:
         kept |= {step for step in complete if step % keep_every == 0}
-    gone = [step for step in found if step not in kept]
+    gone = [step for step in all_steps if step not in kept]
     for step in gone:
         path = folder_of(root, step)
         storage.remove(storage.join(path, MANIFEST))  # first: half removed is no checkpoint
@@ -266,10 +266,10 @@ def prune(root: str, newest: int, keep_last: int, keep_every: int) -> list[int]:
 
 
 def _write(path: str, name: str, payload: bytes) -> FileRecord:
-    place, record = storage.join(path, name), _record(payload)
-    storage.write_bytes(place, payload, durable=True)
-    if _record(storage.read_bytes(place)) != record:
-        raise CheckpointError(f"{place}: does not read back as it was written")
+    file, record = storage.join(path, name), _record(payload)
+    storage.write_bytes(file, payload, durable=True)
+    if _record(storage.read_bytes(file)) != record:
+        raise CheckpointError(f"{file}: does not read back as it was written")
     return record
 
 

@@ -1,5 +1,5 @@
 """What the learners of a whole model hand to a checkpoint: each writes its own part of the state
-straight into the checkpoint's folder, and reads what it needs of all parts when it goes on."""
+straight into the checkpoint's folder, and reads what it needs of all parts when it resumes."""
 
 from __future__ import annotations
 
@@ -56,18 +56,18 @@ def write_state(
     """
     name = f"{PREFIX}{rank:05d}-of-{world:05d}-{uuid.uuid4().hex[:8]}.safetensors"
     meta = {"record": "learner", "step": state.step, "updates": state.updates}
-    told: tuple[str, FileRecord | None, str]
+    own: tuple[str, FileRecord | None, str]
     try:
-        place = storage.join(folder_of(root, state.step), name)
-        told = name, write_slices(place, _watched(state.slices, alive), meta), ""
+        path = storage.join(folder_of(root, state.step), name)
+        own = name, write_slices(path, _watched(state.slices, alive), meta), ""
     except Exception as error:  # whatever it is, the other ranks must not wait for this one
-        told = name, None, f"learner {rank}: {error_message(error)}"
+        own = name, None, f"learner {rank}: {error_message(error)}"
     slices, problems = {}, []
-    for each, record, problem in gather(told):
+    for file, record, problem in gather(own):
         if record is None:
             problems.append(problem)
         else:
-            slices[each] = record
+            slices[file] = record
     return WrittenSlices(slices, "; ".join(problems))
 
 
@@ -76,8 +76,8 @@ def _watched(slices: Iterable[Slice], alive: Callable[[], None]) -> Iterator[Sli
         alive()
         return read()
 
-    for each in slices:
-        yield replace(each, values=partial(values, each.values))
+    for piece in slices:
+        yield replace(piece, values=partial(values, piece.values))
 
 
 def read_state(paths: Sequence[str]) -> SliceReader:

@@ -1,4 +1,4 @@
-"""What a learner needs to go on, as the files of a checkpoint."""
+"""What a learner needs to resume, as the files of a checkpoint."""
 
 from __future__ import annotations
 

@@ -41,10 +41,10 @@ def bucket_files(bundles: Mapping[int, Bundle]) -> tuple[dict[str, bytes], dict[
         if not bundle.streamed:
             continue
         files: dict[str, list[str]] = {}
-        for adapter, found in bundle.refs.items():
-            digests = [bundle.checksums[bucket_key(adapter, n)] for n in range(len(found))]
+        for adapter, buckets in bundle.refs.items():
+            digests = [bundle.checksums[bucket_key(adapter, n)] for n in range(len(buckets))]
             files[adapter] = [f"bucket-{digest[:24]}.safetensors" for digest in digests]
-            refs |= zip(files[adapter], found)
+            refs |= zip(files[adapter], buckets)
         versions[version] = {
             "files": files,
             "checksums": bundle.checksums,
@@ -56,26 +56,26 @@ def bucket_files(bundles: Mapping[int, Bundle]) -> tuple[dict[str, bytes], dict[
     return {POLICIES: json.dumps(versions, indent=1).encode()}, refs
 
 
-def restored_bundles(found: Checkpoint, put: Put) -> dict[int, Bundle]:
+def restored_bundles(checkpoint: Checkpoint, put: Put) -> dict[int, Bundle]:
     """The bundles of a checkpoint; ``put`` stores bytes, as ray.put does."""
-    if POLICIES in found.files:
-        return _restored_buckets(found, put)
+    if POLICIES in checkpoint.files:
+        return _restored_buckets(checkpoint, put)
     return {
         version: Bundle.restored(
             version,
-            {each: found.files[policy_file(version, each)] for each in (STUDENT, TEACHER)},
+            {role: checkpoint.files[policy_file(version, role)] for role in (STUDENT, TEACHER)},
             put,
         )
-        for version in found.manifest.policy_versions
+        for version in checkpoint.manifest.policy_versions
     }
 
 
-def _restored_buckets(found: Checkpoint, put: Put) -> dict[int, Bundle]:
+def _restored_buckets(checkpoint: Checkpoint, put: Put) -> dict[int, Bundle]:
     refs: dict[str, Any] = {}
 
     def ref(name: str) -> Any:
         if name not in refs:
-            refs[name] = put(storage.read_bytes(storage.join(found.path, name)))
+            refs[name] = put(storage.read_bytes(storage.join(checkpoint.path, name)))
         return refs[name]
 
     return {
@@ -87,5 +87,5 @@ def _restored_buckets(found: Checkpoint, put: Put) -> dict[int, Bundle]:
             streamed=True,
             teacher_version=entry["teacher_version"],
         )
-        for version, entry in json.loads(found.files[POLICIES]).items()
+        for version, entry in json.loads(checkpoint.files[POLICIES]).items()
     }

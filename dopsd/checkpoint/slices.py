@@ -47,14 +47,14 @@ def write_slices(path: str, slices: Iterable[Slice], meta: dict[str, Any]) -> Fi
 
     The file is whole or absent. Raises whatever the storage raises.
     """
-    kept = [each for each in slices if each.stop > each.start]
+    kept = [piece for piece in slices if piece.stop > piece.start]
     header: dict[str, Any] = {"__metadata__": {_META_KEY: json.dumps(meta)}}
     end = 0
-    for each in kept:
-        begin, end = end, end + (each.stop - each.start) * _ITEM
-        header[f"{each.name}[{each.start}:{each.stop}]"] = {
+    for piece in kept:
+        begin, end = end, end + (piece.stop - piece.start) * _ITEM
+        header[f"{piece.name}[{piece.start}:{piece.stop}]"] = {
             "dtype": "F32",
-            "shape": [each.stop - each.start],
+            "shape": [piece.stop - piece.start],
             "data_offsets": [begin, end],
         }
     text = json.dumps(header).encode()
@@ -64,9 +64,9 @@ def write_slices(path: str, slices: Iterable[Slice], meta: dict[str, Any]) -> Fi
         for part in (len(text).to_bytes(8, "little"), text):
             file.write(part)
             digest.update(part)
-        for each in kept:
-            values = each.values().detach().to("cpu", torch.float32).contiguous()
-            assert values.numel() == each.stop - each.start, each.name
+        for piece in kept:
+            values = piece.values().detach().to("cpu", torch.float32).contiguous()
+            assert values.numel() == piece.stop - piece.start, piece.name
             data = values.numpy().view("uint8").data
             file.write(data)
             digest.update(data)
@@ -74,7 +74,7 @@ def write_slices(path: str, slices: Iterable[Slice], meta: dict[str, Any]) -> Fi
 
 
 @dataclass(frozen=True)
-class _Place:
+class _FileRange:
     start: int
     stop: int
     path: str
@@ -89,14 +89,14 @@ class SliceReader:
     """
 
     def __init__(self, paths: Sequence[str]) -> None:
-        self._places: dict[str, list[_Place]] = {}
-        found = [self._open(path) for path in paths]
-        for path, meta in zip(paths, found):
-            if meta != found[0]:
+        self._ranges: dict[str, list[_FileRange]] = {}
+        metas = [self._open(path) for path in paths]
+        for path, meta in zip(paths, metas):
+            if meta != metas[0]:
                 raise CheckpointError(f"{path}: of another state than {paths[0]}")
-        self.meta: dict[str, Any] = found[0]
-        for places in self._places.values():
-            places.sort(key=lambda place: place.start)
+        self.meta: dict[str, Any] = metas[0]
+        for ranges in self._ranges.values():
+            ranges.sort(key=lambda stored: stored.start)
 
     def _open(self, path: str) -> dict[str, Any]:
         try:
@@ -109,38 +109,37 @@ class SliceReader:
                 match = _NAME.fullmatch(key)
                 if match is None or entry["dtype"] != "F32":
                     raise ValueError(f"holds {key}, which is no slice in fp32")
-                place = _Place(
-                    int(match[2]), int(match[3]), path, 8 + size + entry["data_offsets"][0]
-                )
-                self._places.setdefault(match[1], []).append(place)
+                offset = 8 + size + entry["data_offsets"][0]
+                stored = _FileRange(int(match[2]), int(match[3]), path, offset)
+                self._ranges.setdefault(match[1], []).append(stored)
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path}: not a file of slices ({error})") from None
         return meta
 
     def names(self) -> set[str]:
-        return set(self._places)
+        return set(self._ranges)
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
         """Elements [start, stop) of the flattened tensor ``name``, fp32 on the CPU.
 
         Only their bytes are read. Raises CheckpointError when a part of them is nowhere.
         """
-        found = torch.empty(stop - start)
-        at = start
-        for place in self._places.get(name, []):
-            if place.stop <= at or place.start >= stop:
+        values = torch.empty(stop - start)
+        position = start
+        for stored in self._ranges.get(name, []):
+            if stored.stop <= position or stored.start >= stop:
                 continue
-            if place.start > at or at == stop:
+            if stored.start > position or position == stop:
                 break
-            upto = min(place.stop, stop)
-            begin = place.offset + (at - place.start) * _ITEM
-            data = storage.read_bytes(place.path, begin, begin + (upto - at) * _ITEM)
-            if len(data) != (upto - at) * _ITEM:
-                raise CheckpointError(f"{place.path}: ends before {name}[{at}:{upto}]")
-            found[at - start : upto - start] = torch.frombuffer(
+            upto = min(stored.stop, stop)
+            begin = stored.offset + (position - stored.start) * _ITEM
+            data = storage.read_bytes(stored.path, begin, begin + (upto - position) * _ITEM)
+            if len(data) != (upto - position) * _ITEM:
+                raise CheckpointError(f"{stored.path}: ends before {name}[{position}:{upto}]")
+            values[position - start : upto - start] = torch.frombuffer(
                 bytearray(data), dtype=torch.float32
             )
-            at = upto
-        if at < stop:
-            raise CheckpointError(f"checkpoint: {name}[{at}:{stop}] is in none of its files")
-        return found
+            position = upto
+        if position < stop:
+            raise CheckpointError(f"checkpoint: {name}[{position}:{stop}] is in none of its files")
+        return values

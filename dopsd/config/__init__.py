@@ -3,16 +3,19 @@
 from dopsd.config.base import Device
 from dopsd.config.data import DataSection
 from dopsd.config.load import dump_config, load_config, parse_config
+from dopsd.config.method import MethodSection
 from dopsd.config.reference import reference
-from dopsd.config.roles import LearnerSection, RoleSection
+from dopsd.config.roles import LearnerSection, RoleSection, TimeoutSection
 from dopsd.config.run import RunConfig
 
 __all__ = [
     "DataSection",
     "Device",
     "LearnerSection",
+    "MethodSection",
     "RoleSection",
     "RunConfig",
+    "TimeoutSection",
     "dump_config",
     "load_config",
     "parse_config",

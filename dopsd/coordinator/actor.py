@@ -35,7 +35,7 @@ class CoordinatorActor(Coordinator):
         manifest: Manifest,
         context_cache: ContextCache | None,
         restarts: int,
-        claim: RunLock,
+        lock: RunLock,
     ) -> None:
         plan = plan_of(config, manifest)
         role = roles.encoder or Role("reader", 0, 0.0, 0.0)
@@ -66,7 +66,7 @@ class CoordinatorActor(Coordinator):
             RunLog(config.run.folder, open_trackers(config)),
             RunIdentity(manifest.fingerprint, plan.key),
             restarts,
-            claim,
+            lock,
         )
 
 
@@ -77,7 +77,7 @@ def launch_coordinator(
     context_cache: ContextCache | None,
     name: str,
     restarts: int,
-    claim: RunLock,
+    lock: RunLock,
 ) -> Any:
     """The coordinator's actor, on this node: it writes into the run folder."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -87,4 +87,4 @@ def launch_coordinator(
         num_cpus=0,
         max_concurrency=config.learner.workers + 8,
         scheduling_strategy=here,
-    ).remote(config, roles, manifest, context_cache, restarts, claim)
+    ).remote(config, roles, manifest, context_cache, restarts, lock)

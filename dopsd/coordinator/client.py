@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import ray
 from ray.exceptions import (
     ActorUnavailableError,
     GetTimeoutError,
+    ObjectLostError,
     RayActorError,
     RayError,
 )
 
-from dopsd.errors import WorkerError
+from dopsd.checkpoint.learner_slices import SlicedState, write_state
+from dopsd.checkpoint.learner_state import LearnerState
+from dopsd.config import TimeoutSection
+from dopsd.coordinator.messages import CheckpointRequest, ObjectRefBox, ResumePoint
+from dopsd.errors import DopsdError, WorkerError
+from dopsd.policy.bundle import Bundle
 from dopsd.ray_cluster.failures import error_message, unwrap_error
+from dopsd.ray_cluster.process import peak_memory_mb
+from dopsd.run_folder.ledger import TrainedShare
+from dopsd.run_folder.timeline import Span
 
 ANSWER_SECONDS = 60.0
 """What the coordinator may take for an answer: it answers from memory."""
+
+_HEARTBEAT_SECONDS = 10.0
+"""Between two signs of life of a learner that writes its part of a large checkpoint."""
 
 
 class CoordinatorLost(WorkerError):
@@ -48,3 +62,168 @@ def find_coordinator(name: str, namespace: str, patience: float) -> Any:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.5)
+
+
+class Connection(Protocol):
+    """How a learner reaches its coordinator and the object store."""
+
+    def call(self, method: str, *values: Any) -> Any:
+        """Call a method of the coordinator and wait for its answer."""
+
+    def send(self, method: str, *values: Any) -> None:
+        """Call a method whose answer nobody waits for."""
+
+    def get(self, ref: Any, limit: float) -> Any:
+        """The object behind a reference. Raises ObjectLostError when it is gone, GetTimeoutError
+        after ``limit`` seconds."""
+
+    def put(self, value: Any) -> Any:
+        """Store an object; returns its reference."""
+
+
+class ActorConnection:
+    """The coordinator as an actor. ``limit``: seconds after which a call that is not answered asks
+    whether the actor still answers others."""
+
+    def __init__(self, actor: Any, limit: float) -> None:
+        self._actor, self._limit = actor, limit
+        self._sent: ray.ObjectRef | None = None
+
+    def call(self, method: str, *values: Any) -> Any:
+        answer = getattr(self._actor, method).remote(*values)
+        while True:
+            try:
+                return ray.get(answer, timeout=self._limit)
+            except GetTimeoutError:
+                # While it is there it has deadlines of its own, and replaces who timed out.
+                ray.get(self._actor.error.remote(), timeout=self._limit)
+
+    def send(self, method: str, *values: Any) -> None:
+        self._sent = getattr(self._actor, method).remote(*values)
+
+    def get(self, ref: ray.ObjectRef, limit: float) -> Any:
+        return ray.get(ref, timeout=limit)
+
+    def put(self, value: Any) -> ray.ObjectRef:
+        return ray.put(value)
+
+    def close(self, limit: float) -> None:
+        """Wait for what was sent: a process that ends takes its unsent calls along."""
+        if self._sent is not None:
+            ray.wait([self._sent], timeout=limit)
+
+
+class CoordinatorClient:
+    """What learner ``rank`` of ``world`` says to the coordinator, in the name of its ``attempt``.
+
+    Every rank calls every method; what is of the whole group, rank 0 alone passes on. A learner of
+    an attempt that is over gets a WorkerError from each call. ``timeouts`` are those of objects on
+    their way; ``checkpoints`` is the folder for what learners write of a checkpoint themselves.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        attempt: int,
+        rank: int,
+        world: int,
+        *,
+        timeouts: TimeoutSection,
+        checkpoints: str,
+    ) -> None:
+        self._connection, self._attempt = connection, attempt
+        self.rank, self.world = rank, world
+        self._timeouts, self._checkpoints = timeouts, checkpoints
+        self._last_alive = float("-inf")
+
+    def _call(self, method: str, *values: Any) -> Any:
+        return self._connection.call(method, self._attempt, *values)
+
+    def enter(self, handle: Any) -> tuple[ResumePoint, dict[str, bytes]]:
+        """Say that this learner is there (``handle``: its actor); returns where its group begins,
+        and the contents of the checkpoint's files by name."""
+        begin: ResumePoint = self._call("enter", self.rank, handle)
+        get, limit = self._connection.get, self._timeouts.startup
+        return begin, {name: get(box.ref, limit) for name, box in begin.files.items()}
+
+    def fetch(self, step: int) -> Iterator[tuple[Any, bool]]:
+        """(payload, is real) of this rank's micro-batches of ``step``; one whose object is lost is
+        awaited once more."""
+        for index, box in enumerate(self._boxes(step)):
+            while True:
+                try:
+                    payload = self._connection.get(box.ref, self._timeouts.step)
+                    break
+                except ObjectLostError:
+                    self._call("lost", step, box.index, box.losses)
+                    box = self._boxes(step)[index]
+            yield payload, box.real
+
+    def _boxes(self, step: int) -> list[ObjectRefBox]:
+        boxes: list[ObjectRefBox] = self._call("fetch", step, self.rank, self.world)
+        return boxes
+
+    def put(self, payload: bytes) -> Any:
+        """Store bytes; returns their reference."""
+        return self._connection.put(payload)
+
+    def publish(self, bundle: Bundle) -> CheckpointRequest:
+        """Publish a version; returns what the coordinator wants of the group now."""
+        request: CheckpointRequest = CheckpointRequest()
+        if self.rank == 0:
+            request = self._call("publish", bundle)
+        return request
+
+    def save(
+        self, state: LearnerState | SlicedState, gather: Callable[[Any], Sequence[Any]]
+    ) -> None:
+        """Have a checkpoint written of ``state``; slices are written here. Collective.
+
+        ``gather`` collects a value of every rank on all of them.
+        """
+        if isinstance(state, SlicedState):
+            written = write_state(
+                state, self._checkpoints, self.rank, self.world, gather, self.alive
+            )
+            if self.rank == 0:
+                self._call("save", state.step, {}, written)
+        elif self.rank == 0:
+            files = {
+                name: ObjectRefBox(self.put(data), True) for name, data in state.to_files().items()
+            }
+            self._call("save", state.step, files)
+
+    def report(self, step: int, metrics: dict[str, Any]) -> None:
+        """The metrics of a finished step, with this process's peak memory."""
+        if self.rank == 0:
+            self._call("report", step, {**metrics, "learner_peak_memory_mb": peak_memory_mb()})
+
+    def record(self, step: int, share: TrainedShare) -> None:
+        """What this rank put into ``step``, for the ledger."""
+        self._call("record", step, share)
+
+    def write(self, name: str, payload: bytes) -> None:
+        """Write a file into the run folder."""
+        self._call("write", name, payload)
+
+    def tell(self, spans: list[Span]) -> None:
+        """Hand spans to the run's timeline; nobody waits for it."""
+        self._connection.send("tell", spans)
+
+    def alive(self) -> None:
+        """A sign of life, however often it is asked for: at most one every few seconds."""
+        if time.monotonic() - self._last_alive > _HEARTBEAT_SECONDS:
+            self._call("alive")
+            self._last_alive = time.monotonic()
+
+    def fail(self, error: DopsdError) -> None:
+        """End the run with ``error``, which no restart mends."""
+        # What a call to the coordinator raised comes in Ray's wrapping, which is no argument; of a
+        # learner whose attempt is over nobody listens.
+        with contextlib.suppress(RayError, DopsdError):
+            self._call("fail", unwrap_error(error, f"learner {self.rank}"))
+
+    def record_death(self, error: Exception) -> None:
+        """Say what this learner dies of, which a restart may mend."""
+        with contextlib.suppress(RayError, DopsdError):
+            self._call("record_death", self.rank, error_message(error))

@@ -1,8 +1,8 @@
-"""`transport: rdt`: states stay on the device from roll-out to teacher (Ray Direct Transport).
+"""`transport: rdt`: states stay on the device from rollout to teacher (Ray Direct Transport).
 
-A roll-out worker keeps the states of a micro-batch until it hands them out; Ray then moves them
+A rollout worker stashes the states of a micro-batch until it sends them; Ray then moves them
 from actor to actor, over NIXL or NCCL between GPUs and over gloo between CPUs. Whatever goes wrong
-closes the hop for the rest of the run, which goes on through the object store and says so: both
+closes this way for the rest of the run, which continues through the object store and says so: both
 ways give the same bits.
 """
 
@@ -49,7 +49,7 @@ class DirectTransport:
         return self._state == "opening"
 
     def close(self, reason: str) -> None:
-        """Use the object store from now on; said once."""
+        """Use the object store from now on; announced once."""
         with self._lock:
             if self._state == "closed":
                 return
@@ -62,7 +62,7 @@ class DirectTransport:
         try:
             if self.grouped:
                 create_collective_group(actors, backend=self.backend)
-        except Exception as error:  # whatever it is, the run can go on without
+        except Exception as error:  # whatever it is, the run can do without
             self.close(error_message(error))
             return
         with self._lock:
@@ -70,7 +70,7 @@ class DirectTransport:
                 return
             self._state = "open"
         self._tell(
-            f"transport: rdt over {self.backend} from roll-out to teacher; learners are Ray "
+            f"transport: rdt over {self.backend} from rollout to teacher; learners are Ray "
             "Train's own actors and fetch from the object store"
         )
 

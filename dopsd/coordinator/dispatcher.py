@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import ray
 
@@ -42,7 +43,7 @@ class InFlightMicroBatch:
 
 
 class Dispatcher:
-    """``step_size(step)`` is the plan's number of micro-batches; ``done(item, result)`` is told of
+    """``step_size(step)`` is the plan's number of micro-batches; ``done(item, result)`` hears of
     each that is ready."""
 
     def __init__(
@@ -110,6 +111,26 @@ class Dispatcher:
         """How many workers were replaced."""
         return sum(worker.restarts for pool in self.pools for worker in pool.workers)
 
+    def workers(self, role: str) -> list[Any]:
+        """The actors of a role, as they are now."""
+        pools = (pool for pool in self.pools if pool.role.name == role)
+        return [worker.handle for pool in pools for worker in pool.workers]
+
+    def sizes(self) -> dict[str, int]:
+        """Workers by role: of encoder and pools."""
+        roles = (self.roles.encoder, *(pool.role for pool in self.pools))
+        return {role.name: role.workers for role in roles if role}
+
+    def pending(self) -> list[ray.ObjectRef]:
+        """References of which one becomes ready when there is something to collect."""
+        return [ref for pool in self.pools for ref in pool.pending()]
+
+    @property
+    def limit(self) -> float:
+        """Seconds that the pools may take for a step as they stand."""
+        starting, timeouts = any(pool.starting() for pool in self.pools), self.config.timeouts
+        return timeouts.startup if starting else timeouts.step
+
     @property
     def full(self) -> bool:
         """Whether a step's blocks wait already."""
@@ -140,8 +161,8 @@ class Dispatcher:
         }
         for pool in self.pools:
             name = pool.role.name
-            metrics[f"{name}_busy_seconds"] = sum(m.busy_seconds for m in pool.workers)
-            metrics[f"{name}_peak_memory_mb"] = max(m.peak_memory_mb for m in pool.workers)
+            metrics[f"{name}_busy_seconds"] = sum(w.busy_seconds for w in pool.workers)
+            metrics[f"{name}_peak_memory_mb"] = max(w.peak_memory_mb for w in pool.workers)
         return metrics
 
     def advance(self, published: int, bundles: dict[int, Bundle]) -> bool:
@@ -155,8 +176,8 @@ class Dispatcher:
             key = self.admission.next_admissible(published)
             if key is None:
                 break
-            found, block = self.blocks.popleft()
-            assert found == key, f"the stream delivered {found}, the plan says {key}"
+            delivered, block = self.blocks.popleft()
+            assert delivered == key, f"the stream delivered {delivered}, the plan says {key}"
             self.admission.admit(key)
             version = policy_version(key[0], self.config.max_policy_lag)
             item = self._items[key] = InFlightMicroBatch(key, block, version, inputs=[block])
@@ -168,7 +189,7 @@ class Dispatcher:
         return moved
 
     def _dispatch(self, bundles: dict[int, Bundle]) -> bool:
-        """Queue waiting micro-batches on free members, oldest version first.
+        """Queue waiting micro-batches on free workers, oldest version first.
 
         A later version waits while an earlier one is still on its way to the stage, so that a
         pool never goes back and forth between two versions.

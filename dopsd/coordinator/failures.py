@@ -1,20 +1,25 @@
-"""What a new group of learners takes of the budget of restarts."""
+"""What ends a run, and what a new group of learners takes of the budget of restarts."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from dopsd.config import LearnerSection
 from dopsd.errors import DopsdError, WorkerError
 from dopsd.ray_cluster.failures import error_message
 
+_log = logging.getLogger(__name__)
+
+_LONGEST = 400
+"""Characters of a cause that are shown; the process's own log has all of it."""
+
 
 class RestartBudget:
     """Counts restarts of learners and coordinator against ``learner.restarts``.
 
-    ``restarts``: how many are spent already.
+    ``restarts``: how many are used already.
     """
 
     def __init__(self, learner: LearnerSection, restarts: int) -> None:
@@ -26,28 +31,22 @@ class RestartBudget:
         """A group of ``world`` learners takes the place of another.
 
         ``trained``: whether the other one had trained a step; ``cause``: what it died of, if it
-        said so. Returns the seconds to wait before
-        it begins, and why it is there, in words. A group of another size is a resize and spends
-        nothing, unless a smaller one comes without a step in between: something else is wrong
-        then. Raises WorkerError when the restarts are spent.
+        said so. Returns the seconds to wait before it begins, and why it is there, in words. A
+        group of another size is a resize and costs nothing, unless a smaller one comes without a
+        step in between: something else is wrong then. Raises WorkerError when the budget is
+        exhausted.
         """
         before, self.world = self.world, world
         if before and (world > before or (world < before and trained)):
             return 0.0, f"{world} learners in place of {before}"
-        told = f" ({cause})" if cause else ""
+        reason = f" ({cause})" if cause else ""
         if self.restarts >= self._learner.restarts:
             raise WorkerError(
-                f"learners failed again{told}; restart budget exhausted "
+                f"learners failed again{reason}; restart budget exhausted "
                 f"(learner.restarts={self.restarts})"
             )
         self.restarts += 1
-        return self._learner.pause_before(self.restarts), f"learners failed{told}"
-
-
-_log = logging.getLogger(__name__)
-
-_LONGEST = 400
-"""Characters of a cause that are told; the process's own log has all of it."""
+        return self._learner.pause_before(self.restarts), f"learners failed{reason}"
 
 
 class RunFailure:
@@ -84,9 +83,20 @@ class RunFailure:
 
     def record_death(self, attempt: int, rank: int, why: str) -> None:
         """A learner's last words; those that follow it die of its end."""
-        told = " ".join(f"learner {rank}: {why}".split())
-        self._deaths.setdefault(attempt, told[:_LONGEST])
+        line = " ".join(f"learner {rank}: {why}".split())
+        self._deaths.setdefault(attempt, line[:_LONGEST])
 
     def cause(self, attempt: int) -> str:
         """What the learners of an attempt died of; empty when none could say."""
         return self._deaths.get(attempt, "")
+
+
+def run_all(endings: Iterable[Callable[[], None]]) -> list[str]:
+    """Run each, whatever the others raise; returns their messages."""
+    problems = []
+    for end in endings:
+        try:
+            end()
+        except Exception as error:
+            problems.append(error_message(error))
+    return problems

@@ -21,12 +21,12 @@ class PolicyVersions:
         self.bundles: dict[int, Bundle] = {}
 
     @classmethod
-    def restored_from(cls, lag: int, found: Checkpoint | None) -> PolicyVersions:
+    def restored_from(cls, lag: int, checkpoint: Checkpoint | None) -> PolicyVersions:
         """As it was when a checkpoint was written; without one, before the first version."""
-        made = cls(lag)
-        made.entry, made.bundles = resume_point(found)
-        made.version = made.entry.step if found else -1
-        return made
+        versions = cls(lag)
+        versions.entry, versions.bundles = resume_point(checkpoint)
+        versions.version = versions.entry.step if checkpoint else -1
+        return versions
 
     @property
     def advanced(self) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
+
 import ray
 
 from dopsd import storage
@@ -13,33 +16,39 @@ from dopsd.coordinator.messages import ObjectRefBox, ResumePoint
 from dopsd.policy.bundle import Bundle
 
 
-def resume_point(found: Checkpoint | None) -> tuple[ResumePoint, dict[int, Bundle]]:
+def resume_point(checkpoint: Checkpoint | None) -> tuple[ResumePoint, dict[int, Bundle]]:
     """Where learners begin, and the weights that still generate, by version."""
-    if found is None:
+    if checkpoint is None:
         return ResumePoint(0), {}
-    bundles = restored_bundles(found, ray.put)
+    bundles = restored_bundles(checkpoint, ray.put)
     files = {
-        name: ObjectRefBox(ray.put(found.files[name]), True)
+        name: ObjectRefBox(ray.put(checkpoint.files[name]), True)
         for name in FILES
-        if name in found.files
+        if name in checkpoint.files
     }
-    slices = [name for name in found.manifest.large if name.startswith(PREFIX)]
-    published = bundles.get(found.step)
+    slices = [name for name in checkpoint.manifest.large if name.startswith(PREFIX)]
+    published = bundles.get(checkpoint.step)
     return ResumePoint(
-        found.step,
+        checkpoint.step,
         files,
-        tuple(storage.join(found.path, name) for name in slices),
+        tuple(storage.join(checkpoint.path, name) for name in slices),
         published if published and published.streamed else None,
     ), bundles
 
 
 def checkpoint_files(
     files: dict[str, ObjectRefBox], bundles: dict[int, Bundle], limit: float
-) -> tuple[dict[str, bytes], tuple[int, ...], dict[str, ray.ObjectRef]]:
-    """What a checkpoint is made of: contents by name, fetched within ``limit`` seconds (the
-    learners' ``files`` and LoRAs that still generate), the versions that still generate, and
-    references of the buckets, by name, of those that are whole models."""
+) -> tuple[dict[str, bytes], tuple[int, ...], Mapping[str, Callable[[], bytes]]]:
+    """What a checkpoint is made of: contents by name (the learners' ``files`` and LoRAs that still
+    generate), the versions that still generate, and how to fetch the buckets, by name, of those
+    that are whole models. ``limit``: seconds that a transfer may take."""
     index, buckets = bucket_files(bundles)
     refs = {name: box.ref for name, box in files.items()} | whole_files(bundles)
     payloads = dict(zip(refs, ray.get(list(refs.values()), timeout=limit)))
-    return payloads | index, tuple(v for v in sorted(bundles) if bundles[v].refs), buckets
+
+    def fetch(ref: ray.ObjectRef) -> bytes:
+        payload: bytes = ray.get(ref, timeout=limit)
+        return payload
+
+    fetches = {name: partial(fetch, ref) for name, ref in buckets.items()}
+    return payloads | index, tuple(v for v in sorted(bundles) if bundles[v].refs), fetches

@@ -36,11 +36,13 @@ class TrajectoryRecorder:
         self._under_way.append(task.remote(self.config, item.block, result, self._folder))
 
     def end(self) -> None:
-        """Wait for the last ones. Raises LateError, or what a task raised."""
+        """Wait for the last ones. Raises DeadlineError, or what a task raised."""
         refs = self._under_way
         if not refs:
             return
-        _, late = ray.wait(refs, num_returns=len(refs), timeout=_STOP_SECONDS)
-        if late:
-            raise DeadlineError(f"{len(late)} trajectory dumps are not written")
+        _, unwritten = ray.wait(refs, num_returns=len(refs), timeout=_STOP_SECONDS)
+        if unwritten:
+            raise DeadlineError(
+                f"{len(unwritten)} trajectory dumps are not written after {_STOP_SECONDS:g} s"
+            )
         ray.get(refs)

@@ -1,4 +1,4 @@
-"""A pool of inference actors of one role: placement, weights, slots, restarts, deadlines."""
+"""A pool of inference actors of one role: placement, weights, restarts, deadlines."""
 
 from __future__ import annotations
 
@@ -33,6 +33,12 @@ _RETRY_PAUSE = 1.0
 """Seconds between two attempts to load weights that are gone."""
 
 
+def _get(ref: ray.ObjectRef) -> bytes:
+    """ray.get, as something that can be sent to an actor."""
+    payload: bytes = ray.get(ref)
+    return payload
+
+
 @dataclass
 class Call:
     """One call under way: a load of ``bundle``, or a micro-batch with ``key``."""
@@ -44,7 +50,7 @@ class Call:
     result: ray.ObjectRef | None
     started: float
     states: ray.ObjectRef | None = None
-    """What was handed out beside the result, on its way from device to device."""
+    """What was sent beside the result, on its way from device to device."""
     dropped: bool = False
     """Nobody wants its outcome any more: the run was rewound."""
 
@@ -66,7 +72,6 @@ class PooledWorker:
     restarts: int = 0
     busy_seconds: float = 0.0
     peak_memory_mb: float = 0.0
-    served: int = 0
 
     @property
     def loading(self) -> bool:
@@ -75,20 +80,19 @@ class PooledWorker:
 
 @dataclass
 class Finished:
-    """A micro-batch that a member has finished."""
+    """A micro-batch that a worker has finished."""
 
     key: Key
     result: ray.ObjectRef
-    stats: dict[str, float]
     states: ray.ObjectRef | None = None
 
 
 class WorkerPool:
     """Actors of one ``role`` that answer ``method``; driven by one thread.
 
-    ``slots``: calls queued on a member at once. ``deadline``: seconds after which a call makes
-    its member late; it is then killed and restarted, ``restarts`` times at most. ``direct``: its
-    actors can take part in a ``direct_transport``.
+    A worker has ``inference.max_inflight`` calls queued at once. When one of them times out, or the
+    worker dies, it is killed and restarted, ``inference.max_restarts`` times at most. ``direct``:
+    its actors can take part in a ``direct_transport``.
     """
 
     def __init__(
@@ -122,7 +126,7 @@ class WorkerPool:
         return self._actor.remote(self.config, self.role.device, self.adapters)
 
     def free_worker(self, bundle: Bundle) -> PooledWorker | None:
-        """A member with a free slot that has acknowledged ``bundle``; others start loading it.
+        """A worker with room for a call that has acknowledged ``bundle``; others start loading it.
 
         Call order on an actor is submission order, so weights change only between trajectories.
         """
@@ -144,7 +148,7 @@ class WorkerPool:
     def _load(self, handle: Any, bundle: Bundle) -> ray.ObjectRef:
         if bundle.streamed:
             # References inside a bundle are not resolved on the way: a bucket at a time is enough.
-            return handle.load_buckets.remote(bundle)
+            return handle.load_buckets.remote(bundle, _get)
         return handle.load.remote(*(bundle.refs[a] for a in self.adapters))
 
     def submit(
@@ -168,7 +172,7 @@ class WorkerPool:
     def _submit_direct(
         self, worker: PooledWorker, key: Key, bundle: Bundle, block: ray.ObjectRef
     ) -> Call:
-        """A roll-out whose states stay on the device until another actor takes them."""
+        """A rollout whose states stay on the device until another actor takes them."""
         assert self.direct_transport is not None
         self._sent += 1
         send = worker.handle.send.options(tensor_transport=self.direct_transport.backend)
@@ -178,7 +182,7 @@ class WorkerPool:
         return Call(key, bundle, stats, result, time.monotonic(), states)
 
     def starting(self) -> bool:
-        """Whether a member still loads its base or waits for its first weights, or a hop opens."""
+        """Whether a worker has not loaded its first weights yet, or a transport opens."""
         opening = self.direct_transport is not None and self.direct_transport.opening()
         return opening or any(worker.loaded < 0 for worker in self.workers)
 
@@ -190,7 +194,7 @@ class WorkerPool:
         """Take in whatever has ended: finished micro-batches, and keys to be generated again.
 
         Raises WorkerError with a worker's own message, AcknowledgementError for wrong weights,
-        LateError when a member is late and its restarts are spent.
+        DeadlineError when a worker timed out and its restart budget is exhausted.
         """
         finished: list[Finished] = []
         retry: list[Key] = []
@@ -200,25 +204,12 @@ class WorkerPool:
                 ready, _ = ray.wait([call.done], timeout=0, fetch_local=False)
                 if not ready:
                     if time.monotonic() - call.started > self._deadline(worker):
-                        retry += self._restart(worker, self._late(worker, call))
+                        retry += self._restart(worker, self._timed_out(worker, call))
                     break
                 try:
                     value = ray.get(call.done)
                 except RayTaskError as error:
-                    if self.direct_transport is not None and lost_on_the_way(error):
-                        self.direct_transport.close(f"{worker.name} waited for states in vain")
-                    elif not isinstance(error.cause, RayError):
-                        _log.error("%s: %s", worker.name, error)  # with the worker's frames
-                        raise WorkerError(f"{worker.name}: {error_message(error)}") from None
-                    # An input was lost with the process or node that held it.
-                    if isinstance(error.cause, ObjectLostError):
-                        self.lost_objects.add(error.cause.object_ref_hex)
-                    worker.calls.pop(0)
-                    if call.key is None:  # weights of a learner that died: its successor's follow
-                        worker.bundle = None
-                        worker.retry_after = time.monotonic() + _RETRY_PAUSE
-                    elif not call.dropped:
-                        retry.append(call.key)
+                    retry += self._failed(worker, error)
                     continue
                 except RayError as error:
                     died = WorkerError(f"{worker.name} died: {error_message(error)}")
@@ -226,25 +217,45 @@ class WorkerPool:
                         raise died from None
                     retry += self._restart(worker, died)
                     break
-                worker.calls.pop(0)
-                self.events += 1
-                if worker.calls:
-                    worker.calls[0].started = time.monotonic()
-                if call.key is None:
-                    check_acknowledgement(call.bundle, value, worker.name)
-                    self._note_load(worker, call)
-                    worker.loaded = call.bundle.version
-                    worker.bundle = None if call.dropped else call.bundle
-                    continue
-                assert call.result is not None
-                worker.busy_seconds += value["seconds"]
-                worker.peak_memory_mb = max(worker.peak_memory_mb, value["peak_memory_mb"])
-                worker.served += 1
-                self._note(worker, self.method, call.key[0], value["seconds"])
-                if call.dropped:
-                    continue
-                finished.append(Finished(call.key, call.result, value, call.states))
+                finished += self._ended(worker, value)
         return finished, retry
+
+    def _failed(self, worker: PooledWorker, error: RayTaskError) -> list[Key]:
+        """The worker's first call raised; returns what has to be generated again.
+
+        Raises WorkerError unless an input was lost with the process or node that held it.
+        """
+        if self.direct_transport is not None and lost_on_the_way(error):
+            self.direct_transport.close(f"{worker.name} waited for states in vain")
+        elif not isinstance(error.cause, RayError):
+            _log.error("%s: %s", worker.name, error)  # with the worker's frames
+            raise WorkerError(f"{worker.name}: {error_message(error)}") from None
+        if isinstance(error.cause, ObjectLostError):
+            self.lost_objects.add(error.cause.object_ref_hex)
+        call = worker.calls.pop(0)
+        if call.key is None:  # weights of a learner that died: its successor's follow
+            worker.bundle = None
+            worker.retry_after = time.monotonic() + _RETRY_PAUSE
+            return []
+        return [] if call.dropped else [call.key]
+
+    def _ended(self, worker: PooledWorker, value: Any) -> list[Finished]:
+        """The worker's first call has ended with ``value``: an acknowledgement or stats."""
+        call = worker.calls.pop(0)
+        self.events += 1
+        if worker.calls:
+            worker.calls[0].started = time.monotonic()
+        if call.key is None:
+            check_acknowledgement(call.bundle, value, worker.name)
+            self._note_load(worker, call)
+            worker.loaded = call.bundle.version
+            worker.bundle = None if call.dropped else call.bundle
+            return []
+        assert call.result is not None
+        worker.busy_seconds += value["seconds"]
+        worker.peak_memory_mb = max(worker.peak_memory_mb, value["peak_memory_mb"])
+        self._note(worker, self.method, call.key[0], value["seconds"])
+        return [] if call.dropped else [Finished(call.key, call.result, call.states)]
 
     def reset(self) -> None:
         """The run is rewound: drop what is under way when it ends, and load weights anew."""
@@ -254,7 +265,7 @@ class WorkerPool:
                 call.dropped = True
 
     def drain_spans(self) -> list[Span]:
-        """What the members have done since the last call."""
+        """What the workers have done since the last call."""
         spans, self._spans = self._spans, []
         return spans
 
@@ -270,8 +281,8 @@ class WorkerPool:
         self._note(worker, task, call.bundle.version, time.monotonic() - began)
 
     def doing(self) -> str:
-        """What each member is doing, for progress and for a late message."""
-        return ", ".join(f"{m.name}: {self._doing(m)}" for m in self.workers)
+        """What each worker is doing, for progress and for the message of a deadline."""
+        return ", ".join(f"{worker.name}: {self._doing(worker)}" for worker in self.workers)
 
     def stop(self) -> None:
         for worker in self.workers:
@@ -292,7 +303,7 @@ class WorkerPool:
         timeouts = self.config.timeouts
         return timeouts.startup if worker.loaded < 0 else timeouts.step
 
-    def _late(self, worker: PooledWorker, call: Call) -> DeadlineError:
+    def _timed_out(self, worker: PooledWorker, call: Call) -> DeadlineError:
         key = "timeouts.startup" if worker.loaded < 0 else "timeouts.step"
         return DeadlineError(
             f"{worker.name} timed out after {time.monotonic() - call.started:.0f} s while "

@@ -22,9 +22,9 @@ from dopsd.data.sources.rows import CAPTION_KEY
 from dopsd.driver.progress import Show
 from dopsd.errors import ConfigError, StorageError
 from dopsd.evaluation.prompts import read_prompts
-from dopsd.evaluation.sampler import PRIOR_STEP
 from dopsd.evaluation.spec import BASE, EvaluatedModel, EvaluateSpec
 from dopsd.evaluation.worker import EvaluationWorker
+from dopsd.method.noise import NoisePurpose
 from dopsd.models.fingerprint import fingerprint, model_identity
 from dopsd.models.pretrained import resolve_base
 from dopsd.ray_cluster.job_pool import Job, JobPool
@@ -83,7 +83,7 @@ def with_prior(
         "steps": spec.steps,
         "texts": [prompt.text for prompt in spec.prompts],
         "seeds": seeds,
-        "noise": PRIOR_STEP,
+        "noise": int(NoisePurpose.PRIOR),
         "keys": _caption_keys(config),
         # How many may be bad decides nothing of what is drawn, and may change on resume.
         "settings": prepare_settings(config.data, config.run.seed).model_dump(
@@ -184,7 +184,7 @@ def _draw(
 
     with JobPool(
         EvaluationWorker,
-        (spec, learner.device, PRIOR_STEP),
+        (spec, learner.device, NoisePurpose.PRIOR),
         Role("prior", learner.needed, learner.cpus, learner.gpus),
         start_s=config.timeouts.startup,
         step_s=config.timeouts.step,

@@ -14,9 +14,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-Show = Callable[[str, dict[str, Any]], None]
-"""Called with a phase (`prepare`, `preflight`, `start`, `train`, `preview`) and its status; lines
-under ``report`` are for people to keep."""
+from dopsd.coordinator.messages import RunStatus
+
+Show = Callable[[str, dict[str, Any] | RunStatus], None]
+"""Called with a phase (`prepare`, `preflight`, `start`, `train`, `preview`) and its status, that of
+the run in `start` and `train`; lines under ``report`` are for people to keep."""
 
 
 _LOG_INTERVAL = 10.0
@@ -68,14 +70,18 @@ class Progress:
         if self.console.is_terminal:
             self._live.stop()
 
-    def show(self, phase: str, status: dict[str, Any]) -> None:
+    def show(self, phase: str, status: dict[str, Any] | RunStatus) -> None:
         """Update the panel, or log a line now and then. Lines of a ``report`` and notices, each
         printed once, stay in sight."""
-        if "report" in status:
+        if isinstance(status, RunStatus):
+            notices = status.notices
+        elif "report" in status:
             for line in status["report"]:
                 self.console.print(line, highlight=False, markup=False, soft_wrap=True)
             return
-        for notice in status.get("notices", ()):
+        else:
+            notices = status.get("notices", [])
+        for notice in notices:
             if notice not in self._told:
                 self._told.add(notice)
                 self.console.print(notice, highlight=False, markup=False, soft_wrap=True)
@@ -87,9 +93,8 @@ class Progress:
             self._phase, self._logged = phase, now
             self.console.print(self._line(phase, status), highlight=False, soft_wrap=True)
 
-    def eta(self, status: dict[str, Any]) -> str:
+    def eta(self, step: int, steps: int) -> str:
         """Remaining time, from the pace since the first finished step."""
-        step, steps = status["step"], status["steps"]
         now = time.monotonic()
         if self._first is None and step:
             self._first = (step, now)
@@ -98,40 +103,40 @@ class Progress:
         pace = (now - self._first[1]) / (step - self._first[0])
         return clock(pace * (steps - step))
 
-    def _line(self, phase: str, status: dict[str, Any]) -> str:
+    def _line(self, phase: str, status: dict[str, Any] | RunStatus) -> str:
         head = f"[{clock(time.monotonic() - self._began)}] {_PHASES[phase]}"
+        if not isinstance(status, RunStatus):
+            return ": ".join(filter(None, (head, status.get("message"))))
         if phase == "train":
-            latest = status["latest"]
+            latest = status.latest
             return (
-                f"{head}: step {status['step']}/{status['steps']} "
+                f"{head}: step {status.step}/{status.steps} "
                 f"loss {latest.get('loss', float('nan')):.5f} "
-                f"lag {latest.get('student_lag', 0)} ETA {self.eta(status)}"
+                f"lag {latest.get('student_lag', 0)} ETA {self.eta(status.step, status.steps)}"
             )
-        if phase == "start":
-            return f"{head} ({'; '.join(f'{k}: {v}' for k, v in status['roles'].items())})"
-        return ": ".join(filter(None, (head, status.get("message"))))
+        return f"{head} ({'; '.join(f'{k}: {v}' for k, v in status.roles.items())})"
 
-    def _panel(self, phase: str, status: dict[str, Any]) -> Panel:
+    def _panel(self, phase: str, status: dict[str, Any] | RunStatus) -> Panel:
         title = f"dopsd · {_PHASES[phase]} · {clock(time.monotonic() - self._began)}"
-        if "roles" not in status:
+        if not isinstance(status, RunStatus):
             return Panel(Text(str(status.get("message", "")) or "..."), title=title)
-        latest = status["latest"]
+        latest = status.latest
         facts = Table.grid(padding=(0, 2))
         facts.add_row(
-            f"step {status['step']}/{status['steps']}",
+            f"step {status.step}/{status.steps}",
             f"loss {latest['loss']:.5f}" if "loss" in latest else "loss --",
             f"lag student {latest.get('student_lag', 0)} teacher {latest.get('teacher_lag', 0)}",
             f"{latest.get('samples_per_second', 0.0):.2f} samples/s",
-            f"ETA {self.eta(status)}",
+            f"ETA {self.eta(status.step, status.steps)}",
         )
         roles = Table.grid(padding=(0, 2))
-        for role, doing in status["roles"].items():
+        for role, doing in status.roles.items():
             idle = latest.get(f"{role}_idle_fraction")
             roles.add_row(role, f"idle {idle:4.0%}" if idle is not None else "", doing)
-        counts = status["counts"]
+        counts = status.counts
         books = (
-            f"micro-batches: {counts['trained']} trained, {counts['ready']} ready, "
-            f"{counts['in_flight']} in flight, {counts['waiting']} waiting"
+            f"micro-batches: {counts.trained} trained, {counts.ready} ready, "
+            f"{counts.in_flight} in flight, {counts.waiting} waiting"
         )
-        bar = ProgressBar(total=status["steps"], completed=status["step"])
+        bar = ProgressBar(total=status.steps, completed=status.step)
         return Panel(Group(bar, facts, roles, Text(books, style="dim")), title=title)

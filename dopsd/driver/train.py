@@ -122,8 +122,8 @@ def train(config: RunConfig, show: Show, *, resume: bool = False, replace: bool 
                 raise _with_way_on(config, error) from None
             raise
         problems = supervisor.notices + _stop(config, supervisor.coordinator)
-    if status["ended"] and status["step"] < config.learner.steps:
-        stopped = InterruptedRun(f"stopped by SIGTERM after step {status['step']}")
+    if status.ended and status.step < config.learner.steps:
+        stopped = InterruptedRun(f"stopped by SIGTERM after step {status.step}")
         raise _with_way_on(config, stopped)
     folder = config.run.folder
     summary = Summary(
@@ -137,14 +137,14 @@ def train(config: RunConfig, show: Show, *, resume: bool = False, replace: bool 
         else None,
         sheet=None,
         page=None,
-        steps=status["step"],
+        steps=status.step,
         seconds=time.monotonic() - began,
         seconds_to_first_step=supervisor.first_step,
         max_policy_lag=config.max_policy_lag,
-        first_loss=status["losses"][0],
-        last_loss=status["losses"][1],
+        first_loss=status.losses[0],
+        last_loss=status.losses[1],
         adapted=adapted,
-        last=status["latest"],
+        last=status.latest,
         problems=problems,
     )
     write_summary(summary)

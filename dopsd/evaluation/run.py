@@ -9,7 +9,6 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
-import ray
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
@@ -27,7 +26,7 @@ from dopsd.evaluation.worker import EvaluationWorker
 from dopsd.models import FAMILIES
 from dopsd.models.fingerprint import fingerprint, model_identity
 from dopsd.models.transformer_folder import digest_of, transformer_files
-from dopsd.ray_cluster.connect import connect
+from dopsd.ray_cluster.connect import cluster_resources, connect
 from dopsd.ray_cluster.job_pool import Job, JobPool
 from dopsd.ray_cluster.placement import Role, wait_for_resources
 
@@ -56,7 +55,7 @@ def evaluate(spec: EvaluateSpec, show: Show = lambda phase, status: None) -> Res
     role = _role(spec, cluster.get("GPU", 0.0))
     sets = _image_sets(spec, role.device, loras)
     write_prompts(storage.join(spec.out, PROMPTS), spec.prompts)
-    wait_for_resources([role], ray.cluster_resources, spec.start_seconds)
+    wait_for_resources([role], cluster_resources, spec.start_seconds)
     with JobPool(
         EvaluationWorker,
         (spec, role.device),
@@ -185,7 +184,7 @@ def _generate(
     missing = {
         image_set.folder: wanted[image_set.folder] - image_set.existing for image_set in sets
     }
-    references = {path: ray.put(payload) for path, payload in loras.items()}
+    references = {path: pool.put(payload) for path, payload in loras.items()}
 
     def tell() -> None:
         left = sum(map(len, missing.values()))

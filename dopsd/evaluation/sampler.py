@@ -10,36 +10,33 @@ from torch import Tensor
 
 from dopsd.evaluation.generate import load_lora, load_modules, png_bytes, sample
 from dopsd.evaluation.spec import BASE, EvaluatedModel, EvaluateSpec
-from dopsd.method.noise import sample_noise
+from dopsd.method.noise import NoisePurpose, sample_noise
 from dopsd.models import FAMILIES
 from dopsd.models.base import DTYPES
 from dopsd.models.transformer_folder import bind_folder
 
-EVALUATION_STEP = -2
-"""Stands for the optimizer step in the noise's counter: neither a training step's nor the
-preview's noise."""
-
-PRIOR_STEP = -3
-"""The same of the samples that train beside the data: no evaluation asks for the picture of a
-training target's very noise."""
-
 
 def image_noise(
-    seed: int, prompt: str, shape: tuple[int, ...], step: int = EVALUATION_STEP
+    seed: int,
+    prompt: str,
+    shape: tuple[int, ...],
+    purpose: NoisePurpose = NoisePurpose.EVALUATION,
 ) -> Tensor:
     """[*shape] float32: equal for every model, number of steps, batch and worker."""
-    return sample_noise(seed, step, prompt, shape)
+    return sample_noise(seed, purpose, prompt, shape)
 
 
 class EvaluationSampler:
     """The stock pipeline of a spec's base, as whatever model the next images ask for.
 
-    ``noise_step``: stands for the optimizer step in the counter of their noise.
+    ``purpose``: of their noise.
     """
 
-    def __init__(self, spec: EvaluateSpec, device: str, noise_step: int = EVALUATION_STEP) -> None:
+    def __init__(
+        self, spec: EvaluateSpec, device: str, purpose: NoisePurpose = NoisePurpose.EVALUATION
+    ) -> None:
         assert spec.height is not None and spec.width is not None
-        self.spec, self.noise_step = spec, noise_step
+        self.spec, self.purpose = spec, purpose
         self.family = FAMILIES[spec.family](spec.base, spec.revision)
         self.height, self.width, self.device = spec.height, spec.width, device
         self.shape = self.family.latent_shape(self.height, self.width)
@@ -66,7 +63,7 @@ class EvaluationSampler:
         if model != self._loaded:
             self._load(model, payloads)
         noise = [
-            image_noise(seed, text, self.shape, self.noise_step)
+            image_noise(seed, text, self.shape, self.purpose)
             for seed, text in zip(seeds, prompts, strict=True)
         ]
         images = sample(

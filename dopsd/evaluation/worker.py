@@ -9,8 +9,9 @@ from typing import Any
 from dopsd.data.images import decode_image
 from dopsd.evaluation.metrics import Metric, MetricInput, make_metric
 from dopsd.evaluation.prompts import EvalPrompt
-from dopsd.evaluation.sampler import EVALUATION_STEP, EvaluationSampler
+from dopsd.evaluation.sampler import EvaluationSampler
 from dopsd.evaluation.spec import EvaluatedModel, EvaluateSpec, MetricChoice
+from dopsd.method.noise import NoisePurpose
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,10 @@ class GeneratedImage:
 class EvaluationWorker:
     """A plain class; ``evaluation.run`` wraps it as an actor."""
 
-    def __init__(self, spec: EvaluateSpec, device: str, noise_step: int = EVALUATION_STEP) -> None:
-        self.spec, self.device, self.noise_step = spec, device, noise_step
+    def __init__(
+        self, spec: EvaluateSpec, device: str, purpose: NoisePurpose = NoisePurpose.EVALUATION
+    ) -> None:
+        self.spec, self.device, self.purpose = spec, device, purpose
         self._sampler: EvaluationSampler | None = None
         self._metric: tuple[MetricChoice, Metric] | None = None
 
@@ -40,7 +43,7 @@ class EvaluationWorker:
     ) -> list[bytes]:
         """PNG of each prompt; ``payloads``: the bytes of the model's files."""
         if self._sampler is None:
-            self._sampler = EvaluationSampler(self.spec, self.device, self.noise_step)
+            self._sampler = EvaluationSampler(self.spec, self.device, self.purpose)
         return self._sampler.generate(model, payloads, prompts, seeds, steps)
 
     def score(

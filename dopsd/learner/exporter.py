@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from dopsd.config import RunConfig
+from dopsd.coordinator.client import CoordinatorClient
+from dopsd.coordinator.messages import CheckpointRequest
 from dopsd.export import lora_file, modules_file, write_transformer
 from dopsd.learner.publisher import BucketPublisher
 from dopsd.learner.weights import ReplicatedWeights, ShardedWeights, Weights
@@ -19,15 +20,12 @@ from dopsd.run_folder.files import LORA_FILE, MODULES, TEACHER_FILE, TRANSFORMER
 from dopsd.run_folder.preview_files import kept_modules_path, kept_path, kept_versions, small_enough
 from dopsd.run_folder.trajectories import modules_path, weights_dumped, weights_path
 
-Write = Callable[[str, bytes], Any]
-"""Takes the path of a file inside the run folder, and its bytes."""
-
 
 class Exporter:
     """The outputs of one rank; rank 0 alone stores and writes.
 
-    ``metadata``: what exported files say of themselves. ``put`` stores bytes, as ray.put does.
-    ``restored``: the bundle with which a run goes on whose weights travel in buckets.
+    ``metadata``: what exported files say of themselves. ``restored``: the bundle with which a run
+    resumes whose weights travel in buckets.
     """
 
     def __init__(
@@ -35,50 +33,55 @@ class Exporter:
         config: RunConfig,
         family: Family,
         metadata: dict[str, str],
-        rank: int,
-        put: Callable[[bytes], Any],
-        write: Write,
+        client: CoordinatorClient,
         restored: Bundle | None = None,
     ) -> None:
-        self.config, self.family, self._metadata = config, family, metadata
-        self.rank, self._put, self._write = rank, put, write
+        self.config, self.family, self._metadata, self._client = config, family, metadata, client
         self._publisher: BucketPublisher | None = None
         self._restored = restored
 
+    def publish(self, version: int, weights: Weights) -> CheckpointRequest:
+        """Publish a version, and write what the user wants of it. Collective."""
+        self.before_publish(version, weights)
+        request = self._client.publish(self.bundle(version, weights))
+        self.after_publish(version, weights)  # while the next step is rolled out
+        return request
+
     def bundle(self, version: int, weights: Weights) -> Bundle:
         """The bundle of a version; of rank 0, whose references are real. Collective."""
+        client = self._client
         if self.config.source == "fused":
             return Bundle(version, {}, {}, 0)
         if isinstance(weights, ShardedWeights):
             if self._publisher is None:
                 self._publisher = BucketPublisher(
-                    self.config, weights, self._put, self.rank == 0, self._restored
+                    self.config.method, weights, client.put, client.rank == 0, self._restored
                 )
                 self._restored = None
             return self._publisher.bundle(version)
-        if self.rank:
+        if client.rank:
             return Bundle(version, {}, {}, 0)
         dtype = DTYPES[self.config.model.dtype]
-        return Bundle.create(version, weights.student, weights.ema.tensors, dtype, self._put)
+        return Bundle.create(version, weights.student, weights.ema.tensors, dtype, client.put)
 
     def before_publish(self, version: int, weights: Weights) -> None:
         """Files that the user wants of a version before it is published."""
-        if self.rank == 0 and weights_dumped(self.config, version):
+        if self._client.rank == 0 and weights_dumped(self.config, version):
             for adapter, state in _both(weights):
-                self._write(weights_path(version, adapter), self._lora(adapter, state))
+                self._client.write(weights_path(version, adapter), self._lora(adapter, state))
                 self._write_modules(modules_path(version, adapter), adapter, state)
 
     def after_publish(self, version: int, weights: Weights) -> None:
-        """Files that can wait until roll-outs of the version go on."""
+        """Files that can wait until the version is rolled out."""
         if isinstance(weights, ShardedWeights):
             return  # start and end are drawn
-        if self.rank or version not in kept_versions(self.config):
+        if self._client.rank or version not in kept_versions(self.config):
             return
         both = _both(weights)
         if small_enough(self.config, both[0][1]):
             for adapter, state in both:
                 payload = self._lora(adapter, state, DTYPES[self.config.model.dtype])
-                self._write(kept_path(version, adapter), payload)
+                self._client.write(kept_path(version, adapter), payload)
                 self._write_modules(kept_modules_path(version, adapter), adapter, state)
 
     def export(self, weights: Weights) -> None:
@@ -87,25 +90,25 @@ class Exporter:
             for adapter in (STUDENT, TEACHER) if weights.averages else (STUDENT,):
                 self._transformer(adapter, weights)
             return
-        if self.rank:
+        if self._client.rank:
             return
         for (adapter, state), file in zip(_both(weights), (LORA_FILE, TEACHER_FILE)):
-            self._write(file, self._lora(adapter, state))
+            self._client.write(file, self._lora(adapter, state))
             self._write_modules(MODULES[adapter], adapter, state)
 
     def _write_modules(self, path: str, adapter: str, state: dict[str, Tensor]) -> None:
         """What was trained beside the LoRA, if anything was."""
         if extra := {name: tensor for name, tensor in state.items() if ".lora_" not in name}:
-            self._write(path, modules_file(extra, self._named(adapter)))
+            self._client.write(path, modules_file(extra, self._named(adapter)))
 
     def _transformer(self, adapter: str, weights: ShardedWeights) -> None:
         shards: Iterator[dict[str, Tensor]] = weights.gather(adapter)
-        if self.rank:
+        if self._client.rank:
             for _ in shards:  # every rank gathers
                 pass
             return
         write_transformer(
-            self._write,
+            self._client.write,
             TRANSFORMERS[adapter],
             self.family.part_config("transformer"),
             shards,

@@ -13,10 +13,10 @@ from typing import Any
 
 from torch import Tensor
 
-from dopsd.checkpoint.learner_slices import SlicedState
 from dopsd.checkpoint.learner_state import LearnerState
 from dopsd.checkpoint.slices import SliceReader
 from dopsd.config import LearnerSection, RunConfig
+from dopsd.coordinator.client import CoordinatorClient
 from dopsd.coordinator.messages import CheckpointRequest
 from dopsd.errors import WorkerError
 from dopsd.learner.weights import ShardedWeights, Weights, trained_weights
@@ -25,10 +25,6 @@ from dopsd.method.objective import state_loss
 from dopsd.method.terms import Terms
 from dopsd.run_folder.ledger import TrainedShare
 from dopsd.run_folder.timeline import Span
-
-SpanSink = Callable[[list[Span]], None]
-"""Takes what this rank, and the encoders for it, did in a step."""
-
 
 Publish = Callable[[int, Weights], CheckpointRequest]
 """(version, student's and teacher's weights)."""
@@ -78,36 +74,26 @@ def learning_rate(step: int, learner: LearnerSection) -> float:
 class Learner:
     """One rank of the optimizer.
 
-    ``micro_batches(step)`` yields this rank's Micros, equally many on every rank.
-    ``sum_over_ranks`` adds floats up over all ranks (collective). ``publish``, ``report`` and
-    ``save`` are called on every rank; the caller decides which of them speaks. ``record`` takes
-    what each rank trained, before the step counts as done. ``tell`` takes each step's spans, in
-    which the learner is named ``learner-<rank>``.
+    ``source(step)`` yields this rank's micro-batches, equally many on every rank. ``publish`` takes
+    each version of the weights, on every rank; all else of the outside world is ``client``.
     """
 
     def __init__(
         self,
         config: RunConfig,
         engine: ZeroEngine,
-        micro_batches: Callable[[int], Iterator[LearnerMicroBatch]],
+        source: Callable[[int], Iterator[LearnerMicroBatch]],
+        client: CoordinatorClient,
         publish: Publish,
-        report: Callable[[int, dict[str, Any]], None],
-        sum_over_ranks: Callable[[list[float]], list[float]],
-        tell: SpanSink = lambda spans: None,
-        rank: int = 0,
-        save: Callable[[LearnerState | SlicedState], None] = lambda state: None,
-        record: Callable[[int, TrainedShare], None] = lambda step, trained: None,
     ) -> None:
-        self.config, self.engine, self.rank = config, engine, rank
-        self._micro_batches, self._publish, self._report = micro_batches, publish, report
-        self._sum, self._tell, self._lane = sum_over_ranks, tell, f"learner-{rank}"
-        self._save, self._record = save, record
+        self.config, self.engine, self._client = config, engine, client
+        self._source, self._publish = source, publish
         self._spans: list[Span] = []
         self._nonfinite = 0
         self.weights = trained_weights(config, engine)
 
     def restore(self, state: LearnerState | SliceReader) -> None:
-        """Go on from a checkpoint; every rank is given all of it, or where it lies. Collective."""
+        """Resume from a checkpoint; every rank is given all of it, or where it lies. Collective."""
         if isinstance(self.weights, ShardedWeights):
             assert isinstance(state, SliceReader)
             self.weights.restore(state)
@@ -132,13 +118,13 @@ class Learner:
             if not skipped:
                 self.weights.update()
             trained = time.perf_counter()
-            self._note_trained(step, done, skipped)
-            wish = self._hand_over(step + 1)
+            self._record(step, done, skipped)
+            request = self._hand_over(step + 1)
             self._note("publish", step, time.perf_counter() - began - done.compute_seconds - waited)
-            self._tell(self._spans)
+            self._client.tell(self._spans)
             self._spans = []
-            loss, encode_seconds, save, end = self._sum(
-                [done.loss, done.encode_seconds, float(wish.save), float(wish.stop)]
+            loss, encode_seconds, save, end = self.engine.sum_over_ranks(
+                [done.loss, done.encode_seconds, float(request.save), float(request.stop)]
             )
             now = time.perf_counter()
             metrics = {
@@ -159,19 +145,19 @@ class Learner:
                 "encoder_seconds": encode_seconds,
                 "encoder_peak_memory_mb": done.last.encode_stats.get("peak_memory_mb", 0.0),
             }
-            self._report(step, metrics)
+            self._client.report(step, metrics)
             if save:
-                self._save(self.weights.state(step + 1))
+                self._client.save(self.weights.state(step + 1), self.engine.gather)
             if end:
                 return False
         return True
 
-    def _note_trained(self, step: int, done: StepResult, skipped: bool) -> None:
+    def _record(self, step: int, done: StepResult, skipped: bool) -> None:
         last = done.last
-        self._record(
+        self._client.record(
             step,
             TrainedShare(
-                self.rank,
+                self.engine.rank,
                 self.engine.world,
                 done.trained,
                 last.policy_version,
@@ -190,7 +176,7 @@ class Learner:
     def _step(self, step: int) -> StepResult:
         loss, compute, encode, updated, last = 0.0, 0.0, 0.0, False, None
         trained = {}
-        for micro in self._micro_batches(step):
+        for micro in self._source(step):
             began = time.perf_counter()
             part, updated = self._accumulate(micro)
             loss += part
@@ -207,7 +193,7 @@ class Learner:
     def _note(self, task: str, step: int, seconds: float) -> None:
         """A task of this learner that ended just now."""
         now = time.time()
-        self._spans.append(Span(self._lane, task, step, now - seconds, now))
+        self._spans.append(Span(f"learner-{self.engine.rank}", task, step, now - seconds, now))
 
     def _note_encoding(self, micro: LearnerMicroBatch, step: int) -> None:
         """What its encoder, which speaks to nobody else, did for a micro-batch."""

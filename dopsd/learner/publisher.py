@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from dopsd.config import RunConfig
+from dopsd.config import MethodSection
 from dopsd.learner.weights import ShardedWeights
 from dopsd.models.lora import STUDENT, TEACHER
 from dopsd.policy.buckets import bucket_key, pack_bucket, total
@@ -27,29 +27,29 @@ class BucketPublisher:
 
     ``put`` stores bytes, as ray.put does. Of an adapter that nobody serves nothing is sent, and a
     teacher that has not changed since it was sent is sent by the same references. ``restored``: the
-    bundle with which a run goes on, as it was published before.
+    bundle with which a run resumes, as it was published before.
     """
 
     def __init__(
         self,
-        config: RunConfig,
+        method: MethodSection,
         weights: ShardedWeights,
         put: Callable[[bytes], Any],
         speaks: bool,
         restored: Bundle | None = None,
     ) -> None:
         self._weights, self._put, self._speaks = weights, put, speaks
-        self._every = config.method.teacher_sync_every
-        self._rolls_out = config.method.objective == "dopsd"
+        self._every = method.teacher_sync_every
+        self._rolls_out = method.objective == "dopsd"
         self._live = weights.decay == 0.0
         self._restored, self._teacher = restored, _sent_before(restored, speaks)
 
     def bundle(self, version: int) -> Bundle:
         """The bundle of ``version``; its references are rank 0's alone. Collective."""
         if self._restored is not None:
-            found, self._restored = self._restored, None
-            assert found.version == version, f"goes on at {version}, restored {found.version}"
-            return found
+            restored, self._restored = self._restored, None
+            assert restored.version == version, f"resumed at {version}, not {restored.version}"
+            return restored
         sent = {}
         if self._rolls_out:
             sent[STUDENT] = self._send(STUDENT)
@@ -64,11 +64,11 @@ class BucketPublisher:
         sent[TEACHER] = self._teacher
         return Bundle(
             version,
-            {adapter: each.refs for adapter, each in sent.items()},
+            {adapter: model.refs for adapter, model in sent.items()},
             {
                 bucket_key(adapter, index): digest
-                for adapter, each in sent.items()
-                for index, digest in enumerate(each.checksums)
+                for adapter, model in sent.items()
+                for index, digest in enumerate(model.checksums)
             },
             total(self._weights.buckets),
             streamed=True,

@@ -2,7 +2,7 @@
 
 Ray Train's own elastic policy counts what the nodes have, whoever else works there. This one
 leaves the other roles their places, and has a checkpoint written before it ends learners that are
-well. It builds on parts of Ray Train that are not its public API, and only elastic runs load it.
+well. It builds on private parts of Ray Train, and only elastic runs load it.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.data._internal.cluster_autoscaler.base_autoscaling_coordinator import (
-    ResourceRequestPriority,
-)
 from ray.exceptions import RayError
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.execution.controller.state import ReschedulingState
-from ray.train.v2._internal.execution.scaling_policy import (
-    ElasticScalingPolicy,
-    NoopDecision,
-    ResizeDecision,
-    ScalingDecision,
-)
 
 from dopsd.ray_cluster.placement import Roles, learners_that_fit
+from dopsd.ray_cluster.ray_private import (
+    ElasticScalingPolicy,
+    NoopDecision,
+    ReschedulingState,
+    ResizeDecision,
+    ResourceRequestPriority,
+    ScalingDecision,
+    draining_nodes,
+    free_resources_per_node,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class ClusterCapacity:
 
     def nodes(self) -> dict[str, dict[str, float]]:
         """Resources of the nodes that stay, by id: those that Ray will drain are gone already."""
-        draining = set(ray._private.state.state.get_draining_nodes() or {})
+        draining = draining_nodes()
         return {
             node["NodeID"]: node["Resources"]
             for node in ray.nodes()
@@ -74,7 +74,7 @@ class ClusterCapacity:
             return learner.workers
         return sum(
             min(math.floor(free.get(kind, 0.0) / n + 1e-6) for kind, n in asked.items())
-            for node, free in ray._private.state.available_resources_per_node().items()
+            for node, free in free_resources_per_node().items()
             if node in stay
         )
 
@@ -103,7 +103,7 @@ class SharedClusterScalingPolicy(ElasticScalingPolicy):
         self._tried = 0
         """Learners of the last group that was to start."""
         self._refused: tuple[dict[str, float], int] | None = None
-        """A cluster, and how many learners found no place on it though the sum said so."""
+        """A cluster, and how many learners it could not place though the sum said so."""
         self._growth: tuple[ResizeDecision, int, float] | None = None
         """A resize that waits until as many steps are saved, and since when."""
         self._claimed = -math.inf
@@ -156,7 +156,7 @@ class SharedClusterScalingPolicy(ElasticScalingPolicy):
 
     def _begin(self, decision: ResizeDecision) -> None:
         try:
-            step = self._capacity.ask("status")["step"]
+            step = self._capacity.ask("status").step
             self._capacity.ask("ask_checkpoint")
         except (RayError, ValueError):
             return  # the coordinator is on its way back: at the next look
@@ -169,7 +169,7 @@ class SharedClusterScalingPolicy(ElasticScalingPolicy):
         if time.monotonic() - since > self._capacity.save_seconds:
             return True
         try:
-            saved = self._capacity.ask("status")["saved"]
+            saved = self._capacity.ask("status").saved
         except (RayError, ValueError):
             return False
         return saved is not None and saved >= step
@@ -209,6 +209,6 @@ class ElasticTrainer(TorchTrainer):
     def _initialize_and_run_controller(self, **options: Any) -> Any:
         options["scaling_policy"] = SharedClusterScalingPolicy(self.scaling_config, self._capacity)
         # Ray Train's own answer to a node that will be taken away is to train on until it is gone,
-        # and to ask no policy meanwhile; this one saves, and goes on without it.
+        # and to ask no policy meanwhile; this one saves, and resumes without it.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         return super()._initialize_and_run_controller(**options)  # type: ignore[misc]

@@ -31,10 +31,10 @@ encoded block when there are no inference workers."""
 
 
 class DisaggregatedSource:
-    """Scored micro-batches from the coordinator."""
+    """Scored micro-batches from the coordinator; contexts are cast to the compute ``dtype``."""
 
-    def __init__(self, config: RunConfig, fetch: FetchFn, device: torch.device) -> None:
-        self.config, self._fetch, self.device = config, fetch, device
+    def __init__(self, fetch: FetchFn, device: torch.device, dtype: torch.dtype) -> None:
+        self._fetch, self.device, self.dtype = fetch, device, dtype
 
     def __call__(self, step: int) -> Iterator[LearnerMicroBatch]:
         for payload, real in self._fetch(step):
@@ -43,7 +43,7 @@ class DisaggregatedSource:
             batch.sigmas = batch.sigmas.to(self.device)
             batch.target_velocity = batch.target_velocity.to(self.device)
             batch.weight = batch.weight.to(self.device)
-            batch.student = batch.student.to(self.device, DTYPES[self.config.model.dtype])
+            batch.student = batch.student.to(self.device, self.dtype)
             yield LearnerMicroBatch(
                 stored_terms(batch),
                 batch.info.step_samples,
@@ -57,7 +57,7 @@ class DisaggregatedSource:
 
 
 class FusedSource:
-    """The rank rolls out and scores on its own engine; the roll-out's forward trains."""
+    """The rank rolls out and scores on its own engine; the rollout's forward trains."""
 
     def __init__(
         self,

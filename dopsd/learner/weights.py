@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from dopsd.checkpoint.learner_slices import SlicedState
 from dopsd.checkpoint.learner_state import LearnerState
 from dopsd.checkpoint.slices import SliceReader
-from dopsd.config import RunConfig
+from dopsd.config import MethodSection, RunConfig
 from dopsd.errors import CheckpointError
+from dopsd.learner.zero.deepspeed_private import whole_numel
 from dopsd.learner.zero.engine import ZeroEngine
 from dopsd.method.ema import Ema
 from dopsd.models.lora import STUDENT, TEACHER
@@ -18,12 +19,15 @@ from dopsd.policy.buckets import cut
 
 
 class ReplicatedWeights:
-    """A LoRA, with a few modules perhaps: small enough that every rank holds all of it, in fp32."""
+    """A LoRA, with a few modules perhaps: small enough that every rank holds all of it, in fp32.
 
-    def __init__(self, config: RunConfig, engine: ZeroEngine) -> None:
-        self._engine, self._fused = engine, config.source == "fused"
+    ``fused``: the engine has a teacher adapter of its own.
+    """
+
+    def __init__(self, engine: ZeroEngine, decay: float, fused: bool) -> None:
+        self._engine, self._fused = engine, fused
         self.student = engine.full_weights(STUDENT)
-        self.ema = Ema(self.student, config.method.teacher_decay)
+        self.ema = Ema(self.student, decay)
 
     def update(self) -> None:
         """Follow an update of the optimizer. Collective."""
@@ -36,7 +40,7 @@ class ReplicatedWeights:
             self._engine.write_teacher(self.ema.tensors)
 
     def state(self, step: int) -> LearnerState:
-        """Everything that a learner needs to go on at ``step``. Collective."""
+        """Everything that a learner needs to resume at ``step``. Collective."""
         updates, moments = self._engine.optimizer_state()
         return LearnerState(step, self.student, self.ema.tensors, updates, moments)
 
@@ -55,16 +59,16 @@ class ShardedWeights:
     Buckets are gathered one by one, cast to the compute dtype, and handed to rank 0.
     """
 
-    def __init__(self, config: RunConfig, engine: ZeroEngine) -> None:
+    def __init__(self, engine: ZeroEngine, method: MethodSection, bucket_bytes: int) -> None:
         self._engine = engine
-        self.decay = config.method.teacher_decay
-        self.averages = config.method.objective != "sft" and 0.0 < self.decay < 1.0
+        self.decay = method.teacher_decay
+        self.averages = method.objective != "sft" and 0.0 < self.decay < 1.0
         """Whether the teacher has weights of its own: neither the base's nor the student's."""
         parameters = engine.trained()
         self.dtype = next(iter(parameters.values())).dtype
-        self.sizes = {name: _numel(p) * self.dtype.itemsize for name, p in parameters.items()}
+        self.sizes = {name: whole_numel(p) * self.dtype.itemsize for name, p in parameters.items()}
         """Bytes of each tensor as it is published."""
-        self.buckets = cut(self.sizes, config.learner.bucket_mb * 2**20)
+        self.buckets = cut(self.sizes, bucket_bytes)
         if self.averages:
             engine.start_average()
 
@@ -77,7 +81,7 @@ class ShardedWeights:
         """A fused learner's teacher is the student itself: nothing to do."""
 
     def state(self, step: int) -> SlicedState:
-        """This rank's part of what learners need to go on at ``step``."""
+        """This rank's part of what learners need to resume at ``step``."""
         return SlicedState(step, self._engine.updates(), self._engine.own_slices())
 
     def restore(self, state: SliceReader) -> None:
@@ -109,12 +113,12 @@ class ShardedWeights:
             return {name: p.detach().to("cpu", copy=True) for name, p in parameters.items()}
 
     def _average(self, names: list[str]) -> dict[str, Tensor]:
-        found = {}
+        averages = {}
         for name in names:
             full = self._engine.full_average(name)
             if not self._engine.rank:
-                found[name] = full.to(self.dtype).to("cpu", copy=True)
-        return found
+                averages[name] = full.to(self.dtype).to("cpu", copy=True)
+        return averages
 
 
 Weights = ReplicatedWeights | ShardedWeights
@@ -122,10 +126,6 @@ Weights = ReplicatedWeights | ShardedWeights
 
 def trained_weights(config: RunConfig, engine: ZeroEngine) -> Weights:
     """As ``adapters`` asks for. Collective."""
-    kind = ShardedWeights if config.adapters == "full" else ReplicatedWeights
-    return kind(config, engine)
-
-
-def _numel(parameter: nn.Parameter) -> int:
-    """Elements of the whole parameter, of which ZeRO-3 may have left nothing here."""
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
+    if config.adapters == "full":
+        return ShardedWeights(engine, config.method, config.learner.bucket_mb * 2**20)
+    return ReplicatedWeights(engine, config.method.teacher_decay, config.source == "fused")

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+from enum import IntEnum
 
 import numpy as np
 import torch
 from torch import Tensor
+
+
+class NoisePurpose(IntEnum):
+    """What noise is for, in place of a training step: the same sample gets other noise for each."""
+
+    PREVIEW = -1
+    """Pictures of the run page and the contact sheet."""
+    EVALUATION = -2
+    """Pictures that are scored; the sample is the prompt."""
+    PRIOR = -3
+    """The base's own samples that a run trains on; never those that it is scored by."""
+    PREFLIGHT = -1000
+    """The look before training; its n-th noise is that of -1000 - n."""
 
 
 def sample_noise(seed: int, step: int, sample_id: str, shape: tuple[int, ...]) -> Tensor:
@@ -21,7 +35,7 @@ def sample_noise(seed: int, step: int, sample_id: str, shape: tuple[int, ...]) -
 
 
 def _generator(seed: int, step: int, sample_id: str, purpose: bytes = b"") -> np.random.Generator:
-    key = f"{seed}/{step}/{sample_id}".encode()
+    key = f"{seed}/{int(step)}/{sample_id}".encode()
     digest = hashlib.blake2b(key, digest_size=16, person=purpose).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 

@@ -53,7 +53,7 @@ def target_terms(targets: Targets, student: Context) -> Terms:
 def fused_terms(
     noise: Tensor, sigmas: Tensor, student: Context, teacher: VelocityFn, weighting: Weighting
 ) -> Terms:
-    """Roll out while training: the roll-out's forward IS the training forward.
+    """Roll out while training: the rollout's forward IS the training forward.
 
     ``noise`` [B, C, h, w] float32, ``sigmas`` [K + 1]. The teacher scores each state when the
     student reaches it.

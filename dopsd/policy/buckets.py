@@ -37,7 +37,7 @@ def pack_bucket(tensors: dict[str, Tensor]) -> tuple[bytes, str]:
 def unpack_bucket(payload: bytes) -> dict[str, Tensor]:
     """Inverse of :func:`pack_bucket`."""
     tensors, meta = unpack(payload)
-    assert meta["record"] == "bucket", f"expected a bucket, found {meta}"
+    assert meta["record"] == "bucket", f"expected a bucket, not {meta}"
     return tensors
 
 

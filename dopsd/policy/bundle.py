@@ -57,8 +57,8 @@ class Bundle:
         """From the payloads of an earlier bundle, as a checkpoint keeps them."""
         refs, checksums, modules = {}, {}, 0
         for adapter, payload in payloads.items():
-            found, state = read_payload(payload, adapter)
-            assert found == version, f"payload of version {found}, expected {version}"
+            written, state = read_payload(payload, adapter)
+            assert written == version, f"payload of version {written}, expected {version}"
             refs[adapter], checksums[adapter], modules = put(payload), checksum(state), len(state)
         return cls(version, refs, checksums, modules)
 
@@ -86,9 +86,9 @@ def check_acknowledgement(bundle: Bundle, ack: Acknowledgement, worker: str) -> 
         problems.append(f"version {ack.version}, published {bundle.version}")
     if ack.modules != bundle.modules:
         problems.append(f"{ack.modules} tensors, published {bundle.modules}")
-    for adapter, found in ack.checksums.items():
+    for adapter, bound in ack.checksums.items():
         published = bundle.checksums.get(adapter, "nothing")
-        if found != published:
-            problems.append(f"{adapter} checksum {found[:12]}, published {published[:12]}")
+        if bound != published:
+            problems.append(f"{adapter} checksum {bound[:12]}, published {published[:12]}")
     if problems:
         raise AcknowledgementError(f"{worker} acknowledged {'; '.join(problems)}")

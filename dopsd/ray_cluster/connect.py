@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from typing import Any
 
 import ray
 
@@ -21,7 +20,7 @@ QUIET = {
 """Libraries narrate; the run's own display says what matters."""
 
 
-def connect() -> dict[str, Any]:
+def connect() -> dict[str, float]:
     """Join the cluster that RAY_ADDRESS names (``ray job submit`` sets it), else start one here.
 
     Token authentication stays as Ray has it by default: on. Returns what the cluster has.
@@ -47,4 +46,9 @@ def connect() -> dict[str, Any]:
                 logging_level=logging.WARNING,
                 runtime_env=environment,
             )
+    return cluster_resources()
+
+
+def cluster_resources() -> dict[str, float]:
+    """What all nodes have together, whoever uses it: CPU, GPU and whatever else Ray counts."""
     return dict(ray.cluster_resources())

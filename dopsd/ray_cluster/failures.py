@@ -13,8 +13,8 @@ _WRAPS = ("cause", "_base_exc", "health_check_failure")
 def innermost(error: BaseException) -> BaseException:
     """The exception that a task or a learner raised, out of Ray's and Ray Train's wrapping."""
     while True:
-        found = (getattr(error, name, None) for name in _WRAPS)
-        inner = next((each for each in found if isinstance(each, BaseException)), None)
+        causes = (getattr(error, name, None) for name in _WRAPS)
+        inner = next((cause for cause in causes if isinstance(cause, BaseException)), None)
         if inner is None:
             return error
         error = inner

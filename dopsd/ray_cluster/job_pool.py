@@ -42,7 +42,7 @@ class JobPool:
     ``worker`` loads its models in its methods: of an error in a constructor Ray keeps the text
     alone, so that the user would not get it as the one line that it is.
     ``start_s``: deadline of an actor's first answer, models loaded; ``step_s``: of each later one.
-    An actor that dies or is late is replaced and its job is done again, ``restarts`` times in all.
+    An actor that dies or times out is replaced and its job done again, ``restarts`` times in all.
     """
 
     def __init__(
@@ -74,11 +74,15 @@ class JobPool:
     ) -> None:
         self._stop(list(self._workers))
 
+    def put(self, value: Any) -> Any:
+        """Store what several jobs take as an argument; returns a reference to hand them."""
+        return ray.put(value)
+
     def run(self, jobs: Iterable[Job], done: Callable[[Job, Any], None]) -> None:
         """Do every job; ``done`` takes each result as it comes.
 
-        Raises the DopsdError of a job, WorkerError for any other failure, and LateError or
-        WorkerError when the restarts are spent.
+        Raises the DopsdError of a job, WorkerError for any other failure, and DeadlineError or
+        WorkerError when the restart budget is exhausted.
         """
         try:
             self._run(iter(jobs), done)
@@ -104,7 +108,7 @@ class JobPool:
                     self._replace(worker, self._late(worker))
 
     def _free(self) -> _Worker | None:
-        """A member without a job; a new one while the role has room."""
+        """A worker without a job; a new one while the role has room."""
         for worker in self._workers:
             if worker.job is None:
                 return worker

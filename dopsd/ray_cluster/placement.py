@@ -36,7 +36,7 @@ class Role:
 @dataclass(frozen=True)
 class Roles:
     """Every role of a run: no encoder when contexts were encoded before, no inference pools when
-    the learners roll out themselves, no roll-out pool when the objective is not on-policy."""
+    the learners roll out themselves, no rollout pool when the objective is not on-policy."""
 
     encoder: Role | None
     rollout: Role | None
@@ -100,9 +100,9 @@ def learners_that_fit(roles: Roles, resources: dict[str, float]) -> int:
 
     def fit(cpus: float) -> int:
         room = [
-            math.floor(free / each + 1e-6)
-            for free, each in ((cpus, learner.cpus), (gpus, learner.gpus))
-            if each
+            math.floor(free / asked + 1e-6)
+            for free, asked in ((cpus, learner.cpus), (gpus, learner.gpus))
+            if asked
         ]
         return max(0, min([*room, learner.workers]))
 

@@ -13,7 +13,7 @@ from dopsd.ray_cluster.failures import unwrap_error
 from dopsd.ray_cluster.placement import Role
 
 CANCELLATIONS = 30
-"""Times that a late task is told to end, a second apart."""
+"""Times that a task which timed out is told to end, a second apart."""
 
 
 def run_task(
@@ -21,7 +21,7 @@ def run_task(
 ) -> Any:
     """What ``work(*arguments)`` returns, run on one worker's share of ``role``.
 
-    Raises LateError after ``limit`` seconds (the task is ended), WorkerError in the name of
+    Raises DeadlineError after ``limit`` seconds (the task is ended), WorkerError in the name of
     ``who``, or the task's own DopsdError.
     """
     task = ray.remote(num_cpus=role.cpus, num_gpus=role.gpus, max_retries=1)(work)

@@ -37,7 +37,7 @@ def baseline_targets(
     """
     method, info = config.method, batch.info
     shape = family.latent_shape(info.height, info.width)
-    # Row 0 is the noise of a roll-out, as `dopsd` draws it; the others noise clean latents.
+    # Row 0 is the noise of a rollout, as `dopsd` draws it; the others noise clean latents.
     noise = batch_noise(config.run.seed, info.step, info.noise_ids, (method.steps + 1, *shape))
     first, rest = noise[:, 0].to(device), noise[:, 1:].transpose(0, 1).to(device)
     sigmas = training_sigmas(config, family, info.height, info.width).to(device)
@@ -71,7 +71,7 @@ def baseline_batch(
     version: int,
     device: torch.device | str,
 ) -> TrainingBatch:
-    """``baseline_targets`` as the record that travels to the learners; ``version`` made it."""
+    """``baseline_targets`` as the record that travels, of the teacher's ``version``."""
     targets, finished = baseline_targets(config, family, batch, teacher, device)
     return TrainingBatch(
         info=batch.info,

@@ -1,4 +1,4 @@
-"""Inference workers: plain batched classes; ``pool.py`` wraps them as Ray actors.
+"""Inference workers: plain batched classes; ``worker_pool.py`` wraps them as Ray actors.
 
 A worker serves only the version that it has bound, and every call names the version that it
 wants: a mismatch is an error, never a silent use of other weights.
@@ -39,20 +39,13 @@ def compile_blocks(transformer: Any, backend: str = "inductor") -> None:
     """torch.compile of each repeated block, in place, for any batch and any number of tokens:
     one compilation serves all blocks of a kind, and parameters may change afterwards."""
     # A kind of block is compiled for each adapter and for batches of one apart; past the usual
-    # limit of 8, blocks would go on uncompiled.
+    # limit of 8, blocks would run uncompiled.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     transformer.compile_repeated_blocks(dynamic=True, backend=backend)
 
 
-def _from_store(reference: Any) -> bytes:
-    import ray
-
-    payload: bytes = ray.get(reference)
-    return payload
-
-
 class InferenceWorker:
-    """A frozen base with the adapters of its role: roll-out, teacher, or both (shared)."""
+    """A frozen base with the adapters of its role: rollout, teacher, or both (shared)."""
 
     def __init__(self, config: RunConfig, device: str, adapters: tuple[str, ...]) -> None:
         set_up(device)
@@ -90,23 +83,22 @@ class InferenceWorker:
         self.teacher_version = self.version
         return Acknowledgement(self.version, checksums, modules)
 
-    def load_buckets(
-        self, bundle: Bundle, fetch: Callable[[Any], bytes] | None = None
-    ) -> Acknowledgement:
+    def load_buckets(self, bundle: Bundle, fetch: Callable[[Any], bytes]) -> Acknowledgement:
         """Bind a version of a whole model in place, one bucket at a time.
 
-        ``fetch`` gets a reference's bytes (default: ray.get). A model that is bound already, as a
+        ``fetch`` gets a reference's bytes, as ray.get does. A model that is bound already, as a
         teacher's is that has not been published anew, is acknowledged as it was read back. Raises
         ModelError for a tensor that does not fit.
         """
-        fetch = fetch or _from_store
         (adapter,) = self.adapters  # a second one would need a second model
-        wanted = {bucket_key(adapter, index): ref for index, ref in enumerate(bundle.refs[adapter])}
-        if self._bound != {key: bundle.checksums[key] for key in wanted}:
+        buckets = {
+            bucket_key(adapter, index): ref for index, ref in enumerate(bundle.refs[adapter])
+        }
+        if self._bound != {key: bundle.checksums[key] for key in buckets}:
             self._bound, self.version, self.teacher_version = {}, -1, -1
             own = self.trained.parameters(self.transformer, adapter)
             bound: dict[str, str] = {}
-            for key, ref in wanted.items():
+            for key, ref in buckets.items():
                 state = unpack_bucket(fetch(ref))
                 names = list(state)
                 bind_parameters({n: own.pop(n) for n in names if n in own}, state)
@@ -137,7 +129,7 @@ class InferenceWorker:
         return self._timed(work)
 
     def send(self, number: int) -> Tensor:
-        """The states [K + 1, B, C, h, w] of a roll-out, which are given away."""
+        """The states [K + 1, B, C, h, w] of a rollout, which are given away."""
         return self._kept.pop(number)
 
     def score(
@@ -174,9 +166,9 @@ class InferenceWorker:
             assert batch.teacher is not None
             activate(self.transformer, TEACHER)
             teacher = batch_velocity(self.family, self.transformer, batch.teacher, self.dtype)
-            made = baseline_batch(self.config, self.family, batch, teacher, version, self.device)
-            made.teacher_version = self.teacher_version
-            return made.to_bytes()
+            scored = baseline_batch(self.config, self.family, batch, teacher, version, self.device)
+            scored.teacher_version = self.teacher_version
+            return scored.to_bytes()
 
         return self._timed(work)
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import errno
+import math
 import threading
-from functools import partial
 
 import pytest
-import ray
 
 from dopsd import storage
 from dopsd.checkpoint import manager
@@ -37,7 +36,7 @@ def storage_door(monkeypatch):
     door.set()
 
 
-def saver_of(tmp_path, deadline: float = 60.0, look=lambda: None, lock=None) -> CheckpointManager:
+def saver_of(tmp_path, deadline: float = 60.0, lock=None) -> CheckpointManager:
     config = make_config(
         "base",
         run={"folder": str(tmp_path)},
@@ -48,55 +47,51 @@ def saver_of(tmp_path, deadline: float = 60.0, look=lambda: None, lock=None) -> 
     lock_lost: list[RunLockLost] = []
     saver = CheckpointManager(config, RunIdentity(), lambda: None, lock, lock_lost.append)
     saver.heard = lock_lost
-    saver._poll = look or partial(CheckpointManager._poll, saver)
     return saver
 
 
-@pytest.fixture
-def no_draining(monkeypatch):
-    """Ray is not asked for nodes that go away, and a look is due at once."""
-    monkeypatch.setattr(ray._private.state.state, "get_draining_nodes", dict)
-    monkeypatch.setitem(LOCK_POLL_SECONDS, False, 0.0)
+@pytest.fixture(autouse=True)
+def no_polls(monkeypatch):
+    """Requests are looked for when a test says so."""
+    monkeypatch.setitem(LOCK_POLL_SECONDS, False, math.inf)
 
 
-def looked(saver: CheckpointManager, step: int) -> bool:
-    """Whether a checkpoint is due, once the saver has looked."""
-    saver.due(step)
-    saver._poll_thread.join(60)
+def due_after_poll(saver: CheckpointManager, step: int) -> bool:
+    saver.requests.poll()
     return saver.due(step)
 
 
-def test_a_request_is_answered_by_one_checkpoint_that_began_after_it(
-    storage_door, no_draining, tmp_path
-):
+def test_a_request_is_answered_by_one_checkpoint_that_began_after_it(storage_door, tmp_path):
     door, written = storage_door
-    saver, request = saver_of(tmp_path, look=None), tmp_path / REQUEST_FILE
+    saver, request = saver_of(tmp_path), tmp_path / REQUEST_FILE
     saver.save(2, {}, ())  # under way before anybody asks
     request.touch()
-    assert looked(saver, 3)
+    assert due_after_poll(saver, 3)
     door.set()
     assert saver.wait(60) and request.exists(), "step 2 is older than the request"
     door.clear()
     saver.save(3, {}, ())
-    assert not looked(saver, 5), "its answer is being written"
+    assert not due_after_poll(saver, 5), "its answer is being written"
     door.set()
     assert saver.wait(60) and written == [2, 3] and not request.exists()
-    assert not looked(saver, 5)
+    assert not due_after_poll(saver, 5)
     request.touch()
-    assert looked(saver, 5), "and another one is heard"
+    assert due_after_poll(saver, 5), "and another one is heard"
 
 
 def test_a_folder_that_another_driver_claims_is_written_no_more(
-    storage_door, no_draining, tmp_path, monkeypatch
+    storage_door, tmp_path, monkeypatch
 ):
     door, written = storage_door
     door.set()
-    saver = saver_of(tmp_path, look=None, lock=RunLock.take(str(tmp_path)))
-    looked(saver, 1)
+    saver = saver_of(tmp_path, lock=RunLock.take(str(tmp_path)))
+    due_after_poll(saver, 1)
     saver.save(2, {}, ())
     assert saver.wait(60) and written == [2] and saver.heard == []
+    monkeypatch.setitem(LOCK_POLL_SECONDS, False, 0.0)
     other = RunLock.take(str(tmp_path))
-    looked(saver, 3)
+    monkeypatch.setitem(LOCK_POLL_SECONDS, False, math.inf)
+    due_after_poll(saver, 3)
     assert "was taken over by another driver (process " in str(saver.heard[0])
     saver.save(4, {}, ())
     assert saver.wait(60) and written == [2] and len(saver.heard) > 1

@@ -96,8 +96,8 @@ def run(config, parameters, during=None) -> dict[tuple[int, int], bytes]:
             for index, box in enumerate(coordinator.fetch(attempt, step, 0, 1)):
                 results[(step, index)] = ray.get(box.ref)
             coordinator.publish(attempt, bundle_of(parameters, step + 1))
-        counts = coordinator.status()["counts"]
-        assert counts["trained"] == counts["planned"] == STEPS * PER_STEP
+        counts = coordinator.status().counts
+        assert counts.trained == counts.planned == STEPS * PER_STEP
         return results
     finally:
         coordinator.stop()
@@ -133,13 +133,13 @@ def test_states_from_device_to_device_change_no_bit(undisturbed, tiny_base, para
 
     def during(coordinator, step):
         if step == 2:
-            seen.extend(coordinator._dispatcher.notices)
-            ray.kill(coordinator._dispatcher.pools[0].workers[0].handle)
+            seen.extend(coordinator.status().notices)
+            ray.kill(coordinator.workers("rollout")[0])
         if step == STEPS - 1:
-            seen.extend(coordinator._dispatcher.notices)
+            seen.extend(coordinator.status().notices)
 
     assert run(config, parameters, during) == undisturbed
-    assert seen[0].startswith("transport: rdt over gloo from roll-out to teacher")
+    assert seen[0].startswith("transport: rdt over gloo from rollout to teacher")
     assert len(set(seen)) == 2 and "fell back to the object store: " in seen[-1]
 
 
@@ -147,7 +147,7 @@ def test_a_transport_that_cannot_be_is_announced(undisturbed, tiny_base, paramet
     config = config_of(tiny_base, tmp_path, transport="rdt", inference={"shared": True})
     seen = []
     run_of = run(
-        config, parameters, lambda coordinator, _: seen.extend(coordinator._dispatcher.notices)
+        config, parameters, lambda coordinator, _: seen.extend(coordinator.status().notices)
     )
     assert run_of == undisturbed
     assert set(seen) == {
@@ -178,8 +178,8 @@ def test_killed_workers_are_replaced_and_nothing_changes(
 ):
     def kill(coordinator, step):
         if step in (1, 3):
-            role = coordinator._dispatcher.pools[step // 2]
-            pid = ray.get(role.workers[0].handle.__ray_call__.remote(lambda self: os.getpid()))
+            worker = coordinator.workers("rollout" if step == 1 else "teacher")[0]
+            pid = ray.get(worker.__ray_call__.remote(lambda self: os.getpid()))
             os.kill(pid, signal.SIGKILL)
 
     assert run(config_of(tiny_base, tmp_path), parameters, during=kill) == undisturbed
@@ -235,8 +235,7 @@ def test_a_hung_worker_is_named_with_what_it_was_doing(
     )
     began = time.monotonic()
     with pytest.raises(
-        DeadlineError,
-        match=r"^rollout-0 timed out after \d+ s while generating step 0 micro-batch 0",
+        DeadlineError, match=r"rollout-0 timed out after \d+ s while generating step 0"
     ):
         run(config, parameters)
     assert time.monotonic() - began < 55

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from dopsd import checkpoint, storage
+from dopsd import storage
+from dopsd.checkpoint import manager
 from dopsd.checkpoint.folder import complete_steps
 from dopsd.checkpoint.learner_state import FILES
 from dopsd.coordinator.coordinator import Coordinator
@@ -68,7 +69,7 @@ class Learners:
                     assert boxes[index].ref != gone.ref and boxes[index].losses == 1
                 self.results[(step, index)] = ray.get(boxes[index].ref)
             ids = {index: (f"sample-{step}-{index}",) for index in range(PER_STEP)}
-            self.coordinator.trained(self.attempt, step, TrainedShare(0, 1, ids, step, step, False))
+            self.coordinator.record(self.attempt, step, TrainedShare(0, 1, ids, step, step, False))
             wish = self.coordinator.publish(self.attempt, bundle_of(self.parameters, step + 1))
             self.coordinator.report(self.attempt, step, {"loss": 1.0, "encoder_seconds": 0.0})
             if wish.save:
@@ -118,7 +119,7 @@ def test_new_learners_go_on_from_the_checkpoint_and_nothing_changes(
         third = Learners(coordinator, parameters)
         assert (third.attempt, third.step) == (3, 3)
         third.train(STEPS, lose=(4, 1))
-        assert coordinator.status()["counts"]["trained"] == PER_STEP * (STEPS - 3)
+        assert coordinator.status().counts.trained == PER_STEP * (STEPS - 3)
     finally:
         coordinator.stop()
     assert undisturbed.results == first.results | second.results | third.results
@@ -137,19 +138,19 @@ def test_restarts_are_counted_and_a_torn_checkpoint_is_told(tiny_base, parameter
         first = Learners(coordinator, parameters)
         for stop in (1, 2):  # or the second is left out while the first is written
             first.train(stop)
-            coordinator._checkpoints.wait()
+            coordinator.checkpoints.wait()
         # The first to say so tells more than those that die of its end.
-        coordinator.died(first.attempt, 1, "OutOfMemoryError: CUDA\nout of memory")
-        coordinator.died(first.attempt, 0, "RuntimeError: connection closed by peer")
+        coordinator.record_death(first.attempt, 1, "OutOfMemoryError: CUDA\nout of memory")
+        coordinator.record_death(first.attempt, 0, "RuntimeError: connection closed by peer")
         storage.write_bytes(str(tmp_path / "checkpoints/step-000002/ema.safetensors"), b"torn")
         assert Learners(coordinator, parameters).step == 1
-        told = coordinator.status()["notices"]
+        told = coordinator.status().notices
         assert "step-000002/ema.safetensors: 4 bytes, the manifest says" in told[0]
-        died = "learners died (learner 1: OutOfMemoryError: CUDA out of memory)"
+        died = "learners failed (learner 1: OutOfMemoryError: CUDA out of memory)"
         assert told[1] == f"{died}: attempt 2 resumed from step 1"
         with pytest.raises(WorkerError, match="stale attempt 1"):
-            coordinator.died(first.attempt, 0, "late")
-        coordinator.died(2, 0, "KeyError: 'x'")
+            coordinator.record_death(first.attempt, 0, "late")
+        coordinator.record_death(2, 0, "KeyError: 'x'")
         spent = r"failed again \(learner 0: KeyError: 'x'\); restart budget exhausted"
         with pytest.raises(WorkerError, match=spent):
             coordinator.attach()
@@ -168,9 +169,9 @@ def test_the_last_buckets_are_written_before_the_learner_that_owns_them_ends(
         assert door.wait(60)
         written.append((step, dict(buckets)))
 
-    monkeypatch.setattr(checkpoint, "write_checkpoint", write)
-    monkeypatch.setattr(checkpoint, "prune", lambda *arguments: None)
-    made = {}, (1,), {"bucket": ray.put(b"weights")}
+    monkeypatch.setattr(manager, "write_checkpoint", write)
+    monkeypatch.setattr(manager, "prune", lambda *arguments: None)
+    made = {}, (1,), {"bucket": lambda: b"weights"}
     monkeypatch.setattr("dopsd.coordinator.coordinator.checkpoint_files", lambda *_: made)
     config = config_of(tiny_base, tmp_path)
     roles = resolve_roles(config, 0.0)
@@ -183,7 +184,7 @@ def test_the_last_buckets_are_written_before_the_learner_that_owns_them_ends(
     assert thread.is_alive() == end, "training goes on while another one is written"
     door.set()
     thread.join(60)
-    assert coordinator._checkpoints.wait(60) and written == [(1, {"bucket": b"weights"})]
+    assert coordinator.checkpoints.wait(60) and written == [(1, {"bucket": b"weights"})]
 
 
 def test_a_checkpoint_on_request_and_its_end(tiny_base, parameters, tmp_path):
@@ -193,11 +194,9 @@ def test_a_checkpoint_on_request_and_its_end(tiny_base, parameters, tmp_path):
         learners = Learners(coordinator, parameters)
         learners.train(1)
         (tmp_path / "checkpoint.request").touch()
-        coordinator._checkpoints._last_poll = 0.0
-        coordinator._checkpoints._poll()
-        coordinator._checkpoints._poll_thread.join(60)
+        coordinator.checkpoints.requests.poll()
         learners.train(2)
-        coordinator._checkpoints.wait()
+        coordinator.checkpoints.wait()
         assert complete_steps(str(tmp_path / "checkpoints")) == [2]
         assert not (tmp_path / "checkpoint.request").exists()
         coordinator.ask_checkpoint(end=True)

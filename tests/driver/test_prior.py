@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,9 +21,9 @@ from dopsd.driver.checks import with_absolute_paths
 from dopsd.driver.prior import check_prior, with_prior
 from dopsd.errors import CheckpointError, ConfigError, DataError
 from dopsd.evaluation.prompts import EvalPrompt
-from dopsd.evaluation.sampler import EVALUATION_STEP, PRIOR_STEP
 from dopsd.evaluation.spec import BASE, EvaluatedModel, EvaluateSpec
 from dopsd.evaluation.worker import EvaluationWorker
+from dopsd.method.noise import NoisePurpose
 from dopsd.models import resolve_base
 from dopsd.ray_cluster.placement import Role
 from dopsd.shapes import oracle
@@ -98,13 +99,14 @@ def test_their_noise_is_no_evaluations(drawn, monkeypatch):
                 )[0]
             )
         ).astype(int)
-        for step in (EVALUATION_STEP, PRIOR_STEP)
+        for step in (NoisePurpose.EVALUATION, NoisePurpose.PRIOR)
     }
     pixels = np.asarray(decode_image(png)).astype(int)
-    assert np.abs(found[PRIOR_STEP] - pixels).max() <= 1
-    assert np.abs(found[EVALUATION_STEP] - pixels).mean() > 5
+    assert np.abs(found[NoisePurpose.PRIOR] - pixels).max() <= 1
+    assert np.abs(found[NoisePurpose.EVALUATION] - pixels).mean() > 5
     # Samples of other noise, such as an older dopsd's, are not taken for these.
-    monkeypatch.setattr("dopsd.driver.prior.PRIOR_STEP", EVALUATION_STEP)
+    other = SimpleNamespace(PRIOR=NoisePurpose.EVALUATION)
+    monkeypatch.setattr("dopsd.driver.prior.NoisePurpose", other)
     monkeypatch.setattr("dopsd.driver.prior._draw", lambda *_: pytest.fail("drawn anew"))
     with pytest.raises(pytest.fail.Exception, match="drawn anew"):
         with_prior(config, prepared(config, lambda status: None), LEARNER, ignore)

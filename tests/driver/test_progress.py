@@ -4,15 +4,17 @@ import io
 
 from rich.console import Console
 
+from dopsd.coordinator.admission import Counts
+from dopsd.coordinator.messages import RunStatus
 from dopsd.driver.progress import Progress, clock
 
-STATUS = {
-    "step": 3,
-    "steps": 60,
-    "latest": {"loss": 0.125, "student_lag": 1, "teacher_lag": 1, "rollout_idle_fraction": 0.25},
-    "roles": {"rollout": "rollout-0: generate step 4 micro-batch 1 for 2 s", "learner": "training"},
-    "counts": {"trained": 6, "ready": 1, "in_flight": 1, "waiting": 112},
-}
+STATUS = RunStatus(
+    step=3,
+    steps=60,
+    latest={"loss": 0.125, "student_lag": 1, "teacher_lag": 1, "rollout_idle_fraction": 0.25},
+    roles={"rollout": "rollout-0: generate step 4 micro-batch 1 for 2 s", "learner": "training"},
+    counts=Counts(trained=6, ready=1, in_flight=1, waiting=112),
+)
 
 
 def test_log_lines_have_step_loss_lag_and_eta():

@@ -27,7 +27,7 @@ from dopsd.method.ema import Ema
 from dopsd.models import FAMILIES
 from dopsd.models.lora import STUDENT, TEACHER
 from dopsd.policy.buckets import cut, unpack_bucket
-from tests.learner.zero.zero_rank import FULL, STATES, batches, main, share_of, sum_over_ranks
+from tests.learner.zero.zero_rank import FULL, STATES, RecordingClient, batches, main, share_of
 from tests.tiny import make_config
 
 LR = 2e-4
@@ -121,7 +121,7 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
             weights.buckets = cut(weights.sizes, LIMIT)
             bound = LIMIT + max(weights.sizes.values())
             weights.gather = partial(watched, weights.gather)
-            publisher = BucketPublisher(config, weights, put, speaks=rank == 0)
+            publisher = BucketPublisher(config.method, weights, put, speaks=rank == 0)
         measuring = version == EVERY  # both are published of it; looking takes long
         if measuring:
             gc.collect()
@@ -161,15 +161,13 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
         return CheckpointRequest()
 
     publisher: BucketPublisher | None = None
-    lines: list[dict] = []
+    client = RecordingClient()
     learner = Learner(
         config,
         engine,
         lambda step: share_of(batches(step % 3), dtype, rank, world),
+        client,
         publish,
-        lambda step, metrics: lines.append(metrics),
-        sum_over_ranks,
-        rank=rank,
     )
     assert learner.run(0, STEPS)
     weights = learner.weights
@@ -179,8 +177,8 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
         save_file(masters, folder / weights_file(case))
     states = engine.engine.optimizer.optimizer.state.values()
     return {
-        "loss": [line["loss"] for line in lines],
-        "grad_norm": [line["grad_norm"] for line in lines],
+        "loss": [line["loss"] for line in client.lines],
+        "grad_norm": [line["grad_norm"] for line in client.lines],
         "published": published,
         "own_average": sum(state[AVERAGE].numel() for state in states),
         "elements": sum(tensor.numel() for tensor in masters.values()),

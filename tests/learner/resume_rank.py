@@ -27,7 +27,7 @@ from dopsd.models.lora import STUDENT
 from dopsd.policy.buckets import cut
 from dopsd.policy.bundle import Bundle
 from tests.learner.full_rank import LIMIT, STEPS, full_config
-from tests.learner.zero.zero_rank import FULL, STATES, batches, main, share_of, sum_over_ranks
+from tests.learner.zero.zero_rank import FULL, STATES, RecordingClient, batches, main, share_of
 
 SAVED = 3
 """With a teacher of version 2, which nothing but its published buckets still holds."""
@@ -59,7 +59,9 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
         nonlocal publisher
         if publisher is None:
             weights.buckets = cut(weights.sizes, LIMIT)
-            publisher = BucketPublisher(config, weights, put, rank == 0, bundles.get(version))
+            publisher = BucketPublisher(
+                config.method, weights, put, rank == 0, bundles.get(version)
+            )
         bundles[version] = publisher.bundle(version)
         checksums[version] = bundles[version].checksums
         return CheckpointRequest(save=version == SAVED and not source)
@@ -84,16 +86,13 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
             )
         torch.distributed.barrier()
 
-    lines: list[dict] = []
+    client = RecordingClient(save)
     learner = Learner(
         config,
         engine,
         lambda step: share_of(batches(step % 3), dtype, rank, world),
+        client,
         publish,
-        lambda step, metrics: lines.append(metrics),
-        sum_over_ranks,
-        rank=rank,
-        save=save,
     )
     weights = learner.weights
     assert isinstance(weights, ShardedWeights)
@@ -110,8 +109,8 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
     assert learner.run(start, STEPS)
     write_weights(engine, folder, place_of(case, world), rank)
     return {
-        "loss": [line["loss"] for line in lines],
-        "grad_norm": [line["grad_norm"] for line in lines],
+        "loss": [line["loss"] for line in client.lines],
+        "grad_norm": [line["grad_norm"] for line in client.lines],
         "checksums": {str(version): found for version, found in checksums.items()},
         "versions": sorted(bundles),
         "updates": engine.updates(),

@@ -5,16 +5,17 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from ray.train.v2._internal.execution.controller.state import ReschedulingState, SchedulingState
-from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
+from ray.train.v2._internal.execution.controller.state import SchedulingState
 from ray.train.v2.api.config import ScalingConfig
 
 from dopsd.config import load_config
 from dopsd.coordinator.failures import RestartBudget
+from dopsd.coordinator.messages import RunStatus
 from dopsd.errors import WorkerError
 from dopsd.learner import scaling_policy as elastic
 from dopsd.learner.scaling_policy import ClusterCapacity, SharedClusterScalingPolicy
 from dopsd.ray_cluster.placement import resolve_roles
+from dopsd.ray_cluster.ray_private import NoopDecision, ReschedulingState, ResizeDecision
 
 
 def config_of(*overrides):
@@ -34,7 +35,7 @@ def test_only_a_group_of_the_same_size_spends_a_restart():
     assert counted.begin(3, trained=False) == (0.0, "3 learners in place of 2")
     assert counted.begin(1, trained=True) == (0.0, "1 learners in place of 3")
     assert counted.restarts == 0
-    assert counted.begin(1, trained=True) == (2.0, "learners died")
+    assert counted.begin(1, trained=True) == (2.0, "learners failed")
     with pytest.raises(WorkerError, match=r"restart budget exhausted \(learner.restarts=1\)"):
         counted.begin(1, trained=True)
 
@@ -57,7 +58,7 @@ class Cluster(ClusterCapacity):
     def ask(self, method):
         if method == "ask_checkpoint":
             ASKED.append(method)
-        return {"step": 7, "saved": CPUS["saved"]}
+        return RunStatus(7, 9, saved=CPUS["saved"])
 
 
 CPUS: dict = {}

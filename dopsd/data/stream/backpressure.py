@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import time
 
-from ray.data._internal.execution.backpressure_policy import (
+from ray.data.context import DataContext
+
+from dopsd.ray_cluster.ray_private import (
     ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY,
     BackpressurePolicy,
+    InputDataBuffer,
+    PhysicalOperator,
 )
-from ray.data._internal.execution.interfaces import PhysicalOperator
-from ray.data._internal.execution.operators.input_data_buffer import InputDataBuffer
-from ray.data.context import DataContext
 
 _AHEAD, _SEGMENT, _READERS = "dopsd.ahead", "dopsd.segment", "dopsd.readers"
 

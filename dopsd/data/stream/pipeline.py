@@ -15,7 +15,6 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
-from ray.data._internal.execution.streaming_executor import StreamingExecutor
 from ray.exceptions import GetTimeoutError
 
 from dopsd.data.context_cache.files import (
@@ -38,6 +37,7 @@ from dopsd.data.read import ReadSpec, read_segment, samples_of
 from dopsd.data.stream import backpressure as window
 from dopsd.errors import DeadlineError
 from dopsd.ray_cluster.process import peak_memory_mb
+from dopsd.ray_cluster.ray_private import StreamingExecutor, execute
 from dopsd.records import EncodedBatch
 
 BlockRef = tuple[int, int, ray.ObjectRef]
@@ -133,8 +133,7 @@ def encoded_stream(
                         num_cpus=num_cpus,
                         num_gpus=num_gpus,
                     )
-                # What iter_internal_ref_bundles does, but keeping hold of the executor.
-                blocks, _, executor = data._execute_to_iterator(capture_executor=False)
+                blocks, executor = execute(data)
                 opened.append(executor)
             for bundle in blocks:
                 for entry in bundle.blocks:

@@ -20,17 +20,13 @@ from dopsd.data.sample import Sample
 from dopsd.evaluation.generate import png_bytes
 from dopsd.evaluation.preflight.distance import load_distance
 from dopsd.evaluation.preflight.verdict import TeacherVerdict, judge
-from dopsd.method.noise import batch_noise
+from dopsd.method.noise import NoisePurpose, batch_noise
 from dopsd.models import FAMILIES
 from dopsd.models.base import DTYPES, Family
 from dopsd.records import Context
 from dopsd.report.sheet import contact_sheet
 
 TITLES = ("target", "student (base)")
-
-_FIRST_STEP = -1000
-"""Stands for the optimizer step in the noise's counter, minus one for each further noise: never a
-training step's noise, nor the preview's."""
 
 
 @dataclass
@@ -123,7 +119,8 @@ def _generate(
     shape = family.latent_shape(height, width)
     count = config.preflight.num_noises
     seed, names = config.run.seed, (sample.sample_id,)
-    noise = torch.cat([batch_noise(seed, _FIRST_STEP - n, names, shape) for n in range(count)])
+    steps = (NoisePurpose.PREFLIGHT - n for n in range(count))
+    noise = torch.cat([batch_noise(seed, step, names, shape) for step in steps])
     context = context.to(device, DTYPES[config.model.dtype])
     images: list[Image.Image] = []
     for part in noise.to(device).split(config.learner.micro_batch):

@@ -23,7 +23,8 @@ from PIL import Image
 from torch import Tensor
 
 from dopsd.evaluation.generate import png_bytes
-from dopsd.evaluation.preview.sampler import PREVIEW_STEP, Files, PreviewSampler
+from dopsd.evaluation.preview.sampler import Files, PreviewSampler
+from dopsd.method.noise import NoisePurpose
 from dopsd.method.objective import state_weights
 from dopsd.method.rollout import rollout, score
 from dopsd.method.schedule import clean_estimate
@@ -81,7 +82,9 @@ def _trajectory(
     target = score(velocity(TEACHER, len(states) - 1), states[:-1], sigmas[:-1])
     own = rollout(velocity(TEACHER), noise, sigmas)[-1]
     ids, prompts = (sample.sample_id,), (sample.prompt,)
-    info = SampleInfo(PREVIEW_STEP, index, ids, prompts, height, width, len(sampler.samples))
+    info = SampleInfo(
+        NoisePurpose.PREVIEW, index, ids, prompts, height, width, len(sampler.samples)
+    )
     student, teacher = sampler.contexts[index]
     scored = TrainingBatch(
         info,

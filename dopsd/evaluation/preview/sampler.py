@@ -14,7 +14,7 @@ from dopsd.config import RunConfig
 from dopsd.contexts import EncoderFactory
 from dopsd.data.sample import Sample
 from dopsd.evaluation.generate import png_bytes
-from dopsd.method.noise import batch_noise
+from dopsd.method.noise import NoisePurpose, batch_noise
 from dopsd.models import FAMILIES
 from dopsd.models.base import DTYPES
 from dopsd.models.lora import STUDENT, TEACHER, bind_parameters
@@ -28,9 +28,6 @@ Files = Sequence[Callable[[], bytes]]
 """What reads each of a role's safetensors files."""
 
 TITLES = ("target", "base", "student")
-
-PREVIEW_STEP = -1
-"""Stands for the optimizer step in the noise's counter: never a training step's noise."""
 
 
 class PreviewSampler:
@@ -120,7 +117,7 @@ class PreviewSampler:
         """The sample's fixed noise, [1, C, h, w] float32: equal for every role and version."""
         sample = self.samples[index]
         shape = self.family.latent_shape(*sample.target.shape[:2])
-        noise = batch_noise(self.config.run.seed, PREVIEW_STEP, (sample.sample_id,), shape)
+        noise = batch_noise(self.config.run.seed, NoisePurpose.PREVIEW, (sample.sample_id,), shape)
         return noise.to(self.device)
 
     def generate(self, index: int, role: str) -> Image.Image:

@@ -74,7 +74,7 @@ def _shown(work: Trainings, trials: int, steps: int, progress: Progress) -> Call
         parts = [
             f"{shown}/{trials} done",
             *(f"{training.name} at {training.step or training.phase}" for training in work.running),
-            f"ETA {progress.eta({'step': step, 'steps': trials * steps})}",
+            f"ETA {progress.eta(step, trials * steps)}",
         ]
         progress.show("trials", {"message": "; ".join(parts), "notices": work.lines})
 

@@ -14,6 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dopsd.config import RunConfig
 from dopsd.coordinator.client import ANSWER_SECONDS
+from dopsd.coordinator.messages import RunStatus
 from dopsd.driver.train import train
 from dopsd.errors import DeadlineError, DopsdError
 from dopsd.experiments.reproduce.progress_board import ProgressBoard
@@ -42,14 +43,15 @@ def _drive(name: str, config: RunConfig, board: Any) -> float:
     sent: set[str] = set()
     began, last = time.monotonic(), float("-inf")
 
-    def show(phase: str, status: dict[str, Any]) -> None:
+    def show(phase: str, status: dict[str, Any] | RunStatus) -> None:
         nonlocal last
-        lines = [*status.get("report", ()), *status.get("notices", ())]
+        shown = vars(status) if isinstance(status, RunStatus) else status
+        lines = [*shown.get("report", ()), *shown.get("notices", ())]
         lines = [line for line in lines if line not in sent]
         if lines or time.monotonic() - last >= _TELL_SECONDS:
             last = time.monotonic()
             sent.update(lines)
-            board.tell.remote(name, phase, status.get("step", 0), lines)
+            board.tell.remote(name, phase, shown.get("step", 0), lines)
 
     train(config, show, replace=True)
     return time.monotonic() - began

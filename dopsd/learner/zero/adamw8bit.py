@@ -99,5 +99,5 @@ def _quantized(values: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
     negative = (blocks == -largest).any(dim=1, keepdim=True) & (largest > 0)
     scale = largest / torch.where(negative, -code[0], code[-1])
     between = (code[1:] + code[:-1]) / 2
-    found = torch.bucketize(blocks / scale.clamp(min=torch.finfo(scale.dtype).tiny), between)
-    return found.to(torch.uint8).flatten()[: len(values)], scale.flatten()
+    indices = torch.bucketize(blocks / scale.clamp(min=torch.finfo(scale.dtype).tiny), between)
+    return indices.to(torch.uint8).flatten()[: len(values)], scale.flatten()

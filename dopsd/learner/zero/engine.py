@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO behind four calls: forward, backward, step, gather. The only deepspeed import."""
+"""DeepSpeed ZeRO behind four calls: forward, backward, step, gather."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ class ZeroEngine:
 
     @torch.no_grad()
     def restore(self, weights: dict[str, Tensor], updates: int, moments: dict[str, Tensor]) -> None:
-        """Go on where another engine stood: fp32 weights of the student and AdamW's state.
+        """Resume where another engine stood: fp32 weights of the student and AdamW's state.
 
         Collective. Raises CheckpointError unless the weights are those of the same modules.
         """
@@ -212,9 +212,17 @@ class ZeroEngine:
 
     def gather(self, value: Any) -> list[Any]:
         """A small value of every rank, by rank. Collective."""
-        found = [None] * self.world
-        torch.distributed.all_gather_object(found, value)
-        return found
+        values = [None] * self.world
+        torch.distributed.all_gather_object(values, value)
+        return values
+
+    def sum_over_ranks(self, values: list[float]) -> list[float]:
+        """The sum of each value over all ranks, in float64. Collective."""
+        if self.world == 1:
+            return values
+        total = torch.tensor(values, dtype=torch.float64, device=self.engine.device)
+        torch.distributed.all_reduce(total)
+        return total.tolist()
 
     def own_slices(self) -> Iterator[Slice]:
         """This rank's part of masters, moments and average."""
@@ -225,7 +233,7 @@ class ZeroEngine:
         return zero_slices.updates_taken(self.engine.optimizer)
 
     def restore_slices(self, updates: int, read: zero_slices.Read) -> None:
-        """Go on where other engines stood, however they were cut up. Collective."""
+        """Resume where other engines stood, however they were cut up. Collective."""
         zero_slices.restore_slices(self.engine.optimizer, self.trained(), updates, read)
 
     def full_weights(self, adapter: str) -> dict[str, Tensor]:

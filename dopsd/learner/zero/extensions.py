@@ -8,16 +8,14 @@ needed is built here, under a lock that ends with its process.
 
 from __future__ import annotations
 
-import fcntl
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from torch.utils import cpp_extension
 
 from dopsd.errors import DeadlineError
+from dopsd.learner.zero.deepspeed_private import forbid_extension
 
 _SHARED_MEMORY = "deepspeed_shm_comm"
 
@@ -28,13 +26,12 @@ _BUILD_SECONDS = 900.0
 def build_needed(config: dict[str, Any]) -> None:
     """Compile what a DeepSpeed config needs, or find it compiled, before DeepSpeed looks for it.
 
-    Raises LateError when another process has been building for longer than any build takes.
+    Raises DeadlineError when another process has been building for longer than any build takes.
     """
-    import deepspeed
     from deepspeed.accelerator import get_accelerator
 
     # An all-reduce for inference on CPUs, which DeepSpeed builds although training never calls it.
-    deepspeed.ops.__compatible_ops__[_SHARED_MEMORY] = False
+    forbid_extension(_SHARED_MEMORY)
     optimizer = config.get("optimizer", {}).get("params", {})
     if optimizer.get("torch_adam", True):
         return
@@ -45,29 +42,16 @@ def build_needed(config: dict[str, Any]) -> None:
 def build(builder: Any, limit: float = _BUILD_SECONDS) -> None:
     """``builder.load()`` of a DeepSpeed ``OpBuilder``, by one process of this machine at a time.
 
-    ``limit``: seconds to wait for the others. Raises LateError after them.
+    ``limit``: seconds to wait for the others. Raises DeadlineError after them.
     """
     folder = Path(cpp_extension._get_build_directory(builder.name, False))
-    with _alone(folder / "dopsd.lock", limit):
-        # Whoever made this one is dead: the living hold the other lock.
-        (folder / "lock").unlink(missing_ok=True)
-        builder.load()
-
-
-@contextmanager
-def _alone(path: Path, limit: float) -> Iterator[None]:
-    """Hold an advisory lock, which the kernel takes back from a process that dies."""
-    deadline = time.monotonic() + limit
-    with path.open("a") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise DeadlineError(
-                        f"{path.parent}: another process has been building this extension for "
-                        f"{limit:g} s"
-                    ) from None
-                time.sleep(0.2)
-        yield
+    try:
+        # The kernel takes this lock back from a process that dies.
+        with FileLock(folder / "dopsd.lock", timeout=limit):
+            # Who left this one is dead: the living hold the other lock.
+            (folder / "lock").unlink(missing_ok=True)
+            builder.load()
+    except Timeout:
+        raise DeadlineError(
+            f"{folder}: another process has been building this extension for {limit:g} s"
+        ) from None

@@ -10,20 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dopsd.errors import CheckpointError
 from dopsd.learner.zero.adamw8bit import is_eight_bit, plain_moments, take_plain_moments
+from dopsd.learner.zero.deepspeed_private import flat_parts, link_state, set_from_whole
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 AVERAGE = "average"
 """The teacher's weights, of a run whose weights are all trained."""
-
-_FLAT = (
-    "fp32_partitioned_groups_flat",  # ZeRO-3
-    "single_partition_of_fp32_groups",  # ZeRO-1 and 2
-    "fp32_groups_flat_partition",  # ZeRO-1 in bfloat16
-)
-"""Where DeepSpeed's optimizers keep this rank's part of the fp32 master weights."""
 
 
 def optimizer_state(
@@ -41,7 +34,7 @@ def optimizer_state(
     moments = {}
     plain: Any = nullcontext()
     if is_eight_bit(zero.optimizer):
-        plain = plain_moments(zero.optimizer, flat_parts(zero), partial(_link, zero))
+        plain = plain_moments(zero.optimizer, flat_parts(zero), partial(link_state, zero))
     with plain:
         for name, parameter in parameters.items():
             for key in MOMENTS:
@@ -59,9 +52,9 @@ def set_optimizer_state(
     begin(zero, step)
     for name, parameter in parameters.items():
         for key in MOMENTS:
-            _set(parameter, moments[f"{name}.{key}"], key)
+            set_from_whole(parameter, key, moments[f"{name}.{key}"])
     if is_eight_bit(zero.optimizer):
-        take_plain_moments(zero.optimizer, flat_parts(zero), step, partial(_link, zero))
+        take_plain_moments(zero.optimizer, flat_parts(zero), step, partial(link_state, zero))
 
 
 def start_average(zero: Any) -> None:
@@ -100,55 +93,10 @@ def begin(zero: Any, step: int, averaged: bool = False) -> None:
                 state[key] = torch.zeros_like(flat.data)
         if averaged:
             state[AVERAGE] = flat.detach().clone()
-    _link(zero)
-
-
-def _link(zero: Any) -> None:
-    """Tell ZeRO-1 and 2, which keep views of them, which tensors the optimizer's state holds."""
-    if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
-        zero._hp_optimizer_states_linked = False
-        zero._lazy_init_hp_params_optimizer_state()
+    link_state(zero)
 
 
 def set_master_weights(parameters: dict[str, nn.Parameter], weights: dict[str, Tensor]) -> None:
     """Set the fp32 masters; the weights in the compute dtype are the caller's to set."""
     for name, parameter in parameters.items():
-        _set(parameter, weights[name], None)
-
-
-def _set(parameter: Any, value: Tensor, key: str | None) -> None:
-    """This rank's part of the master weight (key None) or of a moment, from the full tensor."""
-    from deepspeed.utils import (
-        safe_set_full_fp32_param,
-        safe_set_full_optimizer_state,
-        safe_set_local_fp32_param,
-        safe_set_local_optimizer_state,
-    )
-
-    if not hasattr(parameter, "ds_tensor"):
-        value = value.to(parameter.device)
-        if key is None:
-            safe_set_full_fp32_param(parameter, value)
-        else:
-            safe_set_full_optimizer_state(parameter, value, key)
-        return
-    # DeepSpeed's own call for the full tensor forgets that the last rank's part may be padded.
-    size, rank = parameter.ds_tensor.ds_numel, torch.distributed.get_rank()
-    padded = value.new_zeros(size * torch.distributed.get_world_size())
-    padded[: value.numel()] = value.flatten()
-    part = padded[rank * size : (rank + 1) * size].to(parameter.ds_tensor.device)
-    if key is None:
-        safe_set_local_fp32_param(parameter, part)
-    else:
-        safe_set_local_optimizer_state(parameter, part, key)
-
-
-def flat_parts(zero: Any) -> list[Tensor]:
-    """This rank's parts of the fp32 masters, to which the optimizer's state belongs."""
-    parts: list[Tensor] | None = next((getattr(zero, n) for n in _FLAT if hasattr(zero, n)), None)
-    if not parts or any(part is None for part in parts):
-        raise CheckpointError(
-            f"learner.deepspeed: the optimizer state of {type(zero).__name__} cannot be gathered; "
-            "allowed: ZeRO 1, 2 or 3 without NVMe offload"
-        )
-    return list(parts)
+        set_from_whole(parameter, None, weights[name])

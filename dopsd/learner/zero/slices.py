@@ -14,7 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from dopsd.checkpoint.slices import Slice
-from dopsd.learner.zero.optimizer_state import AVERAGE, MOMENTS, begin, flat_parts
+from dopsd.learner.zero.deepspeed_private import (
+    cast_masters,
+    flat_parts,
+    own_part,
+    owned_span,
+    set_own_part,
+)
+from dopsd.learner.zero.optimizer_state import AVERAGE, MOMENTS, begin
 
 MASTER = "master"
 
@@ -34,7 +41,7 @@ def own_slices(zero: Any, parameters: dict[str, nn.Parameter]) -> Iterator[Slice
     far as there are any yet."""
     kinds = _kinds(zero)
     for name, parameter in parameters.items():
-        start, stop = _span(parameter)
+        start, stop = owned_span(parameter)
         for kind in kinds if stop > start else ():
             values = partial(_values, parameter, kind, stop - start)
             yield Slice(f"{name}.{kind}", start, stop, values)
@@ -51,10 +58,10 @@ def restore_slices(
     if updates:
         begin(zero, updates)
     for name, parameter in parameters.items():
-        start, stop = _span(parameter)
+        start, stop = owned_span(parameter)
         for kind in _kinds(zero) if stop > start else ():
-            _set(parameter, kind, read(f"{name}.{kind}", start, stop))
-    _cast(zero, parameters)
+            set_own_part(parameter, _key(kind), read(f"{name}.{kind}", start, stop))
+    cast_masters(zero, parameters)
 
 
 def _kinds(zero: Any) -> list[str]:
@@ -62,57 +69,10 @@ def _kinds(zero: Any) -> list[str]:
     return [MASTER, *(kind for kind in (*MOMENTS, AVERAGE) if kind in state)]
 
 
-def _span(parameter: Any) -> tuple[int, int]:
-    """[start, stop) of the flattened parameter that this rank owns; may be empty."""
-    if hasattr(parameter, "ds_tensor"):
-        size, rank = parameter.ds_tensor.ds_numel, torch.distributed.get_rank()
-        return min(rank * size, parameter.ds_numel), min((rank + 1) * size, parameter.ds_numel)
-    if parameter._hp_mapping is None:
-        return 0, 0
-    address = parameter._hp_mapping.lp_fragment_address
-    return address.start, address.start + address.numel
-
-
 def _key(kind: str) -> str | None:
-    """DeepSpeed's name: None is the master weight."""
+    """As deepspeed_private has it."""
     return None if kind == MASTER else kind
 
 
-def _values(parameter: Any, kind: str, count: int) -> Tensor:
-    from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
-
-    if not hasattr(parameter, "ds_tensor"):
-        found: Tensor = parameter._hp_mapping.get_hp_fragment(_key(kind))
-    elif kind == MASTER:
-        found = safe_get_local_fp32_param(parameter)
-    else:
-        found = safe_get_local_optimizer_state(parameter, kind)
-    return found[:count]  # the last rank's part is padded
-
-
-def _set(parameter: Any, kind: str, values: Tensor) -> None:
-    from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
-
-    if not hasattr(parameter, "ds_tensor"):
-        parameter._hp_mapping.get_hp_fragment(_key(kind)).copy_(values)
-        return
-    part = values.new_zeros(parameter.ds_tensor.ds_numel)
-    part[: values.numel()] = values
-    if kind == MASTER:
-        safe_set_local_fp32_param(parameter, part)
-    else:
-        safe_set_local_optimizer_state(parameter, part, kind)
-
-
-def _cast(zero: Any, parameters: dict[str, nn.Parameter]) -> None:
-    """The compute weights from the masters, as an update ends. Collective."""
-    if hasattr(zero, "update_lp_params"):  # ZeRO-1 and 2: every rank casts its part, all gather
-        zero.update_lp_params()
-        return
-    parts: list[Any] = list(parameters.values())
-    for parameter in parts:
-        own = parameter.ds_tensor
-        own.data.copy_(_values(parameter, MASTER, own.ds_numel))
-    if zero.persistent_parameters:  # those that ZeRO-3 keeps whole everywhere
-        zero.persistent_parameters[0].partition(zero.persistent_parameters)
-        zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+def _values(parameter: nn.Parameter, kind: str, count: int) -> Tensor:
+    return own_part(parameter, _key(kind))[:count]

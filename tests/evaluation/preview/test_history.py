@@ -11,9 +11,9 @@ from PIL import Image
 
 from dopsd.data.sample import Sample
 from dopsd.evaluation.preview.history import sample_history
-from dopsd.evaluation.preview.sampler import PREVIEW_STEP, PreviewSampler
+from dopsd.evaluation.preview.sampler import PreviewSampler
 from dopsd.export import lora_file
-from dopsd.method.noise import sample_noise
+from dopsd.method.noise import NoisePurpose, sample_noise
 from dopsd.models import FAMILIES
 from dopsd.models.lora import STUDENT, adapter_parameters, inject, resolve_targets
 from dopsd.records import unpack
@@ -91,8 +91,8 @@ def test_records_hold_the_trajectories_behind_the_pictures(drawn):
     config, _, files = drawn
     tensors, meta = unpack(files["preview/trajectories/v000005-s01.safetensors"])
     assert meta["policy_version"] == meta["teacher_version"] == 5
-    assert meta["step"] == PREVIEW_STEP and meta["sample_ids"] == ["two"]
-    noise = sample_noise(config.run.seed, PREVIEW_STEP, "two", (4, 12, 24))
+    assert meta["step"] == NoisePurpose.PREVIEW and meta["sample_ids"] == ["two"]
+    noise = sample_noise(config.run.seed, NoisePurpose.PREVIEW, "two", (4, 12, 24))
     assert torch.equal(tensors["noise"][0], noise)
     record = json.loads(files[HISTORY])
     assert [(row["version"], row["sample"]) for row in record["rows"]] == [

@@ -86,10 +86,25 @@ def share_of(
         yield LearnerMicroBatch(terms, info.step_samples, real, 0, 0, {}, index, info.sample_ids)
 
 
-def sum_over_ranks(values: list[float]) -> list[float]:
-    tensor = torch.tensor(values, dtype=torch.float64)
-    torch.distributed.all_reduce(tensor)
-    return tensor.tolist()
+class RecordingClient:
+    """The coordinator as a learner sees it: keeps what it hears; ``save(state)`` is the test's."""
+
+    def __init__(self, save: Callable = lambda state: None) -> None:
+        self.lines: list[dict] = []
+        self.shares: list[TrainedShare] = []
+        self._save = save
+
+    def report(self, step: int, metrics: dict) -> None:
+        self.lines.append(metrics)
+
+    def record(self, step: int, share: TrainedShare) -> None:
+        self.shares.append(share)
+
+    def tell(self, spans: list) -> None:
+        pass
+
+    def save(self, state, gather: Callable) -> None:
+        self._save(state)
 
 
 def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
@@ -120,9 +135,8 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
             for name, payload in state.to_files().items():
                 (place / name).write_bytes(payload)
 
-    lines: list[dict] = []
     weights_at: list[dict] = []
-    shares: list[TrainedShare] = []
+    client = RecordingClient(save)
 
     def publish(version: int, weights: ReplicatedWeights) -> CheckpointRequest:
         weights_at.append({name: tensor.clone() for name, tensor in weights.student.items()})
@@ -130,17 +144,7 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
             save=version == SAVED and words in ([], ["adamw8bit"], ["modules"])
         )
 
-    learner = Learner(
-        config,
-        engine,
-        micro_batches,
-        publish,
-        lambda step, metrics: lines.append(metrics),
-        sum_over_ranks,
-        rank=rank,
-        save=save,
-        record=lambda step, trained: shares.append(trained),
-    )
+    learner = Learner(config, engine, micro_batches, client, publish)
     start = 0
     if "resume" in words:
         place = folder / words[words.index("resume") + 1]
@@ -151,13 +155,13 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
     changed = [any(not torch.equal(a[n], b[n]) for n in a) for a, b in pairwise(weights_at)]
     updates, _ = engine.optimizer_state()
     return {
-        "loss": [line.get("loss") for line in lines],
-        "grad_norm": [line.get("grad_norm") for line in lines],
+        "loss": [line.get("loss") for line in client.lines],
+        "grad_norm": [line.get("grad_norm") for line in client.lines],
         "changed": changed,
         "saved": checksum(weights_at[SAVED - start]),
         "updates": updates,
-        "micro_batches": [sorted(share.micro_batches) for share in shares],
-        "skipped": [share.skipped for share in shares],
+        "micro_batches": [sorted(share.micro_batches) for share in client.shares],
+        "skipped": [share.skipped for share in client.shares],
         "weights": {name: t.flatten().tolist() for name, t in learner.weights.student.items()},
         "teacher": {name: t.flatten().tolist() for name, t in learner.weights.ema.tensors.items()},
     }

@@ -1,0 +1,59 @@
+"""Ray's private parts, all of them: what a new Ray may move without a word.
+
+tests/ray_cluster/test_ray_private.py says what each use needs, and pyproject.toml allows the
+releases of Ray with which that test passes. A name is imported when it is first asked for: whoever
+wants the nodes needs neither Ray Data nor Ray Train.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+
+_DATA, _TRAIN = "ray.data._internal", "ray.train.v2._internal.execution"
+
+MODULES = {
+    # data.stream.backpressure: how far the stream may run ahead
+    "ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY": f"{_DATA}.execution.backpressure_policy",
+    "BackpressurePolicy": f"{_DATA}.execution.backpressure_policy",
+    "PhysicalOperator": f"{_DATA}.execution.interfaces",
+    "InputDataBuffer": f"{_DATA}.execution.operators.input_data_buffer",
+    # data.stream.pipeline: a pipeline that another thread can end
+    "StreamingExecutor": f"{_DATA}.execution.streaming_executor",
+    # learner.scaling_policy: learners that leave other roles their places
+    "ElasticScalingPolicy": f"{_TRAIN}.scaling_policy",
+    "NoopDecision": f"{_TRAIN}.scaling_policy",
+    "ResizeDecision": f"{_TRAIN}.scaling_policy",
+    "ScalingDecision": f"{_TRAIN}.scaling_policy",
+    "ReschedulingState": f"{_TRAIN}.controller.state",
+    "ResourceRequestPriority": f"{_DATA}.cluster_autoscaler.base_autoscaling_coordinator",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in MODULES:
+        raise AttributeError(f"{__name__} has no {name}")
+    return getattr(importlib.import_module(MODULES[name]), name)
+
+
+def draining_nodes() -> set[str]:
+    """Ids of the nodes that the cluster is about to take away; none without a cluster."""
+    if not ray.is_initialized():
+        return set()
+    return set(ray._private.state.state.get_draining_nodes() or {})
+
+
+def free_resources_per_node() -> dict[str, dict[str, float]]:
+    """What nobody holds at this moment, by node id."""
+    free: dict[str, dict[str, float]] = ray._private.state.available_resources_per_node()
+    return free
+
+
+def execute(data: ray.data.Dataset) -> tuple[Iterator[Any], Any]:
+    """Start a pipeline: its bundles of blocks, and the StreamingExecutor that can end it."""
+    # What iter_internal_ref_bundles does, but keeping hold of the executor.
+    bundles, _, executor = data._execute_to_iterator(capture_executor=False)
+    return bundles, executor

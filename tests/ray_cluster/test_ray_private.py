@@ -1,0 +1,100 @@
+"""Ray's private parts are where `ray_private` says, and are what each use needs."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.train.torch import TorchTrainer
+from ray.train.v2.api.config import ScalingConfig
+
+import dopsd
+from dopsd.ray_cluster import ray_private
+
+NEEDS = {
+    "BackpressurePolicy": ("can_add_input", "max_task_output_bytes_to_read"),
+    "PhysicalOperator": ("num_active_tasks", "input_dependencies"),
+    "InputDataBuffer": (),
+    "StreamingExecutor": ("shutdown",),
+    "ElasticScalingPolicy": (
+        "_count_possible_workers",
+        "_maybe_send_resource_request",
+        "_cancel_resource_request",
+        "make_decision_for_non_running_worker_group",
+        "make_decision_for_running_worker_group",
+        "after_controller_state_update",
+    ),
+    "NoopDecision": (),
+    "ResizeDecision": (),
+    "ScalingDecision": (),
+    "ReschedulingState": (),
+    "ResourceRequestPriority": ("HIGH",),
+}
+
+
+@pytest.mark.parametrize("name", NEEDS)
+def test_what_is_subclassed_or_called_is_there(name: str) -> None:
+    part = getattr(ray_private, name)
+    assert [need for need in NEEDS[name] if not hasattr(part, need)] == []
+
+
+def test_every_name_is_tested() -> None:
+    constants = {"ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY"}
+    assert NEEDS.keys() | constants == ray_private.MODULES.keys()
+    assert isinstance(ray_private.ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, str)
+    with pytest.raises(AttributeError):
+        _ = ray_private.Nothing
+
+
+def test_attributes_that_the_scaling_policy_reads() -> None:
+    policy = ray_private.ElasticScalingPolicy(ScalingConfig(num_workers=(1, 2)))
+    assert {"_requester_id", "_coordinator_client"} <= vars(policy).keys()
+    assert isinstance(type(policy)._autoscaling_coordinator, property)
+    assert policy.scaling_config.min_workers == 1
+    assert callable(TorchTrainer._initialize_and_run_controller)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_pipeline_is_executed_with_its_executor() -> None:
+    bundles, executor = ray_private.execute(ray.data.range(6, override_num_blocks=2))
+    assert isinstance(executor, ray_private.StreamingExecutor)
+    assert sum(entry.metadata.num_rows for bundle in bundles for entry in bundle.blocks) == 6
+    executor.shutdown(force=True)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_nodes_of_a_cluster() -> None:
+    assert ray_private.draining_nodes() == set()
+    (free,) = ray_private.free_resources_per_node().values()
+    assert free["CPU"] <= 4.0
+
+
+def private(name: str) -> bool:
+    parts = name.split(".")
+    return parts[0] == "ray" and any(part in ("_private", "_internal", "_raylet") for part in parts)
+
+
+def names_of(node: ast.AST) -> list[str]:
+    """Modules that a statement imports, or the dotted name that an expression is."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        return [f"{node.module}.{alias.name}" for alias in node.names]
+    words: list[str] = []
+    part: Any = node
+    while isinstance(part, ast.Attribute):
+        words.insert(0, part.attr)
+        part = part.value
+    return [".".join([part.id, *words])] if isinstance(part, ast.Name) else []
+
+
+def test_no_other_file_uses_private_parts_of_ray() -> None:
+    users = set()
+    for path in Path(dopsd.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if any(map(private, names_of(node))):
+                users.add(path.name)
+    assert users == {"ray_private.py"}
