@@ -21,7 +21,7 @@ import fsspec
 import pyarrow as pa
 
 from dopsd.credentials import holds_credentials
-from dopsd.errors import DataError, DopsdError, StorageError
+from dopsd.errors import ConfigError, DataError, DopsdError, StorageError
 
 CONNECT_S = 10
 
@@ -237,17 +237,24 @@ def make_folder(path: str) -> None:
         os.makedirs(path, exist_ok=True)
 
 
-def why_not_writable(folder: str) -> str | None:
-    """Why no file can be written under a local folder, which need not be there yet; None when one
-    can. S3 is asked nothing: whether it takes an object is known when it gets one."""
+def check_writable(key: str, folder: str) -> None:
+    """Raises ConfigError, in the name of ``key``, when no file can be written under a local folder,
+    which need not exist yet. S3 is asked nothing: whether it takes an object is known when it gets
+    one."""
     if is_remote(folder):
-        return None
-    place = os.path.abspath(folder)
-    while not os.path.lexists(place):
-        place = os.path.dirname(place)
-    if not os.path.isdir(place):
-        return f"{place} is no folder"
-    return None if os.access(place, os.W_OK | os.X_OK) else f"{place} may not be written to"
+        return
+    parent = os.path.abspath(folder)
+    while not os.path.lexists(parent):
+        parent = os.path.dirname(parent)
+    if not os.path.isdir(parent):
+        reason = f"{parent} is no folder"
+    elif not os.access(parent, os.W_OK | os.X_OK):
+        reason = f"{parent} may not be written to"
+    else:
+        return
+    raise ConfigError(
+        f"{key}: {folder} cannot be made, {reason}; allowed: a folder that can be written, or s3://"
+    )
 
 
 def read_bytes(path: str, start: int | None = None, stop: int | None = None) -> bytes:

@@ -78,16 +78,6 @@ def refuse_existing(config: RunConfig, replace: bool = False) -> None:
         )
 
 
-def refuse_unwritable(config: RunConfig) -> None:
-    """Raises ConfigError when a run's folder or shards could not be written, before all work."""
-    for key, folder in (("run.folder", config.run.folder), ("data.shards", config.shards)):
-        if reason := storage.why_not_writable(folder):
-            raise ConfigError(
-                f"{key}: {folder} cannot be made, {reason}; allowed: a folder that can be written, "
-                "or s3://"
-            )
-
-
 def refuse_missing_source(config: RunConfig) -> None:
     """Raises ConfigError or DataError when there is nothing to prepare from, before any cluster."""
     if has_manifest(config.shards):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
-
-import ray
 
 from dopsd import storage
 from dopsd.config import RunConfig
@@ -25,21 +24,14 @@ from dopsd.data.context_cache.files import (
 )
 from dopsd.data.context_cache.writer import write_context_cache
 from dopsd.data.manifest import Manifest
-from dopsd.data.run_data import prepared, read_spec
-from dopsd.driver.checks import (
-    check_context,
-    refuse_missing_source,
-    refuse_unwritable,
-    with_absolute_paths,
-)
-from dopsd.driver.prior import check_prior, with_prior
+from dopsd.data.run_data import read_spec
 from dopsd.driver.progress import Show
+from dopsd.driver.setup import RunSetup
 from dopsd.errors import DataError
 from dopsd.models import FAMILIES, resolve_vlm
 from dopsd.models.fingerprint import fingerprint, model_identity
 from dopsd.models.pretrained import resolve_base
-from dopsd.ray_cluster.connect import connect
-from dopsd.ray_cluster.placement import resolve_roles, wait_for_resources
+from dopsd.ray_cluster.placement import Role
 
 
 def made_of(config: RunConfig, manifest: Manifest) -> Entries:
@@ -107,6 +99,21 @@ def has_encoded(config: RunConfig) -> bool:
     return config.data.context_cache != "off" and bool(_names(config.shards))
 
 
+def surely_needed(setup: RunSetup) -> list[Role]:
+    """The roles that the run needs before it is known whether the cached contexts fit: if there are
+    any, it may need no encoder."""
+    roles = setup.roles
+    return (replace(roles, encoder=None) if has_encoded(setup.config) else roles).all()
+
+
+def with_cached_contexts(setup: RunSetup) -> RunSetup:
+    """The setup without an encoder where the cached contexts fit. Raises as ``find_encoded``."""
+    cache = find_encoded(setup.config, setup.manifest, setup.show)
+    if cache is None:
+        return setup
+    return replace(setup, roles=replace(setup.roles, encoder=None), context_cache=cache)
+
+
 def _names(shards: str) -> list[str]:
     return sorted(name for name in storage.names(shards) if name.startswith(PREFIX))
 
@@ -172,18 +179,10 @@ def encode_contexts(config: RunConfig, show: Show) -> list[str]:
     Returns what was done, in lines. An unfinished folder is gone on with; other folders of
     encoded contexts stay. Raises as ``prepared``, ``with_prior`` and the encoders do.
     """
-    show("prepare", {"message": "checking the config"})
-    check_context(config)
-    check_prior(config)
-    config = with_absolute_paths(config)
-    refuse_unwritable(config)
-    refuse_missing_source(config)
-    roles = resolve_roles(config, connect().get("GPU", 0.0))
-    role = roles.encoder
+    setup = RunSetup.open(config, show).with_prior()
+    config, manifest, role = setup.config, setup.manifest, setup.roles.encoder
     assert role is not None
-    manifest = prepared(config, lambda status: show("prepare", status))
-    manifest = with_prior(config, manifest, roles.learner, show)
-    wait_for_resources([role], ray.cluster_resources, config.timeouts.startup)
+    setup.wait_for(role)
     entries = made_of(config, manifest)
     folder = storage.join(config.shards, PREFIX + fingerprint(entries))
     if storage.exists(storage.join(folder, RECORD)):

@@ -11,27 +11,18 @@ import json
 import re
 from collections.abc import Callable
 
-import ray
-
 from dopsd import storage
 from dopsd.config import RunConfig
 from dopsd.contexts import ContextEncoder, ContextView, EncoderFactory
 from dopsd.data.manifest import Manifest
-from dopsd.data.run_data import prepared, preview_samples
-from dopsd.driver.checks import (
-    check_context,
-    refuse_existing,
-    refuse_missing_source,
-    refuse_unwritable,
-    with_absolute_paths,
-)
+from dopsd.data.run_data import preview_samples
 from dopsd.driver.progress import Show
+from dopsd.driver.setup import RunSetup
 from dopsd.errors import DeadlineError, PreflightError, WorkerError
 from dopsd.evaluation.preflight.check import Preflight, check_teacher
 from dopsd.evaluation.preflight.distance import choose_metric
 from dopsd.models.pretrained import MissingWeights
-from dopsd.ray_cluster.connect import connect
-from dopsd.ray_cluster.placement import Role, resolve_roles, wait_for_resources
+from dopsd.ray_cluster.placement import Role
 from dopsd.ray_cluster.task import run_task
 from dopsd.run_folder.files import PREFLIGHT
 
@@ -45,17 +36,9 @@ def preflight(config: RunConfig, show: Show) -> Preflight:
 
     Raises PreflightError in strict mode when the teacher was not shown to be closer.
     """
-    show("prepare", {"message": "checking the config"})
-    check_context(config)
-    config = with_absolute_paths(config)
-    refuse_unwritable(config)
-    refuse_missing_source(config)
-    refuse_existing(config)
-    show("prepare", {"message": "starting Ray"})
-    learner = resolve_roles(config, connect().get("GPU", 0.0)).learner
-    manifest = prepared(config, lambda status: show("prepare", status))
-    wait_for_resources([_role(learner)], ray.cluster_resources, config.timeouts.startup)
-    return check(config, manifest, learner, show)
+    setup = RunSetup.open(config, show, new_run=True)
+    setup.wait_for(_role(setup.roles.learner))
+    return check(setup.config, setup.manifest, setup.roles.learner, show)
 
 
 def before_training(config: RunConfig, manifest: Manifest, learner: Role, show: Show) -> None:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dopsd import storage
+from dopsd.driver.preview import draw_preview
+from dopsd.driver.setup import RunSetup
+from dopsd.errors import DopsdError
+from dopsd.models.lora import STUDENT
 from dopsd.report.page import write_report
 from dopsd.run_folder.files import (
+    LORA_FILE,
+    MODULES,
     REPORT_FILE,
     SUMMARY_FILE,
+    TRANSFORMERS,
 )
 
 
@@ -43,6 +51,48 @@ class Summary:
     """Metrics of the last step."""
     problems: list[str] = field(default_factory=list)
     """What went wrong after training: nothing of it touches the LoRA."""
+
+    @classmethod
+    def of_training(
+        cls, setup: RunSetup, status: dict[str, Any], problems: list[str], first_step: float
+    ) -> Summary:
+        """Of a run whose learners have ended; ``first_step``: seconds until it was done."""
+        config, folder = setup.config, setup.config.run.folder
+        full, modules = config.adapters == "full", config.adapters == "lora+modules"
+        return cls(
+            folder=folder,
+            lora=None if full else storage.join(folder, LORA_FILE),
+            transformer=storage.join(folder, TRANSFORMERS[STUDENT]) if full else None,
+            modules=storage.join(folder, MODULES[STUDENT]) if modules else None,
+            sheet=None,
+            page=None,
+            steps=status["step"],
+            seconds=0.0,
+            seconds_to_first_step=first_step,
+            max_policy_lag=config.max_policy_lag,
+            first_loss=status["losses"][0],
+            last_loss=status["losses"][1],
+            adapted=setup.trainable,
+            last=status["latest"],
+            problems=problems,
+        )
+
+
+def finish(summary: Summary, setup: RunSetup, began: float) -> Summary:
+    """Write the summary, draw the contact sheet, write the run page; nothing of it may cost what
+    was trained. ``began``: ``time.monotonic()`` of the command's start."""
+    summary.seconds = time.monotonic() - began
+    write_summary(summary)
+    config = setup.config
+    if config.preview.samples:
+        setup.show("preview", {"message": f"{config.preview.samples} rows"})
+        try:
+            summary.sheet = draw_preview(config, setup.manifest, setup.roles.learner)
+        except (DopsdError, OSError) as error:
+            summary.problems.append(str(error))
+    summary.seconds = time.monotonic() - began
+    write_page(summary)
+    return summary
 
 
 def write_page(summary: Summary) -> None:

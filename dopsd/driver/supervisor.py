@@ -83,6 +83,17 @@ class Supervisor:
             raise self._restarts_exhausted(_learner_error(problem[0]))
         return status
 
+    def stop(self) -> list[str]:
+        """End the coordinator and its actors; what went wrong is returned, never raised."""
+        # A checkpoint may still be on its way.
+        limit = self.config.timeouts.step + 3 * ANSWER_SECONDS
+        try:
+            problems: list[str] = ask(self.coordinator, "stop", limit=limit)
+        except DopsdError as error:
+            problems = [str(error)]
+        ray.kill(self.coordinator)
+        return problems
+
     def _start(self) -> None:
         ask(self.coordinator, "start", limit=self.config.timeouts.startup)
 
