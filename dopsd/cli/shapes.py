@@ -95,4 +95,4 @@ def concept(
         raise ConfigError(f"concept: {name!r}, allowed: {', '.join(sorted(CONCEPTS))}")
     table = write_concept_set(name, folder, count, seed)
     print(f"wrote {count} images; train on them with:")
-    print(f"  dopsd train configs/shapes.yaml data.source={table} run.folder=runs/{name}")
+    print(f"  dopsd train shapes data.source={table} run.folder=runs/{name}")

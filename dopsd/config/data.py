@@ -65,9 +65,9 @@ class DataSection(Section):
     prior: PriorSection = Field(default_factory=PriorSection)
     context_cache: Literal["off", "auto", "require"] = Field(
         "auto",
-        description="Contexts that `dopsd prepare --encode` left beside the shards. `auto`: read "
-        "where they fit, so that no encoder is loaded; else encode while training. `require`: "
-        "refuse the run if they do not fit. `off`: never read them.",
+        description="Contexts that `dopsd prepare --cache-contexts` left beside the shards. "
+        "`auto`: read them where they fit, so that no encoder is loaded; else encode while "
+        "training. `require`: refuse the run if they do not fit. `off`: never read them.",
     )
     pixel_area: int | list[int] = Field(
         1024 * 1024,

@@ -22,7 +22,7 @@ class TrainingEncoder:
 
     Each sample passes through them by itself. Batched kernels round otherwise for another number
     of rows or another padding; so a sample has the same bits in every micro-batch, and in the
-    encoded rows that ``dopsd prepare --encode`` writes.
+    encoded rows that ``dopsd prepare --cache-contexts`` writes.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ from dopsd.errors import ConfigError, DataError
 from dopsd.learner.zero.engine import offloads_optimizer, preset_stage
 from dopsd.models import FAMILIES, resolve_vlm
 from dopsd.models.base import check_attention
-from dopsd.run_folder.files import CHECKPOINTS, CONFIG_FILE, SUMMARY_FILE
+from dopsd.run_folder.files import RunFolder
 
 
 def check_options(config: RunConfig, preset: dict[str, Any]) -> None:
@@ -61,19 +61,19 @@ def check_context(config: RunConfig, zero_stage: int = 1) -> None:
 def refuse_existing(config: RunConfig, replace: bool = False) -> None:
     """A run never mixes with another, unless it is asked to replace it; an unfinished one that
     could be resumed is replaced only when that is asked for on the spot (``replace``)."""
-    folder = config.run.folder
-    if replace or not storage.exists(storage.join(folder, CONFIG_FILE)):
+    run = RunFolder(config.run.folder)
+    if replace or not run.exists:
         return
-    saved = complete_steps(storage.join(folder, CHECKPOINTS))
-    way = f"`dopsd train --resume {shlex.quote(folder)}` to resume it"
+    saved = complete_steps(run.checkpoints)
+    way = f"`dopsd train --resume {shlex.quote(run.path)}` to resume it"
     if not config.run.overwrite:
         raise ConfigError(
-            f"run.folder: {folder} holds a run already; allowed: another folder, or "
+            f"run.folder: {run.path} holds a run already; allowed: another folder, or "
             "run.overwrite=true to replace it" + (f", or {way}" if saved else "")
         )
-    if saved and not storage.exists(storage.join(folder, SUMMARY_FILE)):
+    if saved and not run.is_finished:
         raise ConfigError(
-            f"run.folder: {folder} holds an unfinished run, saved at step {saved[-1]}; allowed: "
+            f"run.folder: {run.path} holds an unfinished run, saved at step {saved[-1]}; allowed: "
             f"{way}, or --overwrite to lose it"
         )
 

@@ -1,4 +1,5 @@
-"""Contexts encoded once: what they are made of, `dopsd prepare --encode`, and whether they fit."""
+"""The context cache, contexts encoded once (`dopsd prepare --cache-contexts`): what it is made of,
+and whether it fits."""
 
 from __future__ import annotations
 
@@ -95,7 +96,7 @@ def _layout(manifest: Manifest) -> str:
 
 
 def has_encoded(config: RunConfig) -> bool:
-    """Whether there are encoded contexts that the run may read, if they fit."""
+    """Whether there is a context cache that the run may read, if it fits."""
     return config.data.context_cache != "off" and bool(_names(config.shards))
 
 
@@ -119,8 +120,8 @@ def _names(shards: str) -> list[str]:
 
 
 def find_encoded(config: RunConfig, manifest: Manifest, show: Show) -> ContextCache | None:
-    """The encoded contexts that the run reads, or None where it encodes online; both are told
-    where there was a choice.
+    """The context cache that the run reads, or None where it encodes online; it says which where
+    there was a choice.
 
     Raises DataError in mode `require` when none fit, naming what differs.
     """
@@ -131,8 +132,8 @@ def find_encoded(config: RunConfig, manifest: Manifest, show: Show) -> ContextCa
     if not names:
         if mode == "require":
             raise DataError(
-                f"data.context_cache: require, but {config.shards} holds no encoded contexts; run "
-                "`dopsd prepare CONFIG --encode`"
+                f"data.context_cache: require, but {config.shards} holds no context cache; run "
+                "`dopsd prepare CONFIG --cache-contexts`"
             )
         return None
     asked = made_of(config, manifest)
@@ -174,10 +175,10 @@ def _fitting(folder: str, asked: Entries, manifest: Manifest) -> EncodedRecord:
 
 
 def encode_contexts(config: RunConfig, show: Show) -> list[str]:
-    """`dopsd prepare --encode`: prepares what is missing, draws the prior's samples, encodes.
+    """`dopsd prepare --cache-contexts`: what is missing is prepared, drawn, encoded.
 
-    Returns what was done, in lines. An unfinished folder is gone on with; other folders of
-    encoded contexts stay. Raises as ``prepared``, ``with_prior`` and the encoders do.
+    Returns what was done, in lines. An unfinished cache is resumed; other caches stay. Raises as
+    ``RunSetup.open``, ``with_prior`` and the encoders do.
     """
     setup = RunSetup.open(config, show).with_prior()
     config, manifest, role = setup.config, setup.manifest, setup.roles.encoder
@@ -208,5 +209,5 @@ def encode_contexts(config: RunConfig, show: Show) -> list[str]:
     size = sum(record.files.values()) / 2**20
     return [
         f"contexts of {record.samples} samples {done}: {len(record.files)} files, {size:.1f} MB",
-        f"Encoded: {folder}",
+        f"Context cache: {folder}",
     ]

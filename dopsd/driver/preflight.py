@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Callable
 
-from dopsd import storage
 from dopsd.config import RunConfig
 from dopsd.contexts import ContextEncoder, ContextView, EncoderFactory
 from dopsd.data.manifest import Manifest
@@ -24,9 +23,7 @@ from dopsd.evaluation.preflight.distance import choose_metric
 from dopsd.models.pretrained import MissingWeights
 from dopsd.ray_cluster.placement import Role
 from dopsd.ray_cluster.task import run_task
-from dopsd.run_folder.files import PREFLIGHT
-
-SHEET, REPORT = f"{PREFLIGHT}/contact_sheet.png", f"{PREFLIGHT}/report.json"
+from dopsd.run_folder.files import PREFLIGHT, PREFLIGHT_REPORT, PREFLIGHT_SHEET, RunFolder
 
 _REPEATED = re.compile(r"(<[^<>]+>)\1+")
 
@@ -49,7 +46,7 @@ def before_training(config: RunConfig, manifest: Manifest, learner: Role, show: 
     fails, is late or lacks its metric's model ends the run in strict mode only.
     """
     # A report of an older run in the same folder is none of this one.
-    storage.remove(storage.join(config.run.folder, PREFLIGHT))
+    RunFolder(config.run.folder).remove(PREFLIGHT)
     if config.preflight.mode == "off" or config.method.objective == "sft":
         return
     try:
@@ -93,11 +90,11 @@ def check(
         encoder_factory or EncoderFactory(config, role.device),
         role.device,
     )
-    folder = config.run.folder
-    storage.write_bytes(storage.join(folder, SHEET), found.sheet)
+    run = RunFolder(config.run.folder)
+    run.write(PREFLIGHT_SHEET, found.sheet)
     text = json.dumps(found.record(), indent=1, ensure_ascii=False) + "\n"
-    storage.write_bytes(storage.join(folder, REPORT), text.encode())
-    show(PREFLIGHT, {"report": report_lines(found, folder)})
+    run.write(PREFLIGHT_REPORT, text.encode())
+    show(PREFLIGHT, {"report": report_lines(found, run)})
     if config.preflight.mode == "strict" and not found.verdict.can_teach:
         raise PreflightError(
             f"preflight: {found.verdict.sentence()}; preflight.mode: strict, allowed: a teacher "
@@ -106,13 +103,13 @@ def check(
     return found
 
 
-def report_lines(found: Preflight, folder: str) -> list[str]:
+def report_lines(found: Preflight, run: RunFolder) -> list[str]:
     """The verdict, where to look, and what student and teacher read."""
     prefix = "Preflight: " if found.verdict.can_teach else "WARNING: preflight: "
     lines = [
         prefix + found.verdict.sentence(),
-        f"  pictures       {storage.join(folder, SHEET)}",
-        f"  every number   {storage.join(folder, REPORT)}",
+        f"  pictures       {run.file(PREFLIGHT_SHEET)}",
+        f"  every number   {run.file(PREFLIGHT_REPORT)}",
     ]
     for role in ("student", "teacher"):
         views: list[ContextView] = [getattr(each, f"{role}_context") for each in found.samples]

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import shlex
 
-from dopsd import storage
 from dopsd.checkpoint.compatibility import RunIdentity
 from dopsd.checkpoint.folder import complete_steps
 from dopsd.checkpoint.manager import newest_checkpoint
 from dopsd.config import RunConfig
 from dopsd.errors import CheckpointError, DopsdError, RunLockLost, StorageError
-from dopsd.run_folder.files import CHECKPOINTS
+from dopsd.run_folder.files import RunFolder
 
 
 def refuse_unless_resumable(config: RunConfig, identity: RunIdentity | None = None) -> str:
@@ -21,7 +20,7 @@ def refuse_unless_resumable(config: RunConfig, identity: RunIdentity | None = No
     """
     checkpoint, refused = newest_checkpoint(config, identity)
     if checkpoint is None:
-        root = storage.join(config.run.folder, CHECKPOINTS)
+        root = RunFolder(config.run.folder).checkpoints
         raise CheckpointError("; ".join(refused) or f"{root}: no checkpoint; nothing to resume")
     words = f"resuming from step {checkpoint.step}"
     return f"{words}; refused: {'; '.join(refused)}" if refused else words
@@ -33,7 +32,7 @@ def with_resume_command(error: DopsdError, config: RunConfig) -> DopsdError:
         return error
     folder, steps = config.run.folder, []
     with contextlib.suppress(OSError, StorageError):  # which may be why the run ended
-        steps = complete_steps(storage.join(folder, CHECKPOINTS))
+        steps = complete_steps(RunFolder(folder).checkpoints)
     if not steps:
         return error
     command = f"dopsd train --resume {shlex.quote(folder)}"

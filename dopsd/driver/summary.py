@@ -7,7 +7,6 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from dopsd import storage
 from dopsd.driver.preview import draw_preview
 from dopsd.driver.setup import RunSetup
 from dopsd.errors import DopsdError
@@ -19,6 +18,7 @@ from dopsd.run_folder.files import (
     REPORT_FILE,
     SUMMARY_FILE,
     TRANSFORMERS,
+    RunFolder,
 )
 
 
@@ -57,13 +57,13 @@ class Summary:
         cls, setup: RunSetup, status: dict[str, Any], problems: list[str], first_step: float
     ) -> Summary:
         """Of a run whose learners have ended; ``first_step``: seconds until it was done."""
-        config, folder = setup.config, setup.config.run.folder
+        config, run = setup.config, RunFolder(setup.config.run.folder)
         full, modules = config.adapters == "full", config.adapters == "lora+modules"
         return cls(
-            folder=folder,
-            lora=None if full else storage.join(folder, LORA_FILE),
-            transformer=storage.join(folder, TRANSFORMERS[STUDENT]) if full else None,
-            modules=storage.join(folder, MODULES[STUDENT]) if modules else None,
+            folder=run.path,
+            lora=None if full else run.file(LORA_FILE),
+            transformer=run.file(TRANSFORMERS[STUDENT]) if full else None,
+            modules=run.file(MODULES[STUDENT]) if modules else None,
             sheet=None,
             page=None,
             steps=status["step"],
@@ -97,7 +97,7 @@ def finish(summary: Summary, setup: RunSetup, began: float) -> Summary:
 
 def write_page(summary: Summary) -> None:
     """The run page, which shows the summary, and the summary, which names the page."""
-    summary.page = storage.join(summary.folder, REPORT_FILE)
+    summary.page = RunFolder(summary.folder).file(REPORT_FILE)
     write_summary(summary)
     try:
         write_report(summary.folder)
@@ -109,4 +109,4 @@ def write_page(summary: Summary) -> None:
 
 def write_summary(summary: Summary) -> None:
     text = json.dumps(asdict(summary), indent=1) + "\n"
-    storage.write_bytes(storage.join(summary.folder, SUMMARY_FILE), text.encode())
+    RunFolder(summary.folder).write(SUMMARY_FILE, text.encode())

@@ -8,8 +8,9 @@ import threading
 from dopsd import storage
 from dopsd.errors import StorageError
 from dopsd.ray_cluster.failures import error_message
+from dopsd.run_folder.files import DEBUG, PREVIEW
 
-BEST_EFFORT_FOLDERS = ("debug", "preview")
+BEST_EFFORT_FOLDERS = (DEBUG, PREVIEW)
 """Folders of the run that hold nothing else."""
 
 _AHEAD = 32

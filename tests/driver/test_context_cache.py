@@ -281,7 +281,7 @@ def test_modes(world: World, tmp_path: Path) -> None:
     assert lines.pop().startswith("Contexts: encoded while training, since ")
     nothing = changed(config, data={"shards": str(tmp_path)})
     assert find_encoded(nothing, manifest, show) is None and not lines
-    assert "holds no encoded contexts; run `dopsd prepare" in refusal(nothing, manifest)
+    assert "holds no context cache; run `dopsd prepare" in refusal(nothing, manifest)
 
 
 def test_a_run_that_needs_less_reads_the_same_contexts(world: World) -> None:

@@ -34,7 +34,7 @@ FORMAT: Literal["dopsd-encoded"] = "dopsd-encoded"
 
 META_KEY = "dopsd.encoded"
 
-RERUN_HINT = "run `dopsd prepare CONFIG --encode` again"
+RERUN_HINT = "run `dopsd prepare CONFIG --cache-contexts` again"
 
 
 Entries = dict[str, Any]
@@ -62,7 +62,7 @@ class EncodedRecord(BaseModel):
 
 @dataclass(frozen=True)
 class ContextCache:
-    """A complete folder of encoded contexts that fits a run, and what the run reads of it."""
+    """A complete context cache that fits a run, and what the run reads of it."""
 
     folder: str
     fingerprint: str
@@ -133,7 +133,7 @@ def check_files(folder: str, record: EncodedRecord, manifest: Manifest) -> None:
 
 
 class EncodedRows:
-    """Rows of a folder of encoded contexts; of every file the index is kept, of no row a byte."""
+    """Rows of a context cache; of every file the index is kept, of no row a byte."""
 
     def __init__(self, encoded: ContextCache) -> None:
         self.encoded = encoded
@@ -179,7 +179,7 @@ class EncodedRows:
         try:
             made = json.loads((footer.metadata or {})[META_KEY.encode()])
         except KeyError:
-            raise DataError(f"{path}: holds no encoded contexts; {RERUN_HINT}") from None
+            raise DataError(f"{path}: holds no context cache; {RERUN_HINT}") from None
         if made["fingerprint"] != self.encoded.fingerprint:
             differ = differences(made["entries"], self.encoded.entries)
             raise DataError(

@@ -1,4 +1,4 @@
-"""``dopsd prepare --encode``: the contexts of every sample under every prompt, beside the shards.
+"""``dopsd prepare --cache-contexts``: the contexts of every sample and prompt, beside the shards.
 
 One Ray Data pass over the row groups; each becomes a file, so that a pass that was broken off goes
 on with the files that are missing.
