@@ -83,5 +83,6 @@ def test_recipes_and_presets_are_read_by_name(python: Path, tmp_path: Path) -> N
     file, presets = json.loads(run([str(python), "-c", script], tmp_path).splitlines()[-1])
     assert Path(file).is_relative_to(python.parents[1]), "the repository came first"
     assert presets == {
-        path.stem: json.loads(path.read_text()) for path in (ROOT / "configs/deepspeed").iterdir()
+        path.stem: json.loads(path.read_text())
+        for path in (ROOT / "configs/deepspeed").glob("*.json")
     }

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -55,7 +56,9 @@ def evaluate(
     prompt_vlm: Annotated[
         str | None, typer.Option(help="VLM that writes the prompts of prepared shards.")
     ] = None,
-    out: Annotated[str, typer.Option(help="Output folder; the same one goes on.")] = "evaluation",
+    out: Annotated[
+        str, typer.Option(help="Output folder; the same one is resumed.")
+    ] = "evaluation",
     width: Annotated[int | None, typer.Option(min=1, help="Pixels; default by base.")] = None,
     height: Annotated[int | None, typer.Option(min=1, help="Pixels; default by base.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures of one call.")] = 8,
@@ -104,7 +107,7 @@ def evaluate(
             prompt
             for source in prompts or ["shapes:bars"]
             for prompt in _prompts(
-                source, count, out, prompt_vlm, lambda s: progress.show("prompts", s)
+                source, count, out, prompt_vlm, partial(progress.show, "prompts")
             )
         ]
         asked += _prior(prior)
@@ -129,7 +132,7 @@ def _prompts(
     count: int,
     out: str,
     vlm: str | None,
-    tell: Callable[[dict[str, Any]], None],
+    tell: Callable[[str], None],
 ) -> tuple[EvalPrompt, ...]:
     from dopsd.data.manifest import has_manifest
     from dopsd.evaluation.prompts import read_prompts, shapes_prompts

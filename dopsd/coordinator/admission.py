@@ -19,12 +19,12 @@ Key = tuple[int, int]
 
 @dataclass(frozen=True)
 class Counts:
-    planned: int
-    waiting: int
-    in_flight: int
-    ready: int
-    trained: int
-    quarantined: int
+    planned: int = 0
+    waiting: int = 0
+    in_flight: int = 0
+    ready: int = 0
+    trained: int = 0
+    quarantined: int = 0
 
     @property
     def conserved(self) -> bool:

@@ -23,7 +23,7 @@ from dopsd.config import RunConfig
 from dopsd.coordinator.admission import rank_share
 from dopsd.coordinator.dispatcher import Dispatcher
 from dopsd.coordinator.failures import RestartBudget, RunFailure
-from dopsd.coordinator.messages import CheckpointRequest, ObjectRefBox, ResumePoint
+from dopsd.coordinator.messages import CheckpointRequest, ObjectRefBox, ResumePoint, RunStatus
 from dopsd.coordinator.policy_versions import PolicyVersions
 from dopsd.coordinator.resume import checkpoint_files
 from dopsd.coordinator.stream_reader import BlockStream, StreamReader
@@ -351,29 +351,26 @@ class Coordinator:
     def error(self) -> DopsdError | None:
         return self._failure.error
 
-    def status(self) -> dict[str, Any]:
-        """What a person wants to see: steps, loss, lag, what each role does, counts."""
+    def status(self) -> RunStatus:
+        """The run at this moment."""
         with self._changed:
-            return {
-                "step": self._dispatcher.admission.trained_steps,
-                "steps": self.config.learner.steps,
-                "published": self._versions.version,
-                "counts": self._dispatcher.admission.counts().__dict__,
-                "latest": dict(self.log.latest),
-                "losses": self.log.losses(),
-                "roles": self._doing(),
-                "elapsed": time.monotonic() - self._started,
-                "still": time.monotonic() - self._progress,
-                "restarts": self._reader.restarts + self._dispatcher.restarts,
-                "attempt": self._attempt,
-                "learner_restarts": self._budget.restarts,
-                "training": self._begun,
-                "waiting": self._learner.startswith(_WAITING),
-                "saved": self._checkpoints.saved,
-                "ended": self._wants_end,
-                "error": str(self._failure.error) if self._failure.error else None,
-                "notices": self._notices(),
-            }
+            return RunStatus(
+                step=self._dispatcher.admission.trained_steps,
+                steps=self.config.learner.steps,
+                latest=dict(self.log.latest),
+                losses=self.log.losses(),
+                counts=self._dispatcher.admission.counts(),
+                roles=self._doing(),
+                attempt=self._attempt,
+                training=self._begun,
+                waiting=self._learner.startswith(_WAITING),
+                still=time.monotonic() - self._progress,
+                saved=self._checkpoints.saved,
+                restarts=self._reader.restarts + self._dispatcher.restarts,
+                learner_restarts=self._budget.restarts,
+                ended=self._wants_end,
+                notices=self._notices(),
+            )
 
     def _doing(self) -> dict[str, str]:
         waiting = len(self._dispatcher.blocks)

@@ -1,11 +1,14 @@
-"""What coordinator and learners hand each other."""
+"""What coordinator, learners and driver send each other."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import ray
 
+from dopsd.coordinator.admission import Counts
 from dopsd.policy.bundle import Bundle
 
 
@@ -18,7 +21,7 @@ class ObjectRefBox:
     """False for zero-weight padding."""
     index: int = 0
     losses: int = 0
-    """How often this micro-batch was lost before; told back when it is lost again."""
+    """How often this micro-batch was lost before; sent back when it is lost again."""
 
 
 @dataclass
@@ -31,7 +34,7 @@ class ResumePoint:
     slices: tuple[str, ...] = ()
     """Of whole models in their place: paths of the files that the learners wrote."""
     bundle: Bundle | None = None
-    """And what was published at this step."""
+    """Of whole models: what was published at this step."""
 
 
 @dataclass(frozen=True)
@@ -42,3 +45,39 @@ class CheckpointRequest:
     """A checkpoint now."""
     stop: bool = False
     """Train no further."""
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """A run at one moment, for its driver, for progress and for the learners' scaling policy."""
+
+    step: int
+    """Trained steps."""
+    steps: int
+    """Steps of the whole run."""
+    latest: dict[str, Any] = field(default_factory=dict)
+    """Metrics of the newest step."""
+    losses: tuple[float, float] = (math.nan, math.nan)
+    """Mean loss of the first and of the last steps."""
+    counts: Counts = field(default_factory=Counts)
+    """Micro-batches, by how far they are."""
+    roles: dict[str, str] = field(default_factory=dict)
+    """What each role is doing, in words."""
+    attempt: int = 0
+    """The group of learners that is heard; 0 between two of them."""
+    training: bool = False
+    """The learners of this attempt have published: they are not starting up any more."""
+    waiting: bool = False
+    """They wait for micro-batches."""
+    still: float = 0.0
+    """Seconds since anything moved."""
+    saved: int | None = None
+    """Step of the newest checkpoint."""
+    restarts: int = 0
+    """Inference workers and streams that were replaced."""
+    learner_restarts: int = 0
+    """How much of ``learner.restarts`` is used up."""
+    ended: bool = False
+    """The run was asked to end before its last step."""
+    notices: list[str] = field(default_factory=list)
+    """What a person should know, in the order in which it happened."""

@@ -45,7 +45,7 @@ def check_options(config: RunConfig, preset: dict[str, Any]) -> None:
 
 def check_context(config: RunConfig, zero_stage: int = 1) -> None:
     """Before any cluster: raises ModelError when the base is no pipeline of its family or the
-    context's VLM is not at hand, ConfigError when the context's micro-batches cannot be trained
+    context's VLM is not available, ConfigError when the context's micro-batches cannot be trained
     under ``zero_stage``."""
     if config.context.needs.references and zero_stage == 3 and config.learner.micro_batch > 1:
         raise ConfigError(
@@ -94,13 +94,13 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     """The same config with local paths made absolute: workers stand in other folders, and there a
     relative model folder would pass for a hub id."""
     config = config.model_copy(deep=True)
-    places = (
+    local = (
         (config.run, "folder"),
         (config.data, "shards"),
         (config.data, "source"),
         (config.data.prior, "prompts"),
     )
-    for section, key in places:
+    for section, key in local:
         path = getattr(section, key)
         if path is not None and not storage.is_remote(path) and not path.startswith(SHAPES):
             setattr(section, key, str(Path(path).absolute()))

@@ -26,7 +26,7 @@ from dopsd.data.context_cache.files import (
 from dopsd.data.context_cache.writer import write_context_cache
 from dopsd.data.manifest import Manifest
 from dopsd.data.run_data import read_spec
-from dopsd.driver.progress import Show
+from dopsd.driver.progress import Report, Show
 from dopsd.driver.setup import RunSetup
 from dopsd.errors import DataError
 from dopsd.models import FAMILIES, resolve_vlm
@@ -91,7 +91,7 @@ def _identity(base: str, part: str, revision: str | None) -> str:
 
 def _layout(manifest: Manifest) -> str:
     """Which rows lie where: equal data can be laid out otherwise."""
-    groups = [(each.file, each.row_group, each.rows) for each in manifest.row_groups]
+    groups = [(group.file, group.row_group, group.rows) for group in manifest.row_groups]
     return hashlib.sha256(json.dumps(groups).encode()).hexdigest()[:12]
 
 
@@ -145,7 +145,7 @@ def find_encoded(config: RunConfig, manifest: Manifest, show: Show) -> ContextCa
         except DataError as error:
             problems.append(str(error))
             continue
-        show("prepare", {"report": [f"Contexts: read from {folder}; no encoder is loaded."]})
+        show("prepare", Report([f"Contexts: read from {folder}; no encoder is loaded."]))
         return ContextCache(
             folder, record.fingerprint, record.entries, asked["teacher"], asked["latents"]
         )
@@ -153,7 +153,7 @@ def find_encoded(config: RunConfig, manifest: Manifest, show: Show) -> ContextCa
     more = f" (and {len(problems) - 1} others do not)" if len(problems) > 1 else ""
     if mode == "require":
         raise DataError(f"data.context_cache: require, but {problem}{more}")
-    show("prepare", {"report": [f"Contexts: encoded while training, since {problem}{more}"]})
+    show("prepare", Report([f"Contexts: encoded while training, since {problem}{more}"]))
     return None
 
 
@@ -201,9 +201,7 @@ def encode_contexts(config: RunConfig, show: Show) -> list[str]:
             workers=role.workers,
             num_cpus=role.cpus,
             num_gpus=role.gpus,
-            progress=lambda stage, at, total: show(
-                "prepare", {"message": f"{stage}: {at}/{total}"}
-            ),
+            progress=lambda stage, count, total: show("prepare", f"{stage}: {count}/{total}"),
         )
         done = "are encoded"
     size = sum(record.files.values()) / 2**20

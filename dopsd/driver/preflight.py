@@ -15,7 +15,7 @@ from dopsd.config import RunConfig
 from dopsd.contexts import ContextEncoder, ContextView, EncoderFactory
 from dopsd.data.manifest import Manifest
 from dopsd.data.run_data import preview_samples
-from dopsd.driver.progress import Show
+from dopsd.driver.progress import Report, Show
 from dopsd.driver.setup import RunSetup
 from dopsd.errors import DeadlineError, PreflightError, WorkerError
 from dopsd.evaluation.preflight.check import Preflight, check_teacher
@@ -43,7 +43,7 @@ def before_training(config: RunConfig, manifest: Manifest, learner: Role, show: 
     in mode `warn`.
 
     Raises PreflightError in strict mode when the teacher was not shown to be closer. A check that
-    fails, is late or lacks its metric's model ends the run in strict mode only.
+    fails, times out or lacks its metric's model ends the run in strict mode only.
     """
     # A report of an older run in the same folder is none of this one.
     RunFolder(config.run.folder).remove(PREFLIGHT)
@@ -54,7 +54,7 @@ def before_training(config: RunConfig, manifest: Manifest, learner: Role, show: 
     except (DeadlineError, WorkerError, MissingWeights) as error:
         if config.preflight.mode == "strict":
             raise
-        show(PREFLIGHT, {"report": [f"WARNING: no preflight: {error}"]})
+        show(PREFLIGHT, Report([f"WARNING: no preflight: {error}"]))
 
 
 def _role(learner: Role) -> Role:
@@ -76,9 +76,9 @@ def check(
     samples = preview_samples(config, manifest, config.preflight.samples)
     metric = choose_metric(config.preflight, [sample.target for sample in samples])
     count = f"{len(samples)} samples x {config.preflight.num_noises}"
-    show(PREFLIGHT, {"message": f"{count} noises, by student and teacher"})
+    show(PREFLIGHT, f"{count} noises, by student and teacher")
     role = _role(learner)
-    found: Preflight = run_task(
+    result: Preflight = run_task(
         PREFLIGHT,
         f"drawing {count}",
         role,
@@ -91,35 +91,35 @@ def check(
         role.device,
     )
     run = RunFolder(config.run.folder)
-    run.write(PREFLIGHT_SHEET, found.sheet)
-    text = json.dumps(found.record(), indent=1, ensure_ascii=False) + "\n"
+    run.write(PREFLIGHT_SHEET, result.sheet)
+    text = json.dumps(result.record(), indent=1, ensure_ascii=False) + "\n"
     run.write(PREFLIGHT_REPORT, text.encode())
-    show(PREFLIGHT, {"report": report_lines(found, run)})
-    if config.preflight.mode == "strict" and not found.verdict.can_teach:
+    show(PREFLIGHT, Report(report_lines(result, run)))
+    if config.preflight.mode == "strict" and not result.verdict.can_teach:
         raise PreflightError(
-            f"preflight: {found.verdict.sentence()}; preflight.mode: strict, allowed: a teacher "
+            f"preflight: {result.verdict.sentence()}; preflight.mode: strict, allowed: a teacher "
             "that was shown to be closer"
         )
-    return found
+    return result
 
 
-def report_lines(found: Preflight, run: RunFolder) -> list[str]:
+def report_lines(result: Preflight, run: RunFolder) -> list[str]:
     """The verdict, where to look, and what student and teacher read."""
-    prefix = "Preflight: " if found.verdict.can_teach else "WARNING: preflight: "
+    prefix = "Preflight: " if result.verdict.can_teach else "WARNING: preflight: "
     lines = [
-        prefix + found.verdict.sentence(),
+        prefix + result.verdict.sentence(),
         f"  pictures       {run.file(PREFLIGHT_SHEET)}",
         f"  every number   {run.file(PREFLIGHT_REPORT)}",
     ]
     for role in ("student", "teacher"):
-        views: list[ContextView] = [getattr(each, f"{role}_context") for each in found.samples]
+        views: list[ContextView] = [getattr(sample, f"{role}_context") for sample in result.samples]
         tokens = [view.tokens for view in views]
         lines.append(f"  {role} reads  {_shown(views[0].text)}")
         lines.append(
             f"                 {min(tokens)} to {max(tokens)} tokens in {len(views)} samples, "
             f"{views[0].limit} are kept{_pictures(views)}"
         )
-        cut = [each.sample_id for each, view in zip(found.samples, views) if view.truncated]
+        cut = [sample.sample_id for sample, view in zip(result.samples, views) if view.truncated]
         if cut:
             lines.append(
                 f"  WARNING: {len(cut)} of {len(views)} {role} contexts are cut at "
@@ -128,16 +128,19 @@ def report_lines(found: Preflight, run: RunFolder) -> list[str]:
     return lines
 
 
-def sample_lines(found: Preflight) -> list[str]:
+def sample_lines(result: Preflight) -> list[str]:
     """One line of distances and tokens for each sample, and the text that each role reads."""
     lines = []
-    for each in found.samples:
-        student, teacher = (sum(d) / len(d) for d in (each.student, each.teacher))
+    for sample in result.samples:
+        student, teacher = (sum(d) / len(d) for d in (sample.student, sample.teacher))
         lines.append(
-            f"{each.sample_id}: {found.verdict.metric} distance student {student:.3f}, "
+            f"{sample.sample_id}: {result.verdict.metric} distance student {student:.3f}, "
             f"teacher {teacher:.3f}"
         )
-        for role, view in (("student", each.student_context), ("teacher", each.teacher_context)):
+        for role, view in (
+            ("student", sample.student_context),
+            ("teacher", sample.teacher_context),
+        ):
             cut = f", cut at {view.limit}" if view.truncated else ""
             cut += _pictures([view])
             lines.append(f"  {role} ({view.tokens} tokens{cut})  {_shown(view.text)}")
@@ -152,7 +155,7 @@ def _pictures(views: list[ContextView]) -> str:
 def _shown(text: str) -> str:
     """A templated text on one line, its image placeholders counted."""
 
-    def counted(found: re.Match[str]) -> str:
-        return f"{found[1]} x{len(found[0]) // len(found[1])} "
+    def counted(match: re.Match[str]) -> str:
+        return f"{match[1]} x{len(match[0]) // len(match[1])} "
 
     return _REPEATED.sub(counted, text).replace("\n", "\\n")

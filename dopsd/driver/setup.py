@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import ray
@@ -44,8 +45,6 @@ class RunSetup:
     """DeepSpeed's config."""
     trainable: dict[str, int]
     """Modules that the LoRA adapts, by target, and tensors that are trained whole."""
-    cluster: dict[str, float]
-    """Resources by name when Ray was joined."""
     roles: Roles
     manifest: Manifest
     show: Show
@@ -70,11 +69,10 @@ class RunSetup:
         config, preset, trainable = check_run(config, show)
         if new_run:
             refuse_existing(config, overwrite)
-        show("prepare", {"message": "starting Ray"})
-        cluster = connect()
-        roles = resolve_roles(config, cluster.get("GPU", 0.0))
-        manifest = data(config, lambda status: show("prepare", status))
-        return cls(config, preset, trainable, cluster, roles, manifest, show)
+        show("prepare", "starting Ray")
+        roles = resolve_roles(config, connect().get("GPU", 0.0))
+        manifest = data(config, partial(show, "prepare"))
+        return cls(config, preset, trainable, roles, manifest, show)
 
     def wait_for(self, *roles: Role) -> None:
         """Until the cluster is large enough for ``roles``, by default all of the run's. Raises
@@ -103,7 +101,7 @@ def check_run(config: RunConfig, show: Show) -> tuple[RunConfig, dict[str, Any],
     Returns the config with absolute paths, DeepSpeed's preset and what will be trained. Raises
     ConfigError, DataError or ModelError in one line.
     """
-    show("prepare", {"message": "checking the config"})
+    show("prepare", "checking the config")
     preset = read_preset(config.learner.deepspeed)
     check_trackers(config.trackers)
     check_context(config, preset_stage(preset))
@@ -121,6 +119,6 @@ def prepare_data(config: RunConfig, show: Show) -> Manifest:
     """`dopsd prepare`: shards and manifest. The cluster need not hold the roles: shards may be
     written where no GPU is."""
     config, _, _ = check_run(config, show)
-    show("prepare", {"message": "starting Ray"})
+    show("prepare", "starting Ray")
     connect()
-    return prepare_shards(config, lambda status: show("prepare", status))
+    return prepare_shards(config, partial(show, "prepare"))

@@ -7,6 +7,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from dopsd.coordinator.messages import RunStatus
 from dopsd.driver.preview import draw_preview
 from dopsd.driver.setup import RunSetup
 from dopsd.errors import DopsdError
@@ -39,8 +40,8 @@ class Summary:
     max_policy_lag: int
     first_loss: float
     last_loss: float
-    """Means over the first and last steps (``run_log.loss_steps``): a single step's loss is mostly
-    its samples."""
+    """Means over the first and last steps (``run_folder.log.loss_steps``): a single step's loss is
+    mostly its samples."""
     transformer: str | None = None
     """Folder of the trained transformer, of a run that trained all weights."""
     modules: str | None = None
@@ -54,7 +55,7 @@ class Summary:
 
     @classmethod
     def of_training(
-        cls, setup: RunSetup, status: dict[str, Any], problems: list[str], first_step: float
+        cls, setup: RunSetup, status: RunStatus, problems: list[str], first_step: float
     ) -> Summary:
         """Of a run whose learners have ended; ``first_step``: seconds until it was done."""
         config, run = setup.config, RunFolder(setup.config.run.folder)
@@ -66,14 +67,14 @@ class Summary:
             modules=run.file(MODULES[STUDENT]) if modules else None,
             sheet=None,
             page=None,
-            steps=status["step"],
+            steps=status.step,
             seconds=0.0,
             seconds_to_first_step=first_step,
             max_policy_lag=config.max_policy_lag,
-            first_loss=status["losses"][0],
-            last_loss=status["losses"][1],
+            first_loss=status.losses[0],
+            last_loss=status.losses[1],
             adapted=setup.trainable,
-            last=status["latest"],
+            last=status.latest,
             problems=problems,
         )
 
@@ -85,7 +86,7 @@ def finish(summary: Summary, setup: RunSetup, began: float) -> Summary:
     write_summary(summary)
     config = setup.config
     if config.preview.samples:
-        setup.show("preview", {"message": f"{config.preview.samples} rows"})
+        setup.show("preview", f"{config.preview.samples} rows")
         try:
             summary.sheet = draw_preview(config, setup.manifest, setup.roles.learner)
         except (DopsdError, OSError) as error:

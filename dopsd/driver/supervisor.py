@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -14,6 +15,7 @@ from ray.exceptions import RayError
 
 from dopsd.config import RunConfig
 from dopsd.coordinator.client import ANSWER_SECONDS, CoordinatorLost, ask
+from dopsd.coordinator.messages import RunStatus
 from dopsd.driver.progress import Show
 from dopsd.errors import DeadlineError, DopsdError, WorkerError
 from dopsd.ray_cluster.failures import unwrap_error
@@ -45,7 +47,7 @@ class Supervisor:
         """Seconds from the command to the first step of this process."""
         self.coordinator = launch(0)
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> RunStatus:
         """Until the learners are done; returns the last status. Raises what ended the run."""
         problem: list[BaseException] = []
 
@@ -71,14 +73,14 @@ class Supervisor:
                         break
                     self._replace(error)
                     continue
-                started = status["step"] if started < 0 else started
-                if status["step"] > started and not self.first_step:
+                started = status.step if started < 0 else started
+                if status.step > started and not self.first_step:
                     self.first_step = time.monotonic() - self._began
-                if status["step"] != moved[1]:
-                    moved = time.monotonic(), status["step"]
+                if status.step != moved[1]:
+                    moved = time.monotonic(), status.step
                 if over:
                     break
-                self._check_stalled(status, time.monotonic() - moved[0])
+                self.check_stalled(status, time.monotonic() - moved[0])
         if problem:
             raise self._restarts_exhausted(_learner_error(problem[0]))
         return status
@@ -97,33 +99,29 @@ class Supervisor:
     def _start(self) -> None:
         ask(self.coordinator, "start", limit=self.config.timeouts.startup)
 
-    def _status(self) -> dict[str, Any]:
+    def _status(self) -> RunStatus:
         while self._pending_signals:
             ask(self.coordinator, "ask_checkpoint", self._pending_signals[0])
             self._ending |= self._pending_signals.pop(0)
-        status: dict[str, Any] = ask(self.coordinator, "status")
-        self._restarts = status["learner_restarts"]
-        status["notices"] = self.notices + status["notices"]
-        self._show("train" if status["step"] else "start", status)
+        status: RunStatus = ask(self.coordinator, "status")
+        self._restarts = status.learner_restarts
+        status = replace(status, notices=self.notices + status.notices)
+        self._show("train" if status.step else "start", status)
         error = ask(self.coordinator, "error")
         if error is not None:
             raise error
         return status
 
-    def _status_on_disk(self, error: CoordinatorLost) -> dict[str, Any]:
+    def _status_on_disk(self, error: CoordinatorLost) -> RunStatus:
         """What the coordinator would have said after training: its files are written before the
         outputs are."""
         self.notices.append(f"{error}; after training finished: its output is complete")
         latest, losses = read_metrics(self.config.run.folder)
-        return {
-            "step": latest.get("step", -1) + 1,
-            "latest": latest,
-            "losses": losses,
-            "ended": self._ending,
-        }
+        step = latest.get("step", -1) + 1
+        return RunStatus(step, self.config.learner.steps, latest, losses, ended=self._ending)
 
     def _replace(self, error: CoordinatorLost) -> None:
-        """Another coordinator goes on from the newest checkpoint; the learners follow it."""
+        """Another coordinator resumes from the newest checkpoint; the learners follow it."""
         learner = self.config.learner
         while True:
             if self._restarts >= learner.restarts:
@@ -152,24 +150,24 @@ class Supervisor:
                     raise
                 time.sleep(0.5)
 
-    def _check_stalled(self, status: dict[str, Any], still: float) -> None:
-        """End learners that hang, once an attempt. Raises LateError when that was no help."""
+    def check_stalled(self, status: RunStatus, still: float) -> None:
+        """End learners that hang, once an attempt. Raises DeadlineError when that was no help."""
         # While learners wait for the coordinator, its own deadlines speak.
         timeouts = self.config.timeouts
-        limit = timeouts.step if status["training"] else timeouts.startup
+        limit = timeouts.step if status.training else timeouts.startup
         limit += min(limit, ANSWER_SECONDS)
-        if status["waiting"] or min(still, status["still"]) <= limit:
+        if status.waiting or min(still, status.still) <= limit:
             return
         if (
-            self._last_killed_attempt != status["attempt"]
+            self._last_killed_attempt != status.attempt
             and self._restarts < self.config.learner.restarts
         ):
-            self._last_killed_attempt = status["attempt"]
+            self._last_killed_attempt = status.attempt
             ask(self.coordinator, "kill_learners")
             return
         raise DeadlineError(
-            f"no step for {limit:g} s after step {status['step']}: "
-            + "; ".join(f"{role}: {doing}" for role, doing in status["roles"].items())
+            f"no step for {limit:g} s after step {status.step}: "
+            + "; ".join(f"{role}: {doing}" for role, doing in status.roles.items())
             + f"; free now: {_free()}"
         )
 
@@ -211,7 +209,7 @@ def _learner_error(error: BaseException) -> DopsdError:
     """The first failed learner's own error out of Ray Train's report."""
     failures = getattr(error, "worker_failures", None) or {}
     # One that died takes the others' collectives along: its end says more than theirs.
-    first = sorted(failures.items(), key=lambda each: (not isinstance(each[1], RayError), each[0]))
+    first = sorted(failures.items(), key=lambda item: (not isinstance(item[1], RayError), item[0]))
     for rank, failure in first:
         return unwrap_error(failure, f"learner rank {rank}")
     return unwrap_error(getattr(error, "controller_failure", None) or error, "learner")

@@ -46,7 +46,7 @@ def train(config: RunConfig, show: Show, *, resume: bool = False, replace: bool 
 
     # Preflight (evaluation/preflight/): can the teacher draw the concept at all?
     if resume:
-        show("prepare", {"message": resumable(setup.identity)})
+        show("prepare", resumable(setup.identity))
     else:
         before_training(setup.config, setup.manifest, setup.roles.learner, show)
 
@@ -62,8 +62,8 @@ def train(config: RunConfig, show: Show, *, resume: bool = False, replace: bool 
                 raise with_resume_command(error, setup.config) from None
             raise
         problems = supervisor.notices + supervisor.stop()
-    if status["ended"] and status["step"] < setup.config.learner.steps:
-        stopped = InterruptedRun(f"stopped by SIGTERM after step {status['step']}")
+    if status.ended and status.step < setup.config.learner.steps:
+        stopped = InterruptedRun(f"stopped by SIGTERM after step {status.step}")
         raise with_resume_command(stopped, setup.config)
 
     # Export: the learners wrote the LoRA or the transformer (learner/exporter.py, export.py); the

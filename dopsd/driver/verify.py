@@ -76,22 +76,22 @@ def verify_run(folder: str) -> LedgerReport:
 
     trained, twice = effective(entries)
     lines = [entry for entry in entries if "start" not in entry]
-    verdict = LedgerReport(
+    report = LedgerReport(
         steps=len(trained),
         attempts=max(entry["attempt"] for entry in entries),
         again=len(lines) - len(trained) - len(twice),
     )
     for step in twice:
-        verdict.problems.append(f"step {step}: trained twice in one attempt")
-        verdict.doubled += plan.step(step).samples
+        report.problems.append(f"step {step}: trained twice in one attempt")
+        report.doubled += plan.step(step).samples
     for step in range(max(trained, default=-1) + 1):
         batches = [[ids(ref) for ref in batch.rows] for batch in plan.step(step).micro_batches]
-        _compare(verdict, config, step, batches, trained.get(step))
+        _compare(report, config, step, batches, trained.get(step))
     if run.is_finished:
         missing = range(max(trained, default=-1) + 1, config.learner.steps)
-        verdict.problems += [f"step {step}: not in the ledger" for step in missing]
-        verdict.lost += sum(plan.step(step).samples for step in missing)
-    return verdict
+        report.problems += [f"step {step}: not in the ledger" for step in missing]
+        report.lost += sum(plan.step(step).samples for step in missing)
+    return report
 
 
 def _plan(config: RunConfig, shards: str, key: str) -> Plan:
@@ -109,33 +109,33 @@ def _plan(config: RunConfig, shards: str, key: str) -> Plan:
 
 
 def _compare(
-    verdict: LedgerReport,
+    report: LedgerReport,
     config: RunConfig,
     step: int,
     planned: list[list[str]],
     line: dict[str, Any] | None,
 ) -> None:
     expected = Counter(name for batch in planned for name in batch)
-    verdict.samples += expected.total()
+    report.samples += expected.total()
     if line is None:
-        verdict.lost += expected.total()
-        verdict.problems.append(f"step {step}: not in the ledger")
+        report.lost += expected.total()
+        report.problems.append(f"step {step}: not in the ledger")
         return
     actual = Counter(name for batch in line["micro_batches"] for name in batch)
     missing, extra = expected - actual, actual - expected
-    verdict.lost += missing.total()
-    verdict.doubled += extra.total()
+    report.lost += missing.total()
+    report.doubled += extra.total()
     if missing or extra:
-        verdict.problems.append(f"step {step}: missing {sorted(missing)}, extra {sorted(extra)}")
+        report.problems.append(f"step {step}: missing {sorted(missing)}, extra {sorted(extra)}")
     elif line["micro_batches"] != planned:
-        verdict.problems.append(f"step {step}: its micro-batches are cut otherwise")
+        report.problems.append(f"step {step}: its micro-batches are cut otherwise")
     if line.get("skipped"):
-        verdict.skipped.append(step)
+        report.skipped.append(step)
     version = policy_version(step, config.max_policy_lag)
     teacher = teacher_version(version, config.method.teacher_sync_every)
     for key, expected_version in (("policy_version", version), ("teacher_version", teacher)):
         if line[key] != expected_version:
-            verdict.problems.append(f"step {step}: {key} {line[key]}, planned {expected_version}")
+            report.problems.append(f"step {step}: {key} {line[key]}, planned {expected_version}")
 
 
 class _SampleIds:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -31,8 +32,8 @@ from dopsd.ray_cluster.connect import connect
 from dopsd.ray_cluster.job_pool import Job, JobPool
 from dopsd.ray_cluster.placement import Role, wait_for_resources
 
-Show = Callable[[str, dict[str, Any]], None]
-"""Called with a phase (`draw`, `score`) and its status."""
+Show = Callable[[str, str], None]
+"""Called with a phase (`draw`, `score`) and what is being done now."""
 
 
 _LIBRARIES = ("torch", "diffusers", "transformers", "peft")
@@ -41,7 +42,7 @@ _LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 RESULTS, TABLE, PROMPTS = "results.json", "results.md", "prompts.jsonl"
 
 
-def evaluate(spec: EvaluateSpec, show: Show = lambda phase, status: None) -> Results:
+def evaluate(spec: EvaluateSpec, show: Show = lambda phase, message: None) -> Results:
     """Draw what is not drawn yet, score what is not scored yet, write the tables.
 
     Called again with the same spec it goes on where it stopped; pictures and scores of another
@@ -70,7 +71,7 @@ def evaluate(spec: EvaluateSpec, show: Show = lambda phase, status: None) -> Res
         for choice in spec.metrics:
             if choice.name not in missing:
                 try:
-                    scores.add(crew, choice, lambda status: show("score", status))
+                    scores.add(crew, choice, partial(show, "score"))
                 except MissingWeights as error:
                     missing[choice.name] = str(error)
     columns = {
@@ -185,7 +186,7 @@ def _draw(
 
     def tell() -> None:
         left = sum(map(len, missing.values()))
-        show("draw", {"message": f"{total - left} of {total} pictures"})
+        show("draw", f"{total - left} of {total} pictures")
 
     chunks: dict[Job, tuple[ImageSet, list[Picture]]] = {}
     for each in sets:

@@ -156,7 +156,7 @@ class SharedClusterScalingPolicy(ElasticScalingPolicy):
 
     def _begin(self, decision: ResizeDecision) -> None:
         try:
-            step = self._capacity.ask("status")["step"]
+            step = self._capacity.ask("status").step
             self._capacity.ask("ask_checkpoint")
         except (RayError, ValueError):
             return  # the coordinator is on its way back: at the next look
@@ -169,7 +169,7 @@ class SharedClusterScalingPolicy(ElasticScalingPolicy):
         if time.monotonic() - since > self._capacity.save_seconds:
             return True
         try:
-            saved = self._capacity.ask("status")["saved"]
+            saved = self._capacity.ask("status").saved
         except (RayError, ValueError):
             return False
         return saved is not None and saved >= step

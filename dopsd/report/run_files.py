@@ -57,7 +57,7 @@ def read_run_files(folder: str) -> RunFiles:
     try:
         config = run.config()
     except (ValueError, ConfigError) as error:
-        raise DataError(f"{folder}: not a config of this dopsd ({error})") from None
+        raise DataError(f"{run.file(CONFIG_FILE)}: not a config of this dopsd ({error})") from None
     shards = run.shards(config)
     return RunFiles(
         folder=folder,

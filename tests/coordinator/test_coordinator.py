@@ -96,8 +96,8 @@ def run(config, parameters, during=None) -> dict[tuple[int, int], bytes]:
             for index, box in enumerate(coordinator.fetch(attempt, step, 0, 1)):
                 results[(step, index)] = ray.get(box.ref)
             coordinator.publish(attempt, bundle_of(parameters, step + 1))
-        counts = coordinator.status()["counts"]
-        assert counts["trained"] == counts["planned"] == STEPS * PER_STEP
+        counts = coordinator.status().counts
+        assert counts.trained == counts.planned == STEPS * PER_STEP
         return results
     finally:
         coordinator.stop()

@@ -118,7 +118,7 @@ def test_new_learners_go_on_from_the_checkpoint_and_nothing_changes(
         third = Learners(coordinator, parameters)
         assert (third.attempt, third.step) == (3, 3)
         third.train(STEPS, lose=(4, 1))
-        assert coordinator.status()["counts"]["trained"] == PER_STEP * (STEPS - 3)
+        assert coordinator.status().counts.trained == PER_STEP * (STEPS - 3)
     finally:
         coordinator.stop()
     assert undisturbed.results == first.results | second.results | third.results
@@ -143,7 +143,7 @@ def test_restarts_are_counted_and_a_torn_checkpoint_is_told(tiny_base, parameter
         coordinator.died(first.attempt, 0, "RuntimeError: connection closed by peer")
         storage.write_bytes(str(tmp_path / "checkpoints/step-000002/ema.safetensors"), b"torn")
         assert Learners(coordinator, parameters).step == 1
-        told = coordinator.status()["notices"]
+        told = coordinator.status().notices
         assert "step-000002/ema.safetensors: 4 bytes, the manifest says" in told[0]
         died = "learners died (learner 1: OutOfMemoryError: CUDA out of memory)"
         assert told[1] == f"{died}: attempt 2 goes on from step 1"

@@ -124,7 +124,7 @@ def test_a_slow_storage_does_not_silence_the_coordinator_while_it_is_rewound(lau
     finally:
         door.set()
         second.join(60)
-    assert after == [attempt + 1] and coordinator.status()["attempt"] == attempt + 1
+    assert after == [attempt + 1] and coordinator.status().attempt == attempt + 1
     publish(coordinator, after[0], 0)
     assert fetched(coordinator, after[0], 0) == ["block 0.0", "block 0.1"]
 
@@ -174,7 +174,7 @@ def test_extras_that_cannot_be_written_are_told_and_outputs_are_an_error(launch,
     monkeypatch.setattr(storage, "write_bytes", full)
     for name in ("preview/weights/a", "preview/weights/b", "debug/weights/c"):
         coordinator.write(attempt, f"{name}.safetensors", b"x")
-    debug, preview = coordinator.status()["notices"]
+    debug, preview = coordinator.status().notices
     assert debug.startswith("debug: 1 files not written; first debug/weights/c.safetensors: ")
     assert preview.startswith("preview: 2 files not written; first preview/weights/a.safetensors: ")
     with pytest.raises(StorageError, match=r"lora\.safetensors: no room"):
@@ -198,8 +198,8 @@ def test_a_block_that_is_gone_is_encoded_again(launch):
     keys = [f"block {step}.{index}" for step in range(1, STEPS) for index in range(PER_STEP)]
     assert [block.partition(" of")[0] for block in again] == keys
     assert set(streams.starts) == {0, 1} and again[1] != "block 1.1 of stream 2"
-    counts = coordinator.status()["counts"]
-    assert counts["trained"] == counts["planned"] == STEPS * PER_STEP
+    counts = coordinator.status().counts
+    assert counts.trained == counts.planned == STEPS * PER_STEP
 
 
 def test_a_block_that_goes_again_and_again_ends_the_run_in_one_line(launch):
@@ -255,7 +255,7 @@ def test_encoders_that_do_not_load_in_time_are_replaced_too(launch):
     attempt = coordinator.attach()
     publish(coordinator, attempt, 0)
     assert fetched(coordinator, attempt, 0) == ["block 0.0", "block 0.1"]
-    assert "not loaded within 3 s; another one goes on" in coordinator.status()["notices"][0]
+    assert "not loaded within 3 s; another one goes on" in coordinator.status().notices[0]
 
 
 class Reference(str):

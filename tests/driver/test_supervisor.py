@@ -10,6 +10,7 @@ import time
 import pytest
 
 from dopsd.coordinator.client import CoordinatorLost
+from dopsd.coordinator.messages import RunStatus
 from dopsd.driver import supervisor as supervise
 from dopsd.driver.supervisor import Supervisor
 from dopsd.errors import WorkerError
@@ -42,8 +43,8 @@ def test_a_coordinator_that_dies_after_training_costs_nothing(tmp_path, monkeypa
     monkeypatch.setattr(supervise, "threading", Done)
     status = supervisor.run()
     assert launched == [0], "no other one was started"
-    assert (status["step"], status["latest"], status["ended"]) == (20, lines[-1], False)
-    assert status["losses"] == (4.5, 14.5)
+    assert (status.step, status.latest, status.ended) == (20, lines[-1], False)
+    assert status.losses == (4.5, 14.5)
     assert supervisor.notices == [
         "coordinator died: gone; after training finished: its output is complete"
     ]
@@ -94,8 +95,7 @@ def test_signals_ask_for_a_checkpoint_and_for_the_end(tmp_path, monkeypatch):
         if method == "ask_checkpoint":
             asked.extend(values)
         if method == "status":
-            status = dict.fromkeys(("learner_restarts", "step", "still", "attempt"), 0)
-            return status | {"training": False, "waiting": True, "roles": {}, "notices": []}
+            return RunStatus(step=0, steps=9, waiting=True)
 
     def fit() -> None:
         for number, count in ((signal.SIGUSR1, 1), (signal.SIGTERM, 2)):
@@ -113,6 +113,6 @@ def test_signals_ask_for_a_checkpoint_and_for_the_end(tmp_path, monkeypatch):
 def test_learners_that_wait_for_the_coordinator_do_not_hang(tmp_path, monkeypatch, waiting, killed):
     asked: list[str] = []
     supervisor = supervisor_of(tmp_path, lambda: None, asked.append, monkeypatch, [])
-    status = {"training": True, "waiting": waiting, "still": 1e6, "step": 3, "attempt": 1}
-    supervisor._check_stalled(status | {"roles": {}}, 1e6)
+    status = RunStatus(3, 9, training=True, waiting=waiting, still=1e6, attempt=1)
+    supervisor.check_stalled(status, 1e6)
     assert asked == killed

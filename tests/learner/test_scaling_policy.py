@@ -57,7 +57,7 @@ class Cluster(ClusterCapacity):
     def ask(self, method):
         if method == "ask_checkpoint":
             ASKED.append(method)
-        return {"step": 7, "saved": CPUS["saved"]}
+        return SimpleNamespace(step=7, saved=CPUS["saved"])
 
 
 CPUS: dict = {}

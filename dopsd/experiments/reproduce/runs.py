@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dopsd.config import dump_config
 from dopsd.driver.checks import with_absolute_paths
 from dopsd.driver.context_cache import encode_contexts
-from dopsd.driver.progress import Progress, clock
+from dopsd.driver.progress import Progress, Report, clock
 from dopsd.errors import ConfigError
 from dopsd.experiments.reproduce.trainings import Trainings
 from dopsd.experiments.reproduce.variants import NEEDS_ALL, Budget, Trial, config_of
@@ -67,15 +67,16 @@ def _shown(work: Trainings, trials: int, steps: int, progress: Progress) -> Call
     def show() -> None:
         nonlocal told
         for name, seconds in work.done[told:]:
-            progress.show("trials", {"report": [f"{name}: trained in {clock(seconds)}"]})
+            progress.show("trials", Report([f"{name}: trained in {clock(seconds)}"]))
         told = len(work.done)
         at = told * steps + sum(each.step for each in work.running)
         parts = [
             f"{told}/{trials} done",
             *(f"{each.name} at {each.step or each.phase}" for each in work.running),
-            f"ETA {progress.eta({'step': at, 'steps': trials * steps})}",
+            f"ETA {progress.eta(at, trials * steps)}",
         ]
-        progress.show("trials", {"message": "; ".join(parts), "notices": work.lines})
+        progress.show("trials", Report(work.lines, once=True))
+        progress.show("trials", "; ".join(parts))
 
     return show
 

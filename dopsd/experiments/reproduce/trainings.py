@@ -14,6 +14,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dopsd.config import RunConfig
 from dopsd.coordinator.client import ANSWER_SECONDS
+from dopsd.coordinator.messages import RunStatus
+from dopsd.driver.progress import Event, Report
 from dopsd.driver.train import train
 from dopsd.errors import DeadlineError, DopsdError
 from dopsd.experiments.reproduce.progress_board import ProgressBoard
@@ -42,14 +44,17 @@ def _drive(name: str, config: RunConfig, board: Any) -> float:
     told: set[str] = set()
     began, last = time.monotonic(), float("-inf")
 
-    def show(phase: str, status: dict[str, Any]) -> None:
+    def show(phase: str, event: Event) -> None:
         nonlocal last
-        lines = [*status.get("report", ()), *status.get("notices", ())]
-        lines = [line for line in lines if line not in told]
+        step, lines = 0, []
+        if isinstance(event, RunStatus):
+            step, lines = event.step, [line for line in event.notices if line not in told]
+        elif isinstance(event, Report):
+            lines = [line for line in event.lines if line not in told]
         if lines or time.monotonic() - last >= _TELL_SECONDS:
             last = time.monotonic()
             told.update(lines)
-            board.tell.remote(name, phase, status.get("step", 0), lines)
+            board.tell.remote(name, phase, step, lines)
 
     train(config, show, replace=True)
     return time.monotonic() - began
