@@ -33,6 +33,7 @@ from dopsd.data.read import READ_SCHEMA, ReadSpec, RowGroups, read_micro_batch, 
 from dopsd.data.run_data import plan_of, prepared, read_spec
 from dopsd.data.stream.pipeline import encode_micro_batch, load_encoded
 from dopsd.driver.context_cache import encode_contexts, find_encoded, made_of
+from dopsd.driver.progress import Event
 from dopsd.driver.train import train
 from dopsd.errors import DataError
 from dopsd.models.fingerprint import fingerprint
@@ -76,7 +77,7 @@ REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {
 }
 
 
-def ignore(phase: str, status: dict[str, Any]) -> None:
+def ignore(phase: str, status: Event) -> None:
     pass
 
 
@@ -269,8 +270,8 @@ def test_modes(world: World, tmp_path: Path) -> None:
     config, manifest = world.config, world.manifest
     lines: list[str] = []
 
-    def show(phase: str, status: dict[str, Any]) -> None:
-        lines.extend(status["report"])
+    def show(phase: str, status: Event) -> None:
+        lines.extend(status.lines)  # type: ignore[union-attr]
 
     assert find_encoded(config, manifest, show) == world.encoded
     assert lines.pop() == f"Contexts: read from {world.encoded.folder}; no encoder is loaded."
@@ -281,7 +282,7 @@ def test_modes(world: World, tmp_path: Path) -> None:
     assert lines.pop().startswith("Contexts: encoded while training, since ")
     nothing = changed(config, data={"shards": str(tmp_path)})
     assert find_encoded(nothing, manifest, show) is None and not lines
-    assert "holds no encoded contexts; run `dopsd prepare" in refusal(nothing, manifest)
+    assert "holds no context cache; run `dopsd prepare" in refusal(nothing, manifest)
 
 
 def test_a_run_that_needs_less_reads_the_same_contexts(world: World) -> None:
@@ -378,8 +379,8 @@ def test_a_run_without_encoders_ends_with_the_same_adapter(tmp_path: Path) -> No
 
     said: list[str] = []
 
-    def show(phase: str, status: dict[str, Any]) -> None:
-        said.append(status.get("message", ""))
+    def show(phase: str, status: Event) -> None:
+        said.append(str(status))
 
     lines = encode_contexts(config("unused", "auto"), show)
     assert lines[0].startswith("contexts of 6 samples are encoded: 3 files")

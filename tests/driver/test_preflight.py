@@ -42,7 +42,7 @@ def seeing(ray_cluster, tmp_path_factory):
     manifest = prepared(config, lambda status: None)
     shown: list[str] = []
     found = preflight.check(
-        config, manifest, LEARNER, lambda phase, status: shown.extend(status.get("report", []))
+        config, manifest, LEARNER, lambda phase, status: shown.extend(getattr(status, "lines", ()))
     )
     return config, found, shown
 
@@ -94,7 +94,7 @@ def test_a_teacher_that_does_not_see_it_is_no_closer(metric, seeing, tmp_path):
         config,
         manifest,
         LEARNER,
-        lambda phase, status: shown.extend(status.get("report", [])),
+        lambda phase, status: shown.extend(getattr(status, "lines", ())),
         BlindFactory(config, "cpu"),
     )
     assert found.verdict.outcome == "no_closer" and found.verdict.closer == 0
@@ -188,7 +188,7 @@ def test_a_check_that_cannot_be_made_stops_strict_runs_only(kind, tmp_path, monk
     shown = []
 
     def show(phase, status):
-        shown.append(status["report"])
+        shown.append(status.lines)
 
     config = make_config("shapes", run={"folder": str(tmp_path)})
     preflight.before_training(config, None, LEARNER, show)
