@@ -23,7 +23,7 @@ os.environ.setdefault("AWS_DEFAULT_REGION", "us-east-1")
 import pytest
 import torch
 
-from tests.faulty_s3 import Faults, FaultyS3
+from tests.helpers.faulty_s3 import Faults, FaultyS3
 
 torch.set_num_threads(1)
 
@@ -46,16 +46,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A stock pipeline folder with a VLM, at toy size (see tests/tiny.py)."""
-    from tests.tiny import save_base
+    """A stock pipeline folder with a VLM, at toy size (see tests/helpers/tiny.py)."""
+    from tests.helpers.tiny import save_base
 
     return save_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="session")
 def tiny_flux2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same for FLUX.2-klein (see tests/tiny_flux2.py)."""
-    from tests.tiny_flux2 import save_flux2
+    """The same for FLUX.2-klein (see tests/helpers/tiny_flux2.py)."""
+    from tests.helpers.tiny_flux2 import save_flux2
 
     return save_flux2(tmp_path_factory.mktemp("flux2"))
 

@@ -29,7 +29,7 @@ import torch
 from dopsd.driver.verify import LedgerReport, verify_run
 from dopsd.run_folder.files import LEDGER_FILE
 from dopsd.run_folder.jsonl import read_lines
-from tests.loras import read_lora
+from tests.helpers.loras import read_lora
 
 ROLES = {
     "rollout": "ray::RolloutWorker",

@@ -17,7 +17,7 @@ from dopsd.cli.run import checkpoint
 from dopsd.errors import DeadlineError, RunLockLost
 from dopsd.run_folder.files import LOCK_FILE, REQUEST_FILE
 from dopsd.run_folder.lock import LOCK_POLL_SECONDS, RunLock
-from tests.tiny import make_config
+from tests.helpers.tiny import make_config
 
 LEFT_OUT = "no checkpoint of step 4: the one before is still written"
 

@@ -23,7 +23,7 @@ from dopsd.ray_cluster.placement import resolve_roles
 from dopsd.records import EncodedBatch, SampleInfo, TrainingBatch, Trajectory
 from dopsd.rollout.worker import InferenceWorker
 from dopsd.run_folder.log import RunLog
-from tests.tiny import make_config, make_context, random_state
+from tests.helpers.tiny import make_config, make_context, random_state
 
 STEPS, PER_STEP, SIDE = 5, 2, 16
 

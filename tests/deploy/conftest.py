@@ -10,7 +10,7 @@ from PIL import Image
 
 from dopsd.config import dump_config
 from dopsd.driver.train import train
-from tests.tiny import make_config, random_image
+from tests.helpers.tiny import make_config, random_image
 
 STEPS = 180
 """Enough that a node comes and goes in the middle of them."""

@@ -18,8 +18,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from tests.loras import read_lora
-from tests.tiny import make_config, random_image
+from tests.helpers.loras import read_lora
+from tests.helpers.tiny import make_config, random_image
 
 pytestmark = pytest.mark.slow
 

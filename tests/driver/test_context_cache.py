@@ -37,9 +37,9 @@ from dopsd.driver.train import train
 from dopsd.errors import DataError
 from dopsd.models.fingerprint import fingerprint
 from dopsd.records import EncodedBatch
-from tests.loras import read_lora
-from tests.tiny import make_config, random_image
-from tests.tiny_flux2 import make_flux2_config
+from tests.helpers.loras import read_lora
+from tests.helpers.tiny import make_config, random_image
+from tests.helpers.tiny_flux2 import make_flux2_config
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -20,7 +20,7 @@ from dopsd.evaluation.metrics import MissingWeights
 from dopsd.ray_cluster.placement import Role
 from tests.evaluation.blind import BlindFactory
 from tests.evaluation.metrics.test_metrics import image_processor
-from tests.tiny import make_config, random_image
+from tests.helpers.tiny import make_config, random_image
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 

@@ -24,7 +24,14 @@ from dopsd.models.lora import (
     lora_layers,
     resolve_targets,
 )
-from tests.tiny import LATENT, LAYERS, REFINERS, make_context, make_transformer, random_state
+from tests.helpers.tiny import (
+    LATENT,
+    LAYERS,
+    REFINERS,
+    make_context,
+    make_transformer,
+    random_state,
+)
 
 RANK, ALPHA = 8, 16
 BLOCKS = LAYERS + 2 * REFINERS
