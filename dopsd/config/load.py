@@ -33,18 +33,18 @@ class _TextResolver(VersionedResolver):
 
 def load_yaml(text: str) -> Any:
     """The value of a document, of texts, lists and mappings. Raises YAMLError."""
-    yaml = YAML(typ="safe", pure=True)
-    yaml.Resolver = _TextResolver
-    return yaml.load(text)
+    parser = YAML(typ="safe", pure=True)
+    parser.Resolver = _TextResolver
+    return parser.load(text)
 
 
 def dump_yaml(values: dict[str, Any]) -> str:
     """Plain values as YAML, keys in their order."""
-    yaml = YAML(typ="safe", pure=True)
-    yaml.default_flow_style, yaml.width = False, 4096
-    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    writer = YAML(typ="safe", pure=True)
+    writer.default_flow_style, writer.width = False, 4096
+    writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     out = io.StringIO()
-    yaml.dump(values, out)
+    writer.dump(values, out)
     return out.getvalue()
 
 
@@ -53,9 +53,11 @@ def yaml_problem(error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
     if mark is None:
         return "not YAML: " + " ".join(str(error).split())
-    what = "" if isinstance(error, DuplicateKeyError) else "not YAML: "
     place = f"line {mark.line + 1}, column {mark.column + 1}"
-    return f"{what}{place}: {' '.join(str(getattr(error, 'problem', '')).split())}"
+    problem = " ".join(str(getattr(error, "problem", "")).split())
+    if isinstance(error, DuplicateKeyError):
+        return f"{place}: {problem}; allowed: once"
+    return f"not YAML: {place}: {problem}"
 
 
 def load_config(config: str | Path | None, overrides: list[str] | None = None) -> RunConfig:

@@ -29,6 +29,7 @@ _ALLOWED = {
     "literal_error": "{expected}",
 }
 
+_OF_WORDS = ("literal_error", "list_type", "tuple_type", "bool_parsing", "float_parsing")
 
 RENAMED = {
     "deadline": ["timeouts"],
@@ -62,7 +63,10 @@ def one_line(error: ValidationError, model: type[BaseModel]) -> str:
         return f"{key}: missing"
     # A key of several types gives one error for each: name every type.
     allowed = [_allowed(entry) for entry in errors if _key(entry["loc"], model) == key]
-    return f"{key}: {first.get('input')!r}, allowed: {' or '.join(allowed)}"
+    given = first.get("input")
+    # Of a number what was written is shown, of a word a word.
+    shown = repr(given) if first["type"] in _OF_WORDS else str(given)
+    return f"{key}: {shown}, allowed: {' or '.join(allowed)}"
 
 
 def _key(location: tuple[int | str, ...], model: Any) -> str:

@@ -10,10 +10,10 @@ import pytest
 import ray
 
 from dopsd import storage
+from dopsd.checkpoint import manager
 from dopsd.checkpoint.compatibility import RunIdentity
 from dopsd.checkpoint.folder import steps
 from dopsd.checkpoint.manager import CheckpointManager
-from dopsd.cli.run import checkpoint
 from dopsd.errors import DeadlineError, RunLockLost
 from dopsd.run_folder.files import LOCK_FILE, REQUEST_FILE
 from dopsd.run_folder.lock import LOCK_POLL_SECONDS, RunLock
@@ -31,8 +31,8 @@ def storage_door(monkeypatch):
         assert door.wait(60)
         written.append(step)
 
-    monkeypatch.setattr(checkpoint, "write_checkpoint", write)
-    monkeypatch.setattr(checkpoint, "prune", lambda *arguments: None)
+    monkeypatch.setattr(manager, "write_checkpoint", write)
+    monkeypatch.setattr(manager, "prune", lambda *arguments: None)
     yield door, written
     door.set()
 
@@ -154,7 +154,7 @@ def test_they_wait_no_longer_than_the_deadline(storage_door, tmp_path):
     saver.save(2, {}, ())
     saver.save(10, {}, ())
     assert saver.notices == [
-        "no checkpoint of step 10: the one before is not written after 0.2 s",
+        "no checkpoint of step 10: the one before is not written after 0.2 s (timeouts.step)",
     ]
     with pytest.raises(DeadlineError, match=r"the last checkpoint is not written after 0\.2 s"):
         saver.end()

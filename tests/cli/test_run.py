@@ -64,8 +64,13 @@ def test_folders_that_cannot_be_made_are_refused_by_their_key(tmp_path, capsys):
 
 
 def test_a_missing_source_is_told_before_a_cluster_starts(tmp_path, capsys, monkeypatch):
-    for module in ("cluster", "launch", "preflight", "encoded"):
-        monkeypatch.setattr(f"dopsd.coordinator.{module}.connect", lambda: pytest.fail("a cluster"))
+    for module in (
+        "ray_cluster.connect",
+        "driver.train",
+        "driver.preflight",
+        "driver.context_cache",
+    ):
+        monkeypatch.setattr(f"dopsd.{module}.connect", lambda: pytest.fail("a cluster"))
     config = ["configs/shapes.yaml", f"run.folder={tmp_path}/run"]
     for words in (["train"], ["preflight"], ["prepare"], ["prepare", "--encode"]):
         assert main([*words, *config, f"data.source={tmp_path}/gone"]) == 1
@@ -107,5 +112,5 @@ def test_a_checkpoint_is_asked_for_and_awaited(folder, capsys):
 
 def test_nobody_answers(folder, capsys):
     assert main(["checkpoint", str(folder), "--wait", "1"]) == 1
-    assert "nobody answered for 1 s; does this run train?" in capsys.readouterr().err
+    assert "no response within 1 s; is this run training?" in capsys.readouterr().err
     assert not (folder / "checkpoint.request").exists()

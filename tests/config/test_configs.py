@@ -102,7 +102,7 @@ def test_preset_is_zero_and_the_summing_of_gradients_only(name: str, stage: int)
 
 SECTIONS = (
     "run, model, context, data, method, adapters, lora, source, max_policy_lag, transport, device, "
-    "encoder, rollout, teacher, inference, learner, deadline, checkpoint, preview, preflight, "
+    "encoder, rollout, teacher, inference, learner, timeouts, checkpoint, preview, preflight, "
     "debug, trackers"
 )
 LEARNER = ", ".join(type(RunConfig.model_fields["learner"].default_factory()).model_fields)
@@ -122,10 +122,10 @@ WRONG_OVERRIDES = [
     # wrong types
     ("learner.lr=fast", "learner.lr: 'fast', allowed: a number"),
     ("learner.lr=", "learner.lr: None, allowed: a number"),
-    ("learner.lr=.inf", "learner.lr: inf, allowed: a finite number"),
+    ("learner.lr=inf", "learner.lr: inf, allowed: a finite number"),
     ("learner.steps=2.5", "learner.steps: 2.5, allowed: a whole number"),
     ("run.overwrite=perhaps", "run.overwrite: 'perhaps', allowed: true or false"),
-    ("run.name=2026", "run.name: 2026, allowed: text (in quotes)"),
+    ("run.name=null", "run.name: None, allowed: text (in quotes)"),
     ("data.caption_keys=short", "data.caption_keys: 'short', allowed: a list"),
     ("lora.targets=all", "lora.targets: 'all', allowed: a list or 'default' or 'all-linear'"),
     ("rollout=3", "rollout: 3, allowed: a section of keys"),
@@ -183,11 +183,11 @@ WRONG_OVERRIDES = [
         "method.weighting: velocity with method.objective: sft_on_teacher, allowed: the default "
         "(flow matching weighs its levels equally)",
     ),
-    ("method.sigmas=[1, 0.5]", "method.sigmas: 2 values, allowed: method.steps (4)"),
+    ("method.sigmas=[1, 0.5]", "method.sigmas: [1.0, 0.5], allowed: as many as method.steps (4)"),
     (
         "method.sigmas=[1, 0.9, 0.5, 0]",
         "method.sigmas: [1.0, 0.9, 0.5, 0.0], allowed: strictly descending from 1 (a "
-        "roll-out starts at pure noise), without the final 0",
+        "rollout starts at pure noise), without the final 0",
     ),
     (
         "learner.gpus=0.5",
@@ -244,9 +244,9 @@ WRONG_OVERRIDES = [
     ),
     ("transport=nccl", "transport: 'nccl', allowed: 'object_store' or 'rdt'"),
     ("preflight.margin=1", "preflight.margin: 1, allowed: less than 1"),
-    ("learner.steps=yes", "learner.steps: True, allowed: a whole number"),
-    ("learner.lr=true", "learner.lr: True, allowed: a number"),
-    ("checkpoint.keep_every=on", "checkpoint.keep_every: True, allowed: a whole number"),
+    ("learner.steps=yes", "learner.steps: yes, allowed: a whole number"),
+    ("learner.lr=true", "learner.lr: 'true', allowed: a number"),
+    ("checkpoint.keep_every=on", "checkpoint.keep_every: on, allowed: a whole number"),
     ("preflight.mode=maybe", "preflight.mode: 'maybe', allowed: 'warn', 'strict' or 'off'"),
     (
         "data.source=null",
@@ -257,8 +257,8 @@ WRONG_OVERRIDES = [
     ("adapters=all", "adapters: 'all', allowed: 'lora', 'full' or 'lora+modules'"),
     (
         "method.teacher_sync_every=2",
-        "method.teacher_sync_every: 2 with adapters: lora, allowed: 1 (a LoRA's teacher is small: "
-        "it goes out with every version)",
+        "method.teacher_sync_every: 2 with adapters: lora, allowed: 1 (a small teacher goes out "
+        "with every version; adapters: full takes more)",
     ),
     (
         "adapters=full inference.shared=true",
@@ -291,7 +291,8 @@ WRONG_OVERRIDES = [
     ("learner.lr=[1", "learner.lr: '[1' is not YAML"),
     (
         'learner={"lr":1e-4,"lr":2e-4}',
-        "learner: line 1, column 12: key 'lr' is given twice, first in line 1; allowed: once",
+        'learner: line 1, column 12: found duplicate key "lr" with value "2e-4" (original value: '
+        '"1e-4"); allowed: once',
     ),
     ("device.cpu=1", "device.cpu: 'device' is a value, not a section"),
 ]
@@ -398,11 +399,13 @@ WRONG_FILES = [
     ("shapes", "found str, allowed: a mapping"),
     (
         "learner:\n  lr: 1e-4\n  steps: 5\n  lr: 2e-4\n",
-        "line 4, column 3: key 'lr' is given twice, first in line 2; allowed: once",
+        'line 4, column 3: found duplicate key "lr" with value "2e-4" (original value: "1e-4"); '
+        "allowed: once",
     ),
     (
         "device: cpu\nlearner: {lr: 1e-4}\n'device': auto\n",
-        "line 3, column 1: key 'device' is given twice, first in line 1; allowed: once",
+        'line 3, column 1: found duplicate key "device" with value "auto" (original value: "cpu"); '
+        "allowed: once",
     ),
 ]
 
@@ -419,7 +422,10 @@ def test_wrong_file_gets_its_line(text: str, line: str, tmp_path: Path) -> None:
 def test_missing_and_binary_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(tmp_path / "none.yaml")
-    assert str(caught.value) == f"config {tmp_path / 'none.yaml'}: no such file"
+    message = (
+        f"config {tmp_path / 'none.yaml'}: no such file or recipe; allowed: a YAML file or one of "
+    )
+    assert str(caught.value).startswith(message)
     file = tmp_path / "picture.yaml"
     file.write_bytes(b"\x89PNG\xff")
     with pytest.raises(ConfigError, match=r"picture.yaml: not YAML: 'utf-8' codec can't decode"):
@@ -433,11 +439,12 @@ def test_an_empty_file_still_needs_data(tmp_path: Path) -> None:
         load_config(file)
 
 
-def test_off_is_a_word_for_the_preflight() -> None:
-    """YAML 1.1 reads it as false, and pydantic would have none of it."""
-    config = load_config(DEMO, ["preflight.mode=off", "data.context_cache=off"])
-    assert config.preflight.mode == config.data.context_cache == "off"
-    assert yaml.safe_load(dump_config(config))["preflight"]["mode"] == "off"
+def test_no_value_is_guessed_from_its_looks() -> None:
+    words = ["preflight.mode=off", "model.revision=7e12345", "run.name=nan", "data.source=2026"]
+    config = load_config(DEMO, words)
+    assert (config.preflight.mode, config.model.revision) == ("off", "7e12345")
+    assert (config.run.name, config.data.source) == ("nan", "2026")
+    assert parse_config(dump_config(config), "again.yaml") == config
 
 
 def test_the_last_override_of_a_key_wins_and_scientific_notation_is_a_number() -> None:

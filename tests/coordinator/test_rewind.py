@@ -109,7 +109,7 @@ def test_new_learners_go_on_from_the_checkpoint_and_nothing_changes(
         first.train(4)
         second = Learners(coordinator, parameters)
         assert second.step == 3 and second.files[FILES[0]] == b"student.safetensors 3"
-        with pytest.raises(WorkerError, match="attempt 1 is over: 2 goes on"):
+        with pytest.raises(WorkerError, match=r"stale attempt 1 \(current: 2\)"):
             first.coordinator.fetch(first.attempt, 4, 0, 1)
         second.train(4)
         # And another coordinator, as when the first has died.
@@ -137,7 +137,7 @@ def test_restarts_are_counted_and_a_torn_checkpoint_is_told(tiny_base, parameter
         first = Learners(coordinator, parameters)
         for stop in (1, 2):  # or the second is left out while the first is written
             first.train(stop)
-            coordinator._saver.wait()
+            coordinator._checkpoints.wait()
         # The first to say so tells more than those that die of its end.
         coordinator.died(first.attempt, 1, "OutOfMemoryError: CUDA\nout of memory")
         coordinator.died(first.attempt, 0, "RuntimeError: connection closed by peer")
@@ -146,11 +146,11 @@ def test_restarts_are_counted_and_a_torn_checkpoint_is_told(tiny_base, parameter
         told = coordinator.status()["notices"]
         assert "step-000002/ema.safetensors: 4 bytes, the manifest says" in told[0]
         died = "learners died (learner 1: OutOfMemoryError: CUDA out of memory)"
-        assert told[1] == f"{died}: attempt 2 goes on from step 1"
-        with pytest.raises(WorkerError, match="attempt 1 is over"):
+        assert told[1] == f"{died}: attempt 2 resumed from step 1"
+        with pytest.raises(WorkerError, match="stale attempt 1"):
             coordinator.died(first.attempt, 0, "late")
         coordinator.died(2, 0, "KeyError: 'x'")
-        spent = r"died again \(learner 0: KeyError: 'x'\); their 1 restarts \(learner.restarts\)"
+        spent = r"failed again \(learner 0: KeyError: 'x'\); restart budget exhausted"
         with pytest.raises(WorkerError, match=spent):
             coordinator.attach()
         assert coordinator.error() is not None
@@ -183,7 +183,7 @@ def test_the_last_buckets_are_written_before_the_learner_that_owns_them_ends(
     assert thread.is_alive() == end, "training goes on while another one is written"
     door.set()
     thread.join(60)
-    assert coordinator._saver.wait(60) and written == [(1, {"bucket": b"weights"})]
+    assert coordinator._checkpoints.wait(60) and written == [(1, {"bucket": b"weights"})]
 
 
 def test_a_checkpoint_on_request_and_its_end(tiny_base, parameters, tmp_path):
@@ -193,11 +193,11 @@ def test_a_checkpoint_on_request_and_its_end(tiny_base, parameters, tmp_path):
         learners = Learners(coordinator, parameters)
         learners.train(1)
         (tmp_path / "checkpoint.request").touch()
-        coordinator._saver._looked = 0.0
-        coordinator._saver._look()
-        coordinator._saver._looker.join(60)
+        coordinator._checkpoints._last_poll = 0.0
+        coordinator._checkpoints._poll()
+        coordinator._checkpoints._poll_thread.join(60)
         learners.train(2)
-        coordinator._saver.wait()
+        coordinator._checkpoints.wait()
         assert complete_steps(str(tmp_path / "checkpoints")) == [2]
         assert not (tmp_path / "checkpoint.request").exists()
         coordinator.ask_checkpoint(end=True)

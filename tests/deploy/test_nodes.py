@@ -73,8 +73,8 @@ def test_learners_follow_nodes_that_come_and_are_announced_to_go(calm, tmp_path_
         assert code == 0, output
     finally:
         nodes.stop()
-    assert "2 learners in place of 1: attempt 2 goes on from step" in output
-    assert "1 learners in place of 2: attempt 3 goes on from step" in output
+    assert "2 learners in place of 1: attempt 2 resumed from step" in output
+    assert "1 learners in place of 2: attempt 3 resumed from step" in output
     sizes = [line["learners"] for line in read_lines(str(run / "metrics.jsonl"))]
     assert len(sizes) == STEPS and sizes[0] == sizes[-1] == 1 and 2 in sizes
     # What was trained before the notice is not trained again, whether a checkpoint was due or not.

@@ -45,7 +45,7 @@ def test_a_coordinator_that_dies_after_training_costs_nothing(tmp_path, monkeypa
     assert (status["step"], status["latest"], status["ended"]) == (20, lines[-1], False)
     assert status["losses"] == (4.5, 14.5)
     assert supervisor.notices == [
-        "coordinator died: gone, after training; what it had written is whole"
+        "coordinator died: gone; after training finished: its output is complete"
     ]
 
 

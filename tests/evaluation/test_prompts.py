@@ -207,5 +207,5 @@ def test_a_vlm_that_is_not_there_is_told_in_one_line(shards, vlm_folder, tmp_pat
         dataset_prompts(shards, out, "./no", lambda status: None)
     # Only loading finds this one out: it has a config, but no weights and no processor.
     (tmp_path / "config.json").write_bytes((vlm_folder / "config.json").read_bytes())
-    with pytest.raises(ModelError, match=r"prompts by VLM: /.* is not at hand"):
+    with pytest.raises(ModelError, match=r"prompts by VLM: /.* is not available"):
         dataset_prompts(shards, out, str(tmp_path), lambda status: None)

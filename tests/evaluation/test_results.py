@@ -116,12 +116,12 @@ def test_a_ratio_without_a_bound_is_null_in_json_and_inf_in_the_table():
 
 def test_the_table_says_what_is_missing_and_reads_back():
     found = scores(BASE, "cat", [1, 0]) + scores("cat", "cat|dog", [1, 1])
-    results = table(found, {"dino": "dino: nobody/nothing is not at hand (OSError: no network)"})
+    results = table(found, {"dino": "dino: nobody/nothing is not available (OSError: no network)"})
     text = results.markdown()
     assert "| base | 4 | cat (2) | 2 | 0.500 [0.095, 0.905] |" in text
     assert "| cat | 4 | cat\\|dog (2) | 2 | 1.000 [0.342, 1.000] |" in text
     assert "hit ↑" in text and "far" not in text
-    assert "Not measured:\n\n- dino: nobody/nothing is not at hand" in text
+    assert "Not measured:\n\n- dino: nobody/nothing is not available" in text
     again = Results.from_json(results.to_json())
     assert again == results and again.markdown() == text
     with pytest.raises(DataError, match="not the results of an evaluation"):

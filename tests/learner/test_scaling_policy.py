@@ -35,13 +35,13 @@ def test_only_a_group_of_the_same_size_spends_a_restart():
     assert counted.begin(1, trained=True) == (0.0, "1 learners in place of 3")
     assert counted.restarts == 0
     assert counted.begin(1, trained=True) == (2.0, "learners died")
-    with pytest.raises(WorkerError, match=r"their 1 restarts \(learner.restarts\) are spent"):
+    with pytest.raises(WorkerError, match=r"restart budget exhausted \(learner.restarts=1\)"):
         counted.begin(1, trained=True)
 
 
 def test_groups_that_shrink_without_a_step_spend_restarts():
     counted = budget(restarts=0)
-    with pytest.raises(WorkerError, match="died again"):
+    with pytest.raises(WorkerError, match="failed again"):
         counted.begin(1, trained=False)
 
 

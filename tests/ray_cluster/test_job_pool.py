@@ -91,17 +91,19 @@ def test_a_worker_that_dies_is_replaced_and_its_job_done_again(ray_cluster, tmp_
 
 
 def test_a_worker_that_dies_without_restarts_is_told(ray_cluster, tmp_path):
-    with pytest.raises(WorkerError, match=r"painter-0 died at a job: .*; no restarts are left"):
+    with pytest.raises(WorkerError, match=r"painter-0 died at a job: .*; restart budget exhausted"):
         run(crew(tmp_path, restarts=0), Job("a job", "die_once", ()))
 
 
 def test_a_late_worker_is_named_with_what_it_does(ray_cluster, tmp_path):
     jobs = Job("warm-up", "double", (1,)), Job("a nap", "sleep", (60.0,))
-    with pytest.raises(DeadlineError, match=r"painter-0 is late: a nap for \d+ s, deadline 1 s"):
+    with pytest.raises(DeadlineError, match=r"painter-0 timed out after 1 s while a nap"):
         run(crew(tmp_path, step_s=1.0, restarts=0), *jobs)
 
 
 def test_a_worker_that_does_not_start_is_late(ray_cluster, tmp_path):
-    message = r"painter-0 is late: starting up for a nap for \d+ s, deadline 0.5 s; no restarts"
+    message = (
+        r"painter-0 timed out after 0.5 s while starting up for a nap; restart budget exhausted"
+    )
     with pytest.raises(DeadlineError, match=message):
         run(crew(tmp_path, start_s=0.5, restarts=0), Job("a nap", "sleep", (60.0,)))

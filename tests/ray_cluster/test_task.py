@@ -39,7 +39,7 @@ def test_a_late_task_is_named_and_ended():
     # Two of these do not fit into the cluster's 4 CPUs, of which another test's actor that is not
     # yet gone may still hold one.
     most = Role("learner", 1, 2.5, 0.0)
-    with pytest.raises(DeadlineError, match=r"^preflight is late: drawing for 1 s$"):
+    with pytest.raises(DeadlineError, match=r"^preflight timed out after 1 s while drawing$"):
         run_task("preflight", "drawing", most, 1, sleep, 600)
     # The next task runs because the late one gave them back.
     assert run_task("preflight", "drawing", most, 120, add, 1, 2) == 3

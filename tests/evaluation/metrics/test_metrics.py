@@ -132,7 +132,7 @@ def test_weights_that_are_no_weights_are_missing(tmp_path, dino_folder):
     (tmp_path / "config.json").write_text((dino_folder / "config.json").read_text())
     metric = make_metric("dino", str(tmp_path))
     metric.check()
-    with pytest.raises(MissingWeights, match=r"dino: .* is not at hand"):
+    with pytest.raises(MissingWeights, match=r"dino: .* is not available"):
         metric.load()
 
 

@@ -46,7 +46,7 @@ def test_a_training_that_falls_silent_is_late(tmp_path: Path):
     _hear(training, 1, "train", 7)
     assert (training.phase, training.step) == ("train", 7)
     training.heard -= 1801
-    silent = r"^bars-sft-s0 is late: nothing was heard of it for 1800 s; last: train, step 7$"
+    silent = r"^bars-sft-s0 timed out: no progress within 1800 s; last: train, step 7$"
     with pytest.raises(DeadlineError, match=silent):
         _hear(training, 1, "train", 7)
 
