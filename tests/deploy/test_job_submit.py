@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,19 +18,14 @@ import yaml
 from PIL import Image
 
 from tests.helpers.loras import read_lora
+from tests.helpers.paths import ROOT
+from tests.helpers.ports import free_port
 from tests.helpers.tiny import make_config, random_image
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.integration
 
-ROOT = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))
 START_SECONDS, JOB_SECONDS = 120, 420
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

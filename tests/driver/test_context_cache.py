@@ -347,7 +347,7 @@ def test_mixed_and_broken_folders_are_refused(world: World, tmp_path: Path) -> N
     assert "not finished (it has no encoded.json)" in refusal(config, world.manifest)
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_a_run_without_encoders_ends_with_the_same_adapter(tmp_path: Path) -> None:
     """Also with caption dropout and the base's own samples beside the data."""
     (tmp_path / "prompts.txt").write_text("a red flat circle on teal\na blue flat cross on gray")
@@ -365,7 +365,7 @@ def test_a_run_without_encoders_ends_with_the_same_adapter(tmp_path: Path) -> No
                 "rows_per_group": 2,
                 "caption_dropout": 0.3,
                 "prior": {"prompts": str(tmp_path / "prompts.txt"), "count": 2},
-                "encoded": encoded,
+                "context_cache": encoded,
             },
             lora={"rank": 4, "alpha": 8},
             encoder={"cpus": 0.4},

@@ -22,7 +22,7 @@ from dopsd.records import unpack
 from tests.helpers.loras import read_lora, ups
 from tests.helpers.runs import metrics, quiet, run_config, write_images
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
 
 STEPS, EVERY = 3, 2
 

@@ -22,7 +22,7 @@ from tests.evaluation.blind import BlindFactory
 from tests.evaluation.metrics.test_metrics import image_processor
 from tests.helpers.tiny import make_config, random_image
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 LEARNER = Role("learner", 2, 0.4, 0.0)
 
@@ -149,6 +149,7 @@ def test_strict_refuses_to_train_in_one_line_and_leaves_the_folder_free(recipe, 
     assert {path.name for path in folder.iterdir()} == {"shards", "preflight"}
 
 
+@pytest.mark.integration
 def test_warn_says_so_and_trains(recipe, tmp_path, capsys):
     folder = tmp_path / "run"
     assert main(["train", str(recipe), f"run.folder={folder}"]) == 0

@@ -28,7 +28,7 @@ from dopsd.ray_cluster.placement import Role
 from dopsd.shapes import oracle
 from dopsd.shapes.grid import from_image
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 LEARNER = Role("learner", 1, 0.4, 0.0)
 TEXTS = (

@@ -18,13 +18,14 @@ from dopsd.driver.train import train
 from dopsd.driver.verify import verify_run
 from dopsd.errors import CheckpointError, ConfigError, DataError, ModelError
 from dopsd.report.page import SECTIONS
+from tests import losses
 from tests.chaos import harness as chaos
 from tests.chaos.harness import Fault
 from tests.helpers.browser import open_page
 from tests.helpers.loras import difference, ups
 from tests.helpers.runs import metrics, quiet, run_config, write_images
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
 
 SAMPLES, STEPS = 7, 5
 """7 samples in micro-batches of 2: remainders, and a step that is padded with zero weight."""
@@ -253,16 +254,16 @@ def test_a_target_that_matches_nothing_is_refused_before_the_start(run):
         run(lora={"targets": ["to_nowhere"]})
 
 
-def test_the_demo_in_three_steps(ray_cluster, tmp_path):
-    """configs/shapes.yaml on the shipped base: source rendered, trained, drawn."""
+def test_the_demo_in_six_steps(ray_cluster, tmp_path):
+    """configs/shapes.yaml on the shipped base: source rendered, trained, drawn; the losses are
+    those of tests/assets/losses/shapes.json."""
     folder = tmp_path / "run"
-    settings = [f"run.folder={folder}", "learner.steps=3", "preview.samples=2"]
+    settings = [f"run.folder={folder}", "learner.steps=6", "preview.samples=2"]
     phases: list[str] = []
-    summary = train(
-        load_config("configs/shapes.yaml", settings), lambda phase, status: phases.append(phase)
-    )
+    summary = train(load_config("shapes", settings), lambda phase, status: phases.append(phase))
     assert list(dict.fromkeys(phases)) == ["prepare", "preflight", "start", "train", "preview"]
-    assert summary.problems == [] and summary.steps == 3
+    assert summary.problems == [] and summary.steps == 6
+    losses.compare([line["loss"] for line in metrics(summary)])
     assert 0 < summary.seconds_to_first_step < summary.seconds
     manifest = json.loads((folder / "shards" / "manifest.json").read_text())
     assert manifest["source"] == "shapes:bars count=12 seed=0" and manifest["samples"] == 12
@@ -273,6 +274,6 @@ def test_the_demo_in_three_steps(ray_cluster, tmp_path):
     assert console == []
     for title, _ in SECTIONS:
         assert f"<h2>{title}</h2>" in dom
-    for part in ("rollout-0", "learner-1", "after 3 steps", "32x32", "Quarantined: none"):
+    for part in ("rollout-0", "learner-1", "after 6 steps", "32x32", "Quarantined: none"):
         assert part in dom, part
     assert 'class="nothing"' not in dom, "every section has something to show"

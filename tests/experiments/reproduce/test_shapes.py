@@ -21,7 +21,7 @@ from dopsd.experiments.reproduce.variants import FULL, VARIANTS, Trial, config_o
 from dopsd.ray_cluster.placement import resolve_roles
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_it_trains_evaluates_and_draws_and_trains_nothing_twice(
     ray_cluster, tmp_path: Path, monkeypatch
 ):
@@ -64,7 +64,7 @@ def test_it_trains_evaluates_and_draws_and_trains_nothing_twice(
     assert titles == ["evaluation"] and again == lines
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_more_at_once_than_the_cluster_has_cores_is_refused_before_anything(
     ray_cluster, tmp_path: Path
 ):
