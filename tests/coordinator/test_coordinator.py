@@ -108,9 +108,11 @@ def undisturbed(tiny_base, parameters, tmp_path_factory):
     return run(config_of(tiny_base, tmp_path_factory.mktemp("run")), parameters)
 
 
-@pytest.mark.parametrize("lag", [0, 1, 2])
-def test_every_step_is_generated_by_exactly_its_version(lag, tiny_base, parameters, tmp_path):
-    results = run(config_of(tiny_base, tmp_path, lag=lag), parameters)
+@pytest.mark.parametrize("lag", [0, 2])
+def test_every_step_is_generated_by_exactly_its_version(
+    lag, undisturbed, tiny_base, parameters, tmp_path
+):
+    results = run(config_of(tiny_base, tmp_path, lag=lag), parameters) if lag else undisturbed
     for (step, _), payload in results.items():
         batch = TrainingBatch.from_bytes(payload)
         assert batch.policy_version == batch.teacher_version == max(0, step - lag)
@@ -196,19 +198,11 @@ def lying(**change):
     return Liar
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"checksums": {"student": "f" * 64}}, "rollout-0 acknowledged student checksum ffff"),
-        ({"modules": 3}, "acknowledged 3 tensors, published"),
-        ({"version": 9}, "acknowledged version 9, published 0"),
-    ],
-)
-def test_wrong_acknowledgement_stops_the_run(
-    change, message, tiny_base, parameters, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(pool_module, "InferenceWorker", lying(**change))
-    with pytest.raises(AcknowledgementError, match=message):
+def test_a_wrong_acknowledgement_stops_the_run(tiny_base, parameters, tmp_path, monkeypatch):
+    """What may be wrong with one is tested in tests/policy/test_bundle.py."""
+    liar = lying(checksums={"student": "f" * 64})
+    monkeypatch.setattr(pool_module, "InferenceWorker", liar)
+    with pytest.raises(AcknowledgementError, match="rollout-0 acknowledged student checksum ffff"):
         run(config_of(tiny_base, tmp_path), parameters)
 
 

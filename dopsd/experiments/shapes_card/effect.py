@@ -55,6 +55,7 @@ def measure(
     budget: Budget | None = None,
     samples: int = SAMPLES,
     say: card.Say = print,
+    forwards: fast.Forwards | None = None,
 ) -> list[Effect]:
     """Judge the base, then each objective's LoRA, on every concept.
 
@@ -64,8 +65,9 @@ def measure(
         budget: the same for each objective.
         samples: pictures of each kind and seed.
         say: gets one line per result.
+        forwards: compiled ones by default; compiling takes longer than a few steps do.
     """
-    forwards, effects = fast.Forwards(compiled=True), []
+    forwards, effects = forwards or fast.Forwards(compiled=True), []
     for concept in concepts.CONCEPTS:
         for seed in seeds:
             for name in ("base", *OBJECTIVES):

@@ -19,6 +19,7 @@ from dopsd.errors import ResourceError
 from dopsd.experiments.reproduce.shapes import reproduce
 from dopsd.experiments.reproduce.variants import FULL, VARIANTS, Trial, config_of, trials
 from dopsd.ray_cluster.placement import resolve_roles
+from tests.helpers.loras import ups
 
 
 @pytest.mark.integration
@@ -40,6 +41,7 @@ def test_it_trains_evaluates_and_draws_and_trains_nothing_twice(
     for trial in chosen:
         timeline = (tmp_path / "runs" / trial.name / "timeline.jsonl").read_text()
         assert "learner" in timeline and "encoder" not in timeline, "contexts were there already"
+        assert max(ups(tmp_path / "runs" / trial.name / "lora.safetensors").values()) > 0
     assert [line.title for line in lines] == [
         "base, not tuned",
         "D-OPSD (EMA 0.9999)",

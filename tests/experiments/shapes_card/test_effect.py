@@ -45,9 +45,14 @@ def test_objectives_differ_and_an_unknown_one_is_refused(model):
         effect.train_lora(model, "ring", "psft", 0, SHORT, PLAIN)
 
 
-def test_a_measurement_judges_base_and_both_loras(model):
+@pytest.mark.parametrize(
+    "forwards",
+    [PLAIN, pytest.param(None, marks=pytest.mark.nightly)],
+    ids=["plain", "compiled-for-a-minute"],
+)
+def test_a_measurement_judges_base_and_both_loras(model, forwards):
     said: list[str] = []
-    found = effect.measure(model, (3,), SHORT, samples=4, say=said.append)
+    found = effect.measure(model, (3,), SHORT, samples=4, say=said.append, forwards=forwards)
     assert [(e.concept, e.objective) for e in found] == [
         (concept, name) for concept in ("bars", "ring") for name in ("base", "dopsd", "sft")
     ]
