@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     Unit tests come first, while no test has started Ray yet. Then come the files that take
     minutes: of several test processes, the one that took the last of them would work alone at the
-    end.
+    end. For `--dist loadgroup`: a file's tests of one tier stay together, for what they share.
     """
 
     def rank(item: pytest.Item) -> tuple[bool, bool, int]:
@@ -55,6 +55,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "ray_cluster" in getattr(item, "fixturenames", ()) and not tier(item):
             item.add_marker(pytest.mark.ray)
+        part = "unit" if not tier(item) else "cluster"
+        item.add_marker(pytest.mark.xdist_group(f"{item.path.parent.name}-{item.path.name}-{part}"))
     items.sort(key=rank)
 
 
