@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 
+def message_line(error: BaseException) -> str:
+    """What an error says, in one line; its kind where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 class DopsdError(Exception):
     """Base of every error that is shown to the user as one line, without a traceback."""
 

@@ -69,6 +69,6 @@ def bootstrap(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of a statistic of ``values``, by default their mean."""
     rng = random.Random(seed)
-    found = sorted(statistic(rng.choices(values, k=len(values))) for _ in range(rounds))
+    drawn = sorted(statistic(rng.choices(values, k=len(values))) for _ in range(rounds))
     tail = (1 - level) / 2
-    return found[int(tail * rounds)], found[min(rounds - 1, int((1 - tail) * rounds))]
+    return drawn[int(tail * rounds)], drawn[min(rounds - 1, int((1 - tail) * rounds))]

@@ -179,9 +179,9 @@ def join_samples(
     samples: Sequence[EncodedSample],
 ) -> tuple[Context, Context | None, Tensor | None]:
     """(student's context, teacher's context, latents) of the micro-batch of ``samples``."""
-    students = Context.joined([each.student for each in samples])
-    teachers = [each.teacher for each in samples if each.teacher is not None]
-    targets = [each.target for each in samples if each.target is not None]
+    students = Context.joined([sample.student for sample in samples])
+    teachers = [sample.teacher for sample in samples if sample.teacher is not None]
+    targets = [sample.target for sample in samples if sample.target is not None]
     return (
         students,
         Context.joined(teachers) if teachers else None,
@@ -206,7 +206,7 @@ class EncodedBatch(_Record):
 
 @dataclass
 class Trajectory(_Record):
-    """A student's own few-step roll-out of one micro-batch.
+    """A student's own few-step rollout of one micro-batch.
 
     ``sigmas`` [K + 1] float32 (the last is 0); ``states`` [K + 1, B, C, h, w] float32: the noise
     first, the student's finished latents last. ``policy_version``: number of optimizer steps that
@@ -239,6 +239,6 @@ class TrainingBatch(_Record):
     target_velocity: Tensor
     weight: Tensor
     finished: Tensor | None = None
-    """[B, C, h, w] float32: where the roll-out ended (sigma 0), when there was one."""
+    """[B, C, h, w] float32: where the rollout ended (sigma 0), when there was one."""
     encode_stats: dict[str, Any] = field(default_factory=dict)
     """As in EncodedBatch, passed on for the run's metrics."""

@@ -15,6 +15,9 @@ from tests.helpers.ports import free_port
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+# Ray ends idle workers beyond one per CPU after a second, and each new one imports torch again.
+os.environ.setdefault("RAY_num_workers_soft_limit", "12")
+
 # An S3 on this machine. Its address is set while tests are collected: the session's Ray workers
 # inherit it, whichever test starts them. Every process of pytest-xdist has its own.
 S3_PORT = free_port()

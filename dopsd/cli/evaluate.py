@@ -66,14 +66,14 @@ def evaluate(
     """Draw with base and trained models from equal noise, and score: a table with intervals."""
     quiet()
     from dopsd.driver.progress import Progress
-    from dopsd.evaluation.candidates import as_trained, candidates
+    from dopsd.evaluation.evaluated_models import as_trained, evaluated_models
     from dopsd.evaluation.run import TABLE
     from dopsd.evaluation.run import evaluate as run
     from dopsd.evaluation.spec import EvaluateSpec
 
     if device not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"--device: {device!r}, allowed: auto, cpu, cuda")
-    models = tuple(map(as_trained, candidates(lora or [], stack)))
+    models = tuple(map(as_trained, evaluated_models(lora or [], stack)))
     metrics = tuple(_metric(each) for each in metric or [])
     if not prompts and base != "shapes":
         raise ConfigError("--prompts: missing, allowed: a file, or a folder of prepared shards")

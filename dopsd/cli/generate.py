@@ -42,7 +42,7 @@ def generate(
 
     from dopsd import storage
     from dopsd.errors import ConfigError
-    from dopsd.evaluation.candidates import as_trained, candidates
+    from dopsd.evaluation.evaluated_models import as_trained, evaluated_models
     from dopsd.evaluation.generate import generate as draw
     from dopsd.evaluation.generate import png_bytes, read_reference
     from dopsd.models import FAMILIES
@@ -52,7 +52,7 @@ def generate(
         if value not in allowed:
             raise ConfigError(f"--{option}: {value!r}, allowed: {', '.join(allowed)}")
     if lora is not None and not lora.endswith(".safetensors"):
-        (run,) = map(as_trained, candidates([lora]))
+        (run,) = map(as_trained, evaluated_models([lora]))
         lora, modules = next(iter(run.loras), None), modules or run.modules
         transformer = transformer or run.transformer
     side = 32 if base == "shapes" else 1024

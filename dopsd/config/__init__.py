@@ -2,7 +2,8 @@
 
 from dopsd.config.base import Device
 from dopsd.config.data import DataSection
-from dopsd.config.load import dump_config, load_config, parse_config, reference
+from dopsd.config.load import dump_config, load_config, parse_config
+from dopsd.config.reference import reference
 from dopsd.config.roles import LearnerSection, RoleSection
 from dopsd.config.run import RunConfig
 

@@ -8,7 +8,6 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from dopsd.config.base import Positive, Section
-from dopsd.config.data import DataSection
 
 REFERENCE_FAMILIES = ("flux2_klein",)
 """Families whose transformer takes reference pictures as tokens beside the image's own."""
@@ -47,6 +46,8 @@ CONTEXT_NEEDS = {
 
 
 class ContextSection(Section):
+    """What the teacher sees and the student does not."""
+
     name: Literal["vlm", "enhanced_prompt", "edit", "edit_reference"] = Field(
         "vlm",
         description="What the teacher sees beyond the student. `vlm`: the target image through a "
@@ -110,36 +111,3 @@ class ContextSection(Section):
             if not self.instruction.strip():
                 raise ValueError(f"context.instruction: {self.instruction!r}, allowed: a sentence")
         return self
-
-
-def check_context_fits(
-    context: ContextSection, family: str, vlm: str | None, data: DataSection
-) -> None:
-    """Raises ValueError for what ``model`` and ``data`` ask of a context that it cannot do."""
-    needs = context.needs
-    if needs.reference_tokens and family not in REFERENCE_FAMILIES:
-        others = [name for name, each in CONTEXT_NEEDS.items() if not each.reference_tokens]
-        raise ValueError(
-            f"context.name: {context.name} with model.family: {family}, allowed: "
-            f"{' or '.join(others)} (its transformer takes no reference tokens)"
-        )
-    if vlm is not None and not needs.vlm:
-        raise ValueError(
-            f"model.vlm: given with context.name: {context.name}, allowed: none (nothing is shown "
-            "to a VLM)"
-        )
-    if needs.prompt_pairs and data.caption_keys:
-        raise ValueError(
-            f"data.caption_keys: given with context.name: {context.name}, allowed: none "
-            "(context.prompt_pairs names the captions)"
-        )
-    if needs.prompt_pairs and data.caption_dropout:
-        raise ValueError(
-            f"data.caption_dropout: {data.caption_dropout:g} with context.name: {context.name}, "
-            "allowed: 0 (both roles would read the same empty prompt)"
-        )
-    if data.prior.prompts and (needs.references or needs.prompt_pairs):
-        raise ValueError(
-            f"data.prior.prompts: given with context.name: {context.name}, allowed: none "
-            "(the base's own samples have one caption and no references)"
-        )

@@ -37,6 +37,8 @@ class PriorSection(Section):
 
 
 class DataSection(Section):
+    """Sources, shards, and how often what is trained on."""
+
     source: str | None = Field(
         None,
         description="Folder of images with .txt captions or of .parquet files, a .jsonl or "
@@ -65,9 +67,9 @@ class DataSection(Section):
     prior: PriorSection = Field(default_factory=PriorSection)
     context_cache: Literal["off", "auto", "require"] = Field(
         "auto",
-        description="Contexts that `dopsd prepare --encode` left beside the shards. `auto`: read "
-        "where they fit, so that no encoder is loaded; else encode while training. `require`: "
-        "refuse the run if they do not fit. `off`: never read them.",
+        description="Contexts that `dopsd prepare --cache-contexts` left beside the shards. `auto` "
+        "reads them where they fit and loads no encoder, else the run encodes while training; "
+        "`require` refuses a run that they do not fit; `off` never reads them.",
     )
     pixel_area: int | list[int] = Field(
         1024 * 1024,

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import YAMLError
@@ -17,7 +17,7 @@ from dopsd.config.messages import one_line
 from dopsd.config.recipes import recipe_text
 from dopsd.config.run import RunConfig
 from dopsd.credentials import redact
-from dopsd.errors import ConfigError
+from dopsd.errors import ConfigError, message_line
 
 
 class _TextResolver(VersionedResolver):
@@ -52,12 +52,12 @@ def yaml_problem(error: Exception) -> str:
     """What is wrong, in one line, with its place."""
     mark = getattr(error, "problem_mark", None)
     if mark is None:
-        return "not YAML: " + " ".join(str(error).split())
-    place = f"line {mark.line + 1}, column {mark.column + 1}"
+        return f"not YAML: {message_line(error)}"
+    position = f"line {mark.line + 1}, column {mark.column + 1}"
     problem = " ".join(str(getattr(error, "problem", "")).split())
     if isinstance(error, DuplicateKeyError):
-        return f"{place}: {problem}; allowed: once"
-    return f"not YAML: {place}: {problem}"
+        return f"{position}: {problem}; allowed: once"
+    return f"not YAML: {position}: {problem}"
 
 
 def load_config(config: str | Path | None, overrides: list[str] | None = None) -> RunConfig:
@@ -119,20 +119,3 @@ def _apply(values: dict[str, Any], override: str) -> None:
             raise ConfigError(f"{key}: {section!r} is a value, not a section")
         node = child
     node[leaf] = value
-
-
-def reference() -> str:
-    """Every key with its type, default and meaning, as Markdown rows."""
-    rows = ["| key | default | meaning |", "| --- | --- | --- |"]
-
-    def walk(model: type[BaseModel], prefix: str) -> None:
-        for name, entry in model.model_fields.items():
-            annotation = entry.annotation
-            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-                walk(annotation, f"{prefix}{name}.")
-                continue
-            default = entry.get_default(call_default_factory=True)
-            rows.append(f"| `{prefix}{name}` | `{default}` | {entry.description} |")
-
-    walk(RunConfig, "")
-    return "\n".join(rows)

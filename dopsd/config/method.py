@@ -10,6 +10,8 @@ from dopsd.config.base import Fraction, Positive, Section
 
 
 class MethodSection(Section):
+    """The algorithm: objective, teacher, schedule and weighting."""
+
     objective: Literal["dopsd", "sft", "off_policy", "sft_on_teacher"] = Field(
         "dopsd",
         description="`dopsd`: the student's own states, the teacher's velocities there. The "
@@ -26,10 +28,10 @@ class MethodSection(Section):
         "ema",
         description="The teacher's weights: an EMA of the student, the base, or the student.",
     )
-    steps: Positive = Field(4, description="K, the states of a training roll-out.")
+    steps: Positive = Field(4, description="K, the states of a training rollout.")
     sigmas: list[float] | None = Field(
         None,
-        description="Override of the K roll-out sigmas (descending from 1, without the last "
+        description="Override of the K rollout sigmas (descending from 1, without the last "
         "0). Default: from the pipeline's own scheduler.",
     )
     weighting: Literal["x0", "velocity"] = Field(

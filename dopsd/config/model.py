@@ -10,6 +10,8 @@ from dopsd.config.base import Positive, Section
 
 
 class ModelSection(Section):
+    """The base, and how it is computed."""
+
     family: Literal["z_image", "flux2_klein"] = Field("z_image", description="Model family.")
     base: str = Field(
         "shapes",
@@ -37,6 +39,8 @@ class ModelSection(Section):
 
 
 class LoraSection(Section):
+    """What is trained, of `adapters: lora` and `lora+modules`."""
+
     rank: Positive = Field(64, description="LoRA rank.")
     alpha: Annotated[float, Field(gt=0)] = Field(128, description="LoRA alpha.")
     targets: list[str] | Literal["default", "all-linear"] = Field(

@@ -10,6 +10,8 @@ from dopsd.config.base import NonNegative, Positive, Section
 
 
 class CheckpointSection(Section):
+    """When a checkpoint is written, and which stay."""
+
     every_steps: NonNegative = Field(
         200, description="A checkpoint every N optimizer steps; 0: none by steps."
     )
@@ -23,6 +25,8 @@ class CheckpointSection(Section):
 
 
 class PreflightSection(Section):
+    """Before training: can the teacher draw the concept?"""
+
     mode: Literal["warn", "strict", "off"] = Field(
         "warn",
         description="Before training, check that the teacher draws nearer to the targets than the "
@@ -46,6 +50,8 @@ class PreflightSection(Section):
 
 
 class RunSection(Section):
+    """Name, folder and seed of the run."""
+
     name: str = Field("run", description="Name of the run, shown in logs and LoRA metadata.")
     folder: str = Field("runs/run", description="Run folder (local or s3://).")
     seed: NonNegative = Field(0, description="Seed of noise, order, captions and LoRA init.")
@@ -53,6 +59,8 @@ class RunSection(Section):
 
 
 class DebugSection(Section):
+    """Records of how a number came about."""
+
     dump_trajectories: NonNegative = Field(
         0,
         description="Write the scored micro-batches of the first steps as safetensors, N at most, "
@@ -61,6 +69,8 @@ class DebugSection(Section):
 
 
 class PreviewSection(Section):
+    """Pictures of contact sheet and run page."""
+
     samples: NonNegative = Field(
         4, description="Samples drawn on contact sheet and run page; 0 leaves both drawings out."
     )

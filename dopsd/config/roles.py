@@ -12,6 +12,8 @@ _LONGEST_PAUSE = 60.0
 
 
 class RoleSection(Section):
+    """Workers of a role and what each of them takes."""
+
     workers: Positive = Field(1, description="Actors of this role.")
     cpus: Annotated[float, Field(ge=0)] = Field(1.0, description="CPUs of each worker.")
     gpus: Annotated[float, Field(ge=0)] | None = Field(
@@ -20,6 +22,8 @@ class RoleSection(Section):
 
 
 class LearnerSection(RoleSection):
+    """The optimizer: DeepSpeed under Ray Train."""
+
     min_workers: Positive | None = Field(
         None,
         description="Fewest learners to train with. Then there are as many as the cluster has room "
@@ -59,7 +63,7 @@ class LearnerSection(RoleSection):
     gradient_checkpointing: bool = Field(False, description="Recompute activations in backward.")
     restarts: NonNegative = Field(
         3,
-        description="Restarts of learners and coordinator, all together; each goes on from the "
+        description="Restarts of learners and coordinator, all together; each resumes from the "
         "newest checkpoint.",
     )
     restart_backoff_s: Annotated[float, Field(ge=0)] = Field(
@@ -94,9 +98,11 @@ class LearnerSection(RoleSection):
 
 
 class InferenceSection(Section):
+    """The pools of rollout and teacher workers."""
+
     shared: bool = Field(
         False,
-        description="One pool holds both adapters on one base and does roll-out and scoring; "
+        description="One pool holds both adapters on one base and does rollout and scoring; "
         "the `rollout` section sizes it and `teacher` is ignored.",
     )
     max_inflight: Positive = Field(2, description="Micro-batches queued on a worker at once.")
@@ -106,6 +112,8 @@ class InferenceSection(Section):
 
 
 class TimeoutSection(Section):
+    """How long anything may take before the run says who is late."""
+
     startup: Annotated[float, Field(gt=0)] = Field(
         900.0, description="Seconds until every role is up and loaded."
     )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dopsd.config.context import check_context_fits
+from dopsd.config.context import CONTEXT_NEEDS, REFERENCE_FAMILIES
 from dopsd.credentials import holds_credentials
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ def _one_model(c: RunConfig) -> bool:
 
 
 _OFF_POLICY = "with method.objective: {c.method.objective}, allowed:"
+_CONTEXT = "with context.name: {c.context.name}, allowed:"
+_WITHOUT_TOKENS = " or ".join(n for n, needs in CONTEXT_NEEDS.items() if not needs.reference_tokens)
 
 RULES = (
     Rule(
@@ -157,6 +159,32 @@ RULES = (
         "data.source: missing, allowed: a folder, .jsonl or .parquet file, or shapes:CONCEPT (or "
         "prepared shards under data.shards)",
     ),
+    Rule(
+        lambda c: c.context.needs.reference_tokens and c.model.family not in REFERENCE_FAMILIES,
+        "context.name: {c.context.name} with model.family: {c.model.family}, allowed: "
+        f"{_WITHOUT_TOKENS} (its transformer takes no reference tokens)",
+    ),
+    Rule(
+        lambda c: c.model.vlm is not None and not c.context.needs.vlm,
+        f"model.vlm: given {_CONTEXT} none (nothing is shown to a VLM)",
+    ),
+    Rule(
+        lambda c: c.context.needs.prompt_pairs and bool(c.data.caption_keys),
+        f"data.caption_keys: given {_CONTEXT} none (context.prompt_pairs names the captions)",
+    ),
+    Rule(
+        lambda c: c.context.needs.prompt_pairs and c.data.caption_dropout > 0,
+        f"data.caption_dropout: {{c.data.caption_dropout:g}} {_CONTEXT} 0 (both roles would read "
+        "the same empty prompt)",
+    ),
+    Rule(
+        lambda c: (
+            bool(c.data.prior.prompts)
+            and (c.context.needs.references or c.context.needs.prompt_pairs)
+        ),
+        f"data.prior.prompts: given {_CONTEXT} none (the base's own samples have one caption and "
+        "no references)",
+    ),
 )
 
 
@@ -171,7 +199,6 @@ def check_rules(config: RunConfig) -> None:
     for rule in RULES:
         if rule.broken(config):
             raise ValueError(rule.message.format(c=config))
-    check_context_fits(config.context, config.model.family, config.model.vlm, config.data)
 
 
 def _texts(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

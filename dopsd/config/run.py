@@ -44,7 +44,7 @@ class RunConfig(Section):
     lora: LoraSection = Field(default_factory=LoraSection)
     source: Literal["disaggregated", "fused"] = Field(
         "disaggregated",
-        description="Where batches come from: roll-out and teacher actors, or the learners "
+        description="Where batches come from: rollout and teacher actors, or the learners "
         "themselves.",
     )
     max_policy_lag: NonNegative = Field(
@@ -52,9 +52,9 @@ class RunConfig(Section):
     )
     transport: Literal["object_store", "rdt"] = Field(
         "object_store",
-        description="How trajectories travel from roll-out to teacher. `rdt`: from device to "
+        description="How trajectories travel from rollout to teacher. `rdt`: from device to "
         "device by Ray Direct Transport (NIXL if installed, else NCCL; gloo on CPUs); where that "
-        "fails, the run says so and goes on through the object store.",
+        "fails, the run says so and continues through the object store.",
     )
     device: Device = Field(
         "auto", description="`auto`: GPUs for each role when the cluster has them."

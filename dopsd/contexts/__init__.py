@@ -2,7 +2,7 @@
 
 Contexts do not depend on the policy, so they are computed upstream of it, once per micro-batch.
 Each context is one file with one encoder class; ``context.name`` chooses it, and
-``config_context.CONTEXT_NEEDS`` says what of a sample it reads.
+``config.context.CONTEXT_NEEDS`` says what of a sample it reads.
 """
 
 from __future__ import annotations

@@ -58,39 +58,39 @@ class EditEncoder:
         ``Family.reference_tokens``. Every picture is encoded by itself, so that its latents do not
         depend on what else is in the micro-batch.
         """
-        shown = self._latents([self._shown(sample) for sample in samples])
+        visible = self._latents([self._visible(sample) for sample in samples])
         targets = self._latents([[sample.target] for sample in samples])
-        student = self._context([sample.prompt for sample in samples], shown)
+        student = self._context([sample.prompt for sample in samples], visible)
         instructed = [self._instructed(sample) for sample in samples]
-        teacher = [[*first, *last] for first, last in zip(shown, targets)]
+        teacher = [[*first, *last] for first, last in zip(visible, targets)]
         return student, self._context(instructed, teacher)
 
     def encode_student(self, samples: Sequence[Sample]) -> Context:
         """The student's context alone."""
-        shown = self._latents([self._shown(sample) for sample in samples])
-        return self._context([sample.prompt for sample in samples], shown)
+        visible = self._latents([self._visible(sample) for sample in samples])
+        return self._context([sample.prompt for sample in samples], visible)
 
     def views(self, samples: Sequence[Sample]) -> list[tuple[ContextView, ContextView]]:
         """(student's, teacher's) templated text, token count and number of references."""
         views = []
         for sample in samples:
-            count = len(self._shown(sample))
+            count = len(self._visible(sample))
             student = replace(self.text.view(sample.prompt), references=count)
             teacher = replace(self.text.view(self._instructed(sample)), references=count + 1)
             views.append((student, teacher))
         return views
 
-    def _shown(self, sample: Sample) -> Sequence[np.ndarray]:
+    def _visible(self, sample: Sample) -> Sequence[np.ndarray]:
         """The reference pictures that both roles see."""
         return ()
 
     def _instructed(self, sample: Sample) -> str:
         return "\n".join(filter(None, (sample.prompt, self.instruction)))
 
-    def _latents(self, pictures: Sequence[Sequence[np.ndarray]]) -> References:
+    def _latents(self, references: Sequence[Sequence[np.ndarray]]) -> References:
         return [
-            [self.family.encode_images(self.vae, [picture])[0] for picture in each]
-            for each in pictures
+            [self.family.encode_images(self.vae, [image])[0] for image in images]
+            for images in references
         ]
 
     def _context(self, texts: list[str], references: References) -> Context:

@@ -23,7 +23,7 @@ class EditReferenceEncoder(EditEncoder):
         "The last reference picture is the finished result: draw exactly that."
     )
 
-    def _shown(self, sample: Sample) -> Sequence[np.ndarray]:
+    def _visible(self, sample: Sample) -> Sequence[np.ndarray]:
         if not sample.references:
             raise DataError(f"sample {sample.sample_id}: has no reference pictures")
         return sample.references

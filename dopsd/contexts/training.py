@@ -22,7 +22,7 @@ class TrainingEncoder:
 
     Each sample passes through them by itself. Batched kernels round otherwise for another number
     of rows or another padding; so a sample has the same bits in every micro-batch, and in the
-    encoded rows that ``dopsd prepare --encode`` writes.
+    context cache.
     """
 
     def __init__(
@@ -33,8 +33,7 @@ class TrainingEncoder:
 
     def encode(self, samples: Sequence[Sample]) -> tuple[Context, Context | None, Tensor | None]:
         """(student's context, teacher's context, latents [B, C, h, w] float32 on the CPU)."""
-        encoded = [self.encode_sample(sample) for sample in samples]
-        return join_samples(encoded)
+        return join_samples([self.encode_sample(sample) for sample in samples])
 
     def encode_sample(self, sample: Sample) -> EncodedSample:
         """The same of one sample."""

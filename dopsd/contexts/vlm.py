@@ -93,12 +93,12 @@ class VlmEncoder:
         return self.encode_text([sample.prompt for sample in samples])
 
     def encode_text(self, prompts: list[str]) -> Context:
-        """Features of the prompts alone."""
+        """Features of the prompts alone, as ``TextEncoder.encode`` makes them."""
         return self.text.encode(prompts)
 
     @torch.no_grad()
     def encode_image_text(self, images: list[np.ndarray], prompts: list[str]) -> Context:
-        """Features of one user turn that holds the image and then the prompt.
+        """Features of B user turns, each an image (uint8 [H, W, 3]) and then its prompt.
 
         Raises ModelError when an image alone takes more tokens than the limit.
         """
@@ -106,15 +106,15 @@ class VlmEncoder:
         grids = pixels["image_grid_thw"].to(self.model.device)
         texts = [self.image_template(p, int(n)) for p, n in zip(prompts, merged)]
         ids, mask = tokenize(self.vlm_tokenizer, texts, self.image_text_tokens, self.text.format)
-        found = (ids == self.image_token).sum(1)
-        if not torch.equal(found, merged):
+        kept = (ids == self.image_token).sum(1)
+        if not torch.equal(kept, merged):
             raise ModelError(
                 f"context.image_text_tokens: {self.image_text_tokens}, but an image alone takes "
                 f"{int(merged.max())} tokens; raise it or lower context.image_max_pixels"
             )
         ids, mask = ids.to(self.model.device), mask.to(self.model.device)
         types = (ids == self.image_token).int()
-        # Positions go on through the padding, as in the text context: where the transformer
+        # Positions continue through the padding, as in the text context: where the transformer
         # attends to padding, it should be the padding that it knows.
         positions, _ = self.model.get_rope_index(ids, types, image_grid_thw=grids)
         output = self.model(

@@ -25,7 +25,7 @@ from dopsd.run_folder.trackers import open_trackers
 class CoordinatorActor(Coordinator):
     """The coordinator of a whole run, with its plan and stream: the class behind the actor.
 
-    ``roles`` have an encoder, or there are ``encoded`` contexts.
+    ``roles`` have an encoder, or there is a ``context_cache``.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class CoordinatorActor(Coordinator):
         config: RunConfig,
         roles: Roles,
         manifest: Manifest,
-        encoded: ContextCache | None,
+        context_cache: ContextCache | None,
         restarts: int,
         claim: RunLock,
     ) -> None:
@@ -50,7 +50,7 @@ class CoordinatorActor(Coordinator):
                 shards=config.shards,
                 read_spec=read_spec(config),
                 encoder_factory=TrainingEncoderFactory(config, role.device),
-                encoded=encoded,
+                context_cache=context_cache,
                 workers=role.workers,
                 num_cpus=role.cpus,
                 num_gpus=role.gpus,
@@ -74,7 +74,7 @@ def launch_coordinator(
     config: RunConfig,
     roles: Roles,
     manifest: Manifest,
-    encoded: ContextCache | None,
+    context_cache: ContextCache | None,
     name: str,
     restarts: int,
     claim: RunLock,
@@ -87,4 +87,4 @@ def launch_coordinator(
         num_cpus=0,
         max_concurrency=config.learner.workers + 8,
         scheduling_strategy=here,
-    ).remote(config, roles, manifest, encoded, restarts, claim)
+    ).remote(config, roles, manifest, context_cache, restarts, claim)

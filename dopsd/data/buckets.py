@@ -66,15 +66,16 @@ class Choice:
 
     @classmethod
     def of(cls, pixel_areas: tuple[int, ...], multiple: int, seed: int) -> Choice:
+        """Of areas in pixels; the sides of every bucket are multiples of ``multiple`` pixels."""
         return cls(tuple(buckets(area, multiple) for area in pixel_areas), seed)
 
     def bucket(self, width: int, height: int, sample_id: str) -> Bucket:
         """The nearest of one area, drawn by seed and id among those that a picture of ``width`` x
         ``height`` fills without being enlarged; where it fills none, of the smallest."""
-        found = [nearest(width, height, each) for each in self.areas]
-        filled = [each for each in found if width >= each.width and height >= each.height]
+        candidates = [nearest(width, height, choices) for choices in self.areas]
+        filled = [b for b in candidates if width >= b.width and height >= b.height]
         if not filled:
-            return min(found, key=lambda each: each.width * each.height)
+            return min(candidates, key=lambda b: b.width * b.height)
         digest = hashlib.sha256(f"{self.seed}\0{sample_id}".encode()).digest()
         return filled[int.from_bytes(digest[:8], "big") % len(filled)]
 

@@ -8,6 +8,8 @@ import warnings
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from dopsd.errors import message_line
+
 MAX_PIXELS = 2**27
 """Pixels of a picture that is opened at all (134 million): a small file can claim to be huge."""
 
@@ -65,7 +67,7 @@ def decode_image(data: bytes) -> Image.Image:
     except UnidentifiedImageError:  # its own message holds a memory address
         raise BadImage(f"broken image: not a format of {', '.join(FORMATS)}") from None
     except Exception as error:  # Pillow's decoders raise many kinds on broken files
-        raise BadImage(f"broken image: {_line(error)}") from None
+        raise BadImage(f"broken image: {message_line(error)}") from None
     try:
         turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
         upright = _rgb(image)
@@ -74,7 +76,7 @@ def decode_image(data: bytes) -> Image.Image:
     except BadImage:
         raise
     except Exception as error:  # e.g. an EXIF block that cannot be parsed
-        raise BadImage(f"broken image: {_line(error)}") from None
+        raise BadImage(f"broken image: {message_line(error)}") from None
 
 
 def check_shape(width: int, height: int, multiple: int) -> None:
@@ -128,7 +130,3 @@ def _strip(image: Image.Image) -> Image.Image:
 
 def _too_large(what: str) -> str:
     return f"too large: {what}, allowed: {MAX_PIXELS} pixels"
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

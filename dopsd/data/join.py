@@ -21,11 +21,11 @@ def joined(manifest: Manifest, prior: Manifest, folder: str) -> Manifest:
             f"data.prior.prompts: given, but {manifest.concepts[PRIOR]} samples of the data have "
             f"the concept {PRIOR!r}, which names the base's own samples; allowed: another name"
         )
-    both = (manifest, prior)
+    parts = (manifest, prior)
     sets = Counter[tuple[str, ...]]()
-    for each in both:
-        sets.update({found.keys: found.samples for found in each.caption_sets})
-    prints = "\n".join(each.fingerprint for each in both)
+    for part in parts:
+        sets.update({group.keys: group.samples for group in part.caption_sets})
+    prints = "\n".join(part.fingerprint for part in parts)
     return manifest.model_copy(
         update={
             "seen": manifest.seen + prior.seen,
@@ -47,7 +47,9 @@ def joined(manifest: Manifest, prior: Manifest, folder: str) -> Manifest:
 
 def without_prior(manifest: Manifest) -> Manifest:
     """The data alone, of what ``joined`` made."""
-    own = [each for each in manifest.row_groups if {name for name, _ in each.concepts} != {PRIOR}]
+    own = [
+        group for group in manifest.row_groups if {name for name, _ in group.concepts} != {PRIOR}
+    ]
     concepts = {name: count for name, count in manifest.concepts.items() if name != PRIOR}
     return manifest.model_copy(update={"row_groups": tuple(own), "concepts": concepts})
 

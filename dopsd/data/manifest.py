@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dopsd import storage
 from dopsd.data.schema import FORMAT, READABLE_VERSIONS, SCHEMA_VERSION
-from dopsd.errors import DataError
+from dopsd.errors import DataError, message_line
 
 MANIFEST = "manifest.json"
 
@@ -121,7 +121,7 @@ class Manifest(_Record):
             "captions: " + ", ".join(f"{k} ({n})" for k, n in sorted(self.caption_keys.items())),
         ]
         if self.without_references < self.samples:
-            counts = ", ".join(f"{each} ({n})" for each, n in self.references.items())
+            counts = ", ".join(f"{number} ({n})" for number, n in self.references.items())
             lines.append(f"reference pictures of a sample: {counts}")
         if self.quarantined:
             lines.append(f"quarantined: {self.seen - self.samples} of {self.seen}")
@@ -172,7 +172,7 @@ def load_manifest(shards: str) -> Manifest:
             f"{shards}: no {MANIFEST}, so this is no prepared data set; run `dopsd prepare`"
         ) from None
     except Exception as error:  # s3fs and botocore raise many kinds
-        raise DataError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+        raise DataError(f"{path}: cannot be read: {message_line(error)}") from error
     try:
         values = json.loads(raw)
     except ValueError as error:

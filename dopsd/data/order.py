@@ -61,15 +61,15 @@ class Rows:
             np.array([group.bucket for group in self.row_groups]),
             [group.rows for group in self.row_groups],
         )
-        found: dict[str, list[Cell]] = {}
+        cells: dict[str, list[Cell]] = {}
         for name in sorted({group.bucket for group in self.row_groups}):
             inside = bucket == name
             for value in np.unique(weight[inside]):
                 rows = np.flatnonzero(inside & (weight == value))
                 if value:
                     draws = max(1, round(len(rows) * float(value)))
-                    found.setdefault(name, []).append(Cell(rows, draws))
-        return found
+                    cells.setdefault(name, []).append(Cell(rows, draws))
+        return cells
 
     @property
     def _weight(self) -> np.ndarray:
@@ -161,10 +161,10 @@ def epoch_order(rows: Rows, seed: int, epoch: int, micro_batch: int) -> EpochOrd
     stop = np.minimum(first + micro_batch, (starts + counts)[label])
     # Shuffle the labels, then deal each bucket's micro-batches out in their own order.
     dealt = label[_shuffled(len(label), seed, epoch, _BUCKETS)]
-    place = _dealing(dealt)
+    position = _dealing(dealt)
     names = tuple(rows.cells)
     return EpochOrder(
-        names, rows.group[picked], rows.row[picked], turn, first[place], stop[place], dealt
+        names, rows.group[picked], rows.row[picked], turn, first[position], stop[position], dealt
     )
 
 
@@ -179,9 +179,9 @@ class _Shuffle:
         """The cell's rows in the order of a pass: row groups stay together, so that a reader
         meets each of them once."""
         if turn not in self._keys:
-            groups = random_keys(len(self.rows.row_groups), self.seed, turn, _GROUPS)
-            each = random_keys(len(self.rows.group), self.seed, turn, _ROWS)
-            self._keys[turn] = groups, each
+            group_keys = random_keys(len(self.rows.row_groups), self.seed, turn, _GROUPS)
+            row_keys = random_keys(len(self.rows.group), self.seed, turn, _ROWS)
+            self._keys[turn] = group_keys, row_keys
         group_key, row_key = self._keys[turn]
         group = self.rows.group[cell.rows]
         order: np.ndarray = cell.rows[np.lexsort((row_key[cell.rows], group, group_key[group]))]
@@ -206,8 +206,8 @@ def _bucket_order(
     if len(cells) == 1:
         return rows, turns
     label = np.repeat(np.arange(len(cells)), [cell.draws for cell in cells])
-    place = _dealing(label[_shuffled(len(label), shuffle.seed, epoch, _CELLS, bucket)])
-    return rows[place], turns[place]
+    position = _dealing(label[_shuffled(len(label), shuffle.seed, epoch, _CELLS, bucket)])
+    return rows[position], turns[position]
 
 
 def _shuffled(count: int, *key: int) -> np.ndarray:
@@ -215,11 +215,11 @@ def _shuffled(count: int, *key: int) -> np.ndarray:
 
 
 def _dealing(dealt: np.ndarray) -> np.ndarray:
-    """Place of the item that each turn gets, when label ``dealt[i]`` is served at turn i and the
+    """Position of the item that each turn gets, when label ``dealt[i]`` is served at turn i and the
     items lie sorted by label."""
-    place = np.empty(len(dealt), dtype=np.int64)
-    place[np.argsort(dealt, kind="stable")] = np.arange(len(dealt))
-    return place
+    position = np.empty(len(dealt), dtype=np.int64)
+    position[np.argsort(dealt, kind="stable")] = np.arange(len(dealt))
+    return position
 
 
 def random_keys(count: int, *key: int) -> np.ndarray:

@@ -8,9 +8,11 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
+import pyarrow as pa
 import ray
+import ray.data
 from ray.data import DataContext
 
 from dopsd import errors, storage
@@ -24,49 +26,52 @@ _MARKED = re.compile(f"{_OPEN}(.*?){_CLOSE}", re.DOTALL)
 
 _FETCH_SECONDS = 600.0
 
+_MOST_TASKS = 2000
+"""Tasks of a pass; making each costs the driver about a millisecond."""
 
-Made = TypeVar("Made")
+
+Value = TypeVar("Value")
 
 
-class LazyActorState(Generic[Made]):
+class LazyActorState(Generic[Value]):
     """What an actor makes when it starts; that it could not is told by the first use.
 
     An actor that fails to start is started again and again, each time with a page of traceback.
     """
 
-    def __init__(self, make: Callable[[], Made]) -> None:
-        self._made: Made | None = None
+    def __init__(self, build: Callable[[], Value]) -> None:
+        self._state: Value | None = None
         self._failure: Exception | None = None
         try:
-            self._made = make()
+            self._state = build()
         except Exception as error:
             self._failure = error
 
-    def get(self) -> Made:
+    def get(self) -> Value:
         """Raises what making it raised."""
         if self._failure is not None:
             raise self._failure
-        assert self._made is not None
-        return self._made
+        assert self._state is not None
+        return self._state
 
 
 _held: dict[str, object] = {}
 
 
-class Broadcast(Generic[Made]):
+class Broadcast(Generic[Value]):
     """A large value for tasks: each process takes it from the object store once, where an argument
     would travel and be unpickled with every task. Equal ``key``, equal value."""
 
-    def __init__(self, key: str, value: Made) -> None:
+    def __init__(self, key: str, value: Value) -> None:
         self.key, self._ref = key, ray.put(value)
 
-    def get(self) -> Made:
+    def get(self) -> Value:
         """The value; the one that this process held before is let go."""
         if self.key not in _held:
             value = ray.get(self._ref, timeout=_FETCH_SECONDS)
             _held.clear()
             _held[self.key] = value
-        return cast(Made, _held[self.key])
+        return cast(Value, _held[self.key])
 
 
 def quiet_context() -> DataContext:
@@ -77,6 +82,25 @@ def quiet_context() -> DataContext:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     return context
+
+
+def map_items(
+    items: list[dict[str, Any]], function: Any, size: int, who: str, **options: Any
+) -> Iterator[pa.Table]:
+    """Tables that ``function`` makes of tables of ``size`` items, in whatever order.
+
+    ``options``: of ``map_batches``. Raises the DopsdError of a task; ``who`` names any other error.
+    """
+    if not items:
+        return
+    try:
+        with DataContext.current(quiet_context()):
+            blocks = min(-(-len(items) // size), _MOST_TASKS)
+            data: ray.data.Dataset = ray.data.from_items(items, override_num_blocks=blocks)
+            data = data.map_batches(function, batch_size=size, batch_format="pyarrow", **options)
+            yield from data.iter_batches(batch_size=None, batch_format="pyarrow")
+    except Exception as error:
+        raise unwrap_error(error, who) from None
 
 
 def absolute_path(path: str) -> str:

@@ -22,7 +22,7 @@ from dopsd.data.plan import MicroBatch, Plan, RowRef
 from dopsd.data.ray_data import Broadcast, shipping_errors
 from dopsd.data.references import sized
 from dopsd.data.sample import Sample
-from dopsd.errors import DataError, DopsdError
+from dopsd.errors import DataError, DopsdError, message_line
 
 CACHE_BYTES = 2**29
 """Row groups that a reading process keeps (512 MiB). Micro-batches of several buckets alternate,
@@ -87,8 +87,9 @@ class RowGroups:
         except DopsdError:
             raise
         except Exception as error:  # pyarrow raises many kinds on files that are broken
-            reason = " ".join(str(error).split())
-            raise DataError(f"{path}: not the shard that the manifest names: {reason}") from None
+            raise DataError(
+                f"{path}: not the shard that the manifest names: {message_line(error)}"
+            ) from None
         self._tables[key] = table
         self._bytes += table.nbytes
         while self._bytes > self.capacity and len(self._tables) > 1:
@@ -127,11 +128,11 @@ def read_micro_batch(batch: MicroBatch, groups: RowGroups, seed: int) -> dict[st
         keys = read_spec.caption_keys
         drawn = [draw_caption(c, keys, seed, turn, name) for c, turn, name in named]
         values["prompts"] = [text for _, text in drawn]
-    for at, (_, turn, name) in enumerate(named):
+    for index, (_, turn, name) in enumerate(named):
         if dropped(read_spec.caption_dropout, seed, turn, name):
             for key in ("prompts", "teacher_prompts"):
                 if values[key] is not None:
-                    values[key][at] = ""
+                    values[key][index] = ""
     return values
 
 
@@ -146,7 +147,7 @@ def row_references(row: dict[str, Any], read_spec: ReadSpec) -> list[np.ndarray]
     pngs = row.get("references") or []
     images = (Image.fromarray(_decoded(png, row["sample_id"])) for png in pngs)
     return [
-        sized(each, read_spec.reference_pixels, read_spec.reference_multiple) for each in images
+        sized(image, read_spec.reference_pixels, read_spec.reference_multiple) for image in images
     ]
 
 
@@ -174,12 +175,9 @@ def samples_of(values: dict[str, Any]) -> list[Sample]:
     if values["pixels"] is not None:
         shape = (count, values["height"], values["width"], 3)
         images = np.frombuffer(values["pixels"], dtype=np.uint8).reshape(shape)
-    references = [tuple(map(_pixels, each)) for each in values["references"]]
+    references = [tuple(map(_pixels, pictures)) for pictures in values["references"]]
     teacher = values["teacher_prompts"] or [None] * count
-    return [
-        Sample(*each)
-        for each in zip(values["sample_ids"], values["prompts"], images, references, teacher)
-    ]
+    return list(map(Sample, values["sample_ids"], values["prompts"], images, references, teacher))
 
 
 def _pixels(reference: dict[str, Any]) -> np.ndarray:
@@ -222,9 +220,9 @@ def read_segment(
     global _groups
     if _groups is None or (_groups.shards, _groups.read_spec) != (shards, read_spec):
         _groups = RowGroups(shards, read_spec)
-    (span,), held = segment.to_pylist(), plan.get()
+    (span,), run_plan = segment.to_pylist(), plan.get()
     for number in range(span["start"], span["stop"]):
         with shipping_errors():
-            values = read_micro_batch(held.micro_batch_at(number), _groups, held.seed)
+            values = read_micro_batch(run_plan.micro_batch_at(number), _groups, run_plan.seed)
             table = pa.Table.from_pylist([values], schema=READ_SCHEMA)
         yield table

@@ -44,7 +44,7 @@ def prepared(config: RunConfig, tell: Tell, renew: bool = True) -> Manifest:
 
     Raises DataError when they do not hold what the config asks for. Shards of another source are
     prepared anew only where they are the run's own and it may overwrite; never without ``renew``:
-    a run that goes on needs those that it began with.
+    a run that is resumed needs those that it began with.
     """
     if not has_manifest(config.shards):
         prepare_shards(config, tell)
@@ -144,6 +144,7 @@ def preview_samples(config: RunConfig, manifest: Manifest, count: int) -> list[S
 
 
 def no_source(config: RunConfig) -> ConfigError:
+    """What a run without any data is refused with."""
     return ConfigError(
         f"data.source: missing, and data.shards ({config.shards}) holds no prepared data set"
     )

@@ -16,8 +16,8 @@ from dopsd.data.context_cache.files import (
     PREFIX,
     RECORD,
     RERUN_HINT,
+    CacheRecord,
     ContextCache,
-    EncodedRecord,
     Entries,
     check_files,
     differences,
@@ -149,7 +149,7 @@ def find_encoded(config: RunConfig, manifest: Manifest, show: Show) -> ContextCa
     return None
 
 
-def _fitting(folder: str, asked: Entries, manifest: Manifest) -> EncodedRecord:
+def _fitting(folder: str, asked: Entries, manifest: Manifest) -> CacheRecord:
     """The record of ``folder``. Raises DataError when it does not fit or is not whole."""
     record = load_record(folder)
     if differ := differences(record.entries, asked):

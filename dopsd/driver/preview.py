@@ -12,7 +12,7 @@ from dopsd.config import RunConfig
 from dopsd.data.manifest import Manifest
 from dopsd.data.run_data import preview_samples
 from dopsd.data.sample import Sample
-from dopsd.evaluation.preview.history import Adapters, draw_history
+from dopsd.evaluation.preview.history import Adapters, sample_history
 from dopsd.evaluation.preview.sampler import Files, PreviewSampler
 from dopsd.models import FAMILIES
 from dopsd.models.lora import STUDENT, TEACHER
@@ -108,5 +108,5 @@ def _draw(
         return lambda: (student, teacher)
 
     versions = [(number, reader(refs) if refs else None) for number, refs in stored]
-    drawn = draw_history(sampler, versions)
+    drawn = sample_history(sampler, versions)
     return drawn | {SHEET: sampler.sheet()}

@@ -171,7 +171,7 @@ def _draw(
         part = slice(start, start + BATCH)
         texts = [prompt.text for prompt in spec.prompts[part]]
         what = f"drawing {len(texts)} samples of the base"
-        job = Job(what, "draw", (EvaluatedModel(BASE), texts, seeds[part], spec.steps[0]))
+        job = Job(what, "generate", (EvaluatedModel(BASE), texts, seeds[part], spec.steps[0]))
         chunks[job] = names[part]
     done = 0
 

@@ -55,7 +55,7 @@ class Concept:
 
     name: str
     caption: str
-    pictures: tuple[RowRef, ...]
+    images: tuple[RowRef, ...]
 
     @property
     def subject(self) -> str:
@@ -72,13 +72,13 @@ def concepts_of(shards: str, manifest: Manifest) -> list[Concept]:
     Raises ConfigError when a concept can be named by nothing, DataError for a broken shard.
     """
     texts = RowGroups(shards, ReadSpec(images=False))
-    places = _places(texts, manifest)
+    first_rows = _first_rows(texts, manifest)
     # In the order of the shards, so that concepts of one row group share its reading.
-    captions = {name: texts.row(found[0])["captions"] for name, found in places.items()}
+    captions = {name: texts.row(rows[0])["captions"] for name, rows in first_rows.items()}
     concepts = []
-    for name, found in sorted(places.items()):
+    for name, rows in sorted(first_rows.items()):
         caption = captions[name][min(captions[name])]
-        concept = Concept(name, caption, tuple(found))
+        concept = Concept(name, caption, tuple(rows))
         if not concept.subject:
             raise ConfigError(
                 f"prompts {shards}: {caption[:60]!r} has neither a concept nor {TOKEN}, so no new "
@@ -88,11 +88,11 @@ def concepts_of(shards: str, manifest: Manifest) -> list[Concept]:
     return concepts
 
 
-def _places(texts: RowGroups, manifest: Manifest) -> dict[str, list[RowRef]]:
+def _first_rows(texts: RowGroups, manifest: Manifest) -> dict[str, list[RowRef]]:
     """Where the first samples of each concept are, as the manifest says; only row groups of which
     it does not (older versions) are looked into, as long as any concept lacks samples."""
     lacking = {name: min(count, REFERENCES) for name, count in manifest.concepts.items()}
-    places: dict[str, list[RowRef]] = {}
+    first_rows: dict[str, list[RowRef]] = {}
     for group in manifest.row_groups:
         if not any(lacking.values()):
             break
@@ -102,8 +102,8 @@ def _places(texts: RowGroups, manifest: Manifest) -> dict[str, list[RowRef]]:
         for row, name in zip(rows, names, strict=True):
             if lacking.get(name):
                 lacking[name] -= 1
-                places.setdefault(name, []).append(row)
-    return places
+                first_rows.setdefault(name, []).append(row)
+    return first_rows
 
 
 def write_references(shards: str, concepts: Sequence[Concept], folder: str) -> dict[RowRef, str]:
@@ -114,11 +114,11 @@ def write_references(shards: str, concepts: Sequence[Concept], folder: str) -> d
     """
     groups = RowGroups(shards, capacity=0)
     paths = {}
-    for place in sorted(place for concept in concepts for place in concept.pictures):
-        picture = bytes(groups.row(place)["image"])
-        name = f"{hashlib.sha256(picture).hexdigest()[:16]}.png"
-        paths[place] = storage.join(folder, name)
-        storage.write_bytes(paths[place], picture)
+    for row in sorted(row for concept in concepts for row in concept.images):
+        image = bytes(groups.row(row)["image"])
+        name = f"{hashlib.sha256(image).hexdigest()[:16]}.png"
+        paths[row] = storage.join(folder, name)
+        storage.write_bytes(paths[row], image)
     return paths
 
 
@@ -129,16 +129,16 @@ def from_templates(concept: Concept, seed: int = 0) -> list[str]:
     return [rewrite, *(scene.format(subject=concept.subject) for scene in scenes)]
 
 
-def from_vlm(concept: Concept, picture: Image.Image, ask: Ask) -> list[str]:
+def from_vlm(concept: Concept, image: Image.Image, ask: Ask) -> list[str]:
     """The same by a VLM. Raises ModelError when its answer holds too few usable prompts."""
     subject = concept.subject
     rewrite = ask(
-        picture,
+        image,
         "Say this caption of the picture in other words, in one line, and keep the name "
         f"{subject!r} as it is: {concept.caption}",
     )
     scenes = ask(
-        picture,
+        image,
         f"Write {SCENES} short captions that place {subject!r}, the subject of the picture, in "
         f"new scenes. One line each, no numbering, each with the name {subject!r} as it is.",
     )
@@ -162,7 +162,7 @@ def eval_prompts(
     """Prompts with ``references``, the path of each of the concepts' pictures."""
     prompts = []
     for concept, lines in zip(concepts, texts, strict=True):
-        paths = tuple(references[place] for place in concept.pictures)
+        paths = tuple(references[row] for row in concept.images)
         group = concept.name or "images"
         prompts += [EvalPrompt(text, group, references=paths) for text in lines]
     return tuple(prompts)

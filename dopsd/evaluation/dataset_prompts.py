@@ -45,8 +45,9 @@ class PromptWriter:
         return Vlm(_WHO, self._model, self._device)
 
     def write(self, concept: Concept, png: bytes) -> list[str]:
-        picture = decode_image(png)
-        return from_vlm(concept, picture, lambda image, text: self._vlm.answer([image], text))
+        """A rewrite and new scenes of a concept that ``png`` shows. Raises as ``from_vlm``."""
+        image = decode_image(png)
+        return from_vlm(concept, image, lambda image, text: self._vlm.answer([image], text))
 
 
 def dataset_prompts(
@@ -55,14 +56,14 @@ def dataset_prompts(
     """For each concept of the shards one rewrite and new scenes, by templates or by ``vlm``.
 
     Written into ``out`` with their reference pictures, and read from there the next time. Raises
-    DataError for broken shards, ModelError for a VLM that is not at hand or answers unusably.
+    DataError for broken shards, ModelError for a VLM that is not available or answers unusably.
     """
     manifest = load_manifest(shards)
     if vlm:
         check_config(_WHO, vlm)
     writer = model_identity(vlm) if vlm else "templates"
-    made = fingerprint([manifest.fingerprint, writer, _VERSION])
-    path = storage.join(out, f"prompts-{made}.jsonl")
+    key = fingerprint([manifest.fingerprint, writer, _VERSION])
+    path = storage.join(out, f"prompts-{key}.jsonl")
     if not storage.exists(path):
         concepts = concepts_of(shards, manifest)
         references = write_references(shards, concepts, storage.join(out, "references"))
@@ -87,7 +88,7 @@ def _by_vlm(
     def jobs() -> Iterator[Job]:
         # One by one as the writer comes free: a picture is read only then.
         for concept in concepts:
-            png = storage.read_bytes(references[concept.pictures[0]])
+            png = storage.read_bytes(references[concept.images[0]])
             yield Job(f"prompts of {concept.name!r}", "write", (concept, png))
 
     def keep(job: Job, lines: list[str]) -> None:
@@ -101,6 +102,6 @@ def _by_vlm(
         start_s=_START_SECONDS,
         step_s=_ANSWER_SECONDS,
         restarts=1,
-    ) as crew:
-        crew.run(jobs(), keep)
+    ) as pool:
+        pool.run(jobs(), keep)
     return [written[concept.name] for concept in concepts]

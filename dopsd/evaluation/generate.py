@@ -75,13 +75,13 @@ def read_reference(path: str) -> Image.Image:
     Raises ConfigError with the reason for one that cannot be used.
     """
     try:
-        picture = decode_image(storage.read_bytes(path))
-        check_shape(picture.width, picture.height, _MIN_REFERENCE_SIDE)
+        image = decode_image(storage.read_bytes(path))
+        check_shape(image.width, image.height, _MIN_REFERENCE_SIDE)
     except FileNotFoundError:
         raise ConfigError(f"--reference: {path}: no such file") from None
     except BadImage as error:
         raise ConfigError(f"--reference: {path}: {error}") from None
-    return picture
+    return image
 
 
 def sample(
@@ -131,7 +131,7 @@ def load_modules(transformer: Any, path: str, payload: bytes) -> None:
         raise ModelError(f"{path}: no modules of this base ({error})") from None
 
 
-def png_bytes(picture: Image.Image) -> bytes:
+def png_bytes(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
+    image.save(buffer, format="PNG")
     return buffer.getvalue()

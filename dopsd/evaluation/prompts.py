@@ -45,7 +45,7 @@ class EvalPrompt:
     expected: dict[str, str] = field(default_factory=dict)
     concept: str | None = None
 
-    def picture_name(self, seed: int) -> str:
+    def image_name(self, seed: int) -> str:
         """File name of the prompt's picture: readable, and unique by text and seed."""
         slug = re.sub(r"[^a-z0-9]+", "-", self.text.lower()).strip("-")[:40]
         return f"{slug}-{hashlib.sha256(self.text.encode()).hexdigest()[:10]}-s{seed}.png"
@@ -80,7 +80,7 @@ def write_prompts(path: str, prompts: Sequence[EvalPrompt]) -> None:
     rows = []
     for prompt in prompts:
         row = {key: value for key, value in asdict(prompt).items() if value not in (None, (), {})}
-        row["references"] = [each.removeprefix(folder) for each in prompt.references]
+        row["references"] = [path.removeprefix(folder) for path in prompt.references]
         rows.append(json.dumps({"prompt": row.pop("text"), **row}, ensure_ascii=False))
     storage.write_bytes(path, ("\n".join(rows) + "\n").encode())
 
@@ -97,7 +97,7 @@ def _parse(line: str, where: str, file: str) -> EvalPrompt:
             raise ConfigError(f"prompts {where}: {key}: unknown, allowed: {', '.join(_TYPES)}")
         what, kind = _TYPES[key]
         items_fit = {
-            "references": lambda items: all(isinstance(each, str) for each in items),
+            "references": lambda items: all(isinstance(path, str) for path in items),
             "seeds": lambda items: items and all(type(i) is int and i >= 0 for i in items),
         }.get(key, lambda _: True)
         if not isinstance(value, kind) or not items_fit(value):
@@ -113,8 +113,8 @@ def _parse(line: str, where: str, file: str) -> EvalPrompt:
         row.get("group", PRIOR if prior else "prompts"),
         prior,
         tuple(
-            each if storage.is_remote(each) else storage.join(folder, each)
-            for each in row.get("references", ())
+            path if storage.is_remote(path) else storage.join(folder, path)
+            for path in row.get("references", ())
         ),
         tuple(row["seeds"]) if "seeds" in row else None,
         expected,
@@ -159,8 +159,8 @@ def shapes_prompts(concept: str, count: int, seed: int = 0) -> tuple[EvalPrompt,
 
     def distinct(draw: Callable[[int], list[Prompt]]) -> list[Prompt]:
         # Short captions repeat; the same prompt and seed would only give the same picture.
-        found = {prompt.text: prompt for prompt in draw(8 * count)}
-        return list(found.values())[:count]
+        prompts = {prompt.text: prompt for prompt in draw(8 * count)}
+        return list(prompts.values())[:count]
 
     mine = distinct(lambda number: concept_prompts(concept, number, seed))
     prior = distinct(lambda number: prior_prompts(number, seed))

@@ -14,7 +14,7 @@ from dopsd.intervals import Value, as_json, bootstrap, mean, wilson
 
 
 @dataclass(frozen=True)
-class PictureScores:
+class ImageScores:
     """What every metric said of one picture."""
 
     model: str
@@ -102,8 +102,8 @@ class Results:
 
     def markdown(self) -> str:
         """The tables, what was not measured, and how to read them."""
-        shown = [name for name in self.columns if any(name in row.values for row in self.rows)]
-        arrows = [f"{n} {'↑' if self.columns[n].higher_is_better else '↓'}" for n in shown]
+        names = [name for name in self.columns if any(name in row.values for row in self.rows)]
+        arrows = [f"{n} {'↑' if self.columns[n].higher_is_better else '↓'}" for n in names]
         lines = _table(
             ["model", "steps", "prompts", "pictures", *arrows],
             [
@@ -112,7 +112,7 @@ class Results:
                     str(row.steps),
                     f"{row.group} ({row.prompts})",
                     str(row.pictures),
-                    *(str(row.values.get(name, "")) for name in shown),
+                    *(str(row.values.get(name, "")) for name in names),
                 ]
                 for row in self.rows
             ],
@@ -135,7 +135,7 @@ class Results:
             lines += [f"- {reason}" for reason in self.missing.values()]
         lines += ["", "Means with 95% intervals over prompts: Wilson for rates, bootstrap for the"]
         lines += ["rest. Seeds of one prompt count as one draw.", ""]
-        lines += [f"- {name}: {self.columns[name].meaning}" for name in shown]
+        lines += [f"- {name}: {self.columns[name].meaning}" for name in names]
         return "\n".join(lines) + "\n"
 
 
@@ -149,28 +149,28 @@ def _table(titles: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def summarize(
-    scores: Sequence[PictureScores],
+    scores: Sequence[ImageScores],
     models: Sequence[EvaluatedModel],
     columns: dict[str, Column],
     missing: dict[str, str],
     settings: dict[str, Any],
 ) -> Results:
     """Tables over all pictures, in the order in which these come."""
-    cells: dict[tuple[str, int, str], list[PictureScores]] = {}
-    for each in scores:
-        cells.setdefault((each.model, each.steps, each.group), []).append(each)
+    cells: dict[tuple[str, int, str], list[ImageScores]] = {}
+    for score in scores:
+        cells.setdefault((score.model, score.steps, score.group), []).append(score)
     rows = [
         Row(
             model,
             steps,
             group,
             cell[0].prior,
-            len({each.prompt for each in cell}),
+            len({score.prompt for score in cell}),
             len(cell),
             {
                 name: _estimate(cell, name, column.rate)
                 for name, column in columns.items()
-                if any(name in each.values for each in cell)
+                if any(name in score.values for score in cell)
             },
         )
         for (model, steps, group), cell in cells.items()
@@ -197,16 +197,16 @@ def _marks(row: Row, models: Sequence[EvaluatedModel]) -> list[str]:
     return parts if len(loras) > 1 else []
 
 
-def _by_prompt(cell: Sequence[PictureScores], column: str) -> dict[str, float]:
+def _by_prompt(cell: Sequence[ImageScores], column: str) -> dict[str, float]:
     """Mean over a prompt's seeds: pictures of one prompt are no independent draws."""
     values: dict[str, list[float]] = {}
-    for each in cell:
-        if column in each.values:
-            values.setdefault(each.prompt, []).append(each.values[column])
-    return {prompt: mean(found) for prompt, found in values.items()}
+    for score in cell:
+        if column in score.values:
+            values.setdefault(score.prompt, []).append(score.values[column])
+    return {prompt: mean(scores) for prompt, scores in values.items()}
 
 
-def _estimate(cell: Sequence[PictureScores], column: str, rate: bool) -> Value:
+def _estimate(cell: Sequence[ImageScores], column: str, rate: bool) -> Value:
     values = list(_by_prompt(cell, column).values())
     if rate:
         # A prompt is one draw, whatever its seeds; a bootstrap of equal values had no width.
@@ -214,17 +214,15 @@ def _estimate(cell: Sequence[PictureScores], column: str, rate: bool) -> Value:
     return Value(mean(values), *bootstrap(values))
 
 
-def _ratio(
-    cell: Sequence[PictureScores], mark: Sequence[PictureScores], column: str
-) -> Value | None:
+def _ratio(cell: Sequence[ImageScores], mark: Sequence[ImageScores], column: str) -> Value | None:
     """Ratio of the means over the prompts of both, or None where there is nothing to divide by."""
     ours, theirs = _by_prompt(cell, column), _by_prompt(mark, column)
     pairs = [(ours[prompt], theirs[prompt]) for prompt in ours if prompt in theirs]
     if not pairs or not sum(base for _, base in pairs):
         return None
 
-    def ratio(drawn: Sequence[tuple[float, float]]) -> float:
-        below = sum(base for _, base in drawn)
-        return sum(value for value, _ in drawn) / below if below else float("inf")
+    def ratio(resampled: Sequence[tuple[float, float]]) -> float:
+        below = sum(base for _, base in resampled)
+        return sum(value for value, _ in resampled) / below if below else float("inf")
 
     return Value(ratio(pairs), *bootstrap(pairs, ratio))

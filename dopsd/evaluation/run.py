@@ -17,8 +17,8 @@ from safetensors.torch import load
 from dopsd import storage
 from dopsd.data.images import BadImage, decode_image
 from dopsd.errors import ConfigError, ModelError, ResourceError
+from dopsd.evaluation.image_sets import ImageEntry, ImageSet
 from dopsd.evaluation.metrics import METRICS, MissingWeights, make_metric
-from dopsd.evaluation.pictures import ImageSet, Picture
 from dopsd.evaluation.prompts import write_prompts
 from dopsd.evaluation.results import Results, summarize
 from dopsd.evaluation.scoring import Scores
@@ -44,7 +44,7 @@ RESULTS, TABLE, PROMPTS = "results.json", "results.md", "prompts.jsonl"
 def evaluate(spec: EvaluateSpec, show: Show = lambda phase, status: None) -> Results:
     """Draw what is not drawn yet, score what is not scored yet, write the tables.
 
-    Called again with the same spec it goes on where it stopped; pictures and scores of another
+    Called again with the same spec it resumes where it stopped; pictures and scores of another
     making (weights, LoRA, size, steps, dtype, versions) lie in other folders and are not read.
     Raises a DopsdError with one clear line when it cannot.
     """
@@ -54,7 +54,7 @@ def evaluate(spec: EvaluateSpec, show: Show = lambda phase, status: None) -> Res
     loras = _read_loras(spec)
     cluster = connect()
     role = _role(spec, cluster.get("GPU", 0.0))
-    sets = _picture_sets(spec, role.device, loras)
+    sets = _image_sets(spec, role.device, loras)
     write_prompts(storage.join(spec.out, PROMPTS), spec.prompts)
     wait_for_resources([role], ray.cluster_resources, spec.start_seconds)
     with JobPool(
@@ -64,13 +64,13 @@ def evaluate(spec: EvaluateSpec, show: Show = lambda phase, status: None) -> Res
         start_s=spec.start_seconds,
         step_s=spec.step_seconds,
         restarts=spec.restarts,
-    ) as crew:
-        _draw(spec, crew, sets, loras, show)
+    ) as pool:
+        _generate(spec, pool, sets, loras, show)
         scores = Scores(spec.out, spec.batch, sets, references)
         for choice in spec.metrics:
             if choice.name not in missing:
                 try:
-                    scores.add(crew, choice, lambda status: show("score", status))
+                    scores.add(pool, choice, lambda status: show("score", status))
                 except MissingWeights as error:
                     missing[choice.name] = str(error)
     columns = {
@@ -95,15 +95,17 @@ def _read_loras(spec: EvaluateSpec) -> dict[str, bytes]:
     if not payloads:
         return {}
     modules = FAMILIES[spec.family](spec.base, spec.revision).skeleton().named_modules()
-    sizes = {name: each.in_features for name, each in modules if isinstance(each, torch.nn.Linear)}
+    sizes = {
+        name: module.in_features for name, module in modules if isinstance(module, torch.nn.Linear)
+    }
     for path, payload in payloads.items():
         try:
             tensors = load(payload)
         except SafetensorError as error:
             raise ModelError(f"{path}: not a safetensors file ({error})") from None
         for key, tensor in tensors.items():
-            name, found, _ = key.removeprefix("transformer.").partition(".lora_A.")
-            if found and name in sizes and tensor.shape[1] != sizes[name]:
+            name, matched, _ = key.removeprefix("transformer.").partition(".lora_A.")
+            if matched and name in sizes and tensor.shape[1] != sizes[name]:
                 raise ModelError(
                     f"{path}: made for another base: its {name} takes {tensor.shape[1]} features, "
                     f"here it takes {sizes[name]}"
@@ -143,7 +145,7 @@ def _role(spec: EvaluateSpec, cluster_gpus: float) -> Role:
     return Role("evaluation", spec.workers, spec.cpus, spec.gpus if cuda else 0.0)
 
 
-def _picture_sets(spec: EvaluateSpec, device: str, loras: dict[str, bytes]) -> list[ImageSet]:
+def _image_sets(spec: EvaluateSpec, device: str, loras: dict[str, bytes]) -> list[ImageSet]:
     """Every model at every number of steps, the base first, with what is drawn already."""
     common = {
         "family": spec.family,
@@ -161,53 +163,56 @@ def _picture_sets(spec: EvaluateSpec, device: str, loras: dict[str, bytes]) -> l
         if model.transformer is not None:
             kind = FAMILIES[spec.family].transformer_class
             weights["transformer"] = digest_of(transformer_files(model.transformer, kind))
-        pictures = [
-            Picture(prompt, seed, prompt.picture_name(seed))
+        images = [
+            ImageEntry(prompt, seed, prompt.image_name(seed))
             for prompt in spec.prompts
-            if model.draws(prompt)
+            if model.covers(prompt)
             for seed in prompt.seeds or spec.seeds
         ]
         for steps in spec.steps:
-            made = fingerprint({**common, **weights, "steps": steps})
-            folder = storage.join(spec.out, "pictures", f"{model.name}-{steps}steps-{made}")
-            sets.append(ImageSet(model, steps, folder, pictures, storage.names(folder)))
+            key = fingerprint({**common, **weights, "steps": steps})
+            folder = storage.join(spec.out, "pictures", f"{model.name}-{steps}steps-{key}")
+            sets.append(ImageSet(model, steps, folder, images, storage.names(folder)))
     return sets
 
 
-def _draw(
-    spec: EvaluateSpec, crew: JobPool, sets: list[ImageSet], loras: dict[str, bytes], show: Show
+def _generate(
+    spec: EvaluateSpec, pool: JobPool, sets: list[ImageSet], loras: dict[str, bytes], show: Show
 ) -> None:
     """Draw every picture that is not there."""
-    wanted = {each.folder: {picture.name for picture in each.pictures} for each in sets}
+    wanted = {image_set.folder: {image.name for image in image_set.images} for image_set in sets}
     total = sum(map(len, wanted.values()))
-    missing = {each.folder: wanted[each.folder] - each.there for each in sets}
+    missing = {
+        image_set.folder: wanted[image_set.folder] - image_set.existing for image_set in sets
+    }
     references = {path: ray.put(payload) for path, payload in loras.items()}
 
     def tell() -> None:
         left = sum(map(len, missing.values()))
         show("draw", {"message": f"{total - left} of {total} pictures"})
 
-    chunks: dict[Job, tuple[ImageSet, list[Picture]]] = {}
-    for each in sets:
-        for chunk in each.chunks(spec.batch):
-            if missing[each.folder].isdisjoint(picture.name for picture in chunk):
+    chunks: dict[Job, tuple[ImageSet, list[ImageEntry]]] = {}
+    for image_set in sets:
+        for chunk in image_set.chunks(spec.batch):
+            if missing[image_set.folder].isdisjoint(image.name for image in chunk):
                 continue
-            what = f"drawing {len(chunk)} pictures of {each.model.name} at {each.steps} steps"
+            name, steps = image_set.model.name, image_set.steps
+            what = f"drawing {len(chunk)} pictures of {name} at {steps} steps"
             texts, seeds = [p.prompt.text for p in chunk], [p.seed for p in chunk]
-            files = (references[path] for path in each.model.files)
-            arguments = (each.model, texts, seeds, each.steps, *files)
-            chunks[Job(what, "draw", arguments)] = (each, chunk)
+            files = (references[path] for path in image_set.model.files)
+            arguments = (image_set.model, texts, seeds, steps, *files)
+            chunks[Job(what, "generate", arguments)] = (image_set, chunk)
 
-    def keep(job: Job, pictures: list[bytes]) -> None:
-        each, chunk = chunks[job]
-        for picture, png in zip(chunk, pictures, strict=True):
-            if picture.name in missing[each.folder]:
-                storage.write_bytes(each.path(picture), png)
-                missing[each.folder].discard(picture.name)
+    def keep(job: Job, images: list[bytes]) -> None:
+        image_set, chunk = chunks[job]
+        for image, png in zip(chunk, images, strict=True):
+            if image.name in missing[image_set.folder]:
+                storage.write_bytes(image_set.path(image), png)
+                missing[image_set.folder].discard(image.name)
         tell()
 
     tell()
-    crew.run(list(chunks), keep)
+    pool.run(list(chunks), keep)
 
 
 def _settings(spec: EvaluateSpec) -> dict[str, Any]:

@@ -24,7 +24,7 @@ PRIOR_STEP = -3
 training target's very noise."""
 
 
-def picture_noise(
+def image_noise(
     seed: int, prompt: str, shape: tuple[int, ...], step: int = EVALUATION_STEP
 ) -> Tensor:
     """[*shape] float32: equal for every model, number of steps, batch and worker."""
@@ -32,9 +32,9 @@ def picture_noise(
 
 
 class EvaluationSampler:
-    """The stock pipeline of a spec's base, as whatever model the next pictures ask for.
+    """The stock pipeline of a spec's base, as whatever model the next images ask for.
 
-    ``noise_step``: in the counter of their noise.
+    ``noise_step``: stands for the optimizer step in the counter of their noise.
     """
 
     def __init__(self, spec: EvaluateSpec, device: str, noise_step: int = EVALUATION_STEP) -> None:
@@ -46,12 +46,12 @@ class EvaluationSampler:
         self.pipeline: Any = self.family.load_pipeline(
             DTYPES[spec.dtype], device, attention=spec.attention
         )
-        self._drawn = EvaluatedModel(BASE)
+        self._loaded = EvaluatedModel(BASE)
         self._altered = False
         """Whether weights of the base's transformer were replaced."""
 
     @torch.no_grad()
-    def draw(
+    def generate(
         self,
         model: EvaluatedModel,
         payloads: Sequence[bytes],
@@ -63,13 +63,13 @@ class EvaluationSampler:
 
         Raises ModelError for weights that do not load.
         """
-        if model != self._drawn:
+        if model != self._loaded:
             self._load(model, payloads)
         noise = [
-            picture_noise(seed, text, self.shape, self.noise_step)
+            image_noise(seed, text, self.shape, self.noise_step)
             for seed, text in zip(seeds, prompts, strict=True)
         ]
-        pictures = sample(
+        images = sample(
             self.pipeline,
             list(prompts),
             steps,
@@ -77,11 +77,11 @@ class EvaluationSampler:
             self.width,
             latents=torch.stack(noise).to(self.device),
         )
-        return [png_bytes(picture) for picture in pictures]
+        return [png_bytes(image) for image in images]
 
     def _load(self, model: EvaluatedModel, payloads: Sequence[bytes]) -> None:
         self.pipeline.unload_lora_weights()
-        self._drawn = EvaluatedModel(BASE)
+        self._loaded = EvaluatedModel(BASE)
         if self._altered:
             self.pipeline.transformer = None  # before the next is loaded
             self.pipeline.transformer = self.family.load_transformer(
@@ -98,4 +98,4 @@ class EvaluationSampler:
             load_lora(self.pipeline, path, payload, name)
         if names:
             self.pipeline.set_adapters(names)
-        self._drawn = model
+        self._loaded = model

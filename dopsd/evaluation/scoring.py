@@ -1,4 +1,4 @@
-"""Scores of drawn pictures, kept by what made them, so that a resumed evaluation goes on."""
+"""Scores of drawn pictures, kept by what made them, so that an evaluation resumes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from dopsd import storage
+from dopsd.evaluation.image_sets import ImageEntry, ImageSet
 from dopsd.evaluation.metrics import make_metric
-from dopsd.evaluation.pictures import ImageSet, Picture
-from dopsd.evaluation.results import PictureScores
+from dopsd.evaluation.results import ImageScores
 from dopsd.evaluation.spec import BASE, MetricChoice
-from dopsd.evaluation.worker import DrawnPicture
+from dopsd.evaluation.worker import GeneratedImage
 from dopsd.models.fingerprint import fingerprint, model_identity
 from dopsd.ray_cluster.job_pool import Job, JobPool
 
@@ -27,7 +27,7 @@ Tell = Callable[[dict[str, Any]], None]
 class _Task:
     """A picture, the key of its scores, and the pictures it is held against: paths by identity."""
 
-    picture: Picture
+    image: ImageEntry
     key: str
     targets: dict[str, str]
 
@@ -45,83 +45,95 @@ class Scores:
     ) -> None:
         self.out, self.batch, self.sets = out, batch, sets
         self._references = references
-        self._bases = {each.steps: each for each in sets if each.model.name == BASE}
-        self._tasks = {each.name: [self._task(each, p) for p in each.pictures] for each in sets}
+        self._bases = {
+            image_set.steps: image_set for image_set in sets if image_set.model.name == BASE
+        }
+        self._tasks = {
+            image_set.name: [self._task(image_set, image) for image in image_set.images]
+            for image_set in sets
+        }
         self._values: dict[tuple[str, str], dict[str, float]] = {}
         """Columns by (name of the set, key)."""
 
-    def add(self, crew: JobPool, choice: MetricChoice, tell: Tell) -> None:
-        """Measure a metric where it is not measured yet. Raises MissingWeights, and as the crew."""
+    def add(self, pool: JobPool, choice: MetricChoice, tell: Tell) -> None:
+        """Measure a metric where it is not measured yet. Raises MissingWeights, and as ``pool``."""
         metric = make_metric(choice.name, choice.model)
         identity = model_identity(metric.model) if metric.model else None
-        made = fingerprint([metric.name, metric.version, _READING, identity])
-        folder = storage.join(self.out, "scores", f"{metric.name}-{made}")
-        known = {each.name: _read(storage.join(folder, f"{each.name}.json")) for each in self.sets}
+        key = fingerprint([metric.name, metric.version, _READING, identity])
+        folder = storage.join(self.out, "scores", f"{metric.name}-{key}")
+        known = {
+            image_set.name: _read(storage.join(folder, f"{image_set.name}.json"))
+            for image_set in self.sets
+        }
         total = sum(map(len, self._tasks.values()))
         measured = 0
         chunks: dict[Job, tuple[ImageSet, list[_Task]]] = {}
 
         def jobs() -> Iterator[Job]:
             # One by one as workers come free: their pictures are read only then.
-            for each in self.sets:
-                left = [task for task in self._tasks[each.name] if task.key not in known[each.name]]
+            for image_set in self.sets:
+                left = [
+                    task
+                    for task in self._tasks[image_set.name]
+                    if task.key not in known[image_set.name]
+                ]
                 for start in range(0, len(left), self.batch):
                     chunk = left[start : start + self.batch]
-                    what = f"{metric.name} of {len(chunk)} pictures of {each.model.name}"
-                    drawn = [
-                        DrawnPicture(
-                            storage.read_bytes(each.path(task.picture)),
-                            task.picture.prompt,
+                    what = f"{metric.name} of {len(chunk)} pictures of {image_set.model.name}"
+                    generated = [
+                        GeneratedImage(
+                            storage.read_bytes(image_set.path(task.image)),
+                            task.image.prompt,
                             tuple(task.targets),
                         )
                         for task in chunk
                     ]
                     paths = {key: path for task in chunk for key, path in task.targets.items()}
                     targets = {key: storage.read_bytes(path) for key, path in paths.items()}
-                    job = Job(what, "score", (choice, drawn, targets))
-                    chunks[job] = (each, chunk)
+                    job = Job(what, "score", (choice, generated, targets))
+                    chunks[job] = (image_set, chunk)
                     yield job
 
         def keep(job: Job, values: list[dict[str, float]]) -> None:
             nonlocal measured
-            each, chunk = chunks.pop(job)
-            known[each.name].update(zip((task.key for task in chunk), values, strict=True))
-            text = json.dumps(known[each.name], indent=0)
-            storage.write_bytes(storage.join(folder, f"{each.name}.json"), text.encode())
+            image_set, chunk = chunks.pop(job)
+            known[image_set.name].update(zip((task.key for task in chunk), values, strict=True))
+            text = json.dumps(known[image_set.name], indent=0)
+            storage.write_bytes(storage.join(folder, f"{image_set.name}.json"), text.encode())
             measured += len(chunk)
             tell({"message": f"{metric.name}: {measured} pictures measured now, {total} in all"})
 
         tell({"message": metric.name})
-        crew.run(jobs(), keep)
-        for each in self.sets:
-            for task in self._tasks[each.name]:
-                values = self._values.setdefault((each.name, task.key), {})
-                values.update(known[each.name][task.key])
+        pool.run(jobs(), keep)
+        for image_set in self.sets:
+            for task in self._tasks[image_set.name]:
+                values = self._values.setdefault((image_set.name, task.key), {})
+                values.update(known[image_set.name][task.key])
 
-    def all(self) -> list[PictureScores]:
+    def all(self) -> list[ImageScores]:
         """What has been measured, in the order of sets and prompts."""
         return [
-            PictureScores(
-                each.model.name,
-                each.steps,
-                task.picture.prompt.group,
-                task.picture.prompt.prior,
-                task.picture.prompt.text,
-                task.picture.seed,
-                self._values.get((each.name, task.key), {}),
+            ImageScores(
+                image_set.model.name,
+                image_set.steps,
+                task.image.prompt.group,
+                task.image.prompt.prior,
+                task.image.prompt.text,
+                task.image.seed,
+                self._values.get((image_set.name, task.key), {}),
             )
-            for each in self.sets
-            for task in self._tasks[each.name]
+            for image_set in self.sets
+            for task in self._tasks[image_set.name]
         ]
 
-    def _task(self, each: ImageSet, picture: Picture) -> _Task:
-        prompt = picture.prompt
+    def _task(self, image_set: ImageSet, image: ImageEntry) -> _Task:
+        prompt = image.prompt
         targets = {self._references[path]: path for path in prompt.references}
-        if prompt.prior and not targets and each.model.name != BASE:
-            base = self._bases[each.steps]
-            targets = {f"{base.name}/{picture.name}": base.path(picture)}
-        key = fingerprint([picture.name, list(targets), prompt.expected, prompt.concept])
-        return _Task(picture, key, targets)
+        if prompt.prior and not targets and image_set.model.name != BASE:
+            base = self._bases[image_set.steps]
+            targets = {f"{base.name}/{image.name}": base.path(image)}
+        key = fingerprint([image.name, list(targets), prompt.expected, prompt.concept])
+        return _Task(image, key, targets)
 
 
 def _read(path: str) -> dict[str, dict[str, float]]:

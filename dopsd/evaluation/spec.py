@@ -40,7 +40,7 @@ class EvaluatedModel:
         """Files that are small enough to be read whole: LoRAs, and modules at last."""
         return self.loras if self.modules is None else (*self.loras, self.modules)
 
-    def draws(self, prompt: EvalPrompt) -> bool:
+    def covers(self, prompt: EvalPrompt) -> bool:
         """Whether the prompt is among those that this model is evaluated on."""
         return prompt.prior or not self.groups or prompt.group in self.groups
 
@@ -128,7 +128,7 @@ def default_metrics(shapes: bool) -> tuple[MetricChoice, ...]:
 
 
 def _models(spec: EvaluateSpec) -> tuple[EvaluatedModel, ...]:
-    found = [EvaluatedModel(BASE)]
+    models = [EvaluatedModel(BASE)]
     for model in spec.models:
         if not model.files and model.transformer is None:
             raise ConfigError(f"model {model.name!r}: no LoRA; the base is drawn anyway")
@@ -137,7 +137,7 @@ def _models(spec: EvaluateSpec) -> tuple[EvaluatedModel, ...]:
                 f"model {model.name!r}: a LoRA on {model.transformer}, allowed: LoRAs or a "
                 "transformer"
             )
-        if model.name in (known.name for known in found):
+        if model.name in (known.name for known in models):
             raise ConfigError(f"model {model.name!r}: two of this name, allowed: NAME=LORA")
         if not model.name or "/" in model.name:
             raise ConfigError(f"model {model.name!r}: allowed: a name without /")
@@ -147,7 +147,7 @@ def _models(spec: EvaluateSpec) -> tuple[EvaluatedModel, ...]:
                 raise ModelError(f"{file}: no such {what} file")
         if model.transformer is not None:
             transformer_files(model.transformer, FAMILIES[spec.family].transformer_class)
-        found.append(
+        models.append(
             replace(
                 model,
                 loras=tuple(_absolute(lora) for lora in model.loras),
@@ -155,7 +155,7 @@ def _models(spec: EvaluateSpec) -> tuple[EvaluatedModel, ...]:
                 transformer=model.transformer and _absolute(model.transformer),
             )
         )
-    return tuple(found)
+    return tuple(models)
 
 
 def _check_prompts(spec: EvaluateSpec) -> None:

@@ -16,7 +16,7 @@ _ANSWER_TOKENS = 256
 class Vlm:
     """Any image-text-to-text model of transformers with a chat template.
 
-    Raises MissingWeights, in the name of ``who``, when it is not at hand.
+    Raises MissingWeights, in the name of ``who``, when it is not available.
     """
 
     def __init__(self, who: str, model: str, device: str) -> None:
@@ -34,8 +34,8 @@ class Vlm:
     def answer(self, images: Sequence[Image.Image], question: str) -> str:
         """The greedy answer to one question about the pictures."""
         inputs = self._inputs(images, question)
-        found = self._model.generate(**inputs, max_new_tokens=_ANSWER_TOKENS, do_sample=False)
-        answer = found[0, inputs["input_ids"].shape[1] :]
+        tokens = self._model.generate(**inputs, max_new_tokens=_ANSWER_TOKENS, do_sample=False)
+        answer = tokens[0, inputs["input_ids"].shape[1] :]
         text: str = self._processor.tokenizer.decode(answer, skip_special_tokens=True)
         return text.strip()
 

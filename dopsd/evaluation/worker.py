@@ -14,7 +14,7 @@ from dopsd.evaluation.spec import EvaluatedModel, EvaluateSpec, MetricChoice
 
 
 @dataclass(frozen=True)
-class DrawnPicture:
+class GeneratedImage:
     """PNG bytes of a picture, and the digests of the pictures it is held against."""
 
     png: bytes
@@ -23,14 +23,14 @@ class DrawnPicture:
 
 
 class EvaluationWorker:
-    """A plain class; ``runtime.evaluate`` wraps it as an actor."""
+    """A plain class; ``evaluation.run`` wraps it as an actor."""
 
     def __init__(self, spec: EvaluateSpec, device: str, noise_step: int = EVALUATION_STEP) -> None:
         self.spec, self.device, self.noise_step = spec, device, noise_step
         self._sampler: EvaluationSampler | None = None
         self._metric: tuple[MetricChoice, Metric] | None = None
 
-    def draw(
+    def generate(
         self,
         model: EvaluatedModel,
         prompts: list[str],
@@ -41,10 +41,10 @@ class EvaluationWorker:
         """PNG of each prompt; ``payloads``: the bytes of the model's files."""
         if self._sampler is None:
             self._sampler = EvaluationSampler(self.spec, self.device, self.noise_step)
-        return self._sampler.draw(model, payloads, prompts, seeds, steps)
+        return self._sampler.generate(model, payloads, prompts, seeds, steps)
 
     def score(
-        self, choice: MetricChoice, pictures: Sequence[DrawnPicture], targets: Mapping[str, bytes]
+        self, choice: MetricChoice, images: Sequence[GeneratedImage], targets: Mapping[str, bytes]
     ) -> list[dict[str, float]]:
         """A metric's columns of every picture; ``targets``: image bytes by digest."""
         self._sampler = None
@@ -57,12 +57,12 @@ class EvaluationWorker:
         return self._metric[1].measure(
             [
                 MetricInput(
-                    decode_image(each.png),
-                    each.prompt.text,
-                    tuple(opened[digest] for digest in each.targets),
-                    each.prompt.expected,
-                    each.prompt.concept,
+                    decode_image(image.png),
+                    image.prompt.text,
+                    tuple(opened[digest] for digest in image.targets),
+                    image.prompt.expected,
+                    image.prompt.concept,
                 )
-                for each in pictures
+                for image in images
             ]
         )

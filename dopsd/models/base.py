@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dopsd.errors import ModelError
+from dopsd.errors import ModelError, message_line
 from dopsd.models.pretrained import check_transformer, part_config, resolve_base
 from dopsd.records import Context
 
@@ -64,7 +64,8 @@ class Family(ABC):
     def load_transformer(
         self, dtype: torch.dtype, device: torch.device | str, attention: str | None = None
     ) -> nn.Module:
-        """The frozen transformer (``requires_grad`` off, eval mode) on ``device``."""
+        """The frozen transformer (``requires_grad`` off, eval mode) on ``device``. Raises
+        ModelError as :func:`set_attention` does."""
         transformer = self._load_part(self.transformer_class, "transformer", dtype)
         set_attention(transformer, attention)
         frozen: nn.Module = transformer.requires_grad_(False).eval().to(device)
@@ -88,7 +89,7 @@ class Family(ABC):
         attention: str | None = None,
     ) -> Any:
         """The stock diffusers pipeline, to draw pictures with; without ``text_encoder`` it takes
-        contexts only."""
+        contexts only. Raises ModelError as :func:`set_attention` does."""
         import diffusers
 
         left_out: dict[str, Any] = {}
@@ -155,7 +156,7 @@ class Family(ABC):
         raise ModelError(f"model.family: {self.name} takes no reference images")
 
     @abstractmethod
-    def draw(
+    def generate(
         self, pipeline: Any, context: Context, noise: Tensor, steps: int, height: int, width: int
     ) -> Any:
         """Run the stock sampler, guidance off, from ``noise`` [B, C, h, w]: B PIL images."""
@@ -212,7 +213,7 @@ def check_attention(name: str | None) -> None:
 
     known = [backend.value for backend in AttentionBackendName]
     if name not in known:
-        public = ", ".join(sorted(each for each in known if not each.startswith("_")))
+        public = ", ".join(sorted(backend for backend in known if not backend.startswith("_")))
         raise ModelError(f"model.attention: {name!r}, allowed: a backend of diffusers: {public}")
 
 
@@ -227,8 +228,9 @@ def set_attention(transformer: Any, name: str | None) -> None:
     try:
         transformer.set_attention_backend(name)
     except (ImportError, RuntimeError, ValueError) as error:
-        line = " ".join(str(error).split())
-        raise ModelError(f"model.attention: {name!r} cannot be used here: {line}") from None
+        raise ModelError(
+            f"model.attention: {name!r} cannot be used here: {message_line(error)}"
+        ) from None
 
 
 def as_pixels(images: list[np.ndarray], vae: Any) -> Tensor:

@@ -145,10 +145,10 @@ class Flux2Klein(Family):
         return {
             "reference": pad_sequence(tokens, batch_first=True).float().cpu(),
             "reference_ids": pad_sequence(ids, batch_first=True),
-            "reference_lengths": torch.tensor([len(each) for each in ids]),
+            "reference_lengths": torch.tensor([len(positions) for positions in ids]),
         }
 
-    def draw(
+    def generate(
         self, pipeline: Any, context: Context, noise: Tensor, steps: int, height: int, width: int
     ) -> Any:
         if "reference" in context.tensors:

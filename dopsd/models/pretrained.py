@@ -1,4 +1,4 @@
-"""Weights from a local folder or the hub, and one clear reason when they are not at hand."""
+"""Weights from a local folder or the hub, and one clear reason when they are not available."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dopsd.errors import ModelError
 
 
 class MissingWeights(ModelError):
-    """A model's weights or libraries are not at hand; the message says which and why."""
+    """A model's weights or libraries are not available; the message says which and why."""
 
 
 @contextmanager
@@ -64,10 +64,10 @@ def resolve_base(base: str, key: str = "model.base") -> str:
         from dopsd.shapes import weights_path
 
         return str(weights_path())
-    return _found(base, key, "no folder, no hub id (owner/name), not 'shapes'")
+    return _checked_name(base, key, "no folder, no hub id (owner/name), not 'shapes'")
 
 
-def _found(model: str, key: str, problem: str) -> str:
+def _checked_name(model: str, key: str, problem: str) -> str:
     folder = os.path.expanduser(model)
     if os.path.isdir(folder):
         return folder
@@ -83,21 +83,21 @@ def resolve_vlm(base: str, vlm: str | None, revision: str | None = None) -> str:
     Raises ModelError when there is none.
     """
     if vlm is not None:
-        return _found(vlm, "model.vlm", "no folder and no hub id (owner/name)")
+        return _checked_name(vlm, "model.vlm", "no folder and no hub id (owner/name)")
     base = resolve_base(base)
     folder = Path(base) / "vlm"
     if folder.is_dir():
         return str(folder)
     try:
         config = part_config(base, "text_encoder", revision)
-        found = f"{config['hidden_size']} wide and {config['num_hidden_layers']} layers deep"
+        described = f"{config['hidden_size']} wide and {config['num_hidden_layers']} layers deep"
         size = config["hidden_size"], config["num_hidden_layers"]
     except (ModelError, OSError, ValueError, KeyError):
-        found, size = "of unknown size", (0, 0)
+        described, size = "of unknown size", (0, 0)
     if size in _VLMS:
         return _VLMS[size]
     raise ModelError(
-        f"model.vlm: missing, {base!r} has no folder `vlm`, and its text encoder is {found}; "
+        f"model.vlm: missing, {base!r} has no folder `vlm`, and its text encoder is {described}; "
         "allowed: a folder or hub id of a VLM whose language model has the text encoder's shape"
     )
 
@@ -123,12 +123,12 @@ def check_transformer(base: str, kind: str, family: str, revision: str | None, k
 
 def _read_json(base: str, file: str, revision: str | None, key: str) -> dict[str, Any]:
     """A config of ``base``; the hub is never asked for what is a local folder."""
-    place = Path(base) / file
+    path = Path(base) / file
     if not Path(base).is_dir():
         from huggingface_hub import hf_hub_download
 
-        place = Path(hf_hub_download(base, file, revision=revision))
-    elif not place.is_file():
+        path = Path(hf_hub_download(base, file, revision=revision))
+    elif not path.is_file():
         raise ModelError(f"{key}: {base}: no {file} in it, allowed: a folder of a pipeline")
-    config: dict[str, Any] = json.loads(place.read_text())
+    config: dict[str, Any] = json.loads(path.read_text())
     return config

@@ -41,7 +41,7 @@ class TrainableParameters:
 
     def prepare(self, transformer: nn.Module, adapters: tuple[str, ...]) -> None:
         """Add LoRA layers for ``adapters`` in place, and set ``requires_grad`` on what is trained
-        when the student is among them."""
+        when the student is among them. Raises ModelError for what matches nothing."""
         if self.kind == "full":
             transformer.requires_grad_(STUDENT in adapters)
             return
@@ -63,11 +63,11 @@ class TrainableParameters:
         """{name: parameter} of an adapter in a prepared transformer, in a fixed order."""
         if self.kind == "full":
             return dict(transformer.named_parameters())
-        found = adapter_parameters(transformer, adapter)
+        parameters = adapter_parameters(transformer, adapter)
         if self.kind == "lora+modules":
             for name in self._extra(transformer):
-                found[name] = transformer.get_parameter(name)
-        return found
+                parameters[name] = transformer.get_parameter(name)
+        return parameters
 
     def bind(self, transformer: nn.Module, adapter: str, state: dict[str, Tensor]) -> None:
         """Copy ``state`` into an adapter. Raises ModelError unless it fits exactly."""

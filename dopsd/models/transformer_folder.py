@@ -30,9 +30,9 @@ def transformer_files(folder: str, kind: str) -> list[str]:
 
     Raises ModelError unless it holds a ``kind``, a transformer class of diffusers.
     """
-    place, named = storage.join(folder, CONFIG), "nothing"
-    if storage.exists(place):
-        named = json.loads(storage.read_bytes(place)).get("_class_name", "nothing")
+    config, named = storage.join(folder, CONFIG), "nothing"
+    if storage.exists(config):
+        named = json.loads(storage.read_bytes(config)).get("_class_name", "nothing")
     if named != kind:
         raise ModelError(f"{folder}: found {named}, expected a folder with a {kind}")
     index = storage.join(folder, INDEX)

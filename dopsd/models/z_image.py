@@ -71,7 +71,7 @@ class ZImage(Family):
         outputs = transformer(frames, 1.0 - sigma, features_list(context), return_dict=False)[0]
         return -torch.stack([output.float() for output in outputs]).squeeze(2)
 
-    def draw(
+    def generate(
         self, pipeline: Any, context: Context, noise: Tensor, steps: int, height: int, width: int
     ) -> Any:
         return pipeline(

@@ -17,8 +17,7 @@ class MissingShapesBase(ModelError):
 def weights_path() -> Path:
     """Return the folder of the shipped base, a stock ``ZImagePipeline`` with its ``vlm/``.
 
-    Raises:
-        MissingShapesBase: if the package was installed without its data.
+    Raises MissingShapesBase if the package was installed without its data.
     """
     folder = Path(__file__).parent / "weights"
     if not (folder / "model_index.json").is_file():

@@ -51,8 +51,7 @@ def _attribute(name: str) -> str:
 def concept_scene(name: str, rng: random.Random) -> Scene:
     """Draw a scene that shows the concept.
 
-    Raises:
-        ValueError: if there is no such concept.
+    Raises ValueError if there is no such concept.
     """
     if _attribute(name) == "pattern":
         return world.sample_scene(rng, pattern=name)
@@ -73,8 +72,7 @@ def captions_of(name: str, scene: Scene) -> dict[str, str]:
 def training_scenes(name: str, count: int, seed: int) -> list[Scene]:
     """Draw the scenes of a training set.
 
-    Raises:
-        ValueError: if there is no such concept, or ``count`` is not positive.
+    Raises ValueError if there is no such concept, or ``count`` is not positive.
     """
     if count < 1:
         raise ValueError(f"a concept set needs at least one image, got {count}")
@@ -93,17 +91,8 @@ def write_concept_set(name: str, folder: Path, count: int, seed: int) -> Path:
     A row is ``{"image", "captions": {short, medium, detailed, user_prompt}, "concept", "id"}``
     with the image's path relative to ``folder``. The same arguments give the same bytes.
 
-    Args:
-        name: ``bars`` or ``ring``.
-        folder: made if it does not exist.
-        count: number of images.
-        seed: decides the scenes.
-
-    Returns:
-        The path of ``data.jsonl``.
-
-    Raises:
-        ValueError: if there is no such concept, or ``count`` is not positive.
+    ``folder`` is made if it does not exist; ``seed`` decides the scenes. Returns the path of
+    ``data.jsonl``. Raises ValueError if there is no such concept, or ``count`` is not positive.
     """
     scenes = training_scenes(name, count, seed)
     (folder / "images").mkdir(parents=True, exist_ok=True)
@@ -140,15 +129,14 @@ def prior_prompts(count: int, seed: int) -> list[Prompt]:
 def distinct_prior_prompts(count: int, seed: int, avoid: Collection[str]) -> list[Prompt]:
     """``count`` different prompts about what the base knows, none of their texts in ``avoid``."""
     drawn = prior_prompts(16 * count, seed)
-    found = {prompt.text: prompt for prompt in drawn if prompt.text not in avoid}
-    return list(found.values())[:count]
+    prompts = {prompt.text: prompt for prompt in drawn if prompt.text not in avoid}
+    return list(prompts.values())[:count]
 
 
 def concept_prompts(name: str, count: int, seed: int) -> list[Prompt]:
     """Draw prompts that ask for the concept as ``[V]`` in new combinations.
 
-    Raises:
-        ValueError: if there is no such concept.
+    Raises ValueError if there is no such concept.
     """
     rng = random.Random(f"{name}/prompts/{seed}")
     kinds = list(CAPTION_KINDS.values())

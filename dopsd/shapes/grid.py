@@ -11,9 +11,9 @@ from torch import Tensor
 from dopsd.shapes.world import show
 
 
-def to_image(picture: Tensor) -> Image.Image:
+def to_image(image: Tensor) -> Image.Image:
     """Turn [3, H, W] in [0, 1] into an RGB image of 8 bits."""
-    values = (picture.detach().float().clamp(0, 1) * 255).round().byte()
+    values = (image.detach().float().clamp(0, 1) * 255).round().byte()
     return Image.fromarray(values.permute(1, 2, 0).contiguous().numpy())
 
 
@@ -23,16 +23,16 @@ def from_image(image: Image.Image) -> Tensor:
     return data.view(image.height, image.width, 3).permute(2, 0, 1).float() / 255
 
 
-def save_grid(pictures: Tensor, path: Path, columns: int = 12, factor: int = 2) -> Path:
+def save_grid(images: Tensor, path: Path, columns: int = 12, factor: int = 2) -> Path:
     """Write [N, 3, H, W] pictures in rows of ``columns``, enlarged by a whole ``factor``."""
-    count, _, height, width = pictures.shape
+    count, _, height, width = images.shape
     rows = -(-count // columns)
     gap = 2
     cell_h, cell_w = height * factor + gap, width * factor + gap
     sheet = torch.ones(3, rows * cell_h, columns * cell_w)
-    for index, picture in enumerate(show(pictures.float(), factor)):
+    for index, image in enumerate(show(images.float(), factor)):
         top, left = index // columns * cell_h, index % columns * cell_w
-        sheet[:, top : top + cell_h - gap, left : left + cell_w - gap] = picture
+        sheet[:, top : top + cell_h - gap, left : left + cell_w - gap] = image
     path.parent.mkdir(parents=True, exist_ok=True)
     to_image(sheet).save(path, optimize=True)
     return path

@@ -92,11 +92,7 @@ _SURFACES = torch.stack(
 def read(images: Tensor) -> list[Reading]:
     """Read pictures.
 
-    Args:
-        images: [N, 3, 32, 32] float in [0, 1].
-
-    Raises:
-        ValueError: for another shape.
+    ``images``: [N, 3, 32, 32] float in [0, 1]. Raises ValueError for another shape.
     """
     if images.shape[1:] != (3, world.PIXELS, world.PIXELS):
         raise ValueError(f"images are [N, 3, 32, 32], got {tuple(images.shape)}")
@@ -180,24 +176,19 @@ def score(
 ) -> tuple[Score, list[Reading]]:
     """Hold pictures against the scenes that their captions describe.
 
-    Args:
-        images: [N, 3, 32, 32] float in [0, 1].
-        scenes: N scenes.
-        named: for each picture the attributes its caption names.
-
-    Raises:
-        ValueError: if the three lengths differ.
+    ``images``: [N, 3, 32, 32] float in [0, 1], one for each of ``scenes``. ``named``: for each the
+    attributes that its caption names. Raises ValueError if the three lengths differ.
     """
     if not len(images) == len(scenes) == len(named):
         raise ValueError(f"{len(images)} images, {len(scenes)} scenes, {len(named)} captions")
     readings = read(images)
     triples = list(zip(readings, scenes, named, strict=True))
     right = {
-        name: [seen.matches(scene, (name,)) for seen, scene, said in triples if name in said]
+        name: [seen.matches(scene, (name,)) for seen, scene, names in triples if name in names]
         for name in world.ATTRIBUTES
     }
     pooled = [hit for hits in right.values() for hit in hits]
-    full = [seen.matches(scene, said) for seen, scene, said in triples]
+    full = [seen.matches(scene, names) for seen, scene, names in triples]
     result = Score(
         count=len(triples),
         attributes={name: mean(hits) for name, hits in right.items() if hits},

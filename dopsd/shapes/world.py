@@ -149,15 +149,10 @@ def sample_scene(
 ) -> Scene:
     """Draw a scene; a given ``shape`` or ``pattern`` is kept (the held-out names are allowed).
 
-    Args:
-        rng: the only source of randomness.
-        shape: a key of ``MASKS``; drawn from ``SHAPES`` if None.
-        pattern: a key of ``TILES``; drawn from ``PATTERNS`` if None.
-        nameless_shape: probability of a random sprite in place of a drawn shape.
-        nameless_pattern: probability of a random tile in place of a drawn pattern.
-
-    Raises:
-        KeyError: if ``shape`` or ``pattern`` is not of this world.
+    ``rng`` is the only source of randomness. ``shape`` and ``pattern``: keys of ``MASKS`` and
+    ``TILES``; None draws one of ``SHAPES`` and ``PATTERNS``. ``nameless_shape`` and
+    ``nameless_pattern``: probability of a random sprite or tile in place of a drawn one. Raises
+    KeyError for a name that is not of this world.
     """
     if shape is None and rng.random() >= nameless_shape:
         shape = rng.choice(SHAPES)
@@ -272,14 +267,9 @@ def render(scenes: Sequence[Scene]) -> Tensor:
 def caption(scene: Scene, keep: Collection[str], rare: Collection[str] = ()) -> str:
     """Describe a scene, naming only the attributes in ``keep``.
 
-    Args:
-        scene: what to describe.
-        keep: which of ``ATTRIBUTES`` the text mentions; a shape left out reads ``thing``.
-        rare: of those, the ones that read ``[V]`` instead of their name. A kept attribute
-            without a name always reads ``[V]``.
-
-    Returns:
-        For example ``a red striped [V] on teal``.
+    ``keep``: which of ``ATTRIBUTES`` the text mentions; a shape left out reads ``thing``. ``rare``:
+    of those, the ones that read ``[V]`` instead of their name, as a kept attribute without a name
+    always does. An example: ``a red striped [V] on teal``.
     """
     words = ["a"]
     for attribute in ("fill", "pattern", "shape"):

@@ -32,7 +32,7 @@ def test_the_stock_pipeline_sees_the_students_references(tiny_flux2: Path) -> No
     pipeline = family.load_pipeline(torch.float32, "cpu")
     noise = torch.randn(1, *family.latent_shape(32, 48), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        ours = family.draw(pipeline, context, noise, 2, 32, 48)[0]
+        ours = family.generate(pipeline, context, noise, 2, 32, 48)[0]
     options = {"height": 32, "width": 48, "num_inference_steps": 2, "guidance_scale": 1.0}
     stock = pipeline(prompt=PROMPT, image=list(PICTURES), latents=noise, **options).images[0]
     blind = pipeline(prompt=PROMPT, latents=noise, **options).images[0]

@@ -118,6 +118,7 @@ def test_every_step_is_generated_by_exactly_its_version(
         assert batch.policy_version == batch.teacher_version == max(0, step - lag)
 
 
+@pytest.mark.integration
 def test_number_of_workers_changes_no_bit(undisturbed, tiny_base, parameters, tmp_path):
     config = config_of(tiny_base, tmp_path, rollout={"workers": 3}, teacher={"workers": 2})
     assert run(config, parameters) == undisturbed
@@ -175,6 +176,7 @@ def test_a_worker_serves_only_what_it_has_acknowledged(tiny_base, parameters):
         worker.generate(0, encoded(0, 0))
 
 
+@pytest.mark.integration
 def test_killed_workers_are_replaced_and_nothing_changes(
     undisturbed, tiny_base, parameters, tmp_path
 ):
@@ -236,6 +238,7 @@ def test_a_hung_worker_is_named_with_what_it_was_doing(
     assert time.monotonic() - began < 55
 
 
+@pytest.mark.integration
 def test_a_worker_that_hangs_is_replaced_and_nothing_changes(
     undisturbed, tiny_base, parameters, tmp_path, monkeypatch
 ):

@@ -84,6 +84,7 @@ def lines(config, name: str) -> list[dict]:
     return [json.loads(line) for line in (Path(config.run.folder) / name).read_text().splitlines()]
 
 
+@pytest.mark.integration
 def test_new_learners_go_on_from_the_checkpoint_and_nothing_changes(
     tiny_base, parameters, tmp_path
 ):

@@ -143,6 +143,7 @@ def test_errors_keep_their_own_line_through_pyarrow(
             parquet.read_row_group(0)
 
 
+@pytest.mark.integration
 def test_prepare_plan_and_read_through_a_failing_server(
     bucket: str, faults: Faults, ray_cluster: None
 ) -> None:

@@ -20,11 +20,11 @@ from dopsd.contexts.training import TrainingEncoder, TrainingEncoderFactory
 from dopsd.data.context_cache.files import (
     PREFIX,
     RECORD,
+    CachedRows,
+    CacheRecord,
     ContextCache,
-    EncodedRecord,
-    EncodedRows,
-    encoded_file,
-    read_encoded,
+    cache_file,
+    read_cached,
 )
 from dopsd.data.context_cache.writer import GroupWriter
 from dopsd.data.manifest import Manifest
@@ -134,11 +134,11 @@ class World:
         table = pa.Table.from_pylist([values], schema=READ_SCHEMA)
         return load_encoded(encode_micro_batch(table, self.encoder))
 
-    def cached(self, batch: MicroBatch, rows: EncodedRows | None = None) -> EncodedBatch:
+    def cached(self, batch: MicroBatch, rows: CachedRows | None = None) -> EncodedBatch:
         reads = read_spec(self.config)
         captions = ReadSpec(reads.caption_keys, reads.caption_dropout, reads.prompt_pairs, False)
-        rows = rows or EncodedRows(self.encoded)
-        return read_encoded(batch, self.groups(captions), rows, self.config.run.seed)
+        rows = rows or CachedRows(self.encoded)
+        return read_cached(batch, self.groups(captions), rows, self.config.run.seed)
 
     def groups(self, reads: ReadSpec) -> RowGroups:
         return RowGroups(self.config.shards, reads)
@@ -153,9 +153,9 @@ def write_encoded(config: RunConfig, manifest: Manifest, encoder: TrainingEncode
     files = {}
     for group in manifest.row_groups:
         writer.write(group.file, group.row_group, group.rows)
-        name = encoded_file(group.file, group.row_group)
+        name = cache_file(group.file, group.row_group)
         files[name] = (Path(folder) / name).stat().st_size
-    record = EncodedRecord(
+    record = CacheRecord(
         fingerprint=made, entries=entries, samples=manifest.samples, files=files, versions={}
     )
     (Path(folder) / RECORD).write_text(record.model_dump_json())
@@ -203,7 +203,7 @@ def equal(one: EncodedBatch, other: EncodedBatch) -> None:
 
 def test_batches_are_bitwise_those_of_the_encoder(world: World) -> None:
     prompts, sizes = set(), set()
-    rows = EncodedRows(world.encoded)
+    rows = CachedRows(world.encoded)
     for batch in world.batches():
         found = world.cached(batch, rows)
         equal(found, world.online(batch))
@@ -333,7 +333,7 @@ def test_mixed_and_broken_folders_are_refused(world: World, tmp_path: Path) -> N
     made = write_encoded(foreign, world.manifest, world.encoder)
     shutil.copy(Path(made.folder) / first.name, first)
     message = read_all()
-    assert f"a file of {made.fingerprint} in a folder of {encoded.fingerprint}" in message
+    assert f"a file of {made.fingerprint} in a cache of {encoded.fingerprint}" in message
     assert "text_tokens: 48 there, 64 needed" in message
     shutil.rmtree(made.folder)
     first.write_bytes(whole)

@@ -93,7 +93,7 @@ def test_their_noise_is_no_evaluations(drawn, monkeypatch):
     found = {
         step: np.asarray(
             decode_image(
-                EvaluationWorker(spec, "cpu", step).draw(
+                EvaluationWorker(spec, "cpu", step).generate(
                     EvaluatedModel(BASE), [TEXTS[0]], [seed], steps
                 )[0]
             )

@@ -18,7 +18,7 @@ from dopsd.contexts import EncoderFactory
 from dopsd.data.sample import Sample
 from dopsd.evaluation.preflight.check import check_teacher
 from dopsd.evaluation.preview.sampler import PreviewSampler
-from dopsd.evaluation.sampler import EvaluationSampler, picture_noise
+from dopsd.evaluation.sampler import EvaluationSampler, image_noise
 from dopsd.evaluation.spec import BASE, EvaluatedModel, EvaluateSpec
 from dopsd.export import lora_file
 from dopsd.method.rollout import rollout
@@ -105,7 +105,7 @@ def test_stock_diffusers_draws_what_the_student_draws(
             pipeline.load_lora_weights(str(path))
         try:
             size = HEIGHT, IMAGE_WIDTH
-            return pixels(family.draw(pipeline, context, noise, STEPS, *size))
+            return pixels(family.generate(pipeline, context, noise, STEPS, *size))
         finally:
             pipeline.unload_lora_weights()
 
@@ -145,10 +145,12 @@ def test_evaluation_draws_what_the_stock_pipeline_draws(family: Flux2Klein, pipe
     spec = EvaluateSpec(
         out="unused", prompts=(), base=family.base, family=family.name, height=32, width=16
     )
-    (drawn,) = EvaluationSampler(spec, "cpu").draw(EvaluatedModel(BASE), (), ["a red cat"], [3], 2)
+    (drawn,) = EvaluationSampler(spec, "cpu").generate(
+        EvaluatedModel(BASE), (), ["a red cat"], [3], 2
+    )
     stock = pipeline(
         prompt="a red cat",
-        latents=picture_noise(3, "a red cat", family.latent_shape(32, 16))[None],
+        latents=image_noise(3, "a red cat", family.latent_shape(32, 16))[None],
         height=32,
         width=16,
         num_inference_steps=2,
@@ -188,7 +190,7 @@ def test_preview_draws_base_student_and_teacher(config: Any, family: Flux2Klein)
     loras = [lora_file(random_state(parameters, seed), RANK, ALPHA, {}) for seed in (1, 2)]
     sampler.load(*([lambda payload=payload: payload] for payload in loras))
     for index, sample in enumerate(SAMPLES):
-        drawn = {role: sampler.draw(index, role) for role in ("base", STUDENT, TEACHER)}
+        drawn = {role: sampler.generate(index, role) for role in ("base", STUDENT, TEACHER)}
         height, width = sample.target.shape[:2]
         assert {picture.size for picture in drawn.values()} == {(width, height)}
         assert len({picture.tobytes() for picture in drawn.values()}) == 3

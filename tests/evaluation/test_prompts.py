@@ -93,7 +93,7 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path, name, content, message):
 
 def test_names_tell_texts_and_seeds_apart():
     long = "a very long prompt / with: signs " * 5
-    names = {EvalPrompt(text).picture_name(seed) for text in (long, long + "!") for seed in (0, 1)}
+    names = {EvalPrompt(text).image_name(seed) for text in (long, long + "!") for seed in (0, 1)}
     assert len(names) == 4
     assert all("/" not in name and len(name) < 80 for name in names)
 
@@ -169,7 +169,7 @@ def test_only_row_groups_that_a_concept_needs_are_read(ray_cluster, tmp_path):
     manifest = prepare(str(tmp_path / "images"), str(shards), settings)
     assert len(manifest.row_groups) == 6
     concepts = concepts_of(str(shards), manifest)
-    assert [len(set(each.pictures)) for each in concepts] == [REFERENCES]
+    assert [len(set(each.images)) for each in concepts] == [REFERENCES]
     # Shards of older versions do not say whose rows are whose: the first ones are looked into.
     silent = [each.model_copy(update={"concepts": ()}) for each in manifest.row_groups]
     older = manifest.model_copy(update={"row_groups": tuple(silent)})

@@ -9,7 +9,7 @@ import pytest
 
 from dopsd.errors import DataError
 from dopsd.evaluation.metrics import Column
-from dopsd.evaluation.results import PictureScores, Results, summarize
+from dopsd.evaluation.results import ImageScores, Results, summarize
 from dopsd.evaluation.spec import BASE, EvaluatedModel
 from dopsd.intervals import bootstrap, mean, wilson
 
@@ -24,7 +24,7 @@ MODELS = (
 
 def scores(model, group, values, column="hit", seeds=1, prior=False):
     return [
-        PictureScores(model, 4, group, prior, f"prompt {n // seeds}", n % seeds, {column: value})
+        ImageScores(model, 4, group, prior, f"prompt {n // seeds}", n % seeds, {column: value})
         for n, value in enumerate(values)
     ]
 

@@ -16,13 +16,13 @@ from PIL import ExifTags, Image
 from dopsd import storage
 from dopsd.cli.main import main
 from dopsd.errors import ConfigError, DeadlineError, ModelError, ResourceError
-from dopsd.evaluation.candidates import candidates
+from dopsd.evaluation.evaluated_models import evaluated_models
 from dopsd.evaluation.generate import png_bytes
 from dopsd.evaluation.prompts import EvalPrompt, shapes_prompts
 from dopsd.evaluation.results import Results
 from dopsd.evaluation.run import _picture_sets, evaluate
 from dopsd.evaluation.spec import BASE, EvaluatedModel, EvaluateSpec, MetricChoice, resolve
-from dopsd.evaluation.worker import DrawnPicture, EvaluationWorker
+from dopsd.evaluation.worker import EvaluationWorker, GeneratedImage
 from dopsd.export import lora_file
 from dopsd.models import FAMILIES
 from dopsd.models.lora import STUDENT, adapter_parameters, inject, resolve_targets
@@ -205,7 +205,7 @@ def test_references_are_opened_as_training_opens_them(tiny_base: Path) -> None:
     Image.fromarray(np.concatenate([hidden, alpha], -1)).save(clear, "PNG")
     drawn = png_bytes(Image.fromarray(pixels))
     for payload in (turned.getvalue(), clear.getvalue()):
-        shown = [DrawnPicture(drawn, PROMPTS[0], ("x",))]
+        shown = [GeneratedImage(drawn, PROMPTS[0], ("x",))]
         choice = MetricChoice("latent", str(tiny_base))
         assert worker.score(choice, shown, {"x": payload}) == [{"latent": 0.0}]
 
@@ -382,4 +382,4 @@ def test_a_mistake_is_one_line_before_anything_starts(arguments, line, capsys):
     ],
 )
 def test_a_path_may_hold_an_equals_sign(given, name, path):
-    assert candidates([given]) == (EvaluatedModel(name, (path,)),)
+    assert evaluated_models([given]) == (EvaluatedModel(name, (path,)),)

@@ -243,7 +243,7 @@ def test_draw_is_the_stock_pipeline_from_the_same_noise(
         options["image"] = [Image.fromarray(image) for image in REFERENCES]
         seen = with_references(family, pipeline.vae, context, [REFERENCES] * 2)
     with torch.no_grad():
-        ours = family.draw(pipeline, seen, noise, 4, HEIGHT, IMAGE_WIDTH)
+        ours = family.generate(pipeline, seen, noise, 4, HEIGHT, IMAGE_WIDTH)
     _, theirs = stock(pipeline, noise, 4, pictures=True, **options)
     assert [image.size for image in ours] == [(IMAGE_WIDTH, HEIGHT)] * 2
     for a, b in zip(ours, theirs):
@@ -263,7 +263,7 @@ def test_bf16_sees_the_times_of_the_stock_pipeline(family: Flux2Klein) -> None:
 
     hook = pipeline.transformer.register_forward_pre_hook(record, with_kwargs=True)
     with torch.no_grad():
-        family.draw(pipeline, context, latents, 8, HEIGHT, IMAGE_WIDTH)
+        family.generate(pipeline, context, latents, 8, HEIGHT, IMAGE_WIDTH)
         theirs, times[:] = list(times), []
         for sigma in family.sigmas(8, HEIGHT, IMAGE_WIDTH)[:-1]:
             half = family.velocity(pipeline.transformer, latents, sigma.expand(2), context)

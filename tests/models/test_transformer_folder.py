@@ -12,7 +12,7 @@ from diffusers import ZImageTransformer2DModel
 from safetensors.torch import save_file
 
 from dopsd.errors import ConfigError, ModelError
-from dopsd.evaluation.candidates import as_trained, candidates
+from dopsd.evaluation.evaluated_models import as_trained, evaluated_models
 from dopsd.evaluation.prompts import EvalPrompt
 from dopsd.evaluation.sampler import EvaluationSampler
 from dopsd.evaluation.spec import BASE, EvaluatedModel, EvaluateSpec, resolve
@@ -49,7 +49,7 @@ def spec_of(base: Path, *models: EvaluatedModel) -> EvaluateSpec:
 
 def test_a_drawer_goes_from_model_to_model_and_back(tiny_base: Path, runs: Path) -> None:
     names = ("full", "modules", "plain")
-    found = [as_trained(each) for each in candidates([str(runs / name) for name in names])]
+    found = [as_trained(each) for each in evaluated_models([str(runs / name) for name in names])]
     assert [each.name for each in found] == list(names)
     assert found[0].transformer == str(runs / "full" / "transformer") and not found[0].loras
     assert found[1].modules == str(runs / "modules" / "modules.safetensors")
@@ -59,7 +59,7 @@ def test_a_drawer_goes_from_model_to_model_and_back(tiny_base: Path, runs: Path)
 
     def draw(model: EvaluatedModel) -> bytes:
         payloads = [Path(path).read_bytes() for path in model.files]
-        return sampler.draw(model, payloads, ["a red cat"], [0], 2)[0]
+        return sampler.generate(model, payloads, ["a red cat"], [0], 2)[0]
 
     first = {model.name: draw(model) for model in spec.models}
     assert len(set(first.values())) == 4 and spec.models[0].name == BASE
@@ -75,7 +75,7 @@ def test_only_loras_are_stacked(runs: Path) -> None:
     for name in ("full", "modules"):
         given = [str(runs / "plain"), str(runs / name)]
         with pytest.raises(ConfigError, match=r"--stack: .* is more than a LoRA"):
-            [as_trained(each) for each in candidates(given, True)]
+            [as_trained(each) for each in evaluated_models(given, True)]
 
 
 def test_what_does_not_fit_is_refused(tiny_base: Path, runs: Path, tmp_path: Path) -> None:
@@ -93,4 +93,4 @@ def test_what_does_not_fit_is_refused(tiny_base: Path, runs: Path, tmp_path: Pat
     index.write_text(json.dumps(values))
     spec = spec_of(tiny_base, EvaluatedModel("x", transformer=str(tmp_path)))
     with pytest.raises(ModelError, match=r"[0-9]+ weights missing, e\.g\."):
-        EvaluationSampler(spec, "cpu").draw(spec.models[1], [], ["a"], [0], 1)
+        EvaluationSampler(spec, "cpu").generate(spec.models[1], [], ["a"], [0], 1)

@@ -105,7 +105,7 @@ def test_draw_is_the_stock_pipeline_from_the_same_noise(
     family: ZImage, pipeline: Any, noise: Tensor
 ) -> None:
     context = make_context((5, 40), 0)
-    ours = family.draw(pipeline, context, noise, 4, HEIGHT, IMAGE_WIDTH)
+    ours = family.generate(pipeline, context, noise, 4, HEIGHT, IMAGE_WIDTH)
     theirs = pipeline(
         prompt_embeds=features_list(context),
         latents=noise.clone(),

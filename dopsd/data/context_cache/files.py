@@ -1,4 +1,4 @@
-"""Contexts that were encoded before training: their files beside the shards, and reading them.
+"""The context cache, contexts encoded before training: its files beside the shards, and reading.
 
 A folder ``encoded-<fingerprint>`` holds one parquet file for each row group of the shards. Each of
 its own row groups is one sample under one prompt, so that a micro-batch reads exactly its rows,
@@ -23,7 +23,7 @@ from dopsd.data.manifest import Manifest
 from dopsd.data.plan import MicroBatch, Plan, RowRef
 from dopsd.data.ray_data import Broadcast, shipping_errors
 from dopsd.data.read import ReadSpec, RowGroups, read_micro_batch
-from dopsd.errors import DataError, DopsdError
+from dopsd.errors import DataError, DopsdError, message_line
 from dopsd.records import EncodedBatch, EncodedSample, SampleInfo, join_samples
 
 PREFIX = "encoded-"
@@ -34,17 +34,17 @@ FORMAT: Literal["dopsd-encoded"] = "dopsd-encoded"
 
 META_KEY = "dopsd.encoded"
 
-RERUN_HINT = "run `dopsd prepare CONFIG --encode` again"
+RERUN_HINT = "run `dopsd prepare CONFIG --cache-contexts` again"
 
 
 Entries = dict[str, Any]
-"""What contexts were made of: flat, plain values. Lists are choices that are all there."""
+"""What contexts were made of: flat, plain values. A list holds every choice that was encoded."""
 
-_EXTRAS = ("teacher", "latents", "empty_prompt")
+_OPTIONAL = ("teacher", "latents", "empty_prompt")
 """What a run that does not need it can leave unread."""
 
 
-class EncodedRecord(BaseModel):
+class CacheRecord(BaseModel):
     """``encoded.json``: what the contexts were made of, and the files that hold them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -57,12 +57,12 @@ class EncodedRecord(BaseModel):
     files: dict[str, int]
     """Bytes of each file."""
     versions: dict[str, str]
-    """Libraries that made them; told, not compared."""
+    """Libraries that made them; for people, not compared."""
 
 
 @dataclass(frozen=True)
 class ContextCache:
-    """A complete folder of encoded contexts that fits a run, and what the run reads of it."""
+    """A complete context cache that fits a run, and what the run reads of it."""
 
     folder: str
     fingerprint: str
@@ -71,7 +71,7 @@ class ContextCache:
     latents: bool
 
 
-def encoded_file(file: str, row_group: int) -> str:
+def cache_file(file: str, row_group: int) -> str:
     """Where the contexts of a row group of the shards are, inside the folder."""
     return f"{file.removesuffix('.parquet')}-{row_group:05d}.parquet"
 
@@ -81,19 +81,19 @@ def prompt_key(prompt: str, teacher_prompt: str | None) -> str:
     return hashlib.sha256(json.dumps([prompt, teacher_prompt]).encode()).hexdigest()[:24]
 
 
-def differences(made: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """What ``asked`` needs and contexts made of ``made`` do not hold, an entry each; empty when
-    they fit."""
-    found = []
-    for key, value in asked.items():
-        have = made.get(key)
+def differences(recorded: Mapping[str, Any], needed: Mapping[str, Any]) -> list[str]:
+    """What is ``needed`` and contexts of the entries ``recorded`` do not hold, a line for each;
+    empty when they fit."""
+    lines = []
+    for key, value in needed.items():
+        have = recorded.get(key)
         if isinstance(value, list) and isinstance(have, list):
-            fits = all(each in have for each in value)
+            fits = all(choice in have for choice in value)
         else:
-            fits = have == value or (key in _EXTRAS and not value)
+            fits = have == value or (key in _OPTIONAL and not value)
         if not fits:
-            found.append(f"{key}: {_short(have)} there, {_short(value)} needed")
-    return found
+            lines.append(f"{key}: {_short(have)} there, {_short(value)} needed")
+    return lines
 
 
 def _short(value: Any) -> str:
@@ -101,14 +101,14 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def load_record(folder: str) -> EncodedRecord:
+def load_record(folder: str) -> CacheRecord:
     """The record of a complete folder.
 
     Raises DataError when there is none, or when it cannot be read.
     """
     path = storage.join(folder, RECORD)
     try:
-        return EncodedRecord.model_validate_json(storage.read_bytes(path))
+        return CacheRecord.model_validate_json(storage.read_bytes(path))
     except FileNotFoundError:
         raise DataError(f"{folder}: not finished (it has no {RECORD}); {RERUN_HINT}") from None
     except ValidationError as error:
@@ -117,26 +117,26 @@ def load_record(folder: str) -> EncodedRecord:
         raise DataError(f"{path}: {where}: {first['msg']}; {RERUN_HINT}") from None
 
 
-def check_files(folder: str, record: EncodedRecord, manifest: Manifest) -> None:
+def check_files(folder: str, record: CacheRecord, manifest: Manifest) -> None:
     """Raises DataError when a file of the record is missing or has another size, or when a row
     group of the data has none."""
-    there = dict(storage.list_files(folder))
+    sizes = dict(storage.list_files(folder))
     for group in manifest.row_groups:
-        if (name := encoded_file(group.file, group.row_group)) not in record.files:
+        if (name := cache_file(group.file, group.row_group)) not in record.files:
             raise DataError(f"{folder}: holds nothing for {group.file}; {RERUN_HINT}")
-        if there.get(name) != record.files[name]:
-            found = f"{there[name]} bytes" if name in there else "missing"
+        if sizes.get(name) != record.files[name]:
+            actual = f"{sizes[name]} bytes" if name in sizes else "missing"
             raise DataError(
-                f"{storage.join(folder, name)}: {found}, {RECORD} says {record.files[name]} bytes; "
-                f"take the folder away and {RERUN_HINT}"
+                f"{storage.join(folder, name)}: {actual}, {RECORD} says "
+                f"{record.files[name]} bytes; take the folder away and {RERUN_HINT}"
             )
 
 
-class EncodedRows:
-    """Rows of a folder of encoded contexts; of every file the index is kept, of no row a byte."""
+class CachedRows:
+    """Rows of a context cache; of every file the index is kept, of no row a byte."""
 
-    def __init__(self, encoded: ContextCache) -> None:
-        self.encoded = encoded
+    def __init__(self, cache: ContextCache) -> None:
+        self.cache = cache
         self._opened: dict[str, tuple[pq.FileMetaData, dict[tuple[str, str], int]]] = {}
 
     def sample(
@@ -147,87 +147,83 @@ class EncodedRows:
         Raises DataError when the file is missing or broken, was made of anything else than the
         folder, or does not hold this sample under these prompts.
         """
-        path = storage.join(self.encoded.folder, encoded_file(ref.file, ref.row_group))
+        path = storage.join(self.cache.folder, cache_file(ref.file, ref.row_group))
         try:
             with storage.open_input(path) as source:
                 if path not in self._opened:
                     self._opened[path] = self._open(path, source)
                 footer, index = self._opened[path]
-                place = index.get((sample_id, prompt_key(prompt, teacher_prompt)))
-                if place is None:
+                number = index.get((sample_id, prompt_key(prompt, teacher_prompt)))
+                if number is None:
                     raise DataError(
                         f"{path}: holds no contexts of sample {sample_id} with the prompt "
                         f"{prompt[:80]!r}; {RERUN_HINT}"
                     )
                 parquet = pq.ParquetFile(source, metadata=footer, page_checksum_verification=True)
-                (payload,) = parquet.read_row_group(place).column("payload").to_pylist()
-            found: EncodedSample = EncodedSample.from_bytes(payload)
+                (payload,) = parquet.read_row_group(number).column("payload").to_pylist()
+            sample: EncodedSample = EncodedSample.from_bytes(payload)
         except FileNotFoundError:
             raise DataError(f"{path}: no such file; {RERUN_HINT}") from None
         except DopsdError:
             raise
         except Exception as error:  # pyarrow raises many kinds on files that are broken
-            raise DataError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+            raise DataError(f"{path}: cannot be read: {message_line(error)}") from None
         return EncodedSample(
-            found.student,
-            found.teacher if self.encoded.teacher else None,
-            found.target if self.encoded.latents else None,
+            sample.student,
+            sample.teacher if self.cache.teacher else None,
+            sample.target if self.cache.latents else None,
         )
 
     def _open(self, path: str, source: Any) -> tuple[pq.FileMetaData, dict[tuple[str, str], int]]:
         footer = pq.read_metadata(source)
         try:
-            made = json.loads((footer.metadata or {})[META_KEY.encode()])
+            meta = json.loads((footer.metadata or {})[META_KEY.encode()])
         except KeyError:
-            raise DataError(f"{path}: holds no encoded contexts; {RERUN_HINT}") from None
-        if made["fingerprint"] != self.encoded.fingerprint:
-            differ = differences(made["entries"], self.encoded.entries)
+            raise DataError(f"{path}: no file of a context cache; {RERUN_HINT}") from None
+        if meta["fingerprint"] != self.cache.fingerprint:
+            differ = differences(meta["entries"], self.cache.entries)
             raise DataError(
-                f"{path}: a file of {made['fingerprint']} in a folder of "
-                f"{self.encoded.fingerprint}: {'; '.join(differ)}; remove the folder and "
+                f"{path}: a file of {meta['fingerprint']} in a cache of "
+                f"{self.cache.fingerprint}: {'; '.join(differ)}; remove the folder and "
                 f"{RERUN_HINT}"
             )
-        return footer, {(name, key): at for at, (name, key) in enumerate(made["index"])}
+        return footer, {(name, key): number for number, (name, key) in enumerate(meta["index"])}
 
 
-def read_encoded(
-    batch: MicroBatch, groups: RowGroups, rows: EncodedRows, seed: int
-) -> EncodedBatch:
+def read_cached(batch: MicroBatch, groups: RowGroups, rows: CachedRows, seed: int) -> EncodedBatch:
     """One micro-batch as its encoder would have made it; ``groups`` read captions alone."""
     values = read_micro_batch(batch, groups, seed)
     ids, prompts = values["sample_ids"], values["prompts"]
     teacher_prompts = values["teacher_prompts"] or [None] * len(ids)
-    samples = [
-        rows.sample(*each) for each in zip(batch.rows, ids, prompts, teacher_prompts, strict=True)
-    ]
+    samples = list(map(rows.sample, batch.rows, ids, prompts, teacher_prompts))
     return EncodedBatch(info_of(values), *join_samples(samples))
 
 
-_reading: tuple[ContextCache, RowGroups, EncodedRows] | None = None
+_reading: tuple[ContextCache, RowGroups, CachedRows] | None = None
 
 
-def read_encoded_segment(
+def read_cached_segment(
     segment: pa.Table,
     plan: Broadcast[Plan],
     shards: str,
     read_spec: ReadSpec,
-    encoded: ContextCache,
+    context_cache: ContextCache,
 ) -> Iterator[pa.Table]:
     """A table of one row (``types``: step, index, payload) per micro-batch of the segment, as
     ``read.read_segment`` reads and the stream's encoders encode."""
     global _reading
     read_spec = replace(read_spec, images=False, reference_pixels=0)
     if _reading is None or (_reading[0], _reading[1].shards, _reading[1].read_spec) != (
-        encoded,
+        context_cache,
         shards,
         read_spec,
     ):
-        _reading = encoded, RowGroups(shards, read_spec), EncodedRows(encoded)
+        _reading = context_cache, RowGroups(shards, read_spec), CachedRows(context_cache)
     _, groups, rows = _reading
-    (span,), held = segment.to_pylist(), plan.get()
+    (span,), run_plan = segment.to_pylist(), plan.get()
     for number in range(span["start"], span["stop"]):
         with shipping_errors():
-            batch = read_encoded(held.micro_batch_at(number), groups, rows, held.seed)
+            batch = read_cached(run_plan.micro_batch_at(number), groups, rows, run_plan.seed)
             table = encoded_block(batch)
         yield table
 

@@ -20,7 +20,6 @@ from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
-import ray.data
 
 from dopsd import storage
 from dopsd.config import DataSection
@@ -38,16 +37,13 @@ from dopsd.data.manifest import (
 )
 from dopsd.data.prepare.layout import Shard, lay_out
 from dopsd.data.prepare.shards import inspect, unpack, write_shard
-from dopsd.data.ray_data import absolute_path, quiet_context, shipping_errors, unwrap_error
+from dopsd.data.ray_data import absolute_path, map_items, shipping_errors
 from dopsd.data.sources.read import read_source
 from dopsd.data.sources.rows import CAPTION_KEY, Group, Source, SourceRow, pack_row, unpack_row
 from dopsd.errors import DataError
 
 ROWS_PER_TASK = 16
 """Pictures that an inspecting task takes at a time."""
-
-MOST_TASKS = 2000
-"""Tasks of a pass; making each costs the driver about a millisecond."""
 
 _ASIDE = ".pictures"
 """Folder inside the shards for pictures out of parquet rows, while data is being prepared."""
@@ -86,20 +82,20 @@ def prepare(
             f"{shards}: holds a prepared data set already; choose another folder for data.shards "
             "or ask for overwriting"
         )
-    found = read_source(absolute_path(source), settings.columns)
+    listed = read_source(absolute_path(source), settings.columns)
     with _set_aside(shards) as aside:
-        bucket_of = _inspect_all(found, aside, settings, tell, cpus_per_task)
-        rows = found.rows
+        bucket_of = _inspect_all(listed, aside, settings, tell, cpus_per_task)
+        rows = listed.rows
         _drop_duplicates(rows, bucket_of)
         bad = _quarantine(rows, settings)
         samples = [
-            (at, rows[at].sample_id, bucket, rows[at].concept or "")
-            for at, bucket in bucket_of.items()
+            (index, rows[index].sample_id, bucket, rows[index].concept or "")
+            for index, bucket in bucket_of.items()
         ]
         layout = lay_out(samples, settings)
         _clear(shards)
         digests = _write_all(shards, layout, rows, tell, cpus_per_task)
-    manifest = _manifest(name or source, settings, found, bucket_of, layout, digests, bad)
+    manifest = _manifest(name or source, settings, listed, bucket_of, layout, digests, bad)
     save_manifest(shards, manifest)
     return manifest
 
@@ -111,10 +107,10 @@ def load_prepared(shards: str, data: DataSection) -> Manifest:
     """
     manifest = load_manifest(shards)
     for key in ("pixel_area", "bucket_multiple"):
-        made, asked = getattr(manifest.settings, key), getattr(prepare_settings(data, 0), key)
-        if made != asked:
+        prepared, asked = getattr(manifest.settings, key), getattr(prepare_settings(data, 0), key)
+        if prepared != asked:
             raise DataError(
-                f"data.{key}: {asked}, but {shards} was prepared with {made}; "
+                f"data.{key}: {asked}, but {shards} was prepared with {prepared}; "
                 "set it to that, or prepare into another folder"
             )
     return manifest
@@ -125,13 +121,13 @@ def _set_aside(shards: str) -> Iterator[str]:
     """A folder for pictures out of parquet rows, gone afterwards."""
     aside = storage.join(shards, _ASIDE)
     storage.remove(aside)  # of a run that was killed
-    was_there = storage.exists(shards)
+    existed = storage.exists(shards)
     try:
         yield aside
     except BaseException:
         with suppress(Exception):  # what went wrong first is what is told
             storage.remove(aside)
-            if not was_there and not storage.list_files(shards):
+            if not existed and not storage.list_files(shards):
                 storage.remove(shards)
         raise
     storage.remove(aside)
@@ -141,19 +137,21 @@ def _set_aside(shards: str) -> Iterator[str]:
 
 
 def _inspect_all(
-    found: Source, aside: str, settings: PrepareSettings, tell: Progress, cpus: float
+    listed: Source, aside: str, settings: PrepareSettings, tell: Progress, cpus: float
 ) -> dict[int, str]:
     """Position in ``found.rows`` -> bucket of the usable samples.
 
     The others get their ``problem`` written in; samples of parquet files are appended.
     """
-    rows = found.rows
+    rows = listed.rows
     multiple = settings.bucket_multiple
     choice = Choice.of(settings.areas, multiple, settings.seed)
     arguments = {"choice": choice, "multiple": multiple}
-    total = len(rows) + sum(group.rows for group in found.groups)
+    total = len(rows) + sum(group.rows for group in listed.groups)
     bucket_of: dict[int, str] = {}
-    todo = [{"at": at, "row": pack_row(row)} for at, row in enumerate(rows) if row.problem is None]
+    todo = [
+        {"at": index, "row": pack_row(row)} for index, row in enumerate(rows) if row.problem is None
+    ]
     done = len(rows) - len(todo)
     for batch in _map(todo, _inspect_batch, ROWS_PER_TASK, cpus, **arguments):
         for result in batch.to_pylist():
@@ -164,8 +162,12 @@ def _inspect_all(
         done += batch.num_rows
         tell("checking images", done, total)
     groups = [
-        {"at": at, "group": json.dumps(asdict(group)), "aside": storage.join(aside, f"{at:06}")}
-        for at, group in enumerate(found.groups)
+        {
+            "at": index,
+            "group": json.dumps(asdict(group)),
+            "aside": storage.join(aside, f"{index:06}"),
+        }
+        for index, group in enumerate(listed.groups)
     ]
     unpacked: dict[int, list[tuple[SourceRow, str]]] = {}
     for batch in _map(groups, _unpack_batch, 1, cpus, **arguments):
@@ -205,11 +207,12 @@ def _write_all(
     todo = []
     for shard in layout:
         groups = [
-            [bucket, [pack_row(rows[at]) for at in places]] for bucket, places in shard.groups
+            [bucket, [pack_row(rows[index]) for index in indices]]
+            for bucket, indices in shard.groups
         ]
         todo.append({"path": storage.join(shards, shard.file), "groups": json.dumps(groups)})
     digests: dict[str, str] = {}
-    total = sum(len(places) for shard in layout for _, places in shard.groups)
+    total = sum(len(indices) for shard in layout for _, indices in shard.groups)
     for batch in _map(todo, _write_batch, 1, cpus):
         digests.update((item["sample_id"], item["digest"]) for item in batch.to_pylist())
         tell("writing shards", len(digests), total)
@@ -234,26 +237,11 @@ def _map(
     **arguments: Any,
 ) -> Iterator[pa.Table]:
     """Tables that ``function`` makes of ``items``, ``size`` at a time, in whatever order."""
-    if not items:
-        return
-    try:
-        with ray.data.DataContext.current(quiet_context()):
-            data: ray.data.Dataset = ray.data.from_items(
-                items, override_num_blocks=min(-(-len(items) // size), MOST_TASKS)
-            )
-            data = data.map_batches(
-                _told,  # type: ignore[arg-type]  # Ray's type knows no fn_kwargs
-                batch_size=size,
-                batch_format="pyarrow",
-                num_cpus=cpus,
-                fn_kwargs={"function": function, **arguments},
-            )
-            yield from data.iter_batches(batch_size=None, batch_format="pyarrow")
-    except Exception as error:
-        raise unwrap_error(error, "prepare") from None
+    arguments["function"] = function
+    return map_items(items, _shipped, size, "prepare", num_cpus=cpus, fn_kwargs=arguments)
 
 
-def _told(batch: pa.Table, function: Callable[..., pa.Table], **arguments: Any) -> pa.Table:
+def _shipped(batch: pa.Table, function: Callable[..., pa.Table], **arguments: Any) -> pa.Table:
     with shipping_errors():
         return function(batch, **arguments)
 
@@ -264,11 +252,11 @@ def _told(batch: pa.Table, function: Callable[..., pa.Table], **arguments: Any) 
 def _drop_duplicates(rows: list[SourceRow], bucket_of: dict[int, str]) -> None:
     """Of usable samples with one id the first is kept, the others get a ``problem``."""
     first: dict[str, str] = {}
-    for at in list(bucket_of):
-        row = rows[at]
+    for index in list(bucket_of):
+        row = rows[index]
         if row.sample_id in first:
             row.problem = f"duplicate id {row.sample_id!r}: first in {first[row.sample_id]}"
-            del bucket_of[at]
+            del bucket_of[index]
         else:
             first[row.sample_id] = row.where
 
@@ -304,19 +292,19 @@ def _clear(shards: str) -> None:
 def _manifest(
     source: str,
     settings: PrepareSettings,
-    found: Source,
+    listed: Source,
     bucket_of: dict[int, str],
     layout: list[Shard],
     digests: dict[str, str],
     bad: tuple[Quarantined, ...],
 ) -> Manifest:
-    good = [found.rows[at] for at in bucket_of]
+    good = [listed.rows[index] for index in bucket_of]
     sets = Counter(tuple(sorted(row.captions)) or (CAPTION_KEY,) for row in good)
     fingerprint = hashlib.sha256("\n".join(digests[key] for key in sorted(digests)).encode())
     return Manifest(
         source=source,
         settings=settings,
-        seen=sum(row.samples for row in found.rows),
+        seen=sum(row.samples for row in listed.rows),
         samples=len(good),
         buckets=dict(sorted(Counter(bucket_of.values()).items())),
         concepts=dict(sorted(Counter(row.concept or "" for row in good).items())),
@@ -328,14 +316,14 @@ def _manifest(
                 file=shard.file,
                 row_group=number,
                 bucket=bucket,
-                rows=len(places),
-                concepts=_runs(found.rows[at].concept or "" for at in places),
+                rows=len(indices),
+                concepts=_runs(listed.rows[index].concept or "" for index in indices),
             )
             for shard in layout
-            for number, (bucket, places) in enumerate(shard.groups)
+            for number, (bucket, indices) in enumerate(shard.groups)
         ),
         quarantined=bad,
-        notes=tuple(found.notes),
+        notes=tuple(listed.notes),
     )
 
 

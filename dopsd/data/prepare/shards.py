@@ -24,7 +24,7 @@ from dopsd.data.sources.fields import check_captions
 from dopsd.data.sources.folder import read_caption_file
 from dopsd.data.sources.parquet import read_group
 from dopsd.data.sources.rows import CAPTION_KEY, ByteRange, Group, SourceRow
-from dopsd.errors import DataError
+from dopsd.errors import DataError, message_line
 
 Fetch = Callable[[ByteRange], bytes]
 
@@ -38,7 +38,7 @@ def inspect(
     the shortest side of a picture. ``fetch`` gives the bytes of a picture (default: from storage).
     Raises StorageError when a storage fails: that is no fault of the sample.
     """
-    read = fetch or fetch_picture
+    read = fetch or fetch_image
     try:
         captions = _captions(row)
         if not captions:
@@ -47,7 +47,7 @@ def inspect(
     except FileNotFoundError:
         return "", "missing caption: no such file"
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = message_line(error)
         return "", reason if reason.startswith("caption") else f"caption: {reason}"
     try:
         width, height = _open(row.image, read).size
@@ -70,13 +70,13 @@ def unpack(
     end = 0
 
     def keep(data: bytes) -> ByteRange:
-        place = ByteRange(path, end + sum(map(len, held.values())))
-        place = replace(place, stop=(place.start or 0) + len(data))
-        held[place] = data
-        return place
+        part = ByteRange(path, end + sum(map(len, held.values())))
+        part = replace(part, stop=(part.start or 0) + len(data))
+        held[part] = data
+        return part
 
-    def fetch(place: ByteRange) -> bytes:
-        return held[place] if place in held else fetch_picture(place)
+    def fetch(part: ByteRange) -> bytes:
+        return held[part] if part in held else fetch_image(part)
 
     with ExitStack() as stack:
         sink: pa.NativeFile | None = None
@@ -119,17 +119,17 @@ def write_shard(path: str, groups: list[tuple[str, list[SourceRow]]]) -> dict[st
     return digests
 
 
-def fetch_picture(place: ByteRange) -> bytes:
+def fetch_image(part: ByteRange) -> bytes:
     """Bytes of a picture. Raises BadImage when it is missing, too large or cannot be opened."""
     try:
-        size = storage.size(place.path) if place.stop is None else place.stop - (place.start or 0)
+        size = storage.size(part.path) if part.stop is None else part.stop - (part.start or 0)
         if size > MAX_BYTES:
             raise BadImage(f"too large: {size} bytes, allowed: {MAX_BYTES}")
-        return storage.read_bytes(place.path, place.start, place.stop)
+        return storage.read_bytes(part.path, part.start, part.stop)
     except FileNotFoundError:
-        raise BadImage(f"missing image: no such file {place.path}") from None
+        raise BadImage(f"missing image: no such file {part.path}") from None
     except (OSError, ValueError, DataError) as error:
-        raise BadImage(f"unreadable image: {' '.join(str(error).split())}") from None
+        raise BadImage(f"unreadable image: {message_line(error)}") from None
 
 
 def _captions(row: SourceRow) -> dict[str, str]:
@@ -139,24 +139,24 @@ def _captions(row: SourceRow) -> dict[str, str]:
     return {CAPTION_KEY: text} if text else {}
 
 
-def _open(place: ByteRange | None, fetch: Fetch = fetch_picture) -> Image.Image:
-    assert place is not None, "a row without a picture has a problem"
-    data = fetch(place)
+def _open(part: ByteRange | None, fetch: Fetch = fetch_image) -> Image.Image:
+    assert part is not None, "a row without a picture has a problem"
+    data = fetch(part)
     if len(data) > MAX_BYTES:
         raise BadImage(f"too large: {len(data)} bytes, allowed: {MAX_BYTES}")
     return decode_image(data)
 
 
-def _check_references(places: list[ByteRange], multiple: int, fetch: Fetch) -> None:
+def _check_references(parts: list[ByteRange], multiple: int, fetch: Fetch) -> None:
     """Raises BadImage naming the reference that cannot be used, and why."""
-    if len(places) > MAX_REFERENCES:
-        raise BadImage(f"too many references: {len(places)}, allowed: {MAX_REFERENCES}")
-    for number, place in enumerate(places, start=1):
+    if len(parts) > MAX_REFERENCES:
+        raise BadImage(f"too many references: {len(parts)}, allowed: {MAX_REFERENCES}")
+    for number, part in enumerate(parts, start=1):
         try:
-            picture = _open(place, fetch)
-            check_shape(picture.width, picture.height, multiple)
+            image = _open(part, fetch)
+            check_shape(image.width, image.height, multiple)
         except BadImage as error:
-            name = posixpath.basename(place.path) if place.stop is None else str(number)
+            name = posixpath.basename(part.path) if part.stop is None else str(number)
             raise BadImage(f"bad reference: {name}: {error}") from None
 
 
@@ -165,7 +165,7 @@ def _record(row: SourceRow, bucket: str) -> dict[str, Any]:
     try:
         captions = _captions(row)
         image = fit(_open(row.image), parse_bucket(bucket))
-        references = [shrunk(_open(place), MAX_REFERENCE_PIXELS) for place in row.references]
+        references = [shrunk(_open(part), MAX_REFERENCE_PIXELS) for part in row.references]
     except (BadImage, OSError, ValueError) as error:
         raise DataError(f"{row.where}: changed while it was being prepared: {error}") from None
     return {
@@ -176,7 +176,7 @@ def _record(row: SourceRow, bucket: str) -> dict[str, Any]:
         "width": image.width,
         "height": image.height,
         "bucket": bucket,
-        "references": [encode_png(each) for each in references],
+        "references": [encode_png(image) for image in references],
     }
 
 

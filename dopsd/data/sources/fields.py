@@ -61,13 +61,13 @@ def fill(
         raise ValueError(f"concept: {shown(concept)}, allowed: a text")
     row.concept = check_name("concept", concept) if concept else None
     image = values.get("image")
-    row.image = _place("image", image, locate, keep)
+    row.image = _picture("image", image, locate, keep)
     if isinstance(image, str):
         row.sample_id = row.sample_id or check_name("id", posixpath.splitext(image)[0])
     references = values.get("references") or []
     if not isinstance(references, list):
         raise ValueError(f"references: {shown(references)}, allowed: a list of paths")
-    row.references = [_place("references", each, locate, keep) for each in references]
+    row.references = [_picture("references", reference, locate, keep) for reference in references]
     captions = _captions(values)
     row.captions = {key: text for key, text in captions.items() if text}
     if not row.captions:
@@ -77,7 +77,7 @@ def fill(
         empty.update(key for key, text in captions.items() if not text)
 
 
-def _place(name: str, value: Any, locate: Callable[[str], str], keep: Keep | None) -> ByteRange:
+def _picture(name: str, value: Any, locate: Callable[[str], str], keep: Keep | None) -> ByteRange:
     given = value
     if keep is not None and isinstance(value, dict):  # as Hugging Face writes pictures
         given = value.get("bytes") if value.get("bytes") is not None else value.get("path")
@@ -100,17 +100,17 @@ def beside(folder: str, path: str) -> str:
 
 def _captions(values: Mapping[str, Any]) -> dict[str, str]:
     """Stripped captions by key; a null is as good as absent."""
-    found: dict[str, Any] = {}
+    texts: dict[str, Any] = {}
     for name in CAPTION_FIELDS:
         value = values.get(name)
         if isinstance(value, dict) and name == "captions":
-            found.update(value)
+            texts.update(value)
         elif value is not None:
-            found[CAPTION_KEY] = value
-    for key, text in found.items():
+            texts[CAPTION_KEY] = value
+    for key, text in texts.items():
         if text is not None and not isinstance(text, str):
             raise ValueError(f"caption {key!r}: {shown(text)}, allowed: a text")
-    return {key: text.strip() for key, text in found.items() if text is not None}
+    return {key: text.strip() for key, text in texts.items() if text is not None}
 
 
 def check_captions(captions: Mapping[str, str]) -> None:
@@ -123,8 +123,8 @@ def check_captions(captions: Mapping[str, str]) -> None:
             raise ValueError(f"caption too long: {len(text)} characters, allowed: {MAX_CAPTION}")
         if not _is_unicode(text):
             raise ValueError("caption is not Unicode: it holds half of a surrogate pair")
-        if found := _control(text):
-            raise ValueError(f"caption holds {found}, a control character")
+        if control := _control(text):
+            raise ValueError(f"caption holds {control}, a control character")
         if token := _CONTROL_TOKEN.search(text):
             raise ValueError(f"caption holds {token[0]}, a control token of chat templates")
 
@@ -135,8 +135,8 @@ def check_name(what: str, text: str) -> str:
         raise ValueError(f"{what} too long: {len(text)} characters, allowed: {MAX_NAME}")
     if not _is_unicode(text):
         raise ValueError(f"{what} is not Unicode: {shown(text)}")
-    if found := _control(text, allowed=""):
-        raise ValueError(f"{what} holds {found}, a control character")
+    if control := _control(text, allowed=""):
+        raise ValueError(f"{what} holds {control}, a control character")
     return text
 
 

@@ -53,8 +53,8 @@ def read_folder(folder: str, columns: Mapping[str, str]) -> Source:
     left = 0
     for name, path in files.images.items():
         stem = posixpath.splitext(name)[0]
-        if (found := _REFERENCE.fullmatch(stem)) and found[1] in stems:
-            references.setdefault(found[1], []).append((int(found[2]), name))
+        if (match := _REFERENCE.fullmatch(stem)) and match[1] in stems:
+            references.setdefault(match[1], []).append((int(match[2]), name))
             continue
         concept = name.split("/")[0] if "/" in name else None
         if stem not in files.texts and files.parquet:
@@ -93,7 +93,7 @@ def _keep_named(folder: str, files: _Files) -> list[SourceRow]:
     a problem for each that is not there. Manifests of others say nothing."""
     missing: list[SourceRow] = []
     seen: list[str] = []
-    for name in sorted(files.manifests, key=lambda each: (each.count("/"), each)):
+    for name in sorted(files.manifests, key=lambda path: (path.count("/"), path)):
         inside = name.removesuffix(MANIFEST)
         if any(inside.startswith(outer) for outer in seen):
             continue  # beside shards that have one: the base's own samples
@@ -103,16 +103,16 @@ def _keep_named(folder: str, files: _Files) -> list[SourceRow]:
         rows: Counter[str] = Counter()
         for group in manifest.row_groups:
             rows[inside + group.file] += group.rows
-        below = {each for each in files.parquet if each.startswith(inside)}
+        below = {path for path in files.parquet if path.startswith(inside)}
         if others := below - rows.keys():
             files.notes.append(
                 f"{len(others)} .parquet files that {name} does not name: left aside"
             )
-        for each in others:
-            del files.parquet[each]
-        for each in sorted(rows.keys() - below):
+        for path in others:
+            del files.parquet[path]
+        for path in sorted(rows.keys() - below):
             problem = f"missing file: {name} names it"
-            missing.append(SourceRow(each, "", problem=problem, samples=rows[each]))
+            missing.append(SourceRow(path, "", problem=problem, samples=rows[path]))
     return missing
 
 
@@ -169,8 +169,8 @@ def _remote_files(folder: str) -> Iterator[tuple[str, str]]:
     fs, inner = storage.filesystem(folder)
     inner = inner.rstrip("/")
     with storage.storage_errors(folder):
-        found = sorted(fs.find(inner))
-    for path in found:
+        paths = sorted(fs.find(inner))
+    for path in paths:
         # Cut off, not made relative: that would resolve "..".
         yield path[len(inner) + 1 :], f"s3://{path}"
 
@@ -178,21 +178,21 @@ def _remote_files(folder: str) -> Iterator[tuple[str, str]]:
 def _local_files(folder: str, files: _Files) -> Iterator[tuple[str, str]]:
     """Links to folders are not entered: they may lead in circles or anywhere."""
     root = os.path.realpath(folder)
-    found: list[tuple[str, str]] = []
-    for at, folders, names in os.walk(folder):
-        inside = os.path.relpath(at, folder)
+    listed: list[tuple[str, str]] = []
+    for parent, folders, names in os.walk(folder):
+        inside = os.path.relpath(parent, folder)
         for name in folders:
-            if os.path.islink(os.path.join(at, name)):
+            if os.path.islink(os.path.join(parent, name)):
                 link = printable(os.path.normpath(os.path.join(inside, name)))
                 files.notes.append(f"{link}: a link to a folder is not followed")
         for name in names:
-            path = os.path.join(at, name)
+            path = os.path.join(parent, name)
             shown = os.path.normpath(os.path.join(inside, name))
-            found.append((shown, path))
+            listed.append((shown, path))
             if problem := _local_problem(path, root):
                 files.problems[shown] = problem
     files.notes.sort()
-    yield from sorted(found)
+    yield from sorted(listed)
 
 
 def _local_problem(path: str, root: str) -> str | None:

@@ -26,7 +26,7 @@ def read_jsonl(path: str, columns: Mapping[str, str]) -> Source:
     Other fields are left aside with a note. ``columns``: field -> its name in this file.
     """
     folder, file = posixpath.split(path)
-    found = Source([])
+    source = Source([])
     unknown: Counter[str] = Counter()
     empty: Counter[str] = Counter()
     renamed = {name: columns.get(name, name) for name in FIELDS}
@@ -35,7 +35,7 @@ def read_jsonl(path: str, columns: Mapping[str, str]) -> Source:
             if line is not None and not line.strip():
                 continue
             row = SourceRow(f"{file}:{number}", "")
-            found.rows.append(row)
+            source.rows.append(row)
             try:
                 values = _object(line, number)
                 unknown.update(values.keys() - set(renamed.values()))
@@ -44,14 +44,14 @@ def read_jsonl(path: str, columns: Mapping[str, str]) -> Source:
             except ValueError as error:
                 row.problem = str(error)
                 row.captions = {}
-    found.notes = [
+    source.notes = [
         f"field {shown(key)} is unknown: left aside in {n} rows" for key, n in unknown.items()
     ]
-    found.notes += [
+    source.notes += [
         f"caption {key!r} is empty in {n} rows: left out there" for key, n in empty.items()
     ]
-    found.notes.sort()
-    return found
+    source.notes.sort()
+    return source
 
 
 def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:

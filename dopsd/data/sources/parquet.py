@@ -20,7 +20,7 @@ from dopsd import storage
 from dopsd.data.schema import FORMAT, READABLE_VERSIONS
 from dopsd.data.sources.fields import CAPTION_FIELDS, FIELDS, Keep, fill, printable, shown
 from dopsd.data.sources.rows import Group, Source, SourceRow
-from dopsd.errors import DopsdError
+from dopsd.errors import DopsdError, message_line
 
 _READERS = 16
 """Footers that are read side by side: on S3 nearly all of the time is waiting."""
@@ -38,26 +38,26 @@ def list_parquet(files: list[tuple[str, str]], columns: Mapping[str, str]) -> So
     Fields as in .jsonl. A picture is bytes, a path relative to the file, or Hugging Face's
     {bytes, path}; ``captions`` a map or a struct of texts. ``columns``: field -> column.
     """
-    found = Source([])
+    source = Source([])
     unknown: Counter[str] = Counter()
     with ThreadPoolExecutor(_READERS) as readers:
-        for (name, path), footer in zip(files, readers.map(lambda each: _footer(each[1]), files)):
+        for (name, path), footer in zip(files, readers.map(lambda file: _footer(file[1]), files)):
             try:
                 if isinstance(footer, Exception):
                     raise ValueError(f"broken parquet: {_line(footer)}")
                 present = _columns(footer, columns, unknown)
             except ValueError as error:
                 rows = 1 if isinstance(footer, Exception) else max(1, footer.num_rows)
-                found.rows.append(SourceRow(name, "", problem=str(error), samples=rows))
+                source.rows.append(SourceRow(name, "", problem=str(error), samples=rows))
                 continue
             for number in range(footer.num_row_groups):
                 if rows := footer.row_group(number).num_rows:
-                    found.groups.append(Group(path, f"{name}:{number}", number, rows, present))
-    found.notes = sorted(
+                    source.groups.append(Group(path, f"{name}:{number}", number, rows, present))
+    source.notes = sorted(
         f"column {shown(column)} is unknown: left aside in {count} files"
         for column, count in unknown.items()
     )
-    return found
+    return source
 
 
 def _footer(path: str) -> pq.FileMetaData | Exception:
@@ -174,4 +174,4 @@ def _inside(folder: str, path: str) -> str:
 
 
 def _line(error: Exception) -> str:
-    return printable(" ".join(str(error).split())) or type(error).__name__
+    return printable(message_line(error))

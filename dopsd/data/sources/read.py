@@ -14,7 +14,7 @@ from dopsd.data.sources.folder import read_folder
 from dopsd.data.sources.jsonl import read_jsonl
 from dopsd.data.sources.parquet import list_parquet
 from dopsd.data.sources.rows import Source
-from dopsd.errors import DataError
+from dopsd.errors import DataError, message_line
 
 
 def read_source(source: str, columns: Mapping[str, str] | None = None) -> Source:
@@ -24,15 +24,15 @@ def read_source(source: str, columns: Mapping[str, str] | None = None) -> Source
     DataError when ``source`` does not exist, is nothing of these, or holds no sample.
     """
     try:
-        found = _read(source, columns or {})
+        listed = _read(source, columns or {})
     except DataError:
         raise
     except Exception as error:  # no credentials, no bucket, no permission
-        reason = " ".join(str(error).split()).removeprefix(f"{source}: ")
+        reason = message_line(error).removeprefix(f"{source}: ")
         raise DataError(f"data.source: {source}: {reason}") from error
-    if not found.rows and not found.groups:
+    if not listed.rows and not listed.groups:
         raise DataError(f"data.source: {source}: no samples in it")
-    return found
+    return listed
 
 
 def _read(source: str, columns: Mapping[str, str]) -> Source:

@@ -78,5 +78,5 @@ def unpack_row(text: str) -> SourceRow:
     """Inverse of :func:`pack_row`."""
     values: dict[str, Any] = json.loads(text)
     values["image"] = values["image"] and ByteRange(**values["image"])
-    values["references"] = [ByteRange(**each) for each in values["references"]]
+    values["references"] = [ByteRange(**reference) for reference in values["references"]]
     return SourceRow(**values)

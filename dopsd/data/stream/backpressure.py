@@ -56,7 +56,7 @@ class MicroBatchWindow(BackpressurePolicy):
         It waits for running tasks, yet where none runs, because the window is full, it would go
         round without a pause and take a whole CPU from whoever trains.
         """
-        if _reads(op) and not any(each.num_active_tasks() for each in self._topology):
+        if _reads(op) and not any(operator.num_active_tasks() for operator in self._topology):
             time.sleep(_REST_SECONDS)
         return None
 

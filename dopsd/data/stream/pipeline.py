@@ -1,4 +1,4 @@
-"""The road from shards to encoded micro-batches: one Ray Data pipeline for a whole run.
+"""From shards to encoded micro-batches: one Ray Data pipeline for a whole run.
 
 Reading tasks turn spans of the plan into pixels and prompts; a pool of actors, each with frozen
 encoders that are loaded once, turns those into contexts. The consumer gets references, one per
@@ -22,7 +22,7 @@ from dopsd.data.context_cache.files import (
     ContextCache,
     encoded_block,
     info_of,
-    read_encoded_segment,
+    read_cached_segment,
 )
 from dopsd.data.encoder import Encoder, EncoderFactory
 from dopsd.data.plan import Plan
@@ -72,7 +72,7 @@ def encoded_stream(
     shards: str,
     read_spec: ReadSpec,
     encoder_factory: EncoderFactory,
-    encoded: ContextCache | None = None,
+    context_cache: ContextCache | None = None,
     workers: int = 1,
     num_cpus: float = 1.0,
     num_gpus: float = 0.0,
@@ -83,13 +83,13 @@ def encoded_stream(
 ) -> EncodedStream:
     """Every micro-batch of the steps [start_step, stop_step), encoded, in plan order.
 
-    With ``encoded`` contexts these are read, and no encoder starts. Otherwise
+    With a ``context_cache`` contexts are read, and no encoder starts. Otherwise
     ``workers`` encoder actors take ``num_cpus`` and ``num_gpus`` each; at most ``readers``
     reading tasks of ``reader_cpus`` run at once; ``read_spec``: what they read of each sample.
     Nothing starts before the first ``next``, which waits until every encoder is loaded. At most
     ``ahead`` micro-batches (default: two steps, at least 4) are read, encoded or waiting beyond
     what was taken. Closing the iterator ends the pool. Errors of tasks and encoders are raised
-    as DopsdErrors with their own message; LateError when the pool is not up within ``start_s``
+    as DopsdErrors with their own message; DeadlineError when the pool is not up within ``start_s``
     seconds.
     """
     opened: list[StreamingExecutor] = []
@@ -99,7 +99,7 @@ def encoded_stream(
         if first >= last:
             return
         window_size = ahead or max(4, 2 * plan.micro_batches_per_step)
-        place = absolute_path(shards)
+        folder = absolute_path(shards)
         # Reading tasks of several micro-batches: fewer tasks to schedule, and their row groups are
         # read once. Half the window at most, so that encoders have the other half to work on.
         size = max(1, min(window_size // 2, 8))
@@ -111,19 +111,19 @@ def encoded_stream(
         try:
             with ray.data.DataContext.current(_context(window_size, size, readers, start_s)):
                 data: ray.data.Dataset = ray.data.from_items(spans, override_num_blocks=len(spans))
-                reading: dict[str, Any] = {"shards": place, "read_spec": read_spec}
+                reading: dict[str, Any] = {"shards": folder, "read_spec": read_spec}
                 reading["plan"] = Broadcast(f"{plan.key} {plan.micro_batches_per_step}", plan)
-                if encoded:
-                    reading["encoded"] = encoded
+                if context_cache:
+                    reading["context_cache"] = context_cache
                 data = data.map_batches(
                     # Ray's type knows no fn_kwargs.
-                    read_encoded_segment if encoded else read_segment,  # type: ignore[arg-type]
+                    read_cached_segment if context_cache else read_segment,  # type: ignore[arg-type]
                     batch_size=1,
                     batch_format="pyarrow",
                     num_cpus=reader_cpus,
                     fn_kwargs=reading,
                 )
-                if encoded is None:
+                if context_cache is None:
                     data = data.map_batches(
                         _Encode,
                         fn_constructor_args=(encoder_factory,),

@@ -32,7 +32,7 @@ class MetricInput:
     attribute is the concept.
     """
 
-    picture: Image.Image
+    image: Image.Image
     prompt: str = ""
     targets: tuple[Image.Image, ...] = ()
     expected: Mapping[str, str] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class Metric(ABC):
     """Numbers of single pictures.
 
     ``model``: local folder or hub id of the weights, None for a metric without any. Cheap to
-    construct; ``load`` fetches the weights and raises MissingWeights when they are not at hand.
+    construct; ``load`` fetches the weights and raises MissingWeights when they are not available.
     """
 
     name: ClassVar[str]
@@ -63,7 +63,7 @@ class Metric(ABC):
         """Load the weights, if any, onto ``device``. Raises MissingWeights."""
 
     @abstractmethod
-    def measure(self, shown: Sequence[MetricInput]) -> list[dict[str, float]]:
+    def measure(self, inputs: Sequence[MetricInput]) -> list[dict[str, float]]:
         """The columns of every picture; one that does not apply (no target) is left out."""
 
 
@@ -81,12 +81,14 @@ class ImageDistance(Metric):
         """What the column shows of a distance: a similarity turns it around."""
         return distance
 
-    def measure(self, shown: Sequence[MetricInput]) -> list[dict[str, float]]:
-        pairs = [(each.picture, target) for each in shown for target in each.targets]
-        found = iter(self.distance([a for a, _ in pairs], [b for _, b in pairs]) if pairs else [])
+    def measure(self, inputs: Sequence[MetricInput]) -> list[dict[str, float]]:
+        pairs = [(entry.image, target) for entry in inputs for target in entry.targets]
+        distances = iter(
+            self.distance([a for a, _ in pairs], [b for _, b in pairs]) if pairs else []
+        )
         (column,) = self.columns
         values: list[dict[str, float]] = []
-        for each in shown:
-            near = [self.column_value(next(found)) for _ in each.targets]
+        for entry in inputs:
+            near = [self.column_value(next(distances)) for _ in entry.targets]
             values.append({column: sum(near) / len(near)} if near else {})
         return values

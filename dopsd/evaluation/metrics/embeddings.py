@@ -44,13 +44,13 @@ class _Encoder(ImageDistance):
     def embed(self, images: Sequence[Image.Image]) -> Tensor:
         """Unit vectors [N, D] float32 on the CPU."""
         unique = list({id(image): image for image in images}.values())
-        places = {id(image): place for place, image in enumerate(unique)}
+        rows_of = {id(image): row for row, image in enumerate(unique)}
         rows = []
         for start in range(0, len(unique), _BATCH):
             batch = [image.convert("RGB") for image in unique[start : start + _BATCH]]
             pixels = self._images(images=batch, return_tensors="pt")["pixel_values"]
             rows.append(normalize(self.features(pixels.to(self.device)).float(), dim=-1).cpu())
-        return torch.cat(rows)[[places[id(image)] for image in images]]
+        return torch.cat(rows)[[rows_of[id(image)] for image in images]]
 
     def distance(
         self, images: Sequence[Image.Image], targets: Sequence[Image.Image]
@@ -80,8 +80,8 @@ class Clip(_Encoder):
             self._tokenizer = AutoTokenizer.from_pretrained(self.model)
 
     def features(self, pixels: Tensor) -> Tensor:
-        found: Tensor = self._model.get_image_features(pixel_values=pixels).pooler_output
-        return found
+        features: Tensor = self._model.get_image_features(pixel_values=pixels).pooler_output
+        return features
 
     @torch.no_grad()
     def embed_text(self, prompts: Sequence[str]) -> Tensor:
@@ -90,12 +90,12 @@ class Clip(_Encoder):
         tokens = self._tokenizer(
             list(prompts), padding=True, truncation=True, max_length=limit, return_tensors="pt"
         ).to(self.device)
-        found = self._model.get_text_features(**tokens).pooler_output
-        return normalize(found.float(), dim=-1).cpu()
+        features = self._model.get_text_features(**tokens).pooler_output
+        return normalize(features.float(), dim=-1).cpu()
 
-    def measure(self, shown: Sequence[MetricInput]) -> list[dict[str, float]]:
-        texts = self.embed_text([each.prompt for each in shown])
-        cosines = (self.embed([each.picture for each in shown]) * texts).sum(1)
+    def measure(self, inputs: Sequence[MetricInput]) -> list[dict[str, float]]:
+        texts = self.embed_text([entry.prompt for entry in inputs])
+        cosines = (self.embed([entry.image for entry in inputs]) * texts).sum(1)
         return [{"clip_s": value} for value in cosines.tolist()]
 
 
@@ -107,8 +107,8 @@ class Dino(_Encoder):
     default_model: ClassVar[str | None] = "facebook/dinov2-small"
 
     def features(self, pixels: Tensor) -> Tensor:
-        found: Tensor = self._model(pixel_values=pixels).last_hidden_state[:, 0]
-        return found
+        features: Tensor = self._model(pixel_values=pixels).last_hidden_state[:, 0]
+        return features
 
     def column_value(self, distance: float) -> float:
         return 1 - distance

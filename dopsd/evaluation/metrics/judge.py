@@ -52,13 +52,13 @@ class Judge(Metric):
         assert self.model is not None
         self._vlm = Vlm(self.name, self.model, self.device)
 
-    def measure(self, shown: Sequence[MetricInput]) -> list[dict[str, float]]:
+    def measure(self, inputs: Sequence[MetricInput]) -> list[dict[str, float]]:
         assert self._vlm is not None
         values: list[dict[str, float]] = []
-        for each in shown:
-            if not each.targets:
+        for entry in inputs:
+            if not entry.targets:
                 values.append({})
                 continue
-            said = self._vlm.choose([each.targets[0], each.picture], _QUESTION, _LETTERS)
-            values.append({column: float(place == said) for place, column in enumerate(LABELS)})
+            answer = self._vlm.choose([entry.targets[0], entry.image], _QUESTION, _LETTERS)
+            values.append({column: float(index == answer) for index, column in enumerate(LABELS)})
         return values

@@ -25,21 +25,21 @@ class Oracle(Metric):
         "palette_error": Column("RMSE to the nearest legal colour", higher_is_better=False),
     }
 
-    def measure(self, shown: Sequence[MetricInput]) -> list[dict[str, float]]:
-        readings = _read([each.picture for each in shown])
-        return [_columns(seen, each) for seen, each in zip(readings, shown, strict=True)]
+    def measure(self, inputs: Sequence[MetricInput]) -> list[dict[str, float]]:
+        readings = _read([entry.image for entry in inputs])
+        return [_columns(reading, entry) for reading, entry in zip(readings, inputs, strict=True)]
 
 
 def _read(images: Sequence[Image.Image]) -> list[Reading]:
     return oracle.read(torch.stack([from_image(image) for image in images]))
 
 
-def _columns(seen: Reading, shown: MetricInput) -> dict[str, float]:
-    values = {"palette_error": seen.palette_error}
-    right = {name: getattr(seen, name) == value for name, value in shown.expected.items()}
+def _columns(reading: Reading, entry: MetricInput) -> dict[str, float]:
+    values = {"palette_error": reading.palette_error}
+    right = {name: getattr(reading, name) == value for name, value in entry.expected.items()}
     if right:
         values["named"] = sum(right.values()) / len(right)
-        values["ok"] = float(all(right.values()) and seen.valid)
-    if shown.concept is not None:
-        values["concept"] = float(right[shown.concept] and seen.valid)
+        values["ok"] = float(all(right.values()) and reading.valid)
+    if entry.concept is not None:
+        values["concept"] = float(right[entry.concept] and reading.valid)
     return values

@@ -28,8 +28,8 @@ class Sharpness(Metric):
     name: ClassVar[str] = "sharpness"
     columns: ClassVar[dict[str, Column]] = {"sharpness": Column("variance of the Laplacian")}
 
-    def measure(self, shown: Sequence[MetricInput]) -> list[dict[str, float]]:
-        return [{"sharpness": self._of(from_image(each.picture))} for each in shown]
+    def measure(self, inputs: Sequence[MetricInput]) -> list[dict[str, float]]:
+        return [{"sharpness": self._of(from_image(entry.image))} for entry in inputs]
 
     @staticmethod
     def _of(pixels: Tensor) -> float:
@@ -77,7 +77,7 @@ class Lpips(ImageDistance):
         values = []
         for image, target in zip(images, targets, strict=True):
             pair = (from_image(image), from_image(sized(target, image)))
-            values.append(float(self._net(*(each[None].to(self.device) for each in pair))))
+            values.append(float(self._net(*(pixels[None].to(self.device) for pixels in pair))))
             self._net.reset()
         return values
 

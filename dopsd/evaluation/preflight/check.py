@@ -90,10 +90,10 @@ def check_teacher(
     checks, rows = [], []
     for sample, view, context in zip(samples, views, contexts):
         target = Image.fromarray(sample.target)
-        drawn = [_draw(config, family, pipeline, sample, role, device) for role in context]
-        student, teacher = (distance(target, pictures) for pictures in drawn)
+        generated = [_generate(config, family, pipeline, sample, role, device) for role in context]
+        student, teacher = (distance(target, images) for images in generated)
         checks.append(SampleCheck(sample.sample_id, sample.prompt, *view, student, teacher))
-        rows.append([target, *(pictures[0] for pictures in drawn)])
+        rows.append([target, *(images[0] for images in generated)])
     verdict = judge(
         np.array([check.student for check in checks]),
         np.array([check.teacher for check in checks]),
@@ -110,7 +110,7 @@ def check_teacher(
 
 
 @torch.no_grad()
-def _draw(
+def _generate(
     config: RunConfig,
     family: Family,
     pipeline: Any,
@@ -118,15 +118,15 @@ def _draw(
     context: Context,
     device: str,
 ) -> list[Image.Image]:
-    """One picture of the sample for each noise, in as many steps as a training roll-out has."""
+    """One picture of the sample for each noise, in as many steps as a training rollout has."""
     height, width = sample.target.shape[:2]
     shape = family.latent_shape(height, width)
     count = config.preflight.num_noises
     seed, names = config.run.seed, (sample.sample_id,)
     noise = torch.cat([batch_noise(seed, _FIRST_STEP - n, names, shape) for n in range(count)])
     context = context.to(device, DTYPES[config.model.dtype])
-    pictures: list[Image.Image] = []
+    images: list[Image.Image] = []
     for part in noise.to(device).split(config.learner.micro_batch):
         contexts = context.repeat(len(part))
-        pictures += family.draw(pipeline, contexts, part, config.method.steps, height, width)
-    return pictures
+        images += family.generate(pipeline, contexts, part, config.method.steps, height, width)
+    return images

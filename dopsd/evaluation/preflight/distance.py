@@ -25,7 +25,7 @@ def choose_metric(asked: PreflightSection, targets: list[np.ndarray]) -> str:
     """The metric's name, `auto` resolved with these targets, uint8 [H, W, 3] each.
 
     Raises DataError when the oracle is asked for and one of the targets is none of its world,
-    MissingWeights when a model is not at hand.
+    MissingWeights when a model is not available.
     """
     name = asked.metric
     if name in ("auto", "oracle"):
@@ -51,10 +51,10 @@ def load_distance(
     if name == "oracle":
         return oracle_distance
     if name == "latent":
-        return lambda target, pictures: latent_distance(family, pipeline.vae, target, pictures)
+        return lambda target, images: latent_distance(family, pipeline.vae, target, images)
     metric = make_distance(name, model, device)
     metric.load()
-    return lambda target, pictures: metric.distance(pictures, [target] * len(pictures))
+    return lambda target, images: metric.distance(images, [target] * len(images))
 
 
 def _of_the_shapes_world(target: np.ndarray) -> bool:
@@ -64,31 +64,31 @@ def _of_the_shapes_world(target: np.ndarray) -> bool:
     return reading.valid
 
 
-def oracle_distance(target: Image.Image, pictures: list[Image.Image]) -> list[float]:
+def oracle_distance(target: Image.Image, images: list[Image.Image]) -> list[float]:
     """The share of the target's attributes that a picture has wrong, by the shapes world's oracle.
 
     Of a target with an attribute that no caption of the base's training names (a concept to
     teach), that attribute alone counts: the others are in the prompt, or free. A picture that is
     none of this world (a nameless tile, say) has everything wrong, whatever it comes nearest to.
     """
-    wanted, *seen = oracle.read(torch.stack([from_image(each) for each in (target, *pictures)]))
+    goal, *readings = oracle.read(torch.stack([from_image(image) for image in (target, *images)]))
     held_out = (world.HELD_OUT_PATTERN, world.HELD_OUT_SHAPE)
-    names = [name for name in world.ATTRIBUTES if getattr(wanted, name) in held_out]
+    names = [name for name in world.ATTRIBUTES if getattr(goal, name) in held_out]
     names = names or list(world.ATTRIBUTES)
     return [
-        sum(not each.valid or getattr(each, name) != getattr(wanted, name) for name in names)
+        sum(not reading.valid or getattr(reading, name) != getattr(goal, name) for name in names)
         / len(names)
-        for each in seen
+        for reading in readings
     ]
 
 
 def latent_distance(
-    family: Family, vae: Any, target: Image.Image, pictures: list[Image.Image]
+    family: Family, vae: Any, target: Image.Image, images: list[Image.Image]
 ) -> list[float]:
     """RMS difference of VAE latents. Layout counts: the same object elsewhere is far away."""
 
-    def encode(picture: Image.Image) -> Tensor:
-        return family.encode_images(vae, [np.asarray(picture)])
+    def encode(image: Image.Image) -> Tensor:
+        return family.encode_images(vae, [np.asarray(image)])
 
     goal = encode(target)
-    return [float((encode(each) - goal).square().mean().sqrt()) for each in pictures]
+    return [float((encode(image) - goal).square().mean().sqrt()) for image in images]

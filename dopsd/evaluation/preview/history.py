@@ -1,8 +1,8 @@
 """How pictures changed over training: the adapters kept on the way, drawn at the end.
 
 Nothing is drawn while a run trains. The learner keeps both adapters of a few versions as files;
-after the run the preview task draws each of them from the same noise: the student's roll-out, the
-teacher's velocities at its states, and the teacher's own roll-out. In the run folder's ``preview``:
+after the run the preview task draws each of them from the same noise: the student's rollout, the
+teacher's velocities at its states, and the teacher's own rollout. In the run folder's ``preview``:
 
 - ``weights/v000020.student.safetensors`` and ``.teacher``: the kept adapters, as exported LoRAs,
   and ``v000020.student.modules.safetensors`` where more was trained beside them;
@@ -38,7 +38,7 @@ Adapters = tuple[Files, Files]
 """Exported weights of student and teacher."""
 
 
-def draw_history(
+def sample_history(
     sampler: PreviewSampler, versions: list[tuple[int, Callable[[], Adapters] | None]]
 ) -> dict[str, bytes]:
     """Files of the run folder, by path. ``versions``: numbers in order, each with what reads its
@@ -51,8 +51,8 @@ def draw_history(
             encoded, scored, own = _trajectory(sampler, version, index)
             name = f"preview/trajectories/v{version:06d}-s{index:02d}.safetensors"
             files[name] = trajectory_record(sampler.config, encoded, scored)
-            estimates, picture = _pictures(sampler, scored, own)
-            files[strip_path(version, index)] = png_bytes(picture)
+            estimates, image = _strip(sampler, scored, own)
+            files[strip_path(version, index)] = png_bytes(image)
             rows.append({"version": version, "sample": index, "states": estimates})
     for index, sample in enumerate(sampler.samples):
         files[target_path(index)] = png_bytes(strip([[Image.fromarray(sample.target)]]))
@@ -66,7 +66,7 @@ def draw_history(
 def _trajectory(
     sampler: PreviewSampler, version: int, index: int
 ) -> tuple[EncodedBatch, TrainingBatch, Tensor]:
-    """The sample's training roll-out under the loaded adapters, scored, and the latents
+    """The sample's training rollout under the loaded adapters, scored, and the latents
     [1, C, h, w] of the teacher's own drawing."""
     config, sample, noise = sampler.config, sampler.samples[index], sampler.noise(index)
     height, width = sample.target.shape[:2]
@@ -97,11 +97,11 @@ def _trajectory(
     return EncodedBatch(info, student, teacher), scored, own.cpu()
 
 
-def _pictures(
+def _strip(
     sampler: PreviewSampler, scored: TrainingBatch, own: Tensor
 ) -> tuple[list[dict[str, float]], Image.Image]:
     """Sigma and mean squared difference of the clean estimates at each state; the strip."""
-    assert scored.finished is not None, "the roll-out is whole"
+    assert scored.finished is not None, "the rollout is whole"
     states = torch.cat([scored.states, scored.finished.unsqueeze(0)])
     sigmas = torch.cat([scored.sigmas, torch.zeros(1)])
     students, teachers, facts = [], [], []
@@ -115,5 +115,5 @@ def _pictures(
         facts.append({"sigma": float(sigmas[k]), "difference": difference})
     rows = [[*students, scored.finished], [*teachers, own]]
     with torch.no_grad():
-        pictures = [[sampler.family.decode(sampler.pipeline, x)[0] for x in row] for row in rows]
-    return facts, strip(pictures)
+        images = [[sampler.family.decode(sampler.pipeline, x)[0] for x in row] for row in rows]
+    return facts, strip(images)

@@ -123,22 +123,22 @@ class PreviewSampler:
         noise = batch_noise(self.config.run.seed, PREVIEW_STEP, (sample.sample_id,), shape)
         return noise.to(self.device)
 
-    def draw(self, index: int, role: str) -> Image.Image:
+    def generate(self, index: int, role: str) -> Image.Image:
         """The sample's picture by the stock sampler."""
         self.use(role)
         height, width = self.samples[index].target.shape[:2]
         steps = self.config.preview.steps or self.config.method.steps
         context, noise = self.context(index, role), self.noise(index)
         with torch.no_grad():
-            images: Any = self.family.draw(self.pipeline, context, noise, steps, height, width)
-        picture: Image.Image = images[0]
-        return picture
+            images: Any = self.family.generate(self.pipeline, context, noise, steps, height, width)
+        image: Image.Image = images[0]
+        return image
 
     def sheet(self) -> bytes:
         """PNG of the contact sheet of all samples."""
         numbers = range(len(self.samples))
         # One role after the other: of whole models one is there at a time.
-        columns = [[self.draw(n, role) for n in numbers] for role in (BASE, STUDENT, TEACHER)]
+        columns = [[self.generate(n, role) for n in numbers] for role in (BASE, STUDENT, TEACHER)]
         targets = [Image.fromarray(sample.target) for sample in self.samples]
         rows = [list(row) for row in zip(targets, *columns)]
         titles = (*TITLES, f"teacher (sees {self.config.context.needs.teacher_sees})")

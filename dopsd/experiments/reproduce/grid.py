@@ -19,7 +19,7 @@ _STEPS = 4
 _SEED = 2000
 
 
-def draw_grid(concept: str, loras: Sequence[tuple[str, str | None]]) -> Image.Image:
+def generate_grid(concept: str, loras: Sequence[tuple[str, str | None]]) -> Image.Image:
     """Three prompts with ``[V]``, then three that the base knew; one column for each LoRA.
 
     ``loras``: (title, file or None for the base) of each column.

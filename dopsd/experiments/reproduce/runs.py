@@ -26,8 +26,8 @@ def pending(trials: Sequence[Trial], budget: Budget, folder: str) -> list[Trial]
         if not storage.exists(storage.join(config.run.folder, SUMMARY_FILE)):
             left.append(trial)
             continue
-        made = storage.read_bytes(storage.join(config.run.folder, CONFIG_FILE)).decode()
-        if made != dump_config(config):
+        trained_by = storage.read_bytes(storage.join(config.run.folder, CONFIG_FILE)).decode()
+        if trained_by != dump_config(config):
             raise ConfigError(
                 f"{config.run.folder} was trained by other settings; allowed: another --folder, "
                 "or take it away"
@@ -63,18 +63,18 @@ def train_all(
 
 def _shown(work: Trainings, trials: int, steps: int, progress: Progress) -> Callable[[], None]:
     """Shows where ``work`` is, whenever it is called."""
-    told = 0
+    shown = 0
 
     def show() -> None:
-        nonlocal told
-        for name, seconds in work.done[told:]:
+        nonlocal shown
+        for name, seconds in work.done[shown:]:
             progress.show("trials", {"report": [f"{name}: trained in {clock(seconds)}"]})
-        told = len(work.done)
-        at = told * steps + sum(each.step for each in work.running)
+        shown = len(work.done)
+        step = shown * steps + sum(training.step for training in work.running)
         parts = [
-            f"{told}/{trials} done",
-            *(f"{each.name} at {each.step or each.phase}" for each in work.running),
-            f"ETA {progress.eta({'step': at, 'steps': trials * steps})}",
+            f"{shown}/{trials} done",
+            *(f"{training.name} at {training.step or training.phase}" for training in work.running),
+            f"ETA {progress.eta({'step': step, 'steps': trials * steps})}",
         ]
         progress.show("trials", {"message": "; ".join(parts), "notices": work.lines})
 

@@ -1,4 +1,4 @@
-"""``dopsd reproduce shapes``: train, evaluate, table and grid; every part goes on where it was."""
+"""``dopsd reproduce shapes``: train, evaluate, table and grid; every part resumes where it was."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dopsd.evaluation.results import Results
 from dopsd.evaluation.run import evaluate
 from dopsd.evaluation.spec import BASE, EvaluatedModel, EvaluateSpec
 from dopsd.experiments.reproduce import table
-from dopsd.experiments.reproduce.grid import draw_grid
+from dopsd.experiments.reproduce.grid import generate_grid
 from dopsd.experiments.reproduce.runs import lora_of, train_all
 from dopsd.experiments.reproduce.variants import CAPTIONS, Budget, Trial, prior_file
 from dopsd.intervals import Value
@@ -48,18 +48,12 @@ def reproduce(
 ) -> list[table.Line]:
     """Run the whole comparison and write ``table.md``, ``table.json`` and one grid per concept.
 
-    Args:
-        trials: what to train.
-        budget: the same for each of them.
-        folder: where everything is kept, local or s3://.
-        prompts: for each concept, and about the prior; those that are alike count once.
-        begin: gives the progress of a part by its title, a context manager.
-        at_once: trainings beside each other, and workers that draw and score; each takes a core.
-            None: as many as the cluster has cores and memory for, at most 4.
-
-    Raises:
-        ResourceError: when the cluster has fewer cores than ``at_once``.
-        DopsdError: in one line, when a trial or the evaluation cannot go on.
+    ``folder`` (local or s3://) keeps everything. ``prompts``: for each concept, and about the
+    prior; those that are alike count once. ``begin`` gives the progress of a part by its title, a
+    context manager. ``at_once``: trainings beside each other, and workers that draw and score, a
+    core each; None is as many as the cluster has cores and memory for, at most 4. Raises
+    ResourceError when the cluster has fewer cores than ``at_once``, a DopsdError when a trial or
+    the evaluation fails.
     """
     spec = _spec(trials, budget, folder, prompts)
     at_once = _at_once(at_once)
@@ -73,9 +67,9 @@ def reproduce(
 
     def ratio(model: str, column: str) -> Value:
         return next(
-            found.ratio
-            for found in results.relatives
-            if (found.model, found.against, found.column) == (model, BASE, column)
+            row.ratio
+            for row in results.relatives
+            if (row.model, row.against, row.column) == (model, BASE, column)
         )
 
     lines = table.lines_of(trials, budget, BASE, PRIOR, score, ratio)
@@ -84,7 +78,7 @@ def reproduce(
     for concept in dict.fromkeys(trial.concept for trial in trials):
         shown = [t for t in trials if t.concept == concept and t.seed == trials[0].seed]
         loras = [(t.variant.title, lora_of(t, budget, folder)) for t in shown]
-        sheet = draw_grid(concept, [(table.BASE_TITLE, None), *loras])
+        sheet = generate_grid(concept, [(table.BASE_TITLE, None), *loras])
         storage.write_bytes(storage.join(folder, f"grid-{concept}.png"), png_bytes(sheet))
     return lines
 

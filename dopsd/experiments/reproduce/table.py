@@ -57,13 +57,8 @@ def lines_of(
 ) -> list[Line]:
     """Pool each variant's seeds; the base comes first for every concept.
 
-    Args:
-        trials: those that were evaluated.
-        budget: what each of them was given.
-        base: the base's name in the evaluation.
-        prior: the group of the prompts about what the base knew.
-        score: reads a cell of the evaluation.
-        ratio: reads how a model compares with the base.
+    ``base``: its name in the evaluation. ``prior``: the group of the prompts about what it knew.
+    ``score`` reads a cell of the evaluation, ``ratio`` how a model compares with the base.
     """
     lines = []
     for concept in dict.fromkeys(trial.concept for trial in trials):
@@ -154,21 +149,21 @@ def pooled(tables: Sequence[Sequence[Line]]) -> list[Line]:
     rows: list[list[Any]] = [
         [(row.concept_name, row.title, row.steps, row.lr) for row in lines] for lines in tables
     ]
-    for found in rows:
-        if found != rows[0]:
-            odd = sorted(set(found) ^ set(rows[0])) or ["the order"]
+    for row_keys in rows:
+        if row_keys != rows[0]:
+            odd = sorted(set(row_keys) ^ set(rows[0])) or ["the order"]
             raise DataError(
                 f"tables: their rows differ ({odd[0]}); allowed: equal rows, steps and lr"
             )
-    made = []
-    for each in zip(*tables):
-        weights = [line.seeds for line in each]
+    lines = []
+    for row in zip(*tables):
+        weights = [line.seeds for line in row]
         values = {
-            name: _weighted([getattr(line, name) for line in each], weights) for name in _VALUES
+            name: _weighted([getattr(line, name) for line in row], weights) for name in _VALUES
         }
-        base = each[0].title == BASE_TITLE
-        made.append(replace(each[0], seeds=1 if base else sum(weights), **values))
-    return made
+        base = row[0].title == BASE_TITLE
+        lines.append(replace(row[0], seeds=1 if base else sum(weights), **values))
+    return lines
 
 
 def _weighted(values: Sequence[Value], weights: Sequence[int]) -> Value:
@@ -183,7 +178,7 @@ def _weighted(values: Sequence[Value], weights: Sequence[int]) -> Value:
 
 def verdicts(lines: Sequence[Line]) -> list[str]:
     """What the comparison set out to find, for each concept, and whether it was found."""
-    said = []
+    sentences = []
     for concept in dict.fromkeys(line.concept_name for line in lines):
         rows = {line.title: line for line in lines if line.concept_name == concept}
         base, ours, sft = rows[BASE_TITLE], rows.get(OURS), rows.get(SFT)
@@ -191,17 +186,19 @@ def verdicts(lines: Sequence[Line]) -> list[str]:
             learned = ours.concept.value >= 2 * base.concept.value
             learned &= ours.concept.low > base.concept.high
             met = learned and ours.kept.value >= 0.95
-            said.append(f"{_facts(base, ours)} (target: twice the concept, 95% kept: {_yes(met)})")
+            sentences.append(
+                f"{_facts(base, ours)} (target: twice the concept, 95% kept: {_yes(met)})"
+            )
         if sft:
             lost = sft.kept.value <= 0.8
-            said.append(f"{_facts(base, sft)} (expected: loses 20%: {_yes(lost)})")
+            sentences.append(f"{_facts(base, sft)} (expected: loses 20%: {_yes(lost)})")
         if ours and sft:
             better = ours.kept.low > sft.kept.high and ours.blur.high < sft.blur.low
-            said.append(
+            sentences.append(
                 f"{concept}, {OURS} keeps more than {SFT} and blurs less, beyond the intervals: "
                 f"{_yes(better)}"
             )
-    return said
+    return sentences
 
 
 def _facts(base: Line, row: Line) -> str:

@@ -39,16 +39,16 @@ class Training:
 
 def _drive(name: str, config: RunConfig, board: Any) -> float:
     """The task. Returns the seconds that the training took."""
-    told: set[str] = set()
+    sent: set[str] = set()
     began, last = time.monotonic(), float("-inf")
 
     def show(phase: str, status: dict[str, Any]) -> None:
         nonlocal last
         lines = [*status.get("report", ()), *status.get("notices", ())]
-        lines = [line for line in lines if line not in told]
+        lines = [line for line in lines if line not in sent]
         if lines or time.monotonic() - last >= _TELL_SECONDS:
             last = time.monotonic()
-            told.update(lines)
+            sent.update(lines)
             board.tell.remote(name, phase, status.get("step", 0), lines)
 
     train(config, show, replace=True)
@@ -79,8 +79,8 @@ class Trainings:
         """Until all are done; ``show`` is called about every second.
 
         After a failure none is begun, but those that are running are finished. Raises the first
-        failure, as a DopsdError that names the training; LateError when nothing was heard of one
-        for longer than its own deadlines allow, and then the others are ended.
+        failure, as a DopsdError that names the training; DeadlineError when nothing was heard of
+        one for longer than its own timeouts allow, and then the others are ended.
         """
         connect()
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -114,7 +114,7 @@ class Trainings:
             self._waiting.clear()
 
     def _listen(self, board: Any) -> None:
-        """A board that does not answer is no news: the trainings go on without it."""
+        """A board that does not answer is no news: the trainings continue without it."""
         latest: dict[str, tuple[int, str, int]] = {}
         with suppress(RayError):
             latest, self.lines = ray.get(board.read.remote(), timeout=ANSWER_SECONDS)

@@ -66,8 +66,7 @@ class Base:
 def load(folder: Path) -> Base:
     """Load the averaged weights of a finished or running stage.
 
-    Raises:
-        FileNotFoundError: if the stage never saved any.
+    Raises FileNotFoundError if the stage never saved any.
     """
     saved = load_checkpoint(folder / "base.ckpt")
     if saved is None:
@@ -78,9 +77,9 @@ def load(folder: Path) -> Base:
 
 
 def train(folder: Path, vae: Vae, steps: int = STEPS, seed: int = 0) -> Base:
-    """Train, or go on training, the base; the result lies in ``folder / "base.ckpt"``.
+    """Train, or continue training, the base; the result lies in ``folder / "base.ckpt"``.
 
-    The schedule depends on the step alone, so a run may be stopped and gone on with at any
+    The schedule depends on the step alone, so a run may be stopped and resumed at any
     checkpoint, under another number of threads.
     """
     checkpoint = folder / "base.ckpt"

@@ -41,11 +41,8 @@ class Batch:
 class Pool:
     """All captioned scenes and many nameless ones, encoded once.
 
-    Args:
-        vae: the trained autoencoder.
-        cache: where the latents are kept for the next time; they are of this ``vae``.
-        seed: decides the nameless scenes.
-        size: how many scenes the context branch has.
+    ``cache``: where the latents of this ``vae`` are kept for the next time. ``seed`` decides the
+    nameless scenes; ``size``: how many scenes the context branch has.
     """
 
     def __init__(self, vae: Vae, cache: Path, seed: int = 0, size: int = CONTEXT_POOL):

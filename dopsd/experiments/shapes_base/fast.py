@@ -2,7 +2,7 @@
 
 Only the training of the base uses them: batched tensors in place of lists, plain matrix attention
 (faster than SDPA's backward on a CPU at 96 tokens), and blocks that ``torch.compile`` takes once.
-``tests/shapes/test_fast.py`` holds them against the library's own forwards.
+``tests/experiments/shapes_base/test_fast.py`` holds them against the library's own forwards.
 """
 
 from __future__ import annotations
@@ -122,8 +122,7 @@ Block = Callable[..., Tensor]
 class Forwards:
     """The forwards, with their blocks compiled or not.
 
-    Attributes:
-        compiled: pass True for training; the first step then takes about a minute.
+    ``compiled``: pass True for training; the first step then takes about a minute.
     """
 
     def __init__(self, compiled: bool = False):
@@ -148,15 +147,9 @@ class Forwards:
     ) -> Tensor:
         """Equal ``ZImageTransformer2DModel`` on [B, 4, 16, 16] latents.
 
-        Args:
-            model: the diffusion transformer.
-            latents: [B, 4, 16, 16].
-            time: [B], Z-Image's own: 1 - sigma.
-            features: [B, 32, width]; what lies past a row's length is replaced by the pad token.
-            lengths: [B] tokens per prompt.
-
-        Returns:
-            [B, 4, 16, 16] float32: the NEGATED velocity, data minus noise.
+        ``time`` [B]: Z-Image's own, 1 - sigma. ``features`` [B, 32, width]: what lies past a row's
+        length is replaced by the pad token. ``lengths`` [B]: tokens per prompt. Returns [B, 4, 16,
+        16] float32: the NEGATED velocity, data minus noise.
         """
         batch, channels = latents.shape[:2]
         side, count, length = TOKENS_PER_SIDE, IMAGE_TOKENS, features.shape[1]
@@ -205,14 +198,9 @@ class Forwards:
     def language(self, model: Any, ids: Tensor, vision: Tensor | None = None) -> Tensor:
         """Equal ``hidden_states[-2]`` of the language model.
 
-        Args:
-            model: ``Qwen3Model`` or the VLM's text model.
-            ids: [B, S].
-            vision: [B, 16, width] features for the picture's tokens, which begin at
-                ``IMAGE_START``; without them the ids are text alone.
-
-        Returns:
-            [B, S, width]; positions past the prompt's end are meaningless.
+        ``model``: ``Qwen3Model`` or the VLM's text model. ``ids``: [B, S]. ``vision`` [B, 16,
+        width]: features for the picture's tokens, which begin at ``IMAGE_START``; without them the
+        ids are text alone. Returns [B, S, width]; positions past the prompt's end are meaningless.
         """
         x = model.embed_tokens(ids)
         if vision is not None:
@@ -235,8 +223,7 @@ class Forwards:
     ) -> tuple[Tensor, Tensor]:
         """Encode prompts, each beside its picture [B, 3, 32, 32] if there are any.
 
-        Returns:
-            features [B, 32, width] and lengths [B].
+        Returns features [B, 32, width] and lengths [B].
         """
         ids, lengths = prompts(texts, images is not None)
         seen = None if images is None else self.vision(vlm.model.visual, images)
@@ -342,17 +329,9 @@ def sample(
 ) -> Tensor:
     """Euler sampling as the stock pipeline does it: ``pos + guidance * (pos - neg)``.
 
-    Args:
-        forwards: which blocks to use.
-        model: the diffusion transformer.
-        condition: features and lengths of B prompts.
-        noise: [B, 4, 16, 16].
-        steps: number of forwards.
-        guidance: 0 switches guidance off.
-        empty: features and length of the empty prompt ([1, ...]), needed with guidance.
-
-    Returns:
-        latents [B, 4, 16, 16].
+    ``condition``: features and lengths of B prompts; ``noise``: [B, 4, 16, 16]. ``guidance``: 0
+    switches it off, else it needs ``empty``, the features and length of the empty prompt ([1,
+    ...]). Returns latents [B, 4, 16, 16].
     """
     x, grid, batch = noise.clone(), sigmas(steps), len(noise)
     features, lengths = condition

@@ -162,7 +162,7 @@ def make_vlm(tokenizer: ChatTokenizer) -> Vlm:
             "temporal_patch_size": 2,
             "out_hidden_size": WIDTH,
             "num_position_embeddings": (CONTEXT_PIXELS // PATCH) ** 2,
-            # No second road for the pixels: at this depth it only costs a merger's weights.
+            # No second path for the pixels: at this depth it only costs a merger's weights.
             "deepstack_visual_indexes": [],
         },
         tie_word_embeddings=True,

@@ -1,4 +1,4 @@
-"""What every stage of the build shares: a log with an ETA, and a checkpoint to go on from."""
+"""What every stage of the build shares: a log with an ETA, and a checkpoint to resume from."""
 
 from __future__ import annotations
 

@@ -19,15 +19,10 @@ def build(
 ) -> Path:
     """Run every stage up to and including ``stage``, each from where it stopped, and write ``out``.
 
-    Args:
-        work: folder of checkpoints and of ``build.log``; give the same one to go on.
-        out: the weights folder to write.
-        stage: the last stage to run: ``vae`` writes no weights, ``base`` the undistilled model.
-        base_steps: length of the base's schedule.
-        turbo_rounds: length of the distillation's schedule.
-
-    Raises:
-        ValueError: for an unknown stage.
+    ``work``: folder of checkpoints and of ``build.log``; the same one resumes. ``out``: the weights
+    folder to write. ``stage``: `vae` writes no weights, `base` the undistilled model.
+    ``base_steps`` and ``turbo_rounds`` are the lengths of the two schedules. Raises ValueError for
+    an unknown stage.
     """
     if stage not in STAGES:
         raise ValueError(f"stage: {stage!r}, allowed: {', '.join(STAGES)}")

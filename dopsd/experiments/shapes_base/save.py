@@ -31,15 +31,10 @@ def write_pipeline(
 ) -> Path:
     """Write ``folder`` anew: the pipeline, ``vlm/`` beside it, and the hash of all weights.
 
-    Args:
-        folder: replaced if it exists; its card and logs are kept.
-        vae: the autoencoder.
-        base: text encoder, VLM and the undistilled transformer.
-        turbo: the few-step transformer, which then is the pipeline's, with the undistilled one
-            beside it; without it the base's own is the pipeline's.
-
-    Raises:
-        ValueError: if the result is larger than 12 MB.
+    Card and logs of an existing ``folder`` are kept. ``base`` holds text encoder, VLM and the
+    undistilled transformer. ``turbo``: the few-step transformer, which then is the pipeline's, with
+    the undistilled one beside it; without it the base's own is the pipeline's. Raises ValueError if
+    the result is larger than 12 MB.
     """
     for part in ("vae", "text_encoder", "tokenizer", "transformer", "scheduler", "vlm"):
         shutil.rmtree(folder / part, ignore_errors=True)

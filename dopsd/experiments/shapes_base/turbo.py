@@ -62,7 +62,7 @@ class Scored:
 
 
 def train(folder: Path, vae: Vae, base: Base, rounds: int = ROUNDS, seed: int = 1) -> Transformer:
-    """Distil, or go on distilling; the result lies in ``folder / "turbo.ckpt"``."""
+    """Distil, or continue distilling; the result lies in ``folder / "turbo.ckpt"``."""
     checkpoint = folder / "turbo.ckpt"
     teacher = base.transformer.requires_grad_(False)
     student = copy.deepcopy(teacher).requires_grad_(True)

@@ -25,7 +25,7 @@ SAVE_EVERY = 300
 
 
 def train(folder: Path, steps: int = STEPS, seed: int = 2) -> Vae:
-    """Train, or go on training, the autoencoder; the result lies in ``folder / "vae"``.
+    """Train, or continue training, the autoencoder; the result lies in ``folder / "vae"``.
 
     Small batches late in training sharpen the edges more than large ones, so the batch falls from
     48 to 16 pictures after a quarter of the steps.

@@ -57,10 +57,8 @@ def answers(scenes: Sequence[Scene]) -> Tensor:
 def readout_loss(readout: nn.Linear, features: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     """Mean squared error of the read-out, and of its mask part alone (a mean guess gives 1).
 
-    Args:
-        readout: from ``make_readout``.
-        features: [B, 32, width], of prompts with a picture.
-        wanted: ``answers`` of the scenes in the pictures.
+    ``features`` [B, 32, width]: of prompts with a picture. ``wanted``: ``answers`` of the scenes in
+    the pictures.
     """
     hidden = features[:, fast.IMAGE_START : fast.IMAGE_START + nets.CONTEXT_TOKENS].float()
     with torch.autocast("cpu", enabled=False):

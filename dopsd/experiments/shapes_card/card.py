@@ -1,7 +1,7 @@
 """Measure the base of the shapes world: the numbers of its model card.
 
 Pictures are drawn with ``fast.sample``, which equals the stock pipeline (see
-``tests/shapes/test_fast.py``), in bf16 autocast over the shipped weights.
+``tests/experiments/shapes_base/test_fast.py``), in bf16 autocast over the shipped weights.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Model:
 
 
 def load(folder: Path) -> Model:
-    """Load a folder written by ``recipe.save.write_pipeline``."""
+    """Load a folder written by ``shapes_base.save.write_pipeline``."""
     pipeline = ZImagePipeline.from_pretrained(folder)
     tokenizer: ChatTokenizer = pipeline.tokenizer
     transformers = {"turbo": pipeline.transformer}
@@ -90,7 +90,7 @@ def prompts_of(kind: str, count: int, seed: int) -> list[Prompt]:
 
 
 @torch.no_grad()
-def draw(
+def generate(
     model: Model,
     transformer: Transformer,
     prompts: Sequence[Prompt],
@@ -103,8 +103,7 @@ def draw(
 ) -> Tensor:
     """Draw prompts, each beside a picture of its own scene if ``picture``.
 
-    Returns:
-        [N, 3, 32, 32] in [0, 1]. The noise depends on ``seed`` and the prompt's index alone.
+    Returns [N, 3, 32, 32] in [0, 1]. The noise depends on ``seed`` and the prompt's index alone.
     """
     forwards = fast.Forwards()
     generator = torch.Generator().manual_seed(seed)
@@ -192,12 +191,8 @@ def measure(
 ) -> Card:
     """Measure every row of the card on ``samples`` pictures for each seed.
 
-    Args:
-        folder: the weights.
-        samples: pictures per seed and row.
-        seeds: each decides prompts and noise.
-        pictures: where to write one contact sheet per row, if anywhere.
-        say: gets one line per row.
+    ``folder``: the weights. Each of ``seeds`` decides prompts and noise. ``pictures``: where to
+    write one contact sheet per row, if anywhere. ``say`` gets one line per row.
     """
     model = load(folder)
     card = Card(weights_hash(folder), samples, tuple(seeds))
@@ -224,7 +219,7 @@ def measure_row(
         drawn = prompts_of(kind, samples, seed)
         prompts += drawn
         images.append(
-            draw(
+            generate(
                 model,
                 model.transformers[name],
                 drawn,

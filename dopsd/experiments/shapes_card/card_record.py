@@ -68,12 +68,12 @@ class Card:
 
     def row(self, model: str, prompts: str, steps: int, picture: bool = False) -> Row | None:
         """Find a row; of two with other guidance, the guided one."""
-        found = [
+        rows = [
             row
             for row in self.rows
             if (row.model, row.prompts, row.steps, row.picture) == (model, prompts, steps, picture)
         ]
-        return max(found, key=lambda row: row.guidance, default=None)
+        return max(rows, key=lambda row: row.guidance, default=None)
 
 
 def describe(row: Row) -> str:
@@ -136,22 +136,21 @@ def pooled(effects: list[Effect], concept: str, objective: str) -> dict[str, Val
     Rates get the Wilson interval of all their pictures; the palette error's is that of the seeds'
     means taken together.
 
-    Raises:
-        KeyError: if there is no such effect.
+    Raises KeyError if there is no such effect.
     """
-    found = [e for e in effects if (e.concept, e.objective) == (concept, objective)]
-    if not found:
+    chosen = [e for e in effects if (e.concept, e.objective) == (concept, objective)]
+    if not chosen:
         raise KeyError(f"no effect of {objective} on {concept}")
-    count = sum(effect.count for effect in found)
+    count = sum(effect.count for effect in chosen)
 
     def rate(values: list[Value]) -> Value:
-        hits = sum(round(v.value * e.count) for v, e in zip(values, found, strict=True))
+        hits = sum(round(v.value * e.count) for v, e in zip(values, chosen, strict=True))
         return Value(hits / count, *wilson(hits, count))
 
-    errors = [effect.prior["palette_error"] for effect in found]
+    errors = [effect.prior["palette_error"] for effect in chosen]
     return {
-        "concept": rate([effect.asked["concept"] for effect in found]),
-        "ok": rate([effect.prior["ok"] for effect in found]),
+        "concept": rate([effect.asked["concept"] for effect in chosen]),
+        "ok": rate([effect.prior["ok"] for effect in chosen]),
         "palette_error": Value(*(mean([getattr(e, f) for e in errors]) for f in _ENDS)),
     }
 

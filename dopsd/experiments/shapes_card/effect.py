@@ -59,13 +59,10 @@ def measure(
 ) -> list[Effect]:
     """Judge the base, then each objective's LoRA, on every concept.
 
-    Args:
-        model: from ``card.load``; its turbo transformer is copied, not changed.
-        seeds: each decides training images, their order, noise and prompts.
-        budget: the same for each objective.
-        samples: pictures of each kind and seed.
-        say: gets one line per result.
-        forwards: compiled ones by default; compiling takes longer than a few steps do.
+    ``model``: from ``card.load``; its turbo transformer is copied, not changed. Each of ``seeds``
+    decides training images, their order, noise and prompts. ``samples``: pictures of each kind and
+    seed. ``say`` gets one line per result. ``forwards``: compiled ones by default, which takes a
+    minute.
     """
     forwards, effects = forwards or fast.Forwards(compiled=True), []
     for concept in concepts.CONCEPTS:
@@ -87,7 +84,7 @@ def judge(
     """Score a transformer's four-step pictures for ``[V]`` prompts and for prior ones."""
 
     def scored(prompts: list[concepts.Prompt], kind: str) -> dict[str, Value]:
-        images = card.draw(
+        images = card.generate(
             model, transformer, prompts, picture=False, steps=STATES, guidance=0.0, seed=1000 + seed
         )
         return card.evaluate(prompts, images, kind)
@@ -119,8 +116,7 @@ def train_lora(
 
     ``samples``: the prior prompts that ``judge`` will ask for, so that none is trained on.
 
-    Raises:
-        ValueError: for another objective than ``OBJECTIVES``.
+    Raises ValueError for another objective than ``OBJECTIVES``.
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"objective: {objective!r}, allowed: {', '.join(OBJECTIVES)}")

@@ -54,7 +54,7 @@ class Batches:
         texts = [concepts.captions_of(concept, scene)[CAPTIONS] for scene in scenes]
         prompts = concepts.distinct_prior_prompts(prior, seed, avoid)
         self._prior = len(prompts)
-        samples = card.draw(
+        samples = card.generate(
             model,
             model.transformers["turbo"],
             prompts,
@@ -90,14 +90,14 @@ class Batches:
 @torch.no_grad()
 def _encode(model: card.Model, texts: list[str], images: Tensor | None, chunk: int = 64) -> Context:
     parts = []
-    for at in range(0, len(texts), chunk):
-        seen = None if images is None else images[at : at + chunk]
+    for start in range(0, len(texts), chunk):
+        seen = None if images is None else images[start : start + chunk]
         with torch.autocast("cpu", dtype=torch.bfloat16):
             parts.append(
-                fast.Forwards().encode(model.vlm, model.tokens, texts[at : at + chunk], seen)
+                fast.Forwards().encode(model.vlm, model.tokens, texts[start : start + chunk], seen)
             )
     longest = max(features.shape[1] for features, _ in parts)
-    features = [F.pad(each, (0, 0, 0, longest - each.shape[1])) for each, _ in parts]
+    features = [F.pad(part, (0, 0, 0, longest - part.shape[1])) for part, _ in parts]
     lengths = torch.cat([lengths for _, lengths in parts])
     return Context({"embeds": torch.cat(features), "lengths": lengths})
 

@@ -11,7 +11,7 @@ import ray
 import torch
 
 from dopsd import __version__, storage
-from dopsd.data.context_cache.files import ContextCache, differences, encoded_file, load_record
+from dopsd.data.context_cache.files import ContextCache, cache_file, differences, load_record
 from dopsd.data.context_cache.writer import _versions, write_context_cache
 from dopsd.data.manifest import Manifest, PrepareSettings
 from dopsd.data.plan import Plan
@@ -73,6 +73,7 @@ def run(data: tuple[Manifest, str], factory: Any, seen: list[Any]) -> Any:
     )
 
 
+@pytest.mark.integration
 def test_on_s3_after_a_failure_read_as_the_encoders_encode(
     data: tuple[Manifest, str], tmp_path: Path
 ) -> None:
@@ -87,11 +88,11 @@ def test_on_s3_after_a_failure_read_as_the_encoders_encode(
     seen: list[Any] = []
     record = run(data, PixelFactory(tmp_path), seen)
     assert load_record(folder) == record
-    assert record.files.keys() == {encoded_file(g.file, g.row_group) for g in manifest.row_groups}
+    assert record.files.keys() == {cache_file(g.file, g.row_group) for g in manifest.row_groups}
     assert seen[0] == ("encoding contexts", 0, 5) and seen[-1] == ("encoding contexts", 5, 5)
     assert [done for _, done, _ in seen] == sorted(done for _, done, _ in seen)
 
-    lost = encoded_file(manifest.row_groups[1].file, manifest.row_groups[1].row_group)
+    lost = cache_file(manifest.row_groups[1].file, manifest.row_groups[1].row_group)
     storage.remove(f"{folder}/{lost}")
     storage.remove(f"{folder}/encoded.json")
     seen.clear()
@@ -105,7 +106,7 @@ def test_on_s3_after_a_failure_read_as_the_encoders_encode(
     options: Any = {"shards": shards, "read_spec": READ_SPEC, "num_cpus": 0.25}
     options["encoder_factory"] = PixelFactory(tmp_path)
     cache = ContextCache(folder, "123", ENTRIES, teacher=True, latents=False)
-    cached = list(encoded_stream(*span, encoded=cache, **options))
+    cached = list(encoded_stream(*span, context_cache=cache, **options))
     assert len(list(tmp_path.iterdir())) == started, "no encoder was started"
     online = list(encoded_stream(*span, **options))
     prompts = set()
@@ -118,8 +119,8 @@ def test_on_s3_after_a_failure_read_as_the_encoders_encode(
     assert "" in prompts and len(prompts) > 2
 
     mixed = ContextCache(folder, "456", {"context": "other"}, teacher=True, latents=False)
-    stream = encoded_stream(*span, encoded=mixed, **options)
-    with pytest.raises(DataError, match='of 123 in a folder of 456: context: "pixels" there'):
+    stream = encoded_stream(*span, context_cache=mixed, **options)
+    with pytest.raises(DataError, match='of 123 in a cache of 456: context: "pixels" there'):
         next(stream)
 
 

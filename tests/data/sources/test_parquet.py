@@ -15,7 +15,7 @@ from dopsd.data.buckets import Choice
 from dopsd.data.images import decode_png
 from dopsd.data.manifest import Manifest, PrepareSettings
 from dopsd.data.prepare.run import prepare
-from dopsd.data.prepare.shards import fetch_picture, unpack
+from dopsd.data.prepare.shards import fetch_image, unpack
 from dopsd.data.sources.read import read_source
 from dopsd.data.sources.rows import ByteRange, SourceRow
 from dopsd.errors import DataError
@@ -62,7 +62,7 @@ def test_pictures_in_every_form(tmp_path: Path, kind: str) -> None:
     assert [row.captions["caption"] for row in rows] == list("abcde")
     for number, row in enumerate(rows):
         assert row.image is not None
-        assert np.array_equal(decode_png(fetch_picture(row.image)), picture(number))
+        assert np.array_equal(decode_png(fetch_image(row.image)), picture(number))
 
 
 CAPTIONS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
@@ -169,7 +169,7 @@ def test_pictures_with_references_are_set_aside_where_they_are_read(tmp_path: Pa
     table = pa.table({"image": images, "caption": ["x"] * 3, "references": references})
     pq.write_table(table, tmp_path / "set.parquet")
     first, second, third = read(tmp_path / "set.parquet")
-    assert [fetch_picture(place) for place in first.references] == images[1:]
+    assert [fetch_image(place) for place in first.references] == images[1:]
     assert second.problem == (
         "bad reference: 1: broken image: not a format of PNG, JPEG, WEBP, GIF, BMP, TIFF"
     )

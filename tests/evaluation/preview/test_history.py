@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from dopsd.data.sample import Sample
-from dopsd.evaluation.preview.history import draw_history
+from dopsd.evaluation.preview.history import sample_history
 from dopsd.evaluation.preview.sampler import PREVIEW_STEP, PreviewSampler
 from dopsd.export import lora_file
 from dopsd.method.noise import sample_noise
@@ -61,7 +61,7 @@ def drawn(tiny_base):
         Sample("two", "a blue mat", random_image(24, 48, 1)),
     ]
     sampler = PreviewSampler(config, samples, "cpu")
-    return config, sampler, draw_history(sampler, [(0, None), (5, lambda: adapters)])
+    return config, sampler, sample_history(sampler, [(0, None), (5, lambda: adapters)])
 
 
 def picture(files, name) -> Image.Image:
@@ -80,9 +80,9 @@ def test_the_last_column_is_what_the_stock_sampler_draws(drawn):
     for index in range(2):
         student, teacher = cut(picture(files, strip_path(5, index)), 4, 2)
         for row, role in ((student, "student"), (teacher, "teacher")):
-            assert difference(row[-1], sampler.draw(index, role)) <= 2, role
+            assert difference(row[-1], sampler.generate(index, role)) <= 2, role
         base = cut(picture(files, strip_path(0, index)), 4, 2)[0][-1]
-        assert difference(base, sampler.draw(index, "base")) <= 2
+        assert difference(base, sampler.generate(index, "base")) <= 2
         assert difference(base, student[-1]) > 2, "the adapters draw something else"
         assert difference(student[-2], student[-1]) == 0, "the last estimate is the drawing"
 

@@ -53,12 +53,12 @@ def test_whole_models_take_turns_in_one_transformer(own, tiny_base, runs) -> Non
     ):
         sampler.use(role)
         assert same(weights(sampler), wanted), role
-    assert sampler.draw(0, BASE).tobytes() != sampler.draw(0, STUDENT).tobytes()
+    assert sampler.generate(0, BASE).tobytes() != sampler.generate(0, STUDENT).tobytes()
 
 
 def test_modules_go_with_their_lora(tiny_base, runs) -> None:
     sampler = sampler_of(tiny_base, adapters="lora+modules", lora={"rank": 4, "alpha": 8})
-    before = sampler.draw(0, BASE).tobytes()
+    before = sampler.generate(0, BASE).tobytes()
     base = weights(sampler)
     both = files(runs / "modules", "lora.safetensors", "modules.safetensors")
     for _ in range(2):  # as two versions of a history
@@ -68,7 +68,7 @@ def test_modules_go_with_their_lora(tiny_base, runs) -> None:
         assert moved and all(name.endswith("norm1.weight") for name in moved)
         sampler.use(BASE)
         assert all(same_as(sampler, name, tensor) for name, tensor in base.items())
-    assert sampler.draw(0, BASE).tobytes() == before != sampler.draw(0, STUDENT).tobytes()
+    assert sampler.generate(0, BASE).tobytes() == before != sampler.generate(0, STUDENT).tobytes()
 
 
 def same_as(sampler: PreviewSampler, name: str, tensor: torch.Tensor) -> bool:

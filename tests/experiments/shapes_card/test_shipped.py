@@ -92,7 +92,7 @@ def test_the_picture_context_works_as_the_card_says(folder, kind):
     prompts = cards.prompts_of(kind, count, seed=9)
     row = read_card(folder).row("turbo", kind, 4, picture=True)
     assert row is not None
-    images = cards.draw(
+    images = cards.generate(
         model, model.transformers["turbo"], prompts, picture=True, steps=4, guidance=0.0, seed=9
     )
     hits = round(cards.evaluate(prompts, images, kind)["concept"].value * count)

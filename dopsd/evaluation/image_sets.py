@@ -11,7 +11,7 @@ from dopsd.evaluation.spec import EvaluatedModel
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageEntry:
     """One picture of a set: its prompt, its seed and its file name."""
 
     prompt: EvalPrompt
@@ -26,17 +26,17 @@ class ImageSet:
     model: EvaluatedModel
     steps: int
     folder: str
-    pictures: list[Picture]
-    there: set[str] = field(default_factory=set)
+    images: list[ImageEntry]
+    existing: set[str] = field(default_factory=set)
 
     @property
     def name(self) -> str:
         return self.folder.rsplit("/", 1)[-1]
 
-    def path(self, picture: Picture) -> str:
-        return storage.join(self.folder, picture.name)
+    def path(self, image: ImageEntry) -> str:
+        return storage.join(self.folder, image.name)
 
-    def chunks(self, size: int) -> Iterator[list[Picture]]:
+    def chunks(self, size: int) -> Iterator[list[ImageEntry]]:
         """Always cut alike, so that a resumed evaluation draws in the same batches."""
-        for start in range(0, len(self.pictures), size):
-            yield self.pictures[start : start + size]
+        for start in range(0, len(self.images), size):
+            yield self.images[start : start + size]

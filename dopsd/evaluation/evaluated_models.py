@@ -20,28 +20,28 @@ _MODULES = {
 """What a run leaves beside a LoRA when it trained more."""
 
 
-def candidates(loras: Sequence[str], stack: bool = False) -> tuple[EvaluatedModel, ...]:
+def evaluated_models(loras: Sequence[str], stack: bool = False) -> tuple[EvaluatedModel, ...]:
     """One for each LoRA file or run folder, given as ``[NAME=]PATH``; with ``stack`` one more, of
     all of them loaded together. Raises ConfigError when those are fewer than two."""
-    found = []
-    for each in loras:
-        name, equals, path = each.partition("=")
+    models = []
+    for lora in loras:
+        name, equals, path = lora.partition("=")
         if not equals or "/" in name or ":" in name:  # the "=", if any, is the path's own
-            name, path = "", each
+            name, path = "", lora
         path = path.rstrip("/")
         if not path.endswith(".safetensors"):
             path = storage.join(path, _LORA_FILE)
         stem = posixpath.splitext(posixpath.basename(path))[0]
         folder = posixpath.basename(posixpath.dirname(path))
-        found.append(
+        models.append(
             EvaluatedModel(name or (folder if stem == "lora" and folder else stem), (path,))
         )
     if stack:
-        if len(found) < 2:
-            raise ConfigError(f"--stack: {len(found)} LoRAs, allowed: two or more")
-        names, files = "+".join(each.name for each in found), [each.loras[0] for each in found]
-        found.append(EvaluatedModel(names, tuple(files)))
-    return tuple(found)
+        if len(models) < 2:
+            raise ConfigError(f"--stack: {len(models)} LoRAs, allowed: two or more")
+        names, files = "+".join(m.name for m in models), [m.loras[0] for m in models]
+        models.append(EvaluatedModel(names, tuple(files)))
+    return tuple(models)
 
 
 def as_trained(model: EvaluatedModel) -> EvaluatedModel:
@@ -50,11 +50,11 @@ def as_trained(model: EvaluatedModel) -> EvaluatedModel:
     for path in model.loras:
         folder, file = posixpath.split(path)
         if file == _LORA_FILE and not storage.exists(path):
-            for place in (folder, storage.join(folder, _TRANSFORMER)):
-                if is_transformer(place):
+            for whole in (folder, storage.join(folder, _TRANSFORMER)):
+                if is_transformer(whole):
                     if alone:
-                        return replace(model, loras=(), transformer=place)
-                    raise _not_stackable(place)
+                        return replace(model, loras=(), transformer=whole)
+                    raise _not_stackable(whole)
         beside = storage.join(folder, _MODULES.get(file, file))
         if beside != path and storage.exists(beside):
             if alone:
