@@ -20,7 +20,7 @@ from dopsd.evaluation.evaluated_models import evaluated_models
 from dopsd.evaluation.generate import png_bytes
 from dopsd.evaluation.prompts import EvalPrompt, shapes_prompts
 from dopsd.evaluation.results import Results
-from dopsd.evaluation.run import _picture_sets, evaluate
+from dopsd.evaluation.run import _image_sets, evaluate
 from dopsd.evaluation.spec import BASE, EvaluatedModel, EvaluateSpec, MetricChoice, resolve
 from dopsd.evaluation.worker import EvaluationWorker, GeneratedImage
 from dopsd.export import lora_file
@@ -142,7 +142,7 @@ def test_another_setting_is_drawn_anew_and_never_mixed(spec, loras):
 @pytest.mark.parametrize("library", ["torch", "diffusers", "transformers", "peft"])
 def test_pictures_of_another_library_version_are_never_mixed(spec, library, monkeypatch):
     def folder() -> str:
-        return _picture_sets(resolve(replace(spec, models=())), "cpu", {})[0].folder
+        return _image_sets(resolve(replace(spec, models=())), "cpu", {})[0].folder
 
     before = folder()
     monkeypatch.setattr(

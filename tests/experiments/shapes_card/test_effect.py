@@ -69,6 +69,6 @@ def test_no_prior_prompt_is_trained_on_and_judged():
 def test_half_of_a_batch_is_the_base_s_own(model):
     batches = Batches(model, "bars", 0, prior=6, avoid=())
     batch = batches.draw(5)
-    own = batches._clean[:12]
+    own = batches.clean[:12]
     from_data = [bool((own == sample).flatten(1).all(1).any()) for sample in batch.clean]
     assert from_data == [True, True, True, False, False]
