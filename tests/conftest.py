@@ -32,7 +32,7 @@ TIERS = ("ray", "integration", "nightly")
 """Markers of the tests that may start Ray; without one of them a test is a unit test. What a tier
 is stands in pyproject.toml."""
 
-_LONG = ("driver/test_train.py", "deploy/test_nodes.py", "driver/test_full_run.py")
+_LONG = ("driver/test_train.py", "driver/test_full_run.py", "zero/test_engine.py")
 """Files that take minutes."""
 
 

@@ -15,7 +15,7 @@ from tests.deploy.nodes import Nodes, await_step, trained
 from tests.helpers.loras import difference
 from tests.helpers.ports import free_port
 
-pytestmark = pytest.mark.integration
+pytestmark = pytest.mark.nightly
 LIMIT = 900.0
 CUT_SECONDS = 30.0
 PORT = 6399
@@ -86,7 +86,6 @@ def three():
         yield made
 
 
-@pytest.mark.nightly
 def test_a_cut_cable_and_a_lost_host_change_nothing(three, calm, tmp_path_factory):
     folder = tmp_path_factory.mktemp("h")
     run, log = folder / "run", folder / "train.log"
