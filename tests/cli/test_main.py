@@ -17,7 +17,7 @@ from dopsd.evaluation.generate import sample
 from dopsd.export import lora_file
 from dopsd.models import FAMILIES
 from dopsd.models.lora import STUDENT, adapter_parameters, inject, resolve_targets
-from tests.tiny import make_transformer, random_state
+from tests.helpers.tiny import make_transformer, random_state
 
 
 def test_config_prints_what_reads_back_to_the_same(capsys, tmp_path):

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-JOBS = Path(__file__).resolve().parents[2] / "jobs"
+from tests.helpers.paths import ROOT
+
+JOBS = ROOT / "jobs"
 
 
 @pytest.mark.parametrize("command", ["train", "prepare", "preflight", "evaluate"])

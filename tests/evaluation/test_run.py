@@ -26,7 +26,7 @@ from dopsd.evaluation.worker import EvaluationWorker, GeneratedImage
 from dopsd.export import lora_file
 from dopsd.models import FAMILIES
 from dopsd.models.lora import STUDENT, adapter_parameters, inject, resolve_targets
-from tests.tiny import random_image, random_state
+from tests.helpers.tiny import random_image, random_state
 
 PROMPTS = (
     EvalPrompt("a red cat", "cat"),
