@@ -12,7 +12,6 @@ CONFIG = typer.Argument(
 )
 
 ConfigPath = Annotated[str, CONFIG]
-
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Overrides such as learner.lr=2e-4.", metavar="[KEY=VALUE]..."),

@@ -32,10 +32,8 @@ from dopsd.ray_cluster.placement import Role
 
 BATCH = 8
 """Samples of a call of the pipeline."""
-
 _MAKING = "making"
 """A file that shows that the folder can be written."""
-
 RESTARTS = 3
 """How often a worker that dies while it draws is replaced."""
 

@@ -35,7 +35,6 @@ Show = Callable[[str, Event], None]
 
 _LOG_INTERVAL = 10.0
 """Seconds between lines where there is no terminal."""
-
 _PHASES = {
     "prepare": "preparing data",
     "preflight": "checking that the teacher can draw the concept",

@@ -29,7 +29,6 @@ from dopsd.run_folder.files import CHECKPOINTS
 from dopsd.run_folder.timeline import Span
 
 _log = logging.getLogger(__name__)
-
 _GRACE_SECONDS = 30.0
 """What a call to the coordinator may take beyond the coordinator's own deadline."""
 

@@ -40,7 +40,6 @@ from dopsd.data.sample import Sample
 from dopsd.records import EncodedSample
 
 SCHEMA = pa.schema([("sample_id", pa.string()), ("payload", pa.large_binary())])
-
 _LIBRARIES = ("torch", "transformers", "diffusers")
 
 
