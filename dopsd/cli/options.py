@@ -10,7 +10,6 @@ import typer
 CONFIG = typer.Argument(
     help="A YAML file or a recipe's name (`dopsd config --list`).", metavar="CONFIG"
 )
-
 ConfigPath = Annotated[str, CONFIG]
 Overrides = Annotated[
     list[str] | None,

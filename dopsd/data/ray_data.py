@@ -24,7 +24,6 @@ _MARKED = re.compile(f"{_OPEN}(.*?){_CLOSE}", re.DOTALL)
 
 
 _FETCH_SECONDS = 600.0
-
 _MOST_TASKS = 2000
 """Tasks of a pass; making each costs the driver about a millisecond."""
 

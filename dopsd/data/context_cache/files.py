@@ -30,7 +30,6 @@ PREFIX = "encoded-"
 RECORD = "encoded.json"
 FORMAT: Literal["dopsd-encoded"] = "dopsd-encoded"
 META_KEY = "dopsd.encoded"
-
 RERUN_HINT = "run `dopsd prepare CONFIG --cache-contexts` again"
 
 
