@@ -100,7 +100,7 @@ class Coordinator:
             thread.join(timeout=10)
         endings = [*(pool.stop for pool in self._dispatcher.pools), self._recorder.end]
         if not isinstance(self._failure.error, RunLockLost):  # else they are another driver's
-            endings += self._files.endings
+            endings += [self._files.ledger.flush, self.log.close, self.checkpoints.end]
         return run_all(endings) + notices_of(self._dispatcher, self._reader, self._files)
 
     def _rewind(self) -> None:
