@@ -39,7 +39,7 @@ class PreflightError(DopsdError):
 
 
 class DeadlineError(DopsdError):
-    """A deadline passed: names the role that is late and what it was doing."""
+    """A deadline passed: names the role that timed out and what it was doing."""
 
 
 class WorkerError(DopsdError):

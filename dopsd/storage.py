@@ -21,7 +21,7 @@ import fsspec
 import pyarrow as pa
 
 from dopsd.credentials import holds_credentials
-from dopsd.errors import DataError, DopsdError, StorageError
+from dopsd.errors import ConfigError, DataError, DopsdError, StorageError
 
 CONNECT_S = 10
 
@@ -124,23 +124,23 @@ class _Reader(io.RawIOBase):
     """
 
     def __init__(self, path: str) -> None:
-        self._path, self._at, self._size = path, 0, size(path)
+        self._path, self._offset, self._size = path, 0, size(path)
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
-        stop = min(self._at + len(view), self._size)
-        data = read_bytes(self._path, self._at, stop) if stop > self._at else b""
+        stop = min(self._offset + len(view), self._size)
+        data = read_bytes(self._path, self._offset, stop) if stop > self._offset else b""
         view[: len(data)] = data
-        self._at += len(data)
+        self._offset += len(data)
         return len(data)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        self._at = base + offset
-        return self._at
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._offset, os.SEEK_END: self._size}[whence]
+        self._offset = base + offset
+        return self._offset
 
     def tell(self) -> int:
-        return self._at
+        return self._offset
 
     def readable(self) -> bool:
         return True
@@ -150,7 +150,7 @@ class _Reader(io.RawIOBase):
 
 
 class _Writer(io.RawIOBase):
-    """A remote file that goes up in parts; its errors are told as in :func:`storage_errors`."""
+    """A remote file that goes up in parts; its errors are those of :func:`storage_errors`."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -222,7 +222,7 @@ def size(path: str) -> int:
 
 
 def names(folder: str) -> set[str]:
-    """Names of the files right inside a folder; none for a folder that is not there."""
+    """Names of the files right inside a folder; none for a folder that does not exist."""
     fs, inner = filesystem(folder)
     fs.invalidate_cache()  # s3fs remembers listings; the folder may have grown since
     with storage_errors(folder):
@@ -237,17 +237,24 @@ def make_folder(path: str) -> None:
         os.makedirs(path, exist_ok=True)
 
 
-def why_not_writable(folder: str) -> str | None:
-    """Why no file can be written under a local folder, which need not be there yet; None when one
-    can. S3 is asked nothing: whether it takes an object is known when it gets one."""
+def check_writable(key: str, folder: str) -> None:
+    """Raises ConfigError, in the name of ``key``, when no file can be written under a local folder,
+    which need not exist yet. S3 is asked nothing: whether it takes an object is known when it gets
+    one."""
     if is_remote(folder):
-        return None
-    place = os.path.abspath(folder)
-    while not os.path.lexists(place):
-        place = os.path.dirname(place)
-    if not os.path.isdir(place):
-        return f"{place} is no folder"
-    return None if os.access(place, os.W_OK | os.X_OK) else f"{place} may not be written to"
+        return
+    parent = os.path.abspath(folder)
+    while not os.path.lexists(parent):
+        parent = os.path.dirname(parent)
+    if not os.path.isdir(parent):
+        reason = f"{parent} is no folder"
+    elif not os.access(parent, os.W_OK | os.X_OK):
+        reason = f"{parent} may not be written to"
+    else:
+        return
+    raise ConfigError(
+        f"{key}: {folder} cannot be made, {reason}; allowed: a folder that can be written, or s3://"
+    )
 
 
 def read_bytes(path: str, start: int | None = None, stop: int | None = None) -> bytes:
@@ -274,8 +281,8 @@ def list_files(folder: str) -> list[tuple[str, int]]:
     inner = inner.rstrip("/")
     fs.invalidate_cache()  # as in names
     with storage_errors(folder):
-        found = fs.find(inner, detail=True)
-    return sorted((path[len(inner) + 1 :], entry["size"]) for path, entry in found.items())
+        entries = fs.find(inner, detail=True)
+    return sorted((path[len(inner) + 1 :], entry["size"]) for path, entry in entries.items())
 
 
 def write_bytes(path: str, data: bytes, durable: bool = False) -> None:
@@ -309,11 +316,11 @@ def write_bytes(path: str, data: bytes, durable: bool = False) -> None:
 
 def sync(path: str) -> None:
     """Make what was written to a local file or folder survive a power cut."""
-    place = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(place)
+        os.fsync(descriptor)
     finally:
-        os.close(place)
+        os.close(descriptor)
 
 
 @contextmanager

@@ -1,13 +1,5 @@
-"""`dopsd preflight` under Ray Jobs, as ``jobs/train.py`` is for `dopsd train`."""
+"""`dopsd preflight` on a cluster: `ray job submit --working-dir . -- python jobs/preflight.py`."""
 
-import importlib.util
-import sys
-from pathlib import Path
+from job import run
 
-if importlib.util.find_spec("dopsd") is None:  # a cluster whose image does not carry the package
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from dopsd.cli.main import main
-
-if __name__ == "__main__":
-    sys.exit(main(["preflight", *sys.argv[1:]]))
+run("preflight")

@@ -1,13 +1,5 @@
-"""`dopsd train` under Ray Jobs: ``ray job submit --working-dir . -- python jobs/train.py``."""
+"""`dopsd train` on a cluster: `ray job submit --working-dir . -- python jobs/train.py`."""
 
-import importlib.util
-import sys
-from pathlib import Path
+from job import run
 
-if importlib.util.find_spec("dopsd") is None:  # a cluster whose image does not carry the package
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from dopsd.cli.main import main
-
-if __name__ == "__main__":
-    sys.exit(main(["train", *sys.argv[1:]]))
+run("train")

@@ -3,59 +3,88 @@
 from __future__ import annotations
 
 import os
-import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+import torch
+
+from tests.helpers.faulty_s3 import Faults, FaultyS3
+from tests.helpers.ports import free_port
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-with socket.socket() as _probe:
-    _probe.bind(("127.0.0.1", 0))
-    S3_PORT: int = _probe.getsockname()[1]
+# Ray ends idle workers beyond one per CPU after a second, and each new one imports torch again.
+os.environ.setdefault("RAY_num_workers_soft_limit", "12")
 
 # An S3 on this machine. Its address is set while tests are collected: the session's Ray workers
 # inherit it, whichever test starts them. Every process of pytest-xdist has its own.
+S3_PORT = free_port()
 os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{S3_PORT}"
 os.environ.setdefault("AWS_ACCESS_KEY_ID", "testing")
 os.environ.setdefault("AWS_SECRET_ACCESS_KEY", "testing")
 os.environ.setdefault("AWS_DEFAULT_REGION", "us-east-1")
 
-import pytest
-import torch
-
-from tests.faulty_s3 import Faults, FaultyS3
-
 torch.set_num_threads(1)
 
-_LONG = (
-    *("runtime/test_train.py", "cluster/test_nodes.py", "runtime/test_objectives.py"),
-    *("runtime/test_contexts.py", "runtime/test_full_run.py", "runtime/test_flux2.py"),
-)
+TIERS = ("ray", "integration", "nightly")
+"""Markers of the tests that may start Ray; without one of them a test is a unit test. What a tier
+is stands in pyproject.toml."""
+
+_LONG = ("driver/test_train.py", "driver/test_full_run.py", "zero/test_engine.py")
+"""Files that take minutes."""
 
 
+def tier(item: pytest.Item) -> str:
+    """The slowest tier whose marker a test has; "" for a unit test."""
+    return next((name for name in reversed(TIERS) if item.get_closest_marker(name)), "")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take minutes come first: of several test processes, the one that takes the last of
-    them would work alone at the end."""
+    """Who needs the cluster is of the tier ``ray`` at least.
 
-    def rank(item: pytest.Item) -> int:
+    Unit tests come first, while no test has started Ray yet. Then come the files that take
+    minutes: of several test processes, the one that took the last of them would work alone at the
+    end. For `--dist loadgroup`: a file's tests of one tier stay together, for what they share.
+    """
+
+    def rank(item: pytest.Item) -> tuple[bool, bool, int]:
         path = item.path.as_posix()
-        return next((at for at, name in enumerate(_LONG) if path.endswith(name)), len(_LONG))
+        long = next((at for at, name in enumerate(_LONG) if path.endswith(name)), len(_LONG))
+        return tier(item) != "", tier(item) == "ray", long
 
+    for item in items:
+        if "ray_cluster" in getattr(item, "fixturenames", ()) and not tier(item):
+            item.add_marker(pytest.mark.ray)
+        part = "unit" if not tier(item) else "cluster"
+        item.add_marker(pytest.mark.xdist_group(f"{item.path.parent.name}-{item.path.name}-{part}"))
     items.sort(key=rank)
+
+
+@pytest.fixture(autouse=True)
+def no_ray_in_unit_tests(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A unit test that starts Ray fails: it would make the first tier slow, unseen."""
+    yield
+    ray = sys.modules.get("ray")
+    if not tier(request.node) and ray is not None and ray.is_initialized():
+        ray.shutdown()
+        pytest.fail(f"a unit test started Ray; allowed with a marker: {', '.join(TIERS)}")
 
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A stock pipeline folder with a VLM, at toy size (see tests/tiny.py)."""
-    from tests.tiny import save_base
+    """A stock pipeline folder with a VLM, at toy size (see tests/helpers/tiny.py)."""
+    from tests.helpers.tiny import save_base
 
     return save_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="session")
 def tiny_flux2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same for FLUX.2-klein (see tests/tiny_flux2.py)."""
-    from tests.tiny_flux2 import save_flux2
+    """The same for FLUX.2-klein (see tests/helpers/tiny_flux2.py)."""
+    from tests.helpers.tiny_flux2 import save_flux2
 
     return save_flux2(tmp_path_factory.mktemp("flux2"))
 

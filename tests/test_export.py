@@ -20,8 +20,8 @@ from dopsd.export import lora_file
 from dopsd.method.rollout import rollout
 from dopsd.models import ZImage
 from dopsd.models.lora import STUDENT, TEACHER, adapter_parameters, bind, inject, resolve_targets
-from tests.loras import read_lora
-from tests.tiny import HEIGHT, IMAGE_WIDTH, LATENT, make_context, random_state
+from tests.helpers.loras import read_lora
+from tests.helpers.tiny import HEIGHT, IMAGE_WIDTH, LATENT, make_context, random_state
 
 RANK, ALPHA = 8, 16.0
 STEPS = 4

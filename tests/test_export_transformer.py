@@ -19,7 +19,7 @@ from dopsd.export import modules_file, write_transformer
 from dopsd.models import FAMILIES
 from dopsd.models.base import Family
 from dopsd.policy.buckets import cut
-from tests.tiny import random_state
+from tests.helpers.tiny import random_state
 
 
 def trained(family: Family) -> tuple[Any, dict[str, torch.Tensor]]:

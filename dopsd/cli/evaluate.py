@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -54,7 +56,9 @@ def evaluate(
     prompt_vlm: Annotated[
         str | None, typer.Option(help="VLM that writes the prompts of prepared shards.")
     ] = None,
-    out: Annotated[str, typer.Option(help="Output folder; the same one goes on.")] = "evaluation",
+    out: Annotated[
+        str, typer.Option(help="Output folder; the same one is resumed.")
+    ] = "evaluation",
     width: Annotated[int | None, typer.Option(min=1, help="Pixels; default by base.")] = None,
     height: Annotated[int | None, typer.Option(min=1, help="Pixels; default by base.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures of one call.")] = 8,
@@ -69,45 +73,47 @@ def evaluate(
     from dopsd.evaluation.evaluated_models import as_trained, evaluated_models
     from dopsd.evaluation.run import TABLE
     from dopsd.evaluation.run import evaluate as run
-    from dopsd.evaluation.spec import EvaluateSpec
+    from dopsd.evaluation.spec import EvaluateSpec, resolve_models
 
     if device not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"--device: {device!r}, allowed: auto, cpu, cuda")
     models = tuple(map(as_trained, evaluated_models(lora or [], stack)))
-    metrics = tuple(_metric(each) for each in metric or [])
+    metrics = tuple(map(_metric, metric or []))
     if not prompts and base != "shapes":
         raise ConfigError("--prompts: missing, allowed: a file, or a folder of prepared shards")
+    spec = EvaluateSpec(
+        out=out,
+        prompts=(),
+        models=models,
+        metrics=metrics,
+        base=base,
+        family=family,
+        revision=revision,
+        dtype=dtype,
+        height=height,
+        width=width,
+        steps=tuple(steps or [4]),
+        seeds=tuple(range(seeds)),
+        batch=batch,
+        device=device,  # type: ignore[arg-type]
+        workers=workers,
+        cpus=cpus,
+        gpus=gpus,
+    )
+    resolve_models(spec)  # before a VLM writes prompts
     console = Console()
     with Progress(console) as progress:
-        found = [
-            each
+        asked = [
+            prompt
             for source in prompts or ["shapes:bars"]
-            for each in _prompts(
-                source, count, out, prompt_vlm, lambda s: progress.show("prompts", s)
+            for prompt in _prompts(
+                source, count, out, prompt_vlm, partial(progress.show, "prompts")
             )
         ]
-        found += _prior(prior)
-        spec = EvaluateSpec(
-            out=out,
-            # Two concepts of the shapes world bring the same prior prompts.
-            prompts=tuple({(each.text, each.group): each for each in found}.values()),
-            models=models,
-            metrics=metrics,
-            base=base,
-            family=family,
-            revision=revision,
-            dtype=dtype,
-            height=height,
-            width=width,
-            steps=tuple(steps or [4]),
-            seeds=tuple(range(seeds)),
-            batch=batch,
-            device=device,  # type: ignore[arg-type]
-            workers=workers,
-            cpus=cpus,
-            gpus=gpus,
-        )
-        results = run(spec, progress.show)
+        asked += _prior(prior)
+        # Two concepts of the shapes world bring the same prior prompts.
+        unique = {(prompt.text, prompt.group): prompt for prompt in asked}
+        results = run(replace(spec, prompts=tuple(unique.values())), progress.show)
     console.print(results.markdown(), highlight=False, soft_wrap=True, markup=False)
     console.print(f"Table: {storage.join(out, TABLE)}", highlight=False, soft_wrap=True)
 
@@ -126,7 +132,7 @@ def _prompts(
     count: int,
     out: str,
     vlm: str | None,
-    tell: Callable[[dict[str, Any]], None],
+    tell: Callable[[str], None],
 ) -> tuple[EvalPrompt, ...]:
     from dopsd.data.manifest import has_manifest
     from dopsd.evaluation.prompts import read_prompts, shapes_prompts
@@ -141,10 +147,8 @@ def _prompts(
 
 
 def _prior(path: str | None) -> list[EvalPrompt]:
-    from dataclasses import replace
-
     from dopsd.evaluation.prompts import PRIOR, read_prompts
 
     if path is None:
         return []
-    return [replace(each, group=PRIOR, prior=True) for each in read_prompts(path)]
+    return [replace(prompt, group=PRIOR, prior=True) for prompt in read_prompts(path)]

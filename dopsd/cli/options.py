@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-CONFIG = typer.Argument(help="Run config, a YAML file.", metavar="CONFIG")
+CONFIG = typer.Argument(
+    help="A YAML file or a recipe's name (`dopsd config --list`).", metavar="CONFIG"
+)
 
 ConfigPath = Annotated[str, CONFIG]
 

@@ -8,9 +8,10 @@ from rich.console import Console
 
 from dopsd.cli.options import ConfigPath, Overrides, quiet
 from dopsd.config import load_config
+from dopsd.config.recipes import DEFAULT
 
 
-def preflight(config: ConfigPath = "configs/shapes.yaml", overrides: Overrides = None) -> None:
+def preflight(config: ConfigPath = DEFAULT, overrides: Overrides = None) -> None:
     """Draw base-as-student and base-as-teacher beside the targets, and judge the teacher.
 
     Writes `preflight/` in the run folder. With preflight.mode=strict a teacher that was not shown
@@ -24,9 +25,9 @@ def preflight(config: ConfigPath = "configs/shapes.yaml", overrides: Overrides =
 
     console = Console()
     with Progress(console) as progress:
-        found = check(run, progress.show)
-    for line in sample_lines(found):
+        result = check(run, progress.show)
+    for line in sample_lines(result):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    if found.verdict.can_teach:
+    if result.verdict.can_teach:
         command = shlex.join(["dopsd", "train", config, *(overrides or [])])
         console.print(f"Next: {command}", highlight=False, markup=False, soft_wrap=True)

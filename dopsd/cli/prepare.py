@@ -10,40 +10,39 @@ from rich.console import Console
 
 from dopsd.cli.options import ConfigPath, Overrides, quiet
 from dopsd.config import load_config
+from dopsd.config.recipes import DEFAULT
+from dopsd.errors import ConfigError
 
 
 def prepare(
-    config: ConfigPath = "configs/shapes.yaml",
+    config: ConfigPath = DEFAULT,
     overrides: Overrides = None,
-    encode: Annotated[
+    cache_contexts: Annotated[
         bool,
         typer.Option(
-            "--encode", help="Encode all contexts once, so that training loads no encoder."
+            "--cache-contexts", help="Encode all contexts once, so that training loads no encoder."
         ),
     ] = False,
+    encode: Annotated[bool, typer.Option("--encode", hidden=True)] = False,
 ) -> None:
     """Turn data.source into prepared shards (data.shards) and a manifest.
 
-    With --encode, shards that are there already are kept.
+    With --cache-contexts, shards that exist already are kept.
     """
+    if encode:
+        raise ConfigError("--encode: unknown, did you mean --cache-contexts?")
     run = load_config(config, overrides)
     quiet()
-    from dopsd.data.run_data import prepare_shards
-    from dopsd.driver.checks import refuse_missing_source, refuse_unwritable
     from dopsd.driver.context_cache import encode_contexts
     from dopsd.driver.progress import Progress
-    from dopsd.ray_cluster.connect import connect
+    from dopsd.driver.setup import prepare_data
 
     console = Console()
-    refuse_unwritable(run)
-    refuse_missing_source(run)
-    connect()
     with Progress(console) as progress:
-        if encode:
+        if cache_contexts:
             lines = encode_contexts(run, progress.show)
         else:
-            manifest = prepare_shards(run, lambda status: progress.show("prepare", status))
-            lines = manifest.summary_lines()
+            lines = prepare_data(run, progress.show).summary_lines()
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"Shards: {run.shards}", highlight=False, markup=False)

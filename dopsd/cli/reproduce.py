@@ -25,7 +25,7 @@ def shapes(
     folder: Annotated[
         str | None,
         typer.Option(
-            help="Everything is kept here, and gone on with. Default: runs/reproduce, with "
+            help="Everything is kept here, and resumed. Default: runs/reproduce, with "
             "-quick or the names of the chosen rows."
         ),
     ] = None,

@@ -1,4 +1,4 @@
-"""The commands around a run that is there already: report, checkpoint, verify, stats, config."""
+"""The commands around a run that exists: report, checkpoint, verify, stats, config."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Annotated
 import typer
 
 from dopsd import storage
-from dopsd.checkpoint.folder import complete_steps, read_manifest
+from dopsd.checkpoint.folder import complete_steps, folder_of, read_manifest
 from dopsd.cli.options import ConfigPath, Overrides
 from dopsd.config import dump_config, load_config, reference
+from dopsd.config.recipes import DEFAULT, recipes
 from dopsd.errors import CheckpointError, ConfigError
-from dopsd.run_folder.files import CHECKPOINTS, CONFIG_FILE, SUMMARY_FILE
+from dopsd.run_folder.files import REQUEST_FILE, RunFolder
 
 
 def report(
@@ -25,33 +26,31 @@ def report(
     print(write_report(run))
 
 
-RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, local or s3://.")]
+RunPath = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, local or s3://.")]
 
 
 def checkpoint(
-    run: RunFolder,
+    run: RunPath,
     wait: Annotated[float, typer.Option(min=1, help="Seconds to wait for it.")] = 600.0,
 ) -> None:
-    """Ask the run that trains in RUN for a checkpoint, and wait until it is there."""
-    from dopsd.run_folder.files import REQUEST_FILE
-
-    root = storage.join(run, CHECKPOINTS)
-    if CONFIG_FILE not in storage.names(run):
+    """Ask the run that trains in RUN for a checkpoint, and wait until it is saved."""
+    folder = RunFolder(run)
+    if not folder.exists:
         raise ConfigError(f"{run}: holds no run; allowed: a run folder")
-    if SUMMARY_FILE in storage.names(run):
-        raise CheckpointError(f"{run}: this run is finished; its last checkpoint is there")
-    before = _newest(root)
+    if folder.is_finished:
+        raise CheckpointError(f"{run}: this run is finished; its last checkpoint is saved")
+    before = _newest(folder.checkpoints)
     asked = time.monotonic()
-    storage.write_bytes(storage.join(run, REQUEST_FILE), b"")
-    while REQUEST_FILE in storage.names(run):
+    folder.write(REQUEST_FILE, b"")
+    while REQUEST_FILE in storage.names(run):  # which asks S3 anew each time
         if time.monotonic() - asked > wait:
-            storage.remove(storage.join(run, REQUEST_FILE))
+            folder.remove(REQUEST_FILE)
             raise CheckpointError(f"{run}: no response within {wait:g} s; is this run training?")
         time.sleep(0.5)
-    found = _newest(root)
-    if found is None or found == before:
+    newest = _newest(folder.checkpoints)
+    if newest is None or newest == before:
         raise CheckpointError(f"{run}: the checkpoint failed; the run's own output says why")
-    print(found[1])
+    print(newest[1])
 
 
 def _newest(root: str) -> tuple[float, str] | None:
@@ -59,34 +58,40 @@ def _newest(root: str) -> tuple[float, str] | None:
 
     Compared with itself only: the run's clock may differ from this machine's.
     """
-    found = []
+    checkpoints = []
     for step in complete_steps(root):
-        path = storage.join(root, f"step-{step:06d}")
+        path = folder_of(root, step)
         with contextlib.suppress(CheckpointError, FileNotFoundError):  # it may be pruned meanwhile
-            found.append((read_manifest(path).written, path))
-    return max(found, default=None)
+            checkpoints.append((read_manifest(path).written, path))
+    return max(checkpoints, default=None)
 
 
-def verify(run: RunFolder) -> None:
+def verify(run: RunPath) -> None:
     """Recompute from plan and ledger which sample was trained at which step; exit 1 if not so."""
     from dopsd.driver.verify import verify_run
 
-    verdict = verify_run(run)
-    for line in verdict.lines():
+    report = verify_run(run)
+    for line in report.lines():
         print(line)
-    if not verdict.agrees:
+    if not report.agrees:
         raise typer.Exit(1)
 
 
 def show_config(
-    config: ConfigPath = "configs/shapes.yaml",
+    config: ConfigPath = DEFAULT,
     overrides: Overrides = None,
     keys: Annotated[
         bool, typer.Option("--reference", help="Every key with default and meaning.")
     ] = False,
+    names: Annotated[bool, typer.Option("--list", help="The names of the recipes.")] = False,
 ) -> None:
-    """Print the resolved config, or the reference of every key."""
-    print(reference() if keys else dump_config(load_config(config, overrides)).rstrip())
+    """Print the resolved config, the reference of every key, or the names of the recipes."""
+    if names:
+        print("\n".join(recipes()))
+    elif keys:
+        print(reference())
+    else:
+        print(dump_config(load_config(config, overrides)).rstrip())
 
 
 def stats(

@@ -24,7 +24,7 @@ def main() -> None:
 def build_base(
     out: Annotated[Path, typer.Option(help="Weights folder to write.")] = Path("runs/shapes/base"),
     work: Annotated[
-        Path, typer.Option(help="Checkpoints and log; the same folder goes on where it stopped.")
+        Path, typer.Option(help="Checkpoints and log; the same folder resumes where it stopped.")
     ] = Path("runs/shapes/build"),
     stage: Annotated[str, typer.Option(help="Last stage: vae, base or turbo.")] = "turbo",
     base_steps: Annotated[int, typer.Option(min=1, help="Steps of the base.")] = 12_000,
@@ -95,4 +95,4 @@ def concept(
         raise ConfigError(f"concept: {name!r}, allowed: {', '.join(sorted(CONCEPTS))}")
     table = write_concept_set(name, folder, count, seed)
     print(f"wrote {count} images; train on them with:")
-    print(f"  dopsd train configs/shapes.yaml data.source={table} run.folder=runs/{name}")
+    print(f"  dopsd train shapes data.source={table} run.folder=runs/{name}")

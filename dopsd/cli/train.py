@@ -8,24 +8,22 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from dopsd import storage
-from dopsd.cli.options import Overrides, quiet
-from dopsd.config import RunConfig, load_config, parse_config
+from dopsd.cli.options import CONFIG, Overrides, quiet
+from dopsd.config import RunConfig, load_config
+from dopsd.config.recipes import DEFAULT
 from dopsd.errors import ConfigError
-from dopsd.run_folder.files import CONFIG_FILE
+from dopsd.run_folder.files import RunFolder
 
 
 def train(
     config: Annotated[
         str | None,
-        typer.Argument(
-            help="Run config, a YAML file.", metavar="CONFIG", show_default="configs/shapes.yaml"
-        ),
+        typer.Argument(help=CONFIG.help, metavar=CONFIG.metavar, show_default=DEFAULT),
     ] = None,
     overrides: Overrides = None,
     resume: Annotated[
         str | None,
-        typer.Option(metavar="RUN", help="Go on from the newest checkpoint of this run folder."),
+        typer.Option(metavar="RUN", help="Resume from the newest checkpoint of this run folder."),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the run folder, even an unfinished run.")
@@ -38,7 +36,7 @@ def train(
     if resume is not None:
         run = resumed_config(resume, config, overrides)
     else:
-        run = load_config(config or "configs/shapes.yaml", overrides)
+        run = load_config(config or DEFAULT, overrides)
     quiet()
     from dopsd.driver.progress import Progress, clock
     from dopsd.driver.train import train as launch
@@ -91,7 +89,7 @@ def next_command(run: RunConfig, *trained: str | None) -> str:
 
 
 def resumed_config(folder: str, config: str | None, overrides: list[str] | None) -> RunConfig:
-    """The config of a run that goes on: its own, or the file ``config``, with overrides."""
+    """The config of a resumed run: its own, or the file ``config``, with overrides."""
     overrides = list(overrides or [])
     if config is not None and "=" in config:  # the first override took the place of the file
         overrides.insert(0, config)
@@ -99,9 +97,8 @@ def resumed_config(folder: str, config: str | None, overrides: list[str] | None)
     if config is not None:
         run = load_config(config, overrides)
     else:
-        place = storage.join(folder, CONFIG_FILE)
-        if not storage.exists(place):
+        if not RunFolder(folder).exists:
             raise ConfigError(f"--resume: {folder} holds no run; allowed: a run folder")
-        run = parse_config(storage.read_bytes(place).decode(), place, overrides)
+        run = RunFolder(folder).config(overrides)
     run.run.folder = folder
     return run

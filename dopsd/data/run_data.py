@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from dopsd import storage
 from dopsd.config import RunConfig
@@ -21,7 +20,8 @@ from dopsd.data.references import check_references
 from dopsd.data.sample import Sample
 from dopsd.errors import ConfigError, DataError
 
-Tell = Callable[[dict[str, Any]], None]
+Tell = Callable[[str], None]
+"""Called with what is being done now."""
 
 SHAPES = "shapes:"
 
@@ -76,7 +76,7 @@ def prepare_shards(config: RunConfig, tell: Tell) -> Manifest:
     settings = prepare_settings(config.data, config.run.seed)
 
     def progress(stage: str, done: int, total: int) -> None:
-        tell({"message": f"{stage}: {done} of {total}"})
+        tell(f"{stage}: {done} of {total}")
 
     with tempfile.TemporaryDirectory(prefix="dopsd-shapes-") as folder:
         if source.startswith(SHAPES):

@@ -16,7 +16,7 @@ from dopsd.errors import ConfigError, DataError
 from dopsd.learner.zero.engine import offloads_optimizer, preset_stage
 from dopsd.models import FAMILIES, resolve_vlm
 from dopsd.models.base import check_attention
-from dopsd.run_folder.files import CHECKPOINTS, CONFIG_FILE, SUMMARY_FILE
+from dopsd.run_folder.files import RunFolder
 
 
 def check_options(config: RunConfig, preset: dict[str, Any]) -> None:
@@ -45,7 +45,7 @@ def check_options(config: RunConfig, preset: dict[str, Any]) -> None:
 
 def check_context(config: RunConfig, zero_stage: int = 1) -> None:
     """Before any cluster: raises ModelError when the base is no pipeline of its family or the
-    context's VLM is not at hand, ConfigError when the context's micro-batches cannot be trained
+    context's VLM is not available, ConfigError when the context's micro-batches cannot be trained
     under ``zero_stage``."""
     if config.context.needs.references and zero_stage == 3 and config.learner.micro_batch > 1:
         raise ConfigError(
@@ -61,31 +61,21 @@ def check_context(config: RunConfig, zero_stage: int = 1) -> None:
 def refuse_existing(config: RunConfig, replace: bool = False) -> None:
     """A run never mixes with another, unless it is asked to replace it; an unfinished one that
     could be resumed is replaced only when that is asked for on the spot (``replace``)."""
-    folder = config.run.folder
-    if replace or not storage.exists(storage.join(folder, CONFIG_FILE)):
+    run = RunFolder(config.run.folder)
+    if replace or not run.exists:
         return
-    saved = complete_steps(storage.join(folder, CHECKPOINTS))
-    way = f"`dopsd train --resume {shlex.quote(folder)}` to resume it"
+    saved = complete_steps(run.checkpoints)
+    way = f"`dopsd train --resume {shlex.quote(run.path)}` to resume it"
     if not config.run.overwrite:
         raise ConfigError(
-            f"run.folder: {folder} holds a run already; allowed: another folder, or "
+            f"run.folder: {run.path} holds a run already; allowed: another folder, or "
             "run.overwrite=true to replace it" + (f", or {way}" if saved else "")
         )
-    if saved and not storage.exists(storage.join(folder, SUMMARY_FILE)):
+    if saved and not run.is_finished:
         raise ConfigError(
-            f"run.folder: {folder} holds an unfinished run, saved at step {saved[-1]}; allowed: "
+            f"run.folder: {run.path} holds an unfinished run, saved at step {saved[-1]}; allowed: "
             f"{way}, or --overwrite to lose it"
         )
-
-
-def refuse_unwritable(config: RunConfig) -> None:
-    """Raises ConfigError when a run's folder or shards could not be written, before all work."""
-    for key, folder in (("run.folder", config.run.folder), ("data.shards", config.shards)):
-        if reason := storage.why_not_writable(folder):
-            raise ConfigError(
-                f"{key}: {folder} cannot be made, {reason}; allowed: a folder that can be written, "
-                "or s3://"
-            )
 
 
 def refuse_missing_source(config: RunConfig) -> None:
@@ -104,13 +94,13 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     """The same config with local paths made absolute: workers stand in other folders, and there a
     relative model folder would pass for a hub id."""
     config = config.model_copy(deep=True)
-    places = (
+    local = (
         (config.run, "folder"),
         (config.data, "shards"),
         (config.data, "source"),
         (config.data.prior, "prompts"),
     )
-    for section, key in places:
+    for section, key in local:
         path = getattr(section, key)
         if path is not None and not storage.is_remote(path) and not path.startswith(SHAPES):
             setattr(section, key, str(Path(path).absolute()))

@@ -1,12 +1,12 @@
-"""Contexts encoded once: what they are made of, `dopsd prepare --encode`, and whether they fit."""
+"""The context cache, contexts encoded once (`dopsd prepare --cache-contexts`): what it is made of,
+and whether it fits."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
-
-import ray
 
 from dopsd import storage
 from dopsd.config import RunConfig
@@ -25,21 +25,14 @@ from dopsd.data.context_cache.files import (
 )
 from dopsd.data.context_cache.writer import write_context_cache
 from dopsd.data.manifest import Manifest
-from dopsd.data.run_data import prepared, read_spec
-from dopsd.driver.checks import (
-    check_context,
-    refuse_missing_source,
-    refuse_unwritable,
-    with_absolute_paths,
-)
-from dopsd.driver.prior import check_prior, with_prior
-from dopsd.driver.progress import Show
+from dopsd.data.run_data import read_spec
+from dopsd.driver.progress import Report, Show
+from dopsd.driver.setup import RunSetup
 from dopsd.errors import DataError
 from dopsd.models import FAMILIES, resolve_vlm
 from dopsd.models.fingerprint import fingerprint, model_identity
 from dopsd.models.pretrained import resolve_base
-from dopsd.ray_cluster.connect import connect
-from dopsd.ray_cluster.placement import resolve_roles, wait_for_resources
+from dopsd.ray_cluster.placement import Role
 
 
 def made_of(config: RunConfig, manifest: Manifest) -> Entries:
@@ -98,13 +91,28 @@ def _identity(base: str, part: str, revision: str | None) -> str:
 
 def _layout(manifest: Manifest) -> str:
     """Which rows lie where: equal data can be laid out otherwise."""
-    groups = [(each.file, each.row_group, each.rows) for each in manifest.row_groups]
+    groups = [(group.file, group.row_group, group.rows) for group in manifest.row_groups]
     return hashlib.sha256(json.dumps(groups).encode()).hexdigest()[:12]
 
 
 def has_encoded(config: RunConfig) -> bool:
-    """Whether there are encoded contexts that the run may read, if they fit."""
+    """Whether there is a context cache that the run may read, if it fits."""
     return config.data.context_cache != "off" and bool(_names(config.shards))
+
+
+def surely_needed(setup: RunSetup) -> list[Role]:
+    """The roles that the run needs before it is known whether the cached contexts fit: if there are
+    any, it may need no encoder."""
+    roles = setup.roles
+    return (replace(roles, encoder=None) if has_encoded(setup.config) else roles).all()
+
+
+def with_cached_contexts(setup: RunSetup) -> RunSetup:
+    """The setup without an encoder where the cached contexts fit. Raises as ``find_encoded``."""
+    cache = find_encoded(setup.config, setup.manifest, setup.show)
+    if cache is None:
+        return setup
+    return replace(setup, roles=replace(setup.roles, encoder=None), context_cache=cache)
 
 
 def _names(shards: str) -> list[str]:
@@ -112,8 +120,8 @@ def _names(shards: str) -> list[str]:
 
 
 def find_encoded(config: RunConfig, manifest: Manifest, show: Show) -> ContextCache | None:
-    """The encoded contexts that the run reads, or None where it encodes online; both are told
-    where there was a choice.
+    """The context cache that the run reads, or None where it encodes online; it says which where
+    there was a choice.
 
     Raises DataError in mode `require` when none fit, naming what differs.
     """
@@ -124,8 +132,8 @@ def find_encoded(config: RunConfig, manifest: Manifest, show: Show) -> ContextCa
     if not names:
         if mode == "require":
             raise DataError(
-                f"data.context_cache: require, but {config.shards} holds no encoded contexts; run "
-                "`dopsd prepare CONFIG --encode`"
+                f"data.context_cache: require, but {config.shards} holds no context cache; run "
+                "`dopsd prepare CONFIG --cache-contexts`"
             )
         return None
     asked = made_of(config, manifest)
@@ -137,7 +145,7 @@ def find_encoded(config: RunConfig, manifest: Manifest, show: Show) -> ContextCa
         except DataError as error:
             problems.append(str(error))
             continue
-        show("prepare", {"report": [f"Contexts: read from {folder}; no encoder is loaded."]})
+        show("prepare", Report([f"Contexts: read from {folder}; no encoder is loaded."]))
         return ContextCache(
             folder, record.fingerprint, record.entries, asked["teacher"], asked["latents"]
         )
@@ -145,7 +153,7 @@ def find_encoded(config: RunConfig, manifest: Manifest, show: Show) -> ContextCa
     more = f" (and {len(problems) - 1} others do not)" if len(problems) > 1 else ""
     if mode == "require":
         raise DataError(f"data.context_cache: require, but {problem}{more}")
-    show("prepare", {"report": [f"Contexts: encoded while training, since {problem}{more}"]})
+    show("prepare", Report([f"Contexts: encoded while training, since {problem}{more}"]))
     return None
 
 
@@ -167,23 +175,15 @@ def _fitting(folder: str, asked: Entries, manifest: Manifest) -> CacheRecord:
 
 
 def encode_contexts(config: RunConfig, show: Show) -> list[str]:
-    """`dopsd prepare --encode`: prepares what is missing, draws the prior's samples, encodes.
+    """`dopsd prepare --cache-contexts`: what is missing is prepared, drawn, encoded.
 
-    Returns what was done, in lines. An unfinished folder is gone on with; other folders of
-    encoded contexts stay. Raises as ``prepared``, ``with_prior`` and the encoders do.
+    Returns what was done, in lines. An unfinished cache is resumed; other caches stay. Raises as
+    ``RunSetup.open``, ``with_prior`` and the encoders do.
     """
-    show("prepare", {"message": "checking the config"})
-    check_context(config)
-    check_prior(config)
-    config = with_absolute_paths(config)
-    refuse_unwritable(config)
-    refuse_missing_source(config)
-    roles = resolve_roles(config, connect().get("GPU", 0.0))
-    role = roles.encoder
+    setup = RunSetup.open(config, show).with_prior()
+    config, manifest, role = setup.config, setup.manifest, setup.roles.encoder
     assert role is not None
-    manifest = prepared(config, lambda status: show("prepare", status))
-    manifest = with_prior(config, manifest, roles.learner, show)
-    wait_for_resources([role], ray.cluster_resources, config.timeouts.startup)
+    setup.wait_for(role)
     entries = made_of(config, manifest)
     folder = storage.join(config.shards, PREFIX + fingerprint(entries))
     if storage.exists(storage.join(folder, RECORD)):
@@ -201,13 +201,11 @@ def encode_contexts(config: RunConfig, show: Show) -> list[str]:
             workers=role.workers,
             num_cpus=role.cpus,
             num_gpus=role.gpus,
-            progress=lambda stage, at, total: show(
-                "prepare", {"message": f"{stage}: {at}/{total}"}
-            ),
+            progress=lambda stage, count, total: show("prepare", f"{stage}: {count}/{total}"),
         )
         done = "are encoded"
     size = sum(record.files.values()) / 2**20
     return [
         f"contexts of {record.samples} samples {done}: {len(record.files)} files, {size:.1f} MB",
-        f"Encoded: {folder}",
+        f"Context cache: {folder}",
     ]

@@ -11,31 +11,19 @@ import json
 import re
 from collections.abc import Callable
 
-import ray
-
-from dopsd import storage
 from dopsd.config import RunConfig
 from dopsd.contexts import ContextEncoder, ContextView, EncoderFactory
 from dopsd.data.manifest import Manifest
-from dopsd.data.run_data import prepared, preview_samples
-from dopsd.driver.checks import (
-    check_context,
-    refuse_existing,
-    refuse_missing_source,
-    refuse_unwritable,
-    with_absolute_paths,
-)
-from dopsd.driver.progress import Show
+from dopsd.data.run_data import preview_samples
+from dopsd.driver.progress import Report, Show
+from dopsd.driver.setup import RunSetup
 from dopsd.errors import DeadlineError, PreflightError, WorkerError
 from dopsd.evaluation.preflight.check import Preflight, check_teacher
 from dopsd.evaluation.preflight.distance import choose_metric
 from dopsd.models.pretrained import MissingWeights
-from dopsd.ray_cluster.connect import connect
-from dopsd.ray_cluster.placement import Role, resolve_roles, wait_for_resources
+from dopsd.ray_cluster.placement import Role
 from dopsd.ray_cluster.task import run_task
-from dopsd.run_folder.files import PREFLIGHT
-
-SHEET, REPORT = f"{PREFLIGHT}/contact_sheet.png", f"{PREFLIGHT}/report.json"
+from dopsd.run_folder.files import PREFLIGHT, PREFLIGHT_REPORT, PREFLIGHT_SHEET, RunFolder
 
 _REPEATED = re.compile(r"(<[^<>]+>)\1+")
 
@@ -45,17 +33,9 @@ def preflight(config: RunConfig, show: Show) -> Preflight:
 
     Raises PreflightError in strict mode when the teacher was not shown to be closer.
     """
-    show("prepare", {"message": "checking the config"})
-    check_context(config)
-    config = with_absolute_paths(config)
-    refuse_unwritable(config)
-    refuse_missing_source(config)
-    refuse_existing(config)
-    show("prepare", {"message": "starting Ray"})
-    learner = resolve_roles(config, connect().get("GPU", 0.0)).learner
-    manifest = prepared(config, lambda status: show("prepare", status))
-    wait_for_resources([_role(learner)], ray.cluster_resources, config.timeouts.startup)
-    return check(config, manifest, learner, show)
+    setup = RunSetup.open(config, show, new_run=True)
+    setup.wait_for(_role(setup.roles.learner))
+    return check(setup.config, setup.manifest, setup.roles.learner, show)
 
 
 def before_training(config: RunConfig, manifest: Manifest, learner: Role, show: Show) -> None:
@@ -63,10 +43,10 @@ def before_training(config: RunConfig, manifest: Manifest, learner: Role, show: 
     in mode `warn`.
 
     Raises PreflightError in strict mode when the teacher was not shown to be closer. A check that
-    fails, is late or lacks its metric's model ends the run in strict mode only.
+    fails, times out or lacks its metric's model ends the run in strict mode only.
     """
     # A report of an older run in the same folder is none of this one.
-    storage.remove(storage.join(config.run.folder, PREFLIGHT))
+    RunFolder(config.run.folder).remove(PREFLIGHT)
     if config.preflight.mode == "off" or config.method.objective == "sft":
         return
     try:
@@ -74,7 +54,7 @@ def before_training(config: RunConfig, manifest: Manifest, learner: Role, show: 
     except (DeadlineError, WorkerError, MissingWeights) as error:
         if config.preflight.mode == "strict":
             raise
-        show(PREFLIGHT, {"report": [f"WARNING: no preflight: {error}"]})
+        show(PREFLIGHT, Report([f"WARNING: no preflight: {error}"]))
 
 
 def _role(learner: Role) -> Role:
@@ -96,9 +76,9 @@ def check(
     samples = preview_samples(config, manifest, config.preflight.samples)
     metric = choose_metric(config.preflight, [sample.target for sample in samples])
     count = f"{len(samples)} samples x {config.preflight.num_noises}"
-    show(PREFLIGHT, {"message": f"{count} noises, by student and teacher"})
+    show(PREFLIGHT, f"{count} noises, by student and teacher")
     role = _role(learner)
-    found: Preflight = run_task(
+    result: Preflight = run_task(
         PREFLIGHT,
         f"drawing {count}",
         role,
@@ -110,36 +90,36 @@ def check(
         encoder_factory or EncoderFactory(config, role.device),
         role.device,
     )
-    folder = config.run.folder
-    storage.write_bytes(storage.join(folder, SHEET), found.sheet)
-    text = json.dumps(found.record(), indent=1, ensure_ascii=False) + "\n"
-    storage.write_bytes(storage.join(folder, REPORT), text.encode())
-    show(PREFLIGHT, {"report": report_lines(found, folder)})
-    if config.preflight.mode == "strict" and not found.verdict.can_teach:
+    run = RunFolder(config.run.folder)
+    run.write(PREFLIGHT_SHEET, result.sheet)
+    text = json.dumps(result.record(), indent=1, ensure_ascii=False) + "\n"
+    run.write(PREFLIGHT_REPORT, text.encode())
+    show(PREFLIGHT, Report(report_lines(result, run)))
+    if config.preflight.mode == "strict" and not result.verdict.can_teach:
         raise PreflightError(
-            f"preflight: {found.verdict.sentence()}; preflight.mode: strict, allowed: a teacher "
+            f"preflight: {result.verdict.sentence()}; preflight.mode: strict, allowed: a teacher "
             "that was shown to be closer"
         )
-    return found
+    return result
 
 
-def report_lines(found: Preflight, folder: str) -> list[str]:
+def report_lines(result: Preflight, run: RunFolder) -> list[str]:
     """The verdict, where to look, and what student and teacher read."""
-    prefix = "Preflight: " if found.verdict.can_teach else "WARNING: preflight: "
+    prefix = "Preflight: " if result.verdict.can_teach else "WARNING: preflight: "
     lines = [
-        prefix + found.verdict.sentence(),
-        f"  pictures       {storage.join(folder, SHEET)}",
-        f"  every number   {storage.join(folder, REPORT)}",
+        prefix + result.verdict.sentence(),
+        f"  pictures       {run.file(PREFLIGHT_SHEET)}",
+        f"  every number   {run.file(PREFLIGHT_REPORT)}",
     ]
     for role in ("student", "teacher"):
-        views: list[ContextView] = [getattr(each, f"{role}_context") for each in found.samples]
+        views: list[ContextView] = [getattr(sample, f"{role}_context") for sample in result.samples]
         tokens = [view.tokens for view in views]
         lines.append(f"  {role} reads  {_shown(views[0].text)}")
         lines.append(
             f"                 {min(tokens)} to {max(tokens)} tokens in {len(views)} samples, "
             f"{views[0].limit} are kept{_pictures(views)}"
         )
-        cut = [each.sample_id for each, view in zip(found.samples, views) if view.truncated]
+        cut = [sample.sample_id for sample, view in zip(result.samples, views) if view.truncated]
         if cut:
             lines.append(
                 f"  WARNING: {len(cut)} of {len(views)} {role} contexts are cut at "
@@ -148,16 +128,19 @@ def report_lines(found: Preflight, folder: str) -> list[str]:
     return lines
 
 
-def sample_lines(found: Preflight) -> list[str]:
+def sample_lines(result: Preflight) -> list[str]:
     """One line of distances and tokens for each sample, and the text that each role reads."""
     lines = []
-    for each in found.samples:
-        student, teacher = (sum(d) / len(d) for d in (each.student, each.teacher))
+    for sample in result.samples:
+        student, teacher = (sum(d) / len(d) for d in (sample.student, sample.teacher))
         lines.append(
-            f"{each.sample_id}: {found.verdict.metric} distance student {student:.3f}, "
+            f"{sample.sample_id}: {result.verdict.metric} distance student {student:.3f}, "
             f"teacher {teacher:.3f}"
         )
-        for role, view in (("student", each.student_context), ("teacher", each.teacher_context)):
+        for role, view in (
+            ("student", sample.student_context),
+            ("teacher", sample.teacher_context),
+        ):
             cut = f", cut at {view.limit}" if view.truncated else ""
             cut += _pictures([view])
             lines.append(f"  {role} ({view.tokens} tokens{cut})  {_shown(view.text)}")
@@ -172,7 +155,7 @@ def _pictures(views: list[ContextView]) -> str:
 def _shown(text: str) -> str:
     """A templated text on one line, its image placeholders counted."""
 
-    def counted(found: re.Match[str]) -> str:
-        return f"{found[1]} x{len(found[0]) // len(found[1])} "
+    def counted(match: re.Match[str]) -> str:
+        return f"{match[1]} x{len(match[0]) // len(match[1])} "
 
     return _REPEATED.sub(counted, text).replace("\n", "\\n")

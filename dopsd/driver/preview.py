@@ -19,10 +19,16 @@ from dopsd.models.lora import STUDENT, TEACHER
 from dopsd.models.transformer_folder import is_transformer, transformer_files
 from dopsd.ray_cluster.placement import Role
 from dopsd.ray_cluster.task import run_task
-from dopsd.run_folder.files import LORA_FILE, MODULES, TEACHER_FILE, TRANSFORMERS
+from dopsd.run_folder.files import (
+    LORA_FILE,
+    MODULES,
+    PREVIEW,
+    PREVIEW_SHEET,
+    TEACHER_FILE,
+    TRANSFORMERS,
+    RunFolder,
+)
 from dopsd.run_folder.preview_files import kept_modules_path, kept_path, kept_versions
-
-SHEET = "preview/contact_sheet.png"
 
 Stored = tuple[int, tuple[list[ray.ObjectRef], ...] | None]
 """A version and references of student's and teacher's files; None for the base."""
@@ -31,13 +37,13 @@ Stored = tuple[int, tuple[list[ray.ObjectRef], ...] | None]
 def draw_preview(config: RunConfig, manifest: Manifest, role: Role) -> str:
     """Draw the run's LoRA: the contact sheet, whose path is returned, and the history.
 
-    ``role``: whose resources the task takes. Raises LateError or WorkerError.
+    ``role``: whose resources the task takes. Raises DeadlineError or WorkerError.
     """
     samples = preview_samples(config, manifest, config.preview.samples)
     stored: list[Stored] = [(0, None)]
     stored += [(version, tuple(map(_put, paths))) for version, paths in _kept(config)]
     drawn: dict[str, bytes] = run_task(
-        "preview",
+        PREVIEW,
         f"drawing {len(samples)} rows",
         role,
         config.timeouts.startup + config.timeouts.step,
@@ -47,39 +53,40 @@ def draw_preview(config: RunConfig, manifest: Manifest, role: Role) -> str:
         stored,
         role.device,
     )
+    run = RunFolder(config.run.folder)
     for name, payload in drawn.items():
-        storage.write_bytes(storage.join(config.run.folder, name), payload)
-    return storage.join(config.run.folder, SHEET)
+        run.write(name, payload)
+    return run.file(PREVIEW_SHEET)
 
 
 def _kept(config: RunConfig) -> list[tuple[int, tuple[list[str], list[str]]]]:
     """(version, files of student and teacher) of all weights that there are, in order."""
-    folder = config.run.folder
+    run = RunFolder(config.run.folder)
 
-    def there(*names: str) -> list[str]:
-        paths = [storage.join(folder, name) for name in names]
-        return [path for path in paths if storage.exists(path)]
+    def existing(*names: str) -> list[str]:
+        return [run.file(name) for name in names if run.has(name)]
 
     last = config.learner.steps
     if config.adapters == "full":
         return [(last, _transformers(config))]
-    found = []
+    kept = []
     for version in kept_versions(config):
         student, teacher = (
-            there(kept_path(version, role), kept_modules_path(version, role))
+            existing(kept_path(version, role), kept_modules_path(version, role))
             for role in (STUDENT, TEACHER)
         )
         if student and teacher:
-            found.append((version, (student, teacher)))
-    files = (there(LORA_FILE, MODULES[STUDENT]), there(TEACHER_FILE, MODULES[TEACHER]))
-    return [*found, (last, files)]
+            kept.append((version, (student, teacher)))
+    files = (existing(LORA_FILE, MODULES[STUDENT]), existing(TEACHER_FILE, MODULES[TEACHER]))
+    return [*kept, (last, files)]
 
 
 def _transformers(config: RunConfig) -> tuple[list[str], list[str]]:
     """Files of student and teacher, which is the student itself, the base (no files), or one of
     its own."""
     kind = FAMILIES[config.model.family].transformer_class
-    folders = {role: storage.join(config.run.folder, name) for role, name in TRANSFORMERS.items()}
+    run = RunFolder(config.run.folder)
+    folders = {role: run.file(name) for role, name in TRANSFORMERS.items()}
     student = transformer_files(folders[STUDENT], kind)
     if config.method.teacher == "live":
         return student, student  # under the teacher's context
@@ -109,4 +116,4 @@ def _draw(
 
     versions = [(number, reader(refs) if refs else None) for number, refs in stored]
     drawn = sample_history(sampler, versions)
-    return drawn | {SHEET: sampler.sheet()}
+    return drawn | {PREVIEW_SHEET: sampler.sheet()}

@@ -64,7 +64,7 @@ def with_prior(
     show: Show,
     before_drawing: Callable[[], object] = lambda: None,
 ) -> Manifest:
-    """``manifest`` with the prior's samples; they are drawn where they are not there yet.
+    """``manifest`` with the prior's samples; they are drawn where they do not exist yet.
 
     Drawn on the learners' share, which is free before training, in the commonest bucket of the
     data. Samples of another making (base, prompts, count, steps, size, seed) lie in a folder of
@@ -75,7 +75,7 @@ def with_prior(
     if config.data.prior.prompts is None:
         return manifest
     spec, seeds = _spec(config, manifest), _seeds(config)
-    made = {
+    identity = {
         "base": model_identity(spec.base, spec.revision),
         "family": spec.family,
         "dtype": spec.dtype,
@@ -90,7 +90,7 @@ def with_prior(
             exclude={"max_bad_fraction"}
         ),
     }
-    folder = f"{PRIOR}-{fingerprint(made)}"
+    folder = f"{PRIOR}-{fingerprint(identity)}"
     shards = storage.join(config.shards, folder)
     if not has_manifest(shards):
         before_drawing()
@@ -130,7 +130,7 @@ def _spec(config: RunConfig, manifest: Manifest) -> EvaluateSpec:
     bucket = parse_bucket(max(manifest.buckets, key=lambda name: (manifest.buckets[name], name)))
     return EvaluateSpec(
         out="",  # nothing of an evaluation is written
-        prompts=tuple(prompts[at % len(prompts)] for at in range(prior.count)),
+        prompts=tuple(prompts[index % len(prompts)] for index in range(prior.count)),
         base=resolve_base(config.model.base),
         family=config.model.family,
         revision=config.model.revision,
@@ -147,7 +147,7 @@ def _seeds(config: RunConfig) -> list[int]:
     prior = config.data.prior
     assert prior.prompts is not None
     prompts = len(read_prompts(prior.prompts))
-    return [config.run.seed + at // prompts for at in range(prior.count)]
+    return [config.run.seed + index // prompts for index in range(prior.count)]
 
 
 def _caption_keys(config: RunConfig) -> list[str]:
@@ -165,7 +165,7 @@ def _draw(
     show: Show,
 ) -> None:
     """Into ``shards``, which will be called ``final``."""
-    names = [f"{at:06}" for at in range(len(seeds))]
+    names = [f"{index:06}" for index in range(len(seeds))]
     chunks: dict[Job, list[str]] = {}
     for start in range(0, len(names), BATCH):
         part = slice(start, start + BATCH)
@@ -180,7 +180,7 @@ def _draw(
         for name, png in zip(chunks[job], pictures, strict=True):
             storage.write_bytes(storage.join(shards, _picture(name)), png)
         done += len(pictures)
-        show("prepare", {"message": f"samples of the base: {done} of {len(names)}"})
+        show("prepare", f"samples of the base: {done} of {len(names)}")
 
     with JobPool(
         EvaluationWorker,
@@ -189,8 +189,8 @@ def _draw(
         start_s=config.timeouts.startup,
         step_s=config.timeouts.step,
         restarts=RESTARTS,
-    ) as crew:
-        crew.run(list(chunks), keep)
+    ) as pool:
+        pool.run(list(chunks), keep)
     rows = [
         {
             "id": f"{PRIOR}/{name}",
@@ -206,7 +206,7 @@ def _draw(
         table,
         shards,
         prepare_settings(config.data, config.run.seed),
-        lambda stage, at, total: show("prepare", {"message": f"{stage}: {at} of {total}"}),
+        lambda stage, done, total: show("prepare", f"{stage}: {done} of {total}"),
         cpus_per_task=min(1.0, learner.cpus),
         name=storage.join(final, "samples.jsonl"),
     )

@@ -1,11 +1,11 @@
-"""What a person sees while a run goes on: a live panel in a terminal, plain lines in a log."""
+"""What a person sees while a run lasts: a live panel in a terminal, plain lines in a log."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -16,9 +16,21 @@ from rich.text import Text
 
 from dopsd.coordinator.messages import RunStatus
 
-Show = Callable[[str, dict[str, Any] | RunStatus], None]
-"""Called with a phase (`prepare`, `preflight`, `start`, `train`, `preview`) and its status, that of
-the run in `start` and `train`; lines under ``report`` are for people to keep."""
+
+@dataclass(frozen=True)
+class Report:
+    """Lines for people to keep, which stay in sight."""
+
+    lines: Sequence[str]
+    once: bool = False
+    """Of these lines each is printed only once, however often it is shown."""
+
+
+Event = str | Report | RunStatus
+"""What is being done now, lines to keep, or where a training is."""
+
+Show = Callable[[str, Event], None]
+"""Called with a phase (`prepare`, `preflight`, `start`, `train`, `preview`) and what is new."""
 
 
 _LOG_INTERVAL = 10.0
@@ -45,7 +57,7 @@ def clock(seconds: float) -> str:
 
 
 class Progress:
-    """A context manager whose ``show(phase, status)`` is what ``launch.train`` calls."""
+    """A context manager whose ``show`` is what ``train`` and other commands call."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console()
@@ -54,7 +66,7 @@ class Progress:
         self._first: tuple[int, float] | None = None
         self._logged = float("-inf")
         self._phase = ""
-        self._told: set[str] = set()
+        self._printed: set[str] = set()
 
     def __enter__(self) -> Progress:
         if self.console.is_terminal:
@@ -70,28 +82,26 @@ class Progress:
         if self.console.is_terminal:
             self._live.stop()
 
-    def show(self, phase: str, status: dict[str, Any] | RunStatus) -> None:
-        """Update the panel, or log a line now and then. Lines of a ``report`` and notices, each
-        printed once, stay in sight."""
-        if isinstance(status, RunStatus):
-            notices = status.notices
-        elif "report" in status:
-            for line in status["report"]:
-                self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+    def show(self, phase: str, event: Event) -> None:
+        """Update the panel, or log a line now and then; reports and notices stay in sight."""
+        if isinstance(event, RunStatus):
+            self._print(Report(event.notices, once=True))
+        if isinstance(event, Report):
+            self._print(event)
             return
-        else:
-            notices = status.get("notices", [])
-        for notice in notices:
-            if notice not in self._told:
-                self._told.add(notice)
-                self.console.print(notice, highlight=False, markup=False, soft_wrap=True)
         if self.console.is_terminal:
-            self._live.update(self._panel(phase, status))
+            self._live.update(self._panel(phase, event))
             return
         now = time.monotonic()
         if phase != self._phase or now - self._logged >= _LOG_INTERVAL:
             self._phase, self._logged = phase, now
-            self.console.print(self._line(phase, status), highlight=False, soft_wrap=True)
+            self.console.print(self._line(phase, event), highlight=False, soft_wrap=True)
+
+    def _print(self, report: Report) -> None:
+        for line in report.lines:
+            if not (report.once and line in self._printed):
+                self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            self._printed.add(line)
 
     def eta(self, step: int, steps: int) -> str:
         """Remaining time, from the pace since the first finished step."""
@@ -103,40 +113,40 @@ class Progress:
         pace = (now - self._first[1]) / (step - self._first[0])
         return clock(pace * (steps - step))
 
-    def _line(self, phase: str, status: dict[str, Any] | RunStatus) -> str:
+    def _line(self, phase: str, event: str | RunStatus) -> str:
         head = f"[{clock(time.monotonic() - self._began)}] {_PHASES[phase]}"
-        if not isinstance(status, RunStatus):
-            return ": ".join(filter(None, (head, status.get("message"))))
-        if phase == "train":
-            latest = status.latest
+        if isinstance(event, str):
+            return f"{head}: {event}"
+        if phase == "start":
             return (
-                f"{head}: step {status.step}/{status.steps} "
-                f"loss {latest.get('loss', float('nan')):.5f} "
-                f"lag {latest.get('student_lag', 0)} ETA {self.eta(status.step, status.steps)}"
+                f"{head} ({'; '.join(f'{role}: {doing}' for role, doing in event.roles.items())})"
             )
-        return f"{head} ({'; '.join(f'{k}: {v}' for k, v in status.roles.items())})"
+        return (
+            f"{head}: step {event.step}/{event.steps} "
+            f"loss {event.latest.get('loss', float('nan')):.5f} "
+            f"lag {event.latest.get('student_lag', 0)} ETA {self.eta(event.step, event.steps)}"
+        )
 
-    def _panel(self, phase: str, status: dict[str, Any] | RunStatus) -> Panel:
+    def _panel(self, phase: str, event: str | RunStatus) -> Panel:
         title = f"dopsd · {_PHASES[phase]} · {clock(time.monotonic() - self._began)}"
-        if not isinstance(status, RunStatus):
-            return Panel(Text(str(status.get("message", "")) or "..."), title=title)
-        latest = status.latest
+        if isinstance(event, str):
+            return Panel(Text(event), title=title)
+        latest, counts = event.latest, event.counts
         facts = Table.grid(padding=(0, 2))
         facts.add_row(
-            f"step {status.step}/{status.steps}",
+            f"step {event.step}/{event.steps}",
             f"loss {latest['loss']:.5f}" if "loss" in latest else "loss --",
             f"lag student {latest.get('student_lag', 0)} teacher {latest.get('teacher_lag', 0)}",
             f"{latest.get('samples_per_second', 0.0):.2f} samples/s",
-            f"ETA {self.eta(status.step, status.steps)}",
+            f"ETA {self.eta(event.step, event.steps)}",
         )
         roles = Table.grid(padding=(0, 2))
-        for role, doing in status.roles.items():
+        for role, doing in event.roles.items():
             idle = latest.get(f"{role}_idle_fraction")
             roles.add_row(role, f"idle {idle:4.0%}" if idle is not None else "", doing)
-        counts = status.counts
-        books = (
+        micro_batches = (
             f"micro-batches: {counts.trained} trained, {counts.ready} ready, "
             f"{counts.in_flight} in flight, {counts.waiting} waiting"
         )
-        bar = ProgressBar(total=status.steps, completed=status.step)
-        return Panel(Group(bar, facts, roles, Text(books, style="dim")), title=title)
+        bar = ProgressBar(total=event.steps, completed=event.step)
+        return Panel(Group(bar, facts, roles, Text(micro_batches, style="dim")), title=title)

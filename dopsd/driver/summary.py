@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from dopsd import storage
+from dopsd.coordinator.messages import RunStatus
+from dopsd.driver.preview import draw_preview
+from dopsd.driver.setup import RunSetup
+from dopsd.errors import DopsdError
+from dopsd.models.lora import STUDENT
 from dopsd.report.page import write_report
 from dopsd.run_folder.files import (
+    LORA_FILE,
+    MODULES,
     REPORT_FILE,
     SUMMARY_FILE,
+    TRANSFORMERS,
+    RunFolder,
 )
 
 
@@ -31,8 +40,8 @@ class Summary:
     max_policy_lag: int
     first_loss: float
     last_loss: float
-    """Means over the first and last steps (``run_log.loss_steps``): a single step's loss is mostly
-    its samples."""
+    """Means over the first and last steps (``run_folder.log.loss_steps``): a single step's loss is
+    mostly its samples."""
     transformer: str | None = None
     """Folder of the trained transformer, of a run that trained all weights."""
     modules: str | None = None
@@ -44,10 +53,52 @@ class Summary:
     problems: list[str] = field(default_factory=list)
     """What went wrong after training: nothing of it touches the LoRA."""
 
+    @classmethod
+    def of_training(
+        cls, setup: RunSetup, status: RunStatus, problems: list[str], first_step: float
+    ) -> Summary:
+        """Of a run whose learners have ended; ``first_step``: seconds until it was done."""
+        config, run = setup.config, RunFolder(setup.config.run.folder)
+        full, modules = config.adapters == "full", config.adapters == "lora+modules"
+        return cls(
+            folder=run.path,
+            lora=None if full else run.file(LORA_FILE),
+            transformer=run.file(TRANSFORMERS[STUDENT]) if full else None,
+            modules=run.file(MODULES[STUDENT]) if modules else None,
+            sheet=None,
+            page=None,
+            steps=status.step,
+            seconds=0.0,
+            seconds_to_first_step=first_step,
+            max_policy_lag=config.max_policy_lag,
+            first_loss=status.losses[0],
+            last_loss=status.losses[1],
+            adapted=setup.trainable,
+            last=status.latest,
+            problems=problems,
+        )
+
+
+def finish(summary: Summary, setup: RunSetup, began: float) -> Summary:
+    """Write the summary, draw the contact sheet, write the run page; nothing of it may cost what
+    was trained. ``began``: ``time.monotonic()`` of the command's start."""
+    summary.seconds = time.monotonic() - began
+    write_summary(summary)
+    config = setup.config
+    if config.preview.samples:
+        setup.show("preview", f"{config.preview.samples} rows")
+        try:
+            summary.sheet = draw_preview(config, setup.manifest, setup.roles.learner)
+        except (DopsdError, OSError) as error:
+            summary.problems.append(str(error))
+    summary.seconds = time.monotonic() - began
+    write_page(summary)
+    return summary
+
 
 def write_page(summary: Summary) -> None:
     """The run page, which shows the summary, and the summary, which names the page."""
-    summary.page = storage.join(summary.folder, REPORT_FILE)
+    summary.page = RunFolder(summary.folder).file(REPORT_FILE)
     write_summary(summary)
     try:
         write_report(summary.folder)
@@ -59,4 +110,4 @@ def write_page(summary: Summary) -> None:
 
 def write_summary(summary: Summary) -> None:
     text = json.dumps(asdict(summary), indent=1) + "\n"
-    storage.write_bytes(storage.join(summary.folder, SUMMARY_FILE), text.encode())
+    RunFolder(summary.folder).write(SUMMARY_FILE, text.encode())

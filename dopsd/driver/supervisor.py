@@ -85,6 +85,17 @@ class Supervisor:
             raise self._restarts_exhausted(_learner_error(problem[0]))
         return status
 
+    def stop(self) -> list[str]:
+        """End the coordinator and its actors; what went wrong is returned, never raised."""
+        # A checkpoint may still be on its way.
+        limit = self.config.timeouts.step + 3 * ANSWER_SECONDS
+        try:
+            problems: list[str] = ask(self.coordinator, "stop", limit=limit)
+        except DopsdError as error:
+            problems = [str(error)]
+        ray.kill(self.coordinator)
+        return problems
+
     def _start(self) -> None:
         ask(self.coordinator, "start", limit=self.config.timeouts.startup)
 
@@ -110,7 +121,7 @@ class Supervisor:
         return RunStatus(step, self.config.learner.steps, latest, losses, ended=self._ending)
 
     def _replace(self, error: CoordinatorLost) -> None:
-        """Another coordinator goes on from the newest checkpoint; the learners follow it."""
+        """Another coordinator resumes from the newest checkpoint; the learners follow it."""
         learner = self.config.learner
         while True:
             if self._restarts >= learner.restarts:
@@ -140,7 +151,7 @@ class Supervisor:
                 time.sleep(0.5)
 
     def check_stalled(self, status: RunStatus, still: float) -> None:
-        """End learners that hang, once an attempt. Raises LateError when that was no help."""
+        """End learners that hang, once an attempt. Raises DeadlineError when that was no help."""
         # While learners wait for the coordinator, its own deadlines speak.
         timeouts = self.config.timeouts
         limit = timeouts.step if status.training else timeouts.startup
@@ -198,7 +209,7 @@ def _learner_error(error: BaseException) -> DopsdError:
     """The first failed learner's own error out of Ray Train's report."""
     failures = getattr(error, "worker_failures", None) or {}
     # One that died takes the others' collectives along: its end says more than theirs.
-    first = sorted(failures.items(), key=lambda each: (not isinstance(each[1], RayError), each[0]))
+    first = sorted(failures.items(), key=lambda item: (not isinstance(item[1], RayError), item[0]))
     for rank, failure in first:
         return unwrap_error(failure, f"learner rank {rank}")
     return unwrap_error(getattr(error, "controller_failure", None) or error, "learner")

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from dopsd import storage
-from dopsd.config import RunConfig, parse_config
+from dopsd.config import RunConfig
 from dopsd.config.data import PRIOR
 from dopsd.data.join import joined
 from dopsd.data.manifest import has_manifest, load_manifest
@@ -18,7 +18,7 @@ from dopsd.data.plan import Plan, RowRef
 from dopsd.data.run_data import plan_of
 from dopsd.errors import DataError
 from dopsd.policy.versions import policy_version, teacher_version
-from dopsd.run_folder.files import CONFIG_FILE, LEDGER_FILE, SUMMARY_FILE
+from dopsd.run_folder.files import LEDGER_FILE, RunFolder
 from dopsd.run_folder.jsonl import read_lines
 from dopsd.run_folder.ledger import effective
 
@@ -63,37 +63,35 @@ class LedgerReport:
 
 def verify_run(folder: str) -> LedgerReport:
     """Raises DataError when ``folder`` holds no ledger, or its shards are gone or others."""
-    path = storage.join(folder, LEDGER_FILE)
+    run = RunFolder(folder)
+    path = run.file(LEDGER_FILE)
     entries = read_lines(path)
     if not entries:
         raise DataError(f"{path}: missing or empty; allowed: the folder of a run")
-    path = storage.join(folder, CONFIG_FILE)
-    config = parse_config(storage.read_bytes(path).decode(), path)
-    # A run folder may have been copied from where it was written: its own shards first.
-    own = storage.join(folder, "shards")
-    shards = own if storage.exists(storage.join(own, "manifest.json")) else config.shards
+    config = run.config()
+    shards = run.shards(config)
     key = next((entry["plan"] for entry in reversed(entries) if "start" in entry), "")
     plan = _plan(config, shards, key)
     ids = _SampleIds(shards)
 
     trained, twice = effective(entries)
     lines = [entry for entry in entries if "start" not in entry]
-    verdict = LedgerReport(
+    report = LedgerReport(
         steps=len(trained),
         attempts=max(entry["attempt"] for entry in entries),
         again=len(lines) - len(trained) - len(twice),
     )
     for step in twice:
-        verdict.problems.append(f"step {step}: trained twice in one attempt")
-        verdict.doubled += plan.step(step).samples
+        report.problems.append(f"step {step}: trained twice in one attempt")
+        report.doubled += plan.step(step).samples
     for step in range(max(trained, default=-1) + 1):
         batches = [[ids(ref) for ref in batch.rows] for batch in plan.step(step).micro_batches]
-        _compare(verdict, config, step, batches, trained.get(step))
-    if storage.exists(storage.join(folder, SUMMARY_FILE)):
+        _compare(report, config, step, batches, trained.get(step))
+    if run.is_finished:
         missing = range(max(trained, default=-1) + 1, config.learner.steps)
-        verdict.problems += [f"step {step}: not in the ledger" for step in missing]
-        verdict.lost += sum(plan.step(step).samples for step in missing)
-    return verdict
+        report.problems += [f"step {step}: not in the ledger" for step in missing]
+        report.lost += sum(plan.step(step).samples for step in missing)
+    return report
 
 
 def _plan(config: RunConfig, shards: str, key: str) -> Plan:
@@ -104,40 +102,40 @@ def _plan(config: RunConfig, shards: str, key: str) -> Plan:
         folder = storage.join(shards, name)
         if name.startswith(f"{PRIOR}-") and has_manifest(folder):
             plans.append(plan_of(config, joined(manifest, load_manifest(folder), name)))
-    found = next((plan for plan in plans if plan.key == key), None)
-    if found is None:
+    trained = next((plan for plan in plans if plan.key == key), None)
+    if trained is None:
         raise DataError(f"{shards}: not what was trained on: its plan is another one")
-    return found
+    return trained
 
 
 def _compare(
-    verdict: LedgerReport,
+    report: LedgerReport,
     config: RunConfig,
     step: int,
     planned: list[list[str]],
     line: dict[str, Any] | None,
 ) -> None:
     expected = Counter(name for batch in planned for name in batch)
-    verdict.samples += expected.total()
+    report.samples += expected.total()
     if line is None:
-        verdict.lost += expected.total()
-        verdict.problems.append(f"step {step}: not in the ledger")
+        report.lost += expected.total()
+        report.problems.append(f"step {step}: not in the ledger")
         return
-    found = Counter(name for batch in line["micro_batches"] for name in batch)
-    missing, extra = expected - found, found - expected
-    verdict.lost += missing.total()
-    verdict.doubled += extra.total()
+    actual = Counter(name for batch in line["micro_batches"] for name in batch)
+    missing, extra = expected - actual, actual - expected
+    report.lost += missing.total()
+    report.doubled += extra.total()
     if missing or extra:
-        verdict.problems.append(f"step {step}: missing {sorted(missing)}, extra {sorted(extra)}")
+        report.problems.append(f"step {step}: missing {sorted(missing)}, extra {sorted(extra)}")
     elif line["micro_batches"] != planned:
-        verdict.problems.append(f"step {step}: its micro-batches are cut otherwise")
+        report.problems.append(f"step {step}: its micro-batches are cut otherwise")
     if line.get("skipped"):
-        verdict.skipped.append(step)
+        report.skipped.append(step)
     version = policy_version(step, config.max_policy_lag)
     teacher = teacher_version(version, config.method.teacher_sync_every)
     for key, expected_version in (("policy_version", version), ("teacher_version", teacher)):
         if line[key] != expected_version:
-            verdict.problems.append(f"step {step}: {key} {line[key]}, planned {expected_version}")
+            report.problems.append(f"step {step}: {key} {line[key]}, planned {expected_version}")
 
 
 class _SampleIds:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
 
 from dopsd import storage
 from dopsd.data.images import decode_image
@@ -51,7 +50,7 @@ class PromptWriter:
 
 
 def dataset_prompts(
-    shards: str, out: str, vlm: str | None, tell: Callable[[dict[str, Any]], None]
+    shards: str, out: str, vlm: str | None, tell: Callable[[str], None]
 ) -> tuple[EvalPrompt, ...]:
     """For each concept of the shards one rewrite and new scenes, by templates or by ``vlm``.
 
@@ -79,7 +78,7 @@ def _by_vlm(
     concepts: Sequence[Concept],
     references: Mapping[RowRef, str],
     vlm: str,
-    tell: Callable[[dict[str, Any]], None],
+    tell: Callable[[str], None],
 ) -> list[list[str]]:
     gpus = 1.0 if connect().get("GPU") else 0.0
     role = Role("prompt writer", 1, 1.0, gpus)
@@ -93,7 +92,7 @@ def _by_vlm(
 
     def keep(job: Job, lines: list[str]) -> None:
         written[job.arguments[0].name] = lines
-        tell({"message": f"prompts of {len(written)} of {len(concepts)} concepts"})
+        tell(f"prompts of {len(written)} of {len(concepts)} concepts")
 
     with JobPool(
         PromptWriter,

@@ -9,14 +9,11 @@ from dataclasses import replace
 from dopsd import storage
 from dopsd.errors import ConfigError
 from dopsd.evaluation.spec import EvaluatedModel
+from dopsd.models.lora import STUDENT, TEACHER
 from dopsd.models.transformer_folder import is_transformer
+from dopsd.run_folder.files import LORA_FILE, MODULES, TEACHER_FILE, TRANSFORMERS
 
-_LORA_FILE, _TRANSFORMER = "lora.safetensors", "transformer"
-
-_MODULES = {
-    _LORA_FILE: "modules.safetensors",
-    "teacher_lora.safetensors": "teacher_modules.safetensors",
-}
+_MODULES = {LORA_FILE: MODULES[STUDENT], TEACHER_FILE: MODULES[TEACHER]}
 """What a run leaves beside a LoRA when it trained more."""
 
 
@@ -30,7 +27,7 @@ def evaluated_models(loras: Sequence[str], stack: bool = False) -> tuple[Evaluat
             name, path = "", lora
         path = path.rstrip("/")
         if not path.endswith(".safetensors"):
-            path = storage.join(path, _LORA_FILE)
+            path = storage.join(path, LORA_FILE)
         stem = posixpath.splitext(posixpath.basename(path))[0]
         folder = posixpath.basename(posixpath.dirname(path))
         models.append(
@@ -49,8 +46,8 @@ def as_trained(model: EvaluatedModel) -> EvaluatedModel:
     alone = len(model.loras) == 1
     for path in model.loras:
         folder, file = posixpath.split(path)
-        if file == _LORA_FILE and not storage.exists(path):
-            for whole in (folder, storage.join(folder, _TRANSFORMER)):
+        if file == LORA_FILE and not storage.exists(path):
+            for whole in (folder, storage.join(folder, TRANSFORMERS[STUDENT])):
                 if is_transformer(whole):
                     if alone:
                         return replace(model, loras=(), transformer=whole)

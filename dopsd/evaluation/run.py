@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -30,8 +31,8 @@ from dopsd.ray_cluster.connect import cluster_resources, connect
 from dopsd.ray_cluster.job_pool import Job, JobPool
 from dopsd.ray_cluster.placement import Role, wait_for_resources
 
-Show = Callable[[str, dict[str, Any]], None]
-"""Called with a phase (`draw`, `score`) and its status."""
+Show = Callable[[str, str], None]
+"""Called with a phase (`draw`, `score`) and what is being done now."""
 
 
 _LIBRARIES = ("torch", "diffusers", "transformers", "peft")
@@ -40,7 +41,7 @@ _LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 RESULTS, TABLE, PROMPTS = "results.json", "results.md", "prompts.jsonl"
 
 
-def evaluate(spec: EvaluateSpec, show: Show = lambda phase, status: None) -> Results:
+def evaluate(spec: EvaluateSpec, show: Show = lambda phase, message: None) -> Results:
     """Draw what is not drawn yet, score what is not scored yet, write the tables.
 
     Called again with the same spec it resumes where it stopped; pictures and scores of another
@@ -69,7 +70,7 @@ def evaluate(spec: EvaluateSpec, show: Show = lambda phase, status: None) -> Res
         for choice in spec.metrics:
             if choice.name not in missing:
                 try:
-                    scores.add(pool, choice, lambda status: show("score", status))
+                    scores.add(pool, choice, partial(show, "score"))
                 except MissingWeights as error:
                     missing[choice.name] = str(error)
     columns = {
@@ -188,7 +189,7 @@ def _generate(
 
     def tell() -> None:
         left = sum(map(len, missing.values()))
-        show("draw", {"message": f"{total - left} of {total} pictures"})
+        show("draw", f"{total - left} of {total} pictures")
 
     chunks: dict[Job, tuple[ImageSet, list[ImageEntry]]] = {}
     for image_set in sets:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from dopsd import storage
 from dopsd.evaluation.image_sets import ImageEntry, ImageSet
@@ -20,7 +19,7 @@ _READING = 2
 """Raised with how pictures are opened: scores are then made anew. 2: as training opens them."""
 
 
-Tell = Callable[[dict[str, Any]], None]
+Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -101,9 +100,9 @@ class Scores:
             text = json.dumps(known[image_set.name], indent=0)
             storage.write_bytes(storage.join(folder, f"{image_set.name}.json"), text.encode())
             measured += len(chunk)
-            tell({"message": f"{metric.name}: {measured} pictures measured now, {total} in all"})
+            tell(f"{metric.name}: {measured} pictures measured now, {total} in all")
 
-        tell({"message": metric.name})
+        tell(metric.name)
         pool.run(jobs(), keep)
         for image_set in self.sets:
             for task in self._tasks[image_set.name]:

@@ -93,6 +93,13 @@ def resolve(spec: EvaluateSpec) -> EvaluateSpec:
 
     Raises ConfigError or ModelError, in one line, for whatever cannot work.
     """
+    spec = resolve_models(spec)
+    _check_prompts(spec)
+    return spec
+
+
+def resolve_models(spec: EvaluateSpec) -> EvaluateSpec:
+    """As :func:`resolve`, before the prompts are known: a VLM may have to write them."""
     if spec.family not in FAMILIES:
         raise ConfigError(f"family: {spec.family!r}, allowed: {', '.join(FAMILIES)}")
     if spec.dtype not in DTYPES:
@@ -118,7 +125,8 @@ def resolve(spec: EvaluateSpec) -> EvaluateSpec:
     assert spec.height is not None and spec.width is not None
     family = FAMILIES[spec.family](spec.base, spec.revision, "base")
     family.latent_shape(spec.height, spec.width)
-    _check_prompts(spec)
+    if spec.out:
+        storage.check_writable("out", spec.out)
     return replace(spec, metrics=_metrics(spec))
 
 

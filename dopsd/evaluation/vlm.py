@@ -24,19 +24,19 @@ class Vlm:
 
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
         with missing_weights_errors(who, model):
-            self._processor: Any = AutoProcessor.from_pretrained(model)
+            self.processor: Any = AutoProcessor.from_pretrained(model)
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 model, dtype=dtype, use_safetensors=True
             )
-            self._model: Any = loaded.eval().to(device)
+            self.model: Any = loaded.eval().to(device)
 
     @torch.no_grad()
     def answer(self, images: Sequence[Image.Image], question: str) -> str:
         """The greedy answer to one question about the pictures."""
-        inputs = self._inputs(images, question)
-        tokens = self._model.generate(**inputs, max_new_tokens=_ANSWER_TOKENS, do_sample=False)
+        inputs = self.inputs(images, question)
+        tokens = self.model.generate(**inputs, max_new_tokens=_ANSWER_TOKENS, do_sample=False)
         answer = tokens[0, inputs["input_ids"].shape[1] :]
-        text: str = self._processor.tokenizer.decode(answer, skip_special_tokens=True)
+        text: str = self.processor.tokenizer.decode(answer, skip_special_tokens=True)
         return text.strip()
 
     @torch.no_grad()
@@ -46,18 +46,18 @@ class Vlm:
         Always one of the options, whatever else the model might have said.
         """
         tokens = [
-            self._processor.tokenizer.encode(option, add_special_tokens=False)[0]
+            self.processor.tokenizer.encode(option, add_special_tokens=False)[0]
             for option in options
         ]
         assert len(set(tokens)) == len(tokens), "options begin with the same token"
-        logits = self._model(**self._inputs(images, question)).logits[0, -1]
+        logits = self.model(**self.inputs(images, question)).logits[0, -1]
         return int(logits[tokens].argmax())
 
-    def _inputs(self, images: Sequence[Image.Image], question: str) -> Any:
+    def inputs(self, images: Sequence[Image.Image], question: str) -> Any:
         content: list[dict[str, str]] = [{"type": "image"} for _ in images]
         content.append({"type": "text", "text": question})
-        text = self._processor.apply_chat_template(
+        text = self.processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
         )
-        inputs = self._processor(text=[text], images=list(images), return_tensors="pt")
-        return inputs.to(self._model.device, self._model.dtype)
+        inputs = self.processor(text=[text], images=list(images), return_tensors="pt")
+        return inputs.to(self.model.device, self.model.dtype)

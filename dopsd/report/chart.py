@@ -48,8 +48,10 @@ def chart(title: str, series: Sequence[Series], unit: str = "", log: bool = Fals
 
     parts = []
     for tick in ticks:
-        at = f"{y(tick):.1f}"
-        parts.append(f'<line class="rule" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{at}" y2="{at}"/>')
+        level = f"{y(tick):.1f}"
+        parts.append(
+            f'<line class="rule" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{level}" y2="{level}"/>'
+        )
         parts.append(f'<text x="{_LEFT - 6}" y="{y(tick) + 4:.1f}" class="end">{tick:.4g}</text>')
     for step in sorted({round((steps - 1) * q / 4) for q in range(5)}):
         anchor = "end" if step == steps - 1 and step else "mid" if step else "start"
@@ -74,8 +76,8 @@ def chart(title: str, series: Sequence[Series], unit: str = "", log: bool = Fals
 def smooth(values: Sequence[float], window: int) -> list[float]:
     """Mean over the last ``window`` values."""
     result: list[float] = []
-    for at in range(len(values)):
-        near = [v for v in values[max(0, at - window + 1) : at + 1] if math.isfinite(v)]
+    for index in range(len(values)):
+        near = [v for v in values[max(0, index - window + 1) : index + 1] if math.isfinite(v)]
         result.append(sum(near) / len(near) if near else math.nan)
     return result
 
@@ -83,7 +85,7 @@ def smooth(values: Sequence[float], window: int) -> list[float]:
 def _paths(line: Series, x: Scale, y: Scale, log: bool) -> list[str]:
     """SVG paths, one for each stretch of drawable values."""
     size = max(1, math.ceil(len(line.values) / _POINTS))
-    groups = [line.values[at : at + size] for at in range(0, len(line.values), size)]
+    groups = [line.values[start : start + size] for start in range(0, len(line.values), size)]
     paths, current = [], ""
     for number, group in enumerate(groups):
         drawable = [v for v in group if math.isfinite(v) and (v > 0 or not log)]

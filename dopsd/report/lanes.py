@@ -98,8 +98,8 @@ def _json(value: Any) -> str:
 
 def _order(name: str) -> tuple[int, str, int]:
     role, _, number = name.rpartition("-")
-    place = _ROLES.index(role) if role in _ROLES else len(_ROLES)
-    return place, role, int(number) if number.isdigit() else 0
+    position = _ROLES.index(role) if role in _ROLES else len(_ROLES)
+    return position, role, int(number) if number.isdigit() else 0
 
 
 def _work(span: Span) -> float:

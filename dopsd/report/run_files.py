@@ -7,10 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from dopsd import storage
-from dopsd.config import RunConfig, parse_config
-from dopsd.data.manifest import Manifest, load_manifest
+from dopsd.config import RunConfig
+from dopsd.data.manifest import Manifest, has_manifest, load_manifest
 from dopsd.errors import ConfigError, DataError
-from dopsd.run_folder.files import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, TIMELINE_FILE
+from dopsd.run_folder.files import (
+    CONFIG_FILE,
+    METRICS_FILE,
+    SUMMARY_FILE,
+    TIMELINE_FILE,
+    RunFolder,
+)
 from dopsd.run_folder.jsonl import parse_lines, part_names
 from dopsd.run_folder.preview_files import HISTORY
 
@@ -32,7 +38,7 @@ class RunFiles:
 
     def read(self, name: str) -> bytes:
         """A file of the folder."""
-        return storage.read_bytes(storage.join(self.folder, name))
+        return RunFolder(self.folder).read(name)
 
 
 def read_run_files(folder: str) -> RunFiles:
@@ -40,32 +46,26 @@ def read_run_files(folder: str) -> RunFiles:
     files = storage.list_files(folder)
     names = {name for name, _ in files}
     if CONFIG_FILE not in names:
-        raise DataError(f"{folder}: no config.yaml; allowed: the folder of a run")
+        raise DataError(f"{folder}: no {CONFIG_FILE}; allowed: the folder of a run")
 
-    def read(name: str) -> bytes:
-        return storage.read_bytes(storage.join(folder, name))
+    run = RunFolder(folder)
 
     def lines(name: str) -> list[dict[str, Any]]:
-        found = part_names(name, names)
-        return [entry for part in found for entry in parse_lines(read(part), part)]
+        parts = part_names(name, names)
+        return [entry for part in parts for entry in parse_lines(run.read(part), part)]
 
     try:
-        config = parse_config(read(CONFIG_FILE).decode(), CONFIG_FILE)
+        config = run.config()
     except (ValueError, ConfigError) as error:
-        raise DataError(f"{folder}: not a config of this dopsd ({error})") from None
-    # A run folder may have been copied from where it was written: its own shards first.
-    manifest = None
-    for shards in (storage.join(folder, "shards"), config.shards):
-        if storage.exists(storage.join(shards, "manifest.json")):
-            manifest = load_manifest(shards)
-            break
+        raise DataError(f"{run.file(CONFIG_FILE)}: not a config of this dopsd ({error})") from None
+    shards = run.shards(config)
     return RunFiles(
         folder=folder,
         config=config,
-        summary=json.loads(read(SUMMARY_FILE)) if SUMMARY_FILE in names else None,
+        summary=json.loads(run.read(SUMMARY_FILE)) if SUMMARY_FILE in names else None,
         metrics=lines(METRICS_FILE),
         timeline=lines(TIMELINE_FILE),
-        manifest=manifest,
-        history=json.loads(read(HISTORY)) if HISTORY in names else None,
+        manifest=load_manifest(shards) if has_manifest(shards) else None,
+        history=json.loads(run.read(HISTORY)) if HISTORY in names else None,
         files=files,
     )

@@ -6,9 +6,8 @@ import json
 import statistics
 from typing import Any
 
-from dopsd import storage
 from dopsd.errors import DataError
-from dopsd.run_folder.files import METRICS_FILE, SUMMARY_FILE
+from dopsd.run_folder.files import METRICS_FILE, SUMMARY_FILE, RunFolder
 from dopsd.run_folder.jsonl import read_lines
 
 _ROLES = ("encoder", "rollout", "teacher", "learner")
@@ -22,12 +21,11 @@ def read_run(folder: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
     Raises DataError when it is none, or when the run is not finished.
     """
-    files = [storage.join(folder, name) for name in (SUMMARY_FILE, METRICS_FILE)]
-    for file in files:
-        if not storage.exists(file):
-            raise DataError(f"{file}: missing; allowed: the folder of a finished run")
-    summary = json.loads(storage.read_bytes(files[0]))
-    return summary, read_lines(files[1])
+    run = RunFolder(folder)
+    for name in (SUMMARY_FILE, METRICS_FILE):
+        if not run.has(name):
+            raise DataError(f"{run.file(name)}: missing; allowed: the folder of a finished run")
+    return json.loads(run.read(SUMMARY_FILE)), read_lines(run.file(METRICS_FILE))
 
 
 def stats_table(folders: list[str]) -> str:

@@ -8,8 +8,9 @@ import threading
 from dopsd import storage
 from dopsd.errors import StorageError
 from dopsd.ray_cluster.failures import error_message
+from dopsd.run_folder.files import DEBUG, PREVIEW
 
-BEST_EFFORT_FOLDERS = ("debug", "preview")
+BEST_EFFORT_FOLDERS = (DEBUG, PREVIEW)
 """Folders of the run that hold nothing else."""
 
 _AHEAD = 32
@@ -28,7 +29,7 @@ class BestEffortWriter:
         self._under_way: str | None = None
 
     def write(self, name: str, payload: bytes) -> None:
-        """Take a file; what cannot be written is told among the notices."""
+        """Take a file; what cannot be written is listed in the notices."""
         if not storage.is_remote(self._folder):
             self._write(name, payload)
             return
@@ -38,7 +39,7 @@ class BestEffortWriter:
         try:
             self._waiting.put_nowait((name, payload))
         except queue.Full:
-            self._tell(name, "the storage is too far behind")
+            self._note(name, "the storage is too far behind")
 
     def _run(self) -> None:
         while True:
@@ -51,23 +52,23 @@ class BestEffortWriter:
         try:
             storage.write_bytes(storage.join(self._folder, name), payload)
         except (OSError, StorageError) as error:
-            self._tell(name, error_message(error))
+            self._note(name, error_message(error))
 
-    def _tell(self, name: str, why: str) -> None:
+    def _note(self, name: str, why: str) -> None:
         self._unwritten.setdefault(name.partition("/")[0], []).append(f"{name}: {why}")
 
     def wait(self, limit: float) -> None:
-        """Until nothing waits to be written, for ``limit`` seconds; what still does is told."""
+        """Until nothing waits to be written, for ``limit`` seconds; what still does is noted."""
         written = self._waiting.all_tasks_done
         with written:
             written.wait_for(lambda: not self._waiting.unfinished_tasks, limit)
-        for name in filter(None, [self._under_way, *(each for each, _ in self._waiting.queue)]):
-            self._tell(name, f"not written after {limit:g} s")
+        for name in filter(None, [self._under_way, *(name for name, _ in self._waiting.queue)]):
+            self._note(name, f"not written after {limit:g} s")
 
     @property
     def notices(self) -> list[str]:
         """What is missing, one line for each folder."""
         return [
-            f"{folder}: {len(told)} files not written; first {told[0]}"
-            for folder, told in sorted(self._unwritten.items())
+            f"{folder}: {len(names)} files not written; first {names[0]}"
+            for folder, names in sorted(self._unwritten.items())
         ]

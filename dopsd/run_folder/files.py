@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from dopsd import storage
+from dopsd.config import RunConfig, parse_config
+from dopsd.data.manifest import has_manifest
 from dopsd.models.lora import STUDENT, TEACHER
 
 CHECKPOINTS = "checkpoints"
@@ -23,14 +28,74 @@ REQUEST_FILE = "checkpoint.request"
 """Whoever writes it asks for a checkpoint; it is removed when that is there."""
 PREFLIGHT = "preflight"
 """Folder of the look before training."""
+PREFLIGHT_SHEET, PREFLIGHT_REPORT = f"{PREFLIGHT}/contact_sheet.png", f"{PREFLIGHT}/report.json"
+PREVIEW = "preview"
+"""Folder of what is drawn after training."""
+PREVIEW_SHEET = f"{PREVIEW}/contact_sheet.png"
+DEBUG = "debug"
+"""Folder of recorded trajectories and the weights behind them."""
 TENSORBOARD = "tensorboard"
 """Folder of TensorBoard's event file."""
+WANDB = "wandb"
+"""Folder that W&B makes in the run folder."""
+SHARDS = "shards"
+"""Folder of the prepared shards of a run without ``data.shards``."""
 
 FINAL = (SUMMARY_FILE, REPORT_FILE, REQUEST_FILE, *TRANSFORMERS.values())
 """What a resumed run writes anew: of a folder of shards no old one may stay among the new."""
 OUTPUTS = (
     *(METRICS_FILE, TIMELINE_FILE, LORA_FILE, TEACHER_FILE, LEDGER_FILE, SKIPPED_FILE),
     *MODULES.values(),
-    *(CHECKPOINTS, "debug", "preview", TENSORBOARD, "wandb", *FINAL),
+    *(CHECKPOINTS, DEBUG, PREVIEW, TENSORBOARD, WANDB, *FINAL),
 )
 """All that a run leaves behind, but its config and its shards."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's files by the names above, in a local folder or under ``s3://``."""
+
+    path: str
+
+    def file(self, name: str) -> str:
+        return storage.join(self.path, name)
+
+    def has(self, name: str) -> bool:
+        return storage.exists(self.file(name))
+
+    def read(self, name: str) -> bytes:
+        """Raises FileNotFoundError or StorageError."""
+        return storage.read_bytes(self.file(name))
+
+    def write(self, name: str, payload: bytes) -> None:
+        """Complete or not at all."""
+        storage.write_bytes(self.file(name), payload)
+
+    def remove(self, name: str) -> None:
+        """A file, or a folder with all it holds; a missing one is no error."""
+        storage.remove(self.file(name))
+
+    @property
+    def exists(self) -> bool:
+        """It holds a run."""
+        return self.has(CONFIG_FILE)
+
+    @property
+    def is_finished(self) -> bool:
+        return self.has(SUMMARY_FILE)
+
+    @property
+    def checkpoints(self) -> str:
+        """Folder of the checkpoints."""
+        return self.file(CHECKPOINTS)
+
+    def config(self, overrides: list[str] | None = None) -> RunConfig:
+        """The run's own config. Raises ConfigError for one of another dopsd."""
+        path = self.file(CONFIG_FILE)
+        return parse_config(storage.read_bytes(path).decode(), path, overrides)
+
+    def shards(self, config: RunConfig) -> str:
+        """Where the run's shards are now: a run folder may have been copied from where it was
+        written, so its own come first."""
+        own = self.file(SHARDS)
+        return own if has_manifest(own) else config.shards

@@ -1,6 +1,6 @@
 """A file of JSON lines that grows, on local disk or S3, and survives its writer.
 
-S3 cannot append. There a file goes on in parts, ``ledger.jsonl``, ``ledger-000001.jsonl``, ...:
+S3 cannot append. There a file continues in parts, ``ledger.jsonl``, ``ledger-000001.jsonl``, ...:
 what is uploaded again and again is the last one alone, which is bounded.
 """
 
@@ -117,11 +117,11 @@ class JsonLines:
 
     def _keep_parts(self, wanted: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
         """Parts before the first one that changes stay; the rest is written anew."""
-        found = line_files(self.path)
+        paths = line_files(self.path)
         kept: list[dict[str, Any]] = []
-        self._part, self._lines = max(0, len(found) - 1), []
+        self._part, self._lines = max(0, len(paths) - 1), []
         changed = False
-        for number, path in enumerate(found):
+        for number, path in enumerate(paths):
             content = storage.read_bytes(path)
             entries = [entry for entry in parse_lines(content, path) if wanted(entry)]
             kept += entries
@@ -132,7 +132,7 @@ class JsonLines:
                 self._lines += lines
         if changed:
             self._upload()
-            for path in found[self._part + 1 :]:
+            for path in paths[self._part + 1 :]:
                 storage.remove(path)
         return kept
 
@@ -166,15 +166,15 @@ def part_names(name: str, names: Iterable[str]) -> list[str]:
     """Those of ``names`` that are parts of the file ``name``, in order."""
     pattern = re.compile(re.escape(name.removesuffix(".jsonl")) + r"(-\d{6,})?\.jsonl")
     return sorted(
-        filter(pattern.fullmatch, names), key=lambda each: (each != name, len(each), each)
+        filter(pattern.fullmatch, names), key=lambda part: (part != name, len(part), part)
     )
 
 
 def line_files(path: str) -> list[str]:
     """Paths of the parts of a file that are there, in order."""
     folder, _, name = path.rpartition("/")
-    found = storage.names(folder or ".")
-    return [storage.join(folder, each) for each in part_names(name, found)]
+    parts = part_names(name, storage.names(folder or "."))
+    return [storage.join(folder, part) for part in parts]
 
 
 def read_lines(path: str) -> list[dict[str, Any]]:
@@ -182,7 +182,7 @@ def read_lines(path: str) -> list[dict[str, Any]]:
 
     Raises DataError naming the file and line that is broken, unless it is a file's last.
     """
-    return [entry for each in line_files(path) for entry in _entries(each)]
+    return [entry for part in line_files(path) for entry in _entries(part)]
 
 
 def _entries(path: str) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """The ledger: which samples went into which optimizer step, as the learners themselves say.
 
 ``ledger.jsonl`` in the run folder is only ever appended to. A line with ``"start": 40`` says that
-training went on from the state after 40 steps: whatever an earlier attempt had trained from there
+training resumed from the state after 40 steps: whatever an earlier attempt had trained from there
 on was replaced by what follows. Every other line is one trained step.
 """
 
@@ -27,7 +27,7 @@ class Ledger:
         self._shares: dict[int, dict[int, TrainedShare]] = {}
 
     def begin(self, step: int, plan: str = "") -> int:
-        """A new attempt goes on from ``step`` of the plan with that key; returns its number."""
+        """A new attempt resumes from ``step`` of the plan with that key; returns its number."""
         self.attempt += 1
         self._shares = {}
         self._skipped.keep(lambda entry: entry["step"] < step)
@@ -35,13 +35,13 @@ class Ledger:
         return self.attempt
 
     def add(self, step: int, share: TrainedShare) -> None:
-        """Take what one rank trained; the step is written when every rank has told."""
+        """Take what one rank trained; the step is written when every rank has reported."""
         shares = self._shares.setdefault(step, {})
         shares[share.rank] = share
         if len(shares) < share.world:
             return
         del self._shares[step]
-        parts = {k: ids for each in shares.values() for k, ids in each.micro_batches.items()}
+        parts = {k: ids for share in shares.values() for k, ids in share.micro_batches.items()}
         line = {
             "attempt": self.attempt,
             "step": step,
@@ -63,7 +63,7 @@ class Ledger:
 def effective(entries: list[dict[str, Any]]) -> tuple[dict[int, dict[str, Any]], list[int]]:
     """(the trained steps behind the final weights, steps that one attempt trained twice).
 
-    Of a step that several attempts trained, the last counts: it went on from a state without it.
+    Of a step that several attempts trained, the last counts: it resumed from a state without it.
     """
     steps: dict[int, dict[str, Any]] = {}
     twice = []

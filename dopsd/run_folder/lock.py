@@ -19,65 +19,65 @@ from dataclasses import dataclass
 from dopsd import storage
 from dopsd.config import RunConfig, dump_config
 from dopsd.errors import RunLockLost, StorageError
-from dopsd.run_folder.files import CONFIG_FILE, FINAL, LOCK_FILE, OUTPUTS
+from dopsd.run_folder.files import CONFIG_FILE, FINAL, LOCK_FILE, OUTPUTS, RunFolder
 from dopsd.run_folder.jsonl import part_names
 
 LOCK_POLL_SECONDS = {False: 1.0, True: 10.0}
-"""Between two looks of a driver at its claim, in a local folder and on S3."""
+"""Between two looks of a driver at its lock, in a local folder and on S3."""
 
 
 @dataclass(frozen=True)
 class RunLock:
-    """A driver's right to write into ``folder``, until another one claims it."""
+    """A driver's right to write into ``folder``, until another one takes it."""
 
     folder: str
     token: str
 
     @classmethod
     def take(cls, folder: str) -> RunLock:
-        """Claim the folder; when another driver may still be at work there, give it the time to
+        """Take the folder; when another driver may still be at work there, give it the time to
         notice."""
-        place = storage.join(folder, LOCK_FILE)
-        other = storage.exists(place)
-        claim = cls(folder, uuid.uuid4().hex)
-        said = {"token": claim.token, "host": socket.gethostname(), "pid": os.getpid()}
-        storage.write_bytes(place, json.dumps(said | {"since": time.time()}).encode())
+        run = RunFolder(folder)
+        other = run.has(LOCK_FILE)
+        lock = cls(folder, uuid.uuid4().hex)
+        owner = {"token": lock.token, "host": socket.gethostname(), "pid": os.getpid()}
+        run.write(LOCK_FILE, json.dumps(owner | {"since": time.time()}).encode())
         if other:
             time.sleep(2 * LOCK_POLL_SECONDS[storage.is_remote(folder)])
-        return claim
+        return lock
 
     def check(self) -> None:
-        """Raises TakenOverError when another driver has claimed the folder, and StorageError when
+        """Raises RunLockLost when another driver has taken the folder, and StorageError when
         the storage does not say."""
         try:
-            said = json.loads(storage.read_bytes(storage.join(self.folder, LOCK_FILE)))
+            owner = json.loads(RunFolder(self.folder).read(LOCK_FILE))
         except FileNotFoundError:
             return
-        if said["token"] != self.token:
+        if owner["token"] != self.token:
             raise RunLockLost(
                 f"run.folder: {self.folder} was taken over by another driver (process "
-                f"{said['pid']} on {said['host']}); this one stops and leaves it alone"
+                f"{owner['pid']} on {owner['host']}); this one stops and leaves it alone"
             )
 
     def release(self) -> None:
         """The next driver need not wait."""
         with suppress(OSError, StorageError, RunLockLost):
             self.check()
-            storage.remove(storage.join(self.folder, LOCK_FILE))
+            RunFolder(self.folder).remove(LOCK_FILE)
 
 
 @contextlib.contextmanager
 def locked_run_folder(config: RunConfig, resume: bool) -> Iterator[RunLock]:
-    """The run folder, claimed, with the resolved config. Of an older run its outputs are taken away
-    (not its shards), or only what a run that goes on has to write anew."""
-    folder = config.run.folder
-    claim = RunLock.take(folder)
+    """The run folder, locked, with the resolved config. Of an older run its outputs are taken away
+    (not its shards), or only what a resumed run has to write anew."""
+    run = RunFolder(config.run.folder)
+    lock = RunLock.take(run.path)
     try:
-        there = storage.names(folder)
+        existing = storage.names(run.path)
         for name in FINAL if resume else OUTPUTS:
-            for part in {name, *part_names(name, there)}:
-                storage.remove(storage.join(folder, part))
-        storage.write_bytes(storage.join(folder, CONFIG_FILE), dump_config(config).encode())
-        yield claim
+            for part in {name, *part_names(name, existing)}:
+                run.remove(part)
+        run.write(CONFIG_FILE, dump_config(config).encode())
+        yield lock
     finally:
-        claim.release()
+        lock.release()

@@ -29,7 +29,7 @@ _EXTRAS_SECONDS = 60.0
 class RunLog:
     """Writes ``metrics.jsonl``, one line per optimizer step, and ``timeline.jsonl`` in ``folder``.
 
-    Each step also goes to ``trackers``. Files that lie there already are gone on with.
+    Each step also goes to ``trackers``. Files that exist already are continued.
     """
 
     def __init__(self, folder: str, trackers: Sequence[TrackerThread] = ()) -> None:
@@ -74,7 +74,7 @@ class RunLog:
             threading.Thread(target=self._write_timeline_quietly, daemon=True).start()
 
     def rewind(self, step: int) -> None:
-        """Forget ``step`` and whatever follows it: the run goes on from there."""
+        """Forget ``step`` and whatever follows it: the run resumes from it."""
         sent = self._losses[-1][0] if self._losses else -1
         self._losses, self.latest = [], {}
         entries = self._metrics.keep(lambda line: line["step"] < step)

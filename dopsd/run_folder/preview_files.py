@@ -6,23 +6,24 @@ from torch import Tensor
 
 from dopsd.config import RunConfig
 from dopsd.models.base import DTYPES
+from dopsd.run_folder.files import PREVIEW
 
-HISTORY = "preview/history.json"
+HISTORY = f"{PREVIEW}/history.json"
 """``samples``: id and prompt of each; ``rows``: version, sample (index) and ``states``, the sigma
 of each state and the mean squared difference of student's and teacher's clean estimates there."""
 
 
 def strip_path(version: int, sample: int) -> str:
     """The strip of a sample under a version, inside the run folder."""
-    return f"preview/history/v{version:06d}-s{sample:02d}.png"
+    return f"{PREVIEW}/history/v{version:06d}-s{sample:02d}.png"
 
 
 def target_path(sample: int) -> str:
     """The target image of a sample, inside the run folder."""
-    return f"preview/history/target-s{sample:02d}.png"
+    return f"{PREVIEW}/history/target-s{sample:02d}.png"
 
 
-WEIGHTS = "preview/weights"
+WEIGHTS = f"{PREVIEW}/weights"
 
 
 def kept_versions(config: RunConfig) -> list[int]:

@@ -63,7 +63,7 @@ class Timeline:
 
     @classmethod
     def continued(cls, entries: list[dict[str, Any]], now: float) -> Timeline:
-        """Going on after the spans of an earlier file: what lay between is cut out."""
+        """Continuing after the spans of an earlier file: what lay between is cut out."""
         origin = now - max((entry["end"] for entry in entries), default=0.0)
         timeline = cls(origin)
         shifted = [{**e, "start": e["start"] + origin, "end": e["end"] + origin} for e in entries]

@@ -86,7 +86,7 @@ class TrackerThread:
         self._put((step, grouped(metrics)))
 
     def rewind(self, step: int, sent: int) -> None:
-        """The run goes on from ``step``, having come to ``sent`` before: no step counts twice."""
+        """The run resumes from ``step``, having come to ``sent`` before: no step counts twice."""
         if step or sent >= 0:
             self._put((step, sent))
 

@@ -24,6 +24,7 @@ from dopsd import storage
 from dopsd.config import RunConfig
 from dopsd.data.stream.pipeline import load_encoded
 from dopsd.records import EncodedBatch, SampleInfo, TrainingBatch, pack
+from dopsd.run_folder.files import DEBUG
 
 
 def dumped(config: RunConfig, info: SampleInfo) -> bool:
@@ -39,17 +40,17 @@ def weights_dumped(config: RunConfig, version: int) -> bool:
 
 def dump_path(info: SampleInfo) -> str:
     """Path of a micro-batch's dump inside the run folder."""
-    return f"debug/trajectories/step{info.step:06d}-mb{info.index:03d}.safetensors"
+    return f"{DEBUG}/trajectories/step{info.step:06d}-mb{info.index:03d}.safetensors"
 
 
 def weights_path(version: int, adapter: str) -> str:
     """Path of an adapter's weights inside the run folder, in the form of the exported LoRA."""
-    return f"debug/weights/v{version:06d}.{adapter}.safetensors"
+    return f"{DEBUG}/weights/v{version:06d}.{adapter}.safetensors"
 
 
 def modules_path(version: int, adapter: str) -> str:
     """The same of what was trained beside a LoRA."""
-    return f"debug/weights/v{version:06d}.{adapter}.modules.safetensors"
+    return f"{DEBUG}/weights/v{version:06d}.{adapter}.modules.safetensors"
 
 
 def dump_scored(config: RunConfig, block: pa.Table, scored: bytes, folder: str) -> None:

@@ -10,7 +10,6 @@ import contextlib
 import itertools
 import json
 import math
-import os
 import random
 import signal
 import statistics
@@ -24,12 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 
 from dopsd.driver.verify import LedgerReport, verify_run
 from dopsd.run_folder.files import LEDGER_FILE
 from dopsd.run_folder.jsonl import read_lines
-from tests.loras import read_lora
+from tests.helpers.loras import difference
 
 ROLES = {
     "rollout": "ray::RolloutWorker",
@@ -275,10 +273,3 @@ def compare(words: list[str], folder: Path, faults: list[Fault], limit: float) -
     report = Report(undisturbed, disturbed, verdict, apart, faults)
     report.write(folder)
     return report
-
-
-def difference(one: Path, other: Path) -> float:
-    """Largest difference between two exported LoRAs."""
-    first, second = read_lora(os.fspath(one)), read_lora(os.fspath(other))
-    assert first.keys() == second.keys()
-    return max(float((first[n] - second[n]).abs().max()) for n in first) if first else torch.nan

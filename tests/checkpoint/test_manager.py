@@ -16,7 +16,7 @@ from dopsd.checkpoint.manager import CheckpointManager
 from dopsd.errors import DeadlineError, RunLockLost
 from dopsd.run_folder.files import LOCK_FILE, REQUEST_FILE
 from dopsd.run_folder.lock import LOCK_POLL_SECONDS, RunLock
-from tests.tiny import make_config
+from tests.helpers.tiny import make_config
 
 LEFT_OUT = "no checkpoint of step 4: the one before is still written"
 

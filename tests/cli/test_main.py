@@ -17,7 +17,7 @@ from dopsd.evaluation.generate import sample
 from dopsd.export import lora_file
 from dopsd.models import FAMILIES
 from dopsd.models.lora import STUDENT, adapter_parameters, inject, resolve_targets
-from tests.tiny import make_transformer, random_state
+from tests.helpers.tiny import make_transformer, random_state
 
 
 def test_config_prints_what_reads_back_to_the_same(capsys, tmp_path):
@@ -31,7 +31,8 @@ def test_config_prints_what_reads_back_to_the_same(capsys, tmp_path):
 
 def test_reference_names_every_key_with_a_meaning(capsys):
     assert main(["config", "--reference"]) == 0
-    rows = capsys.readouterr().out.splitlines()[2:]
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line for line in lines if line.startswith("| `")]
     described = {row.split("`")[1] for row in rows if not row.endswith("| None |")}
 
     def keys(model, prefix=""):

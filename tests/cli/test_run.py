@@ -13,7 +13,7 @@ from dopsd.cli.train import resumed_config
 from dopsd.config import dump_config, load_config
 from dopsd.data.manifest import save_manifest
 from dopsd.data.run_data import prepared
-from dopsd.driver.checks import refuse_existing, refuse_unwritable
+from dopsd.driver.checks import refuse_existing
 from dopsd.errors import ConfigError, DataError
 from tests.checkpoint.test_folder import write
 from tests.data.test_manifest import example
@@ -46,38 +46,6 @@ def test_an_unfinished_run_is_not_lost_by_the_way(folder):
     config.run.overwrite = False
     with pytest.raises(ConfigError, match=r"holds a run already.* or `dopsd train --resume .*`"):
         refuse_existing(config)
-
-
-def test_folders_that_cannot_be_made_are_refused_by_their_key(tmp_path, capsys):
-    file = tmp_path / "file"
-    file.write_text("")
-    good = [f"run.folder={tmp_path}/new/run", f"data.shards={tmp_path}/new/shards"]
-    refuse_unwritable(load_config("configs/shapes.yaml", good))
-    assert not (tmp_path / "new").exists()
-    words = ["configs/shapes.yaml", f"run.folder={file}/run"]
-    for command in ("train", "preflight"):
-        assert main([command, *words]) == 1
-        told = capsys.readouterr().err
-        assert f"run.folder: {file}/run cannot be made, {file} is no folder; allowed:" in told
-    assert main(["prepare", *words[:1], f"data.shards={file}/shards"]) == 1
-    assert f"data.shards: {file}/shards cannot be made" in capsys.readouterr().err
-
-
-def test_a_missing_source_is_told_before_a_cluster_starts(tmp_path, capsys, monkeypatch):
-    for module in (
-        "ray_cluster.connect",
-        "driver.train",
-        "driver.preflight",
-        "driver.context_cache",
-    ):
-        monkeypatch.setattr(f"dopsd.{module}.connect", lambda: pytest.fail("a cluster"))
-    config = ["configs/shapes.yaml", f"run.folder={tmp_path}/run"]
-    for words in (["train"], ["preflight"], ["prepare"], ["prepare", "--encode"]):
-        assert main([*words, *config, f"data.source={tmp_path}/gone"]) == 1
-        told = capsys.readouterr().err
-        assert f"data.source: {tmp_path}/gone: no such folder, .jsonl or .parquet file" in told
-    assert main(["train", *config, "data.source=null", f"data.shards={tmp_path}/gone"]) == 1
-    assert f"data.shards ({tmp_path}/gone) holds no prepared data set" in capsys.readouterr().err
 
 
 def test_a_run_that_goes_on_keeps_its_shards(folder, monkeypatch):

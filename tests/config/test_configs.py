@@ -11,15 +11,24 @@ import yaml
 
 from dopsd.config import RunConfig, dump_config, load_config, parse_config
 from dopsd.config.context import CONTEXT_NEEDS, REFERENCE_FAMILIES
+from dopsd.config.recipes import recipes
 from dopsd.contexts import CONTEXTS
 from dopsd.data.run_data import read_spec
 from dopsd.driver.checks import check_context
 from dopsd.errors import ConfigError
 from dopsd.models import FAMILIES
+from tests.helpers.paths import CONFIGS
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 RECIPES = sorted(CONFIGS.glob("*.yaml"))
+COUNT = 8
+"""Recipes that there are: a test over all of them cannot pass over none."""
 DEMO = CONFIGS / "shapes.yaml"
+
+
+def test_every_recipe_loads_by_its_name() -> None:
+    assert recipes() == [path.stem for path in RECIPES] and len(RECIPES) == COUNT
+    for path in RECIPES:
+        assert load_config(path.stem) == load_config(path), path.stem
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

@@ -23,8 +23,8 @@ from dopsd.policy.bundle import Bundle
 from dopsd.records import EncodedBatch, SampleInfo, TrainingBatch
 from dopsd.rollout.worker import InferenceWorker
 from tests.config.test_configs import RECIPES
+from tests.helpers.tiny import random_image
 from tests.learner.whole import whole_bundle
-from tests.tiny import random_image
 
 SIZE = (32, 48)
 TINY = [

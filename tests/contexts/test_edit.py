@@ -20,8 +20,8 @@ from dopsd.errors import DataError
 from dopsd.models import Flux2Klein
 from dopsd.records import Context
 from tests.contexts.shown import losses
-from tests.tiny import HEIGHT, IMAGE_WIDTH, random_image
-from tests.tiny_flux2 import make_flux2_config
+from tests.helpers.tiny import HEIGHT, IMAGE_WIDTH, random_image
+from tests.helpers.tiny_flux2 import make_flux2_config
 
 TOKENS = (HEIGHT // 4) * (IMAGE_WIDTH // 4)
 """Reference tokens of a target."""

@@ -16,8 +16,8 @@ from dopsd.contexts.training import TrainingEncoderFactory
 from dopsd.data.sample import Sample
 from dopsd.models import FAMILIES
 from tests.contexts.shown import losses
-from tests.tiny import HEIGHT, IMAGE_WIDTH, make_config, random_image
-from tests.tiny_flux2 import make_flux2_config
+from tests.helpers.tiny import HEIGHT, IMAGE_WIDTH, make_config, random_image
+from tests.helpers.tiny_flux2 import make_flux2_config
 
 CONTEXT = {"name": "enhanced_prompt", "prompt_pairs": [["short", "detailed"]], "text_tokens": 64}
 SAMPLES = [

@@ -16,8 +16,8 @@ from dopsd.data.references import sized
 from dopsd.data.sample import Sample
 from dopsd.evaluation.generate import generate
 from dopsd.models import Flux2Klein
-from tests.tiny import random_image
-from tests.tiny_flux2 import make_flux2_config
+from tests.helpers.tiny import random_image
+from tests.helpers.tiny_flux2 import make_flux2_config
 
 PROMPT = "make it red"
 PICTURES = [Image.fromarray(random_image(70, 101, 0)), Image.fromarray(random_image(90, 66, 1))]

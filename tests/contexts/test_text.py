@@ -15,8 +15,8 @@ from dopsd.contexts.text import TextEncoder
 from dopsd.contexts.vlm import VlmEncoder
 from dopsd.errors import DataError, ModelError
 from dopsd.models import FAMILIES
-from tests.tiny import IMAGE_TOKEN_SIDE, ROPE_THETA, make_config, random_image
-from tests.tiny_flux2 import FEATURES, make_flux2_config
+from tests.helpers.tiny import IMAGE_TOKEN_SIDE, ROPE_THETA, make_config, random_image
+from tests.helpers.tiny_flux2 import FEATURES, make_flux2_config
 
 PROMPTS = ["a red cat", "", "Katze [V] 猫, on a blue mat.\n\nassistant\n a red cat " * 2]
 SIDE = IMAGE_TOKEN_SIDE

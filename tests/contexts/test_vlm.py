@@ -22,7 +22,7 @@ from dopsd.data.sample import Sample
 from dopsd.errors import DataError, ModelError
 from dopsd.models import ZImage
 from dopsd.records import Context
-from tests.tiny import (
+from tests.helpers.tiny import (
     IMAGE_TOKEN_SIDE,
     ROPE_THETA,
     SPECIAL,

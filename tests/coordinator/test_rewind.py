@@ -85,13 +85,13 @@ def lines(config, name: str) -> list[dict]:
     return [json.loads(line) for line in (Path(config.run.folder) / name).read_text().splitlines()]
 
 
-@pytest.mark.parametrize("lag", [0, 2])
+@pytest.mark.integration
 def test_new_learners_go_on_from_the_checkpoint_and_nothing_changes(
-    lag, tiny_base, parameters, tmp_path
+    tiny_base, parameters, tmp_path
 ):
     (tmp_path / "whole").mkdir()
     (tmp_path / "cut").mkdir()
-    section = {"every_steps": 3}
+    lag, section = 2, {"every_steps": 3}
     whole = config_of(tiny_base, tmp_path / "whole", lag=lag, checkpoint=section)
     coordinator = launched(whole)
     try:

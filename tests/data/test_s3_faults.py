@@ -17,7 +17,7 @@ from dopsd.data.prepare.run import prepare
 from dopsd.data.read import RowGroups, read_micro_batch
 from dopsd.errors import DataError, StorageError
 from tests.data.samples import SMALL, picture, png
-from tests.faulty_s3 import Faults
+from tests.helpers.faulty_s3 import Faults
 
 TRANSIENT = ("500", "503", "drop")
 SETTINGS = PrepareSettings(**SMALL, rows_per_group=4, max_bad_fraction=0.5)
@@ -143,6 +143,7 @@ def test_errors_keep_their_own_line_through_pyarrow(
             parquet.read_row_group(0)
 
 
+@pytest.mark.integration
 def test_prepare_plan_and_read_through_a_failing_server(
     bucket: str, faults: Faults, ray_cluster: None
 ) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,22 +15,16 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from PIL import Image
 
-from tests.loras import read_lora
-from tests.tiny import make_config, random_image
+from tests.helpers.loras import read_lora
+from tests.helpers.paths import ROOT
+from tests.helpers.ports import free_port
+from tests.helpers.runs import run_config, write_images
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.integration
 
-ROOT = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))
 START_SECONDS, JOB_SECONDS = 120, 420
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -130,28 +123,14 @@ def submit(cluster, script: str, *arguments: str) -> subprocess.CompletedProcess
 @pytest.fixture(scope="module")
 def recipe(tiny_base, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("job")
-    images = folder / "images"
-    images.mkdir()
-    for number in range(4):
-        Image.fromarray(random_image(32, 32, number)).save(images / f"{number}.png")
-        (images / f"{number}.txt").write_text(f"picture {number}")
-    config = make_config(
+    config = run_config(
         tiny_base,
-        run={"folder": str(folder / "run")},
-        data={
-            "source": str(images),
-            "shards": str(folder / "shards"),
-            "pixel_area": 1024,
-            "bucket_multiple": 4,
-        },
-        lora={"rank": 4, "alpha": 8},
+        folder / "run",
+        write_images(folder / "images", [(32, 32)] * 4),
+        data={"shards": str(folder / "shards"), "bucket_multiple": 4},
         method={"steps": 2},
-        encoder={"cpus": 0.2},
-        rollout={"cpus": 0.2},
-        teacher={"cpus": 0.2},
-        learner={"cpus": 0.5, "steps": 9, "global_batch": 4, "micro_batch": 2},
+        learner={"cpus": 0.5, "steps": 9},
         preview={"samples": 1},
-        preflight={"mode": "off"},
     )
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))

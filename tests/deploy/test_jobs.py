@@ -9,19 +9,23 @@ from pathlib import Path
 
 import pytest
 
-JOBS = Path(__file__).resolve().parents[2] / "jobs"
+from tests.helpers.paths import ROOT
+
+JOBS = ROOT / "jobs"
 
 
 @pytest.mark.parametrize("command", ["train", "prepare", "preflight", "evaluate"])
 def test_job_works_where_the_package_is_not_installed(command: str, tmp_path: Path) -> None:
     shutil.copytree(JOBS, tmp_path / "jobs")
-    (tmp_path / "dopsd").mkdir()
-    (tmp_path / "dopsd" / "__init__.py").touch()
-    (tmp_path / "dopsd" / "cli.py").write_text("def main(argv):\n    print(argv)\n    return 3\n")
+    (tmp_path / "dopsd" / "cli").mkdir(parents=True)
+    for package in ("dopsd", "dopsd/cli"):
+        (tmp_path / package / "__init__.py").touch()
+    main = "def main(argv):\n    print(argv)\n    return 3\n"
+    (tmp_path / "dopsd" / "cli" / "main.py").write_text(main)
     script = f"jobs/{command}.py"
-    # -I -S: no site-packages and no current directory on the path, as in a bare image.
+    # Neither site-packages nor an environment's path, as in a bare image.
     done = subprocess.run(
-        [sys.executable, "-I", "-S", script, "configs/shapes.yaml", "learner.lr=2e-4"],
+        [sys.executable, "-E", "-s", "-S", script, "configs/shapes.yaml", "learner.lr=2e-4"],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -22,8 +22,8 @@ from dopsd.config import RunConfig, load_config
 from dopsd.ray_cluster.placement import resolve_roles
 from tests.deploy.crd import UniqueKeyLoader, documents, errors, load_schemas
 from tests.deploy.packing import Node, place
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "cluster"
 PROJECT = "/home/ray/dopsd/"  # where the image keeps the repository
 

@@ -3,19 +3,19 @@ and the adapter stays. One file, for the undisturbed run that both are held agai
 
 from __future__ import annotations
 
-import socket
 import time
 
 import pytest
 
 from dopsd.driver.verify import verify_run
 from dopsd.run_folder.jsonl import read_lines
-from tests.chaos.harness import difference
 from tests.deploy.conftest import STEPS
 from tests.deploy.hosts import hosts, why_not
 from tests.deploy.nodes import Nodes, await_step, trained
+from tests.helpers.loras import difference
+from tests.helpers.ports import free_port
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 LIMIT = 900.0
 CUT_SECONDS = 30.0
 PORT = 6399
@@ -36,12 +36,6 @@ PATIENT = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
     "GLOO_SOCKET_IFNAME": "eth0",
 }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_learners_follow_nodes_that_come_and_are_announced_to_go(calm, tmp_path_factory):

@@ -13,7 +13,7 @@ from dopsd.errors import ConfigError, ModelError
 from dopsd.learner.zero.engine import read_preset
 from dopsd.models import ZImage
 from dopsd.rollout import worker as workers
-from tests.tiny import LATENT, make_config, make_context, make_transformer
+from tests.helpers.tiny import LATENT, make_config, make_context, make_transformer
 
 OFFLOAD = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
 

@@ -33,13 +33,15 @@ from dopsd.data.read import READ_SCHEMA, ReadSpec, RowGroups, read_micro_batch, 
 from dopsd.data.run_data import plan_of, prepared, read_spec
 from dopsd.data.stream.pipeline import encode_micro_batch, load_encoded
 from dopsd.driver.context_cache import encode_contexts, find_encoded, made_of
+from dopsd.driver.progress import Event
 from dopsd.driver.train import train
 from dopsd.errors import DataError
 from dopsd.models.fingerprint import fingerprint
 from dopsd.records import EncodedBatch
-from tests.loras import read_lora
-from tests.tiny import make_config, random_image
-from tests.tiny_flux2 import make_flux2_config
+from tests.helpers.loras import ups
+from tests.helpers.runs import quiet
+from tests.helpers.tiny import make_config, random_image
+from tests.helpers.tiny_flux2 import make_flux2_config
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -74,10 +76,6 @@ REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"method": {"objective": "dopsd"}}, "teacher: false there, true needed"),
     ],
 }
-
-
-def ignore(phase: str, status: dict[str, Any]) -> None:
-    pass
 
 
 def write_source(folder: Path, rows: int = 6) -> str:
@@ -237,7 +235,7 @@ def changed(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:
 def refusal(config: RunConfig, manifest: Manifest) -> str:
     config = changed(config, data={"context_cache": "require"})
     with pytest.raises(DataError) as caught:
-        find_encoded(config, manifest, ignore)
+        find_encoded(config, manifest, quiet)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -269,8 +267,8 @@ def test_modes(world: World, tmp_path: Path) -> None:
     config, manifest = world.config, world.manifest
     lines: list[str] = []
 
-    def show(phase: str, status: dict[str, Any]) -> None:
-        lines.extend(status["report"])
+    def show(phase: str, status: Event) -> None:
+        lines.extend(status.lines)  # type: ignore[union-attr]
 
     assert find_encoded(config, manifest, show) == world.encoded
     assert lines.pop() == f"Contexts: read from {world.encoded.folder}; no encoder is loaded."
@@ -281,14 +279,14 @@ def test_modes(world: World, tmp_path: Path) -> None:
     assert lines.pop().startswith("Contexts: encoded while training, since ")
     nothing = changed(config, data={"shards": str(tmp_path)})
     assert find_encoded(nothing, manifest, show) is None and not lines
-    assert "holds no encoded contexts; run `dopsd prepare" in refusal(nothing, manifest)
+    assert "holds no context cache; run `dopsd prepare" in refusal(nothing, manifest)
 
 
 def test_a_run_that_needs_less_reads_the_same_contexts(world: World) -> None:
     less = changed(world.config, data={"caption_dropout": 0.0})
     if not less.context.prompt_pairs:
         less = changed(less, data={"caption_keys": ["long"]})
-    found = find_encoded(less, world.manifest, ignore)
+    found = find_encoded(less, world.manifest, quiet)
     assert found == world.encoded
     narrow = World(less, world.manifest, world.encoder, found)
     for batch in narrow.batches():
@@ -302,7 +300,7 @@ def test_mixed_and_broken_folders_are_refused(world: World, tmp_path: Path) -> N
     folder = shards / Path(world.encoded.folder).name
     first, second, *_ = sorted(folder.glob("*.parquet"))
     whole, other, record = first.read_bytes(), second.read_bytes(), folder / RECORD
-    encoded = find_encoded(config, world.manifest, ignore)
+    encoded = find_encoded(config, world.manifest, quiet)
     assert encoded is not None
     broken = World(config, world.manifest, world.encoder, encoded)
     batches = list(broken.batches())
@@ -347,7 +345,7 @@ def test_mixed_and_broken_folders_are_refused(world: World, tmp_path: Path) -> N
     assert "not finished (it has no encoded.json)" in refusal(config, world.manifest)
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_a_run_without_encoders_ends_with_the_same_adapter(tmp_path: Path) -> None:
     """Also with caption dropout and the base's own samples beside the data."""
     (tmp_path / "prompts.txt").write_text("a red flat circle on teal\na blue flat cross on gray")
@@ -365,7 +363,7 @@ def test_a_run_without_encoders_ends_with_the_same_adapter(tmp_path: Path) -> No
                 "rows_per_group": 2,
                 "caption_dropout": 0.3,
                 "prior": {"prompts": str(tmp_path / "prompts.txt"), "count": 2},
-                "encoded": encoded,
+                "context_cache": encoded,
             },
             lora={"rank": 4, "alpha": 8},
             encoder={"cpus": 0.4},
@@ -378,16 +376,16 @@ def test_a_run_without_encoders_ends_with_the_same_adapter(tmp_path: Path) -> No
 
     said: list[str] = []
 
-    def show(phase: str, status: dict[str, Any]) -> None:
-        said.append(status.get("message", ""))
+    def show(phase: str, status: Event) -> None:
+        said.append(str(status))
 
     lines = encode_contexts(config("unused", "auto"), show)
     assert lines[0].startswith("contexts of 6 samples are encoded: 3 files")
     assert "encoding contexts: 6/6" in said
-    online, cached = (train(config(name, name), ignore) for name in ("off", "require"))
+    online, cached = (train(config(name, name), quiet) for name in ("off", "require"))
     assert online.problems == cached.problems == []
     assert Path(cached.lora).read_bytes() == Path(online.lora).read_bytes()
-    assert all(t.abs().max() > 0 for n, t in read_lora(cached.lora).items() if ".lora_B." in n)
+    assert min(ups(cached.lora).values()) > 0
     lanes = [
         {json.loads(line)["lane"] for line in timeline.read_text().splitlines()}
         for timeline in (Path(run.folder) / "timeline.jsonl" for run in (online, cached))

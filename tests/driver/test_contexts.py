@@ -1,4 +1,4 @@
-"""Contexts other than `vlm` through the workers, and in whole runs of two steps."""
+"""Contexts through the workers, and a whole run of two steps with references."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from dopsd.config import RunConfig
 from dopsd.contexts.training import TrainingEncoderFactory
 from dopsd.data.run_data import read_spec
 from dopsd.data.sample import Sample
-from dopsd.driver.summary import Summary
 from dopsd.driver.train import train
 from dopsd.method.noise import batch_noise
 from dopsd.method.terms import fused_terms
@@ -27,9 +26,10 @@ from dopsd.policy.bundle import Bundle
 from dopsd.records import EncodedBatch, SampleInfo, TrainingBatch, unpack
 from dopsd.rollout.baselines import baseline_targets
 from dopsd.rollout.worker import InferenceWorker
-from tests.loras import read_lora
-from tests.tiny import make_config, random_image, random_state
-from tests.tiny_flux2 import make_flux2_config
+from tests.helpers.loras import ups
+from tests.helpers.runs import metrics, quiet
+from tests.helpers.tiny import make_config, random_image, random_state
+from tests.helpers.tiny_flux2 import make_flux2_config
 
 SIZE = (32, 48)
 SAMPLES = [
@@ -54,7 +54,7 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module", params=["edit", "edit_reference"])
+@pytest.fixture(scope="module", params=["vlm", "edit", "edit_reference"])
 def worker(request: Any, tiny_flux2: Path) -> InferenceWorker:
     """Both adapters, random and different, so that every role draws in its own way."""
     config = make_flux2_config(
@@ -186,91 +186,43 @@ def test_every_objective_takes_every_context(
             assert error.isfinite().all() and error.abs().max() > 1e-3
 
 
-def finite(summary: Summary) -> None:
-    assert summary.problems == []
-    lines = (Path(summary.folder) / "metrics.jsonl").read_text().splitlines()
-    losses = [json.loads(line)["loss"] for line in lines]
-    assert len(losses) == 2 and all(math.isfinite(loss) and loss > 0 for loss in losses)
-    student = read_lora(summary.lora)
-    assert all(t.abs().max() > 0 for name, t in student.items() if ".lora_B." in name)
-
-
-def source(folder: Path, rows: int, more: Any) -> str:
-    lines = []
-    for number in range(rows):
-        Image.fromarray(random_image(32, 32, number)).save(folder / f"{number}.png")
-        lines.append(json.dumps({"image": f"{number}.png", **more(number)}))
-    (folder / "set.jsonl").write_text("\n".join(lines))
-    return str(folder / "set.jsonl")
-
-
-def dump(summary: Summary) -> dict[str, torch.Tensor]:
-    path = Path(summary.folder) / "debug/trajectories/step000000-mb000.safetensors"
-    return unpack(path.read_bytes())[0]
-
-
-def preflight(summary: Summary) -> list[dict[str, Any]]:
-    report = Path(summary.folder) / "preflight" / "report.json"
-    samples: list[dict[str, Any]] = json.loads(report.read_text())["samples"]
-    return samples
-
-
-@pytest.mark.slow
-def test_enhanced_prompt_trains_on_the_shapes_world(tmp_path: Path, ray_cluster: None) -> None:
-    def captions(number: int) -> dict[str, Any]:
-        return {"captions": {"short": "a square", "detailed": f"a red square on teal {number}"}}
-
-    config = make_config(
-        "shapes",
-        run={"folder": str(tmp_path / "run")},
-        context={"name": "enhanced_prompt", "prompt_pairs": [["short", "detailed"]]},
-        data={
-            "source": source(tmp_path, 4, captions),
-            "pixel_area": 1024,
-            "bucket_multiple": 4,
-        },
-        **SETTINGS,
-    )
-    done = train(config, lambda phase, status: None)
-    finite(done)
-    assert Image.open(done.sheet).width >= 4 * 192
-    for sample in preflight(done):
-        assert sample["prompt"] == "a square"
-        assert "user\na square<" in sample["student_context"]["text"]
-        assert "user\na red square on teal" in sample["teacher_context"]["text"]
-    tensors = dump(done)
-    lengths = [tensors[f"{role}.lengths"] for role in ("student", "teacher")]
-    assert (lengths[0] < lengths[1]).all()
-
-
-@pytest.mark.slow
+@pytest.mark.integration
 def test_edit_reference_trains_with_references_of_any_size(
     tmp_path: Path, tiny_flux2: Path, ray_cluster: None
 ) -> None:
-    def references(number: int) -> dict[str, Any]:
+    rows = []
+    for number in range(4):
+        Image.fromarray(random_image(32, 32, number)).save(tmp_path / f"{number}.png")
         names = [f"r{number}-{n}.png" for n in range(1 + number % 2)]
         for n, name in enumerate(names):
             Image.fromarray(random_image(24 + 8 * n, 40, n)).save(tmp_path / name)
-        return {"caption": "make it red", "references": names}
-
+        row = {"image": f"{number}.png", "caption": "make it red", "references": names}
+        rows.append(json.dumps(row))
+    (tmp_path / "set.jsonl").write_text("\n".join(rows))
     config = make_flux2_config(
         tiny_flux2,
         run={"folder": str(tmp_path / "run")},
         context={"name": "edit_reference", "text_tokens": 64},
         data={
-            "source": source(tmp_path, 4, references),
+            "source": str(tmp_path / "set.jsonl"),
             "pixel_area": 1024,
             "bucket_multiple": 8,
         },
         **SETTINGS,
     )
-    done = train(config, lambda phase, status: None)
-    finite(done)
+    done = train(config, quiet)
+    assert done.problems == []
+    losses = [line["loss"] for line in metrics(done)]
+    assert len(losses) == 2 and all(math.isfinite(loss) and loss > 0 for loss in losses)
+    assert min(ups(done.lora).values()) > 0
     assert Image.open(done.sheet).width >= 4 * 192
-    for sample in preflight(done):
+    report = json.loads((Path(done.folder) / "preflight" / "report.json").read_text())
+    assert report["samples"]
+    for sample in report["samples"]:
         student, teacher = sample["student_context"], sample["teacher_context"]
         assert teacher["references"] == student["references"] + 1 >= 2
-    tensors = dump(done)
+    dump = Path(done.folder) / "debug/trajectories/step000000-mb000.safetensors"
+    tensors, _ = unpack(dump.read_bytes())
     lengths = [tensors[f"{role}.reference_lengths"] for role in ("student", "teacher")]
     assert (lengths[1] - lengths[0] == 64).all(), "the target, 32 x 32 pixels"
     assert sorted(lengths[0].tolist())[0] == 6 * 10

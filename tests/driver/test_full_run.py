@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from diffusers import ZImageTransformer2DModel
-from PIL import Image
 from safetensors.torch import load_file
 
 from dopsd.config import load_config
@@ -20,41 +19,19 @@ from dopsd.driver.summary import Summary
 from dopsd.driver.train import train
 from dopsd.driver.verify import verify_run
 from dopsd.records import unpack
-from tests.loras import read_lora
-from tests.tiny import make_config, random_image
+from tests.helpers.loras import read_lora, ups
+from tests.helpers.runs import metrics, quiet, run_config, write_images
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
 
 STEPS, EVERY = 3, 2
 
 
 def start(tiny_base: Path, folder: Path, **sections: Any) -> Summary:
-    images = folder / "images" / "cat"
-    images.mkdir(parents=True)
-    for number in range(4):
-        Image.fromarray(random_image(32, 32, number)).save(images / f"{number}.png")
-        (images / f"{number}.txt").write_text(f"a red cat, number {number}")
-    learner = {
-        "workers": 2,
-        "cpus": 0.3,
-        "steps": STEPS,
-        "global_batch": 4,
-        "micro_batch": 2,
-        "lr": 1e-3,
-    }
-    values: dict[str, Any] = {
-        "run": {"folder": str(folder / "run")},
-        "data": {"source": str(images.parent), "pixel_area": 1024, "bucket_multiple": 8}
-        | sections.pop("data", {}),
-        "encoder": {"cpus": 0.2},
-        "rollout": {"cpus": 0.2},
-        "teacher": {"cpus": 0.2},
-        "preview": {"samples": 1},
-        "preflight": {"mode": "off"},
-        "learner": learner | sections.pop("learner", {}),
-        **sections,
-    }
-    return train(make_config(tiny_base, **values), lambda phase, status: None)
+    images = write_images(folder / "images" / "cat", [(32, 32)] * 4)
+    learner = {"workers": 2, "steps": STEPS, "lr": 1e-3} | sections.pop("learner")
+    run = {"preview": {"samples": 1}, "learner": learner, **sections}
+    return train(run_config(tiny_base, folder / "run", images.parent, **run), quiet)
 
 
 def transformer(folder: Path) -> dict[str, torch.Tensor]:
@@ -65,17 +42,12 @@ def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
     return sum(float((one[name].float() - other[name].float()).norm()) for name in other)
 
 
-def lines(summary: Summary) -> list[dict[str, Any]]:
-    text = (Path(summary.folder) / "metrics.jsonl").read_text()
-    return [json.loads(line) for line in text.splitlines()]
-
-
 def test_all_weights_are_trained_published_and_exported(tiny_base: Path, tmp_path: Path) -> None:
     summary = start(
         tiny_base,
         tmp_path,
         adapters="full",
-        method={"ema_decay": 0.9, "teacher_sync_every": EVERY},
+        method={"teacher_sync_every": EVERY},
         max_policy_lag=1,
         checkpoint={"every_steps": 1, "keep_last": STEPS},
         learner={"deepspeed": "zero3", "bucket_mb": 1},
@@ -83,8 +55,8 @@ def test_all_weights_are_trained_published_and_exported(tiny_base: Path, tmp_pat
     assert summary.lora is None and summary.problems == []
     assert summary.adapted == {"all weights": 73}
     assert summary.sheet is not None and Path(summary.sheet).is_file()
-    assert [line["student_lag"] for line in lines(summary)] == [0, 1, 1]
-    assert [line["teacher_lag"] for line in lines(summary)] == [0, 1, 2]
+    assert [line["student_lag"] for line in metrics(summary)] == [0, 1, 1]
+    assert [line["teacher_lag"] for line in metrics(summary)] == [0, 1, 2]
     assert verify_run(summary.folder).agrees
 
     folder = Path(summary.folder)
@@ -103,13 +75,13 @@ def test_all_weights_are_trained_published_and_exported(tiny_base: Path, tmp_pat
     shutil.rmtree(checkpoints / "step-000003")
     torn = next((checkpoints / "step-000002").glob("learner-00001-*.safetensors"))
     torn.write_bytes(torn.read_bytes()[:-1])
-    resumed = train(load_config(folder / "config.yaml"), lambda phase, status: None, resume=True)
+    resumed = train(load_config(folder / "config.yaml"), quiet, resume=True)
     (problem,) = resumed.problems
     assert problem.startswith("checkpoint refused") and torn.name in problem
     for name, expected in (("transformer", student), ("teacher_transformer", teacher)):
         found = transformer(folder / name)
         assert all(torch.equal(found[each], expected[each]) for each in expected), name
-    assert [line["teacher_lag"] for line in lines(resumed)] == [0, 1, 2]
+    assert [line["teacher_lag"] for line in metrics(resumed)] == [0, 1, 2]
     assert verify_run(folder).agrees
 
 
@@ -121,8 +93,7 @@ def test_norms_and_embedders_are_trained_beside_a_lora_with_every_other_option(
         tiny_base,
         tmp_path,
         adapters="lora+modules",
-        lora={"rank": 4, "alpha": 8, "dora": True, "rank_stabilized": True},
-        method={"ema_decay": 0.9},
+        lora={"dora": True, "rank_stabilized": True},
         data={
             "concept_weights": {"cat": 2},
             "caption_dropout": 0.5,
@@ -136,7 +107,7 @@ def test_norms_and_embedders_are_trained_beside_a_lora_with_every_other_option(
     notices = [each for each in summary.problems if not each.startswith("no checkpoint")]
     assert len(notices) == 1 and notices[0].startswith("transport: rdt over gloo"), notices
     assert summary.transformer is None
-    assert all(math.isfinite(line["loss"]) for line in lines(summary))
+    assert all(math.isfinite(line["loss"]) for line in metrics(summary))
     assert summary.sheet is not None and Path(summary.sheet).is_file()
     assert summary.adapted["norms"] > 8 and summary.adapted["embedders"] > 4
     base = transformer(tiny_base / "transformer")
@@ -147,12 +118,11 @@ def test_norms_and_embedders_are_trained_beside_a_lora_with_every_other_option(
     assert distance(teacher, {n: base[n] for n in teacher}) < distance(
         modules, {n: base[n] for n in modules}
     )
-    lora = read_lora(str(summary.lora))
-    ups = [t for n, t in lora.items() if ".lora_B." in n]
-    assert all(up.abs().max() > 0 for up in ups)
+    lora, trained = read_lora(str(summary.lora)), ups(str(summary.lora))
+    assert min(trained.values()) > 0
     end = ".lora_magnitude_vector"
     magnitudes = {n.removeprefix("transformer."): t for n, t in lora.items() if n.endswith(end)}
-    assert len(magnitudes) == len(ups)
+    assert len(magnitudes) == len(trained)
     for name, magnitude in magnitudes.items():
         norms = base[name.removesuffix(end) + ".weight"].norm(dim=1)
         assert 0 < (magnitude - norms).abs().max() < 0.1, name

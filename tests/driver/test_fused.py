@@ -16,7 +16,7 @@ from dopsd.policy.bundle import Bundle
 from dopsd.ray_cluster.placement import resolve_roles
 from dopsd.run_folder.jsonl import read_lines
 from dopsd.run_folder.log import RunLog
-from tests.tiny import make_config
+from tests.helpers.tiny import make_config
 
 STEPS, PER_STEP = 5, 2
 

@@ -1,110 +1,29 @@
-"""Whole runs of every objective: what each batch holds, and that both sources agree."""
+"""Every objective: what each batch holds, that both sources agree, and a whole run of one."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from PIL import Image
 
 from dopsd.contexts.training import TrainingEncoderFactory
 from dopsd.data.sample import Sample
-from dopsd.driver.summary import Summary
 from dopsd.driver.train import train
 from dopsd.export import lora_metadata
-from dopsd.learner.sources import FusedSource
+from dopsd.learner.sources import DisaggregatedSource, FusedSource
 from dopsd.method.noise import batch_noise, batch_uniform
 from dopsd.models import FAMILIES
-from dopsd.records import EncodedBatch, SampleInfo
+from dopsd.models.lora import TEACHER
+from dopsd.policy.bundle import Bundle
+from dopsd.records import Context, EncodedBatch, SampleInfo
 from dopsd.rollout.baselines import baseline_targets
-from tests.loras import read_lora
-from tests.tiny import make_config, random_image
-
-STEPS = 3
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("images")
-    for number in range(5):
-        Image.fromarray(random_image(32, 32, number)).save(folder / f"{number}.png")
-        (folder / f"{number}.txt").write_text(f"a red cat, number {number}")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def run(tiny_base, images, tmp_path_factory, ray_cluster):
-    def start(source: str, **method) -> Summary:
-        config = make_config(
-            tiny_base,
-            run={"folder": str(tmp_path_factory.mktemp("run")), "seed": 3},
-            data={"source": str(images), "pixel_area": 1024, "bucket_multiple": 8},
-            lora={"rank": 4, "alpha": 8},
-            encoder={"cpus": 0.2},
-            rollout={"cpus": 0.2},
-            teacher={"cpus": 0.2},
-            learner={"cpus": 0.3, "steps": STEPS, "global_batch": 4, "micro_batch": 2, "lr": 1e-3},
-            method={"ema_decay": 0.9, **method},
-            preview={"samples": 0},
-            preflight={"mode": "off"},
-            source=source,
-        )
-        return train(config, lambda phase, status: None)
-
-    return start
-
-
-def adapter(summary: Summary, name: str = "lora") -> dict[str, torch.Tensor]:
-    return read_lora(str(Path(summary.folder) / f"{name}.safetensors"))
-
-
-def difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    assert one.keys() == other.keys()
-    return max(float((one[name] - other[name]).abs().max()) for name in one)
-
-
-def ups(weights: dict[str, torch.Tensor]) -> float:
-    return max(float(t.abs().max()) for name, t in weights.items() if ".lora_B." in name)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "method",
-    [
-        {"objective": "off_policy"},
-        {"objective": "off_policy", "off_policy_states": "teacher"},
-        {"objective": "sft_on_teacher"},
-    ],
-    ids=["noised", "teacher-path", "sft-on-teacher"],
-)
-def test_sources_agree_on_objectives_with_a_teacher(method, run) -> None:
-    apart, fused = run("disaggregated", **method), run("fused", **method)
-    assert ups(adapter(apart)) > 0
-    assert difference(adapter(apart), adapter(fused)) < 1e-5
-    lines = [
-        json.loads(line) for line in (Path(apart.folder) / "metrics.jsonl").read_text().splitlines()
-    ]
-    assert len(lines) == STEPS and all(line["teacher_seconds"] > 0 for line in lines)
-    assert not any(key.startswith("rollout") for key in lines[0])
-
-
-@pytest.mark.slow
-def test_sft_learns_without_a_teacher(run) -> None:
-    done = run("fused", objective="sft")
-    assert ups(adapter(done)) > 0 and done.first_loss > 0
-
-
-@pytest.mark.slow
-def test_the_teachers_weights_are_the_base_or_the_student(run) -> None:
-    frozen = run("fused", teacher="frozen")
-    assert ups(adapter(frozen)) > 0 and ups(adapter(frozen, "teacher_lora")) == 0
-    live = run("fused", teacher="live")
-    assert difference(adapter(live), adapter(live, "teacher_lora")) == 0
+from dopsd.rollout.worker import InferenceWorker
+from tests.helpers.loras import ups
+from tests.helpers.runs import metrics, quiet, run_config, write_images
+from tests.helpers.tiny import make_config, random_image, random_state
 
 
 @pytest.mark.parametrize(
@@ -162,6 +81,64 @@ def test_targets_are_the_vaes_own_latents(encoded) -> None:
         state = (1 - level) * batch.target + level * noise[:, k + 1]
         torch.testing.assert_close(targets.states[k], state)
         torch.testing.assert_close(targets.velocity[k], noise[:, k + 1] - batch.target)
+
+
+TAUGHT = {
+    "noised": {"objective": "off_policy"},
+    "teacher-path": {"objective": "off_policy", "off_policy_states": "teacher"},
+    "sft-on-teacher": {"objective": "sft_on_teacher"},
+}
+"""Objectives with a teacher, in which the student does not roll out."""
+
+
+@pytest.mark.integration
+def test_a_whole_run_in_which_only_the_teacher_works(tiny_base, tmp_path, ray_cluster) -> None:
+    images = write_images(tmp_path / "images", [(32, 32)] * 5)
+    learner = {"steps": 3, "lr": 1e-3}
+    config = run_config(
+        tiny_base, tmp_path / "run", images, learner=learner, method=TAUGHT["teacher-path"]
+    )
+    done = train(config, quiet)
+    assert max(ups(done.lora).values()) > 0
+    lines = metrics(done)
+    assert len(lines) == 3 and all(line["teacher_seconds"] > 0 for line in lines)
+    assert not any(key.startswith("rollout") for key in lines[0])
+
+
+@pytest.mark.parametrize("method", TAUGHT.values(), ids=TAUGHT)
+def test_a_teacher_worker_and_a_fused_learner_make_the_same_terms(method, encoded) -> None:
+    """Both with random adapters: weights, states, targets and the contexts that are trained."""
+    config, family, batch, _ = encoded(**method)
+    block = pa.table({"payload": [batch.to_bytes()]})
+    worker = InferenceWorker(config, "cpu", (TEACHER,))
+    teacher = random_state(worker.trained.parameters(worker.transformer, TEACHER), 1)
+    worker.load(Bundle.create(7, {}, teacher, torch.float32, bytes).refs[TEACHER])
+    payload, _ = worker.teach(7, block)
+    device = torch.device("cpu")
+    apart = DisaggregatedSource(config, lambda step: iter([(payload, True)]), device)
+
+    def velocity(state, sigma, tensors, _) -> torch.Tensor:
+        with torch.no_grad():
+            return family.velocity(worker.transformer, state, sigma, Context(tensors))
+
+    engine = SimpleNamespace(student=SimpleNamespace(family=family), teacher_velocity=velocity)
+    fused = FusedSource(config, lambda step: iter([(block, True)]), engine, device, None)
+    (one,), (other,) = apart(7), fused(7)
+    assert (one.step_samples, one.sample_ids) == (other.step_samples, other.sample_ids)
+    pairs = list(zip(one.terms, other.terms, strict=True))
+    assert len(pairs) == config.method.steps
+    for first, second in pairs:
+        for name in ("state", "sigma", "target", "weight"):
+            torch.testing.assert_close(
+                getattr(first, name), getattr(second, name), atol=1e-5, rtol=1e-5, msg=name
+            )
+        assert first.context.tensors.keys() == second.context.tensors.keys()
+        assert all(
+            torch.equal(tensor, second.context.tensors[name])
+            for name, tensor in first.context.tensors.items()
+        )
+        # A teacher that is not heard of would leave the base's own velocity.
+        assert first.target.abs().max() > 0
 
 
 def test_a_fused_baselines_teacher_runs_when_a_term_is_asked_for(encoded) -> None:

@@ -20,15 +20,12 @@ from dopsd.evaluation.metrics import MissingWeights
 from dopsd.ray_cluster.placement import Role
 from tests.evaluation.blind import BlindFactory
 from tests.evaluation.metrics.test_metrics import image_processor
-from tests.tiny import make_config, random_image
+from tests.helpers.runs import quiet
+from tests.helpers.tiny import make_config, random_image
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 LEARNER = Role("learner", 2, 0.4, 0.0)
-
-
-def ignore(phase: str, status: dict) -> None:
-    pass
 
 
 def demo(folder: Path, *overrides: str) -> RunConfig:
@@ -42,7 +39,7 @@ def seeing(ray_cluster, tmp_path_factory):
     manifest = prepared(config, lambda status: None)
     shown: list[str] = []
     found = preflight.check(
-        config, manifest, LEARNER, lambda phase, status: shown.extend(status.get("report", []))
+        config, manifest, LEARNER, lambda phase, status: shown.extend(getattr(status, "lines", ()))
     )
     return config, found, shown
 
@@ -80,7 +77,7 @@ def test_the_files_hold_every_number_and_the_pictures(seeing):
 def test_the_same_config_gives_the_same_numbers(seeing):
     config, found, _ = seeing
     manifest = prepared(config, lambda status: None)
-    again = preflight.check(config, manifest, LEARNER, ignore)
+    again = preflight.check(config, manifest, LEARNER, quiet)
     assert again.record() == found.record() and again.sheet == found.sheet
 
 
@@ -94,7 +91,7 @@ def test_a_teacher_that_does_not_see_it_is_no_closer(metric, seeing, tmp_path):
         config,
         manifest,
         LEARNER,
-        lambda phase, status: shown.extend(status.get("report", [])),
+        lambda phase, status: shown.extend(getattr(status, "lines", ())),
         BlindFactory(config, "cpu"),
     )
     assert found.verdict.outcome == "no_closer" and found.verdict.closer == 0
@@ -109,7 +106,7 @@ def test_dino_may_be_a_folder_named_from_here(seeing, tmp_path, monkeypatch):
     image_processor().save_pretrained(tmp_path / "dino")
     monkeypatch.chdir(tmp_path)  # the workers stand elsewhere
     config = with_absolute_paths(config)
-    found = preflight.check(config, prepared(config, lambda status: None), LEARNER, ignore)
+    found = preflight.check(config, prepared(config, lambda status: None), LEARNER, quiet)
     assert found.verdict.metric == "dino" and found.verdict.samples == 2
     assert 0 < found.verdict.ratio < 2
     assert all(distance > 0 for sample in found.samples for distance in sample.teacher)
@@ -149,6 +146,7 @@ def test_strict_refuses_to_train_in_one_line_and_leaves_the_folder_free(recipe, 
     assert {path.name for path in folder.iterdir()} == {"shards", "preflight"}
 
 
+@pytest.mark.integration
 def test_warn_says_so_and_trains(recipe, tmp_path, capsys):
     folder = tmp_path / "run"
     assert main(["train", str(recipe), f"run.folder={folder}"]) == 0
@@ -175,7 +173,7 @@ def test_off_skips_and_takes_an_older_report_away(tmp_path):
     config = make_config("shapes", run={"folder": str(tmp_path)}, preflight={"mode": "off"})
     (tmp_path / "preflight").mkdir()
     # No manifest and no Ray task: nothing is read.
-    preflight.before_training(config, None, LEARNER, ignore)
+    preflight.before_training(config, None, LEARNER, quiet)
     assert not (tmp_path / "preflight").exists()
 
 
@@ -188,7 +186,7 @@ def test_a_check_that_cannot_be_made_stops_strict_runs_only(kind, tmp_path, monk
     shown = []
 
     def show(phase, status):
-        shown.append(status["report"])
+        shown.append(status.lines)
 
     config = make_config("shapes", run={"folder": str(tmp_path)})
     preflight.before_training(config, None, LEARNER, show)

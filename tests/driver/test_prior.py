@@ -28,8 +28,9 @@ from dopsd.models import resolve_base
 from dopsd.ray_cluster.placement import Role
 from dopsd.shapes import oracle
 from dopsd.shapes.grid import from_image
+from tests.helpers.runs import quiet
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 LEARNER = Role("learner", 1, 0.4, 0.0)
 TEXTS = (
@@ -37,10 +38,6 @@ TEXTS = (
     "a blue flat square on black",
     "a green flat cross on gray",
 )
-
-
-def ignore(phase: str, status: dict) -> None:
-    pass
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +56,7 @@ def drawn(ray_cluster, tmp_path_factory) -> tuple[RunConfig, Manifest]:
             ],
         )
     )
-    return config, with_prior(config, prepared(config, lambda status: None), LEARNER, ignore)
+    return config, with_prior(config, prepared(config, lambda status: None), LEARNER, quiet)
 
 
 def test_the_samples_are_what_the_base_draws(drawn):
@@ -109,13 +106,13 @@ def test_their_noise_is_no_evaluations(drawn, monkeypatch):
     monkeypatch.setattr("dopsd.driver.prior.NoisePurpose", other)
     monkeypatch.setattr("dopsd.driver.prior._draw", lambda *_: pytest.fail("drawn anew"))
     with pytest.raises(pytest.fail.Exception, match="drawn anew"):
-        with_prior(config, prepared(config, lambda status: None), LEARNER, ignore)
+        with_prior(config, prepared(config, lambda status: None), LEARNER, quiet)
 
 
 def test_they_are_drawn_once_and_previews_leave_them_out(drawn, monkeypatch):
     config, manifest = drawn
     monkeypatch.setattr("dopsd.driver.prior._draw", lambda *_: pytest.fail("drawn again"))
-    again = with_prior(config, prepared(config, lambda status: None), LEARNER, ignore)
+    again = with_prior(config, prepared(config, lambda status: None), LEARNER, quiet)
     assert again == manifest
     shown = preview_samples(config, manifest, 100)
     assert len(shown) == 12 and not any(each.sample_id.startswith(PRIOR) for each in shown)
@@ -131,14 +128,14 @@ def test_a_run_that_may_not_go_on_draws_nothing(drawn, monkeypatch):
         raise CheckpointError("data.prior.count: 6, the checkpoint has 5")
 
     with pytest.raises(CheckpointError, match=r"data\.prior\.count: 6"):
-        with_prior(other, prepared(other, lambda status: None), LEARNER, ignore, refuse)
+        with_prior(other, prepared(other, lambda status: None), LEARNER, quiet, refuse)
     assert len(list(Path(config.shards).glob("*prior*"))) == 1, "nothing is left beside them"
 
 
 def test_what_cannot_be_is_refused(drawn, tmp_path: Path):
     config, manifest = drawn
     with pytest.raises(DataError, match="5 samples of the data have the concept 'prior'"):
-        with_prior(config, manifest, LEARNER, ignore)
+        with_prior(config, manifest, LEARNER, quiet)
     missing = config.model_copy(deep=True)
     missing.data.prior.prompts = str(tmp_path / "none.txt")
     with pytest.raises(ConfigError, match=r"none\.txt"):

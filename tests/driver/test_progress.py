@@ -6,7 +6,7 @@ from rich.console import Console
 
 from dopsd.coordinator.admission import Counts
 from dopsd.coordinator.messages import RunStatus
-from dopsd.driver.progress import Progress, clock
+from dopsd.driver.progress import Progress, Report, clock
 
 STATUS = RunStatus(
     step=3,
@@ -21,7 +21,7 @@ def test_log_lines_have_step_loss_lag_and_eta():
     out = io.StringIO()
     progress = Progress(Console(file=out, force_terminal=False))
     with progress:
-        progress.show("prepare", {"message": "12 of 12 images"})
+        progress.show("prepare", "12 of 12 images")
         progress.show("train", STATUS)
         progress.show("train", STATUS)
     lines = out.getvalue().splitlines()
@@ -34,8 +34,8 @@ def test_every_line_of_a_report_is_printed_as_it_is():
     for terminal in (False, True):
         out = io.StringIO()
         with Progress(Console(file=out, force_terminal=terminal)) as progress:
-            progress.show("preflight", {"message": "8 samples"})
-            progress.show("preflight", {"report": ["Preflight: a [bold] claim", "a [v] cat"]})
+            progress.show("preflight", "8 samples")
+            progress.show("preflight", Report(["Preflight: a [bold] claim", "a [v] cat"]))
         for line in ("Preflight: a [bold] claim\n", "a [v] cat\n"):
             assert line in out.getvalue()
 

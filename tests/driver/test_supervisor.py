@@ -14,7 +14,7 @@ from dopsd.coordinator.messages import RunStatus
 from dopsd.driver import supervisor as supervise
 from dopsd.driver.supervisor import Supervisor
 from dopsd.errors import WorkerError
-from tests.tiny import make_config
+from tests.helpers.tiny import make_config
 
 
 def supervisor_of(tmp_path, fit, answers, monkeypatch, launched) -> Supervisor:

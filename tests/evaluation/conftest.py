@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from tests.evaluation.tiny import SIDE, image_processor
-from tests.tiny import make_tokenizer
+from tests.helpers.tiny import make_tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -24,8 +24,8 @@ from dopsd.export import lora_file
 from dopsd.method.rollout import rollout
 from dopsd.models import Flux2Klein
 from dopsd.models.lora import STUDENT, TEACHER, adapter_parameters, bind, inject, resolve_targets
-from tests.tiny import HEIGHT, IMAGE_TOKEN_SIDE, IMAGE_WIDTH, random_image, random_state
-from tests.tiny_flux2 import LATENT, make_flux2_config, make_flux2_context
+from tests.helpers.tiny import HEIGHT, IMAGE_TOKEN_SIDE, IMAGE_WIDTH, random_image, random_state
+from tests.helpers.tiny_flux2 import LATENT, make_flux2_config, make_flux2_context
 
 RANK, ALPHA = 8, 16.0
 STEPS = 4

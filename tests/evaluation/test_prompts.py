@@ -20,7 +20,7 @@ from dopsd.evaluation.concept_prompts import (
 )
 from dopsd.evaluation.dataset_prompts import dataset_prompts
 from dopsd.evaluation.prompts import PRIOR, EvalPrompt, read_prompts, shapes_prompts, write_prompts
-from tests.tiny import random_image
+from tests.helpers.tiny import random_image
 
 
 def test_a_text_file_has_one_prompt_a_line(tmp_path):

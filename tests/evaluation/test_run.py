@@ -20,13 +20,13 @@ from dopsd.evaluation.evaluated_models import evaluated_models
 from dopsd.evaluation.generate import png_bytes
 from dopsd.evaluation.prompts import EvalPrompt, shapes_prompts
 from dopsd.evaluation.results import Results
-from dopsd.evaluation.run import _picture_sets, evaluate
+from dopsd.evaluation.run import _image_sets, evaluate
 from dopsd.evaluation.spec import BASE, EvaluatedModel, EvaluateSpec, MetricChoice, resolve
 from dopsd.evaluation.worker import EvaluationWorker, GeneratedImage
 from dopsd.export import lora_file
 from dopsd.models import FAMILIES
 from dopsd.models.lora import STUDENT, adapter_parameters, inject, resolve_targets
-from tests.tiny import random_image, random_state
+from tests.helpers.tiny import random_image, random_state
 
 PROMPTS = (
     EvalPrompt("a red cat", "cat"),
@@ -117,7 +117,7 @@ def test_models_are_drawn_and_scored_and_an_interrupted_evaluation_goes_on(spec,
     kept = {path: path.stat().st_mtime_ns for path in paths if path.exists()}
     shutil.rmtree(next(Path(spec.out, "scores").glob("dino-*")))
     seen = []
-    again = evaluate(spec, lambda phase, status: seen.append((phase, status["message"])))
+    again = evaluate(spec, lambda phase, status: seen.append((phase, status)))
     assert again == whole and pictures(spec.out) == drawn
     assert all(path.stat().st_mtime_ns == then for path, then in kept.items())
     assert ("draw", f"{len(kept)} of {len(paths)} pictures") in seen
@@ -130,7 +130,7 @@ def test_another_setting_is_drawn_anew_and_never_mixed(spec, loras):
     first = evaluate(spec)
     other = replace(spec, models=(EvaluatedModel("a", (loras[1],)),), seeds=(0, 1))
     seen = []
-    second = evaluate(other, lambda phase, status: seen.append(status["message"]))
+    second = evaluate(other, lambda phase, status: seen.append(status))
     # The base's four pictures of seed 0 are the same; everything else is new.
     assert "4 of 16 pictures" in seen
     assert first.value(BASE, "cat", "sharpness") != second.value(BASE, "cat", "sharpness")
@@ -142,7 +142,7 @@ def test_another_setting_is_drawn_anew_and_never_mixed(spec, loras):
 @pytest.mark.parametrize("library", ["torch", "diffusers", "transformers", "peft"])
 def test_pictures_of_another_library_version_are_never_mixed(spec, library, monkeypatch):
     def folder() -> str:
-        return _picture_sets(resolve(replace(spec, models=())), "cpu", {})[0].folder
+        return _image_sets(resolve(replace(spec, models=())), "cpu", {})[0].folder
 
     before = folder()
     monkeypatch.setattr(
@@ -170,7 +170,7 @@ def test_the_output_folder_may_be_on_s3(spec, bucket):
     text = storage.read_bytes(f"{spec.out}/results.json").decode()
     assert Results.from_json(text) == results
     seen = []
-    assert evaluate(spec, lambda phase, status: seen.append(status["message"])) == results
+    assert evaluate(spec, lambda phase, status: seen.append(status)) == results
     assert seen[0] == "2 of 2 pictures"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
-from tests.tiny import random_image
+from tests.helpers.tiny import random_image
 
 SIDE = 28
 

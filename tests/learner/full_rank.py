@@ -27,8 +27,8 @@ from dopsd.method.ema import Ema
 from dopsd.models import FAMILIES
 from dopsd.models.lora import STUDENT, TEACHER
 from dopsd.policy.buckets import cut, unpack_bucket
+from tests.helpers.tiny import make_config
 from tests.learner.zero.zero_rank import FULL, STATES, RecordingClient, batches, main, share_of
-from tests.tiny import make_config
 
 LR = 2e-4
 """AdamW moves an element by about this in a step however small its gradient is: where that is no

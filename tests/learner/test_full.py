@@ -14,7 +14,7 @@ from tests.learner.full_rank import DECAY, EVERY, LIMIT, LR, STEPS, full_config,
 from tests.learner.zero.test_engine import launch
 from tests.learner.zero.zero_rank import STATES, batches
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.integration
 
 FP32 = ("zero3:float32", "zero2:float32", "zero1:float32")
 CASES = (*FP32, "zero3:bfloat16", "zero1:bfloat16")

@@ -14,7 +14,7 @@ from dopsd.checkpoint.folder import newest_good
 from tests.learner.resume_rank import SAVED, STEPS, place_of
 from tests.learner.zero.test_engine import launch
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.integration
 
 WHOLE = ("zero3:float32", "zero2:float32", "zero1:bfloat16")
 AGAIN = tuple(f"{case}:{place_of(case, 2)}" for case in WHOLE)

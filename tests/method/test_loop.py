@@ -23,7 +23,7 @@ from dopsd.models.lora import (
     resolve_targets,
 )
 from dopsd.records import Context, SampleInfo, TrainingBatch
-from tests.tiny import HEIGHT, IMAGE_WIDTH, LATENT, make_context, random_state
+from tests.helpers.tiny import HEIGHT, IMAGE_WIDTH, LATENT, make_context, random_state
 
 STEPS = 4
 BATCH = 3

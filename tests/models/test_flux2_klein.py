@@ -20,8 +20,8 @@ from dopsd.models import Flux2Klein, ZImage, resolve_vlm
 from dopsd.models.flux2_klein import pack, patchify, position_ids, unpack, unpatchify
 from dopsd.models.lora import resolve_targets
 from dopsd.records import Context
-from tests.tiny import HEIGHT, IMAGE_WIDTH, random_image
-from tests.tiny_flux2 import BLOCKS, LATENT, make_flux2_config, make_flux2_context
+from tests.helpers.tiny import HEIGHT, IMAGE_WIDTH, random_image
+from tests.helpers.tiny_flux2 import BLOCKS, LATENT, make_flux2_config, make_flux2_context
 
 PROMPTS = ["a red cat", "a blue mat on a red cat, and so on and so on and so on"]
 REFERENCES = [random_image(64, 96, 0), random_image(80, 64, 1)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -24,7 +23,15 @@ from dopsd.models.lora import (
     lora_layers,
     resolve_targets,
 )
-from tests.tiny import LATENT, LAYERS, REFINERS, make_context, make_transformer, random_state
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny import (
+    LATENT,
+    LAYERS,
+    REFINERS,
+    make_context,
+    make_transformer,
+    random_state,
+)
 
 RANK, ALPHA = 8, 16
 BLOCKS = LAYERS + 2 * REFINERS
@@ -138,11 +145,10 @@ def test_init_is_the_same_in_another_process() -> None:
         "from tests.models.test_lora import *\n"
         "print(checksum(adapter_parameters(adapted((TEACHER, STUDENT)), STUDENT)))"
     )
-    root = Path(__file__).parents[2]
     output = subprocess.run(
         [sys.executable, "-c", script],
-        cwd=root,
-        env={**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(root)},
+        cwd=ROOT,
+        env={**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=True,

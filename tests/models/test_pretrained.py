@@ -10,7 +10,7 @@ import pytest
 from dopsd.driver.checks import check_context
 from dopsd.errors import ModelError
 from dopsd.models import Flux2Klein, ZImage, resolve_vlm
-from tests.tiny import make_config
+from tests.helpers.tiny import make_config
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import torch
 
 from dopsd.models import ZImage
 from dopsd.models.lora import STUDENT, adapter_parameters, inject, resolve_targets
-from tests.tiny import LATENT, make_context, random_state
+from tests.helpers.tiny import LATENT, make_context, random_state
 
 
 def test_latents_time_context_and_each_lora_module_change_the_output(tiny_base: Path) -> None:

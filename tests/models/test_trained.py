@@ -13,8 +13,8 @@ from dopsd.errors import ModelError
 from dopsd.models import FAMILIES
 from dopsd.models.lora import STUDENT, TEACHER
 from dopsd.models.trained import TrainableParameters, match_parameters
-from tests.tiny import make_config
-from tests.tiny_flux2 import make_flux2_config
+from tests.helpers.tiny import make_config
+from tests.helpers.tiny_flux2 import make_flux2_config
 
 BESIDE = {"adapters": "lora+modules", "preview": {"samples": 0}}
 WHOLE = {

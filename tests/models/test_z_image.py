@@ -16,7 +16,7 @@ from dopsd.errors import ModelError
 from dopsd.method.rollout import rollout
 from dopsd.models import FAMILIES, ZImage, resolve_base, resolve_vlm
 from dopsd.models.z_image import features_list
-from tests.tiny import HEIGHT, IMAGE_WIDTH, LATENT, make_config, make_context
+from tests.helpers.tiny import HEIGHT, IMAGE_WIDTH, LATENT, make_config, make_context
 
 PROMPTS = ["a red cat", "a blue mat on a red cat, and so on and so on and so on"]
 

@@ -17,9 +17,9 @@ from dopsd.policy.bundle import Bundle, check_acknowledgement
 from dopsd.policy.versions import policy_version, teacher_version
 from dopsd.records import EncodedBatch, SampleInfo, TrainingBatch
 from dopsd.rollout.worker import InferenceWorker
+from tests.helpers.tiny import make_context, random_state
 from tests.learner.full_rank import full_config
 from tests.learner.whole import whole_bundle
-from tests.tiny import make_context, random_state
 
 
 def test_buckets_keep_the_order_and_the_limit():

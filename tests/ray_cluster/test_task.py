@@ -10,7 +10,7 @@ from dopsd.errors import DataError, DeadlineError, WorkerError
 from dopsd.ray_cluster.placement import Role
 from dopsd.ray_cluster.task import run_task
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 ROLE = Role("learner", 1, 0.5, 0.0)
 

@@ -19,7 +19,7 @@ from dopsd.errors import DataError
 from dopsd.report.page import SECTIONS, render, write_report
 from dopsd.report.run_files import read_run_files
 from dopsd.run_folder.preview_files import HISTORY, strip_path, target_path
-from tests.browser import open_page
+from tests.helpers.browser import open_page
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>&\"'"
 STEPS = 6

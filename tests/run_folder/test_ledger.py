@@ -109,10 +109,11 @@ def test_json_lines_on_s3_are_there_after_a_flush(bucket, tmp_path):
 def test_whoever_appends_does_not_wait_for_s3(bucket, tmp_path, monkeypatch):
     path = f"{bucket}/{tmp_path.name}/slow.jsonl"
     lines, answers, honest = JsonLines(path), threading.Event(), storage.write_bytes
-    tries = []
+    tries, asked = [], threading.Event()
 
     def slow(path: str, data: bytes) -> None:
         tries.append(data)
+        asked.set()
         assert answers.wait(60)
         if len(tries) == 1:
             raise StorageError(f"{path}: slow down")
@@ -122,11 +123,9 @@ def test_whoever_appends_does_not_wait_for_s3(bucket, tmp_path, monkeypatch):
     monkeypatch.setattr(json_lines, "_REMOTE_INTERVAL", 0.0)
     for step in range(3):
         lines.append({"step": step})
-    assert read_lines(path) == [], "and S3 has not answered yet"
+    assert asked.wait(60) and read_lines(path) == [], "and S3 has not answered yet"
     answers.set()
-    assert lines._writer is not None
-    lines._writer.join()
-    lines.flush()
+    lines.flush()  # waits for the one that is under way
     assert len(tries) == 2, "what S3 refused is written again"
     assert [entry["step"] for entry in read_lines(path)] == [0, 1, 2]
 

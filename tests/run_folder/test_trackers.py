@@ -19,7 +19,7 @@ from dopsd.run_folder import trackers
 from dopsd.run_folder.files import TENSORBOARD
 from dopsd.run_folder.log import RunLog
 from dopsd.run_folder.trackers import TrackerThread, grouped, open_trackers
-from tests.tiny import make_config
+from tests.helpers.tiny import make_config
 
 
 def events(payload: bytes) -> list[Event]:

@@ -42,7 +42,7 @@ class Judge(Metric):
         for column, label in LABELS.items()
     }
     default_model: ClassVar[str | None] = "Qwen/Qwen3-VL-4B-Instruct"
-    _vlm: Vlm | None = None
+    vlm: Vlm | None = None
 
     def check(self) -> None:
         assert self.model is not None
@@ -50,15 +50,15 @@ class Judge(Metric):
 
     def load(self) -> None:
         assert self.model is not None
-        self._vlm = Vlm(self.name, self.model, self.device)
+        self.vlm = Vlm(self.name, self.model, self.device)
 
     def measure(self, inputs: Sequence[MetricInput]) -> list[dict[str, float]]:
-        assert self._vlm is not None
+        assert self.vlm is not None
         values: list[dict[str, float]] = []
         for entry in inputs:
             if not entry.targets:
                 values.append({})
                 continue
-            answer = self._vlm.choose([entry.targets[0], entry.image], _QUESTION, _LETTERS)
+            answer = self.vlm.choose([entry.targets[0], entry.image], _QUESTION, _LETTERS)
             values.append({column: float(index == answer) for index, column in enumerate(LABELS)})
         return values

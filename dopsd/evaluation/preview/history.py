@@ -32,6 +32,7 @@ from dopsd.models.lora import STUDENT, TEACHER
 from dopsd.models.sampling import batch_velocity, training_sigmas
 from dopsd.records import EncodedBatch, SampleInfo, TrainingBatch
 from dopsd.report.sheet import strip
+from dopsd.run_folder.files import PREVIEW
 from dopsd.run_folder.preview_files import HISTORY, strip_path, target_path
 from dopsd.run_folder.trajectories import trajectory_record
 
@@ -50,7 +51,7 @@ def sample_history(
             sampler.load(*read())
         for index in range(len(sampler.samples)):
             encoded, scored, own = _trajectory(sampler, version, index)
-            name = f"preview/trajectories/v{version:06d}-s{index:02d}.safetensors"
+            name = f"{PREVIEW}/trajectories/v{version:06d}-s{index:02d}.safetensors"
             files[name] = trajectory_record(sampler.config, encoded, scored)
             estimates, image = _strip(sampler, scored, own)
             files[strip_path(version, index)] = png_bytes(image)

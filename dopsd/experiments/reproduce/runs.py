@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from dopsd import storage
 from dopsd.config import dump_config
 from dopsd.driver.checks import with_absolute_paths
 from dopsd.driver.context_cache import encode_contexts
-from dopsd.driver.progress import Progress, clock
+from dopsd.driver.progress import Progress, Report, clock
 from dopsd.errors import ConfigError
 from dopsd.experiments.reproduce.trainings import Trainings
 from dopsd.experiments.reproduce.variants import NEEDS_ALL, Budget, Trial, config_of
-from dopsd.run_folder.files import CONFIG_FILE, LORA_FILE, SUMMARY_FILE
+from dopsd.run_folder.files import CONFIG_FILE, LORA_FILE, RunFolder
 
 
 def pending(trials: Sequence[Trial], budget: Budget, folder: str) -> list[Trial]:
@@ -23,13 +22,13 @@ def pending(trials: Sequence[Trial], budget: Budget, folder: str) -> list[Trial]
     left = []
     for trial in trials:
         config = with_absolute_paths(config_of(trial, budget, folder))
-        if not storage.exists(storage.join(config.run.folder, SUMMARY_FILE)):
+        run = RunFolder(config.run.folder)
+        if not run.is_finished:
             left.append(trial)
             continue
-        trained_by = storage.read_bytes(storage.join(config.run.folder, CONFIG_FILE)).decode()
-        if trained_by != dump_config(config):
+        if run.read(CONFIG_FILE).decode() != dump_config(config):
             raise ConfigError(
-                f"{config.run.folder} was trained by other settings; allowed: another --folder, "
+                f"{run.path} was trained by other settings; allowed: another --folder, "
                 "or take it away"
             )
     return left
@@ -68,7 +67,7 @@ def _shown(work: Trainings, trials: int, steps: int, progress: Progress) -> Call
     def show() -> None:
         nonlocal shown
         for name, seconds in work.done[shown:]:
-            progress.show("trials", {"report": [f"{name}: trained in {clock(seconds)}"]})
+            progress.show("trials", Report([f"{name}: trained in {clock(seconds)}"]))
         shown = len(work.done)
         step = shown * steps + sum(training.step for training in work.running)
         parts = [
@@ -76,11 +75,12 @@ def _shown(work: Trainings, trials: int, steps: int, progress: Progress) -> Call
             *(f"{training.name} at {training.step or training.phase}" for training in work.running),
             f"ETA {progress.eta(step, trials * steps)}",
         ]
-        progress.show("trials", {"message": "; ".join(parts), "notices": work.lines})
+        progress.show("trials", Report(work.lines, once=True))
+        progress.show("trials", "; ".join(parts))
 
     return show
 
 
 def lora_of(trial: Trial, budget: Budget, folder: str) -> str:
     """The file that a finished trial left."""
-    return storage.join(config_of(trial, budget, folder).run.folder, LORA_FILE)
+    return RunFolder(config_of(trial, budget, folder).run.folder).file(LORA_FILE)

@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from dopsd.config import RunConfig
 from dopsd.coordinator.client import ANSWER_SECONDS
 from dopsd.coordinator.messages import RunStatus
+from dopsd.driver.progress import Event, Report
 from dopsd.driver.train import train
 from dopsd.errors import DeadlineError, DopsdError
 from dopsd.experiments.reproduce.progress_board import ProgressBoard
@@ -43,15 +44,17 @@ def _drive(name: str, config: RunConfig, board: Any) -> float:
     sent: set[str] = set()
     began, last = time.monotonic(), float("-inf")
 
-    def show(phase: str, status: dict[str, Any] | RunStatus) -> None:
+    def show(phase: str, event: Event) -> None:
         nonlocal last
-        shown = vars(status) if isinstance(status, RunStatus) else status
-        lines = [*shown.get("report", ()), *shown.get("notices", ())]
-        lines = [line for line in lines if line not in sent]
+        step, lines = 0, []
+        if isinstance(event, RunStatus):
+            step, lines = event.step, [line for line in event.notices if line not in sent]
+        elif isinstance(event, Report):
+            lines = [line for line in event.lines if line not in sent]
         if lines or time.monotonic() - last >= _TELL_SECONDS:
             last = time.monotonic()
             sent.update(lines)
-            board.tell.remote(name, phase, shown.get("step", 0), lines)
+            board.tell.remote(name, phase, step, lines)
 
     train(config, show, replace=True)
     return time.monotonic() - began

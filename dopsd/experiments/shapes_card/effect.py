@@ -55,14 +55,16 @@ def measure(
     budget: Budget | None = None,
     samples: int = SAMPLES,
     say: card.Say = print,
+    forwards: fast.Forwards | None = None,
 ) -> list[Effect]:
     """Judge the base, then each objective's LoRA, on every concept.
 
     ``model``: from ``card.load``; its turbo transformer is copied, not changed. Each of ``seeds``
     decides training images, their order, noise and prompts. ``samples``: pictures of each kind and
-    seed. ``say`` gets one line per result.
+    seed. ``say`` gets one line per result. ``forwards``: compiled ones by default, which takes a
+    minute.
     """
-    forwards, effects = fast.Forwards(compiled=True), []
+    forwards, effects = forwards or fast.Forwards(compiled=True), []
     for concept in concepts.CONCEPTS:
         for seed in seeds:
             for name in ("base", *OBJECTIVES):

@@ -65,7 +65,7 @@ class Batches:
         )
         texts += [prompt.text for prompt in prompts]
         images = torch.cat([world.render(scenes), samples])
-        self._clean = nets.encode_images(model.vae, images)
+        self.clean = nets.encode_images(model.vae, images)
         self._student, self._teacher = _encode(model, texts, None), _encode(model, texts, images)
         self._rng = random.Random(f"{concept}/{seed}/batches")
         self._generator = torch.Generator().manual_seed(seed)
@@ -76,12 +76,12 @@ class Batches:
         own = count - count // 2
         rows = [self._rng.randrange(IMAGES) for _ in range(own)]
         rows += [IMAGES + self._rng.randrange(self._prior) for _ in range(count - own)]
-        noise = torch.randn(STATES, *self._clean[rows].shape, generator=self._generator)
+        noise = torch.randn(STATES, *self.clean[rows].shape, generator=self._generator)
         uniform = torch.rand(STATES, count, generator=self._generator)
         return Batch(
             student=_rows(self._student, rows),
             teacher=_rows(self._teacher, rows),
-            clean=self._clean[rows],
+            clean=self.clean[rows],
             noise=noise,
             levels=training_levels(uniform, self._schedule),
         )

@@ -73,6 +73,7 @@ def run(data: tuple[Manifest, str], factory: Any, seen: list[Any]) -> Any:
     )
 
 
+@pytest.mark.integration
 def test_on_s3_after_a_failure_read_as_the_encoders_encode(
     data: tuple[Manifest, str], tmp_path: Path
 ) -> None:

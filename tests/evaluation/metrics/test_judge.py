@@ -31,16 +31,16 @@ def test_the_judge_gives_every_picture_one_label(vlm_folder):
 def test_the_likeliest_letter_is_the_label(vlm_folder, letter, column):
     judge = make_metric("judge", str(vlm_folder))
     judge.load()
-    vlm = judge._vlm
-    (token,) = vlm._processor.tokenizer.encode(letter, add_special_tokens=False)
-    other = vlm._processor.tokenizer.eos_token_id
+    vlm = judge.vlm
+    (token,) = vlm.processor.tokenizer.encode(letter, add_special_tokens=False)
+    other = vlm.processor.tokenizer.eos_token_id
 
     def likes(_module, _inputs, logits):
         # Something that is no option is likelier still: it is not asked.
         logits[..., token] = 1e4
         logits[..., other] = 1e5
 
-    vlm._model.get_output_embeddings().register_forward_hook(likes)
+    vlm.model.get_output_embeddings().register_forward_hook(likes)
     (values,) = judge.measure([MetricInput(picture(0), targets=(picture(9),))])
     assert values[column] == 1
 
@@ -48,10 +48,10 @@ def test_the_likeliest_letter_is_the_label(vlm_folder, letter, column):
 def test_the_judge_sees_both_pictures_in_order(vlm_folder):
     vlm = Vlm("judge", str(vlm_folder), "cpu")
     first, second = picture(1), picture(2)
-    inputs = vlm._inputs([first, second], "?")
+    inputs = vlm.inputs([first, second], "?")
     expected = image_processor()(images=[first, second], return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(inputs["pixel_values"], expected)
-    assert (inputs["input_ids"] == vlm._model.config.image_token_id).sum() == 2 * 4
+    assert (inputs["input_ids"] == vlm.model.config.image_token_id).sum() == 2 * 4
 
 
 def test_answers_are_text_and_repeat(vlm_folder):

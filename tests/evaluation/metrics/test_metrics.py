@@ -23,7 +23,7 @@ from dopsd.evaluation.metrics import (
 from dopsd.shapes import world
 from dopsd.shapes.grid import to_image
 from tests.evaluation.tiny import image_processor, picture
-from tests.tiny import make_tokenizer
+from tests.helpers.tiny import make_tokenizer
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from dopsd.evaluation.preflight.distance import (
 from dopsd.models import ZImage
 from dopsd.shapes import world
 from dopsd.shapes.grid import to_image
-from tests.tiny import random_image
+from tests.helpers.tiny import random_image
 
 
 def choose(metric: str, targets: list[np.ndarray], model: str | None = None) -> str:

@@ -19,7 +19,7 @@ from dopsd.models.lora import STUDENT, adapter_parameters, inject, resolve_targe
 from dopsd.records import unpack
 from dopsd.report.sheet import cut
 from dopsd.run_folder.preview_files import HISTORY, kept_versions, small_enough, strip_path
-from tests.tiny import make_config, random_image, random_state
+from tests.helpers.tiny import make_config, random_image, random_state
 
 
 @pytest.mark.parametrize(

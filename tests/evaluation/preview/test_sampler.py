@@ -13,8 +13,8 @@ from diffusers import ZImageTransformer2DModel
 from dopsd.data.sample import Sample
 from dopsd.evaluation.preview.sampler import BASE, PreviewSampler
 from dopsd.models.lora import STUDENT, TEACHER
+from tests.helpers.tiny import make_config, random_image
 from tests.models.test_transformer_folder import runs
-from tests.tiny import make_config, random_image
 
 __all__ = ["runs"]
 

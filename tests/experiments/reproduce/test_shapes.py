@@ -19,9 +19,10 @@ from dopsd.errors import ResourceError
 from dopsd.experiments.reproduce.shapes import reproduce
 from dopsd.experiments.reproduce.variants import FULL, VARIANTS, Trial, config_of, trials
 from dopsd.ray_cluster.placement import resolve_roles
+from tests.helpers.loras import ups
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_it_trains_evaluates_and_draws_and_trains_nothing_twice(
     ray_cluster, tmp_path: Path, monkeypatch
 ):
@@ -40,6 +41,7 @@ def test_it_trains_evaluates_and_draws_and_trains_nothing_twice(
     for trial in chosen:
         timeline = (tmp_path / "runs" / trial.name / "timeline.jsonl").read_text()
         assert "learner" in timeline and "encoder" not in timeline, "contexts were there already"
+        assert max(ups(tmp_path / "runs" / trial.name / "lora.safetensors").values()) > 0
     assert [line.title for line in lines] == [
         "base, not tuned",
         "D-OPSD (EMA 0.9999)",
@@ -64,7 +66,7 @@ def test_it_trains_evaluates_and_draws_and_trains_nothing_twice(
     assert titles == ["evaluation"] and again == lines
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_more_at_once_than_the_cluster_has_cores_is_refused_before_anything(
     ray_cluster, tmp_path: Path
 ):

@@ -24,7 +24,7 @@ def config(folder: Path, name: str, steps: int = 1, targets: list[str] | None = 
     return RunConfig.model_validate(made)
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.usefixtures("ray_cluster")
 def test_after_a_failure_none_begins_and_those_that_run_are_finished(tmp_path: Path):
     configs = {

@@ -45,9 +45,14 @@ def test_objectives_differ_and_an_unknown_one_is_refused(model):
         effect.train_lora(model, "ring", "psft", 0, SHORT, PLAIN)
 
 
-def test_a_measurement_judges_base_and_both_loras(model):
+@pytest.mark.parametrize(
+    "forwards",
+    [PLAIN, pytest.param(None, marks=pytest.mark.nightly)],
+    ids=["plain", "compiled-for-a-minute"],
+)
+def test_a_measurement_judges_base_and_both_loras(model, forwards):
     said: list[str] = []
-    found = effect.measure(model, (3,), SHORT, samples=4, say=said.append)
+    found = effect.measure(model, (3,), SHORT, samples=4, say=said.append, forwards=forwards)
     assert [(e.concept, e.objective) for e in found] == [
         (concept, name) for concept in ("bars", "ring") for name in ("base", "dopsd", "sft")
     ]
@@ -64,6 +69,6 @@ def test_no_prior_prompt_is_trained_on_and_judged():
 def test_half_of_a_batch_is_the_base_s_own(model):
     batches = Batches(model, "bars", 0, prior=6, avoid=())
     batch = batches.draw(5)
-    own = batches._clean[:12]
+    own = batches.clean[:12]
     from_data = [bool((own == sample).flatten(1).all(1).any()) for sample in batch.clean]
     assert from_data == [True, True, True, False, False]

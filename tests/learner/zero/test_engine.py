@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,11 +17,12 @@ import torch
 from dopsd.models import FAMILIES
 from dopsd.models.lora import STUDENT, adapter_parameters, inject, resolve_targets
 from dopsd.records import Context
+from tests.helpers.paths import ROOT
+from tests.helpers.ports import free_port
 from tests.learner.zero.zero_rank import SAVED, STATES, STEPS, batches, case_config
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.integration
 
-ROOT = Path(__file__).parents[3]
 STAGES = ("zero1", "zero2", "zero3")
 MODULES = ("zero2", "zero3")
 POISONED = (("zero1", "bfloat16"), ("zero2", "float32"), ("zero3", "float32"))
@@ -36,10 +36,7 @@ def launch(
     program: str = "tests.learner.zero.zero_rank",
     environment: dict[str, str] | None = None,
 ) -> dict[str, dict]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    words = [str(world), str(port), str(base), str(out), *cases]
+    words = [str(world), str(free_port()), str(base), str(out), *cases]
     ranks = [
         subprocess.Popen(
             [sys.executable, "-m", program, str(rank), *words],

@@ -32,7 +32,7 @@ from dopsd.models import FAMILIES
 from dopsd.models.lora import checksum
 from dopsd.records import SampleInfo, TrainingBatch
 from dopsd.run_folder.ledger import TrainedShare
-from tests.tiny import make_config, make_context
+from tests.helpers.tiny import make_config, make_context
 
 STEPS, STATES, FULL, SAVED = 3, 2, 3, 2
 ROWS = {0: (2, 2, 1), 1: (2, 1), 2: (1,)}

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from dopsd.config import RunConfig
 from dopsd.records import Context
-from tests.tiny import (
+from tests.helpers.tiny import (
     HEIGHT,
     IMAGE_WIDTH,
     ROPE_THETA,

@@ -1,0 +1,124 @@
+"""The opening of every command that takes a run's config: what one of them refuses, all refuse, in
+the same words and before a cluster starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import ray
+
+from dopsd import storage
+from dopsd.checkpoint.compatibility import RunIdentity
+from dopsd.config import RunConfig
+from dopsd.data.context_cache.files import ContextCache
+from dopsd.data.manifest import Manifest
+from dopsd.data.run_data import Tell, plan_of, prepare_shards, prepared
+from dopsd.driver.checks import (
+    check_context,
+    check_options,
+    refuse_existing,
+    refuse_missing_source,
+    with_absolute_paths,
+)
+from dopsd.driver.prior import check_prior, with_prior
+from dopsd.driver.progress import Show
+from dopsd.learner.zero.engine import preset_stage, read_preset
+from dopsd.models import FAMILIES
+from dopsd.models.trained import TrainableParameters
+from dopsd.ray_cluster.connect import connect
+from dopsd.ray_cluster.placement import Role, Roles, resolve_roles, wait_for_resources
+from dopsd.run_folder.trackers import check_trackers
+
+MakeData = Callable[[RunConfig, Tell], Manifest]
+
+
+@dataclass(frozen=True)
+class RunSetup:
+    """What a command works with, built once."""
+
+    config: RunConfig
+    """With absolute paths."""
+    preset: dict[str, Any]
+    """DeepSpeed's config."""
+    trainable: dict[str, int]
+    """Modules that the LoRA adapts, by target, and tensors that are trained whole."""
+    roles: Roles
+    manifest: Manifest
+    show: Show
+    context_cache: ContextCache | None = None
+    """In place of the encoder, of which ``roles`` then has none."""
+
+    @classmethod
+    def open(
+        cls,
+        config: RunConfig,
+        show: Show,
+        data: MakeData = prepared,
+        *,
+        new_run: bool = False,
+        overwrite: bool = False,
+    ) -> RunSetup:
+        """Refuse what cannot work, join or start Ray, and make or find the ``data``.
+
+        ``new_run``: an older run in the folder is refused, as ``refuse_existing`` says. Raises a
+        DopsdError with one clear line.
+        """
+        config, preset, trainable = check_run(config, show)
+        if new_run:
+            refuse_existing(config, overwrite)
+        show("prepare", "starting Ray")
+        roles = resolve_roles(config, connect().get("GPU", 0.0))
+        manifest = data(config, partial(show, "prepare"))
+        return cls(config, preset, trainable, roles, manifest, show)
+
+    def wait_for(self, *roles: Role) -> None:
+        """Until the cluster is large enough for ``roles``, by default all of the run's. Raises
+        ResourceError."""
+        limit = self.config.timeouts.startup
+        wait_for_resources(roles or self.roles.all(), ray.cluster_resources, limit)
+
+    def with_prior(self, before_drawing: Callable[[], Any] = lambda: None) -> RunSetup:
+        """With the samples of the base that train beside the data; raises as
+        :func:`dopsd.driver.prior.with_prior` does."""
+        manifest = with_prior(
+            self.config, self.manifest, self.roles.learner, self.show, before_drawing
+        )
+        return replace(self, manifest=manifest)
+
+    @property
+    def identity(self) -> RunIdentity:
+        """What a checkpoint must agree with."""
+        plan = plan_of(self.config, self.manifest)
+        return RunIdentity(self.manifest.fingerprint, plan.key)
+
+
+def check_run(config: RunConfig, show: Show) -> tuple[RunConfig, dict[str, Any], dict[str, int]]:
+    """All that can be judged without a cluster.
+
+    Returns the config with absolute paths, DeepSpeed's preset and what will be trained. Raises
+    ConfigError, DataError or ModelError in one line.
+    """
+    show("prepare", "checking the config")
+    preset = read_preset(config.learner.deepspeed)
+    check_trackers(config.trackers)
+    check_context(config, preset_stage(preset))
+    check_options(config, preset)
+    check_prior(config)
+    config = with_absolute_paths(config)
+    storage.check_writable("run.folder", config.run.folder)
+    storage.check_writable("data.shards", config.shards)
+    refuse_missing_source(config)
+    family = FAMILIES[config.model.family](config.model.base, config.model.revision)
+    return config, preset, TrainableParameters(config, family).describe(family.skeleton())
+
+
+def prepare_data(config: RunConfig, show: Show) -> Manifest:
+    """`dopsd prepare`: shards and manifest. The cluster need not hold the roles: shards may be
+    written where no GPU is."""
+    config, _, _ = check_run(config, show)
+    show("prepare", "starting Ray")
+    connect()
+    return prepare_shards(config, partial(show, "prepare"))

@@ -1,0 +1,94 @@
+"""What one command refuses of a config, every command refuses: in the same line, without Ray."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from dopsd import storage
+from dopsd.cli.main import main
+from dopsd.errors import ConfigError
+
+COMMANDS = (["train"], ["preflight"], ["prepare"], ["prepare", "--cache-contexts"])
+
+
+@pytest.fixture(autouse=True)
+def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("driver.setup", "evaluation.run"):
+        monkeypatch.setattr(f"dopsd.{module}.connect", lambda: pytest.fail("a cluster started"))
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["learner.deepspeed=zero9"], "learner.deepspeed: 'zero9', allowed: zero1"),
+        (["trackers=[mlflow]"], "trackers: mlflow"),
+        (["model.base=./gone"], "model.base: './gone' is no folder"),
+        (["model.vlm=./gone"], "model.vlm: './gone' is no folder"),
+        (["model.attention=flashy"], "model.attention: 'flashy', allowed: "),
+        (["lora.dora=true", "learner.deepspeed=zero3"], "lora.dora: true with ZeRO stage 3"),
+        (["lora.targets=[nowhere]"], "lora.targets: "),
+        (["data.prior.prompts={tmp}/gone.txt"], "prompts {tmp}/gone.txt: no such file"),
+        (["run.folder={tmp}/file/run"], "run.folder: {tmp}/file/run cannot be made, {tmp}/file is"),
+        (["data.shards={tmp}/file/shards"], "data.shards: {tmp}/file/shards cannot be made"),
+        (["data.source={tmp}/gone"], "data.source: {tmp}/gone: no such folder, .jsonl or .parquet"),
+        (["data.source=null", "data.shards={tmp}/gone"], "data.source: missing, and data.shards ("),
+    ],
+)
+def test_every_command_refuses_in_the_same_line(
+    command: list[str],
+    overrides: list[str],
+    line: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "file").touch()
+    known = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == "mlflow" else known(n))
+    words = [f"run.folder={tmp_path}/run", *(word.format(tmp=tmp_path) for word in overrides)]
+    assert main([*command, "shapes", *words]) == 1
+    printed = capsys.readouterr().err.splitlines()
+    assert len(printed) == 1 and printed[0].startswith(f"dopsd: {line.format(tmp=tmp_path)}")
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--base", "./gone", "--prompts", "shapes:bars"], "base: './gone' is no folder"),
+        (
+            ["--out", "{tmp}/file/out"],
+            "out: {tmp}/file/out cannot be made, {tmp}/file is no folder",
+        ),
+        (["--lora", "{tmp}/gone.safetensors"], "{tmp}/gone.safetensors: no such LoRA file"),
+    ],
+)
+def test_evaluate_refuses_before_prompts_are_written(
+    options: list[str],
+    line: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("dopsd.cli.evaluate._prompts", lambda *_: pytest.fail("prompts"))
+    words = [word.format(tmp=tmp_path) for word in options]
+    assert main(["evaluate", *words]) == 1
+    assert capsys.readouterr().err.startswith(f"dopsd: {line.format(tmp=tmp_path)}")
+
+
+def test_a_folder_that_can_be_made_is_not_made_yet(tmp_path: Path) -> None:
+    storage.check_writable("run.folder", str(tmp_path / "new" / "run"))
+    storage.check_writable("run.folder", "s3://bucket/nowhere")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"^run.folder: .* is no folder; allowed: a folder that"):
+        storage.check_writable("run.folder", str(tmp_path / "file" / "run"))
+
+
+def test_the_old_flag_is_refused_with_the_new_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prepare", "shapes", "--encode"]) == 1
+    assert capsys.readouterr().err == "dopsd: --encode: unknown, did you mean --cache-contexts?\n"
