@@ -108,7 +108,8 @@ def surely_needed(setup: RunSetup) -> list[Role]:
 
 
 def with_cached_contexts(setup: RunSetup) -> RunSetup:
-    """The setup without an encoder where the cached contexts fit. Raises as ``find_context_cache``."""
+    """The setup without an encoder where the context cache fits; raises as
+    ``find_context_cache``."""
     cache = find_context_cache(setup.config, setup.manifest, setup.show)
     if cache is None:
         return setup
