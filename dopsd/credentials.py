@@ -8,7 +8,6 @@ import re
 _USER_INFO = re.compile(
     r"(\b[a-z][a-z0-9+.-]*://)(?:[^/\s'\"]+|[^/\s@'\":]*:[^\s@'\"]*)@", re.IGNORECASE
 )
-
 _PARAMETER = re.compile(
     r"([?&][^=&\s'\"]*(?:token|key|secret|password|signature|credential)[^=&\s'\"]*=)[^&\s'\"]+",
     re.IGNORECASE,

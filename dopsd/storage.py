@@ -24,24 +24,18 @@ from dopsd.credentials import holds_credentials
 from dopsd.errors import ConfigError, DataError, DopsdError, StorageError
 
 CONNECT_S = 10
-
 READ_S = 30
 """Seconds without a byte after which a request counts as failed and is tried again."""
-
 ATTEMPTS = 5
 """Tries of one request with growing pauses, and s3fs tries that five times: an outage of some
 twenty seconds is outlived. AWS_MAX_ATTEMPTS overrides it."""
-
 OPERATION_S = 1800
 """Seconds that reading or writing one object may take, tries included: a server that sends a byte
 now and then is found by this alone."""
-
 PART = 2**24
 """Bytes of a part (16 MiB): what is at least two of them goes up in parts, four at a time."""
-
 _SIDE_BY_SIDE = 16
 """Objects that are removed at a time."""
-
 _HINTS = {"400": "often expired credentials", "403": "no permission, or wrong credentials"}
 """What stands behind the status of an answer without a body."""
 

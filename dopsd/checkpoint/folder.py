@@ -31,7 +31,6 @@ from dopsd.errors import CheckpointError, StorageError
 
 MANIFEST = "checkpoint.json"
 _NAME = re.compile(r"step-(\d{6,})")
-
 _READERS = 4
 """Large files whose checksums are computed side by side."""
 

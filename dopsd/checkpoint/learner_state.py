@@ -12,7 +12,6 @@ from dopsd.records import pack, unpack
 STUDENT_FILE, EMA_FILE, OPTIMIZER_FILE = (
     f"{name}.safetensors" for name in ("student", "ema", "optimizer")
 )
-
 FILES = (STUDENT_FILE, EMA_FILE, OPTIMIZER_FILE)
 
 

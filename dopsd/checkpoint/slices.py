@@ -22,12 +22,9 @@ from dopsd.checkpoint.folder import FileRecord
 from dopsd.errors import CheckpointError
 
 _META_KEY = "dopsd"
-
 _NAME = re.compile(r"(.+)\[(\d+):(\d+)\]")
-
 _HEADER = 10**8
 """Bytes that safetensors allows a header."""
-
 _ITEM = 4
 """Bytes of an fp32 element."""
 

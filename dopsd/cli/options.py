@@ -10,9 +10,7 @@ import typer
 CONFIG = typer.Argument(
     help="A YAML file or a recipe's name (`dopsd config --list`).", metavar="CONFIG"
 )
-
 ConfigPath = Annotated[str, CONFIG]
-
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Overrides such as learner.lr=2e-4.", metavar="[KEY=VALUE]..."),

@@ -11,7 +11,6 @@ from dopsd.config.base import Positive, Section
 
 REFERENCE_FAMILIES = ("flux2_klein",)
 """Families whose transformer takes reference pictures as tokens beside the image's own."""
-
 MAX_REFERENCE_PIXELS = 2048**2
 """Prepared shards hold reference pictures of at most this many pixels."""
 

@@ -29,7 +29,6 @@ from dopsd.run_folder.timeline import Span
 
 ANSWER_SECONDS = 60.0
 """What the coordinator may take for an answer: it answers from memory."""
-
 _HEARTBEAT_SECONDS = 10.0
 """Between two signs of life of a learner that writes its part of a large checkpoint."""
 

@@ -100,7 +100,7 @@ class Coordinator:
             thread.join(timeout=10)
         endings = [*(pool.stop for pool in self._dispatcher.pools), self._recorder.end]
         if not isinstance(self._failure.error, RunLockLost):  # else they are another driver's
-            endings += self._files.endings
+            endings += [self._files.ledger.flush, self.log.close, self.checkpoints.end]
         return run_all(endings) + notices_of(self._dispatcher, self._reader, self._files)
 
     def _rewind(self) -> None:
@@ -211,10 +211,7 @@ class Coordinator:
     def lost(self, attempt: int, step: int, index: int, losses: int) -> None:
         """The object of a micro-batch is gone from the object store: it is produced again."""
         with self._heard(attempt):
-            try:
-                self._dispatcher.lost((step, index), losses)
-            except WorkerError as error:
-                self._failure.fail(error)
+            self._failure.run_guarded(lambda: self._dispatcher.lost((step, index), losses))
             self._moved()
 
     def fetch(self, attempt: int, step: int, rank: int, world: int) -> list[ObjectRefBox]:
@@ -303,15 +300,9 @@ class Coordinator:
     def status(self) -> RunStatus:
         """The run at this moment."""
         with self._changed:
-            return run_status(
-                self._dispatcher,
-                self._reader,
-                self._learners,
-                self._files,
-                still=time.monotonic() - self._progress,
-                learner_restarts=self._budget.restarts,
-                ended=self._wants_end,
-            )
+            parts = self._dispatcher, self._reader, self._learners, self._files
+            still, restarts = time.monotonic() - self._progress, self._budget.restarts
+            return run_status(*parts, still=still, learner_restarts=restarts, ended=self._wants_end)
 
     # -- threads ---------------------------------------------------------------------------
 

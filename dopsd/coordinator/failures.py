@@ -11,7 +11,6 @@ from dopsd.errors import DopsdError, WorkerError
 from dopsd.ray_cluster.failures import error_message
 
 _log = logging.getLogger(__name__)
-
 _LONGEST = 400
 """Characters of a cause that are shown; the process's own log has all of it."""
 

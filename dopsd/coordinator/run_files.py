@@ -54,8 +54,3 @@ class RunFiles:
         """Bring metrics and ledger up to date. Raises whatever the storage raises."""
         self.ledger.flush()
         self.log.flush()
-
-    @property
-    def endings(self) -> list[Callable[[], None]]:
-        """What has to be done at the end of a run, each whatever the others raise."""
-        return [self.ledger.flush, self.log.close, self.checkpoints.end]

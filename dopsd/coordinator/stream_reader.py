@@ -16,9 +16,7 @@ from dopsd.errors import DeadlineError
 
 Block = tuple[int, int, ray.ObjectRef]
 """(step, index, reference of the encoded block) of a micro-batch."""
-
 _LOADING, _ENCODING = "loading its models", "encoding"
-
 _LEAVE_SECONDS = 1.0
 """What a thread that pulls blocks is given to see that nobody wants them any more."""
 

@@ -21,7 +21,6 @@ from dopsd.rollout.worker import InferenceWorker
 from dopsd.run_folder.timeline import Span
 
 _log = logging.getLogger(__name__)
-
 _DOING = {
     "generate": "generating",
     "score": "scoring",

@@ -10,7 +10,6 @@ from typing import NamedTuple
 from PIL import Image
 
 _MEGAPIXEL = 1024 * 1024
-
 _SHAPES = (
     (1024, 1024),
     (1152, 896),

@@ -12,20 +12,15 @@ from dopsd.errors import message_line
 
 MAX_PIXELS = 2**27
 """Pixels of a picture that is opened at all (134 million): a small file can claim to be huge."""
-
 MAX_BYTES = 2**28
 """Bytes of an image file (256 MiB)."""
-
 MAX_ASPECT = 8
 """The longer side by the shorter one: FLUX.2's own pipeline takes no narrower references, and of a
 narrower target the crop to a bucket would leave less than a third."""
-
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 """Pillow knows more, and some start other programs (EPS) or hold no picture."""
-
 _STRIP = 2**22
 """Pixels that are converted at a time: intermediate copies stay small beside the picture."""
-
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,

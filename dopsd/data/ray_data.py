@@ -20,12 +20,10 @@ from dopsd.errors import DopsdError, WorkerError
 
 # Put together here, so that the text of a traceback through this file holds no mark of its own.
 _OPEN, _CLOSE = (f"<{slash}dopsd-error>" for slash in ("", "/"))
-
 _MARKED = re.compile(f"{_OPEN}(.*?){_CLOSE}", re.DOTALL)
 
 
 _FETCH_SECONDS = 600.0
-
 _MOST_TASKS = 2000
 """Tasks of a pass; making each costs the driver about a millisecond."""
 

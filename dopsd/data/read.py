@@ -188,7 +188,6 @@ def _pixels(reference: dict[str, Any]) -> np.ndarray:
 _REFERENCE = pa.struct(
     [("height", pa.int64()), ("width", pa.int64()), ("pixels", pa.large_binary())]
 )
-
 READ_SCHEMA = pa.schema(
     [
         ("step", pa.int64()),

@@ -22,9 +22,7 @@ from dopsd.errors import ConfigError, DataError
 
 Tell = Callable[[str], None]
 """Called with what is being done now."""
-
 SHAPES = "shapes:"
-
 _TASK_CPUS = 1.0
 """CPUs of a preparing task: it decodes and encodes pictures, each of which may be large."""
 

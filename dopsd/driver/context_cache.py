@@ -95,7 +95,7 @@ def _layout(manifest: Manifest) -> str:
     return hashlib.sha256(json.dumps(groups).encode()).hexdigest()[:12]
 
 
-def has_encoded(config: RunConfig) -> bool:
+def has_context_cache(config: RunConfig) -> bool:
     """Whether there is a context cache that the run may read, if it fits."""
     return config.data.context_cache != "off" and bool(_names(config.shards))
 
@@ -104,12 +104,13 @@ def surely_needed(setup: RunSetup) -> list[Role]:
     """The roles that the run needs before it is known whether the cached contexts fit: if there are
     any, it may need no encoder."""
     roles = setup.roles
-    return (replace(roles, encoder=None) if has_encoded(setup.config) else roles).all()
+    return (replace(roles, encoder=None) if has_context_cache(setup.config) else roles).all()
 
 
 def with_cached_contexts(setup: RunSetup) -> RunSetup:
-    """The setup without an encoder where the cached contexts fit. Raises as ``find_encoded``."""
-    cache = find_encoded(setup.config, setup.manifest, setup.show)
+    """The setup without an encoder where the context cache fits; raises as
+    ``find_context_cache``."""
+    cache = find_context_cache(setup.config, setup.manifest, setup.show)
     if cache is None:
         return setup
     return replace(setup, roles=replace(setup.roles, encoder=None), context_cache=cache)
@@ -119,7 +120,7 @@ def _names(shards: str) -> list[str]:
     return sorted(name for name in storage.names(shards) if name.startswith(PREFIX))
 
 
-def find_encoded(config: RunConfig, manifest: Manifest, show: Show) -> ContextCache | None:
+def find_context_cache(config: RunConfig, manifest: Manifest, show: Show) -> ContextCache | None:
     """The context cache that the run reads, or None where it encodes online; it says which where
     there was a choice.
 

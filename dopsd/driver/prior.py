@@ -32,10 +32,8 @@ from dopsd.ray_cluster.placement import Role
 
 BATCH = 8
 """Samples of a call of the pipeline."""
-
 _MAKING = "making"
 """A file that shows that the folder can be written."""
-
 RESTARTS = 3
 """How often a worker that dies while it draws is replaced."""
 
@@ -94,13 +92,13 @@ def with_prior(
     shards = storage.join(config.shards, folder)
     if not has_manifest(shards):
         before_drawing()
-        with _beside(shards) as aside:
-            _draw(config, spec, seeds, aside, shards, learner, show)
+        with placed_beside(shards) as aside:
+            draw_samples(config, spec, seeds, aside, shards, learner, show)
     return joined(manifest, load_prepared(shards, config.data), folder)
 
 
 @contextmanager
-def _beside(shards: str) -> Iterator[str]:
+def placed_beside(shards: str) -> Iterator[str]:
     """A folder of its own to draw into; at the end it is moved to ``shards``, complete or not at
     all. Who comes second leaves what is there. Raises ConfigError when it cannot be written."""
     parent, _, name = shards.rpartition("/")
@@ -155,7 +153,7 @@ def _caption_keys(config: RunConfig) -> list[str]:
     return config.data.caption_keys or [CAPTION_KEY]
 
 
-def _draw(
+def draw_samples(
     config: RunConfig,
     spec: EvaluateSpec,
     seeds: list[int],
@@ -164,7 +162,7 @@ def _draw(
     learner: Role,
     show: Show,
 ) -> None:
-    """Into ``shards``, which will be called ``final``."""
+    """Draw the samples of ``spec`` into ``shards``, which will be called ``final``."""
     names = [f"{index:06}" for index in range(len(seeds))]
     chunks: dict[Job, list[str]] = {}
     for start in range(0, len(names), BATCH):

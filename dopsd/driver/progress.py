@@ -35,7 +35,6 @@ Show = Callable[[str, Event], None]
 
 _LOG_INTERVAL = 10.0
 """Seconds between lines where there is no terminal."""
-
 _PHASES = {
     "prepare": "preparing data",
     "preflight": "checking that the teacher can draw the concept",
@@ -90,7 +89,7 @@ class Progress:
             self._print(event)
             return
         if self.console.is_terminal:
-            self._live.update(self._panel(phase, event))
+            self._live.update(self.panel(phase, event))
             return
         now = time.monotonic()
         if phase != self._phase or now - self._logged >= _LOG_INTERVAL:
@@ -127,7 +126,8 @@ class Progress:
             f"lag {event.latest.get('student_lag', 0)} ETA {self.eta(event.step, event.steps)}"
         )
 
-    def _panel(self, phase: str, event: str | RunStatus) -> Panel:
+    def panel(self, phase: str, event: str | RunStatus) -> Panel:
+        """What is shown in ``phase``: a message, or how the run stands."""
         title = f"dopsd · {_PHASES[phase]} · {clock(time.monotonic() - self._began)}"
         if isinstance(event, str):
             return Panel(Text(event), title=title)

@@ -21,14 +21,10 @@ from dopsd.errors import ConfigError, ModelError
 from dopsd.evaluation.prompts import EvalPrompt
 
 TOKEN = "[V]"
-
 SCENES = 4
-
 REFERENCES = 4
 """Pictures of a concept, at most, that its drawn pictures are held against."""
-
 _REWRITE = "a picture that shows the following: {caption}"
-
 _SCENES = (
     "{subject} on a beach at sunset",
     "{subject} in a snowy forest",

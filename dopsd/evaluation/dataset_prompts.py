@@ -26,9 +26,7 @@ from dopsd.ray_cluster.job_pool import Job, JobPool
 from dopsd.ray_cluster.placement import Role
 
 _WHO = "prompts by VLM"
-
 _START_SECONDS, _ANSWER_SECONDS = 900.0, 300.0
-
 _VERSION = 1
 """Raised with the templates and questions: prompts are then made anew."""
 

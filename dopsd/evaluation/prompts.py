@@ -15,7 +15,6 @@ from dopsd.errors import ConfigError
 
 PRIOR = "prior"
 """Group of the prompts about what the base knows already."""
-
 _TYPES: dict[str, tuple[str, Any]] = {
     "prompt": ("a text", str),
     "group": ("a text", str),

@@ -37,7 +37,6 @@ Show = Callable[[str, str], None]
 
 _LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 """Whose versions can change a picture."""
-
 RESULTS, TABLE, PROMPTS = "results.json", "results.md", "prompts.jsonl"
 
 

@@ -31,13 +31,10 @@ from dopsd.ray_cluster.ray_private import (
 )
 
 _log = logging.getLogger(__name__)
-
 _ANSWER_SECONDS = 10.0
 """What the coordinator may take for an answer before a resize waits for the next look."""
-
 _PAUSE_SECONDS = 1.0
 """Between two looks while there is no room even for the fewest learners."""
-
 _CLAIM_SECONDS, _CLAIM_EXPIRES = 20.0, 180.0
 """Between two claims of the inference roles' places, and when Ray forgets one."""
 

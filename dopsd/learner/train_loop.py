@@ -29,10 +29,8 @@ from dopsd.run_folder.files import CHECKPOINTS
 from dopsd.run_folder.timeline import Span
 
 _log = logging.getLogger(__name__)
-
 _GRACE_SECONDS = 30.0
 """What a call to the coordinator may take beyond the coordinator's own deadline."""
-
 _RETURN_SECONDS = 20.0
 """What a coordinator that died takes to come back, beside the wait before its restart."""
 

@@ -17,7 +17,6 @@ from dopsd.models.pretrained import check_transformer, part_config, resolve_base
 from dopsd.records import Context
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
 LEVELS = 1000
 """Resolution at which flow matching reads a pipeline's schedule."""
 

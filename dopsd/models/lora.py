@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 
 STUDENT, TEACHER = "student", "teacher"
-
 MAGNITUDE = "lora_magnitude_vector"
 """Name of DoRA's magnitudes: that of PEFT's own files, which diffusers reads too."""
 

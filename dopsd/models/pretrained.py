@@ -46,7 +46,6 @@ def check_config(who: str, model: str) -> None:
 
 
 INDEX = "model_index.json"
-
 _VLMS = {
     (2048, 28): "Qwen/Qwen3-VL-2B-Instruct",
     (2560, 36): "Qwen/Qwen3-VL-4B-Instruct",

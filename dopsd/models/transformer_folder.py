@@ -16,7 +16,6 @@ from dopsd.errors import ModelError
 from dopsd.models.lora import bind_parameters
 
 CONFIG, INDEX = "config.json", "diffusion_pytorch_model.safetensors.index.json"
-
 _SINGLE = "diffusion_pytorch_model.safetensors"
 
 

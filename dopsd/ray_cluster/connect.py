@@ -9,7 +9,6 @@ import warnings
 import ray
 
 NAMESPACE = "dopsd"
-
 QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
     "DIFFUSERS_VERBOSITY": "error",

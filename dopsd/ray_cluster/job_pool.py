@@ -105,7 +105,7 @@ class JobPool:
                 self._collect(busy[reference], done)
             for worker in self._workers:
                 if worker.job is not None and self._seconds(worker) > self._limit(worker):
-                    self._replace(worker, self._late(worker))
+                    self._replace(worker, self._timed_out(worker))
 
     def _free(self) -> _Worker | None:
         """A worker without a job; a new one while the role has room."""
@@ -162,7 +162,7 @@ class JobPool:
     def _limit(self, worker: _Worker) -> float:
         return self.step_s if worker.answered else self.start_s
 
-    def _late(self, worker: _Worker) -> DeadlineError:
+    def _timed_out(self, worker: _Worker) -> DeadlineError:
         assert worker.job is not None
         doing = worker.job.what if worker.answered else f"starting up for {worker.job.what}"
         return DeadlineError(

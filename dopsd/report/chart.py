@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 360, 190
-
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 8, 8, 24
-
 _POINTS = 400
 """Points of a line; longer series are averaged down to this many."""
 

@@ -11,7 +11,6 @@ from dopsd.report.run_files import RunFiles
 from dopsd.report.templates import nothing
 
 _ROLES = ("encoder", "rollout", "teacher", "learner")
-
 _SMOOTH = 10
 """Steps of a running mean."""
 

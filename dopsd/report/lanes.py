@@ -20,9 +20,7 @@ TASKS = (
     "teach",
 )
 """The tasks in a run's timeline; the position decides the colour. Any other comes after them."""
-
 _ROLES = ("encoder", "rollout", "teacher", "learner")
-
 _BINS = 240
 
 

@@ -34,7 +34,6 @@ from dopsd.run_folder.files import (
 
 _QUARANTINED = 50
 """Quarantined samples that are listed; the manifest has all."""
-
 _WALL = "wall_seconds"
 
 

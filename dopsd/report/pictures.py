@@ -16,7 +16,6 @@ from dopsd.run_folder.preview_files import strip_path, target_path
 
 _PIXEL_ART = 96
 """Pictures up to this side are shown as they are, enlarged without smoothing."""
-
 _THUMBNAIL = 256
 """Largest side of a picture in the page; the run folder holds larger ones."""
 

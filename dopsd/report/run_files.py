@@ -10,13 +10,7 @@ from dopsd import storage
 from dopsd.config import RunConfig
 from dopsd.data.manifest import Manifest, has_manifest, load_manifest
 from dopsd.errors import ConfigError, DataError
-from dopsd.run_folder.files import (
-    CONFIG_FILE,
-    METRICS_FILE,
-    SUMMARY_FILE,
-    TIMELINE_FILE,
-    RunFolder,
-)
+from dopsd.run_folder.files import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, TIMELINE_FILE, RunFolder
 from dopsd.run_folder.jsonl import parse_lines, part_names
 from dopsd.run_folder.preview_files import HISTORY
 

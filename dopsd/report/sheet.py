@@ -8,12 +8,9 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 
 _MARGIN = 8
-
 _CELL = 192
 """Smallest shown side of a picture in pixels; pixel art is enlarged without smoothing."""
-
 _MAX_CELL = 512
-
 _STRIP_CELL = 320
 """Largest side of a picture in a strip, in pixels."""
 

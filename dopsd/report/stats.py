@@ -11,7 +11,6 @@ from dopsd.run_folder.files import METRICS_FILE, SUMMARY_FILE, RunFolder
 from dopsd.run_folder.jsonl import read_lines
 
 _ROLES = ("encoder", "rollout", "teacher", "learner")
-
 _WARM_UP = 3
 """Steps left out of the medians: caches fill, and the first wait covers the start."""
 

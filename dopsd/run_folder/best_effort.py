@@ -12,7 +12,6 @@ from dopsd.run_folder.files import DEBUG, PREVIEW
 
 BEST_EFFORT_FOLDERS = (DEBUG, PREVIEW)
 """Folders of the run that hold nothing else."""
-
 _AHEAD = 32
 """Files that may wait for a storage that is slow."""
 

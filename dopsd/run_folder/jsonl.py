@@ -20,7 +20,6 @@ from dopsd.errors import DataError, StorageError
 
 _REMOTE_INTERVAL = 15.0
 """Seconds between uploads of the last part of a file on S3."""
-
 PART_BYTES = 2**18
 """A part on S3 that has grown beyond is full."""
 

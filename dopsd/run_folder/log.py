@@ -21,7 +21,6 @@ from dopsd.run_folder.trackers import TrackerThread
 
 _TIMELINE_INTERVAL = 30.0
 """Seconds between rewrites of the timeline."""
-
 _EXTRAS_SECONDS = 60.0
 """What extras that are not yet on S3 are given at the end."""
 

@@ -25,14 +25,10 @@ from dopsd.errors import ConfigError
 from dopsd.run_folder.files import TENSORBOARD
 
 _MODULES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
-
 _ROLES = ("encoder", "rollout", "teacher", "learner", "queue")
-
 _WAITING = 1000
 """Steps that a slow tracker may be behind before it is given up."""
-
 _CLOSE_SECONDS = 20.0
-
 _UPLOAD_INTERVAL = 60.0
 
 

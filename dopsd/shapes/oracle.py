@@ -22,9 +22,7 @@ FOREGROUND_THRESHOLD = 0.14
 
 # A picture is of this world if its silhouette and its colours are this close to a rendering.
 VALID_IOU = 0.9
-
 VALID_RMSE = 0.08
-
 CANDIDATES = 4
 
 
@@ -72,13 +70,9 @@ def _silhouettes() -> tuple[list[tuple[str, int, int]], Tensor]:
 
 
 _PLACES, _MASKS = _silhouettes()
-
 _PATTERNS = list(world.TILES)
-
 _FILLS = list(world.FILLS)
-
 _GROUNDS = list(world.GROUNDS)
-
 _SURFACES = torch.stack(
     [
         fill[:, None, None] * (1 - ink) + world.INK_RGB[:, None, None] * ink

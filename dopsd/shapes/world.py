@@ -20,13 +20,9 @@ import torch
 from torch import Tensor
 
 CELLS = 16
-
 PIXELS = 32
-
 OBJECT = 8
-
 TILE = 4
-
 POSITIONS = tuple(range(0, CELLS - OBJECT + 1, OBJECT))
 
 
@@ -38,26 +34,21 @@ FILLS = {
     "purple": (150, 60, 190),
     "orange": (245, 130, 30),
 }
-
 GROUNDS = {
     "black": (12, 12, 12),
     "gray": (120, 120, 120),
     "teal": (0, 110, 110),
     "brown": (110, 70, 40),
 }
-
 INK = (247, 247, 247)
 
 
 FILL_RGB = torch.tensor(list(FILLS.values())).float() / 255
-
 GROUND_RGB = torch.tensor(list(GROUNDS.values())).float() / 255
-
 INK_RGB = torch.tensor(INK).float() / 255
 
 
 ATTRIBUTES = ("fill", "pattern", "shape", "ground")
-
 RARE_TOKEN = "[V]"
 
 
@@ -66,11 +57,8 @@ def _mask(rows: str) -> Tensor:
 
 
 _CIRCLE = _mask("00111100 01111110 11111111 11111111 11111111 11111111 01111110 00111100")
-
 _HOLE = torch.zeros(OBJECT, OBJECT)
-
 _HOLE[2:6, 2:6] = 1
-
 MASKS = {
     "square": torch.ones(OBJECT, OBJECT),
     "circle": _CIRCLE,
@@ -78,18 +66,14 @@ MASKS = {
     "cross": _mask("00011000 00011000 00011000 11111111 11111111 00011000 00011000 00011000"),
     "ring": _CIRCLE * (1 - _HOLE),
 }
-
 TILES = {
     "flat": torch.zeros(TILE, TILE),
     "striped": torch.tensor([0.0, 1.0, 0.0, 1.0])[:, None].repeat(1, TILE),
     "checkered": (torch.arange(TILE)[:, None] + torch.arange(TILE)[None]).remainder(2).float(),
     "bars": torch.tensor([0.0, 0.0, 1.0, 1.0])[None].repeat(TILE, 1),
 }
-
 HELD_OUT_SHAPE = "ring"
-
 HELD_OUT_PATTERN = "bars"
-
 NAMES = {
     "fill": tuple(FILLS),
     "pattern": tuple(TILES),
@@ -97,9 +81,7 @@ NAMES = {
     "ground": tuple(GROUNDS),
 }
 """Values of each of ``ATTRIBUTES`` that have a name."""
-
 SHAPES = tuple(name for name in MASKS if name != HELD_OUT_SHAPE)
-
 PATTERNS = tuple(name for name in TILES if name != HELD_OUT_PATTERN)
 
 

@@ -34,7 +34,7 @@ ROLES = {
     "teacher": "ray::TeacherWorker",
     "encoder": "ray::MapWorker(MapBatches(_Encode))",
     "learner": "ray::RayTrainWorker",
-    "coordinator": "ray::RunCoordinator",
+    "coordinator": "ray::CoordinatorActor",
 }
 """How the titles of a role's processes begin."""
 HANGS = ("rollout", "learner", "teacher")

@@ -32,7 +32,7 @@ from dopsd.data.plan import MicroBatch
 from dopsd.data.read import READ_SCHEMA, ReadSpec, RowGroups, read_micro_batch, samples_of
 from dopsd.data.run_data import plan_of, prepared, read_spec
 from dopsd.data.stream.pipeline import encode_micro_batch, load_encoded
-from dopsd.driver.context_cache import encode_contexts, find_encoded, made_of
+from dopsd.driver.context_cache import encode_contexts, find_context_cache, made_of
 from dopsd.driver.progress import Event
 from dopsd.driver.train import train
 from dopsd.errors import DataError
@@ -235,7 +235,7 @@ def changed(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:
 def refusal(config: RunConfig, manifest: Manifest) -> str:
     config = changed(config, data={"context_cache": "require"})
     with pytest.raises(DataError) as caught:
-        find_encoded(config, manifest, quiet)
+        find_context_cache(config, manifest, quiet)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -270,15 +270,17 @@ def test_modes(world: World, tmp_path: Path) -> None:
     def show(phase: str, status: Event) -> None:
         lines.extend(status.lines)  # type: ignore[union-attr]
 
-    assert find_encoded(config, manifest, show) == world.encoded
+    assert find_context_cache(config, manifest, show) == world.encoded
     assert lines.pop() == f"Contexts: read from {world.encoded.folder}; no encoder is loaded."
-    assert find_encoded(changed(config, data={"context_cache": "off"}), manifest, show) is None
+    assert (
+        find_context_cache(changed(config, data={"context_cache": "off"}), manifest, show) is None
+    )
     assert not lines
     longer = changed(config, context={"text_tokens": 65})
-    assert find_encoded(longer, manifest, show) is None
+    assert find_context_cache(longer, manifest, show) is None
     assert lines.pop().startswith("Contexts: encoded while training, since ")
     nothing = changed(config, data={"shards": str(tmp_path)})
-    assert find_encoded(nothing, manifest, show) is None and not lines
+    assert find_context_cache(nothing, manifest, show) is None and not lines
     assert "holds no context cache; run `dopsd prepare" in refusal(nothing, manifest)
 
 
@@ -286,7 +288,7 @@ def test_a_run_that_needs_less_reads_the_same_contexts(world: World) -> None:
     less = changed(world.config, data={"caption_dropout": 0.0})
     if not less.context.prompt_pairs:
         less = changed(less, data={"caption_keys": ["long"]})
-    found = find_encoded(less, world.manifest, quiet)
+    found = find_context_cache(less, world.manifest, quiet)
     assert found == world.encoded
     narrow = World(less, world.manifest, world.encoder, found)
     for batch in narrow.batches():
@@ -300,7 +302,7 @@ def test_mixed_and_broken_folders_are_refused(world: World, tmp_path: Path) -> N
     folder = shards / Path(world.encoded.folder).name
     first, second, *_ = sorted(folder.glob("*.parquet"))
     whole, other, record = first.read_bytes(), second.read_bytes(), folder / RECORD
-    encoded = find_encoded(config, world.manifest, quiet)
+    encoded = find_context_cache(config, world.manifest, quiet)
     assert encoded is not None
     broken = World(config, world.manifest, world.encoder, encoded)
     batches = list(broken.batches())

@@ -104,14 +104,14 @@ def test_their_noise_is_no_evaluations(drawn, monkeypatch):
     # Samples of other noise, such as an older dopsd's, are not taken for these.
     other = SimpleNamespace(PRIOR=NoisePurpose.EVALUATION)
     monkeypatch.setattr("dopsd.driver.prior.NoisePurpose", other)
-    monkeypatch.setattr("dopsd.driver.prior._draw", lambda *_: pytest.fail("drawn anew"))
+    monkeypatch.setattr("dopsd.driver.prior.draw_samples", lambda *_: pytest.fail("drawn anew"))
     with pytest.raises(pytest.fail.Exception, match="drawn anew"):
         with_prior(config, prepared(config, lambda status: None), LEARNER, quiet)
 
 
 def test_they_are_drawn_once_and_previews_leave_them_out(drawn, monkeypatch):
     config, manifest = drawn
-    monkeypatch.setattr("dopsd.driver.prior._draw", lambda *_: pytest.fail("drawn again"))
+    monkeypatch.setattr("dopsd.driver.prior.draw_samples", lambda *_: pytest.fail("drawn again"))
     again = with_prior(config, prepared(config, lambda status: None), LEARNER, quiet)
     assert again == manifest
     shown = preview_samples(config, manifest, 100)
@@ -122,7 +122,7 @@ def test_a_run_that_may_not_go_on_draws_nothing(drawn, monkeypatch):
     config, _ = drawn
     other = config.model_copy(deep=True)
     other.data.prior.count = 6
-    monkeypatch.setattr("dopsd.driver.prior._draw", lambda *_: pytest.fail("drawn first"))
+    monkeypatch.setattr("dopsd.driver.prior.draw_samples", lambda *_: pytest.fail("drawn first"))
 
     def refuse() -> None:
         raise CheckpointError("data.prior.count: 6, the checkpoint has 5")

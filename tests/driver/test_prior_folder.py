@@ -10,7 +10,7 @@ import pytest
 from dopsd import storage
 from dopsd.config import load_config
 from dopsd.data.manifest import MANIFEST
-from dopsd.driver.prior import _beside, check_prior
+from dopsd.driver.prior import check_prior, placed_beside
 from dopsd.errors import ConfigError
 
 
@@ -34,14 +34,14 @@ def files(shards: str) -> dict[str, bytes]:
 
 
 def test_samples_are_there_when_all_of_them_are_drawn(shards):
-    with _beside(shards) as aside:
+    with placed_beside(shards) as aside:
         draw(aside, "me")
         assert not storage.exists(storage.join(shards, MANIFEST))
     assert files(shards) == {f"prior-1/{name}": b"me" for name in ("pictures/0.png", MANIFEST)}
 
 
 def test_whoever_is_second_uses_what_is_there(shards):
-    with _beside(shards) as first, _beside(shards) as second:
+    with placed_beside(shards) as first, placed_beside(shards) as second:
         assert first != second
         draw(first, "first")
         draw(second, "second")
@@ -49,7 +49,7 @@ def test_whoever_is_second_uses_what_is_there(shards):
 
 
 def test_what_was_begun_leaves_nothing(shards):
-    with pytest.raises(KeyboardInterrupt), _beside(shards) as aside:
+    with pytest.raises(KeyboardInterrupt), placed_beside(shards) as aside:
         draw(aside, "me")
         raise KeyboardInterrupt
     assert files(shards) == {}
@@ -57,7 +57,7 @@ def test_what_was_begun_leaves_nothing(shards):
 
 def test_what_somebody_left_half_done_is_replaced(shards):
     storage.write_bytes(storage.join(shards, "pictures", "0.png"), b"half")
-    with _beside(shards) as aside:
+    with placed_beside(shards) as aside:
         draw(aside, "me")
     assert files(shards) == {f"prior-1/{name}": b"me" for name in ("pictures/0.png", MANIFEST)}
 
@@ -80,6 +80,6 @@ def test_a_folder_that_cannot_be_written_is_named_in_one_line(tmp_path: Path):
         pytest.raises(
             ConfigError, match=r"^data\.prior\.prompts: given, but .*shards.*; allowed: "
         ),
-        _beside(str(tmp_path / "shards" / "prior-1")),
+        placed_beside(str(tmp_path / "shards" / "prior-1")),
     ):
         pytest.fail("drawn although it cannot be kept")

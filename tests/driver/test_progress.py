@@ -43,7 +43,7 @@ def test_every_line_of_a_report_is_printed_as_it_is():
 def test_panel_shows_roles_and_books():
     out = io.StringIO()
     console = Console(file=out, force_terminal=False, width=120)
-    console.print(Progress(console)._panel("train", STATUS))
+    console.print(Progress(console).panel("train", STATUS))
     text = out.getvalue()
     for part in ("step 3/60", "idle  25%", "generate step 4", "112 waiting", "lag student 1"):
         assert part in text

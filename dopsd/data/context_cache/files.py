@@ -27,19 +27,14 @@ from dopsd.errors import DataError, DopsdError, message_line
 from dopsd.records import EncodedBatch, EncodedSample, SampleInfo, join_samples
 
 PREFIX = "encoded-"
-
 RECORD = "encoded.json"
-
 FORMAT: Literal["dopsd-encoded"] = "dopsd-encoded"
-
 META_KEY = "dopsd.encoded"
-
 RERUN_HINT = "run `dopsd prepare CONFIG --cache-contexts` again"
 
 
 Entries = dict[str, Any]
 """What contexts were made of: flat, plain values. A list holds every choice that was encoded."""
-
 _OPTIONAL = ("teacher", "latents", "empty_prompt")
 """What a run that does not need it can leave unread."""
 

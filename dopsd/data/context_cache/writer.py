@@ -29,18 +29,12 @@ from dopsd.data.encoder import Encoder, EncoderFactory
 from dopsd.data.manifest import Manifest
 from dopsd.data.plan import RowRef
 from dopsd.data.prepare.run import Progress
-from dopsd.data.ray_data import (
-    LazyActorState,
-    absolute_path,
-    map_items,
-    shipping_errors,
-)
+from dopsd.data.ray_data import LazyActorState, absolute_path, map_items, shipping_errors
 from dopsd.data.read import ReadSpec, RowGroups, row_image, row_references
 from dopsd.data.sample import Sample
 from dopsd.records import EncodedSample
 
 SCHEMA = pa.schema([("sample_id", pa.string()), ("payload", pa.large_binary())])
-
 _LIBRARIES = ("torch", "transformers", "diffusers")
 
 

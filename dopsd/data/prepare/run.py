@@ -44,7 +44,6 @@ from dopsd.errors import DataError
 
 ROWS_PER_TASK = 16
 """Pictures that an inspecting task takes at a time."""
-
 _ASIDE = ".pictures"
 """Folder inside the shards for pictures out of parquet rows, while data is being prepared."""
 

@@ -13,20 +13,16 @@ from dopsd import storage
 from dopsd.data.sources.rows import CAPTION_KEY, ByteRange, SourceRow
 
 FIELDS = ("image", "captions", "caption", "text", "prompt", "id", "concept", "references")
-
 CAPTION_FIELDS = ("prompt", "text", "caption", "captions")
 """Where captions may stand; of several texts without a key the last one counts."""
 
 
 MAX_CAPTION = 10_000
 """Characters of a caption; encoders cut at 512 tokens or thereabouts."""
-
 MAX_CAPTIONS = 64
 """Captions of a sample."""
-
 MAX_NAME = 1024
 """Characters of an id, a concept or a caption key."""
-
 MAX_CAPTION_BYTES = 4 * MAX_CAPTION + 16
 
 

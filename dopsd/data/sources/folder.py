@@ -16,7 +16,6 @@ from dopsd.data.sources.parquet import list_parquet
 from dopsd.data.sources.rows import ByteRange, Source, SourceRow
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-
 _REFERENCE = re.compile(r"(.+)\.ref(\d+)", re.DOTALL)
 """Stem of a reference picture."""
 

@@ -24,10 +24,8 @@ from dopsd.errors import DopsdError, message_line
 
 _READERS = 16
 """Footers that are read side by side: on S3 nearly all of the time is waiting."""
-
 _BUFFER = 2**22
 """Bytes of a column that are read at a time."""
-
 _OWN = {"sample_id", "width", "height", "bucket"}
 """Columns of dopsd's shards that are read under another name or made anew."""
 

@@ -20,7 +20,6 @@ from dopsd.ray_cluster.ray_private import (
 )
 
 _AHEAD, _SEGMENT, _READERS = "dopsd.ahead", "dopsd.segment", "dopsd.readers"
-
 _REST_SECONDS = 0.02
 
 

@@ -17,12 +17,7 @@ import ray
 import ray.data
 from ray.exceptions import GetTimeoutError
 
-from dopsd.data.context_cache.files import (
-    ContextCache,
-    encoded_block,
-    info_of,
-    read_cached_segment,
-)
+from dopsd.data.context_cache.files import ContextCache, encoded_block, info_of, read_cached_segment
 from dopsd.data.encoder import Encoder, EncoderFactory
 from dopsd.data.plan import Plan
 from dopsd.data.ray_data import (

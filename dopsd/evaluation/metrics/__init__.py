@@ -13,7 +13,6 @@ from dopsd.models.pretrained import MissingWeights
 METRICS: dict[str, type[Metric]] = {
     metric.name: metric for metric in (Oracle, Clip, Dino, Lpips, Latent, Judge, Sharpness)
 }
-
 DISTANCES: dict[str, type[ImageDistance]] = {
     name: metric for name, metric in METRICS.items() if issubclass(metric, ImageDistance)
 }

@@ -15,9 +15,7 @@ LABELS = {
     "judge_partly_similar": "partly similar",
     "judge_different": "different instance",
 }
-
 _LETTERS = "ABCD"
-
 _QUESTION = (
     "The first picture shows a reference subject. Is the main subject of the second picture the "
     "same one? Look at identity, shape, colours and details; pay no attention to background, pose "

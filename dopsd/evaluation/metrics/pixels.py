@@ -15,7 +15,6 @@ from dopsd.models.pretrained import MissingWeights, missing_weights_errors, reso
 from dopsd.shapes.grid import from_image
 
 _LAPLACIAN = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
-
 _LUMA = torch.tensor([0.299, 0.587, 0.114])
 
 

@@ -8,12 +8,9 @@ from typing import Literal
 import numpy as np
 
 Outcome = Literal["closer", "no_closer", "unclear"]
-
 _ROUNDS = 4000
-
 _SEED = 0
 """Of the bootstrap: the same distances give the same interval."""
-
 LEVEL = 0.95
 
 

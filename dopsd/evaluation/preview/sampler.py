@@ -23,10 +23,8 @@ from dopsd.records import Context
 from dopsd.report.sheet import contact_sheet
 
 BASE = "base"
-
 Files = Sequence[Callable[[], bytes]]
 """What reads each of a role's safetensors files."""
-
 TITLES = ("target", "base", "student")
 
 

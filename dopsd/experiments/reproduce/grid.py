@@ -13,9 +13,7 @@ from dopsd.shapes.concepts import concept_prompts, prior_prompts
 from dopsd.shapes.world import PIXELS
 
 ROWS = 3
-
 _STEPS = 4
-
 _SEED = 2000
 
 

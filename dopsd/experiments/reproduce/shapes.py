@@ -22,18 +22,13 @@ from dopsd.ray_cluster.connect import connect
 from dopsd.shapes.concepts import distinct_prior_prompts, training_captions
 
 TABLE, LINES = "table.md", "table.json"
-
 SEEDS = (0, 1, 2)
 """Pictures of each prompt: short prompts for a concept are all alike."""
-
 PROMPT_SEED = 1000
-
 _MOST_AT_ONCE = 4
 """Unless more are asked for."""
-
 _BYTES_EACH = 2e9
 """Of memory, for each training: its driver, coordinator, controller, reader and learner."""
-
 MOST_PROMPTS = 200
 """Prompts of each kind that an evaluation may ask for."""
 

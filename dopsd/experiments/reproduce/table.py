@@ -13,13 +13,11 @@ from dopsd.experiments.reproduce.variants import VARIANTS, Budget, Trial
 from dopsd.intervals import Value, as_json, mean, wilson
 
 BASE_TITLE = "base, not tuned"
-
 OURS, SFT = VARIANTS[0].title, "SFT"
 
 
 Score = Callable[[str, str, str], tuple[Value, int]]
 """(model, group of prompts, column) -> its value and the number of different prompts behind it."""
-
 Ratio = Callable[[str, str], Value]
 """(model, column) -> its mean on the prior prompts divided by the base's on the same noise."""
 

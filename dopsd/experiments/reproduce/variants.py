@@ -39,13 +39,10 @@ VARIANTS = (
     ),
     Variant("sft-on-teacher", "SFT on the teacher's samples", {"objective": "sft_on_teacher"}),
 )
-
 NEEDS_ALL = next(variant for variant in VARIANTS if variant.name == "off-policy-noised")
 """Reads a teacher's contexts and the targets' latents: what is encoded for it serves every row."""
-
 QUICK = ("dopsd", "sft", "off-policy-teacher", "sft-on-teacher")
 """The rows of the quick table."""
-
 QUICK_STEPS = 100
 
 
@@ -79,7 +76,6 @@ class Budget:
 CAPTIONS = "detailed"
 """All that is not the concept is said: the teacher sees the whole picture, and what no text says
 could only be averaged."""
-
 FULL = Budget(steps=200, batch=8, lr=5e-4, rank=16, images=16, prior=250)
 
 

@@ -17,16 +17,12 @@ from dopsd.experiments.shapes_base.progress import Progress, load_checkpoint, sa
 from dopsd.experiments.shapes_base.tokenizer import make_tokenizer
 
 STEPS = 12_000
-
 LEARNING_RATE = 2e-3
-
 BATCH = 32
 
 # Constant, then linear to nearly nothing over the last 35% of the steps.
 DECAY_SHARE = 0.35
-
 EMA_DECAY = 0.995
-
 SAVE_EVERY = 250
 
 # How many of a batch have a picture beside their text.

@@ -16,7 +16,6 @@ from dopsd.shapes import world
 from dopsd.shapes.world import Scene
 
 CONTEXT_POOL = 20_000
-
 EMPTY_SHARE = 0.1
 
 # Of the texts without a picture, how many describe what has no name.

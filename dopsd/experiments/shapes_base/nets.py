@@ -30,44 +30,26 @@ from dopsd.experiments.shapes_base.tokenizer import IMAGE, VIDEO, VISION_END, VI
 
 # The libraries' lazy imports hide their base classes from type checkers.
 Vae: TypeAlias = Any
-
 Transformer: TypeAlias = Any
-
 Vlm: TypeAlias = Any
-
 ChatTokenizer: TypeAlias = Any
 
 
 LATENT_CHANNELS = 4
-
 LATENT_SIZE = 16
-
 WIDTH = 128
-
 HEAD = 32
-
 LAYERS = 5
-
 TEXT_LAYERS = 3
-
 TEXT_HEAD = 64
-
 TEXT_INNER = 128
-
 VISION_WIDTH = 64
-
 VISION_LAYERS = 3
-
 PATCH = 16
-
 MERGE = 2
-
 CONTEXT_PIXELS = 128
-
 CONTEXT_TOKENS = (CONTEXT_PIXELS // (PATCH * MERGE)) ** 2
-
 SHIFT = 3.0
-
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 
 

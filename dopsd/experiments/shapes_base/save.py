@@ -15,11 +15,8 @@ from dopsd.experiments.shapes_base.nets import Transformer, Vae
 
 # Files of a repository stay small; the library reads the shards back through their index.
 SHARD = "3MB"
-
 LIMIT = 12_000_000
-
 HASH_FILE = "sha256.txt"
-
 UNDISTILLED = "transformer_undistilled"
 
 

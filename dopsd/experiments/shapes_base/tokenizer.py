@@ -14,13 +14,9 @@ from transformers import PreTrainedTokenizerFast
 from dopsd.shapes import world
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
-
 IMAGE, VIDEO = "<|image_pad|>", "<|video_pad|>"
-
 SPECIAL = [PAD, START, END, VISION_START, VISION_END, IMAGE, VIDEO]
-
 VOCABULARY = 480
 
 

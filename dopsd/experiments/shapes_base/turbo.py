@@ -25,11 +25,8 @@ from dopsd.experiments.shapes_base.optim import Average, Optimizers
 from dopsd.experiments.shapes_base.progress import Progress, load_checkpoint, save_checkpoint
 
 ROUNDS = 600
-
 LEARNING_RATE = 5e-4
-
 BATCH = 32
-
 GUIDANCE = 1.5
 
 # The base's steps within each of the student's four; the last interval, from sigma 0.5 to 0, is
@@ -44,9 +41,7 @@ REUSE = 2
 
 # Errors (root mean square, of a velocity) well below it count squared, those above it plainly.
 HUBER = 0.05
-
 EMA_DECAY = 0.99
-
 SAVE_EVERY = 25
 
 

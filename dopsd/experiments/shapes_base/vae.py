@@ -14,13 +14,9 @@ from dopsd.experiments.shapes_base.progress import Progress, load_checkpoint, sa
 from dopsd.shapes import oracle, world
 
 STEPS = 3000
-
 LEARNING_RATE = 1.5e-3
-
 KL_WEIGHT = 3e-4
-
 POOL = 6000
-
 SAVE_EVERY = 300
 
 

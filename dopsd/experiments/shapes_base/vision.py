@@ -26,9 +26,7 @@ from dopsd.shapes import world
 from dopsd.shapes.world import Scene
 
 STEPS = 3000
-
 BATCH = 64
-
 LEARNING_RATE = 2e-3
 
 # Mask block, tile, fill, ground.

@@ -27,11 +27,8 @@ from dopsd.shapes.grid import save_grid
 from dopsd.shapes.oracle import Reading
 
 GUIDANCE = 1.5
-
 SAMPLES = 200
-
 SEEDS = (0, 1, 2)
-
 Say = Callable[[str], None]
 
 # Model, prompts, whether with a picture, steps, guidance.

@@ -31,7 +31,6 @@ from dopsd.records import Context
 from dopsd.shapes import concepts
 
 OBJECTIVES = ("dopsd", "sft")
-
 SAMPLES = 140
 
 

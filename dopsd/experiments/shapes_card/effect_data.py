@@ -21,9 +21,7 @@ from dopsd.records import Context
 from dopsd.shapes import concepts, world
 
 IMAGES = 12
-
 STATES = 4
-
 CAPTIONS = "detailed"
 """All that is not the concept is said: the teacher sees the rest of the picture too, and what no
 text says could only be averaged."""

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from dopsd.config import LearnerSection
 
 _BLOCK = 256
-
 _STATES = {"exp_avg": "1", "exp_avg_sq": "2"}
 """Names of AdamW's moments, and what bitsandbytes numbers them by."""
 

@@ -18,7 +18,6 @@ from dopsd.errors import DeadlineError
 from dopsd.learner.zero.deepspeed_private import forbid_extension
 
 _SHARED_MEMORY = "deepspeed_shm_comm"
-
 _BUILD_SECONDS = 900.0
 """What another process may take for a build: CUDA kernels take minutes."""
 

@@ -14,7 +14,6 @@ from dopsd.learner.zero.adamw8bit import is_eight_bit, plain_moments, take_plain
 from dopsd.learner.zero.deepspeed_private import flat_parts, link_state, set_from_whole
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-
 AVERAGE = "average"
 """The teacher's weights, of a run whose weights are all trained."""
 

@@ -12,11 +12,7 @@ from PIL import Image
 from dopsd.config.outputs import PreflightSection
 from dopsd.errors import DataError
 from dopsd.evaluation.metrics import MissingWeights
-from dopsd.evaluation.preflight.distance import (
-    choose_metric,
-    latent_distance,
-    oracle_distance,
-)
+from dopsd.evaluation.preflight.distance import choose_metric, latent_distance, oracle_distance
 from dopsd.models import ZImage
 from dopsd.shapes import world
 from dopsd.shapes.grid import to_image

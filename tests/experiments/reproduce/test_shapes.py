@@ -12,7 +12,7 @@ from PIL import Image
 from dopsd.cli.main import main
 from dopsd.data.run_data import prepared
 from dopsd.driver.checks import with_absolute_paths
-from dopsd.driver.context_cache import find_encoded
+from dopsd.driver.context_cache import find_context_cache
 from dopsd.driver.prior import with_prior
 from dopsd.driver.progress import Progress
 from dopsd.errors import ResourceError
@@ -59,7 +59,9 @@ def test_it_trains_evaluates_and_draws_and_trains_nothing_twice(
         config = with_absolute_paths(config_of(Trial(variant, "bars", 0), budget, "."))
         manifest = prepared(config, lambda status: None)
         manifest = with_prior(config, manifest, resolve_roles(config, 0).learner, lambda *_: None)
-        assert find_encoded(config, manifest, lambda *_: None), f"{variant.name} would encode anew"
+        assert find_context_cache(config, manifest, lambda *_: None), (
+            f"{variant.name} would encode anew"
+        )
 
     titles.clear()
     again = reproduce(chosen, budget, ".", 3, begin, at_once=2)
