@@ -115,7 +115,7 @@ def test_a_teacher_worker_and_a_fused_learner_make_the_same_terms(method, encode
     worker.load(Bundle.create(7, {}, teacher, torch.float32, bytes).refs[TEACHER])
     payload, _ = worker.teach(7, block)
     device = torch.device("cpu")
-    apart = DisaggregatedSource(config, lambda step: iter([(payload, True)]), device)
+    apart = DisaggregatedSource(lambda step: iter([(payload, True)]), device, torch.float32)
 
     def velocity(state, sigma, tensors, _) -> torch.Tensor:
         with torch.no_grad():
