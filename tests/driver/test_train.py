@@ -47,7 +47,7 @@ def run(tiny_base, images, tmp_path_factory):
             cut_off(Path(resume.folder), folder, resume_before)
         learner = {"workers": 2, "steps": STEPS, "warmup_steps": 2, "schedule": "cosine"}
         sections["learner"] = learner | sections.get("learner", {})
-        sections = {"checkpoint": {"every_steps": 2}, **sections}
+        sections = {"checkpoint": {"every_steps": 2, "keep_last": 3}, **sections}
         config = run_config(tiny_base, folder, images, **sections)
         return train(config, quiet, resume=resume is not None)
 

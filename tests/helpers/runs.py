@@ -30,14 +30,14 @@ def write_images(folder: Path, sizes: Sequence[tuple[int, int]]) -> Path:
 def run_config(
     base: Path,
     folder: Path | str,
-    source: Path | str,
+    images: Path | str,
     make: Callable[..., RunConfig] = make_config,
     **sections: Any,
 ) -> RunConfig:
     """A training of a few steps without preflight and pictures; ``sections`` are merged over it."""
     values: dict[str, Any] = {
         "run": {"folder": str(folder), "seed": 3},
-        "data": {"source": str(source), "pixel_area": 1024, "bucket_multiple": 8},
+        "data": {"source": str(images), "pixel_area": 1024, "bucket_multiple": 8},
         "lora": {"rank": 4, "alpha": 8},
         "encoder": {"cpus": 0.2},
         "rollout": {"cpus": 0.2},
