@@ -2,4 +2,5 @@
 
 from job import run
 
-run("evaluate")
+if __name__ == "__main__":
+    run("evaluate")

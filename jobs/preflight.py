@@ -2,4 +2,5 @@
 
 from job import run
 
-run("preflight")
+if __name__ == "__main__":
+    run("preflight")

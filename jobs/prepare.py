@@ -2,4 +2,5 @@
 
 from job import run
 
-run("prepare")
+if __name__ == "__main__":
+    run("prepare")

@@ -2,4 +2,5 @@
 
 from job import run
 
-run("train")
+if __name__ == "__main__":
+    run("train")

@@ -45,7 +45,7 @@ def test_its_own_images_take_25_lines():
 def test_the_two_commands_are_those_of_a_clone():
     demo, tests = blocks(README, "bash")[:2]
     assert demo == "python -m pip install -c constraints.txt -e . && dopsd train shapes\n"
-    assert tests.endswith("-e '.[test]' && python -m pytest\n")
+    assert tests.endswith("-e '.[test]' && python -m pytest -m \"not nightly\"\n")
 
 
 def test_every_recipe_stands_in_the_table_of_what_it_takes():

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dopsd.config.base import Fraction, Positive, Section
+from dopsd.config.base import Fraction, Positive, Section, Whole
 
 PRIOR = "prior"
 """Concept of the base's own samples, and their folder inside the shards."""
@@ -71,7 +71,7 @@ class DataSection(Section):
         "reads them where they fit and loads no encoder, else the run encodes while training; "
         "`require` refuses a run that they do not fit; `off` never reads them.",
     )
-    pixel_area: int | list[int] = Field(
+    pixel_area: Whole | list[Whole] = Field(
         1024 * 1024,
         description="Pixels of a prepared image, about. A list, e.g. [262144, 1048576], gives "
         "buckets of each area: every sample goes into one of those that it fills without being "

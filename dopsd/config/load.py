@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +55,8 @@ def yaml_problem(error: Exception) -> str:
     position = f"line {mark.line + 1}, column {mark.column + 1}"
     problem = " ".join(str(getattr(error, "problem", "")).split())
     if isinstance(error, DuplicateKeyError):
-        return f"{position}: {problem}; allowed: once"
+        # The values may be secrets, and are told of sections as if they were empty.
+        return f"{position}: {problem.partition(' with value')[0]}; allowed: once"
     return f"not YAML: {position}: {problem}"
 
 
@@ -97,8 +97,16 @@ def dump_config(config: RunConfig) -> str:
 
 def shown_values(config: RunConfig) -> dict[str, Any]:
     """The resolved config as plain values, without credentials."""
-    values: dict[str, Any] = json.loads(redact(config.model_dump_json()))
+    values: dict[str, Any] = _redacted(config.model_dump(mode="json"))
     return values
+
+
+def _redacted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {redact(key): _redacted(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_redacted(inner) for inner in value]
+    return redact(value) if isinstance(value, str) else value
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

@@ -73,6 +73,8 @@ def _key(location: tuple[int | str, ...], model: Any) -> str:
     """Dotted key of an error, without pydantic's tags of union members such as ``list[str]``."""
     parts = []
     for part in location:
+        if part == "[key]" and get_origin(model) is dict:
+            continue  # pydantic's tag of a dict's key
         is_section = isinstance(model, type) and issubclass(model, BaseModel)
         if is_section or isinstance(part, int) or get_origin(model) is dict:
             parts.append(str(part))

@@ -1,4 +1,4 @@
-"""The section `checkpoint` of the run config."""
+"""What a run leaves behind: `run`, `checkpoint`, `preview`, `preflight` and `debug`."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ class InferenceSection(Section):
 
 
 class TimeoutSection(Section):
-    """How long anything may take before the run says who is late."""
+    """How long anything may take before the run says who timed out."""
 
     startup: Annotated[float, Field(gt=0)] = Field(
         900.0, description="Seconds until every role is up and loaded."

@@ -20,7 +20,7 @@ class Rule:
     """Names the key, what was given and what is allowed; ``{c.method.steps}`` reads the config."""
 
 
-def _sigmas_ascend(c: RunConfig) -> bool:
+def _bad_sigmas(c: RunConfig) -> bool:
     sigmas = c.method.sigmas or [1.0]
     descending = all(a > b for a, b in zip(sigmas, sigmas[1:]))
     return not (descending and sigmas[-1] > 0 and sigmas[0] <= 1)
@@ -62,7 +62,7 @@ RULES = (
         "method.sigmas: {c.method.sigmas}, allowed: as many as method.steps ({c.method.steps})",
     ),
     Rule(
-        _sigmas_ascend,
+        _bad_sigmas,
         "method.sigmas: {c.method.sigmas}, allowed: strictly descending from 1 (a rollout starts "
         "at pure noise), without the final 0",
     ),
@@ -155,11 +155,6 @@ RULES = (
         "(nothing is published)",
     ),
     Rule(
-        lambda c: not c.data.source and not c.data.shards,
-        "data.source: missing, allowed: a folder, .jsonl or .parquet file, or shapes:CONCEPT (or "
-        "prepared shards under data.shards)",
-    ),
-    Rule(
         lambda c: c.context.needs.reference_tokens and c.model.family not in REFERENCE_FAMILIES,
         "context.name: {c.context.name} with model.family: {c.model.family}, allowed: "
         f"{_WITHOUT_TOKENS} (its transformer takes no reference tokens)",
@@ -184,6 +179,11 @@ RULES = (
         ),
         f"data.prior.prompts: given {_CONTEXT} none (the base's own samples have one caption and "
         "no references)",
+    ),
+    Rule(
+        lambda c: not c.data.source and not c.data.shards,
+        "data.source: missing, allowed: a folder, .jsonl or .parquet file, or shapes:CONCEPT (or "
+        "prepared shards under data.shards)",
     ),
 )
 

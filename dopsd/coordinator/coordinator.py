@@ -211,7 +211,10 @@ class Coordinator:
     def lost(self, attempt: int, step: int, index: int, losses: int) -> None:
         """The object of a micro-batch is gone from the object store: it is produced again."""
         with self._heard(attempt):
-            self._failure.run_guarded(lambda: self._dispatcher.lost((step, index), losses))
+            try:
+                self._dispatcher.lost((step, index), losses)
+            except WorkerError as error:
+                self._failure.fail(error)
             self._moved()
 
     def fetch(self, attempt: int, step: int, rank: int, world: int) -> list[ObjectRefBox]:

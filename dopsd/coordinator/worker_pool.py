@@ -271,7 +271,10 @@ class WorkerPool:
     def _note(self, worker: PooledWorker, task: str, step: int, seconds: float) -> None:
         """A task that ended just now, in this process's clock: a worker's may differ."""
         now = time.time()
-        self._spans.append(Span(worker.name, task, step, now - seconds, now))
+        # An answer may be noticed late: a worker does one task at a time.
+        started = max(now - seconds, worker.noted_until)
+        worker.noted_until = now
+        self._spans.append(Span(worker.name, task, step, started, now))
 
     def _note_load(self, worker: PooledWorker, call: Call) -> None:
         task, began = ("load weights", call.started)

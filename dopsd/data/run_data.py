@@ -66,7 +66,7 @@ def prepared(config: RunConfig, tell: Tell, renew: bool = True) -> Manifest:
 def prepare_shards(config: RunConfig, tell: Tell) -> Manifest:
     """Prepare ``data.source`` into the shards. Ray must be up.
 
-    Raises ConfigError when there is no source, DataError as ``data.prepare.prepare`` does.
+    Raises ConfigError when there is no source, DataError as ``data.prepare.run.prepare`` does.
     """
     source = config.data.source
     if source is None:

@@ -179,7 +179,7 @@ def test_only_row_groups_that_a_concept_needs_are_read(ray_cluster, tmp_path):
     for each in (manifest, older):
         assert concepts_of(str(shards), each) == concepts
     paths = write_references(str(shards), concepts, str(tmp_path / "references"))
-    assert paths.keys() == set(concepts[0].pictures)
+    assert paths.keys() == set(concepts[0].images)
     assert len({Path(path).read_bytes() for path in paths.values()}) == REFERENCES
 
 

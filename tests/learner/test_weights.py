@@ -32,7 +32,8 @@ class Engine:
 def trained(source: str, **method: Any) -> tuple[Engine, dict[str, torch.Tensor], Any]:
     """(engine, the student's weights at the start, weights) after some updates."""
     engine = Engine()
-    weights = ReplicatedWeights(make_config("base", method=method, source=source), engine)
+    decay = make_config("base", method=method).method.teacher_decay
+    weights = ReplicatedWeights(engine, decay, source == "fused")
     start = engine.full_weights(STUDENT)
     for _ in range(UPDATES):
         for tensor in engine.weights.values():
