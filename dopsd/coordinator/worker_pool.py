@@ -71,6 +71,8 @@ class PooledWorker:
     restarts: int = 0
     busy_seconds: float = 0.0
     peak_memory_mb: float = 0.0
+    noted_until: float = 0.0
+    """End of its last span."""
 
     @property
     def loading(self) -> bool:
