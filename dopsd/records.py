@@ -7,7 +7,7 @@ dtype (bfloat16 included), the rest stands in the header as JSON. Nothing is eve
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -111,6 +111,13 @@ class SampleInfo:
     repeats: tuple[int, ...] = ()
     """How often each sample came before within its step; empty where none did."""
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> SampleInfo:
+        """From plain values, among others; lists become tuples."""
+        own: dict[str, Any] = {entry.name: values[entry.name] for entry in fields(cls)}
+        own |= {name: tuple(value) for name, value in own.items() if isinstance(value, list)}
+        return cls(**own)
+
     def __len__(self) -> int:
         return len(self.sample_ids)
 
@@ -154,10 +161,7 @@ class _Record:
             elif nested:
                 values[entry.name] = Context(nested)
             elif entry.name == "info":
-                info = meta["info"]
-                for key in ("sample_ids", "prompts", "repeats"):
-                    info[key] = tuple(info[key])
-                values["info"] = SampleInfo(**info)
+                values["info"] = SampleInfo.of(meta["info"])
             elif entry.name in meta:
                 values[entry.name] = meta[entry.name]
         return cls(**values)

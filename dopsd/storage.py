@@ -289,19 +289,11 @@ def write_bytes(path: str, data: bytes, durable: bool = False) -> None:
         with storage_errors(path):
             fs.pipe_file(inner, data, chunksize=PART, max_concurrency=4, timeout=OPERATION_S)
         return
-    os.makedirs(os.path.dirname(inner) or ".", exist_ok=True)
-    temporary = f"{inner}.tmp-{os.getpid()}"
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(temporary, inner)
-    except OSError:  # on a full disk it would take what others need
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise
+    with whole_file(inner) as file:
+        file.write(data)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
     if durable:  # the folder may be as new as the file
         folder = os.path.dirname(inner) or "."
         sync(folder)
@@ -337,7 +329,7 @@ def whole_file(path: str) -> Iterator[IO[bytes]]:
         with open(temporary, "wb") as file:
             yield file
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException:  # on a full disk it would take what others need
         with suppress(OSError):
             os.unlink(temporary)
         raise

@@ -19,7 +19,14 @@ from torch import Tensor
 from dopsd.export import lora_file
 from dopsd.method.rollout import rollout
 from dopsd.models import ZImage
-from dopsd.models.lora import STUDENT, TEACHER, adapter_parameters, bind, inject, resolve_targets
+from dopsd.models.lora import (
+    STUDENT,
+    TEACHER,
+    adapter_parameters,
+    bind_parameters,
+    inject,
+    resolve_targets,
+)
 from tests.helpers.loras import read_lora
 from tests.helpers.tiny import HEIGHT, IMAGE_WIDTH, LATENT, make_context, random_state
 
@@ -43,7 +50,7 @@ class Drawing:
         matched = resolve_targets(transformer, targets, ZImage.lora_targets)
         inject(transformer, matched, RANK, ALPHA, 0, (STUDENT, TEACHER), **variant)
         state = random_state(adapter_parameters(transformer, STUDENT), 2)
-        bind(transformer, STUDENT, state)
+        bind_parameters(adapter_parameters(transformer, STUDENT), state)
         velocity = partial(self.family.velocity, transformer)
         sigmas = self.family.sigmas(STEPS, HEIGHT, IMAGE_WIDTH)
         states = rollout(lambda x, s: velocity(x, s, self.context), self.noise, sigmas)
@@ -170,7 +177,7 @@ def test_an_exported_lora_binds_at_full_strength(drawing: Drawing, tmp_path: Pat
         transformer = drawing.family.load_transformer(torch.float32, "cpu")
         matched = resolve_targets(transformer, "default", ZImage.lora_targets)
         inject(transformer, matched, RANK, alpha, 0)
-        bind(transformer, STUDENT, weights)
+        bind_parameters(adapter_parameters(transformer, STUDENT), weights)
         with torch.no_grad():
             outputs.append(
                 drawing.family.velocity(

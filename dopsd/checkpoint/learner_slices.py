@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dopsd import storage
 from dopsd.checkpoint.folder import FileRecord, folder_of
-from dopsd.checkpoint.slices import Slice, SliceReader, write_slices
+from dopsd.checkpoint.slices import Slice, write_slices
 from dopsd.ray_cluster.failures import error_message
 
 PREFIX = "learner-"
@@ -78,8 +78,3 @@ def _watched(slices: Iterable[Slice], alive: Callable[[], None]) -> Iterator[Sli
 
     for piece in slices:
         yield replace(piece, values=partial(values, piece.values))
-
-
-def read_state(paths: Sequence[str]) -> SliceReader:
-    """All ranks' files of a state. Raises CheckpointError when they are none."""
-    return SliceReader(sorted(paths))

@@ -16,7 +16,6 @@ from dopsd.errors import ConfigError
 
 if TYPE_CHECKING:
     from dopsd.evaluation.prompts import EvalPrompt
-    from dopsd.evaluation.spec import MetricChoice
 
 
 def evaluate(
@@ -71,14 +70,16 @@ def evaluate(
     quiet()
     from dopsd.driver.progress import Progress
     from dopsd.evaluation.evaluated_models import as_trained, evaluated_models
+    from dopsd.evaluation.prompts import PRIOR, read_prompts
     from dopsd.evaluation.run import TABLE
     from dopsd.evaluation.run import evaluate as run
-    from dopsd.evaluation.spec import EvaluateSpec, resolve_models
+    from dopsd.evaluation.spec import EvaluateSpec, MetricChoice, resolve_models
 
     if device not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"--device: {device!r}, allowed: auto, cpu, cuda")
     models = tuple(map(as_trained, evaluated_models(lora or [], stack)))
-    metrics = tuple(map(_metric, metric or []))
+    named = (choice.partition("=") for choice in metric or [])
+    metrics = tuple(MetricChoice(name, model or None) for name, _, model in named)
     if not prompts and base != "shapes":
         raise ConfigError("--prompts: missing, allowed: a file, or a folder of prepared shards")
     spec = EvaluateSpec(
@@ -110,21 +111,13 @@ def evaluate(
                 source, count, out, prompt_vlm, partial(progress.show, "prompts")
             )
         ]
-        asked += _prior(prior)
+        if prior is not None:
+            asked += [replace(p, group=PRIOR, prior=True) for p in read_prompts(prior)]
         # Two concepts of the shapes world bring the same prior prompts.
         unique = {(prompt.text, prompt.group): prompt for prompt in asked}
         results = run(replace(spec, prompts=tuple(unique.values())), progress.show)
     console.print(results.markdown(), highlight=False, soft_wrap=True, markup=False)
     console.print(f"Table: {storage.join(out, TABLE)}", highlight=False, soft_wrap=True)
-
-
-def _metric(text: str) -> MetricChoice:
-    from dopsd.evaluation.metrics import make_metric
-    from dopsd.evaluation.spec import MetricChoice
-
-    name, _, model = text.partition("=")
-    make_metric(name)
-    return MetricChoice(name, model or None)
 
 
 def _prompts(
@@ -144,11 +137,3 @@ def _prompts(
 
         return dataset_prompts(source, out, vlm, tell)
     return read_prompts(source)
-
-
-def _prior(path: str | None) -> list[EvalPrompt]:
-    from dopsd.evaluation.prompts import PRIOR, read_prompts
-
-    if path is None:
-        return []
-    return [replace(prompt, group=PRIOR, prior=True) for prompt in read_prompts(path)]

@@ -41,10 +41,11 @@ def generate(
     import torch
 
     from dopsd import storage
+    from dopsd.data.images import encode_png
     from dopsd.errors import ConfigError
     from dopsd.evaluation.evaluated_models import as_trained, evaluated_models
     from dopsd.evaluation.generate import generate as draw
-    from dopsd.evaluation.generate import png_bytes, read_reference
+    from dopsd.evaluation.generate import read_reference
     from dopsd.models import FAMILIES
     from dopsd.models.base import DTYPES
 
@@ -73,5 +74,5 @@ def generate(
     )
     for number, picture in enumerate(pictures):
         path = storage.join(out, f"{number:03d}.png")
-        storage.write_bytes(path, png_bytes(picture))
+        storage.write_bytes(path, encode_png(picture))
         Console().print(f"{path}  {prompts[number]}", highlight=False, markup=False, soft_wrap=True)

@@ -66,12 +66,10 @@ class EditEncoder:
         return student, self._context(instructed, teacher)
 
     def encode_student(self, samples: Sequence[Sample]) -> Context:
-        """The student's context alone."""
         visible = self._latents([self._visible(sample) for sample in samples])
         return self._context([sample.prompt for sample in samples], visible)
 
     def views(self, samples: Sequence[Sample]) -> list[tuple[ContextView, ContextView]]:
-        """(student's, teacher's) templated text, token count and number of references."""
         views = []
         for sample in samples:
             count = len(self._visible(sample))

@@ -24,20 +24,16 @@ class EnhancedPromptEncoder:
 
     @classmethod
     def from_config(cls, config: RunConfig, device: str) -> EnhancedPromptEncoder:
-        """Load the text encoder of the base pipeline."""
         return cls(TextEncoder.from_config(config, device))
 
     def encode(self, samples: Sequence[Sample]) -> tuple[Context, Context]:
-        """(the short captions' context, the detailed captions' context) of B samples."""
         detailed = [_detailed(sample) for sample in samples]
         return self.encode_student(samples), self.text.encode(detailed)
 
     def encode_student(self, samples: Sequence[Sample]) -> Context:
-        """The short captions' context."""
         return self.text.encode([sample.prompt for sample in samples])
 
     def views(self, samples: Sequence[Sample]) -> list[tuple[ContextView, ContextView]]:
-        """(student's, teacher's) templated text and token count of each sample."""
         return [(self.text.view(s.prompt), self.text.view(_detailed(s))) for s in samples]
 
 

@@ -84,12 +84,10 @@ class VlmEncoder:
         )
 
     def encode(self, samples: Sequence[Sample]) -> tuple[Context, Context]:
-        """(text context, image+text context) of B samples."""
         images, prompts = [s.target for s in samples], [s.prompt for s in samples]
         return self.encode_text(prompts), self.encode_image_text(images, prompts)
 
     def encode_student(self, samples: Sequence[Sample]) -> Context:
-        """The text context of B samples."""
         return self.encode_text([sample.prompt for sample in samples])
 
     def encode_text(self, prompts: list[str]) -> Context:
@@ -130,7 +128,6 @@ class VlmEncoder:
         return text_features(output.hidden_states, mask, self.text.format)
 
     def views(self, samples: Sequence[Sample]) -> list[tuple[ContextView, ContextView]]:
-        """(student's, teacher's) templated text and token count of each sample."""
         _, merged = self._pixels([sample.target for sample in samples])
         limit = self.image_text_tokens
         views = []

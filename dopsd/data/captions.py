@@ -14,8 +14,8 @@ from dopsd.errors import DataError
 
 def draw_caption(
     captions: Mapping[str, str], keys: Sequence[str], seed: int, epoch: int, sample_id: str
-) -> tuple[str, str]:
-    """(key, text) drawn uniformly among the asked ``keys`` that this sample has.
+) -> str:
+    """The text drawn uniformly among the asked ``keys`` that this sample has.
 
     No keys asked means every key of the sample. A hash decides, so the draw is the same on every
     machine and for every order of reading. Raises DataError when the sample has none of the keys.
@@ -26,8 +26,7 @@ def draw_caption(
             f"sample {sample_id}: has no caption under data.caption_keys ({', '.join(keys)}); "
             f"it has: {', '.join(sorted(captions)) or 'none'}"
         )
-    key = present[_draw(seed, epoch, sample_id, len(present))]
-    return key, captions[key]
+    return captions[present[_draw(seed, epoch, sample_id, len(present))]]
 
 
 def draw_pair(

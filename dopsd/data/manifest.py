@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dopsd import storage
-from dopsd.data.schema import FORMAT, READABLE_VERSIONS, SCHEMA_VERSION
+from dopsd.data.schema import FORMAT, SCHEMA_VERSION
 from dopsd.errors import DataError, message_line
 
 MANIFEST = "manifest.json"
@@ -50,8 +50,8 @@ class RowGroup(_Record):
     row_group: int
     bucket: str
     rows: int
-    concepts: tuple[tuple[str, int], ...] = ()
-    """(concept, number of rows) as they follow one another; empty in shards of older versions."""
+    concepts: tuple[tuple[str, int], ...]
+    """(concept, number of rows) as they follow one another."""
 
 
 class Quarantined(_Record):
@@ -89,8 +89,8 @@ class Manifest(_Record):
     concepts: dict[str, int]
     """Samples of each concept; "" counts those without one."""
     caption_sets: tuple[CaptionSet, ...]
-    references: dict[str, int] = {}
-    """Samples by how many reference pictures they have; empty before version 2."""
+    references: dict[str, int]
+    """Samples by how many reference pictures they have."""
     fingerprint: str
     """sha256 over ids, concepts, captions, prepared pixels and reference pictures, in the order of
     the ids."""
@@ -111,7 +111,7 @@ class Manifest(_Record):
     @property
     def without_references(self) -> int:
         """Samples that have no reference picture."""
-        return self.references.get("0", 0) if self.references else self.samples
+        return self.references.get("0", 0)
 
     def summary_lines(self) -> list[str]:
         """The outcome of preparing, for the user: counts, then each kind of quarantine."""
@@ -180,10 +180,9 @@ def load_manifest(shards: str) -> Manifest:
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise DataError(f"{path}: not a manifest of dopsd shards (its format is not {FORMAT!r})")
     version = values.get("schema_version")
-    if version not in READABLE_VERSIONS:
+    if version != SCHEMA_VERSION:
         raise DataError(
-            f"{path}: schema version {version}, this dopsd reads "
-            f"{' and '.join(map(str, READABLE_VERSIONS))}; "
+            f"{path}: schema version {version}, this dopsd reads {SCHEMA_VERSION}; "
             "use the dopsd that wrote it, or prepare the data again"
         )
     try:

@@ -87,16 +87,8 @@ class Rows:
 def check_weights(row_groups: Sequence[RowGroup], weights: Mapping[str, float]) -> None:
     """Refuse ``data.concept_weights`` that the data cannot serve.
 
-    Raises DataError for a concept that is not in the data, and for shards whose manifest does not
-    tell the concepts of its rows.
+    Raises DataError for a concept that is not in the data.
     """
-    if not weights:
-        return
-    if any(sum(count for _, count in group.concepts) != group.rows for group in row_groups):
-        raise DataError(
-            "data.concept_weights: the shards were prepared by a dopsd that kept no concepts per "
-            "row; prepare them again"
-        )
     known = sorted({concept for group in row_groups for concept, _ in group.concepts})
     for concept in weights:
         if concept not in known:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from dopsd.data.manifest import Manifest, RowGroup
+from dopsd.data.manifest import RowGroup
 from dopsd.data.order import EpochOrder, Rows, check_weights, epoch_order
 from dopsd.errors import DataError
 
@@ -96,21 +96,15 @@ class Plan:
         self.micro_batches_per_epoch = sum(-(-count // micro_batch) for count in draws)
         self.steps_per_epoch = -(-self.micro_batches_per_epoch // self.micro_batches_per_step)
         table = [group.model_dump() for group in row_groups]
-        # Tells one plan from another in the cache of epochs, which must outlive unpickled copies.
         key = json.dumps([seed, micro_batch, self.rows.weights, table])
         self.key = hashlib.sha256(key.encode()).hexdigest()
 
-    @classmethod
-    def from_manifest(
-        cls,
-        manifest: Manifest,
-        seed: int,
-        global_batch: int,
-        micro_batch: int,
-        weights: Mapping[str, float] | None = None,
-    ) -> Plan:
-        """The plan of a prepared data set."""
-        return cls(manifest.row_groups, seed, global_batch, micro_batch, weights)
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        """Of the order, whatever the steps: unpickled copies share their epochs."""
+        return isinstance(other, Plan) and other.key == self.key
 
     def epoch(self, step: int) -> int:
         """Epoch that ``step`` belongs to."""
@@ -125,7 +119,7 @@ class Plan:
     def step(self, step: int) -> StepPlan:
         """The micro-batches of one step."""
         epoch = self.epoch(step)
-        order = _epoch_order(_Keyed(self.key, self), epoch)
+        order = _epoch_order(self, epoch)
         first = (step % self.steps_per_epoch) * self.micro_batches_per_step
         span = range(first, first + self.step_size(step))
         samples = sum(order.length(number) for number in span)
@@ -179,20 +173,6 @@ class Plan:
         return RowRef(self.row_groups[group].file, self.row_groups[group].row_group, row)
 
 
-class _Keyed:
-    """A plan as a cache key: equal by content, so that unpickled copies share their epochs."""
-
-    def __init__(self, key: str, plan: Plan) -> None:
-        self.key, self.plan = key, plan
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Keyed) and other.key == self.key
-
-
 @lru_cache(maxsize=2)
-def _epoch_order(keyed: _Keyed, epoch: int) -> EpochOrder:
-    plan = keyed.plan
+def _epoch_order(plan: Plan, epoch: int) -> EpochOrder:
     return epoch_order(plan.rows, plan.seed, epoch, plan.micro_batch)

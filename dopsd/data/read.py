@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -126,8 +127,7 @@ def read_micro_batch(batch: MicroBatch, groups: RowGroups, seed: int) -> dict[st
         values["prompts"], values["teacher_prompts"] = map(list, zip(*pairs))
     else:
         keys = read_spec.caption_keys
-        drawn = [draw_caption(c, keys, seed, turn, name) for c, turn, name in named]
-        values["prompts"] = [text for _, text in drawn]
+        values["prompts"] = [draw_caption(c, keys, seed, turn, name) for c, turn, name in named]
     for index, (_, turn, name) in enumerate(named):
         if dropped(read_spec.caption_dropout, seed, turn, name):
             for key in ("prompts", "teacher_prompts"):
@@ -143,9 +143,7 @@ def row_image(row: dict[str, Any]) -> np.ndarray:
 
 def row_references(row: dict[str, Any], read_spec: ReadSpec) -> list[np.ndarray]:
     """The reference pictures of a row, as a model sees them."""
-    # Shards of version 1 have no such column.
-    pngs = row.get("references") or []
-    images = (Image.fromarray(_decoded(png, row["sample_id"])) for png in pngs)
+    images = (Image.fromarray(_decoded(png, row["sample_id"])) for png in row["references"])
     return [
         sized(image, read_spec.reference_pixels, read_spec.reference_multiple) for image in images
     ]
@@ -205,7 +203,10 @@ READ_SCHEMA = pa.schema(
 )
 
 
-_groups: RowGroups | None = None
+@lru_cache(maxsize=1)
+def row_groups_of(shards: str, read_spec: ReadSpec) -> RowGroups:
+    """Those of this process: the tasks of a stream read one after the other."""
+    return RowGroups(shards, read_spec)
 
 
 def read_segment(
@@ -216,12 +217,10 @@ def read_segment(
     ``start`` and ``stop`` count micro-batches as :meth:`Plan.number` does; captions are
     drawn with the plan's seed.
     """
-    global _groups
-    if _groups is None or (_groups.shards, _groups.read_spec) != (shards, read_spec):
-        _groups = RowGroups(shards, read_spec)
+    groups = row_groups_of(shards, read_spec)
     (span,), run_plan = segment.to_pylist(), plan.get()
     for number in range(span["start"], span["stop"]):
         with shipping_errors():
-            values = read_micro_batch(run_plan.micro_batch_at(number), _groups, run_plan.seed)
+            values = read_micro_batch(run_plan.micro_batch_at(number), groups, run_plan.seed)
             table = pa.Table.from_pylist([values], schema=READ_SCHEMA)
         yield table

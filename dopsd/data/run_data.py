@@ -107,9 +107,8 @@ def plan_of(config: RunConfig, manifest: Manifest) -> Plan:
     if config.data.prior.prompts is not None and PRIOR in manifest.concepts:
         weights[PRIOR] = config.data.prior.weight
     learner = config.learner
-    return Plan.from_manifest(
-        manifest, config.run.seed, learner.global_batch, learner.micro_batch, weights
-    )
+    groups, seed = manifest.row_groups, config.run.seed
+    return Plan(groups, seed, learner.global_batch, learner.micro_batch, weights)
 
 
 def read_spec(config: RunConfig) -> ReadSpec:

@@ -7,8 +7,6 @@ from typing import Literal
 import pyarrow as pa
 
 SCHEMA_VERSION = 2
-READABLE_VERSIONS = (1, 2)
-"""Version 1 had no reference pictures; its shards are read as samples without any."""
 FORMAT: Literal["dopsd-shards"] = "dopsd-shards"
 SHARD = "shard-{:05d}.parquet"
 

@@ -27,8 +27,9 @@ from dopsd.run_folder.files import (
     TEACHER_FILE,
     TRANSFORMERS,
     RunFolder,
+    weights_file,
 )
-from dopsd.run_folder.preview_files import kept_modules_path, kept_path, kept_versions
+from dopsd.run_folder.preview_files import kept_versions
 
 Stored = tuple[int, tuple[list[ray.ObjectRef], ...] | None]
 """A version and references of student's and teacher's files; None for the base."""
@@ -72,7 +73,7 @@ def _kept(config: RunConfig) -> list[tuple[int, tuple[list[str], list[str]]]]:
     kept = []
     for version in kept_versions(config):
         student, teacher = (
-            existing(kept_path(version, role), kept_modules_path(version, role))
+            existing(*(weights_file(PREVIEW, version, role, modules) for modules in (False, True)))
             for role in (STUDENT, TEACHER)
         )
         if student and teacher:

@@ -68,7 +68,7 @@ def concepts_of(shards: str, manifest: Manifest) -> list[Concept]:
     Raises ConfigError when a concept can be named by nothing, DataError for a broken shard.
     """
     texts = RowGroups(shards, ReadSpec(images=False))
-    first_rows = _first_rows(texts, manifest)
+    first_rows = _first_rows(manifest)
     # In the order of the shards, so that concepts of one row group share its reading.
     captions = {name: texts.row(rows[0])["captions"] for name, rows in first_rows.items()}
     concepts = []
@@ -84,21 +84,14 @@ def concepts_of(shards: str, manifest: Manifest) -> list[Concept]:
     return concepts
 
 
-def _first_rows(texts: RowGroups, manifest: Manifest) -> dict[str, list[RowRef]]:
-    """Where the first samples of each concept are, as the manifest says; only row groups of which
-    it does not (older versions) are looked into, as long as any concept lacks samples."""
-    lacking = {name: min(count, REFERENCES) for name, count in manifest.concepts.items()}
+def _first_rows(manifest: Manifest) -> dict[str, list[RowRef]]:
+    """Where the first samples of each concept are."""
     first_rows: dict[str, list[RowRef]] = {}
     for group in manifest.row_groups:
-        if not any(lacking.values()):
-            break
-        rows = [RowRef(group.file, group.row_group, row) for row in range(group.rows)]
-        names = [name for name, count in group.concepts for _ in range(count)]
-        names = names or [texts.row(row)["concept"] or "" for row in rows]
-        for row, name in zip(rows, names, strict=True):
-            if lacking.get(name):
-                lacking[name] -= 1
-                first_rows.setdefault(name, []).append(row)
+        names = (name for name, count in group.concepts for _ in range(count))
+        for row, name in enumerate(names):
+            if len(rows := first_rows.setdefault(name, [])) < REFERENCES:
+                rows.append(RowRef(group.file, group.row_group, row))
     return first_rows
 
 
@@ -118,9 +111,9 @@ def write_references(shards: str, concepts: Sequence[Concept], folder: str) -> d
     return paths
 
 
-def from_templates(concept: Concept, seed: int = 0) -> list[str]:
-    """One rewrite of the caption, then SCENES new scenes that depend on name and seed alone."""
-    scenes = random.Random(f"{concept.name}/scenes/{seed}").sample(_SCENES, SCENES)
+def from_templates(concept: Concept) -> list[str]:
+    """One rewrite of the caption, then SCENES new scenes that depend on the name alone."""
+    scenes = random.Random(f"{concept.name}/scenes/0").sample(_SCENES, SCENES)
     rewrite = _REWRITE.format(caption=concept.caption)
     return [rewrite, *(scene.format(subject=concept.subject) for scene in scenes)]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -129,9 +128,3 @@ def load_modules(transformer: Any, path: str, payload: bytes) -> None:
         bind_parameters({name: own[name] for name in state if name in own}, state)
     except (SafetensorError, ModelError) as error:
         raise ModelError(f"{path}: no modules of this base ({error})") from None
-
-
-def png_bytes(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dopsd.errors import DataError
-from dopsd.evaluation.metrics import Column
+from dopsd.evaluation.metrics.base import Column
 from dopsd.evaluation.spec import BASE, EvaluatedModel
 from dopsd.intervals import Value, as_json, bootstrap, mean, wilson
 
@@ -66,39 +65,12 @@ class Results:
     """Why a metric was not measured, by its name."""
     settings: dict[str, Any] = field(default_factory=dict)
 
-    def value(self, model: str, group: str, column: str, steps: int | None = None) -> Value:
-        """One cell of the table; ``steps`` may be left out where there is one number of steps.
-
-        Raises KeyError when there is no such cell.
-        """
-        for row in self.rows:
-            if (row.model, row.group) == (model, group) and steps in (None, row.steps):
-                return row.values[column]
-        raise KeyError(f"no row for {model}, {group}, {steps} steps")
+    def row(self, model: str, group: str) -> Row:
+        """Of a table of one number of steps."""
+        return next(row for row in self.rows if (row.model, row.group) == (model, group))
 
     def to_json(self) -> str:
         return json.dumps(as_json(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> Results:
-        """Read ``to_json`` back. Raises DataError when it is something else."""
-        try:
-            data = json.loads(text)
-            return cls(
-                [
-                    Row(**{**row, "values": {k: Value.read(v) for k, v in row["values"].items()}})
-                    for row in data["rows"]
-                ],
-                [
-                    Relative(**{**row, "ratio": Value.read(row["ratio"])})
-                    for row in data["relatives"]
-                ],
-                {name: Column(**column) for name, column in data["columns"].items()},
-                data["missing"],
-                data["settings"],
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"not the results of an evaluation: {error}") from None
 
     def markdown(self) -> str:
         """The tables, what was not measured, and how to read them."""

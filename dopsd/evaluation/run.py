@@ -18,7 +18,7 @@ from dopsd import storage
 from dopsd.data.images import BadImage, decode_image
 from dopsd.errors import ConfigError, ModelError, ResourceError
 from dopsd.evaluation.image_sets import ImageEntry, ImageSet
-from dopsd.evaluation.metrics import METRICS, MissingWeights, make_metric
+from dopsd.evaluation.metrics import METRICS, make_metric
 from dopsd.evaluation.prompts import write_prompts
 from dopsd.evaluation.results import Results, summarize
 from dopsd.evaluation.scoring import Scores
@@ -26,6 +26,7 @@ from dopsd.evaluation.spec import EvaluateSpec, resolve
 from dopsd.evaluation.worker import EvaluationWorker
 from dopsd.models import FAMILIES
 from dopsd.models.fingerprint import fingerprint, model_identity
+from dopsd.models.pretrained import MissingWeights
 from dopsd.models.transformer_folder import digest_of, transformer_files
 from dopsd.ray_cluster.connect import cluster_resources, connect
 from dopsd.ray_cluster.job_pool import Job, JobPool

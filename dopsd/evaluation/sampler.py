@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from dopsd.evaluation.generate import load_lora, load_modules, png_bytes, sample
+from dopsd.data.images import encode_png
+from dopsd.evaluation.generate import load_lora, load_modules, sample
 from dopsd.evaluation.spec import BASE, EvaluatedModel, EvaluateSpec
 from dopsd.method.noise import NoisePurpose, sample_noise
 from dopsd.models import FAMILIES
@@ -16,20 +16,10 @@ from dopsd.models.base import DTYPES
 from dopsd.models.transformer_folder import bind_folder
 
 
-def image_noise(
-    seed: int,
-    prompt: str,
-    shape: tuple[int, ...],
-    purpose: NoisePurpose = NoisePurpose.EVALUATION,
-) -> Tensor:
-    """[*shape] float32: equal for every model, number of steps, batch and worker."""
-    return sample_noise(seed, purpose, prompt, shape)
-
-
 class EvaluationSampler:
     """The stock pipeline of a spec's base, as whatever model the next images ask for.
 
-    ``purpose``: of their noise.
+    ``purpose``: of their noise, which is equal for every model, number of steps, batch and worker.
     """
 
     def __init__(
@@ -63,7 +53,7 @@ class EvaluationSampler:
         if model != self._loaded:
             self._load(model, payloads)
         noise = [
-            image_noise(seed, text, self.shape, self.purpose)
+            sample_noise(seed, self.purpose, text, self.shape)
             for seed, text in zip(seeds, prompts, strict=True)
         ]
         images = sample(
@@ -74,7 +64,7 @@ class EvaluationSampler:
             self.width,
             latents=torch.stack(noise).to(self.device),
         )
-        return [png_bytes(image) for image in images]
+        return [encode_png(image) for image in images]
 
     def _load(self, model: EvaluatedModel, payloads: Sequence[bytes]) -> None:
         self.pipeline.unload_lora_weights()

@@ -113,13 +113,14 @@ def resolve_models(spec: EvaluateSpec) -> EvaluateSpec:
             raise ConfigError(f"{key}: {getattr(spec, key)}, allowed: 1 or more")
     shapes = spec.base == "shapes"
     side = PIXELS if shapes else 1024
+    defaults = ("oracle", "sharpness") if shapes else ("clip", "dino", "lpips", "sharpness")
     spec = replace(
         spec,
         out=_absolute(spec.out),
         base=_local(resolve_base(spec.base, "base")),
         height=spec.height or side,
         width=spec.width or side,
-        metrics=spec.metrics or default_metrics(shapes),
+        metrics=spec.metrics or tuple(map(MetricChoice, defaults)),
         models=_models(spec),
     )
     assert spec.height is not None and spec.width is not None
@@ -128,11 +129,6 @@ def resolve_models(spec: EvaluateSpec) -> EvaluateSpec:
     if spec.out:
         storage.check_writable("out", spec.out)
     return replace(spec, metrics=_metrics(spec))
-
-
-def default_metrics(shapes: bool) -> tuple[MetricChoice, ...]:
-    names = ("oracle", "sharpness") if shapes else ("clip", "dino", "lpips", "sharpness")
-    return tuple(MetricChoice(name) for name in names)
 
 
 def _models(spec: EvaluateSpec) -> tuple[EvaluatedModel, ...]:

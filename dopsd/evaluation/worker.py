@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dopsd.data.images import decode_image
-from dopsd.evaluation.metrics import Metric, MetricInput, make_metric
+from dopsd.evaluation.metrics import make_metric
+from dopsd.evaluation.metrics.base import Metric, MetricInput
 from dopsd.evaluation.prompts import EvalPrompt
 from dopsd.evaluation.sampler import EvaluationSampler
 from dopsd.evaluation.spec import EvaluatedModel, EvaluateSpec, MetricChoice

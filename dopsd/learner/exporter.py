@@ -16,9 +16,17 @@ from dopsd.learner.weights import ReplicatedWeights, ShardedWeights, Weights
 from dopsd.models.base import DTYPES, Family
 from dopsd.models.lora import STUDENT, TEACHER
 from dopsd.policy.bundle import Bundle
-from dopsd.run_folder.files import LORA_FILE, MODULES, TEACHER_FILE, TRANSFORMERS
-from dopsd.run_folder.preview_files import kept_modules_path, kept_path, kept_versions, small_enough
-from dopsd.run_folder.trajectories import modules_path, weights_dumped, weights_path
+from dopsd.run_folder.files import (
+    DEBUG,
+    LORA_FILE,
+    MODULES,
+    PREVIEW,
+    TEACHER_FILE,
+    TRANSFORMERS,
+    weights_file,
+)
+from dopsd.run_folder.preview_files import kept_versions, small_enough
+from dopsd.run_folder.trajectories import weights_dumped
 
 
 class Exporter:
@@ -68,8 +76,9 @@ class Exporter:
         """Files that the user wants of a version before it is published."""
         if self._client.rank == 0 and weights_dumped(self.config, version):
             for adapter, state in _both(weights):
-                self._client.write(weights_path(version, adapter), self._lora(adapter, state))
-                self._write_modules(modules_path(version, adapter), adapter, state)
+                payload = self._lora(adapter, state)
+                self._client.write(weights_file(DEBUG, version, adapter), payload)
+                self._write_modules(weights_file(DEBUG, version, adapter, True), adapter, state)
 
     def after_publish(self, version: int, weights: Weights) -> None:
         """Files that can wait until the version is rolled out."""
@@ -81,8 +90,8 @@ class Exporter:
         if small_enough(self.config, both[0][1]):
             for adapter, state in both:
                 payload = self._lora(adapter, state, DTYPES[self.config.model.dtype])
-                self._client.write(kept_path(version, adapter), payload)
-                self._write_modules(kept_modules_path(version, adapter), adapter, state)
+                self._client.write(weights_file(PREVIEW, version, adapter), payload)
+                self._write_modules(weights_file(PREVIEW, version, adapter, True), adapter, state)
 
     def export(self, weights: Weights) -> None:
         """The exports of a finished run. Collective."""

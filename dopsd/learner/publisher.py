@@ -9,7 +9,7 @@ from typing import Any
 from dopsd.config import MethodSection
 from dopsd.learner.weights import ShardedWeights
 from dopsd.models.lora import STUDENT, TEACHER
-from dopsd.policy.buckets import bucket_key, pack_bucket, total
+from dopsd.policy.buckets import bucket_key, pack_bucket
 from dopsd.policy.bundle import Bundle
 from dopsd.policy.versions import teacher_version
 
@@ -70,7 +70,7 @@ class BucketPublisher:
                 for adapter, model in sent.items()
                 for index, digest in enumerate(model.checksums)
             },
-            total(self._weights.buckets),
+            sum(map(len, self._weights.buckets)),
             streamed=True,
             teacher_version=teacher_version(version, self._every),
         )

@@ -12,8 +12,8 @@ from ray import train
 from ray.train.torch import get_device
 
 from dopsd import storage
-from dopsd.checkpoint.learner_slices import read_state
 from dopsd.checkpoint.learner_state import LearnerState
+from dopsd.checkpoint.slices import SliceReader
 from dopsd.config import RunConfig
 from dopsd.coordinator.client import ActorConnection, CoordinatorClient, find_coordinator
 from dopsd.errors import DopsdError
@@ -108,7 +108,7 @@ def run_learner(
         learner.restore(LearnerState.from_files(files))
         files.clear()
     elif begin.slices:
-        learner.restore(read_state(begin.slices))
+        learner.restore(SliceReader(sorted(begin.slices)))
     client.tell([Span(f"learner-{client.rank}", "start up", begin.step, began, time.time())])
     if learner.run(begin.step, config.learner.steps):
         exporter.export(learner.weights)

@@ -152,17 +152,12 @@ def adapter_parameters(transformer: nn.Module, adapter: str) -> dict[str, nn.Par
     return parameters
 
 
-def bind(transformer: nn.Module, adapter: str, state: dict[str, Tensor]) -> None:
-    """Copy ``state`` into an adapter.
+@torch.no_grad()
+def bind_parameters(parameters: Mapping[str, Tensor], state: dict[str, Tensor]) -> None:
+    """Copy ``state`` into ``parameters``.
 
     Raises ModelError, before anything is copied, unless names and shapes fit exactly.
     """
-    bind_parameters(adapter_parameters(transformer, adapter), state)
-
-
-@torch.no_grad()
-def bind_parameters(parameters: Mapping[str, Tensor], state: dict[str, Tensor]) -> None:
-    """Copy ``state`` into ``parameters``; raises ModelError as :func:`bind` does."""
     if missing := sorted(parameters.keys() - state.keys()):
         raise ModelError(f"weights: {len(missing)} tensors missing, e.g. {missing[0]}")
     if unknown := sorted(state.keys() - parameters.keys()):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from torch import Tensor
 
 from dopsd.models.lora import checksum
@@ -39,8 +37,3 @@ def unpack_bucket(payload: bytes) -> dict[str, Tensor]:
     tensors, meta = unpack(payload)
     assert meta["record"] == "bucket", f"expected a bucket, not {meta}"
     return tensors
-
-
-def total(buckets: Iterable[list[str]]) -> int:
-    """Number of tensors in all buckets."""
-    return sum(map(len, buckets))

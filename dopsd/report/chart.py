@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
+
+from markupsafe import Markup
+
+from dopsd.report.templates import fill
 
 WIDTH, HEIGHT = 360, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 8, 8, 24
@@ -26,12 +29,12 @@ class Series:
     stepped: bool = False
 
 
-def chart(title: str, series: Sequence[Series], unit: str = "", log: bool = False) -> str:
+def chart(title: str, series: Sequence[Series], unit: str = "", log: bool = False) -> Markup:
     """A figure with ``series`` over their index, the optimizer step. ``log``: logarithmic y axis,
-    for positive values. Returns "" when there is nothing to draw."""
+    for positive values. Empty when there is nothing to draw."""
     values = [v for line in series for v in line.values if math.isfinite(v) and (v > 0 or not log)]
     if not values:
-        return ""
+        return Markup()
     steps = max(len(line.values) for line in series)
     scale = math.log10 if log else float
     ticks = _log_ticks(min(values), max(values)) if log else _ticks(min(*values, 0), max(values))
@@ -44,30 +47,19 @@ def chart(title: str, series: Sequence[Series], unit: str = "", log: bool = Fals
         share = (scale(value) - low) / ((high - low) or 1.0)
         return HEIGHT - _BOTTOM - (HEIGHT - _BOTTOM - _TOP) * share
 
-    parts = []
-    for tick in ticks:
-        level = f"{y(tick):.1f}"
-        parts.append(
-            f'<line class="rule" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{level}" y2="{level}"/>'
-        )
-        parts.append(f'<text x="{_LEFT - 6}" y="{y(tick) + 4:.1f}" class="end">{tick:.4g}</text>')
-    for step in sorted({round((steps - 1) * q / 4) for q in range(5)}):
-        anchor = "end" if step == steps - 1 and step else "mid" if step else "start"
-        parts.append(f'<text x="{x(step):.1f}" y="{HEIGHT - 7}" class="{anchor}">{step}</text>')
-    for number, line in enumerate(series):
-        look = " faint" if line.faint else " stepped" if line.stepped else ""
-        for path in _paths(line, x, y, log):
-            parts.append(f'<path class="line c{number}{look}" d="{path}"/>')
-    names = "".join(
-        f'<span><i class="c{number}"></i>{escape(line.name)}</span>'
-        for number, line in enumerate(series)
-        if not line.faint and sum(not other.faint for other in series) > 1
-    )
-    unit = f" <small>{escape(unit)}</small>" if unit else ""
-    return (
-        f'<figure class="chart"><figcaption>{escape(title)}{unit}<span class="key">{names}</span>'
-        f'</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{escape(title)} by step">{"".join(parts)}</svg></figure>'
+    shown = [(number, line.name) for number, line in enumerate(series) if not line.faint]
+    return fill(
+        "chart",
+        title=title,
+        unit=unit,
+        names=shown if len(shown) > 1 else (),
+        width=WIDTH,
+        height=HEIGHT,
+        ends=(_LEFT, WIDTH - _RIGHT),
+        rules=[(tick, y(tick)) for tick in ticks],
+        steps=[(step, x(step)) for step in sorted({round((steps - 1) * q / 4) for q in range(5)})],
+        last=steps - 1,
+        lines=[(line, _paths(line, x, y, log)) for line in series],
     )
 
 

@@ -47,4 +47,4 @@ def curves(run: RunFiles) -> Markup:
         chart("Learning rate", [Series("lr", values("lr"))]),
         chart("Peak memory", roles("peak_memory_mb"), "MB per process"),
     ]
-    return Markup('<div class="charts">{}</div>').format(Markup("".join(charts)))
+    return Markup('<div class="charts">{}</div>').format(Markup().join(charts))

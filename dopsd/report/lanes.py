@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from html import escape
 from typing import Any
+
+from markupsafe import Markup
+
+from dopsd.report.templates import fill
 
 TASKS = (
     "encode",
@@ -27,10 +30,10 @@ _BINS = 240
 Span = dict[str, Any]
 
 
-def timeline(spans: list[Span]) -> str:
+def timeline(spans: list[Span]) -> Markup:
     """The whole run at a glance, and a close-up that a script of the page moves about."""
     if not spans:
-        return ""
+        return Markup()
     lanes: dict[str, list[Span]] = defaultdict(list)
     for span in spans:
         lanes[span["lane"]].append(span)
@@ -40,16 +43,10 @@ def timeline(spans: list[Span]) -> str:
     end = max(span["end"] for span in spans)
     training = [span for span in spans if span["task"] == "train"] or spans
     began, ended = min(s["start"] for s in training), max(s["end"] for s in training)
-    rows = "".join(
-        f'<span class="lane">{escape(name)}</span>{_strip(lanes[name], end, tasks)}'
-        f'<span class="end">{_busy(lanes[name], began, ended):.0%}</span>'
-        for name in names
-    )
-    key = "".join(
-        f'<span><i class="t{tasks.index(task)}"></i>{escape(task.replace("_", " "))}</span>'
-        for task in tasks
-        if task in used
-    )
+    rows = [
+        (name, _strip(lanes[name], end, tasks), _busy(lanes[name], began, ended)) for name in names
+    ]
+    key = [(number, task.replace("_", " ")) for number, task in enumerate(tasks) if task in used]
     data = {
         "lanes": names,
         "tasks": tasks,
@@ -68,30 +65,12 @@ def timeline(spans: list[Span]) -> str:
         "end": end,
         "width": _window(training),
     }
-    closer = "".join(
-        f'<span class="lane">{escape(name)}</span><svg viewBox="0 0 1000 10" '
-        f'preserveAspectRatio="none" data-lane="{number}"></svg><span></span>'
-        for number, name in enumerate(names)
-    )
-    return (
-        f'<p class="key">{key}</p>'
-        f'<div class="lanes" id="lanes">{rows}<span></span>'
-        f'<span class="axis"><span>0 s</span><span>{end:.0f} s</span></span><span></span></div>'
-        "<p>Blank is idle. Percent: busy from the start of the first step to the end of the last. "
-        "Learners wait for each other within their bars.</p>"
-        '<div id="close" hidden><h3>Close up</h3><form id="close-choice">'
-        '<label>from <input type="range" name="at" min="0" max="1000"></label>'
-        '<label>show <select name="width"></select></label></form>'
-        f'<div class="lanes">{closer}<span></span>'
-        '<span class="axis"><span id="close-from"></span><span id="close-to"></span></span>'
-        '<span></span></div><output id="close-task">Point at a bar, or tap it.</output></div>'
-        f'<script type="application/json" id="spans">{_json(data)}</script>'
-    )
+    return fill("timeline", key=key, rows=rows, bins=_BINS, end=end, data=_json(data))
 
 
-def _json(value: Any) -> str:
+def _json(value: Any) -> Markup:
     """JSON that cannot end its script element."""
-    return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
+    return Markup(json.dumps(value, separators=(",", ":")).replace("<", "\\u003c"))
 
 
 def _order(name: str) -> tuple[int, str, int]:
@@ -121,8 +100,9 @@ def _window(training: list[Span]) -> float:
     return round(max(0.05, 4 * whole / max(1, steps)), 3)
 
 
-def _strip(spans: list[Span], end: float, names: list[str]) -> str:
-    """A lane over the whole run in bins: colour of the longest task, opacity the busy share."""
+def _strip(spans: list[Span], end: float, names: list[str]) -> list[tuple[int, int, int, str]]:
+    """A lane over the whole run in bins, as (first bin, bins, colour of the longest task, opacity:
+    the busy share)."""
     width = end / _BINS or 1.0
     work: list[dict[str, float]] = [defaultdict(float) for _ in range(_BINS)]
     for span in spans:
@@ -131,7 +111,7 @@ def _strip(spans: list[Span], end: float, names: list[str]) -> str:
         for bin in range(max(0, first), min(_BINS - 1, last) + 1):
             inside = min(span["end"], (bin + 1) * width) - max(span["start"], bin * width)
             work[bin][span["task"]] += max(0.0, inside) * _work(span) / length
-    rects: list[tuple[int, int, int, str]] = []  # first bin, bins, colour, opacity
+    rects: list[tuple[int, int, int, str]] = []
     for bin, tasks in enumerate(work):
         share = min(1.0, sum(tasks.values()) / width)
         if share < 0.02:
@@ -143,11 +123,4 @@ def _strip(spans: list[Span], end: float, names: list[str]) -> str:
             rects.append((bin, count + 1, colour, opacity))
         else:
             rects.append((bin, 1, colour, opacity))
-    drawn = "".join(
-        f'<rect class="t{colour}" x="{bin}" width="{count}" height="10" fill-opacity="{opacity}"/>'
-        for bin, count, colour, opacity in rects
-    )
-    return (
-        f'<svg viewBox="0 0 {_BINS} 10" preserveAspectRatio="none" shape-rendering="crispEdges">'
-        f"{drawn}</svg>"
-    )
+    return rects

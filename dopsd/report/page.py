@@ -86,7 +86,7 @@ def _duration(seconds: float) -> str:
 
 
 def _timeline(run: RunFiles) -> Markup:
-    return Markup(timeline(run.timeline)) or nothing("No task has been recorded.")
+    return timeline(run.timeline) or nothing("No task has been recorded.")
 
 
 @lru_cache(maxsize=1)

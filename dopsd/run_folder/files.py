@@ -41,6 +41,14 @@ WANDB = "wandb"
 SHARDS = "shards"
 """Folder of the prepared shards of a run without ``data.shards``."""
 
+
+def weights_file(folder: str, version: int, adapter: str, modules: bool = False) -> str:
+    """Path of an adapter's weights of some version inside the run folder's ``folder``, in the form
+    of the exported LoRA; of ``modules``, what was trained beside it."""
+    kind = ".modules" if modules else ""
+    return f"{folder}/weights/v{version:06d}.{adapter}{kind}.safetensors"
+
+
 FINAL = (SUMMARY_FILE, REPORT_FILE, REQUEST_FILE, *TRANSFORMERS.values())
 """What a resumed run writes anew: of a folder of shards no old one may stay among the new."""
 OUTPUTS = (

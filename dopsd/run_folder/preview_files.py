@@ -23,9 +23,6 @@ def target_path(sample: int) -> str:
     return f"{PREVIEW}/history/target-s{sample:02d}.png"
 
 
-WEIGHTS = f"{PREVIEW}/weights"
-
-
 def kept_versions(config: RunConfig) -> list[int]:
     """Versions between start and end whose adapters are kept; those two need no keeping."""
     last, every = config.learner.steps, config.preview.every
@@ -39,13 +36,3 @@ def small_enough(config: RunConfig, state: dict[str, Tensor]) -> bool:
     """Whether an adapter is within ``preview.max_weights_mb``."""
     size = sum(tensor.numel() for tensor in state.values()) * DTYPES[config.model.dtype].itemsize
     return size <= config.preview.max_weights_mb * 2**20
-
-
-def kept_path(version: int, adapter: str) -> str:
-    """Path of a kept adapter inside the run folder."""
-    return f"{WEIGHTS}/v{version:06d}.{adapter}.safetensors"
-
-
-def kept_modules_path(version: int, adapter: str) -> str:
-    """The same of what was trained beside a LoRA."""
-    return f"{WEIGHTS}/v{version:06d}.{adapter}.modules.safetensors"

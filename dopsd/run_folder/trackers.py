@@ -12,10 +12,11 @@ import queue
 import tempfile
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from dopsd import storage
 from dopsd.config import RunConfig
@@ -32,16 +33,18 @@ _CLOSE_SECONDS = 20.0
 _UPLOAD_INTERVAL = 60.0
 
 
-class Tracker(Protocol):
+class Tracker(ABC):
     """One destination of metrics. Made, called and closed in one thread."""
 
+    @abstractmethod
     def step(self, step: int, values: dict[str, float]) -> None: ...
 
     def rewind(self, step: int) -> bool:
         """Forget ``step`` and what follows; False when that cannot be done."""
-        ...
+        return False
 
-    def close(self) -> None: ...
+    def close(self) -> None:  # noqa: B027
+        """Send what is left."""
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -133,7 +136,7 @@ def grouped(metrics: dict[str, Any]) -> dict[str, float]:
     return values
 
 
-class TensorBoard:
+class TensorBoard(Tracker):
     """An event file under the run folder; a remote folder gets a copy now and then."""
 
     def __init__(self, config: RunConfig) -> None:
@@ -174,7 +177,7 @@ class TensorBoard:
             storage.write_bytes(storage.join(self._folder, file.name), file.read_bytes())
 
 
-class WandB:
+class WandB(Tracker):
     """A W&B run; key, project and mode come from W&B's own environment variables."""
 
     def __init__(self, config: RunConfig) -> None:
@@ -195,15 +198,12 @@ class WandB:
     def step(self, step: int, values: dict[str, float]) -> None:
         self._run.log(values, step=step)
 
-    def rewind(self, step: int) -> bool:
-        return False
-
     def close(self) -> None:
         self._run.finish()
         self._scratch.cleanup()
 
 
-class MLflow:
+class MLflow(Tracker):
     """An MLflow run on the server that MLFLOW_TRACKING_URI names."""
 
     def __init__(self, config: RunConfig) -> None:
@@ -224,14 +224,11 @@ class MLflow:
     def step(self, step: int, values: dict[str, float]) -> None:
         self._mlflow.log_metrics({key.replace(" ", "_"): v for key, v in values.items()}, step=step)
 
-    def rewind(self, step: int) -> bool:
-        return False
-
     def close(self) -> None:
         self._mlflow.end_run()
 
 
-class RayMetrics:
+class RayMetrics(Tracker):
     """Gauges for Ray's dashboard and Prometheus, which sees them as ``ray_dopsd_...``."""
 
     def __init__(self) -> None:
@@ -266,5 +263,3 @@ class RayMetrics:
 
     def rewind(self, step: int) -> bool:
         return True  # a gauge knows no past
-
-    def close(self) -> None: ...

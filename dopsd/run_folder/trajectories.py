@@ -43,16 +43,6 @@ def dump_path(info: SampleInfo) -> str:
     return f"{DEBUG}/trajectories/step{info.step:06d}-mb{info.index:03d}.safetensors"
 
 
-def weights_path(version: int, adapter: str) -> str:
-    """Path of an adapter's weights inside the run folder, in the form of the exported LoRA."""
-    return f"{DEBUG}/weights/v{version:06d}.{adapter}.safetensors"
-
-
-def modules_path(version: int, adapter: str) -> str:
-    """The same of what was trained beside a LoRA."""
-    return f"{DEBUG}/weights/v{version:06d}.{adapter}.modules.safetensors"
-
-
 def dump_scored(config: RunConfig, block: pa.Table, scored: bytes, folder: str) -> None:
     """Write the dump of an encoded block and its scored batch under the run folder."""
     batch = load_encoded(block)

@@ -34,7 +34,7 @@ class Prompt:
     """A prompt to evaluate with: its text, what it asks for, and the attributes it names.
 
     For a prompt with ``[V]`` the concept's attribute counts as named and ``scene`` holds the
-    concept's value, so that ``oracle.score`` counts the concept.
+    concept's value, so that the oracle counts the concept.
     """
 
     text: str

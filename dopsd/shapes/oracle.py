@@ -6,14 +6,13 @@ score here is a count of pictures, with no learned judge in between.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dopsd.intervals import mean
 from dopsd.shapes import world
 from dopsd.shapes.world import Scene
 
@@ -145,51 +144,3 @@ def _palette_error(cells: Tensor, ground_rgb: Tensor, foreground: Tensor) -> Ten
     distance = (pixels[:, :, None] - legal[:, None]).pow(2).mean(-1).amin(-1)
     inside = foreground.flatten(1)
     return ((distance * inside).sum(1) / inside.sum(1).clamp(min=1)).sqrt()
-
-
-@dataclass(frozen=True)
-class Score:
-    """Means over a set of pictures; every field but ``palette_error`` is a rate in [0, 1].
-
-    ``attributes`` gives for each attribute the rate among the pictures whose caption names it and
-    ``named`` the rate over all named attributes; ``all_named`` counts pictures with every named
-    attribute right, ``valid`` pictures of this world, and ``ok`` those that are both.
-    """
-
-    count: int
-    attributes: dict[str, float]
-    named: float
-    all_named: float
-    valid: float
-    ok: float
-    palette_error: float
-
-
-def score(
-    images: Tensor, scenes: Sequence[Scene], named: Sequence[Collection[str]]
-) -> tuple[Score, list[Reading]]:
-    """Hold pictures against the scenes that their captions describe.
-
-    ``images``: [N, 3, 32, 32] float in [0, 1], one for each of ``scenes``. ``named``: for each the
-    attributes that its caption names. Raises ValueError if the three lengths differ.
-    """
-    if not len(images) == len(scenes) == len(named):
-        raise ValueError(f"{len(images)} images, {len(scenes)} scenes, {len(named)} captions")
-    readings = read(images)
-    triples = list(zip(readings, scenes, named, strict=True))
-    right = {
-        name: [seen.matches(scene, (name,)) for seen, scene, names in triples if name in names]
-        for name in world.ATTRIBUTES
-    }
-    pooled = [hit for hits in right.values() for hit in hits]
-    full = [seen.matches(scene, names) for seen, scene, names in triples]
-    result = Score(
-        count=len(triples),
-        attributes={name: mean(hits) for name, hits in right.items() if hits},
-        named=mean(pooled),
-        all_named=mean(full),
-        valid=mean([seen.valid for seen in readings]),
-        ok=mean([hit and seen.valid for hit, seen in zip(full, readings, strict=True)]),
-        palette_error=mean([seen.palette_error for seen in readings]),
-    )
-    return result, readings

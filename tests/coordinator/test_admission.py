@@ -20,7 +20,7 @@ def test_random_timing_keeps_order_versions_and_conservation(lag, seed):
     stop = 12
     books = Admission(0, stop, sizes, lag)
     planned = sum(sizes(step) for step in range(stop))
-    published, in_flight, admitted = 0, [], []
+    published, in_flight, finished, admitted = 0, [], [], []
     while books.counts().trained < planned:
         key = books.next_admissible(published)
         choice = rng.random()
@@ -30,8 +30,9 @@ def test_random_timing_keeps_order_versions_and_conservation(lag, seed):
             admitted.append(key)
             in_flight.append(key)
         elif in_flight and choice < 0.9:
-            books.finish(in_flight.pop(rng.randrange(len(in_flight))))
-        elif books.trained_steps < stop and books.step_ready(books.trained_steps):
+            finished.append(in_flight.pop(rng.randrange(len(in_flight))))
+            books.finish(finished[-1])
+        elif sum(s == books.trained_steps for s, _ in finished) == sizes(books.trained_steps):
             books.train(books.trained_steps)
             published += 1
         counts = books.counts()

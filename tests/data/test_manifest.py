@@ -18,6 +18,7 @@ def example() -> Manifest:
         buckets={"32x32": 1},
         concepts={"": 1},
         caption_sets=(),
+        references={"0": 1},
         fingerprint="f",
         row_groups=(),
         quarantined=(
@@ -49,9 +50,9 @@ def test_the_summary_counts_each_kind_of_quarantine() -> None:
         ('{"format": "other"}', "not a manifest of dopsd shards"),
         (
             '{"format": "dopsd-shards", "schema_version": 3}',
-            "version 3, this dopsd reads 1 and 2",
+            "version 3, this dopsd reads 2",
         ),
-        ('{"format": "dopsd-shards", "schema_version": 1}', "source: Field required"),
+        ('{"format": "dopsd-shards", "schema_version": 2}', "source: Field required"),
     ],
 )
 def test_what_is_not_a_manifest_is_refused(

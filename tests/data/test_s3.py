@@ -46,7 +46,7 @@ def test_prepare_and_stream(ray_cluster: None, bucket: str, source: str) -> None
     again = prepare(source, shards, SETTINGS, overwrite=True)
     assert again.model_dump() == manifest.model_dump()
 
-    plan = Plan.from_manifest(manifest, 0, 2, 2)
+    plan = Plan(manifest.row_groups, 0, 2, 2)
     stream = encoded_stream(
         plan,
         0,

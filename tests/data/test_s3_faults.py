@@ -169,7 +169,7 @@ def test_prepare_plan_and_read_through_a_failing_server(
     faults.clear()
     for kind in (*TRANSIENT, "cut"):
         faults.add(kind, path="shards-wild", method="GET", times=2)
-    plan = Plan.from_manifest(load_manifest(shards), 0, 2, 2)
+    plan = Plan(load_manifest(shards).row_groups, 0, 2, 2)
     groups = RowGroups(shards)
     read = [read_micro_batch(plan.micro_batch_at(number), groups, 0) for number in range(6)]
     prompts = {prompt for values in read for prompt in values["prompts"]}

@@ -21,7 +21,8 @@ from dopsd.contexts import CONTEXTS, encoder_class
 from dopsd.data.buckets import Choice
 from dopsd.data.prepare.shards import inspect, write_shard
 from dopsd.data.sample import Sample
-from dopsd.evaluation.metrics import METRICS, MetricInput, make_metric
+from dopsd.evaluation.metrics import METRICS, make_metric
+from dopsd.evaluation.metrics.base import MetricInput
 from dopsd.method.objective import state_loss
 from dopsd.method.terms import target_terms
 from dopsd.models import FAMILIES, ZImage

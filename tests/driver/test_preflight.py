@@ -16,7 +16,7 @@ from dopsd.data.run_data import prepared
 from dopsd.driver import preflight
 from dopsd.driver.checks import with_absolute_paths
 from dopsd.errors import DeadlineError, WorkerError
-from dopsd.evaluation.metrics import MissingWeights
+from dopsd.models.pretrained import MissingWeights
 from dopsd.ray_cluster.placement import Role
 from tests.evaluation.blind import BlindFactory
 from tests.evaluation.metrics.test_metrics import image_processor

@@ -18,12 +18,20 @@ from dopsd.contexts import EncoderFactory
 from dopsd.data.sample import Sample
 from dopsd.evaluation.preflight.check import check_teacher
 from dopsd.evaluation.preview.sampler import PreviewSampler
-from dopsd.evaluation.sampler import EvaluationSampler, image_noise
+from dopsd.evaluation.sampler import EvaluationSampler
 from dopsd.evaluation.spec import BASE, EvaluatedModel, EvaluateSpec
 from dopsd.export import lora_file
+from dopsd.method.noise import NoisePurpose, sample_noise
 from dopsd.method.rollout import rollout
 from dopsd.models import Flux2Klein
-from dopsd.models.lora import STUDENT, TEACHER, adapter_parameters, bind, inject, resolve_targets
+from dopsd.models.lora import (
+    STUDENT,
+    TEACHER,
+    adapter_parameters,
+    bind_parameters,
+    inject,
+    resolve_targets,
+)
 from tests.helpers.tiny import HEIGHT, IMAGE_TOKEN_SIDE, IMAGE_WIDTH, random_image, random_state
 from tests.helpers.tiny_flux2 import LATENT, make_flux2_config, make_flux2_context
 
@@ -53,7 +61,7 @@ def adapted(
     matched = resolve_targets(transformer, targets, family.lora_targets, family.lora_all_linear)
     inject(transformer, matched, RANK, ALPHA, 0, (STUDENT, TEACHER), dora=dora)
     state = random_state(adapter_parameters(transformer, STUDENT), 2)
-    bind(transformer, STUDENT, state)
+    bind_parameters(adapter_parameters(transformer, STUDENT), state)
     return transformer, state
 
 
@@ -148,9 +156,11 @@ def test_evaluation_draws_what_the_stock_pipeline_draws(family: Flux2Klein, pipe
     (drawn,) = EvaluationSampler(spec, "cpu").generate(
         EvaluatedModel(BASE), (), ["a red cat"], [3], 2
     )
+    shape = family.latent_shape(32, 16)
+    noise = sample_noise(3, NoisePurpose.EVALUATION, "a red cat", shape)
     stock = pipeline(
         prompt="a red cat",
-        latents=image_noise(3, "a red cat", family.latent_shape(32, 16))[None],
+        latents=noise[None],
         height=32,
         width=16,
         num_inference_steps=2,

@@ -15,11 +15,10 @@ from PIL import ExifTags, Image
 
 from dopsd import storage
 from dopsd.cli.main import main
+from dopsd.data.images import encode_png
 from dopsd.errors import ConfigError, DeadlineError, ModelError, ResourceError
 from dopsd.evaluation.evaluated_models import evaluated_models
-from dopsd.evaluation.generate import png_bytes
 from dopsd.evaluation.prompts import EvalPrompt, shapes_prompts
-from dopsd.evaluation.results import Results
 from dopsd.evaluation.run import _image_sets, evaluate
 from dopsd.evaluation.spec import BASE, EvaluatedModel, EvaluateSpec, MetricChoice, resolve
 from dopsd.evaluation.worker import EvaluationWorker, GeneratedImage
@@ -107,7 +106,7 @@ def test_models_are_drawn_and_scored_and_an_interrupted_evaluation_goes_on(spec,
     stacked = {(r.model, r.against) for r in whole.relatives if r.group == "cat"}
     assert retention == {("a", BASE), ("b", BASE), ("a+b", BASE)}
     assert stacked == {("a+b", "a"), ("a+b", "b")}
-    assert Results.from_json(Path(spec.out, "results.json").read_text()) == whole
+    assert Path(spec.out, "results.json").read_text() == whole.to_json()
     assert Path(spec.out, "results.md").read_text() == whole.markdown()
 
     # As if it had been killed: some pictures and some scores are not there.
@@ -133,8 +132,8 @@ def test_another_setting_is_drawn_anew_and_never_mixed(spec, loras):
     second = evaluate(other, lambda phase, status: seen.append(status))
     # The base's four pictures of seed 0 are the same; everything else is new.
     assert "4 of 16 pictures" in seen
-    assert first.value(BASE, "cat", "sharpness") != second.value(BASE, "cat", "sharpness")
-    assert first.value("a", "cat", "sharpness") != second.value("a", "cat", "sharpness")
+    assert first.row(BASE, "cat").values["sharpness"] != second.row(BASE, "cat").values["sharpness"]
+    assert first.row("a", "cat").values["sharpness"] != second.row("a", "cat").values["sharpness"]
     assert len(list(Path(spec.out, "pictures").iterdir())) == 3
     assert evaluate(spec) == first
 
@@ -168,7 +167,7 @@ def test_the_output_folder_may_be_on_s3(spec, bucket):
     spec = replace(spec, models=(), prompts=PROMPTS[:2], out=f"{bucket}/evaluation")
     results = evaluate(spec)
     text = storage.read_bytes(f"{spec.out}/results.json").decode()
-    assert Results.from_json(text) == results
+    assert text == results.to_json()
     seen = []
     assert evaluate(spec, lambda phase, status: seen.append(status)) == results
     assert seen[0] == "2 of 2 pictures"
@@ -181,13 +180,13 @@ def test_references_are_what_pictures_are_held_against(spec, dino_folder, tmp_pa
     evaluate(spec)  # draws; nothing to compare with
     (path,) = Path(spec.out, "pictures").rglob("*.png")
     itself = replace(PROMPTS[0], references=(str(path),))
-    assert evaluate(replace(spec, prompts=(itself,))).value(
-        BASE, "cat", "dino"
-    ).value == pytest.approx(1, abs=1e-5)
+    equal = evaluate(replace(spec, prompts=(itself,))).row(BASE, "cat").values["dino"]
+    assert equal.value == pytest.approx(1, abs=1e-5)
     other = tmp_path / "other.png"
     Image.fromarray(random_image(32, 16, 5)).save(other)
     against = replace(PROMPTS[0], references=(str(other),))
-    assert evaluate(replace(spec, prompts=(against,))).value(BASE, "cat", "dino").value < 0.9999
+    different = evaluate(replace(spec, prompts=(against,))).row(BASE, "cat").values["dino"]
+    assert different.value < 0.9999
 
 
 def test_references_are_opened_as_training_opens_them(tiny_base: Path) -> None:
@@ -203,7 +202,7 @@ def test_references_are_opened_as_training_opens_them(tiny_base: Path) -> None:
     alpha[:8] = 0
     hidden = np.where(alpha == 0, 0, pixels).astype(np.uint8)
     Image.fromarray(np.concatenate([hidden, alpha], -1)).save(clear, "PNG")
-    drawn = png_bytes(Image.fromarray(pixels))
+    drawn = encode_png(Image.fromarray(pixels))
     for payload in (turned.getvalue(), clear.getvalue()):
         shown = [GeneratedImage(drawn, PROMPTS[0], ("x",))]
         choice = MetricChoice("latent", str(tiny_base))

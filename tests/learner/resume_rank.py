@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 
 from dopsd import storage
 from dopsd.checkpoint.folder import newest_good, write_checkpoint
-from dopsd.checkpoint.learner_slices import PREFIX, SlicedState, read_state, write_state
+from dopsd.checkpoint.learner_slices import PREFIX, SlicedState, write_state
 from dopsd.checkpoint.policies import bucket_files, restored_bundles
+from dopsd.checkpoint.slices import SliceReader
 from dopsd.coordinator.messages import CheckpointRequest
 from dopsd.learner.learner import Learner
 from dopsd.learner.publisher import BucketPublisher
@@ -103,7 +104,7 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
         bundles |= restored_bundles(found, put)
         names = [name for name in found.manifest.large if name.startswith(PREFIX)]
         began = time.monotonic()
-        learner.restore(read_state([storage.join(found.path, name) for name in names]))
+        learner.restore(SliceReader([storage.join(found.path, name) for name in sorted(names)]))
         seconds, start = time.monotonic() - began, SAVED
         write_weights(engine, folder, f"{place_of(case, world)}-start", rank)
     assert learner.run(start, STEPS)

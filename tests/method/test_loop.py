@@ -18,7 +18,7 @@ from dopsd.models.lora import (
     TEACHER,
     activate,
     adapter_parameters,
-    bind,
+    bind_parameters,
     inject,
     resolve_targets,
 )
@@ -40,7 +40,7 @@ class Setup:
         inject(self.transformer, matched, 4, 8, seed=0, adapters=(STUDENT, TEACHER))
         for seed, adapter in enumerate((STUDENT, TEACHER)):
             shapes = adapter_parameters(self.transformer, adapter)
-            bind(self.transformer, adapter, random_state(shapes, seed))
+            bind_parameters(shapes, random_state(shapes, seed))
         self.student = make_context((5, 40, 17), seed=1)
         self.teacher = make_context((60, 9, 33), seed=2)
         self.noise = torch.randn(BATCH, *LATENT, generator=torch.Generator().manual_seed(3))

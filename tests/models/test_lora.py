@@ -17,7 +17,7 @@ from dopsd.models.lora import (
     TEACHER,
     activate,
     adapter_parameters,
-    bind,
+    bind_parameters,
     checksum,
     inject,
     lora_layers,
@@ -168,7 +168,7 @@ def test_activate_switches_the_output_and_not_requires_grad() -> None:
     transformer = adapted((STUDENT, TEACHER))
     for seed, adapter in enumerate((STUDENT, TEACHER)):
         state = random_state(adapter_parameters(transformer, adapter), seed)
-        bind(transformer, adapter, state)
+        bind_parameters(adapter_parameters(transformer, adapter), state)
     before = {name: p.requires_grad for name, p in transformer.named_parameters()}
     outputs = {}
     for adapter in (STUDENT, TEACHER, STUDENT, TEACHER):
@@ -181,14 +181,17 @@ def test_activate_switches_the_output_and_not_requires_grad() -> None:
     # Each output is that of an adapter which is alone on its base.
     for seed, adapter in enumerate((STUDENT, TEACHER)):
         alone = adapted()
-        bind(alone, STUDENT, random_state(adapter_parameters(alone, STUDENT), seed))
+        bind_parameters(
+            adapter_parameters(alone, STUDENT),
+            random_state(adapter_parameters(alone, STUDENT), seed),
+        )
         torch.testing.assert_close(velocity(alone), outputs[adapter])
 
 
 def test_the_adapter_adds_alpha_over_r_times_b_a() -> None:
     transformer, plain = adapted(), make_transformer()
     state = random_state(adapter_parameters(transformer, STUDENT), 0)
-    bind(transformer, STUDENT, state)
+    bind_parameters(adapter_parameters(transformer, STUDENT), state)
     with torch.no_grad():
         for name, _ in lora_layers(transformer):
             down, up = (state[f"{name}.lora_{part}.weight"] for part in "AB")
@@ -203,7 +206,7 @@ def test_rank_stabilized_and_dora_by_their_formulas(dora: bool) -> None:
     """W + alpha / sqrt(r) B A; in DoRA each of its rows is then scaled to its magnitude."""
     transformer, plain = adapted(rank_stabilized=True, dora=dora), make_transformer()
     state = random_state(adapter_parameters(transformer, STUDENT), 0)
-    bind(transformer, STUDENT, state)
+    bind_parameters(adapter_parameters(transformer, STUDENT), state)
     with torch.no_grad():
         for name, _ in lora_layers(transformer):
             down, up = (state[f"{name}.lora_{part}.weight"] for part in "AB")
@@ -230,7 +233,7 @@ def test_both_dtypes_train(dtype: torch.dtype, dora: bool) -> None:
     transformer = adapted((STUDENT, TEACHER), dtype=dtype, dora=dora)
     assert {p.dtype for p in transformer.parameters()} == {dtype}
     state = random_state(adapter_parameters(transformer, STUDENT), 0)
-    bind(transformer, STUDENT, state)
+    bind_parameters(adapter_parameters(transformer, STUDENT), state)
     velocity(transformer, dtype).square().mean().backward()
     for name, parameter in adapter_parameters(transformer, STUDENT).items():
         assert parameter.dtype == dtype
@@ -244,7 +247,10 @@ def test_gradient_checkpointing_gives_the_same_gradients(dora: bool) -> None:
     results = []
     for checkpointing in (False, True):
         transformer = adapted((STUDENT, TEACHER), dora=dora)
-        bind(transformer, STUDENT, random_state(adapter_parameters(transformer, STUDENT), 0))
+        bind_parameters(
+            adapter_parameters(transformer, STUDENT),
+            random_state(adapter_parameters(transformer, STUDENT), 0),
+        )
         if checkpointing:
             transformer.enable_gradient_checkpointing()
         output = velocity(transformer)
@@ -270,7 +276,7 @@ def test_bind_refuses_what_does_not_fit_and_changes_nothing(change, line: str) -
     state = random_state(adapter_parameters(transformer, STUDENT), 0)
     change(state)
     with pytest.raises(ModelError, match=line):
-        bind(transformer, STUDENT, state)
+        bind_parameters(adapter_parameters(transformer, STUDENT), state)
     assert checksum(adapter_parameters(transformer, STUDENT)) == before
 
 

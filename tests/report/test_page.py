@@ -71,6 +71,7 @@ def folder(tmp_path) -> Path:
         buckets={"32x32": 2},
         concepts={HOSTILE: 2},
         caption_sets=(),
+        references={"0": 2},
         fingerprint="f" * 64,
         row_groups=(),
         quarantined=(Quarantined(where=HOSTILE, sample_id=HOSTILE, reason="not an image"),),

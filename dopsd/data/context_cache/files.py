@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -22,7 +23,7 @@ from dopsd import storage
 from dopsd.data.manifest import Manifest
 from dopsd.data.plan import MicroBatch, Plan, RowRef
 from dopsd.data.ray_data import Broadcast, shipping_errors
-from dopsd.data.read import ReadSpec, RowGroups, read_micro_batch
+from dopsd.data.read import ReadSpec, RowGroups, read_micro_batch, row_groups_of
 from dopsd.errors import DataError, DopsdError, message_line
 from dopsd.records import EncodedBatch, EncodedSample, SampleInfo, join_samples
 
@@ -61,7 +62,7 @@ class ContextCache:
 
     folder: str
     fingerprint: str
-    entries: Entries
+    entries: Entries = field(hash=False)
     teacher: bool
     latents: bool
 
@@ -191,10 +192,11 @@ def read_cached(batch: MicroBatch, groups: RowGroups, rows: CachedRows, seed: in
     ids, prompts = values["sample_ids"], values["prompts"]
     teacher_prompts = values["teacher_prompts"] or [None] * len(ids)
     samples = list(map(rows.sample, batch.rows, ids, prompts, teacher_prompts))
-    return EncodedBatch(info_of(values), *join_samples(samples))
+    return EncodedBatch(SampleInfo.of(values), *join_samples(samples))
 
 
-_reading: tuple[ContextCache, RowGroups, CachedRows] | None = None
+_cached_rows = lru_cache(maxsize=1)(CachedRows)
+"""Those of this process, as ``read.row_groups_of``."""
 
 
 def read_cached_segment(
@@ -206,15 +208,8 @@ def read_cached_segment(
 ) -> Iterator[pa.Table]:
     """A table of one row (``types``: step, index, payload) per micro-batch of the segment, as
     ``read.read_segment`` reads and the stream's encoders encode."""
-    global _reading
-    read_spec = replace(read_spec, images=False, reference_pixels=0)
-    if _reading is None or (_reading[0], _reading[1].shards, _reading[1].read_spec) != (
-        context_cache,
-        shards,
-        read_spec,
-    ):
-        _reading = context_cache, RowGroups(shards, read_spec), CachedRows(context_cache)
-    _, groups, rows = _reading
+    groups = row_groups_of(shards, replace(read_spec, images=False, reference_pixels=0))
+    rows = _cached_rows(context_cache)
     (span,), run_plan = segment.to_pylist(), plan.get()
     for number in range(span["start"], span["stop"]):
         with shipping_errors():
@@ -227,20 +222,6 @@ ENCODED_SCHEMA = pa.schema(
     [("step", pa.int64()), ("index", pa.int64()), ("payload", pa.large_binary())]
 )
 """Of every block of the stream: one row; ``payload`` is an EncodedBatch."""
-
-
-def info_of(values: dict[str, Any]) -> SampleInfo:
-    """The identities of a micro-batch that was read (a row of ``read.READ_SCHEMA``)."""
-    return SampleInfo(
-        step=values["step"],
-        index=values["index"],
-        sample_ids=tuple(values["sample_ids"]),
-        repeats=tuple(values["repeats"]),
-        prompts=tuple(values["prompts"]),
-        height=values["height"],
-        width=values["width"],
-        step_samples=values["step_samples"],
-    )
 
 
 def encoded_block(batch: EncodedBatch) -> pa.Table:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dopsd import storage
-from dopsd.data.schema import FORMAT, READABLE_VERSIONS
+from dopsd.data.schema import FORMAT, SCHEMA_VERSION
 from dopsd.data.sources.fields import CAPTION_FIELDS, FIELDS, Keep, fill, printable, shown
 from dopsd.data.sources.rows import Group, Source, SourceRow
 from dopsd.errors import DopsdError, message_line
@@ -78,11 +78,8 @@ def _columns(
     metadata = footer.metadata or {}
     own = metadata.get(b"dopsd.format") == FORMAT.encode()
     version = metadata.get(b"dopsd.version", b"").decode("ascii", "replace")
-    if own and version not in map(str, READABLE_VERSIONS):
-        raise ValueError(
-            f"schema version {shown(version)}, this dopsd reads "
-            f"{' and '.join(map(str, READABLE_VERSIONS))}"
-        )
+    if own and version != str(SCHEMA_VERSION):
+        raise ValueError(f"schema version {shown(version)}, this dopsd reads {SCHEMA_VERSION}")
     names = footer.schema.to_arrow_schema().names
     wanted = {name: asked.get(name, name) for name in FIELDS}
     if "id" not in asked and "id" not in names:

@@ -17,7 +17,7 @@ import ray
 import ray.data
 from ray.exceptions import GetTimeoutError
 
-from dopsd.data.context_cache.files import ContextCache, encoded_block, info_of, read_cached_segment
+from dopsd.data.context_cache.files import ContextCache, encoded_block, read_cached_segment
 from dopsd.data.encoder import Encoder, EncoderFactory
 from dopsd.data.plan import Plan
 from dopsd.data.ray_data import (
@@ -33,7 +33,7 @@ from dopsd.data.stream import backpressure as window
 from dopsd.errors import DeadlineError
 from dopsd.ray_cluster.process import peak_memory_mb
 from dopsd.ray_cluster.ray_private import StreamingExecutor, execute
-from dopsd.records import EncodedBatch
+from dopsd.records import EncodedBatch, SampleInfo
 
 BlockRef = tuple[int, int, ray.ObjectRef]
 """(step, index within the step, reference of the block). Pass the reference to a task, which
@@ -199,4 +199,4 @@ def encode_micro_batch(batch: pa.Table, encoder: Encoder, worker: str = "") -> p
         "ended": time.time(),
         "worker": worker,
     }
-    return encoded_block(EncodedBatch(info_of(values), student, teacher, target, stats))
+    return encoded_block(EncodedBatch(SampleInfo.of(values), student, teacher, target, stats))

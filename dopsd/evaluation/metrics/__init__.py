@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dopsd.errors import ConfigError
-from dopsd.evaluation.metrics.base import Column, ImageDistance, Metric, MetricInput
+from dopsd.evaluation.metrics.base import ImageDistance, Metric
 from dopsd.evaluation.metrics.embeddings import Clip, Dino
 from dopsd.evaluation.metrics.judge import Judge
 from dopsd.evaluation.metrics.oracle import Oracle
 from dopsd.evaluation.metrics.pixels import Latent, Lpips, Sharpness
-from dopsd.models.pretrained import MissingWeights
 
 METRICS: dict[str, type[Metric]] = {
     metric.name: metric for metric in (Oracle, Clip, Dino, Lpips, Latent, Judge, Sharpness)
@@ -30,16 +29,3 @@ def make_distance(name: str, model: str | None = None, device: str = "cpu") -> I
     if name not in DISTANCES:
         raise ConfigError(f"distance {name!r}: unknown, allowed: {', '.join(DISTANCES)}")
     return DISTANCES[name](model, device)
-
-
-__all__ = [
-    "DISTANCES",
-    "METRICS",
-    "Column",
-    "ImageDistance",
-    "Metric",
-    "MetricInput",
-    "MissingWeights",
-    "make_distance",
-    "make_metric",
-]

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
-from PIL import Image
 
 from dopsd.evaluation.metrics.base import Column, Metric, MetricInput
 from dopsd.shapes import oracle
@@ -26,12 +25,8 @@ class Oracle(Metric):
     }
 
     def measure(self, inputs: Sequence[MetricInput]) -> list[dict[str, float]]:
-        readings = _read([entry.image for entry in inputs])
+        readings = oracle.read(torch.stack([from_image(entry.image) for entry in inputs]))
         return [_columns(reading, entry) for reading, entry in zip(readings, inputs, strict=True)]
-
-
-def _read(images: Sequence[Image.Image]) -> list[Reading]:
-    return oracle.read(torch.stack([from_image(image) for image in images]))
 
 
 def _columns(reading: Reading, entry: MetricInput) -> dict[str, float]:

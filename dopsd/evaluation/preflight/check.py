@@ -16,8 +16,8 @@ from PIL import Image
 
 from dopsd.config import RunConfig
 from dopsd.contexts import ContextEncoder, ContextView
+from dopsd.data.images import encode_png
 from dopsd.data.sample import Sample
-from dopsd.evaluation.generate import png_bytes
 from dopsd.evaluation.preflight.distance import load_distance
 from dopsd.evaluation.preflight.verdict import TeacherVerdict, judge
 from dopsd.method.noise import NoisePurpose, batch_noise
@@ -102,7 +102,7 @@ def check_teacher(
         for check in checks
     ]
     titles = (*TITLES, f"teacher (base, sees {config.context.needs.teacher_sees})")
-    return Preflight(verdict, checks, png_bytes(contact_sheet(titles, rows, captions)))
+    return Preflight(verdict, checks, encode_png(contact_sheet(titles, rows, captions)))
 
 
 @torch.no_grad()

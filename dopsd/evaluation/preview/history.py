@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dopsd.evaluation.generate import png_bytes
+from dopsd.data.images import encode_png
 from dopsd.evaluation.preview.sampler import Files, PreviewSampler
 from dopsd.method.noise import NoisePurpose
 from dopsd.method.objective import state_weights
@@ -54,10 +54,10 @@ def sample_history(
             name = f"{PREVIEW}/trajectories/v{version:06d}-s{index:02d}.safetensors"
             files[name] = trajectory_record(sampler.config, encoded, scored)
             estimates, image = _strip(sampler, scored, own)
-            files[strip_path(version, index)] = png_bytes(image)
+            files[strip_path(version, index)] = encode_png(image)
             rows.append({"version": version, "sample": index, "states": estimates})
     for index, sample in enumerate(sampler.samples):
-        files[target_path(index)] = png_bytes(strip([[Image.fromarray(sample.target)]]))
+        files[target_path(index)] = encode_png(strip([[Image.fromarray(sample.target)]]))
     samples = [{"id": s.sample_id, "prompt": s.prompt} for s in sampler.samples]
     record = {"samples": samples, "rows": rows}
     files[HISTORY] = (json.dumps(record, ensure_ascii=False, indent=1) + "\n").encode()

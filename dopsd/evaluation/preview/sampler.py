@@ -12,8 +12,8 @@ from torch import Tensor
 
 from dopsd.config import RunConfig
 from dopsd.contexts import EncoderFactory
+from dopsd.data.images import encode_png
 from dopsd.data.sample import Sample
-from dopsd.evaluation.generate import png_bytes
 from dopsd.method.noise import NoisePurpose, batch_noise
 from dopsd.models import FAMILIES
 from dopsd.models.base import DTYPES
@@ -137,5 +137,5 @@ class PreviewSampler:
         targets = [Image.fromarray(sample.target) for sample in self.samples]
         rows = [list(row) for row in zip(targets, *columns)]
         titles = (*TITLES, f"teacher (sees {self.config.context.needs.teacher_sees})")
-        sheet = contact_sheet(titles, rows, [sample.prompt for sample in self.samples])
-        return png_bytes(sheet)
+        prompts = [sample.prompt for sample in self.samples]
+        return encode_png(contact_sheet(titles, rows, prompts))

@@ -5,21 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from PIL import Image
+
 from dopsd import storage
+from dopsd.data.images import encode_png
 from dopsd.driver.progress import Progress
 from dopsd.errors import ResourceError
-from dopsd.evaluation.generate import png_bytes
+from dopsd.evaluation.generate import generate
 from dopsd.evaluation.prompts import PRIOR, EvalPrompt, shapes_prompts
-from dopsd.evaluation.results import Results
 from dopsd.evaluation.run import evaluate
 from dopsd.evaluation.spec import BASE, EvaluatedModel, EvaluateSpec
 from dopsd.experiments.reproduce import table
-from dopsd.experiments.reproduce.grid import generate_grid
 from dopsd.experiments.reproduce.runs import lora_of, train_all
 from dopsd.experiments.reproduce.variants import CAPTIONS, Budget, Trial, prior_file
 from dopsd.intervals import Value
+from dopsd.models import FAMILIES
 from dopsd.ray_cluster.connect import connect
-from dopsd.shapes.concepts import distinct_prior_prompts, training_captions
+from dopsd.report.sheet import contact_sheet
+from dopsd.shapes.concepts import (
+    concept_prompts,
+    distinct_prior_prompts,
+    prior_prompts,
+    training_captions,
+)
+from dopsd.shapes.world import PIXELS
 
 TABLE, LINES = "table.md", "table.json"
 SEEDS = (0, 1, 2)
@@ -29,6 +38,7 @@ _MOST_AT_ONCE = 4
 """Unless more are asked for."""
 _BYTES_EACH = 2e9
 """Of memory, for each training: its driver, coordinator, controller, reader and learner."""
+_GRID_ROWS, _GRID_SEED = 3, 2000
 MOST_PROMPTS = 200
 """Prompts of each kind that an evaluation may ask for."""
 
@@ -58,7 +68,8 @@ def reproduce(
         results = evaluate(replace(spec, workers=at_once), progress.show)
 
     def score(model: str, group: str, column: str) -> tuple[Value, int]:
-        return results.value(model, group, column), _prompts(results, model, group)
+        row = results.row(model, group)
+        return row.values[column], row.prompts
 
     def ratio(model: str, column: str) -> Value:
         return next(
@@ -73,8 +84,8 @@ def reproduce(
     for concept in dict.fromkeys(trial.concept for trial in trials):
         shown = [t for t in trials if t.concept == concept and t.seed == trials[0].seed]
         loras = [(t.variant.title, lora_of(t, budget, folder)) for t in shown]
-        sheet = generate_grid(concept, [(table.BASE_TITLE, None), *loras])
-        storage.write_bytes(storage.join(folder, f"grid-{concept}.png"), png_bytes(sheet))
+        sheet = _grid(concept, [(table.BASE_TITLE, None), *loras])
+        storage.write_bytes(storage.join(folder, f"grid-{concept}.png"), encode_png(sheet))
     return lines
 
 
@@ -123,5 +134,15 @@ def _write_priors(trials: Sequence[Trial], budget: Budget, folder: str) -> None:
         storage.write_bytes(prior_file(folder, seed), "\n".join(texts).encode())
 
 
-def _prompts(results: Results, model: str, group: str) -> int:
-    return next(row.prompts for row in results.rows if (row.model, row.group) == (model, group))
+def _grid(concept: str, loras: Sequence[tuple[str, str | None]]) -> Image.Image:
+    """The same prompts, three with ``[V]`` and three that the base knew, and the same noise, drawn
+    by each of ``loras``: (title, file or None for the base)."""
+    prompts = [p.text for p in concept_prompts(concept, _GRID_ROWS, _GRID_SEED)]
+    prompts += [p.text for p in prior_prompts(_GRID_ROWS, _GRID_SEED)]
+    family = FAMILIES["z_image"]("shapes")
+    columns = [
+        list(generate(family, prompts, file, 4, PIXELS, PIXELS, _GRID_SEED, "float32", "cpu"))
+        for _, file in loras
+    ]
+    rows = [[column[row] for column in columns] for row in range(len(prompts))]
+    return contact_sheet([title for title, _ in loras], rows, prompts)

@@ -101,17 +101,8 @@ def markdown(lines: Sequence[Line]) -> str:
     head = ("concept", "trained by", "seeds", "`[V]` drawn", "prior ok", "kept", "palette error")
     rows = ["| " + " | ".join((*head, "x base")) + " |", "|---" * (len(head) + 1) + "|"]
     for line in lines:
-        cells = (
-            line.concept_name,
-            line.title,
-            str(line.seeds),
-            str(line.concept),
-            str(line.ok),
-            str(line.kept),
-            str(line.palette_error),
-            str(line.blur),
-        )
-        rows.append("| " + " | ".join(cells) + " |")
+        values = (line.seeds, line.concept, line.ok, line.kept, line.palette_error, line.blur)
+        rows.append(f"| {' | '.join([line.concept_name, line.title, *map(str, values)])} |")
     return "\n".join(rows) + "\n"
 
 

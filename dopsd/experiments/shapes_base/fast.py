@@ -315,28 +315,28 @@ def sigmas(steps: int, shift: float = nets.SHIFT) -> Tensor:
 
 
 @torch.no_grad()
-def sample(
+def integrate(
     forwards: Forwards,
     model: Transformer,
     condition: tuple[Tensor, Tensor],
-    noise: Tensor,
-    steps: int,
+    x: Tensor,
+    levels: Tensor,
     guidance: float = 0.0,
     empty: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Euler sampling as the stock pipeline does it: ``pos + guidance * (pos - neg)``.
+    """Euler steps of ``x`` [B, 4, 16, 16] along the noise ``levels``, guided as the stock pipeline
+    does it: ``pos + guidance * (pos - neg)``.
 
-    ``condition``: features and lengths of B prompts; ``noise``: [B, 4, 16, 16]. ``guidance``: 0
-    switches it off, else it needs ``empty``, the features and length of the empty prompt ([1,
-    ...]). Returns latents [B, 4, 16, 16].
+    ``condition``: features and lengths of B prompts. ``guidance``: 0 switches it off, else it needs
+    ``empty``, the features and length of the empty prompt ([1, ...]).
     """
-    x, grid, batch = noise.clone(), sigmas(steps), len(noise)
+    batch = len(x)
     features, lengths = condition
     if guidance:
         assert empty is not None
         features = torch.cat([features, empty[0].expand(batch, -1, -1)])
         lengths = torch.cat([lengths, empty[1].expand(batch)])
-    for now, after in zip(grid[:-1], grid[1:], strict=True):
+    for now, after in zip(levels[:-1], levels[1:], strict=True):
         state = torch.cat([x, x]) if guidance else x
         time = (1 - now).expand(len(state))
         output = forwards.transformer(model, state, time, features, lengths)

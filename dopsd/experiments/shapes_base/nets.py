@@ -7,7 +7,6 @@ pipeline's text encoder, as in Z-Image-Turbo with Qwen3-VL.
 
 from __future__ import annotations
 
-import math
 from typing import Any, TypeAlias
 
 import torch
@@ -108,23 +107,22 @@ def make_transformer() -> Transformer:
     return transformer
 
 
-def _text_config(tokenizer: ChatTokenizer) -> dict[str, Any]:
-    return {
-        "vocab_size": len(tokenizer),
-        "hidden_size": WIDTH,
-        "intermediate_size": TEXT_INNER,
-        "num_hidden_layers": TEXT_LAYERS,
-        "num_attention_heads": WIDTH // TEXT_HEAD,
-        "num_key_value_heads": WIDTH // TEXT_HEAD,
-        "head_dim": TEXT_HEAD,
-        "max_position_embeddings": 2048,
-        "pad_token_id": tokenizer.pad_token_id,
-        "rms_norm_eps": 1e-6,
-    }
+_TEXT = {
+    "hidden_size": WIDTH,
+    "intermediate_size": TEXT_INNER,
+    "num_hidden_layers": TEXT_LAYERS,
+    "num_attention_heads": WIDTH // TEXT_HEAD,
+    "num_key_value_heads": WIDTH // TEXT_HEAD,
+    "head_dim": TEXT_HEAD,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+}
+"""What language model and text encoder have in common, beside the tokens."""
 
 
 def make_vlm(tokenizer: ChatTokenizer) -> Vlm:
     """Build the vision-language model; ``model.language_model`` is the text encoder."""
+    tokens = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     rope = ROPE | {"mrope_section": [12, 10, 10], "mrope_interleaved": True}
     marks = {
         "image_token_id": IMAGE,
@@ -133,7 +131,7 @@ def make_vlm(tokenizer: ChatTokenizer) -> Vlm:
         "vision_end_token_id": VISION_END,
     }
     config = Qwen3VLConfig(
-        text_config=_text_config(tokenizer) | {"rope_parameters": rope},
+        text_config=_TEXT | tokens | {"rope_parameters": rope},
         vision_config={
             "depth": VISION_LAYERS,
             "hidden_size": VISION_WIDTH,
@@ -157,24 +155,10 @@ def text_encoder_of(vlm: Vlm) -> Qwen3Model:
     """Copy the language model out of the VLM, as the pipeline's text encoder."""
     language = vlm.model.language_model
     config = language.config.to_dict()
-    kept = {name: config[name] for name in _TEXT_KEYS}
+    kept = {name: config[name] for name in ("vocab_size", "pad_token_id", *_TEXT)}
     encoder = Qwen3Model(Qwen3Config(**kept, rope_parameters=ROPE))
     encoder.load_state_dict(language.state_dict())
     return encoder.to(next(language.parameters()).dtype).eval()
-
-
-_TEXT_KEYS = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "max_position_embeddings",
-    "pad_token_id",
-    "rms_norm_eps",
-)
 
 
 def make_image_processor() -> Qwen2VLImageProcessorPil:
@@ -192,11 +176,6 @@ def make_image_processor() -> Qwen2VLImageProcessorPil:
     )
 
 
-def make_scheduler() -> FlowMatchEulerDiscreteScheduler:
-    """Build the scheduler: shift 3, as Z-Image-Turbo's."""
-    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=SHIFT)
-
-
 def make_pipeline(
     vae: Vae,
     vlm: Vlm,
@@ -205,7 +184,7 @@ def make_pipeline(
 ) -> Any:
     """Put the parts into a stock pipeline."""
     return ZImagePipeline(
-        scheduler=make_scheduler(),
+        scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=SHIFT),
         vae=vae,
         text_encoder=text_encoder_of(vlm),
         tokenizer=tokenizer,
@@ -226,8 +205,3 @@ def decode(vae: Vae, latents: Tensor, chunk: int = 128) -> Tensor:
     latents = latents / vae.config.scaling_factor + vae.config.shift_factor
     images = torch.cat([vae.decode(c).sample for c in latents.split(chunk)])
     return (images / 2 + 0.5).clamp(0, 1)
-
-
-def cosine_tail(fraction: float, floor: float = 0.0) -> float:
-    """Cosine from 1 at fraction 0 to ``floor`` at fraction 1."""
-    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * fraction))

@@ -130,38 +130,15 @@ def score_rollout(
             if index:
                 fresh = (1 - now) * batch.latents + now * torch.randn_like(x)
                 x = torch.where(noised, fresh, x)
-            goal = integrate(
-                teacher, forwards, x, float(now), float(after), SUBSTEPS[index],
-                (features, lengths), empty,
-            )  # fmt: skip
+            levels = torch.linspace(float(now), float(after), SUBSTEPS[index] + 1)
+            goal = fast.integrate(
+                forwards, teacher, (features, lengths), x, levels, GUIDANCE, empty
+            )
             target = (goal - x) / (now - after)
             scored.append(Scored(x, index, features, lengths, target))
             time = (1 - now).expand(len(x))
             x = x + (now - after) * forwards.transformer(student, x, time, features, lengths)
     return scored
-
-
-def integrate(
-    model: Transformer,
-    forwards: fast.Forwards,
-    x: Tensor,
-    start: float,
-    end: float,
-    substeps: int,
-    condition: tuple[Tensor, Tensor],
-    empty: tuple[Tensor, Tensor],
-) -> Tensor:
-    """Integrate the guided base from noise level ``start`` to ``end`` in equal steps."""
-    batch = len(x)
-    levels = torch.linspace(start, end, substeps + 1)
-    features = torch.cat([condition[0], empty[0].expand(batch, -1, -1)])
-    lengths = torch.cat([condition[1], empty[1].expand(batch)])
-    for now, after in zip(levels[:-1], levels[1:], strict=True):
-        time = (1 - now).expand(2 * batch)
-        output = forwards.transformer(model, torch.cat([x, x]), time, features, lengths)
-        positive, negative = output.chunk(2)
-        x = x + (now - after) * (positive + GUIDANCE * (positive - negative))
-    return x
 
 
 def interval_loss(student: Transformer, forwards: fast.Forwards, item: Scored) -> Tensor:

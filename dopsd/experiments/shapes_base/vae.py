@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from diffusers import AutoencoderKL
 from dopsd.experiments.shapes_base import nets
 from dopsd.experiments.shapes_base.nets import Vae
 from dopsd.experiments.shapes_base.progress import Progress, load_checkpoint, save_checkpoint
+from dopsd.intervals import mean
 from dopsd.shapes import oracle, world
 
 STEPS = 3000
@@ -47,7 +49,8 @@ def train(folder: Path, steps: int = STEPS, seed: int = 2) -> Vae:
     pool = world.render(scenes) * 2 - 1
     progress = Progress("vae", steps, folder / "build.log", start)
     for step in range(start, steps):
-        rate = min(1.0, (step + 1) / 50) * nets.cosine_tail(step / steps, floor=0.02)
+        tail = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step / steps)))
+        rate = min(1.0, (step + 1) / 50) * tail
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * rate
         batch = 48 if step < steps // 4 else 16
@@ -97,6 +100,8 @@ def report(vae: Vae, progress: Progress, count: int = 300) -> None:
         rmse = float((output - images).pow(2).mean().sqrt())
         text = f"reconstruction of {name}: rmse {rmse:.4f}"
         if name != "nameless":
-            result, _ = oracle.score(output, scenes, [world.ATTRIBUTES] * count)
-            text += f", ok {result.ok:.3f}, palette error {result.palette_error:.4f}"
+            readings = oracle.read(output)
+            pairs = zip(readings, scenes, strict=True)
+            ok = mean([r.valid and r.matches(scene, world.ATTRIBUTES) for r, scene in pairs])
+            text += f", ok {ok:.3f}, palette error {mean([r.palette_error for r in readings]):.4f}"
         progress.say(text)

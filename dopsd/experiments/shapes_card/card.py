@@ -1,6 +1,6 @@
 """Measure the base of the shapes world: the numbers of its model card.
 
-Pictures are drawn with ``fast.sample``, which equals the stock pipeline (see
+Pictures are drawn with ``fast.integrate``, which equals the stock pipeline (see
 ``tests/experiments/shapes_base/test_fast.py``), in bf16 autocast over the shipped weights.
 """
 
@@ -102,7 +102,7 @@ def generate(
 
     Returns [N, 3, 32, 32] in [0, 1]. The noise depends on ``seed`` and the prompt's index alone.
     """
-    forwards = fast.Forwards()
+    forwards, levels = fast.Forwards(), fast.sigmas(steps)
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(len(prompts), nets.LATENT_CHANNELS, 16, 16, generator=generator)
     images = []
@@ -112,12 +112,12 @@ def generate(
         with torch.autocast("cpu", dtype=torch.bfloat16):
             empty = forwards.encode(model.vlm, model.tokens, [""])
             condition = forwards.encode(model.vlm, model.tokens, [p.text for p in part], seen)
-            latents = fast.sample(
+            latents = fast.integrate(
                 forwards,
                 transformer,
                 condition,
                 noise[start : start + chunk],
-                steps,
+                levels,
                 guidance,
                 empty,
             )

@@ -67,44 +67,36 @@ def effect_gates(card: Card) -> list[Gate]:
     for concept in dict.fromkeys(effect.concept for effect in card.effects):
         base, ours, sft = (pooled(card.effects, concept, name) for name in ("base", "dopsd", "sft"))
         learned, before = ours["concept"].value, base["concept"].value
-        result.append(
+        kept = ours["ok"].value / base["ok"].value
+        lost = 1 - sft["ok"].value / base["ok"].value
+        blurs, blurred, before_blur = (v["palette_error"].value for v in (ours, sft, base))
+        result += [
             Gate(
                 f"effect, {concept}, dopsd learns",
                 "concept >= 2 x the base's, beyond its interval",
                 f"{learned:.3f} against {before:.3f}",
                 learned >= 2 * before and ours["concept"].low > base["concept"].high,
-            )
-        )
-        kept = ours["ok"].value / base["ok"].value
-        result.append(
+            ),
             Gate(
                 f"effect, {concept}, dopsd keeps",
                 "ok on prior prompts >= 0.95 of the base's",
-                f"{kept:.3f}, palette error "
-                f"{ours['palette_error'].value / base['palette_error'].value:.2f} x",
+                f"{kept:.3f}, palette error {blurs / before_blur:.2f} x",
                 kept >= 0.95,
-            )
-        )
-        lost = 1 - sft["ok"].value / base["ok"].value
-        ratio = sft["palette_error"].value / base["palette_error"].value
-        result.append(
+            ),
             Gate(
                 f"effect, {concept}, sft loses",
                 "ok on prior prompts down by >= 20%, or palette error >= 1.5 x",
-                f"{lost:.0%}, {ratio:.2f} x",
-                lost >= 0.2 or ratio >= 1.5,
-            )
-        )
-        result.append(
+                f"{lost:.0%}, {blurred / before_blur:.2f} x",
+                lost >= 0.2 or blurred / before_blur >= 1.5,
+            ),
             Gate(
                 f"effect, {concept}, contrast",
                 "dopsd's ok on prior prompts above sft's beyond the interval, palette error lower",
-                f"ok {ours['ok']} against {sft['ok']}, palette error "
-                f"{ours['palette_error'].value:.3f} against {sft['palette_error'].value:.3f}",
-                ours["ok"].low > sft["ok"].high
-                and ours["palette_error"].value < sft["palette_error"].value,
-            )
-        )
+                f"ok {ours['ok']} against {sft['ok']}, palette error {blurs:.3f} against "
+                f"{blurred:.3f}",
+                ours["ok"].low > sft["ok"].high and blurs < blurred,
+            ),
+        ]
     return result
 
 

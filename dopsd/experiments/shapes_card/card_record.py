@@ -135,12 +135,8 @@ def pooled(effects: list[Effect], concept: str, objective: str) -> dict[str, Val
 
     Rates get the Wilson interval of all their pictures; the palette error's is that of the seeds'
     means taken together.
-
-    Raises KeyError if there is no such effect.
     """
     chosen = [e for e in effects if (e.concept, e.objective) == (concept, objective)]
-    if not chosen:
-        raise KeyError(f"no effect of {objective} on {concept}")
     count = sum(effect.count for effect in chosen)
 
     def rate(values: list[Value]) -> Value:
@@ -173,29 +169,3 @@ def _effect_table(effects: list[Effect]) -> list[str]:
         cells = [str(value) for value in values.values()]
         lines.append(f"| {concept} | {objective} | " + " | ".join(cells) + " |")
     return lines
-
-
-def read_card(folder: Path) -> Card:
-    """Read ``card.json`` back."""
-    data = json.loads((folder / "card.json").read_text())
-    rows = []
-    for row in data["rows"]:
-        values = {name: Value(**value) for name, value in row.pop("values").items()}
-        rows.append(Row(**row, values=values))
-    return Card(
-        sha256=data["sha256"],
-        samples=data["samples"],
-        seeds=tuple(data["seeds"]),
-        rows=rows,
-        effects=[
-            Effect(
-                **{
-                    **effect,
-                    "asked": {name: Value(**value) for name, value in effect["asked"].items()},
-                    "prior": {name: Value(**value) for name, value in effect["prior"].items()},
-                }
-            )
-            for effect in data["effects"]
-        ],
-        gates=[Gate(**gate) for gate in data["gates"]],
-    )

@@ -101,7 +101,7 @@ def test_on_s3_after_a_failure_read_as_the_encoders_encode(
     started = len(list(tmp_path.iterdir()))
     assert run(data, BrokenFactory(), []) == record, "nothing left to do: no encoder starts"
 
-    plan = Plan.from_manifest(manifest, 3, 2, 2)
+    plan = Plan(manifest.row_groups, 3, 2, 2)
     span = plan, 0, 2 * plan.steps_per_epoch
     options: Any = {"shards": shards, "read_spec": READ_SPEC, "num_cpus": 0.25}
     options["encoder_factory"] = PixelFactory(tmp_path)

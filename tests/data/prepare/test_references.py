@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from PIL import Image
 
 from dopsd.config.context import MAX_REFERENCE_PIXELS
 from dopsd.data.images import decode_png
-from dopsd.data.manifest import Manifest, PrepareSettings, load_manifest
+from dopsd.data.manifest import Manifest, PrepareSettings
 from dopsd.data.plan import Plan
 from dopsd.data.prepare.run import prepare
 from dopsd.data.read import ReadSpec, RowGroups, read_micro_batch, samples_of
@@ -58,7 +57,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> tuple[P
 
 def read(folder: Path, manifest: Manifest, wanted: ReadSpec) -> dict[str, Sample]:
     groups = RowGroups(str(folder / "shards"), wanted)
-    plan = Plan.from_manifest(manifest, 0, 2, 2)
+    plan = Plan(manifest.row_groups, 0, 2, 2)
     batches = plan.micro_batches(0, plan.steps_per_epoch)
     found = [s for batch in batches for s in samples_of(read_micro_batch(batch, groups, 0))]
     return {sample.sample_id: sample for sample in found}
@@ -103,34 +102,7 @@ def test_what_is_not_wanted_is_not_read(data: tuple[Path, Manifest]) -> None:
 
 
 def _refs(manifest: Manifest) -> Any:
-    return (
-        ref for b in Plan.from_manifest(manifest, 0, 2, 2).micro_batches(0, 1) for ref in b.rows
-    )
-
-
-def test_shards_of_version_1_are_samples_without_references(
-    data: tuple[Path, Manifest], tmp_path: Path
-) -> None:
-    folder, manifest = data
-    old = tmp_path / "shards"
-    old.mkdir()
-    values = manifest.model_dump(mode="json")
-    del values["references"]
-    values["schema_version"] = 1
-    (old / "manifest.json").write_text(json.dumps(values))
-    for file in {group.file for group in manifest.row_groups}:
-        with pq.ParquetFile(folder / "shards" / file) as parquet:
-            groups = [parquet.read_row_group(n) for n in range(parquet.num_row_groups)]
-        schema = groups[0].drop_columns(["references"]).schema
-        with pq.ParquetWriter(old / file, schema) as writer:
-            for group in groups:
-                writer.write_table(group.drop_columns(["references"]))
-    loaded = load_manifest(str(old))
-    assert loaded.without_references == 3
-    samples = read(tmp_path, loaded, ReadSpec(reference_pixels=1024**2))
-    assert len(samples) == 3 and all(s.references == () for s in samples.values())
-    with pytest.raises(DataError, match="3 of 3 samples have no reference pictures"):
-        check_references(loaded)
+    return (ref for b in Plan(manifest.row_groups, 0, 2, 2).micro_batches(0, 1) for ref in b.rows)
 
 
 def test_data_with_samples_without_references_is_counted(data: tuple[Path, Manifest]) -> None:

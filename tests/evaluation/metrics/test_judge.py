@@ -7,7 +7,8 @@ import torch
 
 from dopsd.errors import ModelError
 from dopsd.evaluation.concept_prompts import Concept, from_vlm
-from dopsd.evaluation.metrics import MetricInput, make_metric
+from dopsd.evaluation.metrics import make_metric
+from dopsd.evaluation.metrics.base import MetricInput
 from dopsd.evaluation.metrics.judge import LABELS
 from dopsd.evaluation.vlm import Vlm
 from tests.evaluation.tiny import image_processor, picture

@@ -12,14 +12,9 @@ from PIL import Image
 from transformers import CLIPModel, Dinov2Model
 
 from dopsd.errors import ConfigError
-from dopsd.evaluation.metrics import (
-    DISTANCES,
-    METRICS,
-    MetricInput,
-    MissingWeights,
-    make_distance,
-    make_metric,
-)
+from dopsd.evaluation.metrics import DISTANCES, METRICS, make_distance, make_metric
+from dopsd.evaluation.metrics.base import MetricInput
+from dopsd.models.pretrained import MissingWeights
 from dopsd.shapes import world
 from dopsd.shapes.grid import to_image
 from tests.evaluation.tiny import image_processor, picture

@@ -11,9 +11,9 @@ from PIL import Image
 
 from dopsd.config.outputs import PreflightSection
 from dopsd.errors import DataError
-from dopsd.evaluation.metrics import MissingWeights
 from dopsd.evaluation.preflight.distance import choose_metric, latent_distance, oracle_distance
 from dopsd.models import ZImage
+from dopsd.models.pretrained import MissingWeights
 from dopsd.shapes import world
 from dopsd.shapes.grid import to_image
 from tests.helpers.tiny import random_image

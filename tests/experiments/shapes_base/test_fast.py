@@ -94,12 +94,12 @@ def test_sampling_equals_the_stock_pipeline(parts, prompts, guidance):
         latents=noise.clone(),
         output_type="latent",
     ).images
-    ours = fast.sample(
+    ours = fast.integrate(
         forwards,
         transformer,
         forwards.encode(vlm, tokens, texts),
         noise,
-        steps=4,
+        fast.sigmas(4),
         guidance=guidance,
         empty=forwards.encode(vlm, tokens, [""]),
     )

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
-import pytest
 from typer.testing import CliRunner
 
 from dopsd.cli import shapes as shapes_cli
 from dopsd.experiments.shapes_card.card import evaluate, prompts_of
 from dopsd.experiments.shapes_card.card_gates import gates
-from dopsd.experiments.shapes_card.card_record import (
-    Card,
-    Effect,
-    Row,
-    markdown,
-    pooled,
-    read_card,
-    write,
-)
+from dopsd.experiments.shapes_card.card_record import Card, Effect, Row, markdown, pooled, write
 from dopsd.intervals import Value, wilson
 from dopsd.shapes.world import render
 
@@ -111,8 +103,6 @@ def test_seeds_are_pooled_as_pictures():
     effects[1] = replace(effects[1], asked={"concept": Value(0.7, 0, 1)})
     values = pooled(effects, "bars", "dopsd")
     assert values["concept"] == Value(0.6, *wilson(120, 200))
-    with pytest.raises(KeyError, match="no effect of sft on bars"):
-        pooled(effects, "bars", "sft")
 
 
 def test_a_card_survives_the_file(tmp_path):
@@ -120,7 +110,7 @@ def test_a_card_survives_the_file(tmp_path):
     card = Card("abc", 10, (0, 1), _rows(), effects)
     card.gates = gates(card)
     write(card, tmp_path)
-    assert read_card(tmp_path) == card
+    assert json.loads((tmp_path / "card.json").read_text())["sha256"] == card.sha256
     text = (tmp_path / "README.md").read_text()
     assert text == markdown(card) and "few-step gap, full" in text
     assert "| bars | dopsd | 0.500 [" in text
