@@ -254,15 +254,16 @@ def test_a_target_that_matches_nothing_is_refused_before_the_start(run):
         run(lora={"targets": ["to_nowhere"]})
 
 
-def test_the_demo_in_six_steps(ray_cluster, tmp_path):
+@pytest.mark.parametrize("steps", [6, pytest.param(80, marks=pytest.mark.nightly)])
+def test_the_demo(ray_cluster, tmp_path, steps):
     """configs/shapes.yaml on the shipped base: source rendered, trained, drawn; the losses are
     those of tests/assets/losses/shapes.json."""
     folder = tmp_path / "run"
-    settings = [f"run.folder={folder}", "learner.steps=6", "preview.samples=2"]
+    settings = [f"run.folder={folder}", f"learner.steps={steps}", "preview.samples=2"]
     phases: list[str] = []
     summary = train(load_config("shapes", settings), lambda phase, status: phases.append(phase))
     assert list(dict.fromkeys(phases)) == ["prepare", "preflight", "start", "train", "preview"]
-    assert summary.problems == [] and summary.steps == 6
+    assert summary.problems == [] and summary.steps == steps
     losses.compare([line["loss"] for line in metrics(summary)])
     assert 0 < summary.seconds_to_first_step < summary.seconds
     manifest = json.loads((folder / "shards" / "manifest.json").read_text())
@@ -274,6 +275,6 @@ def test_the_demo_in_six_steps(ray_cluster, tmp_path):
     assert console == []
     for title, _ in SECTIONS:
         assert f"<h2>{title}</h2>" in dom
-    for part in ("rollout-0", "learner-1", "after 6 steps", "32x32", "Quarantined: none"):
+    for part in ("rollout-0", "learner-1", f"after {steps} steps", "32x32", "Quarantined: none"):
         assert part in dom, part
     assert 'class="nothing"' not in dom, "every section has something to show"
