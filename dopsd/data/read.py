@@ -143,7 +143,8 @@ def row_image(row: dict[str, Any]) -> np.ndarray:
 
 def row_references(row: dict[str, Any], read_spec: ReadSpec) -> list[np.ndarray]:
     """The reference pictures of a row, as a model sees them."""
-    images = (Image.fromarray(_decoded(png, row["sample_id"])) for png in row["references"])
+    pngs = row.get("references") or []  # the column is read where references are wanted
+    images = (Image.fromarray(_decoded(png, row["sample_id"])) for png in pngs)
     return [
         sized(image, read_spec.reference_pixels, read_spec.reference_multiple) for image in images
     ]
