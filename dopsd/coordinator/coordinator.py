@@ -24,12 +24,12 @@ from dopsd.coordinator.dispatcher import Dispatcher
 from dopsd.coordinator.failures import RestartBudget, RunFailure, run_all
 from dopsd.coordinator.learner_group import LearnerGroup
 from dopsd.coordinator.messages import CheckpointRequest, ObjectRefBox, ResumePoint, RunStatus
-from dopsd.coordinator.policy_versions import PolicyVersions
-from dopsd.coordinator.resume import checkpoint_files
+from dopsd.coordinator.policy_versions import PolicyVersions, checkpoint_files
 from dopsd.coordinator.run_files import RunFiles
 from dopsd.coordinator.status import notices_of, run_status, stalled
-from dopsd.coordinator.stream_reader import BlockStream, StreamReader
+from dopsd.coordinator.stream_reader import StreamReader
 from dopsd.coordinator.trajectory_recorder import TrajectoryRecorder
+from dopsd.data.stream.pipeline import EncodedStream
 from dopsd.errors import DopsdError, RunLockLost, WorkerError
 from dopsd.policy.bundle import Bundle
 from dopsd.ray_cluster.placement import Roles
@@ -53,7 +53,7 @@ class Coordinator:
         self,
         config: RunConfig,
         roles: Roles,
-        open_stream: Callable[[int, int], BlockStream],
+        open_stream: Callable[[int, int], EncodedStream],
         step_size: Callable[[int], int],
         log: RunLog,
         identity: RunIdentity | None = None,

@@ -26,9 +26,8 @@ class TrajectoryRecorder:
 
     def add(self, item: InFlightMicroBatch, result: ray.ObjectRef) -> None:
         """Write ``item`` if it is among the first N."""
-        (step, index), learner = item.key, self.config.learner
-        full_size = learner.micro_batches
-        if step * full_size + index >= self.config.debug.dump_trajectories:
+        step, index = item.key
+        if step * self.config.learner.micro_batches + index >= self.config.debug.dump_trajectories:
             return
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         task: Any = ray.remote(dump_scored)
