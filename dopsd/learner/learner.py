@@ -23,6 +23,7 @@ from dopsd.learner.weights import ShardedWeights, Weights, trained_weights
 from dopsd.learner.zero.engine import ZeroEngine
 from dopsd.method.objective import state_loss
 from dopsd.method.terms import Terms
+from dopsd.records import SampleInfo
 from dopsd.run_folder.ledger import TrainedShare
 from dopsd.run_folder.timeline import Span
 
@@ -32,19 +33,15 @@ Publish = Callable[[int, Weights], CheckpointRequest]
 
 @dataclass
 class LearnerMicroBatch:
-    """One micro-batch of a rank: its terms and what each sample's loss counts."""
+    """One micro-batch of a rank: its terms, and whose they are."""
 
     terms: Terms
-    step_samples: int
-    """Samples of the global batch, by which the loss is normalised."""
+    info: SampleInfo
     real: bool
     """False for zero-weight padding."""
     policy_version: int
     teacher_version: int
     encode_stats: dict[str, Any]
-    index: int = 0
-    """Position within the step."""
-    sample_ids: tuple[str, ...] = ()
 
 
 @dataclass
@@ -133,8 +130,8 @@ class Learner:
                 "skipped": skipped,
                 "lr": lr,
                 "learners": self.engine.world,
-                "samples": done.last.step_samples,
-                "samples_per_second": done.last.step_samples / (now - began),
+                "samples": done.last.info.step_samples,
+                "samples_per_second": done.last.info.step_samples / (now - began),
                 "student_lag": step - done.last.policy_version,
                 "teacher_lag": step - done.last.teacher_version,
                 "learner_seconds": now - began - waited,
@@ -186,7 +183,7 @@ class Learner:
             encode += micro.encode_stats.get("seconds", 0.0) if micro.real else 0.0
             last = micro
             if micro.real:
-                trained[micro.index] = micro.sample_ids
+                trained[micro.info.index] = micro.info.sample_ids
         assert updated and last is not None, f"step {step}: wrong number of backward passes"
         return StepResult(loss, compute, encode, last, trained)
 
@@ -217,7 +214,7 @@ class Learner:
                 term.state, term.sigma.expand(len(term.state)), term.context.tensors
             )
             losses = state_loss(velocity, term.target, term.weight)
-            loss = losses.sum() * (float(micro.real) / (micro.step_samples * states))
+            loss = losses.sum() * (float(micro.real) / (micro.info.step_samples * states))
             updated = self.engine.backward(loss)
             total += float(loss.detach())
             velocity = velocity.detach()

@@ -46,13 +46,11 @@ class DisaggregatedSource:
             batch.student = batch.student.to(self.device, self.dtype)
             yield LearnerMicroBatch(
                 stored_terms(batch),
-                batch.info.step_samples,
+                batch.info,
                 real,
                 batch.policy_version,
                 batch.teacher_version,
                 batch.encode_stats,
-                batch.info.index,
-                batch.info.sample_ids,
             )
 
 
@@ -75,17 +73,7 @@ class FusedSource:
         for block, real in self._fetch(step):
             batch = load_encoded(block)
             terms = self._dopsd(batch, real) if self._on_policy else self._baseline(batch)
-            info = batch.info
-            yield LearnerMicroBatch(
-                terms,
-                info.step_samples,
-                real,
-                step,
-                step,
-                batch.encode_stats,
-                info.index,
-                info.sample_ids,
-            )
+            yield LearnerMicroBatch(terms, batch.info, real, step, step, batch.encode_stats)
 
     @property
     def _on_policy(self) -> bool:

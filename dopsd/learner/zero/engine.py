@@ -16,14 +16,16 @@ from dopsd.config import LearnerSection, RunConfig
 from dopsd.config.recipes import preset_file
 from dopsd.errors import CheckpointError, ConfigError
 from dopsd.learner.student import Student
-from dopsd.learner.zero import optimizer_state as zero_state
 from dopsd.learner.zero import slices as zero_slices
 from dopsd.learner.zero.adamw8bit import adamw8bit
+from dopsd.learner.zero.deepspeed_private import flat_parts, set_from_whole
 from dopsd.learner.zero.extensions import build_needed
 from dopsd.learner.zero.optimizer_state import (
+    AVERAGE,
+    begin,
     optimizer_state,
-    set_master_weights,
     set_optimizer_state,
+    updates_taken,
 )
 from dopsd.models.lora import STUDENT, TEACHER, activate, bind_parameters
 
@@ -189,7 +191,8 @@ class ZeroEngine:
             raise CheckpointError(
                 f"student weights: {name} is {'missing' if missing else 'none of this model'}"
             )
-        set_master_weights(parameters, weights)
+        for name, parameter in parameters.items():
+            set_from_whole(parameter, None, weights[name])
         set_optimizer_state(self.engine.optimizer, parameters, updates, moments)
         with self.gathered(list(parameters.values())):
             bind_parameters(parameters, weights)
@@ -199,16 +202,25 @@ class ZeroEngine:
         return self.student.trained.parameters(self.student.transformer, adapter)
 
     def start_average(self) -> None:
-        """Keep an fp32 average of the masters, sharded as they are; begins at the weights."""
-        zero_state.start_average(self.engine.optimizer)
+        """Keep an fp32 average of the masters beside AdamW's moments, sharded as they are.
 
+        Only before the first update: the average begins at the weights.
+        """
+        begin(self.engine.optimizer, 0, averaged=True)
+
+    @torch.no_grad()
     def update_average(self, weight: float) -> None:
-        """Move the average by ``weight`` of its way to the masters; this rank's part."""
-        zero_state.update_average(self.engine.optimizer, weight)
+        """average <- average + weight * (masters - average), of this rank's part, in fp32."""
+        zero = self.engine.optimizer
+        for flat in flat_parts(zero):
+            zero.optimizer.state[flat][AVERAGE].lerp_(flat.detach(), weight)
 
     def full_average(self, name: str) -> Tensor:
         """The average of one parameter, fp32, whole. Collective."""
-        return zero_state.full_average(self.trained()[name])
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        full: Tensor = safe_get_full_optimizer_state(self.trained()[name], AVERAGE)
+        return full.detach()
 
     def gather(self, value: Any) -> list[Any]:
         """A small value of every rank, by rank. Collective."""
@@ -230,7 +242,7 @@ class ZeroEngine:
 
     def updates(self) -> int:
         """Updates that AdamW has counted."""
-        return zero_slices.updates_taken(self.engine.optimizer)
+        return updates_taken(self.engine.optimizer)
 
     def restore_slices(self, updates: int, read: zero_slices.Read) -> None:
         """Resume where other engines stood, however they were cut up. Collective."""

@@ -18,6 +18,12 @@ AVERAGE = "average"
 """The teacher's weights, of a run whose weights are all trained."""
 
 
+def updates_taken(zero: Any) -> int:
+    """Updates that AdamW has counted."""
+    states = [zero.optimizer.state.get(flat) for flat in flat_parts(zero)]
+    return int(states[0]["step"]) if states and all(states) else 0
+
+
 def optimizer_state(
     zero: Any, parameters: dict[str, nn.Parameter]
 ) -> tuple[int, dict[str, Tensor]]:
@@ -27,8 +33,8 @@ def optimizer_state(
     """
     from deepspeed.utils import safe_get_full_optimizer_state
 
-    states = [zero.optimizer.state.get(flat) for flat in flat_parts(zero)]
-    if not states or not all(states):
+    updates = updates_taken(zero)
+    if not updates:
         return 0, {}
     moments = {}
     plain: Any = nullcontext()
@@ -39,7 +45,7 @@ def optimizer_state(
             for key in MOMENTS:
                 full = safe_get_full_optimizer_state(parameter, key)
                 moments[f"{name}.{key}"] = full.detach().float().cpu().clone()
-    return int(states[0]["step"]), moments
+    return updates, moments
 
 
 def set_optimizer_state(
@@ -56,29 +62,6 @@ def set_optimizer_state(
         take_plain_moments(zero.optimizer, flat_parts(zero), step, partial(link_state, zero))
 
 
-def start_average(zero: Any) -> None:
-    """Keep an average of the fp32 masters beside AdamW's moments, cut up as they are.
-
-    Only on an optimizer that has taken no update: the average begins at the weights.
-    """
-    begin(zero, 0, averaged=True)
-
-
-@torch.no_grad()
-def update_average(zero: Any, weight: float) -> None:
-    """average <- average + weight * (masters - average), of this rank's part, in fp32."""
-    for flat in flat_parts(zero):
-        zero.optimizer.state[flat][AVERAGE].lerp_(flat.detach(), weight)
-
-
-def full_average(parameter: nn.Parameter) -> Tensor:
-    """The average of one parameter, gathered from all ranks: fp32. Collective."""
-    from deepspeed.utils import safe_get_full_optimizer_state
-
-    full: Tensor = safe_get_full_optimizer_state(parameter, AVERAGE)
-    return full.detach()
-
-
 def begin(zero: Any, step: int, averaged: bool = False) -> None:
     """AdamW's state after ``step`` updates, as its first update makes it; where there is none yet,
     with moments of zero."""
@@ -93,9 +76,3 @@ def begin(zero: Any, step: int, averaged: bool = False) -> None:
         if averaged:
             state[AVERAGE] = flat.detach().clone()
     link_state(zero)
-
-
-def set_master_weights(parameters: dict[str, nn.Parameter], weights: dict[str, Tensor]) -> None:
-    """Set the fp32 masters; the weights in the compute dtype are the caller's to set."""
-    for name, parameter in parameters.items():
-        set_from_whole(parameter, None, weights[name])

@@ -25,15 +25,8 @@ from dopsd.learner.zero.optimizer_state import AVERAGE, MOMENTS, begin
 
 MASTER = "master"
 
-
 Read = Callable[[str, int, int], Tensor]
 """(name, start, stop): those elements of a flattened tensor, fp32 on the CPU."""
-
-
-def updates_taken(zero: Any) -> int:
-    """Updates that AdamW has counted."""
-    states = [zero.optimizer.state.get(flat) for flat in flat_parts(zero)]
-    return int(states[0]["step"]) if states and all(states) else 0
 
 
 def own_slices(zero: Any, parameters: dict[str, nn.Parameter]) -> Iterator[Slice]:

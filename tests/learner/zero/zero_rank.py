@@ -81,9 +81,7 @@ def share_of(
     for index, real in rank_share(len(made), FULL, rank, world):
         batch = made[index]
         batch.student = batch.student.to("cpu", getattr(torch, dtype))
-        info = batch.info
-        terms = stored_terms(batch)
-        yield LearnerMicroBatch(terms, info.step_samples, real, 0, 0, {}, index, info.sample_ids)
+        yield LearnerMicroBatch(stored_terms(batch), batch.info, real, 0, 0, {})
 
 
 class RecordingClient:
