@@ -85,6 +85,3 @@ class EncoderFactory:
         encoder = encoder_class(self.config.context.name)
         built: ContextEncoder = encoder.from_config(self.config, self.device)
         return built
-
-
-__all__ = ["CONTEXTS", "ContextEncoder", "ContextView", "EncoderFactory", "encoder_class"]

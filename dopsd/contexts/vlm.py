@@ -85,14 +85,10 @@ class VlmEncoder:
 
     def encode(self, samples: Sequence[Sample]) -> tuple[Context, Context]:
         images, prompts = [s.target for s in samples], [s.prompt for s in samples]
-        return self.encode_text(prompts), self.encode_image_text(images, prompts)
+        return self.text.encode(prompts), self.encode_image_text(images, prompts)
 
     def encode_student(self, samples: Sequence[Sample]) -> Context:
-        return self.encode_text([sample.prompt for sample in samples])
-
-    def encode_text(self, prompts: list[str]) -> Context:
-        """Features of the prompts alone, as ``TextEncoder.encode`` makes them."""
-        return self.text.encode(prompts)
+        return self.text.encode([sample.prompt for sample in samples])
 
     @torch.no_grad()
     def encode_image_text(self, images: list[np.ndarray], prompts: list[str]) -> Context:

@@ -16,8 +16,7 @@ from ray.exceptions import (
     RayError,
 )
 
-from dopsd.checkpoint.learner_slices import SlicedState, write_state
-from dopsd.checkpoint.learner_state import LearnerState
+from dopsd.checkpoint.learner_state import LearnerState, SlicedState, write_state
 from dopsd.config import TimeoutSection
 from dopsd.coordinator.messages import CheckpointRequest, ObjectRefBox, ResumePoint
 from dopsd.errors import DopsdError, WorkerError

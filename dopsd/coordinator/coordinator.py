@@ -17,7 +17,7 @@ from typing import Any
 import ray
 
 from dopsd.checkpoint.compatibility import RunIdentity
-from dopsd.checkpoint.learner_slices import WrittenSlices
+from dopsd.checkpoint.learner_state import WrittenSlices
 from dopsd.config import RunConfig
 from dopsd.coordinator.admission import rank_share
 from dopsd.coordinator.dispatcher import Dispatcher
@@ -281,7 +281,7 @@ class Coordinator:
 
     def ask_checkpoint(self, end: bool = False) -> None:
         """A checkpoint after the step under way, and then the ``end`` if so."""
-        self.checkpoints.ask()
+        self.checkpoints.requests.asked = True
         self._wants_end |= end
 
     def kill_learners(self) -> None:

@@ -10,8 +10,7 @@ import ray
 
 from dopsd import storage
 from dopsd.checkpoint.folder import Checkpoint
-from dopsd.checkpoint.learner_slices import PREFIX
-from dopsd.checkpoint.learner_state import FILES
+from dopsd.checkpoint.learner_state import FILES, PREFIX
 from dopsd.checkpoint.policies import bucket_files, restored_bundles, whole_files
 from dopsd.coordinator.messages import ObjectRefBox, ResumePoint
 from dopsd.policy.bundle import Bundle

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from dopsd.checkpoint.learner_slices import SlicedState
-from dopsd.checkpoint.learner_state import LearnerState
+from dopsd.checkpoint.learner_state import LearnerState, SlicedState
 from dopsd.checkpoint.slices import SliceReader
 from dopsd.config import MethodSection, RunConfig
 from dopsd.errors import CheckpointError

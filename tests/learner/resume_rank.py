@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from dopsd import storage
 from dopsd.checkpoint.folder import newest_good, write_checkpoint
-from dopsd.checkpoint.learner_slices import PREFIX, SlicedState, write_state
+from dopsd.checkpoint.learner_state import PREFIX, SlicedState, write_state
 from dopsd.checkpoint.policies import bucket_files, restored_bundles
 from dopsd.checkpoint.slices import SliceReader
 from dopsd.coordinator.messages import CheckpointRequest
