@@ -52,10 +52,16 @@ def ask(coordinator: Any, method: str, *values: Any, limit: float = ANSWER_SECON
 
 def find_coordinator(name: str, namespace: str, patience: float) -> Any:
     """The coordinator's actor; it may be on its way back for ``patience`` seconds."""
+    return retry(lambda: ray.get_actor(name, namespace=namespace), patience)
+
+
+def retry(call: Callable[[], Any], patience: float) -> Any:
+    """``call()``, once Ray knows a name, or has given it free: for ``patience`` seconds its
+    ValueErrors are passed over."""
     deadline = time.monotonic() + patience
     while True:
         try:
-            return ray.get_actor(name, namespace=namespace)
+            return call()
         except ValueError:
             if time.monotonic() > deadline:
                 raise

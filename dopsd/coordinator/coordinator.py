@@ -25,10 +25,9 @@ from dopsd.coordinator.failures import RestartBudget, RunFailure, run_all
 from dopsd.coordinator.learner_group import LearnerGroup
 from dopsd.coordinator.messages import CheckpointRequest, ObjectRefBox, ResumePoint, RunStatus
 from dopsd.coordinator.policy_versions import PolicyVersions, checkpoint_files
-from dopsd.coordinator.run_files import RunFiles
+from dopsd.coordinator.run_files import RunFiles, TrajectoryRecorder
 from dopsd.coordinator.status import notices_of, run_status, stalled
 from dopsd.coordinator.stream_reader import StreamReader
-from dopsd.coordinator.trajectory_recorder import TrajectoryRecorder
 from dopsd.data.stream.pipeline import EncodedStream
 from dopsd.errors import DopsdError, RunLockLost, WorkerError
 from dopsd.policy.bundle import Bundle

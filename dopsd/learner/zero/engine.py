@@ -16,17 +16,10 @@ from dopsd.config import LearnerSection, RunConfig
 from dopsd.config.recipes import preset_file
 from dopsd.errors import CheckpointError, ConfigError
 from dopsd.learner.student import Student
-from dopsd.learner.zero import slices as zero_slices
+from dopsd.learner.zero import optimizer_state as zero_state
 from dopsd.learner.zero.adamw8bit import adamw8bit
 from dopsd.learner.zero.deepspeed_private import flat_parts, set_from_whole
 from dopsd.learner.zero.extensions import build_needed
-from dopsd.learner.zero.optimizer_state import (
-    AVERAGE,
-    begin,
-    optimizer_state,
-    set_optimizer_state,
-    updates_taken,
-)
 from dopsd.models.lora import STUDENT, TEACHER, activate, bind_parameters
 
 _OWNED = (
@@ -177,7 +170,7 @@ class ZeroEngine:
 
     def optimizer_state(self) -> tuple[int, dict[str, Tensor]]:
         """(updates taken, AdamW's moments by parameter name, fp32 on the CPU). Collective."""
-        return optimizer_state(self.engine.optimizer, self.trained())
+        return zero_state.optimizer_state(self.engine.optimizer, self.trained())
 
     @torch.no_grad()
     def restore(self, weights: dict[str, Tensor], updates: int, moments: dict[str, Tensor]) -> None:
@@ -193,7 +186,7 @@ class ZeroEngine:
             )
         for name, parameter in parameters.items():
             set_from_whole(parameter, None, weights[name])
-        set_optimizer_state(self.engine.optimizer, parameters, updates, moments)
+        zero_state.set_optimizer_state(self.engine.optimizer, parameters, updates, moments)
         with self.gathered(list(parameters.values())):
             bind_parameters(parameters, weights)
 
@@ -206,20 +199,20 @@ class ZeroEngine:
 
         Only before the first update: the average begins at the weights.
         """
-        begin(self.engine.optimizer, 0, averaged=True)
+        zero_state.begin(self.engine.optimizer, 0, averaged=True)
 
     @torch.no_grad()
     def update_average(self, weight: float) -> None:
         """average <- average + weight * (masters - average), of this rank's part, in fp32."""
         zero = self.engine.optimizer
         for flat in flat_parts(zero):
-            zero.optimizer.state[flat][AVERAGE].lerp_(flat.detach(), weight)
+            zero.optimizer.state[flat][zero_state.AVERAGE].lerp_(flat.detach(), weight)
 
     def full_average(self, name: str) -> Tensor:
         """The average of one parameter, fp32, whole. Collective."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        full: Tensor = safe_get_full_optimizer_state(self.trained()[name], AVERAGE)
+        full: Tensor = safe_get_full_optimizer_state(self.trained()[name], zero_state.AVERAGE)
         return full.detach()
 
     def gather(self, value: Any) -> list[Any]:
@@ -238,15 +231,15 @@ class ZeroEngine:
 
     def own_slices(self) -> Iterator[Slice]:
         """This rank's part of masters, moments and average."""
-        return zero_slices.own_slices(self.engine.optimizer, self.trained())
+        return zero_state.own_slices(self.engine.optimizer, self.trained())
 
     def updates(self) -> int:
         """Updates that AdamW has counted."""
-        return updates_taken(self.engine.optimizer)
+        return zero_state.updates_taken(self.engine.optimizer)
 
-    def restore_slices(self, updates: int, read: zero_slices.Read) -> None:
+    def restore_slices(self, updates: int, read: zero_state.Read) -> None:
         """Resume where other engines stood, however they were cut up. Collective."""
-        zero_slices.restore_slices(self.engine.optimizer, self.trained(), updates, read)
+        zero_state.restore_slices(self.engine.optimizer, self.trained(), updates, read)
 
     def full_weights(self, adapter: str) -> dict[str, Tensor]:
         """fp32 master weights of an adapter, gathered from all ranks, on the CPU. Collective."""
