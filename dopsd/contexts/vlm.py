@@ -23,7 +23,7 @@ from dopsd.contexts.text import (
     tokenize,
     view_of,
 )
-from dopsd.contexts.vlm_weights import carry_text_encoder, load_vlm, text_encoder_config
+from dopsd.contexts.vlm_weights import carry_text_encoder, load_vlm
 from dopsd.data.sample import Sample
 from dopsd.errors import ModelError
 from dopsd.models import FAMILIES, resolve_vlm
@@ -58,12 +58,14 @@ class VlmEncoder:
     @classmethod
     def from_config(cls, config: RunConfig, device: str) -> VlmEncoder:
         """Load from the base pipeline and the VLM of ``config``."""
-        from transformers import AutoImageProcessor, AutoTokenizer
+        from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 
         family = FAMILIES[config.model.family](config.model.base, config.model.revision)
         vlm = resolve_vlm(config.model.base, config.model.vlm, config.model.revision)
         revision = config.model.vlm_revision
-        text_encoder = text_encoder_config(family.base, family.revision)
+        text_encoder = AutoConfig.from_pretrained(
+            family.base, subfolder="text_encoder", revision=family.revision
+        )
         model = load_vlm(vlm, DTYPES[config.model.dtype], device, revision, text_encoder)
         carry_text_encoder(model.language_model, family.base, family.revision)
         processor = AutoImageProcessor.from_pretrained(vlm, revision=revision)
