@@ -120,15 +120,8 @@ class ZeroEngine:
             optimizer=None if "optimizer" in config else adamw8bit(trainable, learner),
         )
         self.stage = self.engine.zero_optimization_stage()
+        self.rank, self.world = int(self.engine.global_rank), int(self.engine.world_size)
         self._full_rows = int(config["train_micro_batch_size_per_gpu"])
-
-    @property
-    def rank(self) -> int:
-        return int(self.engine.global_rank)
-
-    @property
-    def world(self) -> int:
-        return int(self.engine.world_size)
 
     def velocity(self, latents: Tensor, sigma: Tensor, context: dict[str, Tensor]) -> Tensor:
         """Velocity [B, C, h, w] float32 under the active adapter.
@@ -261,14 +254,14 @@ class ZeroEngine:
 
     @torch.no_grad()
     def teacher_velocity(
-        self, latents: Tensor, sigma: Tensor, context: dict[str, Tensor], back_to: str
+        self, latents: Tensor, sigma: Tensor, context: dict[str, Tensor]
     ) -> Tensor:
-        """The teacher adapter's velocity on the same base; ``back_to`` is active afterwards."""
+        """The teacher adapter's velocity on the same base; the student is active afterwards."""
         activate(self.student.transformer, TEACHER)
         try:
             return self.velocity(latents, sigma, context)
         finally:
-            activate(self.student.transformer, back_to)
+            activate(self.student.transformer, STUDENT)
 
     def gathered(self, parameters: list[nn.Parameter], modify: bool = True) -> Any:
         """A context in which ``parameters`` are whole; with ``modify``, rank 0's changes stay."""
