@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dopsd.checkpoint.slices import Slice
 from dopsd.config import LearnerSection, RunConfig
 from dopsd.config.recipes import preset_file
 from dopsd.errors import CheckpointError, ConfigError
 from dopsd.learner.student import Student
-from dopsd.learner.zero import optimizer_state as zero_state
 from dopsd.learner.zero.adamw8bit import adamw8bit
 from dopsd.learner.zero.deepspeed_private import flat_parts, set_from_whole
 from dopsd.learner.zero.extensions import build_needed
+from dopsd.learner.zero.optimizer_state import AVERAGE, begin, set_optimizer_state
 from dopsd.models.lora import STUDENT, TEACHER, activate, bind_parameters
 
 _OWNED = (
@@ -119,6 +117,8 @@ class ZeroEngine:
             # What DeepSpeed makes from its config it makes itself.
             optimizer=None if "optimizer" in config else adamw8bit(trainable, learner),
         )
+        self.zero = self.engine.optimizer
+        """DeepSpeed's ZeRO optimizer, whose state ``optimizer_state.py`` knows."""
         self.stage = self.engine.zero_optimization_stage()
         self.rank, self.world = int(self.engine.global_rank), int(self.engine.world_size)
         self._full_rows = int(config["train_micro_batch_size_per_gpu"])
@@ -150,7 +150,7 @@ class ZeroEngine:
         return boundary
 
     def set_lr(self, lr: float) -> None:
-        for group in self.engine.optimizer.param_groups:
+        for group in self.zero.param_groups:
             group["lr"] = lr
 
     def grad_norm(self) -> float:
@@ -159,11 +159,7 @@ class ZeroEngine:
 
     def skipped(self) -> bool:
         """Whether the last update was left out because its gradients were not finite."""
-        return bool(self.engine.optimizer.overflow)
-
-    def optimizer_state(self) -> tuple[int, dict[str, Tensor]]:
-        """(updates taken, AdamW's moments by parameter name, fp32 on the CPU). Collective."""
-        return zero_state.optimizer_state(self.engine.optimizer, self.trained())
+        return bool(self.zero.overflow)
 
     @torch.no_grad()
     def restore(self, weights: dict[str, Tensor], updates: int, moments: dict[str, Tensor]) -> None:
@@ -179,7 +175,7 @@ class ZeroEngine:
             )
         for name, parameter in parameters.items():
             set_from_whole(parameter, None, weights[name])
-        zero_state.set_optimizer_state(self.engine.optimizer, parameters, updates, moments)
+        set_optimizer_state(self.zero, parameters, updates, moments)
         with self.gathered(list(parameters.values())):
             bind_parameters(parameters, weights)
 
@@ -192,20 +188,19 @@ class ZeroEngine:
 
         Only before the first update: the average begins at the weights.
         """
-        zero_state.begin(self.engine.optimizer, 0, averaged=True)
+        begin(self.zero, 0, averaged=True)
 
     @torch.no_grad()
     def update_average(self, weight: float) -> None:
         """average <- average + weight * (masters - average), of this rank's part, in fp32."""
-        zero = self.engine.optimizer
-        for flat in flat_parts(zero):
-            zero.optimizer.state[flat][zero_state.AVERAGE].lerp_(flat.detach(), weight)
+        for flat in flat_parts(self.zero):
+            self.zero.optimizer.state[flat][AVERAGE].lerp_(flat.detach(), weight)
 
     def full_average(self, name: str) -> Tensor:
         """The average of one parameter, fp32, whole. Collective."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        full: Tensor = safe_get_full_optimizer_state(self.trained()[name], zero_state.AVERAGE)
+        full: Tensor = safe_get_full_optimizer_state(self.trained()[name], AVERAGE)
         return full.detach()
 
     def gather(self, value: Any) -> list[Any]:
@@ -221,18 +216,6 @@ class ZeroEngine:
         total = torch.tensor(values, dtype=torch.float64, device=self.engine.device)
         torch.distributed.all_reduce(total)
         return total.tolist()
-
-    def own_slices(self) -> Iterator[Slice]:
-        """This rank's part of masters, moments and average."""
-        return zero_state.own_slices(self.engine.optimizer, self.trained())
-
-    def updates(self) -> int:
-        """Updates that AdamW has counted."""
-        return zero_state.updates_taken(self.engine.optimizer)
-
-    def restore_slices(self, updates: int, read: zero_state.Read) -> None:
-        """Resume where other engines stood, however they were cut up. Collective."""
-        zero_state.restore_slices(self.engine.optimizer, self.trained(), updates, read)
 
     def full_weights(self, adapter: str) -> dict[str, Tensor]:
         """fp32 master weights of an adapter, gathered from all ranks, on the CPU. Collective."""
