@@ -50,11 +50,6 @@ def ask(coordinator: Any, method: str, *values: Any, limit: float = ANSWER_SECON
         raise unwrap_error(error, "coordinator") from None
 
 
-def find_coordinator(name: str, namespace: str, patience: float) -> Any:
-    """The coordinator's actor; it may be on its way back for ``patience`` seconds."""
-    return retry(lambda: ray.get_actor(name, namespace=namespace), patience)
-
-
 def retry(call: Callable[[], Any], patience: float) -> Any:
     """``call()``, once Ray knows a name, or has given it free: for ``patience`` seconds its
     ValueErrors are passed over."""

@@ -27,9 +27,6 @@ from dopsd.records import SampleInfo
 from dopsd.run_folder.ledger import TrainedShare
 from dopsd.run_folder.timeline import Span
 
-Publish = Callable[[int, Weights], CheckpointRequest]
-"""(version, student's and teacher's weights)."""
-
 
 @dataclass
 class LearnerMicroBatch:
@@ -72,7 +69,7 @@ class Learner:
     """One rank of the optimizer.
 
     ``source(step)`` yields this rank's micro-batches, equally many on every rank. ``publish`` takes
-    each version of the weights, on every rank; all else of the outside world is ``client``.
+    each version and its weights, on every rank; all else of the outside world is ``client``.
     """
 
     def __init__(
@@ -81,7 +78,7 @@ class Learner:
         engine: ZeroEngine,
         source: Callable[[int], Iterator[LearnerMicroBatch]],
         client: CoordinatorClient,
-        publish: Publish,
+        publish: Callable[[int, Weights], CheckpointRequest],
     ) -> None:
         self.config, self.engine, self._client = config, engine, client
         self._source, self._publish = source, publish
