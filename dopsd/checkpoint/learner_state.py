@@ -1,14 +1,28 @@
-"""What a learner needs to resume, as the files of a checkpoint."""
+"""What a learner needs to resume, as the files of a checkpoint.
+
+Of a LoRA rank 0 hands all of it to the coordinator. Of a whole model each learner writes its own
+part of the state straight into the checkpoint's folder, and reads what it needs of all parts when
+it resumes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 from torch import Tensor
 
+from dopsd import storage
+from dopsd.checkpoint.folder import FileRecord, folder_of
+from dopsd.checkpoint.slices import Slice, write_slices
+from dopsd.ray_cluster.failures import error_message
 from dopsd.records import pack, unpack
 
+PREFIX = "learner-"
+"""Of the names of files that learners write themselves."""
 STUDENT_FILE, EMA_FILE, OPTIMIZER_FILE = (
     f"{name}.safetensors" for name in ("student", "ema", "optimizer")
 )
@@ -40,3 +54,64 @@ class LearnerState:
         ema, _ = unpack(files[EMA_FILE])
         moments, counted = unpack(files[OPTIMIZER_FILE])
         return cls(meta["step"], student, ema, counted["updates"], moments)
+
+
+@dataclass(frozen=True)
+class SlicedState:
+    """One rank's part of a learner between two steps. The slices are those of live tensors: to be
+    written before the next step."""
+
+    step: int
+    """Optimizer steps behind it, skipped ones included: the next one to train."""
+    updates: int
+    """Updates that AdamW counts: without the skipped ones."""
+    slices: Iterable[Slice]
+
+
+@dataclass(frozen=True)
+class WrittenSlices:
+    """What rank 0 tells the coordinator: all ranks' files, or why there are none."""
+
+    slices: dict[str, FileRecord] = field(default_factory=dict)
+    problem: str = ""
+
+
+def write_state(
+    state: SlicedState,
+    root: str,
+    rank: int,
+    world: int,
+    gather: Callable[[Any], Sequence[Any]],
+    alive: Callable[[], None] = lambda: None,
+) -> WrittenSlices:
+    """Write this rank's file under the checkpoint folder ``root``; collective.
+
+    ``gather`` collects a value of every rank on all of them; ``alive`` is called before each
+    slice: a large file takes long without being stuck. A rank that cannot write costs the
+    checkpoint, not the run. The name of a file is new each time: what an earlier attempt left of
+    the same step stays whole until the coordinator puts this state in its place.
+    """
+    name = f"{PREFIX}{rank:05d}-of-{world:05d}-{uuid.uuid4().hex[:8]}.safetensors"
+    meta = {"record": "learner", "step": state.step, "updates": state.updates}
+    own: tuple[str, FileRecord | None, str]
+    try:
+        path = storage.join(folder_of(root, state.step), name)
+        own = name, write_slices(path, _watched(state.slices, alive), meta), ""
+    except Exception as error:  # whatever it is, the other ranks must not wait for this one
+        own = name, None, f"learner {rank}: {error_message(error)}"
+    slices, problems = {}, []
+    for file, record, problem in gather(own):
+        if record is None:
+            problems.append(problem)
+        else:
+            slices[file] = record
+    return WrittenSlices(slices, "; ".join(problems))
+
+
+def _watched(slices: Iterable[Slice], alive: Callable[[], None]) -> Iterator[Slice]:
+    def values(read: Callable[[], Tensor]) -> Tensor:
+        alive()
+        return read()
+
+    for piece in slices:
+        yield replace(piece, values=partial(values, piece.values))

@@ -16,7 +16,7 @@ from dopsd.checkpoint.folder import (
     remove_unfinished,
     write_checkpoint,
 )
-from dopsd.checkpoint.learner_slices import WrittenSlices
+from dopsd.checkpoint.learner_state import WrittenSlices
 from dopsd.checkpoint.requests import CheckpointRequests
 from dopsd.config import RunConfig
 from dopsd.config.load import shown_values
@@ -63,10 +63,6 @@ class CheckpointManager:
         self._writer: threading.Thread | None = None
         self._skipped_for: threading.Thread | None = None
         """The write for which a checkpoint was left out last: noted once for each."""
-
-    def ask(self) -> None:
-        """A checkpoint at the next step, whatever the schedule."""
-        self.requests.asked = True
 
     def due(self, step: int) -> bool:
         """Whether the state after ``step`` steps is to be saved.

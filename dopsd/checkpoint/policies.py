@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 from dopsd import storage
@@ -71,12 +72,9 @@ def restored_bundles(checkpoint: Checkpoint, put: Put) -> dict[int, Bundle]:
 
 
 def _restored_buckets(checkpoint: Checkpoint, put: Put) -> dict[int, Bundle]:
-    refs: dict[str, Any] = {}
-
+    @cache
     def ref(name: str) -> Any:
-        if name not in refs:
-            refs[name] = put(storage.read_bytes(storage.join(checkpoint.path, name)))
-        return refs[name]
+        return put(storage.read_bytes(storage.join(checkpoint.path, name)))
 
     return {
         int(version): Bundle(

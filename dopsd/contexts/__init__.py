@@ -46,15 +46,12 @@ class ContextEncoder(Protocol):
 
     def encode(self, samples: Sequence[Sample]) -> tuple[Context, Context]:
         """(student's context, teacher's context), a row for each sample."""
-        ...
 
     def encode_student(self, samples: Sequence[Sample]) -> Context:
         """The student's context alone."""
-        ...
 
     def views(self, samples: Sequence[Sample]) -> list[tuple[ContextView, ContextView]]:
         """(student's, teacher's) text and tokens of each sample; nothing is computed."""
-        ...
 
 
 CONTEXTS = {
@@ -85,6 +82,3 @@ class EncoderFactory:
         encoder = encoder_class(self.config.context.name)
         built: ContextEncoder = encoder.from_config(self.config, self.device)
         return built
-
-
-__all__ = ["CONTEXTS", "ContextEncoder", "ContextView", "EncoderFactory", "encoder_class"]

@@ -23,7 +23,7 @@ from dopsd.contexts.text import (
     tokenize,
     view_of,
 )
-from dopsd.contexts.vlm_weights import carry_text_encoder, load_vlm, text_encoder_config
+from dopsd.contexts.vlm_weights import carry_text_encoder, load_vlm
 from dopsd.data.sample import Sample
 from dopsd.errors import ModelError
 from dopsd.models import FAMILIES, resolve_vlm
@@ -58,12 +58,14 @@ class VlmEncoder:
     @classmethod
     def from_config(cls, config: RunConfig, device: str) -> VlmEncoder:
         """Load from the base pipeline and the VLM of ``config``."""
-        from transformers import AutoImageProcessor, AutoTokenizer
+        from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 
         family = FAMILIES[config.model.family](config.model.base, config.model.revision)
         vlm = resolve_vlm(config.model.base, config.model.vlm, config.model.revision)
         revision = config.model.vlm_revision
-        text_encoder = text_encoder_config(family.base, family.revision)
+        text_encoder = AutoConfig.from_pretrained(
+            family.base, subfolder="text_encoder", revision=family.revision
+        )
         model = load_vlm(vlm, DTYPES[config.model.dtype], device, revision, text_encoder)
         carry_text_encoder(model.language_model, family.base, family.revision)
         processor = AutoImageProcessor.from_pretrained(vlm, revision=revision)
@@ -85,14 +87,10 @@ class VlmEncoder:
 
     def encode(self, samples: Sequence[Sample]) -> tuple[Context, Context]:
         images, prompts = [s.target for s in samples], [s.prompt for s in samples]
-        return self.encode_text(prompts), self.encode_image_text(images, prompts)
+        return self.text.encode(prompts), self.encode_image_text(images, prompts)
 
     def encode_student(self, samples: Sequence[Sample]) -> Context:
-        return self.encode_text([sample.prompt for sample in samples])
-
-    def encode_text(self, prompts: list[str]) -> Context:
-        """Features of the prompts alone, as ``TextEncoder.encode`` makes them."""
-        return self.text.encode(prompts)
+        return self.text.encode([sample.prompt for sample in samples])
 
     @torch.no_grad()
     def encode_image_text(self, images: list[np.ndarray], prompts: list[str]) -> Context:

@@ -49,13 +49,6 @@ def load_vlm(
     return model.requires_grad_(False).eval().to(device)
 
 
-def text_encoder_config(base: str, revision: str | None) -> Any:
-    """The config of the pipeline's text encoder."""
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(base, subfolder="text_encoder", revision=revision)
-
-
 def _compute_like(config: Any, encoder: Any) -> None:
     """What weights alone do not carry: rotary base, norm epsilon and activation.
 

@@ -1,1 +1,0 @@
-"""Ray: launch, coordinator, admission, inference workers, weights and the DeepSpeed learner."""

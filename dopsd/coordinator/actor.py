@@ -11,11 +11,10 @@ from dopsd.checkpoint.compatibility import RunIdentity
 from dopsd.config import RunConfig
 from dopsd.contexts.training import TrainingEncoderFactory
 from dopsd.coordinator.coordinator import Coordinator
-from dopsd.coordinator.stream_reader import BlockStream
 from dopsd.data.context_cache.files import ContextCache
 from dopsd.data.manifest import Manifest
 from dopsd.data.run_data import plan_of, read_spec
-from dopsd.data.stream.pipeline import encoded_stream
+from dopsd.data.stream.pipeline import EncodedStream, encoded_stream
 from dopsd.ray_cluster.placement import Role, Roles
 from dopsd.run_folder.lock import RunLock
 from dopsd.run_folder.log import RunLog
@@ -40,7 +39,7 @@ class CoordinatorActor(Coordinator):
         plan = plan_of(config, manifest)
         role = roles.encoder or Role("reader", 0, 0.0, 0.0)
 
-        def open_stream(start: int, stop: int) -> BlockStream:
+        def open_stream(start: int, stop: int) -> EncodedStream:
             # As far ahead as the policy lag can use, and one step more.
             ahead = plan.micro_batches_per_step * (config.max_policy_lag + 2)
             return encoded_stream(

@@ -47,7 +47,8 @@ class Admission:
         self._in_flight: set[Key] = set()
         self._ready: set[Key] = set()
         self._trained = 0
-        self._trained_steps = start
+        self.trained_steps = start
+        """The first step that is not trained yet."""
 
     def next_admissible(self, published: int) -> Key | None:
         """The next micro-batch in plan order, if the version that must generate it exists."""
@@ -56,12 +57,15 @@ class Admission:
             return None
         return self._next
 
+    def next_key(self, key: Key) -> Key:
+        """The micro-batch that follows ``key`` in the plan."""
+        step, index = key
+        return (step, index + 1) if index + 1 < self._size(step) else (step + 1, 0)
+
     def admit(self, key: Key) -> None:
         """Start generating ``key``, which must be the next one."""
         assert key == self._next, f"admitted {key}, next in the plan is {self._next}"
-        step, index = key
-        last = index + 1 == self._size(step)
-        self._next = (step + 1, 0) if last else (step, index + 1)
+        self._next = self.next_key(key)
         self._waiting -= 1
         self._in_flight.add(key)
         self._check()
@@ -81,18 +85,13 @@ class Admission:
 
     def train(self, step: int) -> None:
         """Every micro-batch of ``step`` went into the optimizer; steps are trained in order."""
-        assert step == self._trained_steps, f"trained {step}, expected {self._trained_steps}"
+        assert step == self.trained_steps, f"trained {step}, expected {self.trained_steps}"
         keys = {(step, index) for index in range(self._size(step))}
         assert keys <= self._ready, f"step {step} was trained before it was ready"
         self._ready -= keys
         self._trained += len(keys)
-        self._trained_steps += 1
+        self.trained_steps += 1
         self._check()
-
-    @property
-    def trained_steps(self) -> int:
-        """The first step that is not trained yet."""
-        return self._trained_steps
 
     def counts(self) -> Counts:
         return Counts(

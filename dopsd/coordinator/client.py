@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 from ray.exceptions import (
@@ -16,8 +16,7 @@ from ray.exceptions import (
     RayError,
 )
 
-from dopsd.checkpoint.learner_slices import SlicedState, write_state
-from dopsd.checkpoint.learner_state import LearnerState
+from dopsd.checkpoint.learner_state import LearnerState, SlicedState, write_state
 from dopsd.config import TimeoutSection
 from dopsd.coordinator.messages import CheckpointRequest, ObjectRefBox, ResumePoint
 from dopsd.errors import DopsdError, WorkerError
@@ -51,44 +50,29 @@ def ask(coordinator: Any, method: str, *values: Any, limit: float = ANSWER_SECON
         raise unwrap_error(error, "coordinator") from None
 
 
-def find_coordinator(name: str, namespace: str, patience: float) -> Any:
-    """The coordinator's actor; it may be on its way back for ``patience`` seconds."""
+def retry(call: Callable[[], Any], patience: float) -> Any:
+    """``call()``, once Ray knows a name, or has given it free: for ``patience`` seconds its
+    ValueErrors are passed over."""
     deadline = time.monotonic() + patience
     while True:
         try:
-            return ray.get_actor(name, namespace=namespace)
+            return call()
         except ValueError:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.5)
 
 
-class Connection(Protocol):
-    """How a learner reaches its coordinator and the object store."""
-
-    def call(self, method: str, *values: Any) -> Any:
-        """Call a method of the coordinator and wait for its answer."""
-
-    def send(self, method: str, *values: Any) -> None:
-        """Call a method whose answer nobody waits for."""
-
-    def get(self, ref: Any, limit: float) -> Any:
-        """The object behind a reference. Raises ObjectLostError when it is gone, GetTimeoutError
-        after ``limit`` seconds."""
-
-    def put(self, value: Any) -> Any:
-        """Store an object; returns its reference."""
-
-
 class ActorConnection:
-    """The coordinator as an actor. ``limit``: seconds after which a call that is not answered asks
-    whether the actor still answers others."""
+    """How a learner reaches its coordinator, an actor, and the object store. ``limit``: seconds
+    after which a call that is not answered asks whether the actor still answers others."""
 
     def __init__(self, actor: Any, limit: float) -> None:
         self._actor, self._limit = actor, limit
         self._sent: ray.ObjectRef | None = None
 
     def call(self, method: str, *values: Any) -> Any:
+        """Call a method of the coordinator and wait for its answer."""
         answer = getattr(self._actor, method).remote(*values)
         while True:
             try:
@@ -98,9 +82,11 @@ class ActorConnection:
                 ray.get(self._actor.error.remote(), timeout=self._limit)
 
     def send(self, method: str, *values: Any) -> None:
+        """Call a method whose answer nobody waits for."""
         self._sent = getattr(self._actor, method).remote(*values)
 
     def get(self, ref: ray.ObjectRef, limit: float) -> Any:
+        """Raises ObjectLostError when it is gone, GetTimeoutError after ``limit`` seconds."""
         return ray.get(ref, timeout=limit)
 
     def put(self, value: Any) -> ray.ObjectRef:
@@ -122,7 +108,7 @@ class CoordinatorClient:
 
     def __init__(
         self,
-        connection: Connection,
+        connection: ActorConnection,
         attempt: int,
         rank: int,
         world: int,

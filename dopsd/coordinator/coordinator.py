@@ -17,19 +17,18 @@ from typing import Any
 import ray
 
 from dopsd.checkpoint.compatibility import RunIdentity
-from dopsd.checkpoint.learner_slices import WrittenSlices
+from dopsd.checkpoint.learner_state import WrittenSlices
 from dopsd.config import RunConfig
 from dopsd.coordinator.admission import rank_share
 from dopsd.coordinator.dispatcher import Dispatcher
 from dopsd.coordinator.failures import RestartBudget, RunFailure, run_all
 from dopsd.coordinator.learner_group import LearnerGroup
 from dopsd.coordinator.messages import CheckpointRequest, ObjectRefBox, ResumePoint, RunStatus
-from dopsd.coordinator.policy_versions import PolicyVersions
-from dopsd.coordinator.resume import checkpoint_files
-from dopsd.coordinator.run_files import RunFiles
+from dopsd.coordinator.policy_versions import PolicyVersions, checkpoint_files
+from dopsd.coordinator.run_files import RunFiles, TrajectoryRecorder
 from dopsd.coordinator.status import notices_of, run_status, stalled
-from dopsd.coordinator.stream_reader import BlockStream, StreamReader
-from dopsd.coordinator.trajectory_recorder import TrajectoryRecorder
+from dopsd.coordinator.stream_reader import StreamReader
+from dopsd.data.stream.pipeline import EncodedStream
 from dopsd.errors import DopsdError, RunLockLost, WorkerError
 from dopsd.policy.bundle import Bundle
 from dopsd.ray_cluster.placement import Roles
@@ -53,7 +52,7 @@ class Coordinator:
         self,
         config: RunConfig,
         roles: Roles,
-        open_stream: Callable[[int, int], BlockStream],
+        open_stream: Callable[[int, int], EncodedStream],
         step_size: Callable[[int], int],
         log: RunLog,
         identity: RunIdentity | None = None,
@@ -281,7 +280,7 @@ class Coordinator:
 
     def ask_checkpoint(self, end: bool = False) -> None:
         """A checkpoint after the step under way, and then the ``end`` if so."""
-        self.checkpoints.ask()
+        self.checkpoints.requests.asked = True
         self._wants_end |= end
 
     def kill_learners(self) -> None:

@@ -254,11 +254,6 @@ class Dispatcher:
         else:
             self._finish(item, block)
 
-    def next_key(self, key: Key) -> Key:
-        """The micro-batch that follows ``key`` in the plan."""
-        step, index = key
-        return (step, index + 1) if index + 1 < self._step_size(step) else (step + 1, 0)
-
     def _requeue(self, item: InFlightMicroBatch, block_lost: bool) -> None:
         """Generate a micro-batch again from its block, encoded again when that is lost; a bounded
         number of times."""

@@ -1,10 +1,18 @@
-"""What learners have published: the versions that still generate, and where a new group begins."""
+"""What learners have published: the versions that still generate, where a new group begins, and
+what a checkpoint is made of."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import ray
+
+from dopsd import storage
 from dopsd.checkpoint.folder import Checkpoint
-from dopsd.coordinator.messages import ResumePoint
-from dopsd.coordinator.resume import resume_point
+from dopsd.checkpoint.learner_state import FILES, PREFIX
+from dopsd.checkpoint.policies import bucket_files, restored_bundles, whole_files
+from dopsd.coordinator.messages import ObjectRefBox, ResumePoint
 from dopsd.policy.bundle import Bundle
 from dopsd.policy.versions import policy_version
 
@@ -24,8 +32,10 @@ class PolicyVersions:
     def restored_from(cls, lag: int, checkpoint: Checkpoint | None) -> PolicyVersions:
         """As it was when a checkpoint was written; without one, before the first version."""
         versions = cls(lag)
-        versions.entry, versions.bundles = resume_point(checkpoint)
-        versions.version = versions.entry.step if checkpoint else -1
+        if checkpoint:
+            versions.version = checkpoint.step
+            versions.bundles = restored_bundles(checkpoint, ray.put)
+            versions.entry = _resume_point(checkpoint, versions.bundles.get(checkpoint.step))
         return versions
 
     @property
@@ -45,3 +55,36 @@ class PolicyVersions:
         for version in [v for v in self.bundles if v < oldest]:
             del self.bundles[version]
         return True
+
+
+def _resume_point(checkpoint: Checkpoint, published: Bundle | None) -> ResumePoint:
+    files = {
+        name: ObjectRefBox(ray.put(checkpoint.files[name]), True)
+        for name in FILES
+        if name in checkpoint.files
+    }
+    slices = [name for name in checkpoint.manifest.large if name.startswith(PREFIX)]
+    return ResumePoint(
+        checkpoint.step,
+        files,
+        tuple(storage.join(checkpoint.path, name) for name in slices),
+        published if published and published.streamed else None,
+    )
+
+
+def checkpoint_files(
+    files: dict[str, ObjectRefBox], bundles: dict[int, Bundle], limit: float
+) -> tuple[dict[str, bytes], tuple[int, ...], Mapping[str, Callable[[], bytes]]]:
+    """What a checkpoint is made of: contents by name (the learners' ``files`` and LoRAs that still
+    generate), the versions that still generate, and how to fetch the buckets, by name, of those
+    that are whole models. ``limit``: seconds that a transfer may take."""
+    index, buckets = bucket_files(bundles)
+    refs = {name: box.ref for name, box in files.items()} | whole_files(bundles)
+    payloads = dict(zip(refs, ray.get(list(refs.values()), timeout=limit)))
+
+    def fetch(ref: ray.ObjectRef) -> bytes:
+        payload: bytes = ray.get(ref, timeout=limit)
+        return payload
+
+    fetches = {name: partial(fetch, ref) for name, ref in buckets.items()}
+    return payloads | index, tuple(v for v in sorted(bundles) if bundles[v].refs), fetches

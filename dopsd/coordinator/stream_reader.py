@@ -5,30 +5,18 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Protocol
+from collections.abc import Callable
 
 import ray
 
 from dopsd.coordinator.admission import Key
 from dopsd.coordinator.dispatcher import Dispatcher
+from dopsd.data.stream.pipeline import EncodedStream
 from dopsd.errors import DeadlineError
 
-Block = tuple[int, int, ray.ObjectRef]
-"""(step, index, reference of the encoded block) of a micro-batch."""
 _LOADING, _ENCODING = "loading its models", "encoding"
 _LEAVE_SECONDS = 1.0
 """What a thread that pulls blocks is given to see that nobody wants them any more."""
-
-
-class BlockStream(Protocol):
-    """Every micro-batch from some step on, in plan order; closing it ends the pipeline."""
-
-    def __iter__(self) -> Iterator[Block]: ...
-
-    def __next__(self) -> Block: ...
-
-    def close(self) -> None: ...
 
 
 class StreamReader:
@@ -43,7 +31,7 @@ class StreamReader:
     def __init__(
         self,
         dispatcher: Dispatcher,
-        open_stream: Callable[[int, int], BlockStream],
+        open_stream: Callable[[int, int], EncodedStream],
         changed: threading.Condition,
         over: Callable[[], bool],
         moved: Callable[[], None],
@@ -137,7 +125,7 @@ class StreamReader:
         waited = 0.0 if self._asked is None else time.monotonic() - self._asked
         if waited <= self.limit:
             return None
-        step, index = self._dispatcher.next_key(self._newest)
+        step, index = self._dispatcher.admission.next_key(self._newest)
         doing = self.doing if self.starting else f"encoding step {step} micro-batch {index}"
         who = "encoder" if self._dispatcher.roles.encoder else "reader of the context cache"
         key = "timeouts.startup + timeouts.step" if self.starting else "timeouts.step"
@@ -156,7 +144,7 @@ class StreamReader:
         self._reopen(self._needed())
         self.notices.append(f"{timeout}; replaced it, from step {self._start}")
 
-    def _pull(self, number: int, stream: BlockStream) -> None:
+    def _pull(self, number: int, stream: EncodedStream) -> None:
         """The thread of one stream: pulls blocks a step ahead; the stream bounds what it holds
         beyond that. It may be stuck in a stream that hangs, and is left behind then."""
         failure: BaseException | None = None
@@ -173,7 +161,7 @@ class StreamReader:
                 return
         stream.close()  # it may have come up after it had been given up
 
-    def _pull_all(self, number: int, stream: BlockStream) -> None:
+    def _pull_all(self, number: int, stream: EncodedStream) -> None:
         while True:
             with self._changed:
                 if not self._wanted(number):

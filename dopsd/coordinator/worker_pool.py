@@ -279,9 +279,8 @@ class WorkerPool:
         self._spans.append(Span(worker.name, task, step, started, now))
 
     def _note_load(self, worker: PooledWorker, call: Call) -> None:
-        task, began = ("load weights", call.started)
-        if worker.loaded < 0:
-            task, began = ("start up", worker.launched)
+        first = worker.loaded < 0
+        task, began = ("start up", worker.launched) if first else ("load weights", call.started)
         self._note(worker, task, call.bundle.version, time.monotonic() - began)
 
     def doing(self) -> str:
@@ -315,12 +314,11 @@ class WorkerPool:
         )
 
     def _restart(self, worker: PooledWorker, reason: DopsdError) -> list[Key]:
-        queued = [call for call in worker.calls if call.key is not None]
-        keys = [call.key for call in queued if call.key is not None and not call.dropped]
-        if worker.calls:
-            first = queued[0].key if queued else None
-            step = first[0] if first else worker.calls[0].bundle.version
-            self._note(worker, "lost", step, time.monotonic() - worker.calls[0].started)
+        calls = worker.calls
+        keys = [call.key for call in calls if call.key and not call.dropped]
+        if calls:
+            step = next((call.key[0] for call in calls if call.key), calls[0].bundle.version)
+            self._note(worker, "lost", step, time.monotonic() - calls[0].started)
         if worker.restarts >= self.config.inference.max_restarts:
             raise type(reason)(
                 f"{reason}; restart budget exhausted (inference.max_restarts={worker.restarts})"

@@ -1,18 +1,29 @@
-"""Options that need more than a config to be judged: refused before any cluster starts."""
+"""What needs more than a config to be judged: options and run folders, refused before any cluster
+starts; and what an error says of resuming."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import shlex
 from pathlib import Path
 from typing import Any
 
 from dopsd import storage
+from dopsd.checkpoint.compatibility import RunIdentity
 from dopsd.checkpoint.folder import complete_steps
+from dopsd.checkpoint.manager import newest_checkpoint
 from dopsd.config import RunConfig
 from dopsd.data.manifest import has_manifest
 from dopsd.data.run_data import SHAPES, no_source
-from dopsd.errors import ConfigError, DataError
+from dopsd.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DopsdError,
+    RunLockLost,
+    StorageError,
+)
 from dopsd.learner.zero.engine import offloads_optimizer, preset_stage
 from dopsd.models import FAMILIES, resolve_vlm
 from dopsd.models.base import check_attention
@@ -76,6 +87,32 @@ def refuse_existing(config: RunConfig, replace: bool = False) -> None:
             f"run.folder: {run.path} holds an unfinished run, saved at step {saved[-1]}; allowed: "
             f"{way}, or --overwrite to lose it"
         )
+
+
+def refuse_unless_resumable(config: RunConfig, identity: RunIdentity | None = None) -> str:
+    """What the run resumes from, in words. Raises CheckpointError when nothing fits.
+
+    ``identity``: what a checkpoint's data must agree with; None while that is not known yet.
+    """
+    checkpoint, refused = newest_checkpoint(config, identity)
+    if checkpoint is None:
+        root = RunFolder(config.run.folder).checkpoints
+        raise CheckpointError("; ".join(refused) or f"{root}: no checkpoint; nothing to resume")
+    words = f"resuming from step {checkpoint.step}"
+    return f"{words}; refused: {'; '.join(refused)}" if refused else words
+
+
+def with_resume_command(error: DopsdError, config: RunConfig) -> DopsdError:
+    """The same error, with the command that resumes the run where a checkpoint is saved."""
+    if isinstance(error, RunLockLost):
+        return error
+    folder, steps = config.run.folder, []
+    with contextlib.suppress(OSError, StorageError):  # which may be why the run ended
+        steps = complete_steps(RunFolder(folder).checkpoints)
+    if not steps:
+        return error
+    command = f"dopsd train --resume {shlex.quote(folder)}"
+    return type(error)(f"{error}; step {steps[-1]} is saved, resume with: {command}")
 
 
 def refuse_missing_source(config: RunConfig) -> None:

@@ -95,16 +95,12 @@ def _layout(manifest: Manifest) -> str:
     return hashlib.sha256(json.dumps(groups).encode()).hexdigest()[:12]
 
 
-def has_context_cache(config: RunConfig) -> bool:
-    """Whether there is a context cache that the run may read, if it fits."""
-    return config.data.context_cache != "off" and bool(_names(config.shards))
-
-
 def surely_needed(setup: RunSetup) -> list[Role]:
     """The roles that the run needs before it is known whether the cached contexts fit: if there are
     any, it may need no encoder."""
-    roles = setup.roles
-    return (replace(roles, encoder=None) if has_context_cache(setup.config) else roles).all()
+    config, roles = setup.config, setup.roles
+    cached = config.data.context_cache != "off" and _names(config.shards)
+    return (replace(roles, encoder=None) if cached else roles).all()
 
 
 def with_cached_contexts(setup: RunSetup) -> RunSetup:

@@ -72,7 +72,7 @@ def with_prior(
     """
     if config.data.prior.prompts is None:
         return manifest
-    spec, seeds = _spec(config, manifest), _seeds(config)
+    spec, seeds = _spec(config, manifest)
     identity = {
         "base": model_identity(spec.base, spec.revision),
         "family": spec.family,
@@ -121,12 +121,15 @@ def placed_beside(shards: str) -> Iterator[str]:
             storage.remove(aside)
 
 
-def _spec(config: RunConfig, manifest: Manifest) -> EvaluateSpec:
+def _spec(config: RunConfig, manifest: Manifest) -> tuple[EvaluateSpec, list[int]]:
+    """What is drawn, and a seed of each sample: a prompt that comes again is drawn from other
+    noise."""
     prior = config.data.prior
     assert prior.prompts is not None
     prompts = read_prompts(prior.prompts)
     bucket = parse_bucket(max(manifest.buckets, key=lambda name: (manifest.buckets[name], name)))
-    return EvaluateSpec(
+    seeds = [config.run.seed + index // len(prompts) for index in range(prior.count)]
+    spec = EvaluateSpec(
         out="",  # nothing of an evaluation is written
         prompts=tuple(prompts[index % len(prompts)] for index in range(prior.count)),
         base=resolve_base(config.model.base),
@@ -138,14 +141,7 @@ def _spec(config: RunConfig, manifest: Manifest) -> EvaluateSpec:
         width=bucket.width,
         steps=(prior.steps or config.preview.steps or config.method.steps,),
     )
-
-
-def _seeds(config: RunConfig) -> list[int]:
-    """One of each sample: a prompt that comes again is drawn from other noise."""
-    prior = config.data.prior
-    assert prior.prompts is not None
-    prompts = len(read_prompts(prior.prompts))
-    return [config.run.seed + index // prompts for index in range(prior.count)]
+    return spec, seeds
 
 
 def _caption_keys(config: RunConfig) -> list[str]:

@@ -92,12 +92,7 @@ def finish(summary: Summary, setup: RunSetup, began: float) -> Summary:
         except (DopsdError, OSError) as error:
             summary.problems.append(str(error))
     summary.seconds = time.monotonic() - began
-    write_page(summary)
-    return summary
-
-
-def write_page(summary: Summary) -> None:
-    """The run page, which shows the summary, and the summary, which names the page."""
+    # The page shows the summary, which names the page.
     summary.page = RunFolder(summary.folder).file(REPORT_FILE)
     write_summary(summary)
     try:
@@ -106,6 +101,7 @@ def write_page(summary: Summary) -> None:
         summary.page = None
         summary.problems.append(f"run page: {' '.join(str(error).split())}")
         write_summary(summary)
+    return summary
 
 
 def write_summary(summary: Summary) -> None:

@@ -14,7 +14,7 @@ import ray
 from ray.exceptions import RayError
 
 from dopsd.config import RunConfig
-from dopsd.coordinator.client import ANSWER_SECONDS, CoordinatorLost, ask
+from dopsd.coordinator.client import ANSWER_SECONDS, CoordinatorLost, ask, retry
 from dopsd.coordinator.messages import RunStatus
 from dopsd.driver.progress import Show
 from dopsd.errors import DeadlineError, DopsdError, WorkerError
@@ -130,7 +130,8 @@ class Supervisor:
             ray.kill(self.coordinator)
             time.sleep(learner.pause_before(self._restarts + 1))
             self._restarts += 1
-            self.coordinator = self._launch_again()
+            # Ray gives a dead actor's name free a little later.
+            self.coordinator = retry(lambda: self._launch(self._restarts), ANSWER_SECONDS)
             try:
                 self._start()
             except CoordinatorLost as again:
@@ -138,17 +139,6 @@ class Supervisor:
                 continue
             self._pending_signals += [True] * self._ending
             return
-
-    def _launch_again(self) -> Any:
-        """Ray gives a dead actor's name free a little later."""
-        deadline = time.monotonic() + ANSWER_SECONDS
-        while True:
-            try:
-                return self._launch(self._restarts)
-            except ValueError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.5)
 
     def check_stalled(self, status: RunStatus, still: float) -> None:
         """End learners that hang, once an attempt. Raises DeadlineError when that was no help."""
@@ -165,10 +155,11 @@ class Supervisor:
             self._last_killed_attempt = status.attempt
             ask(self.coordinator, "kill_learners")
             return
+        free = ray.available_resources()
         raise DeadlineError(
             f"no step for {limit:g} s after step {status.step}: "
             + "; ".join(f"{role}: {doing}" for role, doing in status.roles.items())
-            + f"; free now: {_free()}"
+            + f"; free now: {free.get('CPU', 0.0):g} CPU, {free.get('GPU', 0.0):g} GPU"
         )
 
     def _restarts_exhausted(self, error: DopsdError) -> DopsdError:
@@ -198,11 +189,6 @@ class Supervisor:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _free() -> str:
-    free = ray.available_resources()
-    return f"{free.get('CPU', 0.0):g} CPU, {free.get('GPU', 0.0):g} GPU"
 
 
 def _learner_error(error: BaseException) -> DopsdError:

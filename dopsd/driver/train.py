@@ -11,10 +11,10 @@ from typing import Any
 from dopsd.config import RunConfig
 from dopsd.coordinator.actor import launch_coordinator
 from dopsd.data.run_data import prepared
+from dopsd.driver.checks import refuse_unless_resumable, with_resume_command
 from dopsd.driver.context_cache import surely_needed, with_cached_contexts
 from dopsd.driver.preflight import before_training
 from dopsd.driver.progress import Show
-from dopsd.driver.resume import refuse_unless_resumable, with_resume_command
 from dopsd.driver.setup import RunSetup
 from dopsd.driver.summary import Summary, finish
 from dopsd.driver.supervisor import Supervisor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -72,7 +73,7 @@ def verify_run(folder: str) -> LedgerReport:
     shards = run.shards(config)
     key = next((entry["plan"] for entry in reversed(entries) if "start" in entry), "")
     plan = _plan(config, shards, key)
-    ids = _SampleIds(shards)
+    ids = _sample_ids(shards)
 
     trained, twice = effective(entries)
     lines = [entry for entry in entries if "start" not in entry]
@@ -138,18 +139,14 @@ def _compare(
             report.problems.append(f"step {step}: {key} {line[key]}, planned {expected_version}")
 
 
-class _SampleIds:
+def _sample_ids(shards: str) -> Callable[[RowRef], str]:
     """Ids by row, without the pictures beside them."""
 
-    def __init__(self, shards: str) -> None:
-        self._shards = shards
-        self._group = lru_cache(maxsize=256)(self._read)
-
-    def __call__(self, ref: RowRef) -> str:
-        return self._group(ref.file, ref.row_group)[ref.row]
-
-    def _read(self, file: str, row_group: int) -> list[str]:
-        path = storage.join(self._shards, file)
+    @lru_cache(maxsize=256)
+    def read(file: str, row_group: int) -> list[str]:
+        path = storage.join(shards, file)
         with storage.open_input(path) as source, pq.ParquetFile(source) as parquet:
             names: list[str] = parquet.read_row_group(row_group, ["sample_id"])[0].to_pylist()
         return names
+
+    return lambda ref: read(ref.file, ref.row_group)[ref.row]

@@ -50,12 +50,19 @@ class Exporter:
 
     def publish(self, version: int, weights: Weights) -> CheckpointRequest:
         """Publish a version, and write what the user wants of it. Collective."""
-        self.before_publish(version, weights)
-        request = self._client.publish(self.bundle(version, weights))
-        self.after_publish(version, weights)  # while the next step is rolled out
+        if weights_dumped(self.config, version):
+            self._keep(DEBUG, version, weights)
+        request = self._client.publish(self._bundle(version, weights))
+        # While the next step is rolled out. Of whole models start and end are drawn.
+        if (
+            version in kept_versions(self.config)
+            and isinstance(weights, ReplicatedWeights)
+            and small_enough(self.config, weights.student)
+        ):
+            self._keep(PREVIEW, version, weights, DTYPES[self.config.model.dtype])
         return request
 
-    def bundle(self, version: int, weights: Weights) -> Bundle:
+    def _bundle(self, version: int, weights: Weights) -> Bundle:
         """The bundle of a version; of rank 0, whose references are real. Collective."""
         client = self._client
         if self.config.source == "fused":
@@ -72,26 +79,13 @@ class Exporter:
         dtype = DTYPES[self.config.model.dtype]
         return Bundle.create(version, weights.student, weights.ema.tensors, dtype, client.put)
 
-    def before_publish(self, version: int, weights: Weights) -> None:
-        """Files that the user wants of a version before it is published."""
-        if self._client.rank == 0 and weights_dumped(self.config, version):
-            for adapter, state in _both(weights):
-                payload = self._lora(adapter, state)
-                self._client.write(weights_file(DEBUG, version, adapter), payload)
-                self._write_modules(weights_file(DEBUG, version, adapter, True), adapter, state)
-
-    def after_publish(self, version: int, weights: Weights) -> None:
-        """Files that can wait until the version is rolled out."""
-        if isinstance(weights, ShardedWeights):
-            return  # start and end are drawn
-        if self._client.rank or version not in kept_versions(self.config):
-            return
-        both = _both(weights)
-        if small_enough(self.config, both[0][1]):
-            for adapter, state in both:
-                payload = self._lora(adapter, state, DTYPES[self.config.model.dtype])
-                self._client.write(weights_file(PREVIEW, version, adapter), payload)
-                self._write_modules(weights_file(PREVIEW, version, adapter, True), adapter, state)
+    def _keep(
+        self, folder: str, version: int, weights: Weights, dtype: torch.dtype = torch.float32
+    ) -> None:
+        """A version's adapters as files in the run folder's ``folder``."""
+        for adapter, state in _both(weights):
+            lora, modules = (weights_file(folder, version, adapter, kind) for kind in (False, True))
+            self._write(lora, modules, adapter, state, dtype)
 
     def export(self, weights: Weights) -> None:
         """The exports of a finished run. Collective."""
@@ -99,16 +93,28 @@ class Exporter:
             for adapter in (STUDENT, TEACHER) if weights.averages else (STUDENT,):
                 self._transformer(adapter, weights)
             return
+        for (adapter, state), file in zip(_both(weights), (LORA_FILE, TEACHER_FILE)):
+            self._write(file, MODULES[adapter], adapter, state)
+
+    def _write(
+        self,
+        lora_path: str,
+        modules_path: str,
+        adapter: str,
+        state: dict[str, Tensor],
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """A LoRA, and what was trained beside it if anything was; by rank 0."""
         if self._client.rank:
             return
-        for (adapter, state), file in zip(_both(weights), (LORA_FILE, TEACHER_FILE)):
-            self._client.write(file, self._lora(adapter, state))
-            self._write_modules(MODULES[adapter], adapter, state)
-
-    def _write_modules(self, path: str, adapter: str, state: dict[str, Tensor]) -> None:
-        """What was trained beside the LoRA, if anything was."""
-        if extra := {name: tensor for name, tensor in state.items() if ".lora_" not in name}:
-            self._client.write(path, modules_file(extra, self._named(adapter)))
+        lora, named = self.config.lora, self._named(adapter)
+        own = {name: tensor for name, tensor in state.items() if ".lora_" in name}
+        payload = lora_file(
+            own, lora.rank, lora.alpha, named, dtype, rank_stabilized=lora.rank_stabilized
+        )
+        self._client.write(lora_path, payload)
+        if extra := {name: tensor for name, tensor in state.items() if name not in own}:
+            self._client.write(modules_path, modules_file(extra, named))
 
     def _transformer(self, adapter: str, weights: ShardedWeights) -> None:
         shards: Iterator[dict[str, Tensor]] = weights.gather(adapter)
@@ -123,20 +129,6 @@ class Exporter:
             shards,
             len(weights.buckets),
             self._named(adapter),
-        )
-
-    def _lora(
-        self, adapter: str, state: dict[str, Tensor], dtype: torch.dtype = torch.float32
-    ) -> bytes:
-        lora = self.config.lora
-        state = {name: tensor for name, tensor in state.items() if ".lora_" in name}
-        return lora_file(
-            state,
-            lora.rank,
-            lora.alpha,
-            self._named(adapter),
-            dtype,
-            rank_stabilized=lora.rank_stabilized,
         )
 
     def _named(self, adapter: str) -> dict[str, str]:

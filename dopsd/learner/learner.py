@@ -19,32 +19,26 @@ from dopsd.config import LearnerSection, RunConfig
 from dopsd.coordinator.client import CoordinatorClient
 from dopsd.coordinator.messages import CheckpointRequest
 from dopsd.errors import WorkerError
-from dopsd.learner.weights import ShardedWeights, Weights, trained_weights
+from dopsd.learner.weights import Weights, trained_weights
 from dopsd.learner.zero.engine import ZeroEngine
 from dopsd.method.objective import state_loss
 from dopsd.method.terms import Terms
+from dopsd.records import SampleInfo
 from dopsd.run_folder.ledger import TrainedShare
 from dopsd.run_folder.timeline import Span
-
-Publish = Callable[[int, Weights], CheckpointRequest]
-"""(version, student's and teacher's weights)."""
 
 
 @dataclass
 class LearnerMicroBatch:
-    """One micro-batch of a rank: its terms and what each sample's loss counts."""
+    """One micro-batch of a rank: its terms, and whose they are."""
 
     terms: Terms
-    step_samples: int
-    """Samples of the global batch, by which the loss is normalised."""
+    info: SampleInfo
     real: bool
     """False for zero-weight padding."""
     policy_version: int
     teacher_version: int
     encode_stats: dict[str, Any]
-    index: int = 0
-    """Position within the step."""
-    sample_ids: tuple[str, ...] = ()
 
 
 @dataclass
@@ -75,7 +69,7 @@ class Learner:
     """One rank of the optimizer.
 
     ``source(step)`` yields this rank's micro-batches, equally many on every rank. ``publish`` takes
-    each version of the weights, on every rank; all else of the outside world is ``client``.
+    each version and its weights, on every rank; all else of the outside world is ``client``.
     """
 
     def __init__(
@@ -84,7 +78,7 @@ class Learner:
         engine: ZeroEngine,
         source: Callable[[int], Iterator[LearnerMicroBatch]],
         client: CoordinatorClient,
-        publish: Publish,
+        publish: Callable[[int, Weights], CheckpointRequest],
     ) -> None:
         self.config, self.engine, self._client = config, engine, client
         self._source, self._publish = source, publish
@@ -94,12 +88,8 @@ class Learner:
 
     def restore(self, state: LearnerState | SliceReader) -> None:
         """Resume from a checkpoint; every rank is given all of it, or where it lies. Collective."""
-        if isinstance(self.weights, ShardedWeights):
-            assert isinstance(state, SliceReader)
-            self.weights.restore(state)
-        else:
-            assert isinstance(state, LearnerState)
-            self.weights.restore(state)
+        weights: Any = self.weights  # whose kind is the state's: the config is the checkpoint's
+        weights.restore(state)
 
     def run(self, start: int, stop: int) -> bool:
         """Train steps [start, stop), or until the coordinator wants an end; True when all are done.
@@ -133,8 +123,8 @@ class Learner:
                 "skipped": skipped,
                 "lr": lr,
                 "learners": self.engine.world,
-                "samples": done.last.step_samples,
-                "samples_per_second": done.last.step_samples / (now - began),
+                "samples": done.last.info.step_samples,
+                "samples_per_second": done.last.info.step_samples / (now - began),
                 "student_lag": step - done.last.policy_version,
                 "teacher_lag": step - done.last.teacher_version,
                 "learner_seconds": now - began - waited,
@@ -186,7 +176,7 @@ class Learner:
             encode += micro.encode_stats.get("seconds", 0.0) if micro.real else 0.0
             last = micro
             if micro.real:
-                trained[micro.index] = micro.sample_ids
+                trained[micro.info.index] = micro.info.sample_ids
         assert updated and last is not None, f"step {step}: wrong number of backward passes"
         return StepResult(loss, compute, encode, last, trained)
 
@@ -217,7 +207,7 @@ class Learner:
                 term.state, term.sigma.expand(len(term.state)), term.context.tensors
             )
             losses = state_loss(velocity, term.target, term.weight)
-            loss = losses.sum() * (float(micro.real) / (micro.step_samples * states))
+            loss = losses.sum() * (float(micro.real) / (micro.info.step_samples * states))
             updated = self.engine.backward(loss)
             total += float(loss.detach())
             velocity = velocity.detach()

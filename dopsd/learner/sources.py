@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,9 +18,8 @@ from dopsd.method.rollout import VelocityFn
 from dopsd.method.schedule import euler_step
 from dopsd.method.terms import Term, Terms, fused_terms, stored_terms, target_terms
 from dopsd.models.base import DTYPES
-from dopsd.models.lora import STUDENT
 from dopsd.models.sampling import training_sigmas
-from dopsd.records import Context, EncodedBatch, TrainingBatch
+from dopsd.records import EncodedBatch, TrainingBatch
 from dopsd.rollout.baselines import baseline_targets
 from dopsd.run_folder.trajectories import dump_path, dumped, trajectory_record
 
@@ -46,13 +44,11 @@ class DisaggregatedSource:
             batch.student = batch.student.to(self.device, self.dtype)
             yield LearnerMicroBatch(
                 stored_terms(batch),
-                batch.info.step_samples,
+                batch.info,
                 real,
                 batch.policy_version,
                 batch.teacher_version,
                 batch.encode_stats,
-                batch.info.index,
-                batch.info.sample_ids,
             )
 
 
@@ -74,22 +70,9 @@ class FusedSource:
     def __call__(self, step: int) -> Iterator[LearnerMicroBatch]:
         for block, real in self._fetch(step):
             batch = load_encoded(block)
-            terms = self._dopsd(batch, real) if self._on_policy else self._baseline(batch)
-            info = batch.info
-            yield LearnerMicroBatch(
-                terms,
-                info.step_samples,
-                real,
-                step,
-                step,
-                batch.encode_stats,
-                info.index,
-                info.sample_ids,
-            )
-
-    @property
-    def _on_policy(self) -> bool:
-        return self.config.method.objective == "dopsd"
+            on_policy = self.config.method.objective == "dopsd"
+            terms = self._dopsd(batch, real) if on_policy else self._baseline(batch)
+            yield LearnerMicroBatch(terms, batch.info, real, step, step, batch.encode_stats)
 
     def _dopsd(self, batch: EncodedBatch, real: bool) -> Terms:
         info = batch.info
@@ -120,10 +103,8 @@ class FusedSource:
 
     def _scorer(self, batch: EncodedBatch) -> VelocityFn:
         assert batch.teacher is not None
-        return partial(self._teacher, batch.teacher.to(self.device, self._dtype))
-
-    def _teacher(self, context: Context, latents: Tensor, sigma: Tensor) -> Tensor:
-        return self.engine.teacher_velocity(latents, sigma, context.tensors, STUDENT)
+        context = batch.teacher.to(self.device, self._dtype).tensors
+        return lambda latents, sigma: self.engine.teacher_velocity(latents, sigma, context)
 
     def _recorded(self, terms: Terms, batch: EncodedBatch, sigmas: Tensor) -> Terms:
         """The same terms, written down when the last of them is trained."""

@@ -15,7 +15,7 @@ from dopsd import storage
 from dopsd.checkpoint.learner_state import LearnerState
 from dopsd.checkpoint.slices import SliceReader
 from dopsd.config import RunConfig
-from dopsd.coordinator.client import ActorConnection, CoordinatorClient, find_coordinator
+from dopsd.coordinator.client import ActorConnection, CoordinatorClient, retry
 from dopsd.errors import DopsdError
 from dopsd.learner.exporter import Exporter
 from dopsd.learner.learner import Learner
@@ -43,7 +43,8 @@ def train_worker(arguments: dict[str, Any]) -> None:
     context, device = train.get_context(), get_device()
     rank, world = context.get_world_rank(), context.get_world_size()
     patience = _RETURN_SECONDS + learner.pause_before(learner.restarts)
-    actor = find_coordinator(arguments["coordinator"], arguments["namespace"], patience)
+    name, namespace = arguments["coordinator"], arguments["namespace"]
+    actor = retry(lambda: ray.get_actor(name, namespace=namespace), patience)
     connection = ActorConnection(actor, max(timeouts.startup, timeouts.step) + _GRACE_SECONDS)
     client = CoordinatorClient(
         connection,

@@ -6,13 +6,18 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from dopsd.checkpoint.learner_slices import SlicedState
-from dopsd.checkpoint.learner_state import LearnerState
+from dopsd.checkpoint.learner_state import LearnerState, SlicedState
 from dopsd.checkpoint.slices import SliceReader
 from dopsd.config import MethodSection, RunConfig
 from dopsd.errors import CheckpointError
 from dopsd.learner.zero.deepspeed_private import whole_numel
 from dopsd.learner.zero.engine import ZeroEngine
+from dopsd.learner.zero.optimizer_state import (
+    optimizer_state,
+    own_slices,
+    restore_slices,
+    updates_taken,
+)
 from dopsd.method.ema import Ema
 from dopsd.models.lora import STUDENT, TEACHER
 from dopsd.policy.buckets import cut
@@ -41,7 +46,7 @@ class ReplicatedWeights:
 
     def state(self, step: int) -> LearnerState:
         """Everything that a learner needs to resume at ``step``. Collective."""
-        updates, moments = self._engine.optimizer_state()
+        updates, moments = optimizer_state(self._engine.zero, self._engine.trained())
         return LearnerState(step, self.student, self.ema.tensors, updates, moments)
 
     def restore(self, state: LearnerState) -> None:
@@ -82,7 +87,8 @@ class ShardedWeights:
 
     def state(self, step: int) -> SlicedState:
         """This rank's part of what learners need to resume at ``step``."""
-        return SlicedState(step, self._engine.updates(), self._engine.own_slices())
+        zero = self._engine.zero
+        return SlicedState(step, updates_taken(zero), own_slices(zero, self._engine.trained()))
 
     def restore(self, state: SliceReader) -> None:
         """Inverse of :meth:`state`, from the parts of all ranks, however many they were.
@@ -93,7 +99,7 @@ class ShardedWeights:
         missing = parameters.keys() - {name.rpartition(".")[0] for name in state.names()}
         if missing:
             raise CheckpointError(f"checkpoint: {min(missing)} is missing")
-        self._engine.restore_slices(state.meta["updates"], state.read)
+        restore_slices(self._engine.zero, parameters, state.meta["updates"], state.read)
 
     def gather(self, adapter: str) -> Iterator[dict[str, Tensor]]:
         """The buckets of student or teacher in turn, on rank 0's CPU and empty elsewhere.

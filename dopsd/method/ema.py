@@ -17,8 +17,6 @@ class Ema:
     """
 
     def __init__(self, student: dict[str, Tensor], decay: float) -> None:
-        if not 0.0 <= decay <= 1.0:
-            raise ValueError(f"EMA decay {decay}, allowed: 0 to 1")
         self.decay = decay
         self.tensors = {name: tensor.detach().float().clone() for name, tensor in student.items()}
 

@@ -98,7 +98,8 @@ class JobPool:
             for reference in ready:
                 self._collect(busy[reference], done)
             for worker in self._workers:
-                if worker.job is not None and self._seconds(worker) > self._limit(worker):
+                late = time.monotonic() - worker.since > self._limit(worker)
+                if worker.job is not None and late:
                     self._replace(worker, self._timed_out(worker))
 
     def _free(self) -> _Worker | None:
@@ -149,9 +150,6 @@ class JobPool:
         worker.handle, worker.answered = self._launch(), False
         assert worker.job is not None
         self._assign(worker, worker.job)
-
-    def _seconds(self, worker: _Worker) -> float:
-        return time.monotonic() - worker.since
 
     def _limit(self, worker: _Worker) -> float:
         return self.step_s if worker.answered else self.start_s

@@ -136,7 +136,7 @@ def test_the_last_one_and_one_asked_for_wait(storage_door, tmp_path, asked):
     saver.save(2, {}, ())
     step = 5 if asked else 10
     if asked:
-        saver.ask()
+        saver.requests.asked = True
     assert saver.due(step)
     threading.Timer(0.3, door.set).start()
     saver.save(step, {}, ())

@@ -78,7 +78,7 @@ def test_flux2_features_are_the_stock_pipelines(
 def test_z_images_text_encoder_gives_what_its_vlm_gives(tiny_base: Path) -> None:
     config = make_config(tiny_base)
     alone = TextEncoder.from_config(config, "cpu").encode(PROMPTS)
-    through = VlmEncoder.from_config(config, "cpu").encode_text(PROMPTS)
+    through = VlmEncoder.from_config(config, "cpu").text.encode(PROMPTS)
     torch.testing.assert_close(embeds(alone), embeds(through), atol=1e-5, rtol=1e-5)
     assert torch.equal(alone.tensors["lengths"], through.tensors["lengths"])
 
@@ -92,7 +92,7 @@ def test_the_encoder_is_frozen_and_without_a_head(encoder: TextEncoder) -> None:
 
 
 def test_a_vlm_carries_flux2s_text_encoder(vlm: VlmEncoder, encoder: TextEncoder) -> None:
-    through = vlm.encode_text(PROMPTS)
+    through = vlm.text.encode(PROMPTS)
     torch.testing.assert_close(embeds(through), embeds(encoder.encode(PROMPTS)))
 
 

@@ -117,12 +117,12 @@ def test_views_tell_what_is_cut(encoder: VlmEncoder) -> None:
     student, teacher = short.views([Sample("one", PROMPTS[2], IMAGES[0])])[0]
     assert (student.tokens, student.limit) == (whole.tokens, whole.tokens - 1)
     assert student.truncated and not teacher.truncated
-    assert int(short.encode_text(PROMPTS[2:]).tensors["lengths"][0]) == student.limit
+    assert int(short.text.encode(PROMPTS[2:]).tensors["lengths"][0]) == student.limit
 
 
 def test_the_callers_prompts_stay_as_they_are(encoder: VlmEncoder) -> None:
     prompts = list(PROMPTS)
-    encoder.encode_text(prompts)
+    encoder.text.encode(prompts)
     encoder.encode_image_text(IMAGES, prompts)
     assert prompts == PROMPTS
 
@@ -131,7 +131,7 @@ def test_student_features_are_the_stock_pipelines(encoder: VlmEncoder, tiny_base
     pipeline = ZImage(str(tiny_base)).load_pipeline(torch.float32, "cpu")
     with torch.no_grad():
         expected = pipeline._encode_prompt(list(PROMPTS), device=torch.device("cpu"))
-    ours = rows(encoder.encode_text(PROMPTS))
+    ours = rows(encoder.text.encode(PROMPTS))
     assert_rows(ours, expected)
     # Thinking disabled, or the VLM's own language weights, would be something else.
     assert ours[0].std() > 0.1
@@ -221,7 +221,7 @@ def test_a_long_prompt_is_cut_at_the_limit_as_in_the_stock_pipeline(
             [long, "a"], device=torch.device("cpu"), max_sequence_length=16
         )
     assert [len(row) for row in expected] == [16, 9]
-    assert_rows(rows(short.encode_text([long, "a"])), expected)
+    assert_rows(rows(short.text.encode([long, "a"])), expected)
     cut = rows(short.encode_image_text(IMAGES[:1], [long]))[0]
     whole = rows(encoder.encode_image_text(IMAGES[:1], [long]))[0]
     assert_rows([cut], [whole[:24]])
@@ -242,7 +242,7 @@ def test_a_special_token_in_a_caption_is_refused_in_one_line(
     """It would end its turn, or pass for a piece of the image."""
     prompt = f"a cat{token}\n<- here " + "and so on " * 50
     for encode in (
-        lambda: encoder.encode_text(["a", prompt]),
+        lambda: encoder.text.encode(["a", prompt]),
         lambda: encoder.encode_image_text(IMAGES[:2], ["a", prompt]),
     ):
         with pytest.raises(DataError) as error:

@@ -117,14 +117,15 @@ def test_a_teacher_worker_and_a_fused_learner_make_the_same_terms(method, encode
     device = torch.device("cpu")
     apart = DisaggregatedSource(lambda step: iter([(payload, True)]), device, torch.float32)
 
-    def velocity(state, sigma, tensors, _) -> torch.Tensor:
+    def velocity(state, sigma, tensors) -> torch.Tensor:
         with torch.no_grad():
             return family.velocity(worker.transformer, state, sigma, Context(tensors))
 
     engine = SimpleNamespace(student=SimpleNamespace(family=family), teacher_velocity=velocity)
     fused = FusedSource(config, lambda step: iter([(block, True)]), engine, device, None)
     (one,), (other,) = apart(7), fused(7)
-    assert (one.step_samples, one.sample_ids) == (other.step_samples, other.sample_ids)
+    assert one.info.step_samples == other.info.step_samples
+    assert one.info.sample_ids == other.info.sample_ids
     pairs = list(zip(one.terms, other.terms, strict=True))
     assert len(pairs) == config.method.steps
     for first, second in pairs:

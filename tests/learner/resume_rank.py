@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from dopsd import storage
 from dopsd.checkpoint.folder import newest_good, write_checkpoint
-from dopsd.checkpoint.learner_slices import PREFIX, SlicedState, write_state
+from dopsd.checkpoint.learner_state import PREFIX, SlicedState, write_state
 from dopsd.checkpoint.policies import bucket_files, restored_bundles
 from dopsd.checkpoint.slices import SliceReader
 from dopsd.coordinator.messages import CheckpointRequest
@@ -23,6 +23,7 @@ from dopsd.learner.publisher import BucketPublisher
 from dopsd.learner.student import build_student
 from dopsd.learner.weights import ShardedWeights
 from dopsd.learner.zero.engine import ZeroEngine, engine_config, read_preset
+from dopsd.learner.zero.optimizer_state import optimizer_state, updates_taken
 from dopsd.models import FAMILIES
 from dopsd.models.lora import STUDENT
 from dopsd.policy.buckets import cut
@@ -114,7 +115,7 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
         "grad_norm": [line["grad_norm"] for line in client.lines],
         "checksums": {str(version): found for version, found in checksums.items()},
         "versions": sorted(bundles),
-        "updates": engine.updates(),
+        "updates": updates_taken(engine.zero),
         "seconds": seconds,
     }
 
@@ -123,7 +124,7 @@ def write_weights(engine: ZeroEngine, folder: Path, name: str, rank: int) -> Non
     """Masters, moments and averages, gathered, as ``NAME.safetensors``."""
     masters = engine.full_weights(STUDENT)
     averages = {name: engine.full_average(name) for name in masters}
-    _, moments = engine.optimizer_state()
+    _, moments = optimizer_state(engine.zero, engine.trained())
     if rank == 0:
         state = {f"{name}.master": tensor for name, tensor in masters.items()}
         state |= {f"{name}.average": tensor.cpu().clone() for name, tensor in averages.items()}

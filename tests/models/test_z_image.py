@@ -48,7 +48,7 @@ def test_the_rollout_is_the_stock_pipeline_step_by_step(
 
     finished = _sample(pipeline, noise, steps, callback_on_step_end=record)
 
-    context = VlmEncoder.from_config(make_config(tiny_base), "cpu").encode_text(PROMPTS)
+    context = VlmEncoder.from_config(make_config(tiny_base), "cpu").text.encode(PROMPTS)
     transformer = family.load_transformer(torch.float32, "cpu")
     sigmas = family.sigmas(steps, HEIGHT, IMAGE_WIDTH)
     velocity = partial(_velocity, family, transformer, context)

@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dopsd.checkpoint.slices import Slice
 from dopsd.config import LearnerSection, RunConfig
 from dopsd.config.recipes import preset_file
 from dopsd.errors import CheckpointError, ConfigError
 from dopsd.learner.student import Student
-from dopsd.learner.zero import optimizer_state as zero_state
-from dopsd.learner.zero import slices as zero_slices
 from dopsd.learner.zero.adamw8bit import adamw8bit
+from dopsd.learner.zero.deepspeed_private import flat_parts, set_from_whole
 from dopsd.learner.zero.extensions import build_needed
-from dopsd.learner.zero.optimizer_state import (
-    optimizer_state,
-    set_master_weights,
-    set_optimizer_state,
-)
+from dopsd.learner.zero.optimizer_state import AVERAGE, begin, set_optimizer_state
 from dopsd.models.lora import STUDENT, TEACHER, activate, bind_parameters
 
 _OWNED = (
@@ -124,16 +117,11 @@ class ZeroEngine:
             # What DeepSpeed makes from its config it makes itself.
             optimizer=None if "optimizer" in config else adamw8bit(trainable, learner),
         )
+        self.zero = self.engine.optimizer
+        """DeepSpeed's ZeRO optimizer, whose state ``optimizer_state.py`` knows."""
         self.stage = self.engine.zero_optimization_stage()
+        self.rank, self.world = int(self.engine.global_rank), int(self.engine.world_size)
         self._full_rows = int(config["train_micro_batch_size_per_gpu"])
-
-    @property
-    def rank(self) -> int:
-        return int(self.engine.global_rank)
-
-    @property
-    def world(self) -> int:
-        return int(self.engine.world_size)
 
     def velocity(self, latents: Tensor, sigma: Tensor, context: dict[str, Tensor]) -> Tensor:
         """Velocity [B, C, h, w] float32 under the active adapter.
@@ -162,7 +150,7 @@ class ZeroEngine:
         return boundary
 
     def set_lr(self, lr: float) -> None:
-        for group in self.engine.optimizer.param_groups:
+        for group in self.zero.param_groups:
             group["lr"] = lr
 
     def grad_norm(self) -> float:
@@ -171,11 +159,7 @@ class ZeroEngine:
 
     def skipped(self) -> bool:
         """Whether the last update was left out because its gradients were not finite."""
-        return bool(self.engine.optimizer.overflow)
-
-    def optimizer_state(self) -> tuple[int, dict[str, Tensor]]:
-        """(updates taken, AdamW's moments by parameter name, fp32 on the CPU). Collective."""
-        return optimizer_state(self.engine.optimizer, self.trained())
+        return bool(self.zero.overflow)
 
     @torch.no_grad()
     def restore(self, weights: dict[str, Tensor], updates: int, moments: dict[str, Tensor]) -> None:
@@ -189,8 +173,9 @@ class ZeroEngine:
             raise CheckpointError(
                 f"student weights: {name} is {'missing' if missing else 'none of this model'}"
             )
-        set_master_weights(parameters, weights)
-        set_optimizer_state(self.engine.optimizer, parameters, updates, moments)
+        for name, parameter in parameters.items():
+            set_from_whole(parameter, None, weights[name])
+        set_optimizer_state(self.zero, parameters, updates, moments)
         with self.gathered(list(parameters.values())):
             bind_parameters(parameters, weights)
 
@@ -199,16 +184,24 @@ class ZeroEngine:
         return self.student.trained.parameters(self.student.transformer, adapter)
 
     def start_average(self) -> None:
-        """Keep an fp32 average of the masters, sharded as they are; begins at the weights."""
-        zero_state.start_average(self.engine.optimizer)
+        """Keep an fp32 average of the masters beside AdamW's moments, sharded as they are.
 
+        Only before the first update: the average begins at the weights.
+        """
+        begin(self.zero, 0, averaged=True)
+
+    @torch.no_grad()
     def update_average(self, weight: float) -> None:
-        """Move the average by ``weight`` of its way to the masters; this rank's part."""
-        zero_state.update_average(self.engine.optimizer, weight)
+        """average <- average + weight * (masters - average), of this rank's part, in fp32."""
+        for flat in flat_parts(self.zero):
+            self.zero.optimizer.state[flat][AVERAGE].lerp_(flat.detach(), weight)
 
     def full_average(self, name: str) -> Tensor:
         """The average of one parameter, fp32, whole. Collective."""
-        return zero_state.full_average(self.trained()[name])
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        full: Tensor = safe_get_full_optimizer_state(self.trained()[name], AVERAGE)
+        return full.detach()
 
     def gather(self, value: Any) -> list[Any]:
         """A small value of every rank, by rank. Collective."""
@@ -223,18 +216,6 @@ class ZeroEngine:
         total = torch.tensor(values, dtype=torch.float64, device=self.engine.device)
         torch.distributed.all_reduce(total)
         return total.tolist()
-
-    def own_slices(self) -> Iterator[Slice]:
-        """This rank's part of masters, moments and average."""
-        return zero_slices.own_slices(self.engine.optimizer, self.trained())
-
-    def updates(self) -> int:
-        """Updates that AdamW has counted."""
-        return zero_slices.updates_taken(self.engine.optimizer)
-
-    def restore_slices(self, updates: int, read: zero_slices.Read) -> None:
-        """Resume where other engines stood, however they were cut up. Collective."""
-        zero_slices.restore_slices(self.engine.optimizer, self.trained(), updates, read)
 
     def full_weights(self, adapter: str) -> dict[str, Tensor]:
         """fp32 master weights of an adapter, gathered from all ranks, on the CPU. Collective."""
@@ -256,14 +237,14 @@ class ZeroEngine:
 
     @torch.no_grad()
     def teacher_velocity(
-        self, latents: Tensor, sigma: Tensor, context: dict[str, Tensor], back_to: str
+        self, latents: Tensor, sigma: Tensor, context: dict[str, Tensor]
     ) -> Tensor:
-        """The teacher adapter's velocity on the same base; ``back_to`` is active afterwards."""
+        """The teacher adapter's velocity on the same base; the student is active afterwards."""
         activate(self.student.transformer, TEACHER)
         try:
             return self.velocity(latents, sigma, context)
         finally:
-            activate(self.student.transformer, back_to)
+            activate(self.student.transformer, STUDENT)
 
     def gathered(self, parameters: list[nn.Parameter], modify: bool = True) -> Any:
         """A context in which ``parameters`` are whole; with ``modify``, rank 0's changes stay."""

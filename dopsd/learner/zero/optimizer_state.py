@@ -1,8 +1,14 @@
 """AdamW's state out of and into DeepSpeed, by parameter name: the same for every ZeRO stage and
-every number of learners."""
+every number of learners.
+
+Whole, or as slices of masters, moments and average that are never gathered. Every ZeRO stage cuts a
+flattened parameter somewhere else, and so does every number of ranks; as (name, start, stop) the
+parts of one are the parts of all.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -10,12 +16,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dopsd.checkpoint.slices import Slice
 from dopsd.learner.zero.adamw8bit import is_eight_bit, plain_moments, take_plain_moments
-from dopsd.learner.zero.deepspeed_private import flat_parts, link_state, set_from_whole
+from dopsd.learner.zero.deepspeed_private import (
+    cast_masters,
+    flat_parts,
+    link_state,
+    own_part,
+    owned_span,
+    set_from_whole,
+    set_own_part,
+)
 
+MASTER = "master"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 AVERAGE = "average"
 """The teacher's weights, of a run whose weights are all trained."""
+
+Read = Callable[[str, int, int], Tensor]
+"""(name, start, stop): those elements of a flattened tensor, fp32 on the CPU."""
+
+
+def updates_taken(zero: Any) -> int:
+    """Updates that AdamW has counted."""
+    states = [zero.optimizer.state.get(flat) for flat in flat_parts(zero)]
+    return int(states[0]["step"]) if states and all(states) else 0
 
 
 def optimizer_state(
@@ -27,8 +52,8 @@ def optimizer_state(
     """
     from deepspeed.utils import safe_get_full_optimizer_state
 
-    states = [zero.optimizer.state.get(flat) for flat in flat_parts(zero)]
-    if not states or not all(states):
+    updates = updates_taken(zero)
+    if not updates:
         return 0, {}
     moments = {}
     plain: Any = nullcontext()
@@ -39,7 +64,7 @@ def optimizer_state(
             for key in MOMENTS:
                 full = safe_get_full_optimizer_state(parameter, key)
                 moments[f"{name}.{key}"] = full.detach().float().cpu().clone()
-    return int(states[0]["step"]), moments
+    return updates, moments
 
 
 def set_optimizer_state(
@@ -54,29 +79,6 @@ def set_optimizer_state(
             set_from_whole(parameter, key, moments[f"{name}.{key}"])
     if is_eight_bit(zero.optimizer):
         take_plain_moments(zero.optimizer, flat_parts(zero), step, partial(link_state, zero))
-
-
-def start_average(zero: Any) -> None:
-    """Keep an average of the fp32 masters beside AdamW's moments, cut up as they are.
-
-    Only on an optimizer that has taken no update: the average begins at the weights.
-    """
-    begin(zero, 0, averaged=True)
-
-
-@torch.no_grad()
-def update_average(zero: Any, weight: float) -> None:
-    """average <- average + weight * (masters - average), of this rank's part, in fp32."""
-    for flat in flat_parts(zero):
-        zero.optimizer.state[flat][AVERAGE].lerp_(flat.detach(), weight)
-
-
-def full_average(parameter: nn.Parameter) -> Tensor:
-    """The average of one parameter, gathered from all ranks: fp32. Collective."""
-    from deepspeed.utils import safe_get_full_optimizer_state
-
-    full: Tensor = safe_get_full_optimizer_state(parameter, AVERAGE)
-    return full.detach()
 
 
 def begin(zero: Any, step: int, averaged: bool = False) -> None:
@@ -95,7 +97,43 @@ def begin(zero: Any, step: int, averaged: bool = False) -> None:
     link_state(zero)
 
 
-def set_master_weights(parameters: dict[str, nn.Parameter], weights: dict[str, Tensor]) -> None:
-    """Set the fp32 masters; the weights in the compute dtype are the caller's to set."""
+def own_slices(zero: Any, parameters: dict[str, nn.Parameter]) -> Iterator[Slice]:
+    """What this rank owns: ``<name>.master``, ``.exp_avg``, ``.exp_avg_sq`` and ``.average``, as
+    far as there are any yet."""
+    kinds = _kinds(zero)
     for name, parameter in parameters.items():
-        set_from_whole(parameter, None, weights[name])
+        start, stop = owned_span(parameter)
+        for kind in kinds if stop > start else ():
+            values = partial(_values, parameter, kind, stop - start)
+            yield Slice(f"{name}.{kind}", start, stop, values)
+
+
+@torch.no_grad()
+def restore_slices(
+    zero: Any, parameters: dict[str, nn.Parameter], updates: int, read: Read
+) -> None:
+    """Inverse of :func:`own_slices` on a fresh optimizer, compute weights included. Collective.
+
+    An average must have been started if the run keeps one.
+    """
+    if updates:
+        begin(zero, updates)
+    for name, parameter in parameters.items():
+        start, stop = owned_span(parameter)
+        for kind in _kinds(zero) if stop > start else ():
+            set_own_part(parameter, _key(kind), read(f"{name}.{kind}", start, stop))
+    cast_masters(zero, parameters)
+
+
+def _kinds(zero: Any) -> list[str]:
+    state = zero.optimizer.state.get(flat_parts(zero)[0]) or {}
+    return [MASTER, *(kind for kind in (*MOMENTS, AVERAGE) if kind in state)]
+
+
+def _key(kind: str) -> str | None:
+    """As deepspeed_private has it."""
+    return None if kind == MASTER else kind
+
+
+def _values(parameter: nn.Parameter, kind: str, count: int) -> Tensor:
+    return own_part(parameter, _key(kind))[:count]

@@ -27,6 +27,7 @@ from dopsd.learner.learner import Learner, LearnerMicroBatch
 from dopsd.learner.student import build_student
 from dopsd.learner.weights import ReplicatedWeights
 from dopsd.learner.zero.engine import ZeroEngine, engine_config, read_preset
+from dopsd.learner.zero.optimizer_state import updates_taken
 from dopsd.method.terms import stored_terms
 from dopsd.models import FAMILIES
 from dopsd.models.lora import checksum
@@ -81,9 +82,7 @@ def share_of(
     for index, real in rank_share(len(made), FULL, rank, world):
         batch = made[index]
         batch.student = batch.student.to("cpu", getattr(torch, dtype))
-        info = batch.info
-        terms = stored_terms(batch)
-        yield LearnerMicroBatch(terms, info.step_samples, real, 0, 0, {}, index, info.sample_ids)
+        yield LearnerMicroBatch(stored_terms(batch), batch.info, real, 0, 0, {})
 
 
 class RecordingClient:
@@ -153,7 +152,7 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
         start = SAVED
     assert learner.run(start, STEPS)
     changed = [any(not torch.equal(a[n], b[n]) for n in a) for a, b in pairwise(weights_at)]
-    updates, _ = engine.optimizer_state()
+    updates = updates_taken(engine.zero)
     return {
         "loss": [line.get("loss") for line in client.lines],
         "grad_norm": [line.get("grad_norm") for line in client.lines],
