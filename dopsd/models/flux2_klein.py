@@ -89,7 +89,7 @@ class Flux2Klein(Family):
         groups = _rows_alike(context)
         if len(groups) > 1:
             parts = [
-                self.velocity(transformer, latents[rows], sigma[rows], _rows(context, rows))
+                self.velocity(transformer, latents[rows], sigma[rows], context.rows(rows))
                 for rows in groups
             ]
             order = torch.tensor([row for rows in groups for row in rows])
@@ -225,7 +225,3 @@ def _rows_alike(context: Context) -> list[list[int]]:
     for row, (ids, length) in enumerate(zip(context.tensors["reference_ids"], lengths)):
         groups.setdefault(ids[:length].numpy().tobytes(), []).append(row)
     return list(groups.values())
-
-
-def _rows(context: Context, rows: list[int]) -> Context:
-    return Context({name: tensor[rows] for name, tensor in context.tensors.items()})

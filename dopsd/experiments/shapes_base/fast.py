@@ -189,7 +189,7 @@ class Forwards:
         x = x + (visual.pos_embed(index) * share[:, :, None]).sum(1)
         for block in visual.blocks:
             x = self._vision_block(block, x, cos.to(x.dtype), sin.to(x.dtype))
-        merged: Tensor = visual.merger(x.float() if x.dtype == torch.float32 else x)
+        merged: Tensor = visual.merger(x)
         return merged.view(batch, nets.CONTEXT_TOKENS, -1)
 
     def language(self, model: Any, ids: Tensor, vision: Tensor | None = None) -> Tensor:

@@ -24,7 +24,6 @@ from dopsd.intervals import Value, bootstrap, mean, wilson
 from dopsd.shapes import concepts, oracle, world
 from dopsd.shapes.concepts import Prompt
 from dopsd.shapes.grid import save_grid
-from dopsd.shapes.oracle import Reading
 
 GUIDANCE = 1.5
 SAMPLES = 200
@@ -155,13 +154,9 @@ def evaluate(prompts: Sequence[Prompt], images: Tensor, kind: str) -> dict[str, 
         "palette_error": Value(mean(errors), *bootstrap(errors)),
     }
     if concept:
-        values["concept"] = _rate([_shows(seen, p, concept) for seen, p in pairs])
+        values["concept"] = _rate([s.valid and s.matches(p.scene, (concept,)) for s, p in pairs])
         values["same_place"] = _rate([(s.x, s.y) == (p.scene.x, p.scene.y) for s, p in pairs])
     return values
-
-
-def _shows(reading: Reading, prompt: Prompt, concept: str) -> bool:
-    return reading.valid and reading.matches(prompt.scene, (concept,))
 
 
 def settings(has_undistilled: bool) -> list[Setting]:
