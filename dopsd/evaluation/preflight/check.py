@@ -26,6 +26,8 @@ from dopsd.models.base import DTYPES, Family
 from dopsd.records import Context
 from dopsd.report.sheet import contact_sheet
 
+TITLES = ("target", "student (base)")
+
 
 @dataclass
 class SampleCheck:
@@ -99,11 +101,7 @@ def check_teacher(
         f"{check.teacher[0]:.2f}"
         for check in checks
     ]
-    titles = (
-        "target",
-        "student (base)",
-        f"teacher (base, sees {config.context.needs.teacher_sees})",
-    )
+    titles = (*TITLES, f"teacher (base, sees {config.context.needs.teacher_sees})")
     return Preflight(verdict, checks, encode_png(contact_sheet(titles, rows, captions)))
 
 

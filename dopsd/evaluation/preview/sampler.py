@@ -25,6 +25,7 @@ from dopsd.report.sheet import contact_sheet
 BASE = "base"
 Files = Sequence[Callable[[], bytes]]
 """What reads each of a role's safetensors files."""
+TITLES = ("target", "base", "student")
 
 
 class PreviewSampler:
@@ -135,11 +136,6 @@ class PreviewSampler:
         columns = [[self.generate(n, role) for n in numbers] for role in (BASE, STUDENT, TEACHER)]
         targets = [Image.fromarray(sample.target) for sample in self.samples]
         rows = [list(row) for row in zip(targets, *columns)]
-        titles = (
-            "target",
-            "base",
-            "student",
-            f"teacher (sees {self.config.context.needs.teacher_sees})",
-        )
+        titles = (*TITLES, f"teacher (sees {self.config.context.needs.teacher_sees})")
         prompts = [sample.prompt for sample in self.samples]
         return encode_png(contact_sheet(titles, rows, prompts))

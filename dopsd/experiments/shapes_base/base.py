@@ -59,19 +59,6 @@ class Base:
         self.transformer.load_state_dict(state["transformer"])
 
 
-def load(folder: Path) -> Base:
-    """Load the averaged weights of a finished or running stage.
-
-    Raises FileNotFoundError if the stage never saved any.
-    """
-    saved = load_checkpoint(folder / "base.ckpt")
-    if saved is None:
-        raise FileNotFoundError(f"no base in {folder}: run the stage `base` first")
-    base = Base(make_tokenizer())
-    base.load_state_dict(saved["average"])
-    return base
-
-
 def train(folder: Path, vae: Vae, steps: int = STEPS, seed: int = 0) -> Base:
     """Train, or continue training, the base; the result lies in ``folder / "base.ckpt"``.
 
