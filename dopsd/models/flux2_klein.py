@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -153,12 +154,9 @@ class Flux2Klein(Family):
     ) -> Any:
         if "reference" in context.tensors:
             # The stock pipeline takes references as pictures only.
-            def velocity(latents: Tensor, sigma: Tensor) -> Tensor:
-                return self.velocity(pipeline.transformer, latents, sigma, context)
-
-            return self.decode(
-                pipeline, rollout(velocity, noise, self.sigmas(steps, height, width))[-1]
-            )
+            velocity = partial(self.velocity, pipeline.transformer, context=context)
+            sigmas = self.sigmas(steps, height, width)
+            return self.decode(pipeline, rollout(velocity, noise, sigmas)[-1])
         return pipeline(
             prompt_embeds=context.tensors["embeds"],
             latents=noise,

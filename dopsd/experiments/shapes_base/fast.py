@@ -321,19 +321,18 @@ def integrate(
     condition: tuple[Tensor, Tensor],
     x: Tensor,
     levels: Tensor,
-    guidance: float = 0.0,
-    empty: tuple[Tensor, Tensor] | None = None,
+    guidance: float,
+    empty: tuple[Tensor, Tensor],
 ) -> Tensor:
     """Euler steps of ``x`` [B, 4, 16, 16] along the noise ``levels``, guided as the stock pipeline
     does it: ``pos + guidance * (pos - neg)``.
 
-    ``condition``: features and lengths of B prompts. ``guidance``: 0 switches it off, else it needs
-    ``empty``, the features and length of the empty prompt ([1, ...]).
+    ``condition``: features and lengths of B prompts; ``empty``: of the empty prompt ([1, ...]).
+    ``guidance``: 0 switches it off.
     """
     batch = len(x)
     features, lengths = condition
     if guidance:
-        assert empty is not None
         features = torch.cat([features, empty[0].expand(batch, -1, -1)])
         lengths = torch.cat([lengths, empty[1].expand(batch)])
     for now, after in zip(levels[:-1], levels[1:], strict=True):
