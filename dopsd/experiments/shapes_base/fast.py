@@ -113,9 +113,6 @@ def vision_block(block: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x + block.mlp(block.norm2(x))
 
 
-Block = Callable[..., Tensor]
-
-
 class Forwards:
     """The forwards, with their blocks compiled or not.
 
@@ -123,16 +120,13 @@ class Forwards:
     """
 
     def __init__(self, compiled: bool = False):
-        def wrap(block: Block) -> Block:
-            return torch.compile(block, dynamic=False) if compiled else block
-
+        blocks: Sequence[Callable[..., Tensor]] = (transformer_block, text_block, vision_block)
         if compiled:
             # One version per batch size, sequence, and whether gradients flow: past the limit
             # PyTorch would fall back to uncompiled blocks with no more than a warning.
             torch._dynamo.config.recompile_limit = 32
-        self._transformer_block = wrap(transformer_block)
-        self._text_block = wrap(text_block)
-        self._vision_block = wrap(vision_block)
+            blocks = [torch.compile(block, dynamic=False) for block in blocks]
+        self._transformer_block, self._text_block, self._vision_block = blocks
 
     def transformer(
         self,
