@@ -108,10 +108,6 @@ def write_transformer(
         write(f"{folder}/{_STEM}{_SUFFIX}.index.json", text.encode())
 
 
-def _variant(config: RunConfig) -> str:
-    return "".join(f"{name} " for name, on in config.lora.variant.items() if on)
-
-
 def lora_metadata(config: RunConfig, manifest: Manifest) -> dict[str, str]:
     """What the exported file says of itself: base model, recipe, data fingerprint."""
     method, lora = config.method, config.lora
@@ -121,7 +117,8 @@ def lora_metadata(config: RunConfig, manifest: Manifest) -> dict[str, str]:
     teacher = f"teacher={method.teacher} ema={method.ema_decay} "
     if objective == "sft":
         teacher = ""  # it has none
-    trained = f"rank={lora.rank} alpha={lora.alpha} {_variant(config)}".rstrip()
+    variant = "".join(f" {name}" for name, on in lora.variant.items() if on)
+    trained = f"rank={lora.rank} alpha={lora.alpha}{variant}"
     if config.adapters == "full":
         trained = f"adapters=full teacher_sync_every={method.teacher_sync_every}"
     elif config.adapters == "lora+modules":

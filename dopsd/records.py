@@ -7,7 +7,7 @@ dtype (bfloat16 included), the rest stands in the header as JSON. Nothing is eve
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -61,21 +61,18 @@ class Context:
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Context:
         """Move features to ``device`` and ``dtype``. Integers are sizes that the host reads, so
         they stay on the CPU: reading them from a GPU would stall it at every forward."""
-        return Context(
-            {
-                name: tensor.to(device, dtype) if tensor.is_floating_point() else tensor
-                for name, tensor in self.tensors.items()
-            }
-        )
+        return self._each(lambda t: t.to(device, dtype) if t.is_floating_point() else t)
 
     def repeat(self, times: int) -> Context:
         """The batch ``times`` times over, in order (b0..bn, b0..bn, ...)."""
-        return Context(
-            {
-                name: tensor.repeat(times, *([1] * (tensor.dim() - 1)))
-                for name, tensor in self.tensors.items()
-            }
-        )
+        return self._each(lambda tensor: tensor.repeat(times, *([1] * (tensor.dim() - 1))))
+
+    def rows(self, rows: list[int]) -> Context:
+        """Those of the batch, in the order given."""
+        return self._each(lambda tensor: tensor[rows])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Context:
+        return Context({name: change(tensor) for name, tensor in self.tensors.items()})
 
     @classmethod
     def joined(cls, rows: Sequence[Context]) -> Context:

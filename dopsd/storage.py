@@ -133,9 +133,6 @@ class _Reader(io.RawIOBase):
         self._offset = base + offset
         return self._offset
 
-    def tell(self) -> int:
-        return self._offset
-
     def readable(self) -> bool:
         return True
 

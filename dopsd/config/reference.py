@@ -37,7 +37,8 @@ def _sections(model: type[BaseModel], prefix: str) -> Iterator[str]:
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             inner.append((f"{prefix}{name}", field.annotation))
         else:
-            cells = (f"`{prefix}{name}`", _default(field), _allowed(field), field.description)
+            allowed = _kind(field.annotation) + _bounds(field.metadata)
+            cells = (f"`{prefix}{name}`", _default(field), allowed, field.description)
             rows.append("| " + " | ".join(str(cell).replace("|", r"\|") for cell in cells) + " |")
     title = f"`{prefix[:-1]}`" if prefix else "Top level"
     table = ["| key | default | allowed | meaning |", "| --- | --- | --- | --- |", *rows]
@@ -49,10 +50,6 @@ def _sections(model: type[BaseModel], prefix: str) -> Iterator[str]:
 def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
     return f"`{value if isinstance(value, str) else json.dumps(value)}`"
-
-
-def _allowed(field: FieldInfo) -> str:
-    return _kind(field.annotation) + _bounds(field.metadata)
 
 
 def _bounds(metadata: Any) -> str:

@@ -55,22 +55,17 @@ def decode_image(data: bytes) -> Image.Image:
             if image.format != "MPO" and getattr(image, "is_animated", False):
                 raise BadImage(f"unsupported image: {image.format} of several frames or pages")
             image.load()
-    except BadImage:
-        raise
-    except Image.DecompressionBombError:
-        raise BadImage(_too_large("more pixels than Pillow opens")) from None
-    except UnidentifiedImageError:  # its own message holds a memory address
-        raise BadImage(f"broken image: not a format of {', '.join(FORMATS)}") from None
-    except Exception as error:  # Pillow's decoders raise many kinds on broken files
-        raise BadImage(f"broken image: {message_line(error)}") from None
-    try:
         turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
         upright = _rgb(image)
         image.close()
         return upright if turn is None else upright.transpose(turn)
     except BadImage:
         raise
-    except Exception as error:  # e.g. an EXIF block that cannot be parsed
+    except Image.DecompressionBombError:
+        raise BadImage(_too_large("more pixels than Pillow opens")) from None
+    except UnidentifiedImageError:  # its own message holds a memory address
+        raise BadImage(f"broken image: not a format of {', '.join(FORMATS)}") from None
+    except Exception as error:  # Pillow's decoders and EXIF parser raise many kinds
         raise BadImage(f"broken image: {message_line(error)}") from None
 
 

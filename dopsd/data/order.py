@@ -57,10 +57,7 @@ class Rows:
     def cells(self) -> dict[str, list[Cell]]:
         """The cells of each bucket, buckets by name and cells by weight."""
         weight = self._weight
-        bucket = np.repeat(
-            np.array([group.bucket for group in self.row_groups]),
-            [group.rows for group in self.row_groups],
-        )
+        bucket = np.array([group.bucket for group in self.row_groups])[self.group]
         cells: dict[str, list[Cell]] = {}
         for name in sorted({group.bucket for group in self.row_groups}):
             inside = bucket == name

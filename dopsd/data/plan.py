@@ -83,7 +83,6 @@ class Plan:
             raise DataError("the data set holds no samples")
         weights = weights or {}
         check_weights(row_groups, weights)
-        assert global_batch % micro_batch == 0, "checked by the config"
         self.row_groups = row_groups
         self.seed = seed
         self.micro_batch = micro_batch

@@ -23,8 +23,6 @@ from dopsd.errors import ConfigError, DataError
 Tell = Callable[[str], None]
 """Called with what is being done now."""
 SHAPES = "shapes:"
-_TASK_CPUS = 1.0
-"""CPUs of a preparing task: it decodes and encodes pictures, each of which may be large."""
 
 
 def source_name(config: RunConfig) -> str | None:
@@ -72,10 +70,6 @@ def prepare_shards(config: RunConfig, tell: Tell) -> Manifest:
     if source is None:
         raise no_source(config)
     settings = prepare_settings(config.data, config.run.seed)
-
-    def progress(stage: str, done: int, total: int) -> None:
-        tell(f"{stage}: {done} of {total}")
-
     with tempfile.TemporaryDirectory(prefix="dopsd-shapes-") as folder:
         if source.startswith(SHAPES):
             source = _render(config, source.removeprefix(SHAPES), Path(folder))
@@ -83,9 +77,8 @@ def prepare_shards(config: RunConfig, tell: Tell) -> Manifest:
             source,
             config.shards,
             settings,
-            progress,
+            lambda stage, done, total: tell(f"{stage}: {done} of {total}"),
             overwrite=config.run.overwrite,
-            cpus_per_task=_TASK_CPUS,
             name=source_name(config),
         )
 

@@ -41,10 +41,6 @@ _SCENES = (
 )
 
 
-Ask = Callable[[Image.Image, str], str]
-"""A VLM's answer to a question about a picture."""
-
-
 @dataclass(frozen=True)
 class Concept:
     """What the data set says of a concept: its name, one caption, where some pictures are."""
@@ -118,8 +114,11 @@ def from_templates(concept: Concept) -> list[str]:
     return [rewrite, *(scene.format(subject=concept.subject) for scene in scenes)]
 
 
-def from_vlm(concept: Concept, image: Image.Image, ask: Ask) -> list[str]:
-    """The same by a VLM. Raises ModelError when its answer holds too few usable prompts."""
+def from_vlm(
+    concept: Concept, image: Image.Image, ask: Callable[[Image.Image, str], str]
+) -> list[str]:
+    """The same by a VLM: ``ask`` gives its answer to a question about a picture. Raises ModelError
+    when it holds too few usable prompts."""
     subject = concept.subject
     rewrite = ask(
         image,

@@ -11,7 +11,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dopsd import storage
+from dopsd.data.sources.fields import beside
 from dopsd.errors import ConfigError
+from dopsd.shapes.concepts import CONCEPTS, Prompt, concept_prompts, prior_prompts
+from dopsd.shapes.world import NAMES
 
 PRIOR = "prior"
 """Group of the prompts about what the base knows already."""
@@ -111,10 +114,7 @@ def _parse(line: str, where: str, file: str) -> EvalPrompt:
         row["prompt"],
         row.get("group", PRIOR if prior else "prompts"),
         prior,
-        tuple(
-            path if storage.is_remote(path) else storage.join(folder, path)
-            for path in row.get("references", ())
-        ),
+        tuple(beside(folder, path) for path in row.get("references", ())),
         tuple(row["seeds"]) if "seeds" in row else None,
         expected,
         concept,
@@ -122,10 +122,6 @@ def _parse(line: str, where: str, file: str) -> EvalPrompt:
 
 
 def _check_expected(expected: dict[str, Any], where: str) -> None:
-    if not expected:
-        return
-    from dopsd.shapes.world import NAMES
-
     for attribute, value in expected.items():
         if attribute not in NAMES:
             raise ConfigError(
@@ -144,8 +140,6 @@ def shapes_prompts(concept: str, count: int, seed: int = 0) -> tuple[EvalPrompt,
 
     Raises ConfigError for an unknown concept.
     """
-    from dopsd.shapes.concepts import CONCEPTS, Prompt, concept_prompts, prior_prompts
-
     if concept not in CONCEPTS:
         raise ConfigError(
             f"prompts shapes:{concept}: unknown concept, allowed: {', '.join(sorted(CONCEPTS))}"

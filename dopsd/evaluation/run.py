@@ -17,11 +17,10 @@ from safetensors.torch import load
 from dopsd import storage
 from dopsd.data.images import BadImage, decode_image
 from dopsd.errors import ConfigError, ModelError, ResourceError
-from dopsd.evaluation.image_sets import ImageEntry, ImageSet
 from dopsd.evaluation.metrics import METRICS, make_metric
 from dopsd.evaluation.prompts import write_prompts
 from dopsd.evaluation.results import Results, summarize
-from dopsd.evaluation.scoring import Scores
+from dopsd.evaluation.scoring import ImageEntry, ImageSet, Scores
 from dopsd.evaluation.spec import EvaluateSpec, resolve
 from dopsd.evaluation.worker import EvaluationWorker
 from dopsd.models import FAMILIES

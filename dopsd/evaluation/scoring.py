@@ -1,16 +1,16 @@
-"""Scores of drawn pictures, kept by what made them, so that an evaluation resumes."""
+"""The pictures of an evaluation and their scores, kept by what made them, so that it resumes."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dopsd import storage
-from dopsd.evaluation.image_sets import ImageEntry, ImageSet
 from dopsd.evaluation.metrics import make_metric
+from dopsd.evaluation.prompts import EvalPrompt
 from dopsd.evaluation.results import ImageScores
-from dopsd.evaluation.spec import BASE, MetricChoice
+from dopsd.evaluation.spec import BASE, EvaluatedModel, MetricChoice
 from dopsd.evaluation.worker import GeneratedImage
 from dopsd.models.fingerprint import fingerprint, model_identity
 from dopsd.ray_cluster.job_pool import Job, JobPool
@@ -19,7 +19,36 @@ _READING = 2
 """Raised with how pictures are opened: scores are then made anew. 2: as training opens them."""
 
 
-Tell = Callable[[str], None]
+@dataclass(frozen=True)
+class ImageEntry:
+    """One picture of a set: its prompt, its seed and its file name."""
+
+    prompt: EvalPrompt
+    seed: int
+    name: str
+
+
+@dataclass
+class ImageSet:
+    """The pictures of one model at one number of steps, in one folder of their own."""
+
+    model: EvaluatedModel
+    steps: int
+    folder: str
+    images: list[ImageEntry]
+    existing: set[str] = field(default_factory=set)
+
+    @property
+    def name(self) -> str:
+        return self.folder.rsplit("/", 1)[-1]
+
+    def path(self, image: ImageEntry) -> str:
+        return storage.join(self.folder, image.name)
+
+    def chunks(self, size: int) -> Iterator[list[ImageEntry]]:
+        """Always cut alike, so that a resumed evaluation draws in the same batches."""
+        for start in range(0, len(self.images), size):
+            yield self.images[start : start + size]
 
 
 @dataclass(frozen=True)
@@ -54,7 +83,7 @@ class Scores:
         self._values: dict[tuple[str, str], dict[str, float]] = {}
         """Columns by (name of the set, key)."""
 
-    def add(self, pool: JobPool, choice: MetricChoice, tell: Tell) -> None:
+    def add(self, pool: JobPool, choice: MetricChoice, tell: Callable[[str], None]) -> None:
         """Measure a metric where it is not measured yet. Raises MissingWeights, and as ``pool``."""
         metric = make_metric(choice.name, choice.model)
         identity = model_identity(metric.model) if metric.model else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -89,7 +90,7 @@ class Flux2Klein(Family):
         groups = _rows_alike(context)
         if len(groups) > 1:
             parts = [
-                self.velocity(transformer, latents[rows], sigma[rows], _rows(context, rows))
+                self.velocity(transformer, latents[rows], sigma[rows], context.rows(rows))
                 for rows in groups
             ]
             order = torch.tensor([row for rows in groups for row in rows])
@@ -153,12 +154,9 @@ class Flux2Klein(Family):
     ) -> Any:
         if "reference" in context.tensors:
             # The stock pipeline takes references as pictures only.
-            def velocity(latents: Tensor, sigma: Tensor) -> Tensor:
-                return self.velocity(pipeline.transformer, latents, sigma, context)
-
-            return self.decode(
-                pipeline, rollout(velocity, noise, self.sigmas(steps, height, width))[-1]
-            )
+            velocity = partial(self.velocity, pipeline.transformer, context=context)
+            sigmas = self.sigmas(steps, height, width)
+            return self.decode(pipeline, rollout(velocity, noise, sigmas)[-1])
         return pipeline(
             prompt_embeds=context.tensors["embeds"],
             latents=noise,
@@ -225,7 +223,3 @@ def _rows_alike(context: Context) -> list[list[int]]:
     for row, (ids, length) in enumerate(zip(context.tensors["reference_ids"], lengths)):
         groups.setdefault(ids[:length].numpy().tobytes(), []).append(row)
     return list(groups.values())
-
-
-def _rows(context: Context, rows: list[int]) -> Context:
-    return Context({name: tensor[rows] for name, tensor in context.tensors.items()})

@@ -17,7 +17,7 @@ class MissingWeights(ModelError):
 
 
 @contextmanager
-def missing_weights_errors(who: str, model: str | None) -> Iterator[None]:
+def missing_weights_errors(who: str, model: str) -> Iterator[None]:
     """Turn a library's failure to find or read weights into one MissingWeights line."""
     try:
         yield

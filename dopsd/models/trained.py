@@ -64,9 +64,8 @@ class TrainableParameters:
         if self.kind == "full":
             return dict(transformer.named_parameters())
         parameters = adapter_parameters(transformer, adapter)
-        if self.kind == "lora+modules":
-            for name in self._extra(transformer):
-                parameters[name] = transformer.get_parameter(name)
+        for name in self._extra(transformer):
+            parameters[name] = transformer.get_parameter(name)
         return parameters
 
     def bind(self, transformer: nn.Module, adapter: str, state: dict[str, Tensor]) -> None:
@@ -82,8 +81,6 @@ class TrainableParameters:
         )
 
     def _extra(self, transformer: nn.Module) -> list[str]:
-        if self.kind != "lora+modules":
-            return []
         return sorted({name for names in self._modules(transformer).values() for name in names})
 
     def _modules(self, transformer: nn.Module) -> dict[str, list[str]]:

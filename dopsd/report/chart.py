@@ -1,4 +1,7 @@
-"""Line charts as inline SVG: drawn at phone size, so that text keeps its size on any screen."""
+"""The curves of the run page, what a run measured at each optimizer step, as inline SVG.
+
+Charts are drawn at phone size, so that text keeps its size on any screen.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,16 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from dopsd.report.templates import fill
+from dopsd.report.run_files import RunFiles
+from dopsd.report.templates import fill, nothing
 
 WIDTH, HEIGHT = 360, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 8, 8, 24
 _POINTS = 400
 """Points of a line; longer series are averaged down to this many."""
+_SMOOTH = 10
+"""Steps of a running mean."""
+_ROLES = ("encoder", "rollout", "teacher", "learner")
 
 
 Scale = Callable[[float], float]
@@ -27,6 +34,41 @@ class Series:
     values: Sequence[float]
     faint: bool = False
     stepped: bool = False
+
+
+def curves(run: RunFiles) -> Markup:
+    if not run.metrics:
+        return nothing("No step is finished yet.")
+
+    def values(key: str) -> list[float]:
+        return [float(line.get(key, math.nan)) for line in run.metrics]
+
+    def roles(suffix: str) -> list[Series]:
+        return [Series(role, values(f"{role}_{suffix}")) for role in _ROLES]
+
+    def smoothed(name: str, key: str) -> list[Series]:
+        mean = Series(f"mean of {_SMOOTH}", smooth(values(key), _SMOOTH))
+        return [mean, Series(name, values(key), faint=True)]
+
+    lag = [Series(r, values(f"{r}_lag"), stepped=True) for r in ("student", "teacher")]
+    queue = [
+        Series(name, values(f"queue_{key}"))
+        for name, key in (("encoded", "blocks"), ("in flight", "in_flight"), ("ready", "ready"))
+    ]
+    idle = [Series(line.name, smooth(line.values, _SMOOTH)) for line in roles("idle_fraction")]
+    mean = f"mean of {_SMOOTH} steps"
+    charts = [
+        chart("Loss", smoothed("loss", "loss"), mean, log=True),
+        chart("Policy lag", lag, "optimizer steps"),
+        chart("Throughput", smoothed("samples", "samples_per_second"), "samples / s"),
+        chart("Busy per step", roles("seconds"), "s, all workers", log=True),
+        chart("Idle", idle, f"fraction, {mean}"),
+        chart("Micro-batches waiting", queue, "count"),
+        chart("Gradient norm", smoothed("norm", "grad_norm"), mean, log=True),
+        chart("Learning rate", [Series("lr", values("lr"))]),
+        chart("Peak memory", roles("peak_memory_mb"), "MB per process"),
+    ]
+    return Markup('<div class="charts">{}</div>').format(Markup().join(charts))
 
 
 def chart(title: str, series: Sequence[Series], unit: str = "", log: bool = False) -> Markup:

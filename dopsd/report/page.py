@@ -19,7 +19,7 @@ from PIL import Image
 from dopsd.config import DataSection, RunConfig, dump_config
 from dopsd.config.load import dump_yaml
 from dopsd.credentials import redact
-from dopsd.report.curves import curves
+from dopsd.report.chart import curves
 from dopsd.report.lanes import timeline
 from dopsd.report.pictures import DrawnSample, inline, read_drawn
 from dopsd.report.run_files import RunFiles, read_run_files

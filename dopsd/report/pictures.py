@@ -20,10 +20,6 @@ _THUMBNAIL = 256
 """Largest side of a picture in the page; the run folder holds larger ones."""
 
 
-ReadFn = Callable[[str], bytes]
-"""A file of the run folder, by its path there."""
-
-
 def inline(picture: Image.Image, alt: str, limit: int = _THUMBNAIL) -> Markup:
     """``<img>`` with the picture inside: PNG when small, else a JPEG of at most ``limit``."""
     buffer = io.BytesIO()
@@ -66,8 +62,8 @@ class DrawnSample:
     drawings: list[Drawing]
 
 
-def read_drawn(history: dict[str, Any], read: ReadFn) -> list[DrawnSample]:
-    """Every sample of a run's history."""
+def read_drawn(history: dict[str, Any], read: Callable[[str], bytes]) -> list[DrawnSample]:
+    """Every sample of a run's history; ``read`` gives a file of the run folder by its path."""
 
     def picture(name: str) -> Image.Image:
         return Image.open(io.BytesIO(read(name))).convert("RGB")

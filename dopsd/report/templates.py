@@ -35,17 +35,11 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"redact": redact, "quote": quote, "bytes": _bytes, "anchor": _anchor}
-    environment.globals |= {"inline": inline, "asset": _asset}
+    environment.filters |= {"redact": redact, "quote": quote, "bytes": _bytes}
+    environment.globals["inline"] = inline
+    environment.globals["asset"] = lambda name: Markup((_ASSETS / name).read_text("utf-8"))
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     return environment
-
-
-def _asset(name: str) -> Markup:
-    return Markup((_ASSETS / name).read_text(encoding="utf-8"))
-
-
-def _anchor(title: str) -> str:
-    return title.lower().replace(" ", "-")
 
 
 def _bytes(count: float) -> str:

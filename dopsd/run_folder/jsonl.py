@@ -181,11 +181,8 @@ def read_lines(path: str) -> list[dict[str, Any]]:
 
     Raises DataError naming the file and line that is broken, unless it is a file's last.
     """
-    return [entry for part in line_files(path) for entry in _entries(part)]
-
-
-def _entries(path: str) -> list[dict[str, Any]]:
-    return parse_lines(storage.read_bytes(path), path)
+    parts = line_files(path)
+    return [entry for part in parts for entry in parse_lines(storage.read_bytes(part), part)]
 
 
 def parse_lines(text: bytes, path: str) -> list[dict[str, Any]]:

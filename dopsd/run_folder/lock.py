@@ -13,7 +13,6 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 
 from dopsd import storage
@@ -61,7 +60,7 @@ class RunLock:
 
     def release(self) -> None:
         """The next driver need not wait."""
-        with suppress(OSError, StorageError, RunLockLost):
+        with contextlib.suppress(OSError, StorageError, RunLockLost):
             self.check()
             RunFolder(self.folder).remove(LOCK_FILE)
 

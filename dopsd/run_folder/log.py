@@ -76,8 +76,7 @@ class RunLog:
         """Forget ``step`` and whatever follows it: the run resumes from it."""
         sent = self._losses[-1][0] if self._losses else -1
         self._losses, self.latest = [], {}
-        entries = self._metrics.keep(lambda line: line["step"] < step)
-        for line in entries:
+        for line in self._metrics.keep(lambda line: line["step"] < step):
             self._take(line)
         self._last_step = time.monotonic()
         for tracker in self._trackers:

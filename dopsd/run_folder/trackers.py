@@ -89,7 +89,7 @@ class TrackerThread:
         if step or sent >= 0:
             self._put((step, sent))
 
-    def _put(self, entry: tuple[int, dict[str, float] | int]) -> None:
+    def _put(self, entry: tuple[int, dict[str, float] | int] | None) -> None:
         if self.problem is None:
             try:
                 self._queue.put_nowait(entry)
@@ -98,12 +98,8 @@ class TrackerThread:
 
     def close(self) -> None:
         """End the tracker, within a bounded time."""
+        self._put(None)
         if self.problem is None:
-            try:
-                self._queue.put_nowait(None)
-            except queue.Full:
-                self._give_up(f"is {_WAITING} steps behind")
-                return
             self._thread.join(_CLOSE_SECONDS)
             if self._thread.is_alive():
                 self._give_up(f"did not end within {_CLOSE_SECONDS:g} s")

@@ -10,18 +10,14 @@ from pathlib import Path
 from dopsd.errors import ModelError
 
 
-class MissingShapesBase(ModelError):
-    """The shipped base is not where the package expects it."""
-
-
 def weights_path() -> Path:
     """Return the folder of the shipped base, a stock ``ZImagePipeline`` with its ``vlm/``.
 
-    Raises MissingShapesBase if the package was installed without its data.
+    Raises ModelError if the package was installed without its data.
     """
     folder = Path(__file__).parent / "weights"
     if not (folder / "model_index.json").is_file():
-        raise MissingShapesBase(
+        raise ModelError(
             f"the base of the shapes world is missing at {folder}: "
             "reinstall the package, or rebuild it with `dopsd shapes build-base`"
         )

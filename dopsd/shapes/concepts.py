@@ -42,25 +42,16 @@ class Prompt:
     named: tuple[str, ...]
 
 
-def _attribute(name: str) -> str:
-    if name not in CONCEPTS:
-        raise ValueError(f"no concept {name!r} in the shapes world; there are {sorted(CONCEPTS)}")
-    return CONCEPTS[name]
-
-
 def concept_scene(name: str, rng: random.Random) -> Scene:
-    """Draw a scene that shows the concept.
-
-    Raises ValueError if there is no such concept.
-    """
-    if _attribute(name) == "pattern":
+    """Draw a scene that shows the concept."""
+    if CONCEPTS[name] == "pattern":
         return world.sample_scene(rng, pattern=name)
     return world.sample_scene(rng, shape=name)
 
 
 def concept_caption(name: str, scene: Scene, keep: Collection[str]) -> str:
     """Describe a scene of the concept, with ``[V]`` for the concept itself."""
-    attribute = _attribute(name)
+    attribute = CONCEPTS[name]
     return world.caption(scene, {*keep, attribute}, rare=(attribute,))
 
 
@@ -70,12 +61,7 @@ def captions_of(name: str, scene: Scene) -> dict[str, str]:
 
 
 def training_scenes(name: str, count: int, seed: int) -> list[Scene]:
-    """Draw the scenes of a training set.
-
-    Raises ValueError if there is no such concept, or ``count`` is not positive.
-    """
-    if count < 1:
-        raise ValueError(f"a concept set needs at least one image, got {count}")
+    """Draw the scenes of a training set."""
     rng = random.Random(f"{name}/{seed}")
     return [concept_scene(name, rng) for _ in range(count)]
 
@@ -92,7 +78,7 @@ def write_concept_set(name: str, folder: Path, count: int, seed: int) -> Path:
     with the image's path relative to ``folder``. The same arguments give the same bytes.
 
     ``folder`` is made if it does not exist; ``seed`` decides the scenes. Returns the path of
-    ``data.jsonl``. Raises ValueError if there is no such concept, or ``count`` is not positive.
+    ``data.jsonl``.
     """
     scenes = training_scenes(name, count, seed)
     (folder / "images").mkdir(parents=True, exist_ok=True)
@@ -134,16 +120,13 @@ def distinct_prior_prompts(count: int, seed: int, avoid: Collection[str]) -> lis
 
 
 def concept_prompts(name: str, count: int, seed: int) -> list[Prompt]:
-    """Draw prompts that ask for the concept as ``[V]`` in new combinations.
-
-    Raises ValueError if there is no such concept.
-    """
+    """Draw prompts that ask for the concept as ``[V]`` in new combinations."""
     rng = random.Random(f"{name}/prompts/{seed}")
     kinds = list(CAPTION_KINDS.values())
     prompts = []
     for index in range(count):
         scene = concept_scene(name, rng)
-        keep = {*kinds[index % len(kinds)], _attribute(name)}
+        keep = {*kinds[index % len(kinds)], CONCEPTS[name]}
         named = tuple(attribute for attribute in world.ATTRIBUTES if attribute in keep)
         prompts.append(Prompt(concept_caption(name, scene, named), scene, named))
     return prompts

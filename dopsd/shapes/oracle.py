@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -59,12 +60,11 @@ def _silhouettes() -> tuple[list[tuple[str, int, int]], Tensor]:
     # Every place is listed: a model may put an object where the renderer never does.
     places, masks = [], []
     for shape, mask in world.MASKS.items():
-        for y in range(world.CELLS - world.OBJECT + 1):
-            for x in range(world.CELLS - world.OBJECT + 1):
-                canvas = torch.zeros(world.CELLS, world.CELLS)
-                canvas[y : y + world.OBJECT, x : x + world.OBJECT] = mask
-                places.append((shape, x, y))
-                masks.append(canvas)
+        for y, x in product(range(world.CELLS - world.OBJECT + 1), repeat=2):
+            canvas = torch.zeros(world.CELLS, world.CELLS)
+            canvas[y : y + world.OBJECT, x : x + world.OBJECT] = mask
+            places.append((shape, x, y))
+            masks.append(canvas)
     return places, torch.stack(masks)
 
 

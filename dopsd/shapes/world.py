@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -109,16 +110,7 @@ class Scene:
 
     def moved(self, rng: random.Random) -> Scene:
         """Return the same object at another place, drawn uniformly from all places."""
-        return Scene(
-            self.fill,
-            self.ground,
-            self.shape,
-            self.pattern,
-            rng.choice(POSITIONS),
-            rng.choice(POSITIONS),
-            self.mask,
-            self.tile,
-        )
+        return replace(self, x=rng.choice(POSITIONS), y=rng.choice(POSITIONS))
 
 
 def sample_scene(
@@ -156,12 +148,9 @@ def every_scene() -> list[Scene]:
     """Return all scenes that the base's captions can describe (1,152 of them)."""
     return [
         Scene(fill, ground, shape, pattern, x, y, MASKS[shape], TILES[pattern])
-        for shape in SHAPES
-        for pattern in PATTERNS
-        for fill in FILLS
-        for ground in GROUNDS
-        for x in POSITIONS
-        for y in POSITIONS
+        for shape, pattern, fill, ground, x, y in product(
+            SHAPES, PATTERNS, FILLS, GROUNDS, POSITIONS, POSITIONS
+        )
     ]
 
 

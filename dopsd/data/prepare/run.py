@@ -132,9 +132,6 @@ def _set_aside(shards: str) -> Iterator[str]:
     storage.remove(aside)
 
 
-# -- the two passes --------------------------------------------------------------------------
-
-
 def _inspect_all(
     listed: Source, aside: str, settings: PrepareSettings, tell: Progress, cpus: float
 ) -> dict[int, str]:
@@ -243,9 +240,6 @@ def _map(
 def _shipped(batch: pa.Table, function: Callable[..., pa.Table], **arguments: Any) -> pa.Table:
     with shipping_errors():
         return function(batch, **arguments)
-
-
-# -- the outcome -----------------------------------------------------------------------------
 
 
 def _drop_duplicates(rows: list[SourceRow], bucket_of: dict[int, str]) -> None:

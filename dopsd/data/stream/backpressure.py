@@ -29,7 +29,6 @@ def apply_window(context: DataContext, ahead: int, segment: int, readers: int) -
     ``segment``: micro-batches that one reading task makes (at most ``ahead``); ``readers``:
     reading tasks at once. Replaces Ray Data's own policies.
     """
-    assert 1 <= segment <= ahead and readers >= 1
     context.set_config(_AHEAD, ahead)
     context.set_config(_SEGMENT, segment)
     context.set_config(_READERS, readers)

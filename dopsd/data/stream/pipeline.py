@@ -72,7 +72,6 @@ def encoded_stream(
     num_cpus: float = 1.0,
     num_gpus: float = 0.0,
     readers: int = 2,
-    reader_cpus: float = 0.1,
     ahead: int | None = None,
     start_s: float = 900.0,
 ) -> EncodedStream:
@@ -80,7 +79,7 @@ def encoded_stream(
 
     With a ``context_cache`` contexts are read, and no encoder starts. Otherwise
     ``workers`` encoder actors take ``num_cpus`` and ``num_gpus`` each; at most ``readers``
-    reading tasks of ``reader_cpus`` run at once; ``read_spec``: what they read of each sample.
+    reading tasks of 0.1 CPUs run at once; ``read_spec``: what they read of each sample.
     Nothing starts before the first ``next``, which waits until every encoder is loaded. At most
     ``ahead`` micro-batches (default: two steps, at least 4) are read, encoded or waiting beyond
     what was taken. Closing the iterator ends the pool. Errors of tasks and encoders are raised
@@ -115,7 +114,7 @@ def encoded_stream(
                     read_cached_segment if context_cache else read_segment,  # type: ignore[arg-type]
                     batch_size=1,
                     batch_format="pyarrow",
-                    num_cpus=reader_cpus,
+                    num_cpus=0.1,
                     fn_kwargs=reading,
                 )
                 if context_cache is None:

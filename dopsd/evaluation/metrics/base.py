@@ -42,13 +42,13 @@ class MetricInput:
 class Metric(ABC):
     """Numbers of single pictures.
 
-    ``model``: local folder or hub id of the weights, None for a metric without any. Cheap to
+    ``model``: local folder or hub id of the weights, "" for a metric without any. Cheap to
     construct; ``load`` fetches the weights and raises MissingWeights when they are not available.
     """
 
     name: ClassVar[str]
     columns: ClassVar[dict[str, Column]]
-    default_model: ClassVar[str | None] = None
+    default_model: ClassVar[str] = ""
     version: ClassVar[int] = 1
     """Raised when the same picture would get another number: older scores are then made anew."""
 

@@ -24,13 +24,11 @@ class _Encoder(ImageDistance):
     _images: Any = None
 
     def check(self) -> None:
-        assert self.model is not None
         check_config(self.name, self.model)
 
     def load(self) -> None:
         from transformers import AutoImageProcessor, AutoModel
 
-        assert self.model is not None
         with missing_weights_errors(self.name, self.model):
             self._images = AutoImageProcessor.from_pretrained(self.model)
             model = AutoModel.from_pretrained(self.model, use_safetensors=True)
@@ -69,7 +67,7 @@ class Clip(_Encoder):
 
     name: ClassVar[str] = "clip"
     columns: ClassVar[dict[str, Column]] = {"clip_s": Column("CLIP cosine of picture and prompt")}
-    default_model: ClassVar[str | None] = "openai/clip-vit-large-patch14"
+    default_model: ClassVar[str] = "openai/clip-vit-large-patch14"
     _tokenizer: Any = None
 
     def load(self) -> None:
@@ -104,7 +102,7 @@ class Dino(_Encoder):
 
     name: ClassVar[str] = "dino"
     columns: ClassVar[dict[str, Column]] = {"dino": Column("DINO cosine of picture and target")}
-    default_model: ClassVar[str | None] = "facebook/dinov2-small"
+    default_model: ClassVar[str] = "facebook/dinov2-small"
 
     def features(self, pixels: Tensor) -> Tensor:
         features: Tensor = self._model(pixel_values=pixels).last_hidden_state[:, 0]

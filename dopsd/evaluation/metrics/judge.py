@@ -39,15 +39,13 @@ class Judge(Metric):
         )
         for column, label in LABELS.items()
     }
-    default_model: ClassVar[str | None] = "Qwen/Qwen3-VL-4B-Instruct"
+    default_model: ClassVar[str] = "Qwen/Qwen3-VL-4B-Instruct"
     vlm: Vlm | None = None
 
     def check(self) -> None:
-        assert self.model is not None
         check_config(self.name, self.model)
 
     def load(self) -> None:
-        assert self.model is not None
         self.vlm = Vlm(self.name, self.model, self.device)
 
     def measure(self, inputs: Sequence[MetricInput]) -> list[dict[str, float]]:

@@ -91,13 +91,12 @@ class Latent(ImageDistance):
     columns: ClassVar[dict[str, Column]] = {
         "latent": Column("RMSE of the latents of picture and target", higher_is_better=False)
     }
-    default_model: ClassVar[str | None] = "shapes"
+    default_model: ClassVar[str] = "shapes"
     _vae: Any = None
 
     def load(self) -> None:
         from diffusers import AutoModel
 
-        assert self.model is not None
         with missing_weights_errors(self.name, self.model):
             base = resolve_base(self.model, f"metric {self.name}")
             vae = AutoModel.from_pretrained(base, subfolder="vae", use_safetensors=True)

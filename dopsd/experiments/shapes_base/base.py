@@ -59,19 +59,6 @@ class Base:
         self.transformer.load_state_dict(state["transformer"])
 
 
-def load(folder: Path) -> Base:
-    """Load the averaged weights of a finished or running stage.
-
-    Raises FileNotFoundError if the stage never saved any.
-    """
-    saved = load_checkpoint(folder / "base.ckpt")
-    if saved is None:
-        raise FileNotFoundError(f"no base in {folder}: run the stage `base` first")
-    base = Base(make_tokenizer())
-    base.load_state_dict(saved["average"])
-    return base
-
-
 def train(folder: Path, vae: Vae, steps: int = STEPS, seed: int = 0) -> Base:
     """Train, or continue training, the base; the result lies in ``folder / "base.ckpt"``.
 
@@ -80,7 +67,7 @@ def train(folder: Path, vae: Vae, steps: int = STEPS, seed: int = 0) -> Base:
     """
     checkpoint = folder / "base.ckpt"
     base = Base(make_tokenizer())
-    readout = vision.make_readout()
+    readout = nn.Linear(nets.WIDTH, vision.ANSWERS)  # thrown away after training
     named = base.named_parameters() + [("readout." + n, p) for n, p in readout.named_parameters()]
     optimizers = Optimizers(named, LEARNING_RATE)
     average = Average([p for _, p in base.named_parameters()], EMA_DECAY)
@@ -118,15 +105,14 @@ def train(folder: Path, vae: Vae, steps: int = STEPS, seed: int = 0) -> Base:
             state: dict[str, Any] = {"step": step + 1, "base": base.state_dict()}
             state |= {"readout": readout.state_dict(), "optimizers": optimizers.state_dict()}
             average.swap()
-            state["average"] = {k: _copied(v) for k, v in base.state_dict().items()}
+            state["average"] = {
+                part: {name: value.detach().clone() for name, value in weights.items()}
+                for part, weights in base.state_dict().items()
+            }
             average.swap()
             save_checkpoint(checkpoint, state)
     average.swap()
     return base
-
-
-def _copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in state.items()}
 
 
 def losses(

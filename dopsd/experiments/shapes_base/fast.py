@@ -113,9 +113,6 @@ def vision_block(block: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x + block.mlp(block.norm2(x))
 
 
-Block = Callable[..., Tensor]
-
-
 class Forwards:
     """The forwards, with their blocks compiled or not.
 
@@ -123,16 +120,13 @@ class Forwards:
     """
 
     def __init__(self, compiled: bool = False):
-        def wrap(block: Block) -> Block:
-            return torch.compile(block, dynamic=False) if compiled else block
-
+        blocks: Sequence[Callable[..., Tensor]] = (transformer_block, text_block, vision_block)
         if compiled:
             # One version per batch size, sequence, and whether gradients flow: past the limit
             # PyTorch would fall back to uncompiled blocks with no more than a warning.
             torch._dynamo.config.recompile_limit = 32
-        self._transformer_block = wrap(transformer_block)
-        self._text_block = wrap(text_block)
-        self._vision_block = wrap(vision_block)
+            blocks = [torch.compile(block, dynamic=False) for block in blocks]
+        self._transformer_block, self._text_block, self._vision_block = blocks
 
     def transformer(
         self,
@@ -189,7 +183,7 @@ class Forwards:
         x = x + (visual.pos_embed(index) * share[:, :, None]).sum(1)
         for block in visual.blocks:
             x = self._vision_block(block, x, cos.to(x.dtype), sin.to(x.dtype))
-        merged: Tensor = visual.merger(x.float() if x.dtype == torch.float32 else x)
+        merged: Tensor = visual.merger(x)
         return merged.view(batch, nets.CONTEXT_TOKENS, -1)
 
     def language(self, model: Any, ids: Tensor, vision: Tensor | None = None) -> Tensor:
@@ -321,19 +315,18 @@ def integrate(
     condition: tuple[Tensor, Tensor],
     x: Tensor,
     levels: Tensor,
-    guidance: float = 0.0,
-    empty: tuple[Tensor, Tensor] | None = None,
+    guidance: float,
+    empty: tuple[Tensor, Tensor],
 ) -> Tensor:
     """Euler steps of ``x`` [B, 4, 16, 16] along the noise ``levels``, guided as the stock pipeline
     does it: ``pos + guidance * (pos - neg)``.
 
-    ``condition``: features and lengths of B prompts. ``guidance``: 0 switches it off, else it needs
-    ``empty``, the features and length of the empty prompt ([1, ...]).
+    ``condition``: features and lengths of B prompts; ``empty``: of the empty prompt ([1, ...]).
+    ``guidance``: 0 switches it off.
     """
     batch = len(x)
     features, lengths = condition
     if guidance:
-        assert empty is not None
         features = torch.cat([features, empty[0].expand(batch, -1, -1)])
         lengths = torch.cat([lengths, empty[1].expand(batch)])
     for now, after in zip(levels[:-1], levels[1:], strict=True):

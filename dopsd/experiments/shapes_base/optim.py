@@ -22,20 +22,8 @@ class Muon(torch.optim.Optimizer):
     AdamW step, so that both optimizers share a learning rate.
     """
 
-    def __init__(
-        self,
-        params: Iterable[Tensor],
-        lr: float,
-        momentum: float = 0.95,
-        weight_decay: float = 0.01,
-        iterations: int = 5,
-    ):
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-            "iterations": iterations,
-        }
+    def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float = 0.01):
+        defaults = {"lr": lr, "momentum": 0.95, "weight_decay": weight_decay, "iterations": 5}
         super().__init__(params, defaults)
 
     @torch.no_grad()

@@ -33,11 +33,6 @@ LEARNING_RATE = 2e-3
 ANSWERS = 4 + 16 + 3 + 3
 
 
-def make_readout() -> nn.Linear:
-    """Build the linear read-out; it is thrown away after training."""
-    return nn.Linear(nets.WIDTH, ANSWERS)
-
-
 def answers(scenes: Sequence[Scene]) -> Tensor:
     """What the picture's tokens should hold: [B, 16, 26], in [-1, 1]."""
     side = int(nets.CONTEXT_TOKENS**0.5)

@@ -7,7 +7,7 @@ Pictures are drawn with ``fast.integrate``, which equals the stock pipeline (see
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,12 +24,8 @@ from dopsd.intervals import Value, bootstrap, mean, wilson
 from dopsd.shapes import concepts, oracle, world
 from dopsd.shapes.concepts import Prompt
 from dopsd.shapes.grid import save_grid
-from dopsd.shapes.oracle import Reading
 
 GUIDANCE = 1.5
-SAMPLES = 200
-SEEDS = (0, 1, 2)
-Say = Callable[[str], None]
 
 # Model, prompts, whether with a picture, steps, guidance.
 Setting = tuple[str, str, bool, int, float]
@@ -155,13 +151,9 @@ def evaluate(prompts: Sequence[Prompt], images: Tensor, kind: str) -> dict[str, 
         "palette_error": Value(mean(errors), *bootstrap(errors)),
     }
     if concept:
-        values["concept"] = _rate([_shows(seen, p, concept) for seen, p in pairs])
+        values["concept"] = _rate([s.valid and s.matches(p.scene, (concept,)) for s, p in pairs])
         values["same_place"] = _rate([(s.x, s.y) == (p.scene.x, p.scene.y) for s, p in pairs])
     return values
-
-
-def _shows(reading: Reading, prompt: Prompt, concept: str) -> bool:
-    return reading.valid and reading.matches(prompt.scene, (concept,))
 
 
 def settings(has_undistilled: bool) -> list[Setting]:
@@ -179,25 +171,19 @@ def settings(has_undistilled: bool) -> list[Setting]:
     return rows
 
 
-def measure(
-    folder: Path,
-    samples: int = SAMPLES,
-    seeds: Sequence[int] = SEEDS,
-    pictures: Path | None = None,
-    say: Say = print,
-) -> Card:
+def measure(folder: Path, samples: int, seeds: Sequence[int], pictures: Path | None) -> Card:
     """Measure every row of the card on ``samples`` pictures for each seed.
 
     ``folder``: the weights. Each of ``seeds`` decides prompts and noise. ``pictures``: where to
-    write one contact sheet per row, if anywhere. ``say`` gets one line per row.
+    write one contact sheet per row, if anywhere. Prints one line per row.
     """
     model = load(folder)
     card = Card(weights_hash(folder), samples, tuple(seeds))
     card.rows.append(_reconstruction(model, samples * len(seeds)))
-    say(describe(card.rows[-1]))
+    print(describe(card.rows[-1]))
     for setting in settings("undistilled" in model.transformers):
         card.rows.append(measure_row(model, setting, samples, seeds, pictures))
-        say(describe(card.rows[-1]))
+        print(describe(card.rows[-1]))
     return card
 
 

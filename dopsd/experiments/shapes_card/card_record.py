@@ -107,10 +107,7 @@ def markdown(card: Card) -> str:
         "|---" * (len(metrics) + 1) + "|",
     ]
     for row in card.rows:
-        cells = []
-        for metric in metrics:
-            value = row.values.get(metric)
-            cells.append(str(value) if value else "")
+        cells = [str(row.values.get(metric, "")) for metric in metrics]
         lines.append(f"| {row.name} | " + " | ".join(cells) + " |")
     if card.effects:
         lines += ["", *_effect_table(card.effects)]

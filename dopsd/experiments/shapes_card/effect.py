@@ -53,7 +53,7 @@ def measure(
     seeds: Sequence[int],
     budget: Budget | None = None,
     samples: int = SAMPLES,
-    say: card.Say = print,
+    say: Callable[[str], None] = print,
     forwards: fast.Forwards | None = None,
 ) -> list[Effect]:
     """Judge the base, then each objective's LoRA, on every concept.

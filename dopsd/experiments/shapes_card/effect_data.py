@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from dopsd.experiments.shapes_base import fast, nets
 from dopsd.experiments.shapes_card import card
@@ -77,8 +76,8 @@ class Batches:
         noise = torch.randn(STATES, *self.clean[rows].shape, generator=self._generator)
         uniform = torch.rand(STATES, count, generator=self._generator)
         return Batch(
-            student=_rows(self._student, rows),
-            teacher=_rows(self._teacher, rows),
+            student=self._student.rows(rows),
+            teacher=self._teacher.rows(rows),
             clean=self.clean[rows],
             noise=noise,
             levels=training_levels(uniform, self._schedule),
@@ -94,11 +93,5 @@ def _encode(model: card.Model, texts: list[str], images: Tensor | None, chunk: i
             parts.append(
                 fast.Forwards().encode(model.vlm, model.tokens, texts[start : start + chunk], seen)
             )
-    longest = max(features.shape[1] for features, _ in parts)
-    features = [F.pad(part, (0, 0, 0, longest - part.shape[1])) for part, _ in parts]
-    lengths = torch.cat([lengths for _, lengths in parts])
-    return Context({"embeds": torch.cat(features), "lengths": lengths})
-
-
-def _rows(context: Context, rows: list[int]) -> Context:
-    return Context({name: tensor[rows] for name, tensor in context.tensors.items()})
+    features, lengths = map(torch.cat, zip(*parts))
+    return Context({"embeds": features, "lengths": lengths})

@@ -11,6 +11,7 @@ from diffusers import ZImagePipeline
 from transformers import AutoImageProcessor, Qwen3VLForConditionalGeneration
 
 from dopsd import shapes
+from dopsd.errors import ModelError
 from dopsd.experiments.shapes_base import nets, save
 from dopsd.experiments.shapes_card import card as cards
 from dopsd.intervals import wilson
@@ -49,7 +50,7 @@ def card_values(folder, kind, picture):
 
 def test_a_missing_base_is_a_clear_error(tmp_path, monkeypatch):
     monkeypatch.setattr(shapes, "__file__", str(tmp_path / "__init__.py"))
-    with pytest.raises(shapes.MissingShapesBase, match="dopsd shapes build-base"):
+    with pytest.raises(ModelError, match="dopsd shapes build-base"):
         shapes.weights_path()
 
 
