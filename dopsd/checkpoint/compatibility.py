@@ -13,7 +13,6 @@ _FREE_SECTIONS = (
     *("run", "encoder", "rollout", "teacher", "inference", "timeouts", "checkpoint"),
     *("preview", "preflight", "debug", "trackers", "device", "transport"),
 )
-
 _FREE_KEYS = (
     *("learner.workers", "learner.min_workers", "learner.resize_interval_s"),
     *("learner.cpus", "learner.gpus", "learner.deepspeed"),

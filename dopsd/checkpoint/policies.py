@@ -20,7 +20,6 @@ from dopsd.policy.bundle import Bundle
 
 POLICIES = "policies.json"
 
-
 Put = Callable[[bytes], Any]
 
 

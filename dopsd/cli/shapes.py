@@ -11,7 +11,6 @@ from dopsd.errors import ConfigError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
-
 Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves PyTorch's default.")]
 
 

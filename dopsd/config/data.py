@@ -11,10 +11,8 @@ from dopsd.config.base import Fraction, Positive, Section, Whole
 PRIOR = "prior"
 """Concept of the base's own samples, and their folder inside the shards."""
 
-
 Column = Literal["image", "caption", "captions", "text", "prompt", "id", "concept", "references"]
 """Fields of a sample (docs/data.md)."""
-
 
 Weight = Annotated[float, Field(ge=0)]
 

@@ -28,9 +28,7 @@ _ALLOWED = {
     "too_long": "at most {max_length} values",
     "literal_error": "{expected}",
 }
-
 _OF_WORDS = ("literal_error", "list_type", "tuple_type", "bool_parsing", "float_parsing")
-
 RENAMED = {
     "deadline": ["timeouts"],
     "timeouts.start": ["timeouts.startup"],

@@ -20,7 +20,6 @@ learner.lr=2e-4`. Unknown keys and combinations that cannot be are refused in on
 anything starts. `dopsd config CONFIG` prints a config with its defaults filled in.
 
 This page is generated: `dopsd config --reference > docs/configuration.md`."""
-
 _KINDS = {str: "text", int: "whole number", float: "number", bool: "`true`, `false`"}
 _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 

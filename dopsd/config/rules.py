@@ -44,7 +44,6 @@ def _one_model(c: RunConfig) -> bool:
 _OFF_POLICY = "with method.objective: {c.method.objective}, allowed:"
 _CONTEXT = "with context.name: {c.context.name}, allowed:"
 _WITHOUT_TOKENS = " or ".join(n for n, needs in CONTEXT_NEEDS.items() if not needs.reference_tokens)
-
 RULES = (
     Rule(
         lambda c: c.learner.global_batch % c.learner.micro_batch != 0,

@@ -18,7 +18,6 @@ from dopsd.errors import DataError, message_line
 
 MANIFEST = "manifest.json"
 
-
 Positive = Annotated[int, Field(ge=1)]
 
 

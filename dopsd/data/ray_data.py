@@ -22,12 +22,9 @@ from dopsd.errors import DopsdError, WorkerError
 _OPEN, _CLOSE = (f"<{slash}dopsd-error>" for slash in ("", "/"))
 _MARKED = re.compile(f"{_OPEN}(.*?){_CLOSE}", re.DOTALL)
 
-
 _FETCH_SECONDS = 600.0
 _MOST_TASKS = 2000
 """Tasks of a pass; making each costs the driver about a millisecond."""
-
-
 Value = TypeVar("Value")
 
 

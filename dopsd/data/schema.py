@@ -10,7 +10,6 @@ SCHEMA_VERSION = 2
 FORMAT: Literal["dopsd-shards"] = "dopsd-shards"
 SHARD = "shard-{:05d}.parquet"
 
-
 SCHEMA = pa.schema(
     [
         ("sample_id", pa.string()),

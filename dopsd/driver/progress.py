@@ -27,11 +27,8 @@ class Report:
 
 Event = str | Report | RunStatus
 """What is being done now, lines to keep, or where a training is."""
-
 Show = Callable[[str, Event], None]
 """Called with a phase (`prepare`, `preflight`, `start`, `train`, `preview`) and what is new."""
-
-
 _LOG_INTERVAL = 10.0
 """Seconds between lines where there is no terminal."""
 _PHASES = {

@@ -33,8 +33,6 @@ from dopsd.ray_cluster.placement import Role, wait_for_resources
 
 Show = Callable[[str, str], None]
 """Called with a phase (`draw`, `score`) and what is being done now."""
-
-
 _LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 """Whose versions can change a picture."""
 RESULTS, TABLE, PROMPTS = "results.json", "results.md", "prompts.jsonl"

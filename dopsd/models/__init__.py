@@ -9,5 +9,4 @@ from dopsd.models.z_image import ZImage
 
 FAMILIES: dict[str, type[Family]] = {"z_image": ZImage, "flux2_klein": Flux2Klein}
 
-
 __all__ = ["FAMILIES", "Family", "Flux2Klein", "ZImage", "resolve_base", "resolve_vlm"]

@@ -14,7 +14,6 @@ from typing import Any
 import ray
 
 _DATA, _TRAIN = "ray.data._internal", "ray.train.v2._internal.execution"
-
 MODULES = {
     # data.stream.backpressure: how far the stream may run ahead
     "ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY": f"{_DATA}.execution.backpressure_policy",

@@ -21,8 +21,6 @@ _POINTS = 400
 _SMOOTH = 10
 """Steps of a running mean."""
 _ROLES = ("encoder", "rollout", "teacher", "learner")
-
-
 Scale = Callable[[float], float]
 
 

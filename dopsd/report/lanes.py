@@ -25,7 +25,6 @@ TASKS = (
 _ROLES = ("encoder", "rollout", "teacher", "learner")
 _BINS = 240
 
-
 Span = dict[str, Any]
 
 

@@ -26,7 +26,6 @@ OBJECT = 8
 TILE = 4
 POSITIONS = tuple(range(0, CELLS - OBJECT + 1, OBJECT))
 
-
 FILLS = {
     "red": (220, 40, 40),
     "green": (40, 180, 60),
@@ -43,11 +42,9 @@ GROUNDS = {
 }
 INK = (247, 247, 247)
 
-
 FILL_RGB = torch.tensor(list(FILLS.values())).float() / 255
 GROUND_RGB = torch.tensor(list(GROUNDS.values())).float() / 255
 INK_RGB = torch.tensor(INK).float() / 255
-
 
 ATTRIBUTES = ("fill", "pattern", "shape", "ground")
 RARE_TOKEN = "[V]"

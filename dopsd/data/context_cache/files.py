@@ -32,8 +32,6 @@ RECORD = "encoded.json"
 FORMAT: Literal["dopsd-encoded"] = "dopsd-encoded"
 META_KEY = "dopsd.encoded"
 RERUN_HINT = "run `dopsd prepare CONFIG --cache-contexts` again"
-
-
 Entries = dict[str, Any]
 """What contexts were made of: flat, plain values. A list holds every choice that was encoded."""
 _OPTIONAL = ("teacher", "latents", "empty_prompt")

@@ -47,7 +47,6 @@ ROWS_PER_TASK = 16
 _ASIDE = ".pictures"
 """Folder inside the shards for pictures out of parquet rows, while data is being prepared."""
 
-
 Progress = Callable[[str, int, int], None]
 """(what is being done, how many are done, of how many)."""
 

@@ -16,7 +16,6 @@ FIELDS = ("image", "captions", "caption", "text", "prompt", "id", "concept", "re
 CAPTION_FIELDS = ("prompt", "text", "caption", "captions")
 """Where captions may stand; of several texts without a key the last one counts."""
 
-
 MAX_CAPTION = 10_000
 """Characters of a caption; encoders cut at 512 tokens or thereabouts."""
 MAX_CAPTIONS = 64
@@ -25,11 +24,8 @@ MAX_NAME = 1024
 """Characters of an id, a concept or a caption key."""
 MAX_CAPTION_BYTES = 4 * MAX_CAPTION + 16
 
-
 _CONTROL_TOKEN = re.compile(r"<\|[^|<>]+\|>")
 """Tokens such as <|im_end|> end a turn or stand for an image; encoders refuse them too."""
-
-
 Keep = Callable[[bytes], ByteRange]
 """Takes the bytes of a picture that stands in the row itself."""
 

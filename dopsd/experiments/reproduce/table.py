@@ -15,7 +15,6 @@ from dopsd.intervals import Value, as_json, mean, wilson
 BASE_TITLE = "base, not tuned"
 OURS, SFT = VARIANTS[0].title, "SFT"
 
-
 Score = Callable[[str, str, str], tuple[Value, int]]
 """(model, group of prompts, column) -> its value and the number of different prompts behind it."""
 Ratio = Callable[[str, str], Value]

@@ -29,7 +29,6 @@ IMAGE_TOKENS = TOKENS_PER_SIDE**2
 # <|im_start|> user \n <|vision_start|> come before the picture.
 IMAGE_START = 4
 
-
 _PIXEL_MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1)
 _PIXEL_STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1)
 

@@ -33,7 +33,6 @@ Transformer: TypeAlias = Any
 Vlm: TypeAlias = Any
 ChatTokenizer: TypeAlias = Any
 
-
 LATENT_CHANNELS = 4
 LATENT_SIZE = 16
 WIDTH = 128

@@ -32,7 +32,6 @@ MASTER = "master"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 AVERAGE = "average"
 """The teacher's weights, of a run whose weights are all trained."""
-
 Read = Callable[[str, int, int], Tensor]
 """(name, start, stop): those elements of a flattened tensor, fp32 on the CPU."""
 
