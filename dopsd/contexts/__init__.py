@@ -70,12 +70,12 @@ def encoder_class(name: str) -> Any:
     return getattr(import_module(module), inside)
 
 
+@dataclass(frozen=True)
 class EncoderFactory:
     """Builds the encoder that ``config`` asks for; picklable, called once in each actor."""
 
-    def __init__(self, config: RunConfig, device: str) -> None:
-        self.config = config
-        self.device = device
+    config: RunConfig
+    device: str
 
     def __call__(self) -> ContextEncoder:
         set_up(self.device)

@@ -6,6 +6,7 @@ Preview and evaluation use the context encoder alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -45,11 +46,12 @@ class TrainingEncoder:
         return EncodedSample(self.contexts.encode_student([sample]), None, target)
 
 
+@dataclass(frozen=True)
 class TrainingEncoderFactory:
     """Builds the encoders that ``config`` asks for; picklable, called once in each actor."""
 
-    def __init__(self, config: RunConfig, device: str) -> None:
-        self.config, self.device = config, device
+    config: RunConfig
+    device: str
 
     def __call__(self) -> TrainingEncoder:
         contexts = EncoderFactory(self.config, self.device)()
