@@ -170,14 +170,9 @@ def test_only_row_groups_that_a_concept_needs_are_read(ray_cluster, tmp_path):
     assert len(manifest.row_groups) == 6
     concepts = concepts_of(str(shards), manifest)
     assert [len(set(each.images)) for each in concepts] == [REFERENCES]
-    # Shards of older versions do not say whose rows are whose: the first ones are looked into.
-    silent = [each.model_copy(update={"concepts": ()}) for each in manifest.row_groups]
-    older = manifest.model_copy(update={"row_groups": tuple(silent)})
-    assert concepts_of(str(shards), older) == concepts
     for group in manifest.row_groups[2:]:
         (shards / group.file).unlink()
-    for each in (manifest, older):
-        assert concepts_of(str(shards), each) == concepts
+    assert concepts_of(str(shards), manifest) == concepts
     paths = write_references(str(shards), concepts, str(tmp_path / "references"))
     assert paths.keys() == set(concepts[0].images)
     assert len({Path(path).read_bytes() for path in paths.values()}) == REFERENCES
