@@ -140,5 +140,5 @@ def test_what_cannot_be_is_refused(drawn, tmp_path: Path):
     missing.data.prior.prompts = str(tmp_path / "none.txt")
     with pytest.raises(ConfigError, match=r"none\.txt"):
         check_prior(missing)
-    with pytest.raises(ConfigError, match=r"data\.concept_weights: 'prior' names the base's own samples"):
+    with pytest.raises(ConfigError, match=r"data\.concept_weights: 'prior' names the base's own"):
         load_config("configs/shapes.yaml", ["data.concept_weights={prior: 2}"])
