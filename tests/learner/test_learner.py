@@ -1,0 +1,113 @@
+"""The learner's loop over an engine that only counts: normalisation, and steps that are skipped."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from dopsd.coordinator.messages import CheckpointRequest
+from dopsd.errors import WorkerError
+from dopsd.learner.learner import Learner, LearnerMicroBatch
+from dopsd.method.off_policy import Targets
+from dopsd.method.terms import target_terms
+from dopsd.records import Context, SampleInfo
+from tests.helpers.tiny import make_config
+
+STATES, SAMPLES = 4, 6
+"""Of a global batch, in micro-batches of 2 and one of padding."""
+
+
+class Engine:
+    """The student's weight grows by one at each step that is not skipped; velocities are zero."""
+
+    rank, world = 0, 1
+
+    def __init__(self, skips: set[int]) -> None:
+        self.skips, self.step = skips, -1
+        self.weight = torch.zeros(1)
+        self.losses: list[float] = []
+
+    def full_weights(self, adapter: str) -> dict[str, torch.Tensor]:
+        return {"weight": self.weight.clone()}
+
+    def set_lr(self, lr: float) -> None:
+        self.step += 1
+
+    def velocity(self, state: torch.Tensor, *_: Any) -> torch.Tensor:
+        return torch.zeros_like(state)
+
+    def backward(self, loss: torch.Tensor) -> bool:
+        self.losses.append(float(loss))
+        return True
+
+    def skipped(self) -> bool:
+        self.weight += self.step not in self.skips
+        return self.step in self.skips
+
+    def sum_over_ranks(self, values: list[float]) -> list[float]:
+        return values
+
+    def grad_norm(self) -> float:
+        return 1.0
+
+
+class Client:
+    def __init__(self) -> None:
+        self.shares: list[Any] = []
+        self.lines: list[dict[str, Any]] = []
+
+    def record(self, step: int, share: Any) -> None:
+        self.shares.append(share)
+
+    def report(self, step: int, metrics: dict[str, Any]) -> None:
+        self.lines.append(metrics)
+
+    def tell(self, spans: Any) -> None:
+        pass
+
+
+def micro_batches(step: int):
+    """Targets of one everywhere: each state of each sample has the loss 1."""
+    ones = torch.ones(STATES, 2, 1, 2, 2)
+    for index, real in enumerate((True, True, True, False)):
+        targets = Targets(ones, torch.ones(STATES), ones, torch.ones(STATES))
+        info = SampleInfo(step, index, (f"{index}a", f"{index}b"), ("", ""), 2, 2, SAMPLES)
+        terms = target_terms(targets, Context({}))
+        yield LearnerMicroBatch(terms, info, real, step, step, {})
+
+
+def learner_of(skips: set[int], **learner: Any) -> tuple[Learner, Engine, Client]:
+    method = {"steps": STATES, "ema_decay": 0.5}
+    config = make_config("base", method=method, learner={"steps": 3, **learner})
+    engine, client = Engine(skips), Client()
+    publish = lambda version, weights: CheckpointRequest()  # noqa: E731
+    stands_in: tuple[Any, ...] = (engine, micro_batches, client, publish)
+    return Learner(config, *stands_in), engine, client
+
+
+def test_the_loss_is_a_mean_over_the_global_batch_and_padding_counts_nothing() -> None:
+    learner, engine, client = learner_of(set())
+    assert learner.run(0, 1)
+    assert client.lines[0]["loss"] == pytest.approx(1.0)
+    assert engine.losses == pytest.approx([2 / (SAMPLES * STATES)] * 12 + [0.0] * 4)
+    assert client.shares[0].micro_batches == {n: (f"{n}a", f"{n}b") for n in range(3)}
+
+
+def test_a_skipped_step_moves_no_teacher_and_has_no_loss() -> None:
+    learner, _, client = learner_of({1})
+    assert learner.run(0, 3)
+    # Steps 0 and 2 moved the student to 1 and 2: 0.5 * (0.5 * 0 + 0.5 * 1) + 0.5 * 2.
+    assert float(learner.weights.ema.tensors["weight"]) == 1.25
+    assert [share.skipped for share in client.shares] == [False, True, False]
+    assert ["loss" in line for line in client.lines] == [True, False, True]
+    assert not any(math.isnan(line.get("loss", 0.0)) for line in client.lines)
+
+
+def test_too_many_skipped_steps_in_a_row_end_the_run() -> None:
+    learner, _, client = learner_of({0, 1, 2}, max_nonfinite=1)
+    with pytest.raises(WorkerError, match=r"^step 1: loss or gradients are not finite, 2 steps"):
+        learner.run(0, 3)
+    assert len(client.shares) == 2, "the ledger knows them"
