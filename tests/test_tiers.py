@@ -1,10 +1,12 @@
-"""The tiers of tests: a unit test starts no Ray."""
+"""The tiers of tests: a unit test starts no Ray; tests of a file and tier share a process."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from tests.helpers.paths import ROOT
 
@@ -42,3 +44,9 @@ def test_a_unit_test_that_starts_ray_fails(tmp_path: Path) -> None:
     assert {"test_marked", "test_without"} <= passed, done.stdout
     (failed,) = (line for line in lines if line.startswith("ERROR"))
     assert "::test_unmarked" in failed and "a unit test started Ray" in done.stdout
+
+
+def test_tests_that_share_fixtures_run_in_one_process(request: pytest.FixtureRequest) -> None:
+    if not getattr(request.config.option, "loadgroup", False):
+        pytest.skip("this is one process, or another way of sharing out")
+    assert request.node.nodeid.endswith("@tests-test_tiers.py-unit")

@@ -100,7 +100,7 @@ def _read_loras(spec: EvaluateSpec) -> dict[str, bytes]:
             tensors = load(payload)
         except SafetensorError as error:
             raise ModelError(f"{path}: not a safetensors file ({error})") from None
-        for key, tensor in tensors.items():
+        for key, tensor in sorted(tensors.items()):  # safetensors hands them over in any order
             name, matched, _ = key.removeprefix("transformer.").partition(".lora_A.")
             if matched and name in sizes and tensor.shape[1] != sizes[name]:
                 raise ModelError(
