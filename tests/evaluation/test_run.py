@@ -285,7 +285,7 @@ def test_a_file_that_is_no_lora_is_refused(spec, tmp_path):
 
 def test_a_lora_of_another_base_is_refused_before_anything_is_drawn(spec):
     layer = r"context_refiner\.0\.attention\.to_k"
-    message = rf"0.safetensors: made for another base: its {layer} takes 64 features, here it takes \d+"
+    message = rf"0.safetensors: made for another base: its {layer} takes 64 features, here it takes"
     with pytest.raises(ModelError, match=message):
         evaluate(replace(spec, base="shapes", height=None, width=None))
 
