@@ -24,7 +24,9 @@ class CheckpointRequests:
     def __init__(
         self, folder: str, lock: RunLock | None, lock_lost: Callable[[RunLockLost], None]
     ) -> None:
-        self._folder, self._lock, self._lock_lost = folder, lock, lock_lost
+        self._folder, self._lock_lost = folder, lock_lost
+        self.check_lock: Callable[[], None] = lock.check if lock is not None else lambda: None
+        """Raises RunLockLost when another driver writes into the run folder now."""
         self.path = storage.join(folder, REQUEST_FILE)
         self.asked = False
         """Somebody wants a checkpoint at the next step, whatever the schedule."""
@@ -59,11 +61,6 @@ class CheckpointRequests:
                 self._lock_lost(error)
             if not self.pending and REQUEST_FILE in storage.names(self._folder):
                 self.asked = self.pending = True
-
-    def check_lock(self) -> None:
-        """Raises RunLockLost when another driver writes into the run folder now."""
-        if self._lock is not None:
-            self._lock.check()
 
     def answer(self) -> None:
         """Take the request away: its checkpoint is there. Raises whatever the storage raises."""

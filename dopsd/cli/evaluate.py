@@ -8,10 +8,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from dopsd import storage
-from dopsd.cli.options import quiet
+from dopsd.cli.options import quiet, say
 from dopsd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -102,8 +101,7 @@ def evaluate(
         gpus=gpus,
     )
     resolve_models(spec)  # before a VLM writes prompts
-    console = Console()
-    with Progress(console) as progress:
+    with Progress() as progress:
         asked = [
             prompt
             for source in prompts or ["shapes:bars"]
@@ -116,8 +114,8 @@ def evaluate(
         # Two concepts of the shapes world bring the same prior prompts.
         unique = {(prompt.text, prompt.group): prompt for prompt in asked}
         results = run(replace(spec, prompts=tuple(unique.values())), progress.show)
-    console.print(results.markdown(), highlight=False, soft_wrap=True, markup=False)
-    console.print(f"Table: {storage.join(out, TABLE)}", highlight=False, soft_wrap=True)
+    say(results.markdown())
+    say(f"Table: {storage.join(out, TABLE)}")
 
 
 def _prompts(

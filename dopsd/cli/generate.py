@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from dopsd.cli.options import quiet
+from dopsd.cli.options import quiet, say
 
 
 def generate(
@@ -75,4 +74,4 @@ def generate(
     for number, picture in enumerate(pictures):
         path = storage.join(out, f"{number:03d}.png")
         storage.write_bytes(path, encode_png(picture))
-        Console().print(f"{path}  {prompts[number]}", highlight=False, markup=False, soft_wrap=True)
+        say(f"{path}  {prompts[number]}")

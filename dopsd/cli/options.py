@@ -6,6 +6,7 @@ import os
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 CONFIG = typer.Argument(
     help="A YAML file or a recipe's name (`dopsd config --list`).", metavar="CONFIG"
@@ -15,6 +16,11 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Overrides such as learner.lr=2e-4.", metavar="[KEY=VALUE]..."),
 ]
+
+
+def say(line: str) -> None:
+    """A line for the user on stdout, as it is: text of theirs is never markup."""
+    Console().print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def quiet() -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-from rich.console import Console
-
-from dopsd.cli.options import ConfigPath, Overrides, quiet
+from dopsd.cli.options import ConfigPath, Overrides, quiet, say
 from dopsd.config import load_config
 from dopsd.config.recipes import DEFAULT
 
@@ -23,11 +21,10 @@ def preflight(config: ConfigPath = DEFAULT, overrides: Overrides = None) -> None
     from dopsd.driver.preflight import sample_lines
     from dopsd.driver.progress import Progress
 
-    console = Console()
-    with Progress(console) as progress:
+    with Progress() as progress:
         result = check(run, progress.show)
     for line in sample_lines(result):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(line)
     if result.verdict.can_teach:
         command = shlex.join(["dopsd", "train", config, *(overrides or [])])
-        console.print(f"Next: {command}", highlight=False, markup=False, soft_wrap=True)
+        say(f"Next: {command}")

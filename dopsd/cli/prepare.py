@@ -6,9 +6,8 @@ import shlex
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from dopsd.cli.options import ConfigPath, Overrides, quiet
+from dopsd.cli.options import ConfigPath, Overrides, quiet, say
 from dopsd.config import load_config
 from dopsd.config.recipes import DEFAULT
 from dopsd.errors import ConfigError
@@ -37,17 +36,16 @@ def prepare(
     from dopsd.driver.progress import Progress
     from dopsd.driver.setup import prepare_data
 
-    console = Console()
-    with Progress(console) as progress:
+    with Progress() as progress:
         if cache_contexts:
             lines = encode_contexts(run, progress.show)
         else:
             lines = prepare_data(run, progress.show).summary_lines()
     for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    console.print(f"Shards: {run.shards}", highlight=False, markup=False)
+        say(line)
+    say(f"Shards: {run.shards}")
     words = ["dopsd", "train", config, *(overrides or [])]
     if not any(word.startswith("run.folder=") for word in words):
         words.append("run.folder=runs/NAME")  # the config's own may hold a run already
     command = shlex.join(words)
-    console.print(f"Next: {command}", highlight=False, markup=False, soft_wrap=True)
+    say(f"Next: {command}")

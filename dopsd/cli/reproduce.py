@@ -7,9 +7,8 @@ from dataclasses import replace
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from dopsd.cli.options import quiet
+from dopsd.cli.options import quiet, say
 from dopsd.errors import ConfigError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
@@ -79,7 +78,7 @@ def shapes(
         raise ConfigError(f"--lr: {lr:g}, allowed: more than 0")
     if quick and concept is None:
         concept = HELD_OUT_PATTERN
-    console, began = Console(), time.monotonic()
+    began = time.monotonic()
     known = tuple(variant.name for variant in VARIANTS)
     rows = row or (QUICK if quick else known)
     for name in rows:
@@ -95,14 +94,12 @@ def shapes(
     budget = replace(FULL, steps=steps, lr=FULL.lr if lr is None else lr)
 
     def begin(title: str) -> Progress:
-        console.print(f"[bold]{title}[/bold]", highlight=False)
-        return Progress(console)
+        say(title)
+        return Progress()
 
     lines = reproduce(chosen, budget, folder, prompts, begin, at_once)
-    console.print(table.markdown(lines), highlight=False, soft_wrap=True, markup=False)
-    for verdict in table.verdicts(lines):
-        console.print(verdict, highlight=False, soft_wrap=True)
-    console.print(f"{clock(time.monotonic() - began)}; tables and grids: {folder}/{TABLE}")
+    say("\n".join([table.markdown(lines), *table.verdicts(lines)]))
+    say(f"{clock(time.monotonic() - began)}; tables and grids: {folder}/{TABLE}")
 
 
 @app.command()
@@ -116,7 +113,4 @@ def pool(
     from dopsd.experiments.reproduce import table
 
     lines = table.pooled([table.read(path) for path in tables])
-    console = Console()
-    console.print(table.markdown(lines), highlight=False, soft_wrap=True, markup=False)
-    for verdict in table.verdicts(lines):
-        console.print(verdict, highlight=False, soft_wrap=True)
+    say("\n".join([table.markdown(lines), *table.verdicts(lines)]))

@@ -17,16 +17,14 @@ from dopsd.errors import CheckpointError, ConfigError
 from dopsd.run_folder.files import REQUEST_FILE, RunFolder
 
 
-def report(
-    run: Annotated[str, typer.Argument(help="Run folder (local or s3://), finished or not.")],
-) -> None:
-    """Write the run page, one self-contained HTML file, into the run folder."""
+RunPath = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, local or s3://.")]
+
+
+def report(run: RunPath) -> None:
+    """Write the run page of a run, finished or not: one self-contained HTML file in its folder."""
     from dopsd.report.page import write_report
 
     print(write_report(run))
-
-
-RunPath = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, local or s3://.")]
 
 
 def checkpoint(

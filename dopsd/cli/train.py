@@ -6,9 +6,8 @@ import shlex
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from dopsd.cli.options import CONFIG, Overrides, quiet
+from dopsd.cli.options import CONFIG, Overrides, quiet, say
 from dopsd.config import RunConfig, load_config
 from dopsd.config.recipes import DEFAULT
 from dopsd.errors import ConfigError
@@ -42,15 +41,13 @@ def train(
     from dopsd.driver.train import train as launch
     from dopsd.run_folder.log import loss_steps
 
-    console = Console()
-    with Progress(console) as progress:
+    with Progress() as progress:
         summary = launch(run, progress.show, resume=resume is not None, replace=overwrite)
-    console.print(
-        f"\n[bold]Done:[/bold] {summary.steps} steps in {clock(summary.seconds)} "
+    say(
+        f"\nDone: {summary.steps} steps in {clock(summary.seconds)} "
         f"(first step after {clock(summary.seconds_to_first_step)}); loss "
         f"{summary.first_loss:.4f} -> {summary.last_loss:.4f}, means of the first and last "
-        f"{loss_steps(summary.steps)} steps",
-        soft_wrap=True,
+        f"{loss_steps(summary.steps)} steps"
     )
     adapted = ", ".join(f"{target} x{count}" for target, count in summary.adapted.items())
     for what, value in (
@@ -63,12 +60,12 @@ def train(
         ("metrics, config", summary.folder),
     ):
         if value is not None:
-            console.print(f"  {what:<29} {value}", highlight=False, markup=False, soft_wrap=True)
+            say(f"  {what:<29} {value}")
     for problem in summary.problems:
-        console.print(f"  warning: {problem}", highlight=False, markup=False, soft_wrap=True)
-    console.print("Next, draw with it:")
+        say(f"  warning: {problem}")
+    say("Next, draw with it:")
     command = next_command(run, summary.lora, summary.modules, summary.transformer)
-    console.print(f"  {command}", highlight=False, markup=False, soft_wrap=True)
+    say(f"  {command}")
 
 
 def next_command(run: RunConfig, *trained: str | None) -> str:

@@ -15,6 +15,7 @@ from dopsd.checkpoint.policies import bucket_files, restored_bundles, whole_file
 from dopsd.coordinator.messages import ObjectRefBox, ResumePoint
 from dopsd.policy.bundle import Bundle
 from dopsd.policy.versions import policy_version
+from dopsd.ray_cluster.task import fetch_bytes
 
 
 class PolicyVersions:
@@ -82,9 +83,5 @@ def checkpoint_files(
     refs = {name: box.ref for name, box in files.items()} | whole_files(bundles)
     payloads = dict(zip(refs, ray.get(list(refs.values()), timeout=limit)))
 
-    def fetch(ref: ray.ObjectRef) -> bytes:
-        payload: bytes = ray.get(ref, timeout=limit)
-        return payload
-
-    fetches = {name: partial(fetch, ref) for name, ref in buckets.items()}
+    fetches = {name: partial(fetch_bytes, ref, limit) for name, ref in buckets.items()}
     return payloads | index, tuple(v for v in sorted(bundles) if bundles[v].refs), fetches

@@ -18,7 +18,7 @@ from dopsd.run_folder.best_effort import BEST_EFFORT_FOLDERS
 from dopsd.run_folder.ledger import Ledger
 from dopsd.run_folder.lock import RunLock
 from dopsd.run_folder.log import RunLog
-from dopsd.run_folder.trajectories import dump_scored
+from dopsd.run_folder.trajectories import dump_scored, dumped
 
 _STOP_SECONDS = 30.0
 """What writing the last dumps may take at the end of a run."""
@@ -75,8 +75,7 @@ class TrajectoryRecorder:
 
     def add(self, item: InFlightMicroBatch, result: ray.ObjectRef) -> None:
         """Write ``item`` if it is among the first N."""
-        step, index = item.key
-        if step * self.config.learner.micro_batches + index >= self.config.debug.dump_trajectories:
+        if not dumped(self.config, *item.key):
             return
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         task: Any = ray.remote(dump_scored)

@@ -17,6 +17,7 @@ from dopsd.errors import DeadlineError, DopsdError, WorkerError
 from dopsd.policy.bundle import Bundle, check_acknowledgement
 from dopsd.ray_cluster.failures import error_message
 from dopsd.ray_cluster.placement import Role
+from dopsd.ray_cluster.task import fetch_bytes
 from dopsd.rollout.worker import InferenceWorker
 from dopsd.run_folder.timeline import Span
 
@@ -30,12 +31,6 @@ _DOING = {
 """What a worker is doing, by the method that it was called by."""
 _RETRY_PAUSE = 1.0
 """Seconds between two attempts to load weights that are gone."""
-
-
-def _get(ref: ray.ObjectRef) -> bytes:
-    """ray.get, as something that can be sent to an actor."""
-    payload: bytes = ray.get(ref)
-    return payload
 
 
 @dataclass
@@ -149,7 +144,7 @@ class WorkerPool:
     def _load(self, handle: Any, bundle: Bundle) -> ray.ObjectRef:
         if bundle.streamed:
             # References inside a bundle are not resolved on the way: a bucket at a time is enough.
-            return handle.load_buckets.remote(bundle, _get)
+            return handle.load_buckets.remote(bundle, fetch_bytes)
         return handle.load.remote(*(bundle.refs[a] for a in self.adapters))
 
     def submit(

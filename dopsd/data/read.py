@@ -223,5 +223,4 @@ def read_segment(
     for number in range(span["start"], span["stop"]):
         with shipping_errors():
             values = read_micro_batch(run_plan.micro_batch_at(number), groups, run_plan.seed)
-            table = pa.Table.from_pylist([values], schema=READ_SCHEMA)
-        yield table
+        yield pa.Table.from_pylist([values], schema=READ_SCHEMA)

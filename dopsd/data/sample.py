@@ -1,10 +1,15 @@
-"""A prepared sample as contexts and drawings see it."""
+"""A prepared sample as contexts and drawings see it, and what turns samples into contexts."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
+from torch import Tensor
+
+from dopsd.records import Context
 
 
 @dataclass(frozen=True)
@@ -26,3 +31,16 @@ class Sample:
         """The target, where it was asked for."""
         assert self.image is not None, "the stream was not asked for images"
         return self.image
+
+
+class Encoder(Protocol):
+    """The frozen encoders of an objective."""
+
+    def encode(self, samples: Sequence[Sample]) -> tuple[Context, Context | None, Tensor | None]:
+        """Contexts of student and teacher, and latents, of B samples; teacher and latents are None
+        where the objective has no use for them. A sample's do not depend on the others."""
+        ...
+
+
+EncoderFactory = Callable[[], Encoder]
+"""Loads the encoders; called once in each actor of the pool. Must be picklable."""

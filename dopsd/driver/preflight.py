@@ -114,11 +114,11 @@ def report_lines(result: Preflight, run: RunFolder) -> list[str]:
     for role in ("student", "teacher"):
         views: list[ContextView] = [getattr(sample, f"{role}_context") for sample in result.samples]
         tokens = [view.tokens for view in views]
-        lines.append(f"  {role} reads  {_shown(views[0].text)}")
-        lines.append(
+        lines += [
+            f"  {role} reads  {_shown(views[0].text)}",
             f"                 {min(tokens)} to {max(tokens)} tokens in {len(views)} samples, "
-            f"{views[0].limit} are kept{_pictures(views)}"
-        )
+            f"{views[0].limit} are kept{_pictures(views)}",
+        ]
         cut = [sample.sample_id for sample, view in zip(result.samples, views) if view.truncated]
         if cut:
             lines.append(

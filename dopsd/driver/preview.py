@@ -18,7 +18,7 @@ from dopsd.models import FAMILIES
 from dopsd.models.lora import STUDENT, TEACHER
 from dopsd.models.transformer_folder import is_transformer, transformer_files
 from dopsd.ray_cluster.placement import Role
-from dopsd.ray_cluster.task import run_task
+from dopsd.ray_cluster.task import fetch_bytes, run_task
 from dopsd.run_folder.files import (
     LORA_FILE,
     MODULES,
@@ -100,19 +100,14 @@ def _put(paths: list[str]) -> list[ray.ObjectRef]:
     return [ray.put(storage.read_bytes(path)) for path in paths]
 
 
-def _fetch(ref: ray.ObjectRef) -> bytes:
-    payload: bytes = ray.get(ref)
-    return payload
-
-
 def _draw(
     config: RunConfig, samples: list[Sample], stored: list[Stored], device: str
 ) -> dict[str, bytes]:
     sampler = PreviewSampler(config, samples, device)
 
     def reader(roles: tuple[list[ray.ObjectRef], ...]) -> Callable[[], Adapters]:
-        student: Files = [partial(_fetch, ref) for ref in roles[0]]
-        teacher: Files = [partial(_fetch, ref) for ref in roles[1]]
+        student: Files = [partial(fetch_bytes, ref) for ref in roles[0]]
+        teacher: Files = [partial(fetch_bytes, ref) for ref in roles[1]]
         return lambda: (student, teacher)
 
     versions = [(number, reader(refs) if refs else None) for number, refs in stored]

@@ -87,7 +87,7 @@ class FusedSource:
             self._scorer(batch),
             self.config.method.weighting,
         )
-        if real and dumped(self.config, info):
+        if real and dumped(self.config, info.step, info.index):
             terms = self._recorded(terms, batch, sigmas)
         return terms
 

@@ -1,4 +1,4 @@
-"""One Ray task on a role's resources, with a deadline: previews and the preflight."""
+"""Fetching bytes; one task on a role's resources, with a deadline: previews, the preflight."""
 
 from __future__ import annotations
 
@@ -14,6 +14,12 @@ from dopsd.ray_cluster.placement import Role
 
 CANCELLATIONS = 30
 """Times that a task which timed out is told to end, a second apart."""
+
+
+def fetch_bytes(ref: ray.ObjectRef, limit: float | None = None) -> bytes:
+    """``ray.get`` as something that can be sent to an actor; ``limit``: seconds it may take."""
+    payload: bytes = ray.get(ref, timeout=limit)
+    return payload
 
 
 def run_task(

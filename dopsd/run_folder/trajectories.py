@@ -27,10 +27,9 @@ from dopsd.records import EncodedBatch, SampleInfo, TrainingBatch, pack
 from dopsd.run_folder.files import DEBUG
 
 
-def dumped(config: RunConfig, info: SampleInfo) -> bool:
+def dumped(config: RunConfig, step: int, index: int) -> bool:
     """Whether this micro-batch is among the first N, counting every step as a full one."""
-    per_step = config.learner.micro_batches
-    return info.step * per_step + info.index < config.debug.dump_trajectories
+    return step * config.learner.micro_batches + index < config.debug.dump_trajectories
 
 
 def weights_dumped(config: RunConfig, version: int) -> bool:

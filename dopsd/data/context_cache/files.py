@@ -212,8 +212,7 @@ def read_cached_segment(
     for number in range(span["start"], span["stop"]):
         with shipping_errors():
             batch = read_cached(run_plan.micro_batch_at(number), groups, rows, run_plan.seed)
-            table = encoded_block(batch)
-        yield table
+        yield encoded_block(batch)
 
 
 ENCODED_SCHEMA = pa.schema(

@@ -25,13 +25,12 @@ from dopsd.data.context_cache.files import (
     cache_file,
     prompt_key,
 )
-from dopsd.data.encoder import Encoder, EncoderFactory
 from dopsd.data.manifest import Manifest
 from dopsd.data.plan import RowRef
 from dopsd.data.prepare.run import Progress
 from dopsd.data.ray_data import LazyActorState, absolute_path, map_items, shipping_errors
 from dopsd.data.read import ReadSpec, RowGroups, row_image, row_references
-from dopsd.data.sample import Sample
+from dopsd.data.sample import Encoder, EncoderFactory, Sample
 from dopsd.records import EncodedSample
 
 SCHEMA = pa.schema([("sample_id", pa.string()), ("payload", pa.large_binary())])

@@ -18,7 +18,6 @@ import ray.data
 from ray.exceptions import GetTimeoutError
 
 from dopsd.data.context_cache.files import ContextCache, encoded_block, read_cached_segment
-from dopsd.data.encoder import Encoder, EncoderFactory
 from dopsd.data.plan import Plan
 from dopsd.data.ray_data import (
     Broadcast,
@@ -29,6 +28,7 @@ from dopsd.data.ray_data import (
     unwrap_error,
 )
 from dopsd.data.read import ReadSpec, read_segment, samples_of
+from dopsd.data.sample import Encoder, EncoderFactory
 from dopsd.data.stream import backpressure as window
 from dopsd.errors import DeadlineError
 from dopsd.ray_cluster.process import peak_memory_mb
