@@ -16,7 +16,6 @@ from dopsd.config.recipes import DEFAULT, recipes
 from dopsd.errors import CheckpointError, ConfigError
 from dopsd.run_folder.files import REQUEST_FILE, RunFolder
 
-
 RunPath = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, local or s3://.")]
 
 

@@ -85,9 +85,7 @@ class Progress:
         now = time.monotonic()
         if phase != self._phase or now - self._logged >= _LOG_INTERVAL:
             self._phase, self._logged = phase, now
-            self.console.print(
-                self._line(phase, event), highlight=False, markup=False, soft_wrap=True
-            )
+            self._print(Report([self._line(phase, event)]))
 
     def _print(self, report: Report) -> None:
         for line in report.lines:
