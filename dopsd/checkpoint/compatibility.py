@@ -20,7 +20,8 @@ _FREE_KEYS = (
     *("learner.max_nonfinite", "learner.bucket_mb", "model.attention", "model.compile"),
     # What they stand for is compared by the fingerprint of the data.
     *("data.source", "data.shards", "data.shapes_count", "data.max_bad_fraction"),
-    "data.context_cache",
+    # A fused learner computes the same, at lag 0, which is compared.
+    *("data.context_cache", "source"),
 )
 """Keys that change neither which samples a step holds nor what is computed with them."""
 

@@ -25,7 +25,9 @@ from dopsd.rollout.worker import InferenceWorker
 from dopsd.run_folder.log import RunLog
 from tests.helpers.tiny import make_config, make_context, random_state
 
-STEPS, PER_STEP, SIDE = 5, 2, 16
+STEPS, PER_STEP, SIDE, LAG = 5, 2, 16, 2
+SHARED = {"shared": True}
+"""One pool that rolls out and scores: one process of the test instead of two."""
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -108,25 +110,19 @@ def undisturbed(tiny_base, parameters, tmp_path_factory):
     return run(config_of(tiny_base, tmp_path_factory.mktemp("run")), parameters)
 
 
-@pytest.mark.parametrize("lag", [0, 2])
-def test_every_step_is_generated_by_exactly_its_version(
-    lag, undisturbed, tiny_base, parameters, tmp_path
-):
-    results = run(config_of(tiny_base, tmp_path, lag=lag), parameters) if lag else undisturbed
-    for (step, _), payload in results.items():
+@pytest.fixture(scope="module")
+def late(tiny_base, parameters, tmp_path_factory):
+    """The run folder and the batches of a run at lag 2."""
+    folder = tmp_path_factory.mktemp("late")
+    config = config_of(tiny_base, folder, lag=LAG, debug={"dump_trajectories": 3})
+    return folder, run(config, parameters)
+
+
+@pytest.mark.parametrize("lag", [0, LAG])
+def test_every_step_is_generated_by_exactly_its_version(lag, undisturbed, late):
+    for (step, _), payload in (late[1] if lag else undisturbed).items():
         batch = TrainingBatch.from_bytes(payload)
         assert batch.policy_version == batch.teacher_version == max(0, step - lag)
-
-
-@pytest.mark.integration
-def test_number_of_workers_changes_no_bit(undisturbed, tiny_base, parameters, tmp_path):
-    config = config_of(tiny_base, tmp_path, rollout={"workers": 3}, teacher={"workers": 2})
-    assert run(config, parameters) == undisturbed
-
-
-def test_shared_pool_changes_no_bit(undisturbed, tiny_base, parameters, tmp_path):
-    config = config_of(tiny_base, tmp_path, inference={"shared": True})
-    assert run(config, parameters) == undisturbed
 
 
 def test_states_from_device_to_device_change_no_bit(undisturbed, tiny_base, parameters, tmp_path):
@@ -146,8 +142,10 @@ def test_states_from_device_to_device_change_no_bit(undisturbed, tiny_base, para
     assert len(set(seen)) == 2 and "fell back to the object store: " in seen[-1]
 
 
-def test_a_transport_that_cannot_be_is_announced(undisturbed, tiny_base, parameters, tmp_path):
-    config = config_of(tiny_base, tmp_path, transport="rdt", inference={"shared": True})
+def test_a_shared_pool_changes_no_bit_and_has_nothing_to_carry(
+    undisturbed, tiny_base, parameters, tmp_path
+):
+    config = config_of(tiny_base, tmp_path, transport="rdt", inference=SHARED)
     seen = []
     run_of = run(
         config, parameters, lambda coordinator, _: seen.extend(coordinator.status().notices)
@@ -177,16 +175,18 @@ def test_a_worker_serves_only_what_it_has_acknowledged(tiny_base, parameters):
 
 
 @pytest.mark.integration
-def test_killed_workers_are_replaced_and_nothing_changes(
+def test_neither_more_workers_nor_killed_ones_change_a_bit(
     undisturbed, tiny_base, parameters, tmp_path
 ):
+    config = config_of(tiny_base, tmp_path, rollout={"workers": 2}, teacher={"workers": 2})
+
     def kill(coordinator, step):
         if step in (1, 3):
             worker = coordinator.workers("rollout" if step == 1 else "teacher")[0]
             pid = ray.get(worker.__ray_call__.remote(lambda self: os.getpid()))
             os.kill(pid, signal.SIGKILL)
 
-    assert run(config_of(tiny_base, tmp_path), parameters, during=kill) == undisturbed
+    assert run(config, parameters, during=kill) == undisturbed
 
 
 def lying(**change):
@@ -205,33 +205,34 @@ def test_a_wrong_acknowledgement_stops_the_run(tiny_base, parameters, tmp_path, 
     liar = lying(checksums={"student": "f" * 64})
     monkeypatch.setattr(pool_module, "InferenceWorker", liar)
     with pytest.raises(AcknowledgementError, match="rollout-0 acknowledged student checksum ffff"):
-        run(config_of(tiny_base, tmp_path), parameters)
+        run(config_of(tiny_base, tmp_path, inference=SHARED), parameters)
 
 
 def test_a_workers_own_message_reaches_the_user(tiny_base, parameters, tmp_path, monkeypatch):
     class Broken(InferenceWorker):
-        def generate(self, version, block):
+        def generate_and_score(self, version, block):
             raise RuntimeError("matrix is on fire")
 
     monkeypatch.setattr(pool_module, "InferenceWorker", Broken)
     with pytest.raises(WorkerError, match=r"^rollout-0: RuntimeError: matrix is on fire$"):
-        run(config_of(tiny_base, tmp_path), parameters)
+        run(config_of(tiny_base, tmp_path, inference=SHARED), parameters)
 
 
 def test_a_hung_worker_is_named_with_what_it_was_doing(
     tiny_base, parameters, tmp_path, monkeypatch
 ):
     class Hung(InferenceWorker):
-        def generate(self, version, block):
+        def generate_and_score(self, version, block):
             threading.Event().wait(60)
 
     monkeypatch.setattr(pool_module, "InferenceWorker", Hung)
-    config = config_of(
-        tiny_base, tmp_path, timeouts={"step": 1.0, "startup": 60}, inference={"max_restarts": 0}
-    )
+    inference = SHARED | {"max_restarts": 0}
+    timeouts = {"step": 1.0, "startup": 60}
+    config = config_of(tiny_base, tmp_path, timeouts=timeouts, inference=inference)
     began = time.monotonic()
     with pytest.raises(
-        DeadlineError, match=r"rollout-0 timed out after \d+ s while generating step 0"
+        DeadlineError,
+        match=r"rollout-0 timed out after \d+ s while generating and scoring step 0",
     ):
         run(config, parameters)
     assert time.monotonic() - began < 55
@@ -244,16 +245,16 @@ def test_a_worker_that_hangs_is_replaced_and_nothing_changes(
     marker = tmp_path / "hung"
 
     class HangsOnce(InferenceWorker):
-        def generate(self, version, block):
+        def generate_and_score(self, version, block):
             if version == 2 and not marker.exists():
                 marker.touch()
                 threading.Event().wait(600)
-            return super().generate(version, block)
+            return super().generate_and_score(version, block)
 
     monkeypatch.setattr(pool_module, "InferenceWorker", HangsOnce)
     timeouts = {"step": 4.0, "startup": 120}
     config = config_of(
-        tiny_base, tmp_path / "run", timeouts=timeouts, inference={"max_restarts": 1}
+        tiny_base, tmp_path / "run", timeouts=timeouts, inference=SHARED | {"max_restarts": 1}
     )
     (tmp_path / "run").mkdir()
     assert run(config, parameters) == undisturbed
@@ -267,11 +268,11 @@ def test_a_worker_that_cannot_start_tells_why(tiny_base, parameters, tmp_path, m
 
     monkeypatch.setattr(pool_module, "InferenceWorker", Unable)
     with pytest.raises(WorkerError, match="rollout-0 died: RuntimeError: no room on this GPU"):
-        run(config_of(tiny_base, tmp_path), parameters)
+        run(config_of(tiny_base, tmp_path, inference=SHARED), parameters)
 
 
 def test_fetch_is_idempotent_and_pads_with_zero_weight(tiny_base, parameters, tmp_path):
-    config = config_of(tiny_base, tmp_path)
+    config = config_of(tiny_base, tmp_path, inference=SHARED)
     config.learner.global_batch = 6  # three micro-batches a step, but the plan has only two
     coordinator = Coordinator(
         config, resolve_roles(config, 0.0), stream, lambda step: PER_STEP, RunLog(str(tmp_path))
@@ -291,21 +292,20 @@ def test_fetch_is_idempotent_and_pads_with_zero_weight(tiny_base, parameters, tm
         coordinator.stop()
 
 
-def test_trajectory_dumps_are_self_describing(tiny_base, parameters, tmp_path):
+def test_trajectory_dumps_are_self_describing(late):
     from dopsd.method.noise import sample_noise
     from dopsd.records import unpack
 
-    config = config_of(tiny_base, tmp_path, debug={"dump_trajectories": 3})
-    results = run(config, parameters)
+    folder, results = late
     assert TrainingBatch.from_bytes(results[(0, 0)]).finished is not None
-    files = sorted((tmp_path / "debug" / "trajectories").iterdir())
+    files = sorted((folder / "debug" / "trajectories").iterdir())
     assert [file.name for file in files] == [
         f"step{step:06d}-mb{index:03d}.safetensors" for step, index in [(0, 0), (0, 1), (1, 0)]
     ]
     tensors, meta = unpack(files[2].read_bytes())
     batch = TrainingBatch.from_bytes(results[(1, 0)])
     assert meta["sample_ids"] == ["sample-1-0-0", "sample-1-0-1"]
-    assert meta["policy_version"] == 1 and meta["prompts"] == ["a", "b"]
+    assert meta["policy_version"] == 0 and meta["prompts"] == ["a", "b"]
     assert torch.equal(tensors["states"][:-1], batch.states)
     assert torch.equal(tensors["target_velocity"], batch.target_velocity)
     again = sample_noise(meta["seed"], meta["step"], meta["sample_ids"][1], (4, 8, 8))

@@ -347,9 +347,10 @@ def test_mixed_and_broken_folders_are_refused(world: World, tmp_path: Path) -> N
     assert "not finished (it has no encoded.json)" in refusal(config, world.manifest)
 
 
-@pytest.mark.integration
+@pytest.mark.nightly
 def test_a_run_without_encoders_ends_with_the_same_adapter(tmp_path: Path) -> None:
-    """Also with caption dropout and the base's own samples beside the data."""
+    """Also with caption dropout and the base's own samples beside the data. In CI, batches are
+    compared above, and experiments/reproduce/test_shapes.py trains without encoders."""
     (tmp_path / "prompts.txt").write_text("a red flat circle on teal\na blue flat cross on gray")
 
     def config(name: str, encoded: str) -> RunConfig:

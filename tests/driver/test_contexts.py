@@ -20,6 +20,7 @@ from dopsd.data.sample import Sample
 from dopsd.driver.train import train
 from dopsd.method.noise import batch_noise
 from dopsd.method.terms import fused_terms
+from dopsd.models import Flux2Klein
 from dopsd.models.lora import STUDENT, TEACHER, activate, adapter_parameters
 from dopsd.models.sampling import batch_velocity
 from dopsd.policy.bundle import Bundle
@@ -29,7 +30,7 @@ from dopsd.rollout.worker import InferenceWorker
 from tests.helpers.loras import ups
 from tests.helpers.runs import metrics, quiet
 from tests.helpers.tiny import make_config, random_image, random_state
-from tests.helpers.tiny_flux2 import make_flux2_config
+from tests.helpers.tiny_flux2 import BLOCKS, make_flux2_config
 
 SIZE = (32, 48)
 SAMPLES = [
@@ -212,6 +213,7 @@ def test_edit_reference_trains_with_references_of_any_size(
     )
     done = train(config, quiet)
     assert done.problems == []
+    assert done.adapted == dict.fromkeys(Flux2Klein.lora_targets, BLOCKS)
     losses = [line["loss"] for line in metrics(done)]
     assert len(losses) == 2 and all(math.isfinite(loss) and loss > 0 for loss in losses)
     assert min(ups(done.lora).values()) > 0

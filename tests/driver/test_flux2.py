@@ -1,4 +1,4 @@
-"""FLUX.2-klein through the trainer: who gets gradients, and a whole run."""
+"""FLUX.2-klein as the learner trains it: who gets gradients."""
 
 from __future__ import annotations
 
@@ -9,15 +9,12 @@ import torch
 
 from dopsd.contexts.training import TrainingEncoderFactory
 from dopsd.data.sample import Sample
-from dopsd.driver.train import train
 from dopsd.learner.student import Student, build_student
 from dopsd.method.noise import batch_noise
 from dopsd.method.terms import fused_terms
 from dopsd.models import Flux2Klein
 from dopsd.models.lora import STUDENT, TEACHER, activate, adapter_parameters
 from dopsd.records import Context
-from tests.helpers.loras import ups
-from tests.helpers.runs import metrics, quiet, run_config, write_images
 from tests.helpers.tiny import random_image
 from tests.helpers.tiny_flux2 import BLOCKS, make_flux2_config
 
@@ -85,25 +82,3 @@ def test_only_the_student_gets_gradients(tiny_flux2, references, checkpointing) 
     assert len(ups) == 12 * BLOCKS
     for name, gradient in ups.items():
         assert gradient.abs().max() > 0, name
-
-
-@pytest.mark.integration
-def test_two_steps_of_training(tiny_flux2, tmp_path, ray_cluster) -> None:
-    """By the learner alone; tests/driver/test_contexts.py trains with workers."""
-    config = run_config(
-        tiny_flux2,
-        tmp_path / "run",
-        write_images(tmp_path / "images", [(32, 32), (32, 32), (24, 48)]),
-        make_flux2_config,
-        context=CONTEXT,
-        learner={"steps": STEPS, "global_batch": 2, "lr": 1e-3},
-        method={"steps": STEPS},
-        preview={"samples": 1},
-        source="fused",
-    )
-    done = train(config, quiet)
-    assert done.problems == [] and done.sheet is not None
-    assert done.adapted == dict.fromkeys(Flux2Klein.lora_targets, BLOCKS)
-    values = [line["loss"] for line in metrics(done)]
-    assert len(values) == STEPS and all(math.isfinite(v) and v > 0 for v in values)
-    assert min(ups(done.lora).values()) > 0

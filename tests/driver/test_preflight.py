@@ -18,8 +18,10 @@ from dopsd.driver.checks import with_absolute_paths
 from dopsd.errors import DeadlineError, WorkerError
 from dopsd.models.pretrained import MissingWeights
 from dopsd.ray_cluster.placement import Role
+from dopsd.run_folder.jsonl import read_lines
 from tests.evaluation.blind import BlindFactory
 from tests.evaluation.metrics.test_metrics import image_processor
+from tests.helpers.loras import ups
 from tests.helpers.runs import quiet
 from tests.helpers.tiny import make_config, random_image
 
@@ -148,14 +150,20 @@ def test_strict_refuses_to_train_in_one_line_and_leaves_the_folder_free(recipe, 
 
 @pytest.mark.integration
 def test_warn_says_so_and_trains(recipe, tmp_path, capsys):
+    """An objective in which the student rolls out nothing: only the teacher's workers have work."""
     folder = tmp_path / "run"
-    assert main(["train", str(recipe), f"run.folder={folder}"]) == 0
+    taught = ["method.objective=off_policy", "method.off_policy_states=teacher"]
+    workers = ["source=disaggregated", "teacher.cpus=0.2", "rollout.cpus=0.2"]
+    assert main(["train", str(recipe), f"run.folder={folder}", *taught, *workers]) == 0
     printed = capsys.readouterr().out
     assert "WARNING: preflight: the teacher is NO closer to the target" in printed
     assert "WARNING: 1 of 4 student contexts are cut at 40 tokens: 2" in printed
     assert "Done: 1 steps" in printed
     assert (folder / "lora.safetensors").is_file()
     assert (folder / "preflight" / "report.json").is_file()
+    assert max(ups(folder / "lora.safetensors").values()) > 0
+    (line,) = read_lines(str(folder / "metrics.jsonl"))
+    assert line["teacher_seconds"] > 0 and not any(key.startswith("rollout") for key in line)
 
 
 def test_the_command_alone_lists_every_sample(recipe, tmp_path, capsys):

@@ -44,7 +44,7 @@ def run(tiny_base, images, tmp_path_factory):
     def start(*, resume: Summary | None = None, resume_before: int = STEPS, **sections) -> Summary:
         folder = tmp_path_factory.mktemp("run")
         if resume is not None:
-            cut_off(Path(resume.folder), folder, resume_before)
+            cut_off(resume.folder, folder, resume_before)
         learner = {"workers": 2, "steps": STEPS, "warmup_steps": 2, "schedule": "cosine"}
         sections["learner"] = learner | sections.get("learner", {})
         sections = {"checkpoint": {"every_steps": 2, "keep_last": 3}, **sections}
@@ -54,9 +54,10 @@ def run(tiny_base, images, tmp_path_factory):
     return start
 
 
-def cut_off(whole: Path, folder: Path, step: int) -> None:
+def cut_off(whole: str, folder: Path, step: int) -> None:
     """Make ``folder`` what ``whole`` was before its checkpoint of ``step`` was written."""
-    shutil.copytree(whole, folder, dirs_exist_ok=True)
+    for name, _ in storage.list_files(whole):
+        storage.write_bytes(str(folder / name), storage.read_bytes(storage.join(whole, name)))
     for path in (folder / "checkpoints").glob("step-*"):
         if int(path.name.removeprefix("step-")) >= step:
             shutil.rmtree(path)
@@ -119,10 +120,14 @@ def test_plan_and_ledger_agree_until_somebody_lies(reference, tmp_path):
     assert any(line == "step 2: not in the ledger" for line in verdict.problems)
 
 
-def test_a_run_resumed_with_other_learners_and_stage_agrees(run, reference):
-    resumed = run(resume=reference, learner={"workers": 1, "deepspeed": "zero3"})
+def test_a_run_resumed_fused_with_other_learners_and_stage_agrees(run, reference):
+    # From step 2 on the learner encodes, draws and scores itself.
+    other = {"source": "fused", "learner": {"workers": 1, "deepspeed": "zero3"}}
+    resumed = run(resume=reference, resume_before=4, **other)
     assert difference(reference.lora, resumed.lora) < 1e-5
-    assert [line["step"] for line in metrics(resumed)] == list(range(STEPS))
+    for key in ("step", "loss", "grad_norm"):
+        values = [[line[key] for line in metrics(summary)] for summary in (reference, resumed)]
+        assert values[0] == pytest.approx(values[1], rel=1e-3), key
     assert verify_run(resumed.folder).agrees and verify_run(resumed.folder).attempts == 2
     with pytest.raises(
         CheckpointError, match=r"step-00000\d: learner.lr: 0.001, the checkpoint has"
@@ -130,13 +135,17 @@ def test_a_run_resumed_with_other_learners_and_stage_agrees(run, reference):
         run(resume=reference, learner={"lr": 1e-3})
 
 
-def test_every_role_is_killed_or_hangs_and_nothing_changes(reference, tmp_path):
-    faults = [
-        *(Fault(1, "rollout", False, 0.0), Fault(1, "encoder", False, 0.0)),
-        Fault(1, "teacher", True, 0.0),
-        *(Fault(2, "learner", True, 0.0), Fault(2, "teacher", False, 0.0)),
-        *(Fault(3, "coordinator", False, 0.0), Fault(3, "learner", False, 0.0)),
-    ]
+KILLS = [
+    *(Fault(1, "rollout", False, 0.0), Fault(1, "encoder", False, 0.0)),
+    *(Fault(1, "teacher", False, 0.0), Fault(3, "learner", False, 0.0)),
+    Fault(3, "coordinator", False, 0.0),
+]
+HANGS = [Fault(1, "teacher", True, 0.0), Fault(2, "learner", True, 0.0), *KILLS[-2:]]
+"""Of workers and learners alone the tests of coordinator and supervisor see the same in seconds."""
+
+
+@pytest.mark.parametrize("faults", [KILLS, pytest.param(HANGS, marks=pytest.mark.nightly)])
+def test_every_role_is_killed_or_hangs_and_nothing_changes(reference, tmp_path, faults):
     words = [
         f"{reference.folder}/config.yaml",
         "learner.restart_backoff_s=0",
@@ -188,34 +197,22 @@ def test_training_moves_both_adapters(reference):
     assert 0 < max(teacher.values()) < max(student.values())
 
 
-def test_runs_at_lag_two_are_bitwise_equal_whatever_the_workers_and_restarts(run, reference):
-    whole = run(max_policy_lag=2)
-    # From step 2 on, with versions 0 to 2, which the checkpoint has to hold.
-    resumed = run(max_policy_lag=2, resume=whole, resume_before=4, rollout={"workers": 3})
-    assert difference(whole.lora, resumed.lora) == 0.0
-    assert difference(whole.lora, reference.lora) > 0.0, "stale policies train otherwise"
-    for summary in (whole, resumed):
-        assert [line["student_lag"] for line in metrics(summary)] == [0, 1, 2, 2, 2]
-
-
-def test_a_fused_learner_agrees_at_another_stage(run, reference):
-    other = run(source="fused", learner={"deepspeed": "zero3"})
-    assert difference(reference.lora, other.lora) < 1e-5
-    for key in ("loss", "grad_norm"):
-        values = [[line[key] for line in metrics(summary)] for summary in (reference, other)]
-        assert values[0] == pytest.approx(values[1], rel=1e-3), key
-
-
-def test_another_run_is_bitwise_equal_with_everything_on_s3_and_a_shared_pool(
-    run, reference, bucket
-):
+def test_a_run_at_lag_two_on_s3_is_bitwise_the_one_that_goes_on_here(run, reference, bucket):
+    """Nor do workers change a bit: a shared pool there; here, after a restart, three of their own
+    for roll-outs."""
     other = run(
+        max_policy_lag=2,
         run={"folder": f"{bucket}/runs/one"},
         inference={"shared": True},
         debug={"dump_trajectories": 1},
         preview={"samples": 1, "every": 2},
     )
-    assert difference(reference.lora, other.lora) == 0.0, "also when adapters are kept for pictures"
+    # From step 2 on, with versions 0 to 2, which the checkpoint has to hold.
+    resumed = run(max_policy_lag=2, resume=other, resume_before=4, rollout={"workers": 3})
+    assert difference(resumed.lora, other.lora) == 0.0, "also when adapters are kept for pictures"
+    assert difference(reference.lora, other.lora) > 0.0, "stale policies train otherwise"
+    for summary in (other, resumed):
+        assert [line["student_lag"] for line in metrics(summary)] == [0, 1, 2, 2, 2]
     history = json.loads(storage.read_bytes(f"{other.folder}/preview/history.json"))
     assert [row["version"] for row in history["rows"]] == [0, 2, 4, STEPS]
     lines = storage.read_bytes(f"{other.folder}/metrics.jsonl").splitlines()
