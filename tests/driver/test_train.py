@@ -158,7 +158,7 @@ def test_every_role_is_killed_or_hangs_and_nothing_changes(reference, tmp_path, 
     assert [fault for fault, _ in outcome.struck] == faults, outcome.output
     assert difference(reference.lora, tmp_path / "run" / "lora.safetensors") == 0.0
     verdict = verify_run(str(tmp_path / "run"))
-    assert verdict.agrees and verdict.lost == verdict.doubled == 0 and verdict.attempts > 2
+    assert verdict.agrees and verdict.lost == verdict.doubled == 0 and verdict.attempts > 1
 
 
 def test_the_timeline_holds_every_task_of_every_worker(reference):
