@@ -23,11 +23,14 @@ from tests.helpers.loras import ups
 
 
 @pytest.mark.integration
+@pytest.mark.parametrize(
+    "rows", [{"dopsd"}, pytest.param({"dopsd", "sft"}, marks=pytest.mark.nightly)]
+)
 def test_it_trains_evaluates_and_draws_and_trains_nothing_twice(
-    ray_cluster, tmp_path: Path, monkeypatch
+    ray_cluster, tmp_path: Path, monkeypatch, rows
 ):
     monkeypatch.chdir(tmp_path)  # where Ray's workers are not
-    variants = tuple(v for v in VARIANTS if v.name in ("dopsd", "sft"))
+    variants = tuple(v for v in VARIANTS if v.name in rows)
     chosen = [trial for trial in trials(variants, seeds=1) if trial.concept == "bars"]
     budget = replace(FULL, steps=1, batch=2, images=2, prior=3)
     titles: list[str] = []
@@ -37,20 +40,19 @@ def test_it_trains_evaluates_and_draws_and_trains_nothing_twice(
         return Progress()
 
     lines = reproduce(chosen, budget, ".", 3, begin, at_once=2)
-    assert titles == ["contexts of bars, seed 0", "2 trials, 2 at a time", "evaluation"]
+    count = len(rows)
+    training = f"{count} trials, {count} at a time"
+    assert titles == ["contexts of bars, seed 0", training, "evaluation"]
     for trial in chosen:
         timeline = (tmp_path / "runs" / trial.name / "timeline.jsonl").read_text()
         assert "learner" in timeline and "encoder" not in timeline, "contexts were there already"
         assert max(ups(tmp_path / "runs" / trial.name / "lora.safetensors").values()) > 0
-    assert [line.title for line in lines] == [
-        "base, not tuned",
-        "D-OPSD (EMA 0.9999)",
-        "SFT",
-    ]
-    assert len(json.loads((tmp_path / "table.json").read_text())) == 3
-    assert (tmp_path / "table.md").read_text().count("| bars |") == 3
+    drawn = ["base, not tuned", "D-OPSD (EMA 0.9999)", "SFT"][: 1 + count]
+    assert [line.title for line in lines] == drawn
+    assert len(json.loads((tmp_path / "table.json").read_text())) == len(drawn)
+    assert (tmp_path / "table.md").read_text().count("| bars |") == len(drawn)
     grid = Image.open(tmp_path / "grid-bars.png")
-    assert grid.width >= 3 * 192, "one column for the base and for each variant"
+    assert grid.width >= len(drawn) * 192, "one column for the base and for each variant"
     trained = set((tmp_path / "prior-s0.txt").read_text().splitlines())
     asked = [json.loads(row)["prompt"] for row in (tmp_path / "evaluation/prompts.jsonl").open()]
     assert len(trained) == 3 and trained.isdisjoint(asked)
