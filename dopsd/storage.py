@@ -11,7 +11,9 @@ from __future__ import annotations
 import io
 import os
 import posixpath
+import re
 import tempfile
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -36,6 +38,8 @@ PART = 2**24
 """Bytes of a part (16 MiB): what is at least two of them goes up in parts, four at a time."""
 _SIDE_BY_SIDE = 16
 """Objects that are removed at a time."""
+TEMPORARY = re.compile(r"(.+)\.tmp-\d+-[0-9a-f]{8}")
+"""Name of what a local file is written as before it is whole: of nobody else's making."""
 _HINTS = {"400": "often expired credentials", "403": "no permission, or wrong credentials"}
 """What stands behind the status of an answer without a body."""
 
@@ -219,7 +223,8 @@ def names(folder: str) -> set[str]:
     with storage_errors(folder):
         if not fs.isdir(inner):
             return set()
-        return {posixpath.basename(path) for path in fs.ls(inner, detail=False)}
+        # S3's consoles mark a folder by an object of no name.
+        return {posixpath.basename(path) for path in fs.ls(inner, detail=False)} - {""}
 
 
 def make_folder(path: str) -> None:
@@ -321,9 +326,9 @@ def whole_file(path: str) -> Iterator[IO[bytes]]:
                 )
         return
     make_folder(os.path.dirname(path) or ".")
-    temporary = f"{path}.tmp-{os.getpid()}"
+    temporary = f"{path}.tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:
             yield file
         os.replace(temporary, path)
     except BaseException:  # on a full disk it would take what others need
@@ -353,10 +358,31 @@ def streamed_file(path: str) -> Iterator[IO[bytes]]:
 
 
 def remove(path: str) -> None:
-    """Remove a file or a folder with its contents; a missing one is no error.
+    """Remove one file, of a link the link itself; a missing one is no error.
 
-    A name is a name: ``[V]-cat`` is no pattern.
+    A name is a name: ``[V]-cat`` is no pattern. Raises IsADirectoryError or PermissionError for a
+    local folder: a tree goes file by file, by what a record lists (``dopsd/ownership.py``).
     """
+    fs, inner = filesystem(path)
+    with storage_errors(path):
+        if is_remote(path):
+            fs.rm_file(inner)
+            fs.invalidate_cache()
+        else:
+            with suppress(FileNotFoundError):
+                os.unlink(inner)
+
+
+def remove_if_empty(folder: str) -> None:
+    """Remove a local folder that holds nothing; a link to one stays, and S3 has none to remove."""
+    if not is_remote(folder):
+        with suppress(OSError):  # it is missing, a link, or holds something
+            os.rmdir(folder)
+
+
+def remove_tree(path: str) -> None:
+    """Remove a folder with all it holds; a missing one is no error. Only for what holds nothing but
+    scratch (``dopsd/scratch.py``)."""
     fs, inner = filesystem(path)
     with storage_errors(path):
         if is_remote(path):
@@ -369,10 +395,11 @@ def remove(path: str) -> None:
 
 
 def move_folder(source: str, target: str, last: str) -> None:
-    """Move a folder with all it holds; ``target`` is complete as soon as it has the file ``last``.
+    """Move a folder with all it holds to ``target``, where nothing is yet; it is complete there as
+    soon as it has the file ``last``. On S3 the other files go in order of their names.
 
-    What lies at ``target`` without that file is what somebody left behind, and goes. When somebody
-    else was first, their folder stays and ``source`` is left where it is.
+    When somebody else was first, their folder stays and ``source`` is left where it is. Raises
+    OSError for a local ``target`` that holds something else.
     """
     if is_remote(source):
         fs, start = filesystem(source)
@@ -380,14 +407,10 @@ def move_folder(source: str, target: str, last: str) -> None:
         with storage_errors(target):
             for name in sorted((name for name, _ in list_files(source)), key=last.__eq__):
                 fs.cp_file(f"{start}/{name}", f"{end}/{name}")  # fs.copy would expand the path
-        remove(source)
+        remove_tree(source)
         return
-    while not exists(join(target, last)):
-        try:
-            os.rename(source, target)
-            return
-        except OSError:
-            if not os.path.isdir(target) or exists(join(target, last)):
-                raise
-            os.rename(target, f"{source}.left")
-            remove(f"{source}.left")
+    try:
+        os.rename(source, target)
+    except OSError:
+        if not exists(join(target, last)):
+            raise

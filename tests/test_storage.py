@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from dopsd import storage
-from dopsd.data.prepare.run import _clear
+from dopsd.data.prepare.folder import listed_files, owned, remove_shards
 
 NAMES = ("[V]-cat", "a*", "w?at", "{x,y}")
 
@@ -42,8 +43,9 @@ def test_a_name_is_no_pattern(root: str, name: str) -> None:
     assert not storage.exists(folder) and files(moved) == ["1.txt", "sub/2.txt"]
     storage.remove(storage.join(moved, "1.txt"))
     assert files(moved) == ["sub/2.txt"]
-    storage.remove(moved)
+    storage.remove_tree(moved)
     assert not storage.exists(moved) and files(moved) == []
+    storage.remove_tree(moved)
     storage.remove(moved)
     assert all(files(other) == ["1.txt"] for other in others)
 
@@ -51,7 +53,10 @@ def test_a_name_is_no_pattern(root: str, name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_old_shards_go_and_files_of_others_stay(root: str, name: str) -> None:
     folder = storage.join(root, name)
-    kept = ["mine.parquet", "prior-1/shard-00000.parquet"]
-    write(folder, *kept, "manifest.json", "shard-00000.parquet", "shard-00001.parquet")
-    _clear(folder)
-    assert files(folder) == kept
+    kept = ["mine.parquet", "prior-1/shard-00000.parquet", "shard-00002.parquet"]
+    write(folder, *kept, "shard-00000.parquet", "shard-00001.parquet")
+    groups = [{"file": f"shard-0000{number}.parquet"} for number in (0, 1)]
+    text = json.dumps({"format": "dopsd-shards", "row_groups": groups})
+    storage.write_bytes(storage.join(folder, "manifest.json"), text.encode())
+    assert remove_shards(owned(folder), listed_files(folder)) == []
+    assert files(folder) == [".dopsd.json", "manifest.json", *kept]

@@ -16,7 +16,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -28,9 +27,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dopsd import __version__, storage
 from dopsd.errors import CheckpointError, StorageError
+from dopsd.run_folder.checkpoint_files import (
+    MANIFEST,
+    folder_of,
+    owned_checkpoints,
+    remove_step,
+    step_name,
+    steps,
+)
 
-MANIFEST = "checkpoint.json"
-_NAME = re.compile(r"step-(\d{6,})")
 _READERS = 4
 """Large files whose checksums are computed side by side."""
 
@@ -88,11 +93,6 @@ def policy_file(version: int, adapter: str) -> str:
     return f"policy-{version:06d}.{adapter}.safetensors"
 
 
-def folder_of(root: str, step: int) -> str:
-    """Where the checkpoint of a step lies."""
-    return storage.join(root, f"step-{step:06d}")
-
-
 def write_checkpoint(
     root: str,
     files: Mapping[str, bytes],
@@ -110,14 +110,12 @@ def write_checkpoint(
 
     ``buckets``: (name, bytes) of large files, of which one is in memory at a time. ``slices``: what
     others have written into the folder already. Raises CheckpointError when a file does not read
-    back as it was written, and whatever the storage raises: then there is no checkpoint of this
-    step.
+    back as it was written or somebody else's folder has its place, and whatever the storage raises:
+    then there is no checkpoint of this step.
     """
     path = folder_of(root, step)
     slices = slices or {}
-    storage.remove(storage.join(path, MANIFEST))  # whatever lay here is no checkpoint any more
-    for name in storage.names(path) - slices.keys():
-        storage.remove(storage.join(path, name))
+    _take_place(root, step, [*files, MANIFEST], slices)
     records = {name: _write(path, name, payload) for name, payload in files.items()}
     large = {name: _write(path, name, payload) for name, payload in buckets}
     _check_digests(path, slices)
@@ -135,6 +133,22 @@ def write_checkpoint(
     text = manifest.model_dump_json(indent=1) + "\n"
     storage.write_bytes(storage.join(path, MANIFEST), text.encode(), durable=True)
     return path
+
+
+def _take_place(
+    root: str, step: int, names: Iterable[str], slices: Mapping[str, FileRecord]
+) -> None:
+    """Whatever of ours lay there is no checkpoint any more, files of others stay; ``names`` are
+    ours from now on."""
+    own, entry = owned_checkpoints(root), f"{step_name(step)}/"
+    if entry in own.entries():
+        remove_step(root, step, keep=slices)
+    elif found := sorted(storage.names(own.file(entry)) - slices.keys()):
+        raise CheckpointError(
+            f"{own.file(entry)} holds {found[0]} and is no checkpoint of this run; allowed: moving "
+            "it away"
+        )
+    own.adopt(entry, *(entry + name for name in names))
 
 
 def read_manifest(path: str) -> CheckpointManifest:
@@ -195,12 +209,6 @@ def _check_digests(path: str, records: Mapping[str, FileRecord]) -> None:
         list(pool.map(compare, records))
 
 
-def steps(root: str) -> list[int]:
-    """Steps of the checkpoint folders under ``root``, complete or not, ascending."""
-    matches = (_NAME.fullmatch(name) for name in storage.names(root))
-    return sorted(int(match[1]) for match in matches if match)
-
-
 def complete_steps(root: str) -> list[int]:
     """Steps of the committed checkpoints under ``root``, ascending."""
     manifests = {step: storage.join(folder_of(root, step), MANIFEST) for step in steps(root)}
@@ -237,13 +245,13 @@ def newest_good(
 
 def remove_unfinished(root: str, step: int) -> None:
     """Remove what was written of a checkpoint that was not committed."""
-    path = folder_of(root, step)
-    if not storage.exists(storage.join(path, MANIFEST)):
-        storage.remove(path)
+    if not storage.exists(storage.join(folder_of(root, step), MANIFEST)):
+        remove_step(root, step)
 
 
-def prune(root: str, newest: int, keep_last: int, keep_every: int) -> list[int]:
-    """Remove checkpoints older than that of step ``newest``, just committed; returns their steps.
+def prune(root: str, newest: int, keep_last: int, keep_every: int) -> tuple[list[int], list[str]]:
+    """Remove checkpoints older than that of step ``newest``, just committed; returns their steps,
+    and what stays of them since it is no file of ours.
 
     Kept: the ``keep_last`` newest complete ones up to ``newest``, those of every ``keep_every``-th
     step, and whatever is newer: a run that resumed from an older checkpoint, because a newer one
@@ -252,16 +260,13 @@ def prune(root: str, newest: int, keep_last: int, keep_every: int) -> list[int]:
     all_steps = steps(root)
     complete = [step for step in complete_steps(root) if step <= newest]
     if newest not in complete:
-        return []
+        return [], []
     kept = set(complete[-keep_last:]) | {step for step in all_steps if step > newest}
     if keep_every:
         kept |= {step for step in complete if step % keep_every == 0}
-    gone = [step for step in all_steps if step not in kept]
-    for step in gone:
-        path = folder_of(root, step)
-        storage.remove(storage.join(path, MANIFEST))  # first: half removed is no checkpoint
-        storage.remove(path)
-    return gone
+    ours = owned_checkpoints(root).entries()
+    gone = [step for step in all_steps if step not in kept and f"{step_name(step)}/" in ours]
+    return gone, [name for step in gone for name in remove_step(root, step)]
 
 
 def _write(path: str, name: str, payload: bytes) -> FileRecord:

@@ -58,6 +58,8 @@ class CheckpointManager:
         self.notices: list[str] = []
         self.saved: int | None = None
         """Step of the newest checkpoint that is committed."""
+        self._left: set[str] = set()
+        """Files of others that were told of."""
         self._last = time.monotonic()
         self._saving = threading.Lock()
         self._writer: threading.Thread | None = None
@@ -157,6 +159,16 @@ class CheckpointManager:
         self._last = time.monotonic()
         return newest
 
+    def _tell_left(self, left: list[str]) -> None:
+        """Once of each: they are met again with every checkpoint."""
+        new = [name for name in left if name not in self._left]
+        if new:
+            self._left.update(new)
+            more = f" and {len(new) - 3} more" if len(new) > 3 else ""
+            self.notices.append(
+                f"kept under {self.root}, since no run wrote it: {', '.join(new[:3])}{more}"
+            )
+
     def _write(
         self,
         step: int,
@@ -193,7 +205,8 @@ class CheckpointManager:
             )
             self.saved = step
             section = self.config.checkpoint
-            prune(self.root, step, section.keep_last, section.keep_every)
+            _, left = prune(self.root, step, section.keep_last, section.keep_every)
+            self._tell_left(left)
         except RunLockLost as error:
             self._lock_lost(error)
         except Exception as error:  # training goes on; the next one may succeed

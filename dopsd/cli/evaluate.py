@@ -69,8 +69,8 @@ def evaluate(
     quiet()
     from dopsd.driver.progress import Progress
     from dopsd.evaluation.evaluated_models import as_trained, evaluated_models
+    from dopsd.evaluation.folder import TABLE, check_out
     from dopsd.evaluation.prompts import PRIOR, read_prompts
-    from dopsd.evaluation.run import TABLE
     from dopsd.evaluation.run import evaluate as run
     from dopsd.evaluation.spec import EvaluateSpec, MetricChoice, resolve_models
 
@@ -101,6 +101,7 @@ def evaluate(
         gpus=gpus,
     )
     resolve_models(spec)  # before a VLM writes prompts
+    check_out(out)
     with Progress() as progress:
         asked = [
             prompt

@@ -28,7 +28,9 @@ def generate(
         list[str] | None,
         typer.Option(help="Reference picture (repeatable, in order), shown with every prompt."),
     ] = None,
-    out: Annotated[str, typer.Option(help="Folder of the pictures.")] = "generated",
+    out: Annotated[
+        str, typer.Option(help="Folder of the pictures; those drawn there before are replaced.")
+    ] = "generated",
     steps: Annotated[int, typer.Option(min=1, help="Sampler steps.")] = 4,
     width: Annotated[int | None, typer.Option(min=1, help="Pixels; default by base.")] = None,
     height: Annotated[int | None, typer.Option(min=1, help="Pixels; default by base.")] = None,
@@ -40,11 +42,11 @@ def generate(
     import torch
 
     from dopsd import storage
-    from dopsd.data.images import encode_png
+    from dopsd.data.drawn import drawn_png
     from dopsd.errors import ConfigError
     from dopsd.evaluation.evaluated_models import as_trained, evaluated_models
+    from dopsd.evaluation.generate import check_out, read_reference
     from dopsd.evaluation.generate import generate as draw
-    from dopsd.evaluation.generate import read_reference
     from dopsd.models import FAMILIES
     from dopsd.models.base import DTYPES
 
@@ -55,6 +57,8 @@ def generate(
         (run,) = map(as_trained, evaluated_models([lora]))
         lora, modules = next(iter(run.loras), None), modules or run.modules
         transformer = transformer or run.transformer
+    paths = [storage.join(out, f"{number:03d}.png") for number in range(len(prompts))]
+    check_out(out, paths)
     side = 32 if base == "shapes" else 1024
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pictures = draw(
@@ -71,7 +75,6 @@ def generate(
         modules,
         transformer,
     )
-    for number, picture in enumerate(pictures):
-        path = storage.join(out, f"{number:03d}.png")
-        storage.write_bytes(path, encode_png(picture))
-        say(f"{path}  {prompts[number]}")
+    for path, prompt, picture in zip(paths, prompts, pictures):
+        storage.write_bytes(path, drawn_png(picture))
+        say(f"{path}  {prompt}")

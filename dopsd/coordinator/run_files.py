@@ -18,6 +18,7 @@ from dopsd.run_folder.best_effort import BEST_EFFORT_FOLDERS
 from dopsd.run_folder.ledger import Ledger
 from dopsd.run_folder.lock import RunLock
 from dopsd.run_folder.log import RunLog
+from dopsd.run_folder.outputs import owned
 from dopsd.run_folder.trajectories import dump_scored, dumped
 
 _STOP_SECONDS = 30.0
@@ -51,13 +52,16 @@ class RunFiles:
         return attempt
 
     def write(self, name: str, payload: bytes) -> None:
-        """Write a file of the learners. Raises RunLockLost, or whatever the storage raises."""
+        """Write a file of the learners. Raises RunLockLost, ConfigError for a name that is
+        somebody else's by now, or whatever the storage raises."""
         if name.partition("/")[0] not in BEST_EFFORT_FOLDERS:
             self.checkpoints.requests.check_lock()
             # Outputs mean that the run is done: what it did is on the disk before them.
             with contextlib.suppress(OSError, StorageError):
                 self.flush()
-        self.log.write(name, payload)
+            owned(self.log.folder).write(name, payload)
+        else:
+            self.log.write(name, payload)
 
     def flush(self) -> None:
         """Bring metrics and ledger up to date. Raises whatever the storage raises."""

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from dopsd.data.manifest import RowGroup
 from dopsd.data.order import EpochOrder, Rows, check_weights, epoch_order
+from dopsd.data.schema import without_generation
 from dopsd.errors import DataError
 
 
@@ -94,7 +95,9 @@ class Plan:
             raise DataError("data.concept_weights: every sample has the weight 0")
         self.micro_batches_per_epoch = sum(-(-count // micro_batch) for count in draws)
         self.steps_per_epoch = -(-self.micro_batches_per_epoch // self.micro_batches_per_step)
-        table = [group.model_dump() for group in row_groups]
+        table = [
+            group.model_dump() | {"file": without_generation(group.file)} for group in row_groups
+        ]
         key = json.dumps([seed, micro_batch, self.rows.weights, table])
         self.key = hashlib.sha256(key.encode()).hexdigest()
 

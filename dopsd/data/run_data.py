@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from dopsd.data.read import ReadSpec, RowGroups, read_micro_batch, samples_of
 from dopsd.data.references import check_references
 from dopsd.data.sample import Sample
 from dopsd.errors import ConfigError, DataError
+from dopsd.scratch import temporary_folder
 
 Tell = Callable[[str], None]
 """Called with what is being done now."""
@@ -70,7 +70,7 @@ def prepare_shards(config: RunConfig, tell: Tell) -> Manifest:
     if source is None:
         raise no_source(config)
     settings = prepare_settings(config.data, config.run.seed)
-    with tempfile.TemporaryDirectory(prefix="dopsd-shapes-") as folder:
+    with temporary_folder("shapes") as folder:
         if source.startswith(SHAPES):
             source = _render(config, source.removeprefix(SHAPES), Path(folder))
         return prepare(

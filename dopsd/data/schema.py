@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 import pyarrow as pa
@@ -9,6 +10,8 @@ import pyarrow as pa
 SCHEMA_VERSION = 2
 FORMAT: Literal["dopsd-shards"] = "dopsd-shards"
 SHARD = "shard-{:05d}.parquet"
+SHARD_NAME = re.compile(r"(shard-\d{5,})(\.\d+)?\.parquet")
+"""A shard's own name, and the generation of one that was written beside an older data set."""
 
 SCHEMA = pa.schema(
     [
@@ -28,3 +31,16 @@ SCHEMA = pa.schema(
     metadata={b"dopsd.format": FORMAT.encode(), b"dopsd.version": str(SCHEMA_VERSION).encode()},
 )
 """One row per sample. ``bucket`` is "WxH" in pixels; ``concept`` may be null."""
+
+
+def shard_generation(name: str, generation: int) -> str:
+    """The name of a shard in a folder where older shards still lie; 0: its own."""
+    return name if not generation else f"{name.removesuffix('.parquet')}.{generation}.parquet"
+
+
+def without_generation(file: str) -> str:
+    """The file of a row group as it would be called in a fresh folder: data that is prepared again
+    is the same data, whatever its files are called."""
+    folder, slash, name = file.rpartition("/")
+    match = SHARD_NAME.fullmatch(name)
+    return f"{folder}{slash}{match[1]}.parquet" if match else file

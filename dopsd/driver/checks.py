@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from dopsd.checkpoint.manager import newest_checkpoint
 from dopsd.config import RunConfig
 from dopsd.data.manifest import has_manifest
 from dopsd.data.run_data import SHAPES, no_source
+from dopsd.driver.progress import Report, Show
 from dopsd.errors import (
     CheckpointError,
     ConfigError,
@@ -89,6 +91,13 @@ def refuse_existing(config: RunConfig, replace: bool = False) -> None:
         )
 
 
+def tell_left(show: Show, left: Sequence[str]) -> None:
+    """Say in a line what of a replaced run's folder is not the run's, and stays."""
+    more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+    line = f"Kept in the run folder, since no run wrote it: {', '.join(left[:3])}{more}"
+    show("prepare", Report([line]))
+
+
 def refuse_unless_resumable(config: RunConfig, identity: RunIdentity | None = None) -> str:
     """What the run resumes from, in words. Raises CheckpointError when nothing fits.
 
@@ -139,7 +148,8 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     )
     for section, key in local:
         path = getattr(section, key)
-        if path is not None and not storage.is_remote(path) and not path.startswith(SHAPES):
+        # An empty one would be where the command stands (driver/folders.py refuses it).
+        if path and not storage.is_remote(path) and not path.startswith(SHAPES):
             setattr(section, key, str(Path(path).absolute()))
     models = ((config.model, "base"), (config.model, "vlm"), (config.preflight, "model"))
     for model, key in models:

@@ -26,6 +26,7 @@ from dopsd.data.context_cache.files import (
 from dopsd.data.context_cache.writer import write_context_cache
 from dopsd.data.manifest import Manifest
 from dopsd.data.run_data import read_spec
+from dopsd.data.schema import without_generation
 from dopsd.driver.progress import Report, Show
 from dopsd.driver.setup import RunSetup
 from dopsd.errors import DataError
@@ -91,7 +92,10 @@ def _identity(base: str, part: str, revision: str | None) -> str:
 
 def _layout(manifest: Manifest) -> str:
     """Which rows lie where: equal data can be laid out otherwise."""
-    groups = [(group.file, group.row_group, group.rows) for group in manifest.row_groups]
+    groups = [
+        (without_generation(group.file), group.row_group, group.rows)
+        for group in manifest.row_groups
+    ]
     return hashlib.sha256(json.dumps(groups).encode()).hexdigest()[:12]
 
 

@@ -24,6 +24,7 @@ from dopsd.models.pretrained import MissingWeights
 from dopsd.ray_cluster.placement import Role
 from dopsd.ray_cluster.task import run_task
 from dopsd.run_folder.files import PREFLIGHT, PREFLIGHT_REPORT, PREFLIGHT_SHEET, RunFolder
+from dopsd.run_folder.outputs import owned
 
 _REPEATED = re.compile(r"(<[^<>]+>)\1+")
 
@@ -46,7 +47,8 @@ def before_training(config: RunConfig, manifest: Manifest, learner: Role, show: 
     fails, times out or lacks its metric's model ends the run in strict mode only.
     """
     # A report of an older run in the same folder is none of this one.
-    RunFolder(config.run.folder).remove(PREFLIGHT)
+    own = owned(config.run.folder)
+    own.remove([name for name in own.entries() if name.startswith(f"{PREFLIGHT}/")])
     if config.preflight.mode == "off" or config.method.objective == "sft":
         return
     try:
@@ -91,9 +93,10 @@ def check(
         role.device,
     )
     run = RunFolder(config.run.folder)
-    run.write(PREFLIGHT_SHEET, result.sheet)
     text = json.dumps(result.record(), indent=1, ensure_ascii=False) + "\n"
-    run.write(PREFLIGHT_REPORT, text.encode())
+    own = owned(config.run.folder)
+    own.claim(f"{PREFLIGHT}/")
+    own.write_all({PREFLIGHT_SHEET: result.sheet, PREFLIGHT_REPORT: text.encode()})
     show(PREFLIGHT, Report(report_lines(result, run)))
     if config.preflight.mode == "strict" and not result.verdict.can_teach:
         raise PreflightError(

@@ -29,6 +29,7 @@ from dopsd.run_folder.files import (
     RunFolder,
     weights_file,
 )
+from dopsd.run_folder.outputs import owned
 from dopsd.run_folder.preview_files import kept_versions
 
 Stored = tuple[int, tuple[list[ray.ObjectRef], ...] | None]
@@ -54,10 +55,8 @@ def draw_preview(config: RunConfig, manifest: Manifest, role: Role) -> str:
         stored,
         role.device,
     )
-    run = RunFolder(config.run.folder)
-    for name, payload in drawn.items():
-        run.write(name, payload)
-    return run.file(PREVIEW_SHEET)
+    owned(config.run.folder).write_all(drawn)
+    return RunFolder(config.run.folder).file(PREVIEW_SHEET)
 
 
 def _kept(config: RunConfig) -> list[tuple[int, tuple[list[str], list[str]]]]:

@@ -7,9 +7,8 @@ are what it draws for them anyway.
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 
 from dopsd import storage
 from dopsd.config import RunConfig
@@ -17,6 +16,7 @@ from dopsd.config.data import PRIOR
 from dopsd.data.buckets import parse_bucket
 from dopsd.data.join import joined
 from dopsd.data.manifest import MANIFEST, Manifest, has_manifest
+from dopsd.data.prepare.folder import KIND
 from dopsd.data.prepare.run import load_prepared, prepare, prepare_settings
 from dopsd.data.sources.rows import CAPTION_KEY
 from dopsd.driver.progress import Show
@@ -27,13 +27,15 @@ from dopsd.evaluation.worker import EvaluationWorker
 from dopsd.method.noise import NoisePurpose
 from dopsd.models.fingerprint import fingerprint, model_identity
 from dopsd.models.pretrained import resolve_base
+from dopsd.ownership import OwnedFolder
 from dopsd.ray_cluster.job_pool import Job, JobPool
 from dopsd.ray_cluster.placement import Role
+from dopsd.scratch import OWNER_FILE, scratch_folder
 
 BATCH = 8
 """Samples of a call of the pipeline."""
-_MAKING = "making"
-"""A file that shows that the folder can be written."""
+_SAMPLES = "samples.jsonl"
+"""What was drawn, as the source of the shards."""
 RESTARTS = 3
 """How often a worker that dies while it draws is replaced."""
 
@@ -102,23 +104,32 @@ def placed_beside(shards: str) -> Iterator[str]:
     """A folder of its own to draw into; at the end it is moved to ``shards``, complete or not at
     all. Who comes second leaves what is there. Raises ConfigError when it cannot be written."""
     parent, _, name = shards.rpartition("/")
-    aside = storage.join(parent, f".{name}.{uuid.uuid4().hex[:8]}")
-    try:
-        storage.write_bytes(storage.join(aside, _MAKING), b"")
-        storage.remove(storage.join(aside, _MAKING))
-    except (OSError, StorageError) as error:
-        raise ConfigError(
-            f"data.prior.prompts: given, but their samples cannot be written beside the shards: "
-            f"{error}; allowed: shards in a folder that can be written, or a run with the same "
-            "settings where it can, which leaves them there"
-        ) from None
-    try:
+    with ExitStack() as stack:
+        try:
+            _make_room(shards)
+            aside = stack.enter_context(scratch_folder(parent, f".{name}."))
+        except (OSError, StorageError) as error:
+            raise ConfigError(
+                f"data.prior.prompts: given, but their samples cannot be written beside the "
+                f"shards: {error}; allowed: shards in a folder that can be written, or a run with "
+                "the same settings where it can, which leaves them there"
+            ) from None
         yield aside
         if not has_manifest(shards):
+            _make_room(shards)
+            storage.remove(storage.join(aside, OWNER_FILE))
             storage.move_folder(aside, shards, last=MANIFEST)
-    finally:
-        with suppress(OSError, StorageError):
-            storage.remove(aside)
+
+
+def _make_room(shards: str) -> None:
+    """Take away what somebody left of the same samples half moved, which happens on S3. Raises
+    ConfigError for what is none of ours."""
+    own = OwnedFolder(shards, KIND, "data.prior.prompts")
+    if has_manifest(shards):
+        return
+    if own.record() is not None:
+        own.remove(own.entries())
+    own.check()
 
 
 def _spec(config: RunConfig, manifest: Manifest) -> tuple[EvaluateSpec, list[int]]:
@@ -167,6 +178,8 @@ def draw_samples(
         what = f"drawing {len(texts)} samples of the base"
         job = Job(what, "generate", (EvaluatedModel(BASE), texts, seeds[part], spec.steps[0]))
         chunks[job] = names[part]
+    own = OwnedFolder(shards, KIND, "data.prior.prompts")
+    own.claim(*map(_picture, names), _SAMPLES)
     done = 0
 
     def keep(job: Job, pictures: list[bytes]) -> None:
@@ -194,7 +207,7 @@ def draw_samples(
         }
         for name, prompt in zip(names, spec.prompts, strict=True)
     ]
-    table = storage.join(shards, "samples.jsonl")
+    table = storage.join(shards, _SAMPLES)
     storage.write_bytes(table, "".join(json.dumps(row) + "\n" for row in rows).encode())
     prepare(
         table,
@@ -202,7 +215,7 @@ def draw_samples(
         prepare_settings(config.data, config.run.seed),
         lambda stage, done, total: show("prepare", f"{stage}: {done} of {total}"),
         cpus_per_task=min(1.0, learner.cpus),
-        name=storage.join(final, "samples.jsonl"),
+        name=storage.join(final, _SAMPLES),
     )
 
 

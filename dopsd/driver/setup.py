@@ -23,6 +23,7 @@ from dopsd.driver.checks import (
     refuse_missing_source,
     with_absolute_paths,
 )
+from dopsd.driver.folders import check_folders
 from dopsd.driver.prior import check_prior, with_prior
 from dopsd.driver.progress import Show
 from dopsd.learner.zero.engine import preset_stage, read_preset
@@ -30,6 +31,7 @@ from dopsd.models import FAMILIES
 from dopsd.models.trained import TrainableParameters
 from dopsd.ray_cluster.connect import connect
 from dopsd.ray_cluster.placement import Role, Roles, resolve_roles, wait_for_resources
+from dopsd.run_folder.outputs import check_run_folder, claim_shards
 from dopsd.run_folder.trackers import check_trackers
 
 MakeData = Callable[[RunConfig, Tell], Manifest]
@@ -69,8 +71,10 @@ class RunSetup:
         config, preset, trainable = check_run(config, show)
         if new_run:
             refuse_existing(config, overwrite)
+            check_run_folder(config)
         show("prepare", "starting Ray")
         roles = resolve_roles(config, connect().get("GPU", 0.0))
+        claim_shards(config)
         manifest = data(config, partial(show, "prepare"))
         return cls(config, preset, trainable, roles, manifest, show)
 
@@ -108,6 +112,7 @@ def check_run(config: RunConfig, show: Show) -> tuple[RunConfig, dict[str, Any],
     check_options(config, preset)
     check_prior(config)
     config = with_absolute_paths(config)
+    check_folders(config)
     storage.check_writable("run.folder", config.run.folder)
     storage.check_writable("data.shards", config.shards)
     refuse_missing_source(config)
@@ -121,4 +126,5 @@ def prepare_data(config: RunConfig, show: Show) -> Manifest:
     config, _, _ = check_run(config, show)
     show("prepare", "starting Ray")
     connect()
+    claim_shards(config)
     return prepare_shards(config, partial(show, "prepare"))

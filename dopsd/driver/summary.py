@@ -21,6 +21,7 @@ from dopsd.run_folder.files import (
     TRANSFORMERS,
     RunFolder,
 )
+from dopsd.run_folder.outputs import owned, seal_outputs
 
 
 @dataclass
@@ -84,6 +85,7 @@ def finish(summary: Summary, setup: RunSetup, began: float) -> Summary:
     was trained. ``began``: ``time.monotonic()`` of the command's start."""
     summary.seconds = time.monotonic() - began
     write_summary(summary)
+    seal_outputs(summary.folder)
     config = setup.config
     if config.preview.samples:
         setup.show("preview", f"{config.preview.samples} rows")
@@ -106,4 +108,4 @@ def finish(summary: Summary, setup: RunSetup, began: float) -> Summary:
 
 def write_summary(summary: Summary) -> None:
     text = json.dumps(asdict(summary), indent=1) + "\n"
-    RunFolder(summary.folder).write(SUMMARY_FILE, text.encode())
+    owned(summary.folder).write(SUMMARY_FILE, text.encode())

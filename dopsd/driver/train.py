@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 import uuid
 from functools import partial
@@ -11,7 +10,7 @@ from typing import Any
 from dopsd.config import RunConfig
 from dopsd.coordinator.actor import launch_coordinator
 from dopsd.data.run_data import prepared
-from dopsd.driver.checks import refuse_unless_resumable, with_resume_command
+from dopsd.driver.checks import refuse_unless_resumable, tell_left, with_resume_command
 from dopsd.driver.context_cache import surely_needed, with_cached_contexts
 from dopsd.driver.preflight import before_training
 from dopsd.driver.progress import Show
@@ -23,6 +22,7 @@ from dopsd.export import lora_metadata
 from dopsd.learner.group import learner_trainer
 from dopsd.ray_cluster.connect import NAMESPACE
 from dopsd.run_folder.lock import RunLock, locked_run_folder
+from dopsd.scratch import temporary_folder
 
 
 def train(config: RunConfig, show: Show, *, resume: bool = False, replace: bool = False) -> Summary:
@@ -51,8 +51,9 @@ def train(config: RunConfig, show: Show, *, resume: bool = False, replace: bool 
         before_training(setup.config, setup.manifest, setup.roles.learner, show)
 
     # Ray Train keeps notes of its own in a folder; nothing of the run depends on them.
-    scratch_folder = tempfile.TemporaryDirectory(prefix="dopsd-ray-train-")
-    with scratch_folder as scratch, locked_run_folder(setup.config, resume) as lock:
+    told = partial(tell_left, show)
+    folder = locked_run_folder(setup.config, resume, told)
+    with temporary_folder("ray-train") as scratch, folder as lock:
         supervisor = _start(setup, lock, scratch, began)
         try:
             status = supervisor.run()

@@ -103,7 +103,8 @@ def write_references(shards: str, concepts: Sequence[Concept], folder: str) -> d
         image = bytes(groups.row(row)["image"])
         name = f"{hashlib.sha256(image).hexdigest()[:16]}.png"
         paths[row] = storage.join(folder, name)
-        storage.write_bytes(paths[row], image)
+        if not storage.exists(paths[row]):
+            storage.write_bytes(paths[row], image)
     return paths
 
 

@@ -17,6 +17,7 @@ from dopsd.evaluation.concept_prompts import (
     from_vlm,
     write_references,
 )
+from dopsd.evaluation.folder import REFERENCES, owned
 from dopsd.evaluation.prompts import EvalPrompt, read_prompts, write_prompts
 from dopsd.evaluation.vlm import Vlm
 from dopsd.models.fingerprint import fingerprint, model_identity
@@ -53,17 +54,20 @@ def dataset_prompts(
     """For each concept of the shards one rewrite and new scenes, by templates or by ``vlm``.
 
     Written into ``out`` with their reference pictures, and read from there the next time. Raises
-    DataError for broken shards, ModelError for a VLM that is not available or answers unusably.
+    DataError for broken shards, ConfigError for an ``out`` that is somebody else's, ModelError for
+    a VLM that is not available or answers unusably.
     """
     manifest = load_manifest(shards)
     if vlm:
         check_config(_WHO, vlm)
     writer = model_identity(vlm) if vlm else "templates"
     key = fingerprint([manifest.fingerprint, writer, _VERSION])
-    path = storage.join(out, f"prompts-{key}.jsonl")
+    name = f"prompts-{key}.jsonl"
+    path = storage.join(out, name)
     if not storage.exists(path):
         concepts = concepts_of(shards, manifest)
-        references = write_references(shards, concepts, storage.join(out, "references"))
+        owned(out).claim(name, REFERENCES)
+        references = write_references(shards, concepts, storage.join(out, REFERENCES))
         if vlm:
             texts = _by_vlm(concepts, references, vlm, tell)
         else:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from dopsd import storage
+from dopsd.data.drawn import is_drawn
 from dopsd.data.images import BadImage, check_shape, decode_image
 from dopsd.errors import ConfigError, ModelError
 from dopsd.models.base import DTYPES, Family
@@ -19,6 +20,20 @@ from dopsd.models.transformer_folder import bind_folder, transformer_files
 
 _MIN_REFERENCE_SIDE = 64
 """Pixels; FLUX.2's pipeline refuses smaller ones."""
+
+
+def check_out(folder: str, paths: Sequence[str]) -> None:
+    """Raises ConfigError when the folder cannot be written, or a picture that was not drawn by
+    dopsd has the place of one of ``paths`` in it; others may lie beside them."""
+    storage.check_writable("--out", folder)
+    names = storage.names(folder)
+    there = [path for path in paths if path.rpartition("/")[2] in names]
+    if foreign := [path for path in there if not is_drawn(path)]:
+        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+        raise ConfigError(
+            f"--out: {foreign[0]}{more} not drawn by dopsd, or changed since; allowed: another "
+            "folder, or moving it away"
+        )
 
 
 def generate(

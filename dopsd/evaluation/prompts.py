@@ -77,14 +77,19 @@ def read_prompts(path: str) -> tuple[EvalPrompt, ...]:
 
 
 def write_prompts(path: str, prompts: Sequence[EvalPrompt]) -> None:
-    """Write a ``.jsonl`` file; references inside its folder are written relative to it."""
+    """Write what :func:`prompts_file` gives."""
+    storage.write_bytes(path, prompts_file(path, prompts))
+
+
+def prompts_file(path: str, prompts: Sequence[EvalPrompt]) -> bytes:
+    """The ``.jsonl`` file ``path``; references inside its folder are relative to it."""
     folder = posixpath.dirname(path) + "/"
     rows = []
     for prompt in prompts:
         row = {key: value for key, value in asdict(prompt).items() if value not in (None, (), {})}
         row["references"] = [path.removeprefix(folder) for path in prompt.references]
         rows.append(json.dumps({"prompt": row.pop("text"), **row}, ensure_ascii=False))
-    storage.write_bytes(path, ("\n".join(rows) + "\n").encode())
+    return ("\n".join(rows) + "\n").encode()
 
 
 def _parse(line: str, where: str, file: str) -> EvalPrompt:

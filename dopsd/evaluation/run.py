@@ -17,8 +17,9 @@ from safetensors.torch import load
 from dopsd import storage
 from dopsd.data.images import BadImage, decode_image
 from dopsd.errors import ConfigError, ModelError, ResourceError
+from dopsd.evaluation.folder import PICTURES, PROMPTS, RESULTS, SCORES, TABLE, check_out, owned
 from dopsd.evaluation.metrics import METRICS, make_metric
-from dopsd.evaluation.prompts import write_prompts
+from dopsd.evaluation.prompts import prompts_file
 from dopsd.evaluation.results import Results, summarize
 from dopsd.evaluation.scoring import ImageEntry, ImageSet, Scores
 from dopsd.evaluation.spec import EvaluateSpec, resolve
@@ -35,7 +36,6 @@ Show = Callable[[str, str], None]
 """Called with a phase (`draw`, `score`) and what is being done now."""
 _LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 """Whose versions can change a picture."""
-RESULTS, TABLE, PROMPTS = "results.json", "results.md", "prompts.jsonl"
 
 
 def evaluate(spec: EvaluateSpec, show: Show = lambda phase, message: None) -> Results:
@@ -43,16 +43,20 @@ def evaluate(spec: EvaluateSpec, show: Show = lambda phase, message: None) -> Re
 
     Called again with the same spec it resumes where it stopped; pictures and scores of another
     making (weights, LoRA, size, steps, dtype, versions) lie in other folders and are not read.
-    Raises a DopsdError with one clear line when it cannot.
+    Raises a DopsdError with one clear line when it cannot, before anything is drawn where the
+    folder is not an evaluation's.
     """
     spec = resolve(spec)
+    check_out(spec.out)
     references = _read_references(spec)
     missing = _unavailable(spec)
     loras = _read_loras(spec)
     cluster = connect()
     role = _role(spec, cluster.get("GPU", 0.0))
     sets = _image_sets(spec, role.device, loras)
-    write_prompts(storage.join(spec.out, PROMPTS), spec.prompts)
+    own = owned(spec.out)
+    own.claim(PICTURES, SCORES)
+    own.write(PROMPTS, prompts_file(own.file(PROMPTS), spec.prompts))
     wait_for_resources([role], cluster_resources, spec.start_seconds)
     with JobPool(
         EvaluationWorker,
@@ -77,8 +81,7 @@ def evaluate(spec: EvaluateSpec, show: Show = lambda phase, message: None) -> Re
         for name, column in METRICS[choice.name].columns.items()
     }
     results = summarize(scores.all(), spec.models, columns, missing, _settings(spec))
-    for file, text in ((RESULTS, results.to_json()), (TABLE, results.markdown())):
-        storage.write_bytes(storage.join(spec.out, file), text.encode())
+    own.write_all({RESULTS: results.to_json().encode(), TABLE: results.markdown().encode()})
     return results
 
 
@@ -168,7 +171,7 @@ def _image_sets(spec: EvaluateSpec, device: str, loras: dict[str, bytes]) -> lis
         ]
         for steps in spec.steps:
             key = fingerprint({**common, **weights, "steps": steps})
-            folder = storage.join(spec.out, "pictures", f"{model.name}-{steps}steps-{key}")
+            folder = storage.join(spec.out, PICTURES, f"{model.name}-{steps}steps-{key}")
             sets.append(ImageSet(model, steps, folder, images, storage.names(folder)))
     return sets
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from dopsd import storage
+from dopsd.evaluation.folder import SCORES
 from dopsd.evaluation.metrics import make_metric
 from dopsd.evaluation.prompts import EvalPrompt
 from dopsd.evaluation.results import ImageScores
@@ -88,7 +89,7 @@ class Scores:
         metric = make_metric(choice.name, choice.model)
         identity = model_identity(metric.model) if metric.model else None
         key = fingerprint([metric.name, metric.version, _READING, identity])
-        folder = storage.join(self.out, "scores", f"{metric.name}-{key}")
+        folder = storage.join(self.out, SCORES, f"{metric.name}-{key}")
         known = {
             image_set.name: _read(storage.join(folder, f"{image_set.name}.json"))
             for image_set in self.sets

@@ -31,16 +31,25 @@ from dopsd.run_folder.files import (
     REPORT_FILE,
     RunFolder,
 )
+from dopsd.run_folder.outputs import check_report, owned
 
 _QUARANTINED = 50
 """Quarantined samples that are listed; the manifest has all."""
 _WALL = "wall_seconds"
+_MARK = b'<meta name="generator" content="dopsd">'
+"""By this a page is known as ours where no record says so."""
 
 
 def write_report(folder: str) -> str:
-    """Write the run page into ``folder`` and return its path. Raises DataError for no run."""
-    run = RunFolder(folder)
-    run.write(REPORT_FILE, render(read_run_files(folder)).encode())
+    """Write the run page into ``folder`` and return its path. Raises DataError for no run, and
+    ConfigError when something else has the page's place."""
+    page = render(read_run_files(folder)).encode()
+    check_report(folder, _MARK)
+    own, run = owned(folder), RunFolder(folder)
+    if own.record() is None:  # of a dopsd that kept none; to begin one is for who resumes it
+        run.write(REPORT_FILE, page)
+    else:
+        own.write(REPORT_FILE, page)
     return run.file(REPORT_FILE)
 
 

@@ -36,8 +36,6 @@ DEBUG = "debug"
 """Folder of recorded trajectories and the weights behind them."""
 TENSORBOARD = "tensorboard"
 """Folder of TensorBoard's event file."""
-WANDB = "wandb"
-"""Folder that W&B makes in the run folder."""
 SHARDS = "shards"
 """Folder of the prepared shards of a run without ``data.shards``."""
 
@@ -51,12 +49,6 @@ def weights_file(folder: str, version: int, adapter: str, modules: bool = False)
 
 FINAL = (SUMMARY_FILE, REPORT_FILE, REQUEST_FILE, *TRANSFORMERS.values())
 """What a resumed run writes anew: of a folder of shards no old one may stay among the new."""
-OUTPUTS = (
-    *(METRICS_FILE, TIMELINE_FILE, LORA_FILE, TEACHER_FILE, LEDGER_FILE, SKIPPED_FILE),
-    *MODULES.values(),
-    *(CHECKPOINTS, DEBUG, PREVIEW, TENSORBOARD, WANDB, *FINAL),
-)
-"""All that a run leaves behind, but its config and its shards."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +72,7 @@ class RunFolder:
         storage.write_bytes(self.file(name), payload)
 
     def remove(self, name: str) -> None:
-        """A file, or a folder with all it holds; a missing one is no error."""
+        """A file; a missing one is no error."""
         storage.remove(self.file(name))
 
     @property

@@ -12,14 +12,14 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from dopsd import storage
 from dopsd.config import RunConfig, dump_config
 from dopsd.errors import RunLockLost, StorageError
-from dopsd.run_folder.files import CONFIG_FILE, FINAL, LOCK_FILE, OUTPUTS, RunFolder
-from dopsd.run_folder.jsonl import part_names
+from dopsd.run_folder.files import CONFIG_FILE, LOCK_FILE, RunFolder
+from dopsd.run_folder.outputs import take_run_folder
 
 LOCK_POLL_SECONDS = {False: 1.0, True: 10.0}
 """Between two looks of a driver at its lock, in a local folder and on S3."""
@@ -66,16 +66,17 @@ class RunLock:
 
 
 @contextlib.contextmanager
-def locked_run_folder(config: RunConfig, resume: bool) -> Iterator[RunLock]:
+def locked_run_folder(
+    config: RunConfig, resume: bool, tell: Callable[[list[str]], None] = lambda left: None
+) -> Iterator[RunLock]:
     """The run folder, locked, with the resolved config. Of an older run its outputs are taken away
-    (not its shards), or only what a resumed run has to write anew."""
+    (not its shards), or only what a resumed run has to write anew; ``tell`` hears what stays beside
+    them. Raises ConfigError when what is there is not all a run's (``run_folder/outputs.py``)."""
     run = RunFolder(config.run.folder)
     lock = RunLock.take(run.path)
     try:
-        existing = storage.names(run.path)
-        for name in FINAL if resume else OUTPUTS:
-            for part in {name, *part_names(name, existing)}:
-                run.remove(part)
+        if left := take_run_folder(config, resume):
+            tell(left)
         run.write(CONFIG_FILE, dump_config(config).encode())
         yield lock
     finally:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import importlib.util
 import os
 import queue
-import tempfile
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from dopsd.config.load import dump_config, shown_values
 from dopsd.credentials import redact
 from dopsd.errors import ConfigError
 from dopsd.run_folder.files import TENSORBOARD
+from dopsd.run_folder.outputs import owned
+from dopsd.scratch import temporary_folder
 
 _MODULES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
 _ROLES = ("encoder", "rollout", "teacher", "learner", "queue")
@@ -138,21 +140,28 @@ class TensorBoard(Tracker):
     def __init__(self, config: RunConfig) -> None:
         from tensorboardX import SummaryWriter
 
-        self._folder = storage.join(config.run.folder, TENSORBOARD)
-        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._run, self._folder = config.run.folder, storage.join(config.run.folder, TENSORBOARD)
+        self._scratch, self._remote = ExitStack(), storage.is_remote(self._folder)
         local = self._folder
-        if storage.is_remote(self._folder):
-            self._scratch = tempfile.TemporaryDirectory(prefix="dopsd-tensorboard-")
-            local = self._scratch.name
+        if self._remote:
+            local = self._scratch.enter_context(temporary_folder("tensorboard"))
         self._local, self._uploaded = local, time.monotonic()
-        self._open = partial(SummaryWriter, local, flush_secs=10)
+        self._new_writer = partial(SummaryWriter, local, flush_secs=10)
         self._writer = self._open()
         self._writer.add_text("config", f"```\n{redact(dump_config(config))}```")
+
+    def _open(self, **options: Any) -> Any:
+        """A writer, whose event file the run folder's record knows as the run's own."""
+        before = storage.names(self._local)
+        writer = self._new_writer(**options)
+        new = storage.names(self._local) - before
+        owned(self._run).adopt(*(f"{TENSORBOARD}/{name}" for name in new))
+        return writer
 
     def step(self, step: int, values: dict[str, float]) -> None:
         for key, value in values.items():
             self._writer.add_scalar(key, value, step)
-        if self._scratch and time.monotonic() - self._uploaded > _UPLOAD_INTERVAL:
+        if self._remote and time.monotonic() - self._uploaded > _UPLOAD_INTERVAL:
             self._writer.flush()
             self._upload()
 
@@ -163,13 +172,13 @@ class TensorBoard(Tracker):
 
     def close(self) -> None:
         self._writer.close()
-        if self._scratch:
+        if self._remote:
             self._upload()
-            self._scratch.cleanup()
+        self._scratch.close()
 
     def _upload(self) -> None:
         self._uploaded = time.monotonic()
-        for file in Path(self._local).iterdir():
+        for file in Path(self._local).glob("events.*"):
             storage.write_bytes(storage.join(self._folder, file.name), file.read_bytes())
 
 
@@ -179,12 +188,14 @@ class WandB(Tracker):
     def __init__(self, config: RunConfig) -> None:
         import wandb
 
-        self._scratch = tempfile.TemporaryDirectory(prefix="dopsd-wandb-")
-        folder = config.run.folder
+        self._scratch, folder = ExitStack(), config.run.folder
+        remote = storage.is_remote(folder)
+        # Beside older runs' files, which W&B leaves alone: each run of its own has a new folder.
+        place = self._scratch.enter_context(temporary_folder("wandb")) if remote else folder
         self._run = wandb.init(
             name=config.run.name,
             config=shown_values(config),
-            dir=self._scratch.name if storage.is_remote(folder) else folder,
+            dir=place,
             # Neither code, command line nor console: they may hold what is nobody's business.
             settings=wandb.Settings(
                 console="off", quiet=True, save_code=False, disable_git=True, x_disable_meta=True
@@ -196,7 +207,7 @@ class WandB(Tracker):
 
     def close(self) -> None:
         self._run.finish()
-        self._scratch.cleanup()
+        self._scratch.close()
 
 
 class MLflow(Tracker):

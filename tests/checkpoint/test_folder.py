@@ -162,10 +162,10 @@ def test_pruning_keeps_the_newest_and_every_nth(root):
     for step in (10, 20, 30, 40, 50, 60):
         write(root, step)
     storage.remove(storage.join(root, "step-000040", MANIFEST))
-    assert prune(root, 60, keep_last=2, keep_every=30) == [10, 20, 40]
+    assert prune(root, 60, keep_last=2, keep_every=30) == ([10, 20, 40], [])
     assert steps(root) == [30, 50, 60]
     storage.remove(storage.join(root, "step-000060", MANIFEST))
-    assert prune(root, 50, keep_last=1, keep_every=0) == [30]
+    assert prune(root, 50, keep_last=1, keep_every=0) == ([30], [])
     assert steps(root) == [50, 60], "the newest may still be being written"
 
 
@@ -175,7 +175,34 @@ def test_a_damaged_newer_one_does_not_cost_the_good_ones(tmp_path):
         write(root, step)
     storage.write_bytes(storage.join(root, "step-000020", "student.safetensors"), b"torn")
     write(root, 15)  # the run went on from 10
-    assert prune(root, 15, keep_last=1, keep_every=0) == [10]
+    assert prune(root, 15, keep_last=1, keep_every=0) == ([10], [])
     found, refused = newest_good(root)
     assert found is not None and found.step == 15 and "step-000020" in refused[0]
-    assert prune(root, 12, keep_last=1, keep_every=0) == [], "nothing without a new one"
+    assert prune(root, 12, keep_last=1, keep_every=0) == ([], []), "nothing without a new one"
+
+
+def test_files_of_others_stay_beside_ours_and_are_told(root):
+    write(root, 10)
+    write(root, 20)
+    mine = ["notes.txt", "step-000010/extra.bin", "step-000015/model.pt"]
+    for name in mine:
+        storage.write_bytes(storage.join(root, name), b"mine")
+    assert prune(root, 20, keep_last=1, keep_every=0) == ([10], ["step-000010/extra.bin"])
+    with pytest.raises(CheckpointError, match=r"step-000015 holds model.pt and is no checkpoint"):
+        write(root, 15)
+    write(root, 20, {"student.safetensors": b"new"})
+    assert newest_good(root)[0].files == {"student.safetensors": b"new"}
+    found = {name for name, _ in storage.list_files(root)}
+    ours = {".dopsd.json", "step-000020/checkpoint.json", "step-000020/student.safetensors"}
+    assert found == ours | set(mine)
+
+
+def test_a_damaged_record_of_one_step_is_written_over_and_half_written_files_go(tmp_path):
+    root = str(tmp_path)
+    path = write(root, 10)
+    os.remove(storage.join(path, MANIFEST))
+    for name in ("policy-000009.teacher.safetensors", "ema.safetensors.tmp-12-0123abcd"):
+        storage.write_bytes(storage.join(path, name), b"half")
+    storage.write_bytes(storage.join(path, "policy-notes.txt"), b"mine")
+    write(root, 10, {"student.safetensors": b"new"})
+    assert storage.names(path) == {"checkpoint.json", "student.safetensors", "policy-notes.txt"}

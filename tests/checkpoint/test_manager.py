@@ -31,7 +31,7 @@ def storage_door(monkeypatch):
         written.append(step)
 
     monkeypatch.setattr(manager, "write_checkpoint", write)
-    monkeypatch.setattr(manager, "prune", lambda *arguments: None)
+    monkeypatch.setattr(manager, "prune", lambda *arguments: ([], []))
     yield door, written
     door.set()
 

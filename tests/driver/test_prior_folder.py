@@ -12,6 +12,7 @@ from dopsd.config import load_config
 from dopsd.data.manifest import MANIFEST
 from dopsd.driver.prior import check_prior, placed_beside
 from dopsd.errors import ConfigError
+from dopsd.ownership import OwnedFolder
 
 
 def draw(folder: str, who: str) -> None:
@@ -55,11 +56,22 @@ def test_what_was_begun_leaves_nothing(shards):
     assert files(shards) == {}
 
 
-def test_what_somebody_left_half_done_is_replaced(shards):
+def test_what_another_process_left_half_moved_is_replaced_and_no_file_of_others(shards):
+    OwnedFolder(shards, "shards", "x").claim("pictures/0.png")
     storage.write_bytes(storage.join(shards, "pictures", "0.png"), b"half")
     with placed_beside(shards) as aside:
         draw(aside, "me")
     assert files(shards) == {f"prior-1/{name}": b"me" for name in ("pictures/0.png", MANIFEST)}
+
+
+def test_a_folder_of_somebody_else_in_their_place_is_refused(shards):
+    storage.write_bytes(storage.join(shards, "pictures", "0.png"), b"mine")
+    with (
+        pytest.raises(ConfigError, match=r"^data\.prior\.prompts: .* did not make: pictures; "),
+        placed_beside(shards),
+    ):
+        pytest.fail("drawn although it cannot be kept")
+    assert files(shards) == {"prior-1/pictures/0.png": b"mine"}
 
 
 @pytest.mark.parametrize(("field", "value"), [("seeds", [1, 2]), ("references", ["a.png"])])

@@ -24,6 +24,7 @@ from dopsd.data.manifest import Manifest
 from dopsd.data.plan import MicroBatch, Plan, RowRef
 from dopsd.data.ray_data import Broadcast, shipping_errors
 from dopsd.data.read import ReadSpec, RowGroups, read_micro_batch, row_groups_of
+from dopsd.data.schema import without_generation
 from dopsd.errors import DataError, DopsdError, message_line
 from dopsd.records import EncodedBatch, EncodedSample, SampleInfo, join_samples
 
@@ -67,7 +68,7 @@ class ContextCache:
 
 def cache_file(file: str, row_group: int) -> str:
     """Where the contexts of a row group of the shards are, inside the folder."""
-    return f"{file.removesuffix('.parquet')}-{row_group:05d}.parquet"
+    return f"{without_generation(file).removesuffix('.parquet')}-{row_group:05d}.parquet"
 
 
 def prompt_key(prompt: str, teacher_prompt: str | None) -> str:

@@ -31,6 +31,7 @@ from dopsd.data.prepare.run import Progress
 from dopsd.data.ray_data import LazyActorState, absolute_path, map_items, shipping_errors
 from dopsd.data.read import ReadSpec, RowGroups, row_image, row_references
 from dopsd.data.sample import Encoder, EncoderFactory, Sample
+from dopsd.ownership import OwnedFolder
 from dopsd.records import EncodedSample
 
 SCHEMA = pa.schema([("sample_id", pa.string()), ("payload", pa.large_binary())])
@@ -55,11 +56,16 @@ def write_context_cache(
 
     ``entries``: what ``encoder_factory`` and ``read_spec`` stand for, with their ``fingerprint``;
     ``workers`` encoder actors take ``num_cpus`` and ``num_gpus`` each. Ray must be initialised.
-    Raises DopsdErrors of encoders and reading with their own message.
+    Raises DopsdErrors of encoders and reading with their own message, ConfigError where a file of
+    somebody else's is in the way.
     """
     tell = progress or (lambda stage, done, total: None)
     shards, folder = absolute_path(shards), absolute_path(folder)
     rows = {cache_file(group.file, group.row_group): group for group in manifest.row_groups}
+    own = OwnedFolder(folder, "contexts", "data.shards")
+    if own.record() is None:  # of a dopsd that kept no record
+        own.adopt(*(name for name in rows if _is_cache_file(storage.join(folder, name))))
+    own.claim(RECORD, *rows)
     kept = {name for name, _ in storage.list_files(folder)}
     todo = [
         {"file": group.file, "row_group": group.row_group, "rows": group.rows}
@@ -82,8 +88,9 @@ def write_context_cache(
         done += sum(batch["rows"].to_pylist())
         tell("encoding contexts", done, manifest.samples)
     sizes = dict(storage.list_files(folder))
-    for name in sizes.keys() - rows.keys() - {RECORD}:
-        storage.remove(storage.join(folder, name))  # what an encoder that died left half written
+    for name in sizes:  # what an encoder that died left half written
+        if (whole := storage.TEMPORARY.fullmatch(name)) and whole[1] in rows:
+            storage.remove(storage.join(folder, name))
     record = CacheRecord(
         fingerprint=fingerprint,
         entries=entries,
@@ -94,6 +101,14 @@ def write_context_cache(
     text = json.dumps(record.model_dump(mode="json"), ensure_ascii=False, indent=1) + "\n"
     storage.write_bytes(storage.join(folder, RECORD), text.encode())
     return record
+
+
+def _is_cache_file(path: str) -> bool:
+    try:
+        with storage.open_input(path) as source:
+            return META_KEY.encode() in (pq.read_metadata(source).metadata or {})
+    except (OSError, ValueError):  # missing, or no parquet
+        return False
 
 
 def _versions() -> dict[str, str]:

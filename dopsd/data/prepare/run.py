@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import groupby
 from typing import Any
 
@@ -35,17 +34,28 @@ from dopsd.data.manifest import (
     load_manifest,
     save_manifest,
 )
+from dopsd.data.prepare.folder import (
+    check_shards_folder,
+    clear_unlisted,
+    free_generation,
+    listed_files,
+    owned,
+    remove_shards,
+)
 from dopsd.data.prepare.layout import Shard, lay_out
 from dopsd.data.prepare.shards import inspect, unpack, write_shard
 from dopsd.data.ray_data import absolute_path, map_items, shipping_errors
+from dopsd.data.schema import shard_generation
 from dopsd.data.sources.read import read_source
 from dopsd.data.sources.rows import CAPTION_KEY, Group, Source, SourceRow, pack_row, unpack_row
 from dopsd.errors import DataError
+from dopsd.ownership import OwnedFolder
+from dopsd.scratch import scratch_folder
 
 ROWS_PER_TASK = 16
 """Pictures that an inspecting task takes at a time."""
-_ASIDE = ".pictures"
-"""Folder inside the shards for pictures out of parquet rows, while data is being prepared."""
+_ASIDE = ".pictures-"
+"""Of the scratch folder inside the shards for pictures out of parquet rows."""
 
 Progress = Callable[[str, int, int], None]
 """(what is being done, how many are done, of how many)."""
@@ -70,8 +80,10 @@ def prepare(
 
     ``name`` is what the manifest calls the source (default: ``source``). Ray must be initialised.
     The same source, settings and seed give the same bytes. Raises DataError when ``shards`` is a
-    data set already and ``overwrite`` is off, when more than ``settings.max_bad_fraction`` of the
-    samples are bad, and when none is good; nothing that was there is touched in these cases.
+    data set already and ``overwrite`` is off, when it is a folder of somebody else's, when more
+    than ``settings.max_bad_fraction`` of the samples are bad, and when none is good. A data set
+    that is replaced stays whole until the new one is: its shards have other names, the manifest is
+    exchanged, and then the old one's files go.
     """
     tell = progress or (lambda stage, done, total: None)
     shards = absolute_path(shards)
@@ -80,8 +92,9 @@ def prepare(
             f"{shards}: holds a prepared data set already; choose another folder for data.shards "
             "or ask for overwriting"
         )
+    check_shards_folder(shards)
     listed = read_source(absolute_path(source), settings.columns)
-    with _set_aside(shards) as aside:
+    with _begun(shards) as own, scratch_folder(shards, _ASIDE) as aside:
         bucket_of = _inspect_all(listed, aside, settings, tell, cpus_per_task)
         rows = listed.rows
         _drop_duplicates(rows, bucket_of)
@@ -91,10 +104,14 @@ def prepare(
             for index, bucket in bucket_of.items()
         ]
         layout = lay_out(samples, settings)
-        _clear(shards)
+        generation = free_generation(own, [shard.file for shard in layout])
+        layout = [replace(shard, file=shard_generation(shard.file, generation)) for shard in layout]
+        own.claim(*(shard.file for shard in layout))
         digests = _write_all(shards, layout, rows, tell, cpus_per_task)
-    manifest = _manifest(name or source, settings, listed, bucket_of, layout, digests, bad)
-    save_manifest(shards, manifest)
+        old = listed_files(shards)
+        manifest = _manifest(name or source, settings, listed, bucket_of, layout, digests, bad)
+        save_manifest(shards, manifest)
+        remove_shards(own, old - {shard.file for shard in layout})
     return manifest
 
 
@@ -115,20 +132,22 @@ def load_prepared(shards: str, data: DataSection) -> Manifest:
 
 
 @contextmanager
-def _set_aside(shards: str) -> Iterator[str]:
-    """A folder for pictures out of parquet rows, gone afterwards."""
-    aside = storage.join(shards, _ASIDE)
-    storage.remove(aside)  # of a run that was killed
+def _begun(shards: str) -> Iterator[OwnedFolder]:
+    """The folder while data is being prepared into it; after a failure it is as it was before."""
     existed = storage.exists(shards)
+    own = owned(shards)
+    clear_unlisted(own)
     try:
-        yield aside
+        own.claim(MANIFEST)
+        yield own
     except BaseException:
         with suppress(Exception):  # what went wrong first is what is told
-            storage.remove(aside)
-            if not existed and not storage.list_files(shards):
-                storage.remove(shards)
+            clear_unlisted(own)
+            if not has_manifest(shards):
+                own.remove([MANIFEST])
+            if not existed:
+                storage.remove_if_empty(shards)
         raise
-    storage.remove(aside)
 
 
 def _inspect_all(
@@ -270,15 +289,6 @@ def _quarantine(rows: list[SourceRow], settings: PrepareSettings) -> tuple[Quara
             f"{settings.max_bad_fraction}: {first}{more}"
         )
     return bad
-
-
-def _clear(shards: str) -> None:
-    """Take away an older data set or an unfinished one; files of others stay."""
-    storage.make_folder(shards)
-    storage.remove(storage.join(shards, MANIFEST))
-    for name, _ in storage.list_files(shards):
-        if re.fullmatch(r"shard-[^/]*\.parquet", name):
-            storage.remove(storage.join(shards, name))
 
 
 def _manifest(

@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from dopsd.config import DataSection
 from dopsd.data.images import decode_png
 from dopsd.data.manifest import Manifest, PrepareSettings, load_manifest
+from dopsd.data.prepare import run as prepare_run
+from dopsd.data.prepare.folder import owned
 from dopsd.data.prepare.layout import lay_out
 from dopsd.data.prepare.run import load_prepared, prepare, prepare_settings
 from dopsd.data.schema import SCHEMA
-from dopsd.errors import DataError
+from dopsd.errors import DataError, StorageError
 from tests.data.samples import SMALL, picture, write_folder, write_jsonl
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -191,18 +194,71 @@ def test_an_existing_data_set_is_replaced_only_when_asked(tmp_path: Path) -> Non
     assert {file.name for file in shards.iterdir()} == {
         "other.txt",
         "manifest.json",
+        ".dopsd.json",
         *(group.file for group in manifest.row_groups),
     }
+    assert len(rows_of(shards)) == 4
 
 
 def test_an_unfinished_folder_is_no_data_set_and_is_cleared(tmp_path: Path) -> None:
     shards = tmp_path / "shards"
-    shards.mkdir()
+    owned(str(shards)).claim("manifest.json", "shard-00099.parquet")
     (shards / "shard-00099.parquet").write_bytes(b"left behind")
     with pytest.raises(DataError, match="no prepared data set"):
         load_manifest(str(shards))
     run(write_folder(tmp_path / "a", 4), shards)
     assert not (shards / "shard-00099.parquet").exists()
+
+
+def test_a_folder_of_somebody_else_is_refused_and_stays(tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    (shards / "shard-00000-of-00001.parquet").write_bytes(b"an export")
+    source = write_folder(tmp_path / "a", 4)
+    line = r"^data\.shards: .* holds 1 thing that dopsd did not make: shard-00000-of-00001.parquet;"
+    for overwrite in (False, True):
+        with pytest.raises(DataError, match=line):
+            run(source, shards, overwrite=overwrite)
+    assert [file.name for file in shards.iterdir()] == ["shard-00000-of-00001.parquet"]
+
+
+def test_the_old_data_set_stays_until_the_new_one_is_whole(tmp_path: Path, monkeypatch) -> None:
+    shards, other = tmp_path / "shards", write_folder(tmp_path / "b", 4)
+    old = run(write_folder(tmp_path / "a", 20), shards)
+    before = digests(shards)
+    honest = prepare_run._write_all
+
+    def fails(*arguments: Any) -> Any:
+        honest(*arguments)
+        raise StorageError("the bucket is away")
+
+    monkeypatch.setattr(prepare_run, "_write_all", fails)
+    with pytest.raises(StorageError):
+        run(other, shards, overwrite=True)
+    assert digests(shards) == before and load_manifest(str(shards)) == old
+    monkeypatch.setattr(prepare_run, "_write_all", honest)
+    new = run(other, shards, overwrite=True)
+    assert {group.file for group in new.row_groups} == {"shard-00000.1.parquet"}
+    again = run(tmp_path / "a", shards, overwrite=True)
+    assert {file.name for file in shards.glob("*.parquet")} == {g.file for g in old.row_groups}
+    assert again == old and digests(shards) == before
+
+
+def test_a_data_set_that_kept_no_record_is_known_by_its_manifest(tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    old = run(write_folder(tmp_path / "a", 20), shards)
+    (shards / ".dopsd.json").unlink()
+    (shards / "shard-00009.parquet").write_bytes(b"mine")
+    foreign = shards / old.row_groups[0].file
+    pq.write_table(pa.table({"mine": [1]}), foreign)  # put in the place of one of ours
+    kept = foreign.read_bytes()
+    new = run(write_folder(tmp_path / "b", 4), shards, overwrite=True)
+    assert foreign.read_bytes() == kept
+    assert {file.name for file in shards.glob("*.parquet")} == {
+        foreign.name,
+        "shard-00009.parquet",
+        *(group.file for group in new.row_groups),
+    }
 
 
 def test_load_prepared_names_the_key_that_differs(tmp_path: Path) -> None:

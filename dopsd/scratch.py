@@ -1,0 +1,114 @@
+"""Scratch folders: gone at the end, and after a kill with the next one of their kind.
+
+Each says inside whose it is. What names a process of this machine that lives no more is nobody's;
+of other machines that cannot be known, and theirs stay.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from dopsd import storage
+from dopsd.errors import StorageError
+
+OWNER_FILE = ".dopsd-owner.json"
+"""Inside a scratch folder: all that it holds is scratch, and of which process."""
+_FORMAT = "dopsd-scratch"
+
+
+@contextmanager
+def scratch_folder(parent: str, prefix: str) -> Iterator[str]:
+    """A new folder ``parent/prefix...``, local or on S3, removed at the end with all it holds.
+
+    First those go that dead processes left under the same prefix. Raises whatever the storage
+    raises.
+    """
+    sweep(parent, prefix)
+    path = storage.join(parent, f"{prefix}{uuid.uuid4().hex[:12]}")
+    storage.write_bytes(storage.join(path, OWNER_FILE), json.dumps(_owner()).encode())
+    try:
+        yield path
+    finally:
+        with suppress(OSError, StorageError):
+            storage.remove_tree(path)
+
+
+@contextmanager
+def temporary_folder(kind: str) -> Iterator[str]:
+    """A scratch folder on this machine, for nobody else's eyes."""
+    parent, prefix = tempfile.gettempdir(), f"dopsd-{kind}-"
+    sweep(parent, prefix)
+    with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as path:
+        Path(path, OWNER_FILE).write_text(json.dumps(_owner()))
+        yield path
+
+
+def sweep(parent: str, prefix: str) -> None:
+    """Remove the scratch folders of dead processes under ``parent`` that begin with ``prefix``."""
+    with suppress(OSError, StorageError):
+        for name in storage.names(parent):
+            path = storage.join(parent, name)
+            if name.startswith(prefix) and is_scratch(path) and _is_dead(_read(path)):
+                with suppress(OSError, StorageError):  # another process does the same
+                    storage.remove_tree(path)
+
+
+def is_scratch(path: str) -> bool:
+    """Whether ``path`` is a folder that holds nothing but scratch."""
+    if not storage.is_remote(path) and os.path.islink(path):
+        return False
+    return _read(path).get("format") == _FORMAT
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        owner = json.loads(storage.read_bytes(storage.join(path, OWNER_FILE)))
+    except (OSError, ValueError):
+        return {}
+    return owner if isinstance(owner, dict) else {}
+
+
+def _owner() -> dict[str, Any]:
+    pid = os.getpid()
+    return {"format": _FORMAT, "machine": _machine(), "pid": pid, "started": _started(pid)}
+
+
+def _is_dead(owner: dict[str, Any]) -> bool:
+    pid = owner.get("pid")
+    if owner.get("machine") != _machine() or not isinstance(pid, int):
+        return False
+    return _started(pid) != owner.get("started")
+
+
+def _machine() -> str:
+    """Of whom process ids mean the same: host, boot, and the container's own numbering."""
+    parts = [socket.gethostname()]
+    with suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(parts)
+
+
+def _started(pid: int) -> str | None:
+    """When a process began, as its system counts; None for none. Ids come again, starts do not."""
+    try:
+        # The name before it is in brackets, and may hold anything.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        if Path("/proc/self/stat").exists():
+            return None
+    try:  # a system without /proc
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except OSError:
+        pass
+    return "?"
