@@ -14,6 +14,7 @@ from dopsd.cli.options import quiet, say
 from dopsd.errors import ConfigError
 
 if TYPE_CHECKING:
+    from dopsd.config import Device
     from dopsd.evaluation.prompts import EvalPrompt
 
 
@@ -106,7 +107,7 @@ def evaluate(
             prompt
             for source in prompts or ["shapes:bars"]
             for prompt in _prompts(
-                source, count, out, prompt_vlm, partial(progress.show, "prompts")
+                source, count, out, prompt_vlm, partial(progress.show, "prompts"), spec.device
             )
         ]
         if prior is not None:
@@ -124,6 +125,7 @@ def _prompts(
     out: str,
     vlm: str | None,
     tell: Callable[[str], None],
+    device: Device,
 ) -> tuple[EvalPrompt, ...]:
     from dopsd.data.manifest import has_manifest
     from dopsd.evaluation.prompts import read_prompts, shapes_prompts
@@ -133,5 +135,5 @@ def _prompts(
     if has_manifest(source):
         from dopsd.evaluation.dataset_prompts import dataset_prompts
 
-        return dataset_prompts(source, out, vlm, tell)
+        return dataset_prompts(source, out, vlm, tell, device)
     return read_prompts(source)

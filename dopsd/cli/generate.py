@@ -47,6 +47,7 @@ def generate(
     from dopsd.evaluation.generate import read_reference
     from dopsd.models import FAMILIES
     from dopsd.models.base import DTYPES
+    from dopsd.ray_cluster.process import use_device
 
     for option, value, allowed in (("family", family, FAMILIES), ("dtype", dtype, DTYPES)):
         if value not in allowed:
@@ -57,6 +58,7 @@ def generate(
         transformer = transformer or run.transformer
     side = 32 if base == "shapes" else 1024
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    use_device(device)
     pictures = draw(
         FAMILIES[family](base, revision, "--base"),
         prompts,

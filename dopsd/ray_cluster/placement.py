@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from dopsd.config import RoleSection, RunConfig
+from dopsd.config import Device, RoleSection, RunConfig
 from dopsd.errors import ResourceError
 
 
@@ -47,15 +47,17 @@ class Roles:
         return [r for r in (self.encoder, self.rollout, self.teacher, self.learner) if r]
 
 
-def resolve_roles(config: RunConfig, cluster_gpus: float) -> Roles:
-    """Resources of each role on a cluster with ``cluster_gpus`` GPUs.
-
-    ``device: auto`` gives every role a GPU when the cluster has any. Raises ResourceError when
-    ``device: cuda`` meets a cluster without GPUs.
-    """
-    cuda = config.device == "cuda" or (config.device == "auto" and cluster_gpus > 0)
-    if config.device == "cuda" and not cluster_gpus:
+def uses_gpus(device: Device, cluster_gpus: float) -> bool:
+    """What a run's ``device`` means on a cluster with ``cluster_gpus`` GPUs: ``auto`` takes GPUs
+    when there are any. Raises ResourceError when ``cuda`` meets a cluster without."""
+    if device == "cuda" and not cluster_gpus:
         raise ResourceError("device: cuda, but the cluster has no GPU; allowed: auto or cpu")
+    return device != "cpu" and cluster_gpus > 0
+
+
+def resolve_roles(config: RunConfig, cluster_gpus: float) -> Roles:
+    """Resources of each role on a cluster with ``cluster_gpus`` GPUs. Raises as ``uses_gpus``."""
+    cuda = uses_gpus(config.device, cluster_gpus)
 
     def role(name: str, section: RoleSection) -> Role:
         gpus = (section.gpus if section.gpus is not None else 1.0) if cuda else 0.0
