@@ -68,12 +68,14 @@ def evaluate(
 ) -> None:
     """Draw with base and trained models from equal noise, and score: a table with intervals."""
     quiet()
-    from dopsd.driver.progress import Progress
+    from dopsd.contexts.lengths import cut_prompts
+    from dopsd.driver.progress import Progress, Report
     from dopsd.evaluation.evaluated_models import as_trained, evaluated_models
     from dopsd.evaluation.prompts import PRIOR, read_prompts
     from dopsd.evaluation.run import TABLE
     from dopsd.evaluation.run import evaluate as run
     from dopsd.evaluation.spec import EvaluateSpec, MetricChoice, resolve_models
+    from dopsd.models import FAMILIES
 
     if device not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"--device: {device!r}, allowed: auto, cpu, cuda")
@@ -114,6 +116,9 @@ def evaluate(
             asked += [replace(p, group=PRIOR, prior=True) for p in read_prompts(prior)]
         # Two concepts of the shapes world bring the same prior prompts.
         unique = {(prompt.text, prompt.group): prompt for prompt in asked}
+        texts = {prompt.text for prompt in unique.values()}
+        if lines := cut_prompts(FAMILIES[family](base, revision, "--base"), sorted(texts)):
+            progress.show("prompts", Report(lines))
         results = run(replace(spec, prompts=tuple(unique.values())), progress.show)
     say(results.markdown())
     say(f"Table: {storage.join(out, TABLE)}")

@@ -40,6 +40,7 @@ def generate(
     import torch
 
     from dopsd import storage
+    from dopsd.contexts.lengths import cut_prompts
     from dopsd.data.images import encode_png
     from dopsd.errors import ConfigError
     from dopsd.evaluation.evaluated_models import as_trained, evaluated_models
@@ -56,11 +57,14 @@ def generate(
         (run,) = map(as_trained, evaluated_models([lora]))
         lora, modules = next(iter(run.loras), None), modules or run.modules
         transformer = transformer or run.transformer
+    model = FAMILIES[family](base, revision, "--base")
+    for line in cut_prompts(model, prompts):
+        say(line)
     side = 32 if base == "shapes" else 1024
     device = "cuda" if torch.cuda.is_available() else "cpu"
     use_device(device)
     pictures = draw(
-        FAMILIES[family](base, revision, "--base"),
+        model,
         prompts,
         lora,
         steps,

@@ -23,10 +23,11 @@ from dopsd.driver.checks import (
     refuse_missing_source,
     with_absolute_paths,
 )
+from dopsd.driver.limits import check_captions, check_limits, tell_of_cut_prompts
 from dopsd.driver.prior import check_prior, with_prior
 from dopsd.driver.progress import Show
 from dopsd.learner.zero.engine import preset_stage, read_preset
-from dopsd.models import FAMILIES
+from dopsd.models import FAMILIES, Family
 from dopsd.models.trained import TrainableParameters
 from dopsd.ray_cluster.connect import connect
 from dopsd.ray_cluster.placement import Role, Roles, resolve_roles, wait_for_resources
@@ -72,6 +73,7 @@ class RunSetup:
         show("prepare", "starting Ray")
         roles = resolve_roles(config, connect().get("GPU", 0.0))
         manifest = data(config, partial(show, "prepare"))
+        check_captions(config, manifest, _family(config), show)
         return cls(config, preset, trainable, roles, manifest, show)
 
     def wait_for(self, *roles: Role) -> None:
@@ -106,13 +108,19 @@ def check_run(config: RunConfig, show: Show) -> tuple[RunConfig, dict[str, Any],
     check_trackers(config.trackers)
     check_context(config, preset_stage(preset))
     check_options(config, preset)
+    family = _family(config)
+    check_limits(config, family)
     check_prior(config)
+    tell_of_cut_prompts(config, family, show)
     config = with_absolute_paths(config)
     storage.check_writable("run.folder", config.run.folder)
     storage.check_writable("data.shards", config.shards)
     refuse_missing_source(config)
-    family = FAMILIES[config.model.family](config.model.base, config.model.revision)
     return config, preset, TrainableParameters(config, family).describe(family.skeleton())
+
+
+def _family(config: RunConfig) -> Family:
+    return FAMILIES[config.model.family](config.model.base, config.model.revision)
 
 
 def prepare_data(config: RunConfig, show: Show) -> Manifest:
@@ -121,4 +129,6 @@ def prepare_data(config: RunConfig, show: Show) -> Manifest:
     config, _, _ = check_run(config, show)
     show("prepare", "starting Ray")
     connect()
-    return prepare_shards(config, partial(show, "prepare"))
+    manifest = prepare_shards(config, partial(show, "prepare"))
+    check_captions(config, manifest, _family(config), show)
+    return manifest

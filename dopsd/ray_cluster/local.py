@@ -44,7 +44,7 @@ def start_local(environment: dict[str, str], **options: Any) -> None:
 
 def on_loopback() -> bool:
     """Whether this process is connected to a cluster that no other machine can join."""
-    return ray.util.get_node_ip_address() in ("127.0.0.1", "::1")
+    return ray.is_initialized() and ray.util.get_node_ip_address() in ("127.0.0.1", "::1")
 
 
 def keep_token_private() -> None:

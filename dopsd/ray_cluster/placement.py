@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from dopsd.config import Device, RoleSection, RunConfig
 from dopsd.errors import ResourceError
+from dopsd.ray_cluster.local import on_loopback
 
 
 @dataclass(frozen=True)
@@ -115,12 +116,16 @@ def learners_that_fit(roles: Roles, resources: dict[str, float]) -> int:
 def wait_for_resources(
     roles: Sequence[Role], resources: Callable[[], dict[str, float]], deadline: float
 ) -> None:
-    """Wait until the cluster (which may be scaling up) is large enough.
+    """Wait until the cluster (which may be scaling up) is large enough; one on this machine alone
+    never grows.
 
     Raises ResourceError with the sum after ``deadline`` seconds.
     """
+    if on_loopback():
+        deadline = 0.0
     until = time.monotonic() + deadline
     while (problem := shortfall(roles, resources())) is not None:
         if time.monotonic() >= until:
-            raise ResourceError(f"not enough resources after {deadline:g} s: {problem}")
+            waited = f" after {deadline:g} s" if deadline else ""
+            raise ResourceError(f"not enough resources{waited}: {problem}")
         time.sleep(min(2.0, max(0.05, until - time.monotonic())))
