@@ -30,7 +30,13 @@ from dopsd.learner.zero.engine import preset_stage, read_preset
 from dopsd.models import FAMILIES, Family
 from dopsd.models.trained import TrainableParameters
 from dopsd.ray_cluster.connect import connect
-from dopsd.ray_cluster.placement import Role, Roles, resolve_roles, wait_for_resources
+from dopsd.ray_cluster.placement import (
+    Role,
+    Roles,
+    refuse_too_large,
+    resolve_roles,
+    wait_for_resources,
+)
 from dopsd.run_folder.trackers import check_trackers
 
 MakeData = Callable[[RunConfig, Tell], Manifest]
@@ -72,6 +78,7 @@ class RunSetup:
             refuse_existing(config, overwrite)
         show("prepare", "starting Ray")
         roles = resolve_roles(config, connect().get("GPU", 0.0))
+        refuse_too_large(roles.all(), ray.cluster_resources())
         manifest = data(config, partial(show, "prepare"))
         check_captions(config, manifest, _family(config), show)
         return cls(config, preset, trainable, roles, manifest, show)

@@ -11,7 +11,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from dopsd.config import RunConfig
 from dopsd.learner.rendezvous import LoopbackTorchConfig
 from dopsd.learner.train_loop import train_worker
-from dopsd.ray_cluster.local import on_loopback
+from dopsd.ray_cluster.local import is_private
 from dopsd.ray_cluster.placement import Roles
 
 
@@ -24,7 +24,7 @@ def learner_trainer(
     # Whoever counts restarts is the coordinator: of fixed learners, those that look for one on its
     # way back may fail twice; elastic ones also fail with each node that is taken away.
     failures = -1 if elastic else 2 * section.restarts
-    torch_config = LoopbackTorchConfig if on_loopback() else TorchConfig
+    torch_config = LoopbackTorchConfig if is_private() else TorchConfig
     scaling: Any = ScalingConfig  # type checkers see the class of Ray Train's first version
     common: dict[str, Any] = {
         "train_loop_config": arguments,

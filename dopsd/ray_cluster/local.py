@@ -18,6 +18,8 @@ import ray
 from dopsd.ray_cluster.ray_private import bound_to_loopback
 
 LOOPBACK_INTERFACE = "lo0" if sys.platform == "darwin" else "lo"
+_PRIVATE: set[str] = set()
+"""Addresses of the clusters that this process started on the loopback address."""
 _SOCKETS = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 """Which interface the collectives of gloo and NCCL listen on."""
 
@@ -40,11 +42,18 @@ def start_local(environment: dict[str, str], **options: Any) -> None:
             runtime_env={"env_vars": environment},
             **options,
         )
+        if bound:
+            _PRIVATE.add(_address())
 
 
-def on_loopback() -> bool:
-    """Whether this process is connected to a cluster that no other machine can join."""
-    return ray.is_initialized() and ray.util.get_node_ip_address() in ("127.0.0.1", "::1")
+def is_private() -> bool:
+    """Whether this process is connected to a cluster that it started itself and that nobody can
+    join."""
+    return ray.is_initialized() and _address() in _PRIVATE
+
+
+def _address() -> str:
+    return str(ray.get_runtime_context().gcs_address)
 
 
 def keep_token_private() -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from dopsd.config import Device, RoleSection, RunConfig
 from dopsd.errors import ResourceError
-from dopsd.ray_cluster.local import on_loopback
+from dopsd.ray_cluster.local import is_private
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,16 @@ def shortfall(roles: Sequence[Role], resources: dict[str, float]) -> str | None:
     )
 
 
+def refuse_too_large(roles: Sequence[Role], resources: dict[str, float]) -> None:
+    """Before data is prepared: raises ResourceError for a role of which this machine, where nobody
+    can join, holds not even one worker."""
+    if not is_private():
+        return
+    for role in roles:
+        if problem := shortfall([replace(role, workers=1, min_workers=None)], resources):
+            raise ResourceError(f"not enough resources for one worker: {problem}")
+
+
 def learners_that_fit(roles: Roles, resources: dict[str, float]) -> int:
     """How many learners a cluster of that size holds beside the other roles; ``workers`` at most.
 
@@ -116,12 +126,12 @@ def learners_that_fit(roles: Roles, resources: dict[str, float]) -> int:
 def wait_for_resources(
     roles: Sequence[Role], resources: Callable[[], dict[str, float]], deadline: float
 ) -> None:
-    """Wait until the cluster (which may be scaling up) is large enough; one on this machine alone
+    """Wait until the cluster (which may be scaling up) is large enough; one that nobody can join
     never grows.
 
     Raises ResourceError with the sum after ``deadline`` seconds.
     """
-    if on_loopback():
+    if is_private():
         deadline = 0.0
     until = time.monotonic() + deadline
     while (problem := shortfall(roles, resources())) is not None:
