@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dopsd import storage
-from dopsd.cli.options import quiet, say
+from dopsd.cli.options import Pixels, quiet, say
 from dopsd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ def evaluate(
     out: Annotated[
         str, typer.Option(help="Output folder; the same one is resumed.")
     ] = "evaluation",
-    width: Annotated[int | None, typer.Option(min=1, help="Pixels; default by base.")] = None,
-    height: Annotated[int | None, typer.Option(min=1, help="Pixels; default by base.")] = None,
+    width: Pixels = None,
+    height: Pixels = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures of one call.")] = 8,
     workers: Annotated[int, typer.Option(min=1, help="Actors that draw and score.")] = 1,
     cpus: Annotated[float, typer.Option(min=0, help="CPUs of each worker.")] = 1.0,

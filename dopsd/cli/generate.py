@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dopsd.cli.options import quiet, say
+from dopsd.cli.options import Pixels, quiet, say
 
 
 def generate(
@@ -29,10 +29,10 @@ def generate(
         typer.Option(help="Reference picture (repeatable, in order), shown with every prompt."),
     ] = None,
     out: Annotated[str, typer.Option(help="Folder of the pictures.")] = "generated",
-    steps: Annotated[int, typer.Option(min=1, help="Sampler steps.")] = 4,
-    width: Annotated[int | None, typer.Option(min=1, help="Pixels; default by base.")] = None,
-    height: Annotated[int | None, typer.Option(min=1, help="Pixels; default by base.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Picture i uses seed + i.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, max=1000, help="Sampler steps.")] = 4,
+    width: Pixels = None,
+    height: Pixels = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**62, help="Picture i uses seed + i.")] = 0,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
 ) -> None:
     """Draw pictures with the base, or with what was trained of it."""
@@ -57,6 +57,7 @@ def generate(
         (run,) = map(as_trained, evaluated_models([lora]))
         lora, modules = next(iter(run.loras), None), modules or run.modules
         transformer = transformer or run.transformer
+    storage.check_writable("--out", out)
     model = FAMILIES[family](base, revision, "--base")
     for line in cut_prompts(model, prompts):
         say(line)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from dopsd.config.base import MOST_SECONDS, NonNegative, Positive, Seconds, Section
+from dopsd.config.messages import one_line
+from dopsd.errors import ConfigError
 
 _LONGEST_PAUSE = 60.0
 SMALLEST_SHARE = 1e-4
@@ -40,6 +42,14 @@ class RoleSection(Section):
         description="GPUs of each worker: a part of one, or whole ones. Default: 1 on a GPU "
         "device, else 0.",
     )
+
+
+def check_role(workers: int, cpus: float, gpus: float) -> None:
+    """Raises ConfigError for what no role may have, given otherwise than in a config."""
+    try:
+        RoleSection(workers=workers, cpus=cpus, gpus=gpus)
+    except ValidationError as error:
+        raise ConfigError(one_line(error, RoleSection)) from None
 
 
 class LearnerSection(RoleSection):
