@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
+from dopsd.ray_cluster.process import set_up
 from tests.helpers.faulty_s3 import Faults, FaultyS3
 from tests.helpers.ports import free_port
 
@@ -26,7 +26,8 @@ os.environ.setdefault("AWS_ACCESS_KEY_ID", "testing")
 os.environ.setdefault("AWS_SECRET_ACCESS_KEY", "testing")
 os.environ.setdefault("AWS_DEFAULT_REGION", "us-east-1")
 
-torch.set_num_threads(1)
+# On a machine with GPUs the tests run as they do here: nothing that this process starts sees one.
+set_up("cpu")
 
 TIERS = ("ray", "integration", "nightly")
 """Markers of the tests that may start Ray; without one of them a test is a unit test. What a tier
@@ -94,16 +95,10 @@ def ray_cluster() -> Iterator[None]:
     """One local Ray cluster for every test that needs actors: 4 logical CPUs on 2 real ones."""
     import ray
 
-    from dopsd.ray_cluster.connect import NAMESPACE
+    from dopsd.ray_cluster.connect import NAMESPACE, QUIET
+    from dopsd.ray_cluster.local import start_local
 
-    ray.init(
-        address="local",
-        num_cpus=4,
-        namespace=NAMESPACE,
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=512 * 2**20,
-    )
+    start_local(QUIET, num_cpus=4, namespace=NAMESPACE, object_store_memory=512 * 2**20)
     yield
     ray.shutdown()
 

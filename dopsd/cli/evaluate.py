@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dopsd import storage
-from dopsd.cli.options import quiet, say
+from dopsd.cli.options import Pixels, quiet, say
 from dopsd.errors import ConfigError
 
 if TYPE_CHECKING:
+    from dopsd.config import Device
     from dopsd.evaluation.prompts import EvalPrompt
 
 
@@ -57,8 +58,8 @@ def evaluate(
     out: Annotated[
         str, typer.Option(help="Output folder; the same one is resumed.")
     ] = "evaluation",
-    width: Annotated[int | None, typer.Option(min=1, help="Pixels; default by base.")] = None,
-    height: Annotated[int | None, typer.Option(min=1, help="Pixels; default by base.")] = None,
+    width: Pixels = None,
+    height: Pixels = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures of one call.")] = 8,
     workers: Annotated[int, typer.Option(min=1, help="Actors that draw and score.")] = 1,
     cpus: Annotated[float, typer.Option(min=0, help="CPUs of each worker.")] = 1.0,
@@ -67,12 +68,14 @@ def evaluate(
 ) -> None:
     """Draw with base and trained models from equal noise, and score: a table with intervals."""
     quiet()
-    from dopsd.driver.progress import Progress
+    from dopsd.contexts.lengths import cut_prompts
+    from dopsd.driver.progress import Progress, Report
     from dopsd.evaluation.evaluated_models import as_trained, evaluated_models
     from dopsd.evaluation.folder import TABLE, check_out
     from dopsd.evaluation.prompts import PRIOR, read_prompts
     from dopsd.evaluation.run import evaluate as run
     from dopsd.evaluation.spec import EvaluateSpec, MetricChoice, resolve_models
+    from dopsd.models import FAMILIES
 
     if device not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"--device: {device!r}, allowed: auto, cpu, cuda")
@@ -107,13 +110,16 @@ def evaluate(
             prompt
             for source in prompts or ["shapes:bars"]
             for prompt in _prompts(
-                source, count, out, prompt_vlm, partial(progress.show, "prompts")
+                source, count, out, prompt_vlm, partial(progress.show, "prompts"), spec.device
             )
         ]
         if prior is not None:
             asked += [replace(p, group=PRIOR, prior=True) for p in read_prompts(prior)]
         # Two concepts of the shapes world bring the same prior prompts.
         unique = {(prompt.text, prompt.group): prompt for prompt in asked}
+        texts = {prompt.text for prompt in unique.values()}
+        if lines := cut_prompts(FAMILIES[family](base, revision, "--base"), sorted(texts)):
+            progress.show("prompts", Report(lines))
         results = run(replace(spec, prompts=tuple(unique.values())), progress.show)
     say(results.markdown())
     say(f"Table: {storage.join(out, TABLE)}")
@@ -125,6 +131,7 @@ def _prompts(
     out: str,
     vlm: str | None,
     tell: Callable[[str], None],
+    device: Device,
 ) -> tuple[EvalPrompt, ...]:
     from dopsd.data.manifest import has_manifest
     from dopsd.evaluation.prompts import read_prompts, shapes_prompts
@@ -134,5 +141,5 @@ def _prompts(
     if has_manifest(source):
         from dopsd.evaluation.dataset_prompts import dataset_prompts
 
-        return dataset_prompts(source, out, vlm, tell)
+        return dataset_prompts(source, out, vlm, tell, device)
     return read_prompts(source)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dopsd.cli.options import quiet, say
+from dopsd.cli.options import Pixels, quiet, say
 
 
 def generate(
@@ -31,10 +31,10 @@ def generate(
     out: Annotated[
         str, typer.Option(help="Folder of the pictures; those drawn there before are replaced.")
     ] = "generated",
-    steps: Annotated[int, typer.Option(min=1, help="Sampler steps.")] = 4,
-    width: Annotated[int | None, typer.Option(min=1, help="Pixels; default by base.")] = None,
-    height: Annotated[int | None, typer.Option(min=1, help="Pixels; default by base.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Picture i uses seed + i.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, max=1000, help="Sampler steps.")] = 4,
+    width: Pixels = None,
+    height: Pixels = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**62, help="Picture i uses seed + i.")] = 0,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
 ) -> None:
     """Draw pictures with the base, or with what was trained of it."""
@@ -42,6 +42,7 @@ def generate(
     import torch
 
     from dopsd import storage
+    from dopsd.contexts.lengths import cut_prompts
     from dopsd.data.drawn import drawn_png
     from dopsd.errors import ConfigError
     from dopsd.evaluation.evaluated_models import as_trained, evaluated_models
@@ -49,6 +50,7 @@ def generate(
     from dopsd.evaluation.generate import generate as draw
     from dopsd.models import FAMILIES
     from dopsd.models.base import DTYPES
+    from dopsd.ray_cluster.process import use_device
 
     for option, value, allowed in (("family", family, FAMILIES), ("dtype", dtype, DTYPES)):
         if value not in allowed:
@@ -57,12 +59,17 @@ def generate(
         (run,) = map(as_trained, evaluated_models([lora]))
         lora, modules = next(iter(run.loras), None), modules or run.modules
         transformer = transformer or run.transformer
+    storage.check_writable("--out", out)
     paths = [storage.join(out, f"{number:03d}.png") for number in range(len(prompts))]
     check_out(out, paths)
+    model = FAMILIES[family](base, revision, "--base")
+    for line in cut_prompts(model, prompts):
+        say(line)
     side = 32 if base == "shapes" else 1024
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    use_device(device)
     pictures = draw(
-        FAMILIES[family](base, revision, "--base"),
+        model,
         prompts,
         lora,
         steps,

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+Pixels = Annotated[int | None, typer.Option(min=1, max=8192, help="Pixels; default by base.")]
 CONFIG = typer.Argument(
     help="A YAML file or a recipe's name (`dopsd config --list`).", metavar="CONFIG"
 )

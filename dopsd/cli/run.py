@@ -28,7 +28,7 @@ def report(run: RunPath) -> None:
 
 def checkpoint(
     run: RunPath,
-    wait: Annotated[float, typer.Option(min=1, help="Seconds to wait for it.")] = 600.0,
+    wait: Annotated[float, typer.Option(min=1, max=1e8, help="Seconds to wait for it.")] = 600.0,
 ) -> None:
     """Ask the run that trains in RUN for a checkpoint, and wait until it is saved."""
     folder = RunFolder(run)

@@ -11,7 +11,7 @@ from dopsd.errors import ConfigError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
-Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves PyTorch's default.")]
+Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves PyTorch's default.")]
 
 
 @app.callback()
@@ -85,7 +85,7 @@ def concept(
     name: Annotated[str, typer.Argument(help="bars or ring.")],
     folder: Annotated[Path, typer.Argument(help="Folder to write the set to.")],
     count: Annotated[int, typer.Option(min=1, help="Number of images.")] = 12,
-    seed: Annotated[int, typer.Option(help="Decides the scenes.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Decides the scenes.")] = 0,
 ) -> None:
     """Render a training set of a concept that the base has no word for."""
     from dopsd.shapes.concepts import CONCEPTS, write_concept_set

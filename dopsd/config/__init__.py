@@ -5,7 +5,7 @@ from dopsd.config.data import DataSection
 from dopsd.config.load import dump_config, load_config, parse_config
 from dopsd.config.method import MethodSection
 from dopsd.config.reference import reference
-from dopsd.config.roles import LearnerSection, RoleSection, TimeoutSection
+from dopsd.config.roles import LearnerSection, RoleSection, TimeoutSection, check_role
 from dopsd.config.run import RunConfig
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "RoleSection",
     "RunConfig",
     "TimeoutSection",
+    "check_role",
     "dump_config",
     "load_config",
     "parse_config",

@@ -18,9 +18,21 @@ def _whole(value: Any) -> Any:
 
 
 Whole = Annotated[int, BeforeValidator(_whole)]
-Positive = Annotated[Whole, Field(ge=1)]
-NonNegative = Annotated[Whole, Field(ge=0)]
+MOST = 2**31 - 1
+"""What 32 bits hold: no count is larger."""
+MOST_SECONDS = 1e8
+"""Three years. Clocks and locks take no number of seconds that is much larger."""
+MOST_STEPS = 1000
+"""Levels of noise that a scheduler tells apart, so that more steps would repeat some."""
+
+Positive = Annotated[Whole, Field(ge=1, le=MOST)]
+NonNegative = Annotated[Whole, Field(ge=0, le=MOST)]
+SamplerSteps = Annotated[Whole, Field(ge=1, le=MOST_STEPS)]
+Seed = Annotated[Whole, Field(ge=0, le=2**63 - 1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Seconds = Annotated[float, Field(gt=0.0, le=MOST_SECONDS)]
+Weight = Annotated[float, Field(ge=0.0, le=1000.0)]
+"""Times per epoch."""
 Device = Literal["auto", "cpu", "cuda"]
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from dopsd.config.base import Positive, Section
+from dopsd.config.data import MAX_PIXELS
 
 REFERENCE_FAMILIES = ("flux2_klein",)
 """Families whose transformer takes reference pictures as tokens beside the image's own."""
@@ -55,8 +56,12 @@ class ContextSection(Section):
     )
     text_tokens: Positive = Field(512, description="Most tokens of a text context.")
     image_text_tokens: Positive = Field(1024, description="Most tokens of an image+text context.")
-    image_min_pixels: Positive = Field(512**2, description="Smallest image shown to the VLM.")
-    image_max_pixels: Positive = Field(768**2, description="Largest image shown to the VLM.")
+    image_min_pixels: Positive = Field(
+        512**2, le=MAX_PIXELS, description="Smallest image shown to the VLM."
+    )
+    image_max_pixels: Positive = Field(
+        768**2, le=MAX_PIXELS, description="Largest image shown to the VLM."
+    )
     prompt_pairs: list[tuple[str, str]] = Field(
         default_factory=list,
         description="Of `enhanced_prompt`: pairs of caption keys [student's, teacher's], e.g. "

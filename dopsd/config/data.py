@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from dopsd.config.base import Fraction, Positive, Section, Whole
+from dopsd.config.base import Fraction, Positive, SamplerSteps, Section, Weight, Whole
 
 PRIOR = "prior"
 """Concept of the base's own samples, and their folder inside the shards."""
 
+MAX_SIDE = 8192
+MAX_PIXELS = MAX_SIDE**2
+"""Of a prepared image: no base draws larger ones."""
+
 Column = Literal["image", "caption", "captions", "text", "prompt", "id", "concept", "references"]
 """Fields of a sample (docs/data.md)."""
-
-Weight = Annotated[float, Field(ge=0)]
 
 
 class PriorSection(Section):
@@ -28,7 +30,7 @@ class PriorSection(Section):
     count: Positive = Field(
         100, description="Samples drawn; the prompts in order, again under other noise if fewer."
     )
-    steps: Positive | None = Field(
+    steps: SamplerSteps | None = Field(
         None, description="Sampler steps. Default: preview.steps, or method.steps."
     )
     weight: Weight = Field(1.0, description="Times per epoch that each of them comes.")
@@ -76,7 +78,7 @@ class DataSection(Section):
         "enlarged, drawn by run.seed and its id (into the smallest when it fills none).",
     )
     bucket_multiple: Positive = Field(
-        16, description="Width and height of every bucket are multiples of this."
+        16, le=MAX_SIDE, description="Width and height of every bucket are multiples of this."
     )
     rows_per_group: Positive = Field(32, description="Rows of a parquet row group.")
     groups_per_shard: Positive = Field(16, description="Row groups of a parquet file.")
@@ -88,10 +90,10 @@ class DataSection(Section):
     @model_validator(mode="after")
     def _area_or_areas(self) -> DataSection:
         areas = self.pixel_area if isinstance(self.pixel_area, list) else [self.pixel_area]
-        if not areas or min(areas) < 1:
+        if not areas or min(areas) < 1 or max(areas) > MAX_PIXELS:
             raise ValueError(
-                f"data.pixel_area: {self.pixel_area}, allowed: a whole number of at least 1, or a "
-                "list of such"
+                f"data.pixel_area: {self.pixel_area}, allowed: a whole number from 1 to "
+                f"{MAX_PIXELS}, or a list of such"
             )
         return self
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from dopsd.config.base import Fraction, Positive, Section
+from dopsd.config.base import Fraction, Positive, SamplerSteps, Section
 
 
 class MethodSection(Section):
@@ -28,7 +28,7 @@ class MethodSection(Section):
         "ema",
         description="The teacher's weights: an EMA of the student, the base, or the student.",
     )
-    steps: Positive = Field(4, description="K, the states of a training rollout.")
+    steps: SamplerSteps = Field(4, description="K, the states of a training rollout.")
     sigmas: list[float] | None = Field(
         None,
         description="Override of the K rollout sigmas (descending from 1, without the last "

@@ -42,7 +42,7 @@ class LoraSection(Section):
     """What is trained, of `adapters: lora` and `lora+modules`."""
 
     rank: Positive = Field(64, description="LoRA rank.")
-    alpha: Annotated[float, Field(gt=0)] = Field(128, description="LoRA alpha.")
+    alpha: Annotated[float, Field(gt=0, le=1e6)] = Field(128, description="LoRA alpha.")
     targets: list[str] | Literal["default", "all-linear"] = Field(
         "default",
         description="Module name suffixes, `default` (the authors' list of the family) or "

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dopsd.config.base import NonNegative, Positive, Section
+from dopsd.config.base import NonNegative, Positive, SamplerSteps, Section, Seed
 
 
 class CheckpointSection(Section):
@@ -15,7 +15,7 @@ class CheckpointSection(Section):
     every_steps: NonNegative = Field(
         200, description="A checkpoint every N optimizer steps; 0: none by steps."
     )
-    every_minutes: Annotated[float, Field(ge=0)] = Field(
+    every_minutes: Annotated[float, Field(ge=0, le=1e6)] = Field(
         20.0, description="And one when the last is this many minutes old; 0: none by time."
     )
     keep_last: Positive = Field(2, description="Newest checkpoints that are kept.")
@@ -33,7 +33,9 @@ class PreflightSection(Section):
         "student: warn when it was not shown, refuse to train (`strict`), or do not look.",
     )
     samples: Positive = Field(8, description="Samples drawn, each by student and teacher.")
-    num_noises: Positive = Field(2, description="Pictures of each sample, each from its own noise.")
+    num_noises: Positive = Field(
+        2, le=1000, description="Pictures of each sample, each from its own noise."
+    )
     metric: Literal["auto", "latent", "oracle", "dino", "clip"] = Field(
         "auto",
         description="Distance to the target: `oracle` reads pictures of the shapes world, `dino` "
@@ -54,7 +56,7 @@ class RunSection(Section):
 
     name: str = Field("run", description="Name of the run, shown in logs and LoRA metadata.")
     folder: str = Field("runs/run", description="Run folder (local or s3://).")
-    seed: NonNegative = Field(0, description="Seed of noise, order, captions and LoRA init.")
+    seed: Seed = Field(0, description="Seed of noise, order, captions and LoRA init.")
     overwrite: bool = Field(False, description="Replace an existing run folder.")
 
 
@@ -74,7 +76,7 @@ class PreviewSection(Section):
     samples: NonNegative = Field(
         4, description="Samples drawn on contact sheet and run page; 0 leaves both drawings out."
     )
-    steps: Positive | None = Field(None, description="Sampler steps. Default: method.steps.")
+    steps: SamplerSteps | None = Field(None, description="Sampler steps. Default: method.steps.")
     every: NonNegative = Field(
         0,
         description="Keep both adapters every N optimizer steps, to draw how pictures changed "

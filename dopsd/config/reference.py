@@ -10,14 +10,16 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from dopsd.config.base import MOST
 from dopsd.config.run import RunConfig
 
 _HEAD = """# Configuration
 
 Every key of a run config with its default, what is allowed and what it means. In a YAML file
 sections nest; on the command line a key is given by its whole name, `dopsd train shapes
-learner.lr=2e-4`. Unknown keys and combinations that cannot be are refused in one line before
-anything starts. `dopsd config CONFIG` prints a config with its defaults filled in.
+learner.lr=2e-4`. Whole numbers are at most 2147483647 where no bound is given. Unknown keys and
+combinations that cannot be are refused in one line before anything starts. `dopsd config CONFIG`
+prints a config with its defaults filled in.
 
 This page is generated: `dopsd config --reference > docs/configuration.md`."""
 _KINDS = {str: "text", int: "whole number", float: "number", bool: "`true`, `false`"}
@@ -53,10 +55,10 @@ def _default(field: FieldInfo) -> str:
 
 def _bounds(metadata: Any) -> str:
     words = [
-        f"{word} {value:.12g}"
-        for entry in metadata
+        f"{word} {value if isinstance(value, int) else f'{value:.12g}'}"
         for name, word in _BOUNDS.items()
-        if (value := getattr(entry, name, None)) is not None
+        for entry in metadata
+        if (value := getattr(entry, name, None)) is not None and value != MOST
     ]
     return "".join(f", {word}" for word in words)
 

@@ -4,21 +4,52 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
-from dopsd.config.base import Fraction, NonNegative, Positive, Section
+from dopsd.config.base import MOST_SECONDS, NonNegative, Positive, Seconds, Section
+from dopsd.config.messages import one_line
+from dopsd.errors import ConfigError
 
 _LONGEST_PAUSE = 60.0
+SMALLEST_SHARE = 1e-4
+"""Of a CPU or GPU: Ray counts in this unit."""
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _countable(share: float) -> float:
+    if 0 < share < SMALLEST_SHARE:
+        raise PydanticCustomError("share", f"0 or at least {SMALLEST_SHARE:g}")
+    return share
+
+
+def _whole_beyond_one(gpus: float) -> float:
+    if gpus > 1 and not gpus.is_integer():
+        raise PydanticCustomError("share", "a part of one GPU, or whole ones")
+    return gpus
+
+
+Share = Annotated[float, Field(ge=0, le=10_000), AfterValidator(_countable)]
 
 
 class RoleSection(Section):
     """Workers of a role and what each of them takes."""
 
     workers: Positive = Field(1, description="Actors of this role.")
-    cpus: Annotated[float, Field(ge=0)] = Field(1.0, description="CPUs of each worker.")
-    gpus: Annotated[float, Field(ge=0)] | None = Field(
-        None, description="GPUs of each worker. Default: 1 on a GPU device, else 0."
+    cpus: Share = Field(1.0, description="CPUs of each worker.")
+    gpus: Annotated[Share, AfterValidator(_whole_beyond_one)] | None = Field(
+        None,
+        description="GPUs of each worker: a part of one, or whole ones. Default: 1 on a GPU "
+        "device, else 0.",
     )
+
+
+def check_role(workers: int, cpus: float, gpus: float) -> None:
+    """Raises ConfigError for what no role may have, given otherwise than in a config."""
+    try:
+        RoleSection(workers=workers, cpus=cpus, gpus=gpus)
+    except ValidationError as error:
+        raise ConfigError(one_line(error, RoleSection)) from None
 
 
 class LearnerSection(RoleSection):
@@ -30,7 +61,7 @@ class LearnerSection(RoleSection):
         "for, `workers` at most: fewer when a node goes, more when one comes. Default: always "
         "`workers`.",
     )
-    resize_interval_s: Annotated[float, Field(gt=0)] = Field(
+    resize_interval_s: Seconds = Field(
         60.0, description="With `min_workers`: between two looks whether more learners fit."
     )
     steps: Positive = Field(2000, description="Optimizer steps.")
@@ -42,9 +73,11 @@ class LearnerSection(RoleSection):
         "of their memory, which only counts when many weights train.",
     )
     lr: Annotated[float, Field(gt=0)] = Field(1e-4, description="AdamW learning rate.")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="AdamW weight decay.")
-    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="AdamW betas.")
-    eps: Annotated[float, Field(gt=0)] = Field(1e-8, description="AdamW epsilon.")
+    weight_decay: Annotated[float, Field(ge=0, le=100)] = Field(
+        0.0, description="AdamW weight decay."
+    )
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="AdamW betas.")
+    eps: Annotated[float, Field(ge=1e-30, le=1)] = Field(1e-8, description="AdamW epsilon.")
     max_grad_norm: Annotated[float, Field(ge=0)] = Field(
         1.0, description="Gradient norm clip; 0 switches it off."
     )
@@ -66,7 +99,7 @@ class LearnerSection(RoleSection):
         description="Restarts of learners and coordinator, all together; each resumes from the "
         "newest checkpoint.",
     )
-    restart_backoff_s: Annotated[float, Field(ge=0)] = Field(
+    restart_backoff_s: Annotated[float, Field(ge=0, le=MOST_SECONDS)] = Field(
         2.0,
         description="Seconds before the first of these restarts, doubled at each later one up to "
         "a minute (a longer one stays as it is).",
@@ -114,9 +147,5 @@ class InferenceSection(Section):
 class TimeoutSection(Section):
     """How long anything may take before the run says who timed out."""
 
-    startup: Annotated[float, Field(gt=0)] = Field(
-        900.0, description="Seconds until every role is up and loaded."
-    )
-    step: Annotated[float, Field(gt=0)] = Field(
-        900.0, description="Seconds of one micro-batch or one step."
-    )
+    startup: Seconds = Field(900.0, description="Seconds until every role is up and loaded.")
+    step: Seconds = Field(900.0, description="Seconds of one micro-batch or one step.")

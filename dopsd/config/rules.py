@@ -23,7 +23,7 @@ class Rule:
 def _bad_sigmas(c: RunConfig) -> bool:
     sigmas = c.method.sigmas or [1.0]
     descending = all(a > b for a, b in zip(sigmas, sigmas[1:]))
-    return not (descending and sigmas[-1] > 0 and sigmas[0] <= 1)
+    return not (descending and sigmas[-1] > 0 and sigmas[0] == 1)
 
 
 def _full(c: RunConfig) -> bool:
@@ -44,6 +44,8 @@ def _one_model(c: RunConfig) -> bool:
 _OFF_POLICY = "with method.objective: {c.method.objective}, allowed:"
 _CONTEXT = "with context.name: {c.context.name}, allowed:"
 _WITHOUT_TOKENS = " or ".join(n for n, needs in CONTEXT_NEEDS.items() if not needs.reference_tokens)
+PATHS = ("run.folder", "data.source", "data.shards", "data.prior.prompts")
+"""Keys that name a folder or file of the user, here or on S3."""
 RULES = (
     Rule(
         lambda c: c.learner.global_batch % c.learner.micro_batch != 0,
@@ -104,6 +106,16 @@ RULES = (
         lambda c: c.learner.workers > 1 and c.learner.gpus is not None and 0 < c.learner.gpus < 1,
         "learner.gpus: {c.learner.gpus} with {c.learner.workers} learners, allowed: whole GPUs "
         "(NCCL takes no two ranks on one GPU)",
+    ),
+    Rule(
+        lambda c: not c.learner.cpus and (c.device == "cpu" or c.learner.gpus == 0),
+        "learner.cpus: 0 without a GPU, allowed: more than 0 (Ray Train places learners by what "
+        "they take)",
+    ),
+    Rule(
+        lambda c: c.learner.lr * c.learner.weight_decay >= 1,
+        "learner.weight_decay: {c.learner.weight_decay:g} with learner.lr: {c.learner.lr:g}, "
+        "allowed: a product below 1 (each step takes that part of the weights away)",
     ),
     Rule(
         lambda c: c.learner.warmup_steps > c.learner.steps,
@@ -195,9 +207,25 @@ def check_rules(config: RunConfig) -> None:
                 f"{key}: credentials in a URL, allowed: a URL without them; they come from the "
                 "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
             )
+        if problem := _unusable(key, text):
+            raise ValueError(f"{key}: {problem}")
     for rule in RULES:
         if rule.broken(config):
             raise ValueError(rule.message.format(c=config))
+
+
+def _unusable(key: str, text: str) -> str | None:
+    """What is wrong with a text in the config, if anything."""
+    if control := next((c for c in text if ord(c) < 32 and c not in "\n\t"), None):
+        return f"holds the character {control!r}, allowed: text without control characters"
+    if any(0xD800 <= ord(c) < 0xE000 for c in text):
+        return "is not UTF-8, allowed: text that is"
+    scheme, separated, rest = text.partition("://")
+    if key not in PATHS or not separated:
+        return None
+    if scheme != "s3":
+        return f"{scheme}://..., allowed: a path on this machine, or s3://BUCKET/..."
+    return None if rest.strip("/") else "s3:// without a bucket, allowed: s3://BUCKET/..."
 
 
 def _texts(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -16,6 +16,7 @@ from dopsd.contexts import ContextView
 from dopsd.errors import DataError
 from dopsd.models import FAMILIES
 from dopsd.models.base import DTYPES, TextFormat
+from dopsd.models.pretrained import missing_weights_errors
 from dopsd.records import Context
 
 
@@ -49,7 +50,7 @@ class TextEncoder:
             model.requires_grad_(False).eval().to(device),
             load_tokenizer(family.base, family.revision),
             family.text_format,
-            config.context.text_tokens,
+            family.kept_tokens(config.context.text_tokens),
         )
 
     @torch.no_grad()
@@ -82,10 +83,11 @@ class TextEncoder:
 
 
 def load_tokenizer(base: str, revision: str | None) -> Any:
-    """The pipeline's tokenizer."""
+    """The pipeline's tokenizer. Raises MissingWeights."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(base, subfolder="tokenizer", revision=revision)
+    with missing_weights_errors("model.base", f"the tokenizer of {base}"):
+        return AutoTokenizer.from_pretrained(base, subfolder="tokenizer", revision=revision)
 
 
 def chat_text(tokenizer: Any, content: Any, **options: Any) -> str:

@@ -5,7 +5,7 @@ One frozen VLM serves both: its language model carries the weights of the pipeli
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from dopsd.data.sample import Sample
 from dopsd.errors import ModelError
 from dopsd.models import FAMILIES, resolve_vlm
 from dopsd.models.base import DTYPES
+from dopsd.models.pretrained import missing_weights_errors
 from dopsd.records import Context
 
 
@@ -58,7 +59,7 @@ class VlmEncoder:
     @classmethod
     def from_config(cls, config: RunConfig, device: str) -> VlmEncoder:
         """Load from the base pipeline and the VLM of ``config``."""
-        from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
+        from transformers import AutoConfig, AutoTokenizer
 
         family = FAMILIES[config.model.family](config.model.base, config.model.revision)
         vlm = resolve_vlm(config.model.base, config.model.vlm, config.model.revision)
@@ -68,21 +69,22 @@ class VlmEncoder:
         )
         model = load_vlm(vlm, DTYPES[config.model.dtype], device, revision, text_encoder)
         carry_text_encoder(model.language_model, family.base, family.revision)
-        processor = AutoImageProcessor.from_pretrained(vlm, revision=revision)
-        processor.size = {
-            "shortest_edge": config.context.image_min_pixels,
-            "longest_edge": config.context.image_max_pixels,
-        }
+        processor = load_image_processor(config)
         tokenizer = load_tokenizer(family.base, family.revision)
         vlm_tokenizer = AutoTokenizer.from_pretrained(vlm, revision=revision)
         vlm_tokenizer.padding_side = tokenizer.padding_side
         context = config.context
         return cls(
             model,
-            TextEncoder(model.language_model, tokenizer, family.text_format, context.text_tokens),
+            TextEncoder(
+                model.language_model,
+                tokenizer,
+                family.text_format,
+                family.kept_tokens(context.text_tokens),
+            ),
             vlm_tokenizer,
             processor,
-            context.image_text_tokens,
+            family.kept_tokens(context.image_text_tokens),
         )
 
     def encode(self, samples: Sequence[Sample]) -> tuple[Context, Context]:
@@ -148,3 +150,26 @@ class VlmEncoder:
         if text.count(placeholder) != 1:
             raise ModelError("model.vlm: its chat template does not place exactly one image")
         return text.replace(placeholder, placeholder * image_tokens, 1)
+
+
+def load_image_processor(config: RunConfig) -> Any:
+    """The VLM's image processor, for images of the sizes that the config allows. Raises
+    MissingWeights."""
+    from transformers import AutoImageProcessor
+
+    vlm = resolve_vlm(config.model.base, config.model.vlm, config.model.revision)
+    with missing_weights_errors("model.vlm", f"the image processor of {vlm}"):
+        processor = AutoImageProcessor.from_pretrained(vlm, revision=config.model.vlm_revision)
+    processor.size = {
+        "shortest_edge": config.context.image_min_pixels,
+        "longest_edge": config.context.image_max_pixels,
+    }
+    return processor
+
+
+def image_tokens(config: RunConfig, sizes: Iterable[tuple[int, int]]) -> int:
+    """Language tokens of an image, at most, of images of these (width, height); nothing is
+    computed."""
+    processor = load_image_processor(config)
+    patches = (processor.get_number_of_image_patches(height, width) for width, height in sizes)
+    return int(max(patches) // processor.merge_size**2)

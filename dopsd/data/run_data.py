@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from dopsd.config.data import PRIOR
 from dopsd.data.captions import check_caption_keys, check_prompt_pairs
 from dopsd.data.join import without_prior
 from dopsd.data.manifest import Manifest, has_manifest, load_manifest
-from dopsd.data.plan import Plan
+from dopsd.data.plan import Plan, RowRef
 from dopsd.data.prepare.run import load_prepared, prepare, prepare_settings
 from dopsd.data.read import ReadSpec, RowGroups, read_micro_batch, samples_of
 from dopsd.data.references import check_references
@@ -131,6 +131,16 @@ def preview_samples(config: RunConfig, manifest: Manifest, count: int) -> list[S
             break
         samples += samples_of(read_micro_batch(batch, groups, config.run.seed))
     return samples[:count]
+
+
+def captions_of(config: RunConfig, manifest: Manifest) -> Iterator[tuple[str, dict[str, str]]]:
+    """(sample id, captions by key) of every sample, in the order of the shards; no picture is
+    read."""
+    groups = RowGroups(config.shards, ReadSpec(images=False))
+    for group in manifest.row_groups:
+        for number in range(group.rows):
+            row = groups.row(RowRef(group.file, group.row_group, number))
+            yield row["sample_id"], row["captions"]
 
 
 def no_source(config: RunConfig) -> ConfigError:

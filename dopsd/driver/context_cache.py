@@ -44,6 +44,7 @@ def made_of(config: RunConfig, manifest: Manifest) -> Entries:
     """
     model, context, needs = config.model, config.context, config.context.needs
     family = FAMILIES[model.family]
+    kept_tokens = family(model.base, model.revision).kept_tokens
     reads = read_spec(config)
     entries: Entries = {
         "context": context.name,
@@ -54,7 +55,7 @@ def made_of(config: RunConfig, manifest: Manifest) -> Entries:
         "layers": ",".join(map(str, family.text_format.layers)),
         "thinking": family.text_format.thinking,
         "padded": family.text_format.padded,
-        "text_tokens": context.text_tokens,
+        "text_tokens": kept_tokens(context.text_tokens),
         "teacher": config.method.objective != "sft",
         "latents": config.method.needs_targets,
         "empty_prompt": reads.caption_dropout > 0,
@@ -69,7 +70,7 @@ def made_of(config: RunConfig, manifest: Manifest) -> Entries:
         vlm = resolve_vlm(model.base, model.vlm, model.revision)
         entries |= {
             "vlm": model_identity(vlm, model.vlm_revision),
-            "image_text_tokens": context.image_text_tokens,
+            "image_text_tokens": kept_tokens(context.image_text_tokens),
             "image_min_pixels": context.image_min_pixels,
             "image_max_pixels": context.image_max_pixels,
         }

@@ -24,13 +24,20 @@ from dopsd.driver.checks import (
     with_absolute_paths,
 )
 from dopsd.driver.folders import check_folders
+from dopsd.driver.limits import check_captions, check_limits, tell_of_cut_prompts
 from dopsd.driver.prior import check_prior, with_prior
 from dopsd.driver.progress import Show
 from dopsd.learner.zero.engine import preset_stage, read_preset
-from dopsd.models import FAMILIES
+from dopsd.models import FAMILIES, Family
 from dopsd.models.trained import TrainableParameters
 from dopsd.ray_cluster.connect import connect
-from dopsd.ray_cluster.placement import Role, Roles, resolve_roles, wait_for_resources
+from dopsd.ray_cluster.placement import (
+    Role,
+    Roles,
+    refuse_too_large,
+    resolve_roles,
+    wait_for_resources,
+)
 from dopsd.run_folder.outputs import check_run_folder, claim_shards
 from dopsd.run_folder.trackers import check_trackers
 
@@ -74,8 +81,10 @@ class RunSetup:
             check_run_folder(config)
         show("prepare", "starting Ray")
         roles = resolve_roles(config, connect().get("GPU", 0.0))
+        refuse_too_large(roles.all(), ray.cluster_resources())
         claim_shards(config)
         manifest = data(config, partial(show, "prepare"))
+        check_captions(config, manifest, _family(config), show)
         return cls(config, preset, trainable, roles, manifest, show)
 
     def wait_for(self, *roles: Role) -> None:
@@ -110,14 +119,20 @@ def check_run(config: RunConfig, show: Show) -> tuple[RunConfig, dict[str, Any],
     check_trackers(config.trackers)
     check_context(config, preset_stage(preset))
     check_options(config, preset)
+    family = _family(config)
+    check_limits(config, family)
     check_prior(config)
+    tell_of_cut_prompts(config, family, show)
     config = with_absolute_paths(config)
     check_folders(config)
     storage.check_writable("run.folder", config.run.folder)
     storage.check_writable("data.shards", config.shards)
     refuse_missing_source(config)
-    family = FAMILIES[config.model.family](config.model.base, config.model.revision)
     return config, preset, TrainableParameters(config, family).describe(family.skeleton())
+
+
+def _family(config: RunConfig) -> Family:
+    return FAMILIES[config.model.family](config.model.base, config.model.revision)
 
 
 def prepare_data(config: RunConfig, show: Show) -> Manifest:
@@ -126,5 +141,8 @@ def prepare_data(config: RunConfig, show: Show) -> Manifest:
     config, _, _ = check_run(config, show)
     show("prepare", "starting Ray")
     connect()
+    manifest = prepare_shards(config, partial(show, "prepare"))
+    check_captions(config, manifest, _family(config), show)
+    return manifest
     claim_shards(config)
     return prepare_shards(config, partial(show, "prepare"))

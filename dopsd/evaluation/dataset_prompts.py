@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 
 from dopsd import storage
+from dopsd.config import Device
 from dopsd.data.images import decode_image
 from dopsd.data.manifest import load_manifest
 from dopsd.data.plan import RowRef
@@ -24,7 +25,8 @@ from dopsd.models.fingerprint import fingerprint, model_identity
 from dopsd.models.pretrained import check_config
 from dopsd.ray_cluster.connect import connect
 from dopsd.ray_cluster.job_pool import Job, JobPool
-from dopsd.ray_cluster.placement import Role
+from dopsd.ray_cluster.placement import Role, uses_gpus
+from dopsd.ray_cluster.process import use_device
 
 _WHO = "prompts by VLM"
 _START_SECONDS, _ANSWER_SECONDS = 900.0, 300.0
@@ -36,6 +38,7 @@ class PromptWriter:
     """A VLM that writes a concept's prompts; the class behind the actor."""
 
     def __init__(self, model: str, device: str) -> None:
+        use_device(device)
         self._model, self._device = model, device
 
     @cached_property
@@ -49,9 +52,14 @@ class PromptWriter:
 
 
 def dataset_prompts(
-    shards: str, out: str, vlm: str | None, tell: Callable[[str], None]
+    shards: str,
+    out: str,
+    vlm: str | None,
+    tell: Callable[[str], None],
+    device: Device = "auto",
 ) -> tuple[EvalPrompt, ...]:
-    """For each concept of the shards one rewrite and new scenes, by templates or by ``vlm``.
+    """For each concept of the shards one rewrite and new scenes, by templates or by ``vlm``, on
+    ``device``.
 
     Written into ``out`` with their reference pictures, and read from there the next time. Raises
     DataError for broken shards, ConfigError for an ``out`` that is somebody else's, ModelError for
@@ -69,7 +77,7 @@ def dataset_prompts(
         owned(out).claim(name, REFERENCES)
         references = write_references(shards, concepts, storage.join(out, REFERENCES))
         if vlm:
-            texts = _by_vlm(concepts, references, vlm, tell)
+            texts = _by_vlm(concepts, references, vlm, tell, device)
         else:
             texts = [from_templates(concept) for concept in concepts]
         write_prompts(path, eval_prompts(concepts, texts, references))
@@ -81,8 +89,9 @@ def _by_vlm(
     references: Mapping[RowRef, str],
     vlm: str,
     tell: Callable[[str], None],
+    device: Device,
 ) -> list[list[str]]:
-    gpus = 1.0 if connect().get("GPU") else 0.0
+    gpus = 1.0 if uses_gpus(device, connect().get("GPU", 0.0)) else 0.0
     role = Role("prompt writer", 1, 1.0, gpus)
     written: dict[str, list[str]] = {}
 

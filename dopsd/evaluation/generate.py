@@ -78,7 +78,9 @@ def generate(
         load_lora(pipeline, lora, storage.read_bytes(lora), "lora")
     # The pipeline may change its list, so it gets a copy each time.
     for number, prompt in enumerate(prompts):
-        options: dict[str, Any] = {"image": list(references)} if references else {}
+        options: dict[str, Any] = {"max_sequence_length": family.kept_tokens()}
+        if references:
+            options["image"] = list(references)
         options["generator"] = torch.Generator("cpu").manual_seed(seed + number)
         yield sample(pipeline, [prompt], steps, height, width, **options)[0]
 
@@ -102,7 +104,8 @@ def sample(
     pipeline: Any, prompts: list[str], steps: int, height: int, width: int, **options: Any
 ) -> list[Image.Image]:
     """The stock few-step sampler, guidance off. ``options``: a ``generator`` or ``latents``
-    [B, C, h, w] float32, and ``image``, a list of reference pictures."""
+    [B, C, h, w] float32, ``image``, a list of reference pictures, and ``max_sequence_length``,
+    the tokens at which a prompt is cut."""
     # The pipeline rewrites the list that it is given, so it gets a copy.
     images: list[Image.Image] = pipeline(
         prompt=list(prompts),

@@ -16,7 +16,7 @@ from safetensors.torch import load
 
 from dopsd import storage
 from dopsd.data.images import BadImage, decode_image
-from dopsd.errors import ConfigError, ModelError, ResourceError
+from dopsd.errors import ConfigError, ModelError
 from dopsd.evaluation.folder import PICTURES, PROMPTS, RESULTS, SCORES, TABLE, check_out, owned
 from dopsd.evaluation.metrics import METRICS, make_metric
 from dopsd.evaluation.prompts import prompts_file
@@ -30,7 +30,7 @@ from dopsd.models.pretrained import MissingWeights
 from dopsd.models.transformer_folder import digest_of, transformer_files
 from dopsd.ray_cluster.connect import cluster_resources, connect
 from dopsd.ray_cluster.job_pool import Job, JobPool
-from dopsd.ray_cluster.placement import Role, wait_for_resources
+from dopsd.ray_cluster.placement import Role, uses_gpus, wait_for_resources
 
 Show = Callable[[str, str], None]
 """Called with a phase (`draw`, `score`) and what is being done now."""
@@ -138,11 +138,9 @@ def _unavailable(spec: EvaluateSpec) -> dict[str, str]:
 
 
 def _role(spec: EvaluateSpec, cluster_gpus: float) -> Role:
-    """Resources of the workers. Raises ResourceError when ``cuda`` meets a cluster without GPUs."""
-    if spec.device == "cuda" and not cluster_gpus:
-        raise ResourceError("device: cuda, but the cluster has no GPU; allowed: auto or cpu")
-    cuda = spec.device != "cpu" and cluster_gpus > 0
-    return Role("evaluation", spec.workers, spec.cpus, spec.gpus if cuda else 0.0)
+    """Resources of the workers. Raises as ``uses_gpus``."""
+    gpus = spec.gpus if uses_gpus(spec.device, cluster_gpus) else 0.0
+    return Role("evaluation", spec.workers, spec.cpus, gpus)
 
 
 def _image_sets(spec: EvaluateSpec, device: str, loras: dict[str, bytes]) -> list[ImageSet]:

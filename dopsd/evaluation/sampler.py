@@ -63,6 +63,7 @@ class EvaluationSampler:
             self.height,
             self.width,
             latents=torch.stack(noise).to(self.device),
+            max_sequence_length=self.family.kept_tokens(),
         )
         return [encode_png(image) for image in images]
 

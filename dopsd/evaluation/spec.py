@@ -6,7 +6,8 @@ import os
 from dataclasses import dataclass, replace
 
 from dopsd import storage
-from dopsd.config import Device
+from dopsd.config import Device, check_role
+from dopsd.config.base import MOST, MOST_STEPS
 from dopsd.errors import ConfigError, ModelError
 from dopsd.evaluation.metrics import make_metric
 from dopsd.evaluation.prompts import EvalPrompt
@@ -104,13 +105,19 @@ def resolve_models(spec: EvaluateSpec) -> EvaluateSpec:
         raise ConfigError(f"family: {spec.family!r}, allowed: {', '.join(FAMILIES)}")
     if spec.dtype not in DTYPES:
         raise ConfigError(f"dtype: {spec.dtype!r}, allowed: {', '.join(DTYPES)}")
-    for key, low in (("steps", 1), ("seeds", 0)):
+    for key, low, high in (("steps", 1, MOST_STEPS), ("seeds", 0, MOST)):
         values = getattr(spec, key)
-        if not values or min(values) < low or len(set(values)) < len(values):
-            raise ConfigError(f"{key}: {list(values)}, allowed: different numbers from {low}")
-    for key in ("batch", "workers"):
-        if getattr(spec, key) < 1:
-            raise ConfigError(f"{key}: {getattr(spec, key)}, allowed: 1 or more")
+        if (
+            not values
+            or len(set(values)) < len(values)
+            or not low <= min(values) <= max(values) <= high
+        ):
+            raise ConfigError(
+                f"{key}: {list(values)}, allowed: different numbers from {low} to {high}"
+            )
+    if spec.batch < 1:
+        raise ConfigError(f"batch: {spec.batch}, allowed: 1 or more")
+    check_role(spec.workers, spec.cpus, spec.gpus)
     shapes = spec.base == "shapes"
     side = PIXELS if shapes else 1024
     defaults = ("oracle", "sharpness") if shapes else ("clip", "dino", "lpips", "sharpness")

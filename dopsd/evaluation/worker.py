@@ -13,6 +13,7 @@ from dopsd.evaluation.prompts import EvalPrompt
 from dopsd.evaluation.sampler import EvaluationSampler
 from dopsd.evaluation.spec import EvaluatedModel, EvaluateSpec, MetricChoice
 from dopsd.method.noise import NoisePurpose
+from dopsd.ray_cluster.process import use_device
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class EvaluationWorker:
     def __init__(
         self, spec: EvaluateSpec, device: str, purpose: NoisePurpose = NoisePurpose.EVALUATION
     ) -> None:
+        use_device(device)
         self.spec, self.device, self.purpose = spec, device, purpose
         self._sampler: EvaluationSampler | None = None
         self._metric: tuple[MetricChoice, Metric] | None = None

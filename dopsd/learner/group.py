@@ -9,7 +9,9 @@ from ray.train import RunConfig as TrainRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from dopsd.config import RunConfig
+from dopsd.learner.rendezvous import LoopbackTorchConfig
 from dopsd.learner.train_loop import train_worker
+from dopsd.ray_cluster.local import is_private
 from dopsd.ray_cluster.placement import Roles
 
 
@@ -22,10 +24,11 @@ def learner_trainer(
     # Whoever counts restarts is the coordinator: of fixed learners, those that look for one on its
     # way back may fail twice; elastic ones also fail with each node that is taken away.
     failures = -1 if elastic else 2 * section.restarts
+    torch_config = LoopbackTorchConfig if is_private() else TorchConfig
     scaling: Any = ScalingConfig  # type checkers see the class of Ray Train's first version
     common: dict[str, Any] = {
         "train_loop_config": arguments,
-        "torch_config": TorchConfig(backend="nccl" if learner.gpus else "gloo"),
+        "torch_config": torch_config(backend="nccl" if learner.gpus else "gloo"),
         "scaling_config": scaling(
             num_workers=(learner.needed, learner.workers) if elastic else learner.workers,
             elastic_resize_monitor_interval_s=section.resize_interval_s,

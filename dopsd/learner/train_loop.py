@@ -38,9 +38,11 @@ _RETURN_SECONDS = 20.0
 def train_worker(arguments: dict[str, Any]) -> None:
     """``arguments``: config (dict), preset (DeepSpeed), coordinator (name), namespace, metadata (of
     exported files)."""
+    device = get_device()
+    set_up(device.type)  # before anything else can: DeepSpeed looks for GPUs when it is imported
     config = RunConfig.model_validate(arguments["config"])
     timeouts, learner = config.timeouts, config.learner
-    context, device = train.get_context(), get_device()
+    context = train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     patience = _RETURN_SECONDS + learner.pause_before(learner.restarts)
     name, namespace = arguments["coordinator"], arguments["namespace"]
@@ -85,7 +87,6 @@ def run_learner(
 ) -> None:
     """Load the student, resume where the run stands, train to the end, export."""
     began = time.time()
-    set_up(device.type)
     begin, files = client.enter(ray.get_runtime_context().current_actor)
 
     family = FAMILIES[config.model.family](config.model.base, config.model.revision)

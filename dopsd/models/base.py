@@ -17,6 +17,8 @@ from dopsd.models.pretrained import check_transformer, part_config, resolve_base
 from dopsd.records import Context
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PROMPT_TOKENS = 512
+"""At which the stock pipelines cut a prompt."""
 LEVELS = 1000
 """Resolution at which flow matching reads a pipeline's schedule."""
 
@@ -118,13 +120,18 @@ class Family(ABC):
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, h, w) of the latents of an image of ``height`` x ``width`` pixels.
 
-        Raises ModelError when the size does not fit the family's patches.
+        Raises ModelError when the size does not fit the family's patches or positions.
         """
         unit = self.vae_factor * 2
         if height % unit or width % unit:
             raise ModelError(
                 f"image of {width}x{height} pixels: this base allows multiples of {unit} "
                 "(data.bucket_multiple)"
+            )
+        if self.max_side is not None and max(height, width) > self.max_side:
+            raise ModelError(
+                f"image of {width}x{height} pixels: this base has positions for {self.max_side} "
+                "pixels along a side (data.pixel_area)"
             )
         return self.channels, height // self.latent_pixels, width // self.latent_pixels
 
@@ -163,6 +170,20 @@ class Family(ABC):
     @abstractmethod
     def decode(self, pipeline: Any, latents: Tensor) -> Any:
         """``latents`` [B, C, h, w] through the VAE, as the stock sampler ends: B PIL images."""
+
+    @property
+    def max_side(self) -> int | None:
+        """Pixels along a side for which the transformer has positions; None: for any number."""
+        return None
+
+    @property
+    def max_text_tokens(self) -> int | None:
+        """Tokens of a text for which it has positions; None: for any number."""
+        return None
+
+    def kept_tokens(self, asked: int = PROMPT_TOKENS) -> int:
+        """Tokens of a text that are read, of the ``asked``: longer texts are cut there."""
+        return asked if self.max_text_tokens is None else min(asked, self.max_text_tokens)
 
     @property
     @abstractmethod

@@ -26,7 +26,7 @@ class TrainableParameters:
     def describe(self, transformer: nn.Module) -> dict[str, int]:
         """How many modules or tensors of a bare transformer each part of the config stands for.
 
-        Raises ModelError for what matches nothing.
+        Raises ModelError for what matches nothing, or a rank that no adapted layer can use.
         """
         if self.kind == "full":
             names = [name for name, _ in transformer.named_parameters()]
@@ -36,7 +36,9 @@ class TrainableParameters:
                     "parameter: its export would be incomplete; allowed: lora"
                 )
             return {"all weights": len(names)}
-        counts = {target: len(names) for target, names in self._targets(transformer).items()}
+        targets = self._targets(transformer)
+        self._check_rank(transformer, [name for names in targets.values() for name in names])
+        counts = {target: len(names) for target, names in targets.items()}
         return counts | {entry: len(names) for entry, names in self._modules(transformer).items()}
 
     def prepare(self, transformer: nn.Module, adapters: tuple[str, ...]) -> None:
@@ -71,6 +73,15 @@ class TrainableParameters:
     def bind(self, transformer: nn.Module, adapter: str, state: dict[str, Tensor]) -> None:
         """Copy ``state`` into an adapter. Raises ModelError unless it fits exactly."""
         bind_parameters(self.parameters(transformer, adapter), state)
+
+    def _check_rank(self, transformer: nn.Module, names: list[str]) -> None:
+        weights = (transformer.get_parameter(f"{name}.weight") for name in names)
+        most = max(min(weight.shape) for weight in weights)
+        if self.config.lora.rank > most:
+            raise ModelError(
+                f"lora.rank: {self.config.lora.rank}, allowed: at most {most} (the smaller side of "
+                "the largest layer that is adapted)"
+            )
 
     def _targets(self, transformer: nn.Module) -> dict[str, list[str]]:
         return resolve_targets(

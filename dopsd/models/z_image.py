@@ -35,6 +35,25 @@ class ZImage(Family):
     def latent_pixels(self) -> int:
         return self.vae_factor
 
+    @property
+    def max_side(self) -> int:
+        rows, columns = self._positions[1:]
+        return min(rows, columns) * 2 * self.vae_factor
+
+    @property
+    def max_text_tokens(self) -> int:
+        # A text is filled up to a multiple of 32 and stands from 1 on; the image comes after it.
+        from diffusers.models.transformers.transformer_z_image import SEQ_MULTI_OF
+
+        multiple = int(SEQ_MULTI_OF)
+        return (self._positions[0] - 2) // multiple * multiple
+
+    @property
+    def _positions(self) -> list[int]:
+        """Of the rotary tables: along texts and frames, rows and columns of tokens."""
+        lengths: list[int] = self.part_config("transformer")["axes_lens"]
+        return lengths
+
     @torch.no_grad()
     def encode_images(self, vae: Any, images: list[np.ndarray]) -> Tensor:
         latents = vae.encode(as_pixels(images, vae)).latent_dist.mode().float()

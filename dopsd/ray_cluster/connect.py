@@ -8,6 +8,8 @@ import warnings
 
 import ray
 
+from dopsd.ray_cluster.local import start_local
+
 NAMESPACE = "dopsd"
 QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
@@ -20,31 +22,28 @@ QUIET = {
 
 
 def connect() -> dict[str, float]:
-    """Join the cluster that RAY_ADDRESS names (``ray job submit`` sets it), else start one here.
-
-    Token authentication stays as Ray has it by default: on. Returns what the cluster has.
-    """
+    """Join the cluster that RAY_ADDRESS names (``ray job submit`` sets it), else start one here
+    that no other machine reaches. Returns what the cluster has."""
     # Ray Train and Data narrate each of their steps; the run's own display says what matters.
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-    if not ray.is_initialized():
-        environment = {"env_vars": QUIET}
-        address = os.environ.get("RAY_ADDRESS")
-        if address:
-            ray.init(
-                address=address, namespace=NAMESPACE, log_to_driver=False, runtime_env=environment
-            )
-        else:
-            ray.init(
-                address="local",
-                num_cpus=max(2, os.cpu_count() or 2),
-                namespace=NAMESPACE,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.WARNING,
-                runtime_env=environment,
-            )
+    if ray.is_initialized():
+        return cluster_resources()
+    if address := os.environ.get("RAY_ADDRESS"):
+        ray.init(
+            address=address,
+            namespace=NAMESPACE,
+            log_to_driver=False,
+            runtime_env={"env_vars": QUIET},
+        )
+    else:
+        start_local(
+            QUIET,
+            num_cpus=max(2, os.cpu_count() or 2),
+            namespace=NAMESPACE,
+            logging_level=logging.WARNING,
+        )
     return cluster_resources()
 
 

@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from dopsd.config import RoleSection, RunConfig
+from dopsd.config import Device, RoleSection, RunConfig
 from dopsd.errors import ResourceError
+from dopsd.ray_cluster.local import is_private
 
 
 @dataclass(frozen=True)
@@ -47,15 +48,17 @@ class Roles:
         return [r for r in (self.encoder, self.rollout, self.teacher, self.learner) if r]
 
 
-def resolve_roles(config: RunConfig, cluster_gpus: float) -> Roles:
-    """Resources of each role on a cluster with ``cluster_gpus`` GPUs.
-
-    ``device: auto`` gives every role a GPU when the cluster has any. Raises ResourceError when
-    ``device: cuda`` meets a cluster without GPUs.
-    """
-    cuda = config.device == "cuda" or (config.device == "auto" and cluster_gpus > 0)
-    if config.device == "cuda" and not cluster_gpus:
+def uses_gpus(device: Device, cluster_gpus: float) -> bool:
+    """What a run's ``device`` means on a cluster with ``cluster_gpus`` GPUs: ``auto`` takes GPUs
+    when there are any. Raises ResourceError when ``cuda`` meets a cluster without."""
+    if device == "cuda" and not cluster_gpus:
         raise ResourceError("device: cuda, but the cluster has no GPU; allowed: auto or cpu")
+    return device != "cpu" and cluster_gpus > 0
+
+
+def resolve_roles(config: RunConfig, cluster_gpus: float) -> Roles:
+    """Resources of each role on a cluster with ``cluster_gpus`` GPUs. Raises as ``uses_gpus``."""
+    cuda = uses_gpus(config.device, cluster_gpus)
 
     def role(name: str, section: RoleSection) -> Role:
         gpus = (section.gpus if section.gpus is not None else 1.0) if cuda else 0.0
@@ -89,6 +92,16 @@ def shortfall(roles: Sequence[Role], resources: dict[str, float]) -> str | None:
     )
 
 
+def refuse_too_large(roles: Sequence[Role], resources: dict[str, float]) -> None:
+    """Before data is prepared: raises ResourceError for a role of which this machine, where nobody
+    can join, holds not even one worker."""
+    if not is_private():
+        return
+    for role in roles:
+        if problem := shortfall([replace(role, workers=1, min_workers=None)], resources):
+            raise ResourceError(f"not enough resources for one worker: {problem}")
+
+
 def learners_that_fit(roles: Roles, resources: dict[str, float]) -> int:
     """How many learners a cluster of that size holds beside the other roles; ``workers`` at most.
 
@@ -113,12 +126,16 @@ def learners_that_fit(roles: Roles, resources: dict[str, float]) -> int:
 def wait_for_resources(
     roles: Sequence[Role], resources: Callable[[], dict[str, float]], deadline: float
 ) -> None:
-    """Wait until the cluster (which may be scaling up) is large enough.
+    """Wait until the cluster (which may be scaling up) is large enough; one that nobody can join
+    never grows.
 
     Raises ResourceError with the sum after ``deadline`` seconds.
     """
+    if is_private():
+        deadline = 0.0
     until = time.monotonic() + deadline
     while (problem := shortfall(roles, resources())) is not None:
         if time.monotonic() >= until:
-            raise ResourceError(f"not enough resources after {deadline:g} s: {problem}")
+            waited = f" after {deadline:g} s" if deadline else ""
+            raise ResourceError(f"not enough resources{waited}: {problem}")
         time.sleep(min(2.0, max(0.05, until - time.monotonic())))

@@ -8,7 +8,9 @@ wants the nodes needs neither Ray Data nor Ray Train.
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -29,6 +31,9 @@ MODULES = {
     "ScalingDecision": f"{_TRAIN}.scaling_policy",
     "ReschedulingState": f"{_TRAIN}.controller.state",
     "ResourceRequestPriority": f"{_DATA}.cluster_autoscaler.base_autoscaling_coordinator",
+    # learner.rendezvous: learners that find each other on the loopback address
+    "_TorchBackend": "ray.train.torch.config",
+    "_set_torch_distributed_env_vars": "ray.train.torch.config",
 }
 
 
@@ -36,6 +41,29 @@ def __getattr__(name: str) -> Any:
     if name not in MODULES:
         raise AttributeError(f"{__name__} has no {name}")
     return getattr(importlib.import_module(MODULES[name]), name)
+
+
+@contextmanager
+def bound_to_loopback() -> Iterator[bool]:
+    """A Ray that is started meanwhile has the node address 127.0.0.1, to which all of its servers
+    bind; it yields whether it has.
+
+    Of `_node_ip_address` Ray makes an address that others reach. What Ray itself does on macOS it
+    does here too, unless the environment asks for a cluster: RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER.
+    """
+    from ray._private import ray_constants
+
+    name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    if name in os.environ:
+        yield not ray_constants.ENABLE_RAY_CLUSTER
+        return
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False  # of children, and here
+    try:
+        yield True
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        del os.environ[name]
 
 
 def draining_nodes() -> set[str]:

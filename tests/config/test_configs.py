@@ -144,11 +144,49 @@ WRONG_OVERRIDES = [
     ("learner.steps=0", "learner.steps: 0, allowed: at least 1"),
     ("max_policy_lag=-1", "max_policy_lag: -1, allowed: at least 0"),
     ("method.ema_decay=1.5", "method.ema_decay: 1.5, allowed: at most 1"),
-    ("learner.betas=[0.9, 2]", "learner.betas.1: 2, allowed: at most 1"),
+    ("learner.betas=[0.9, 2]", "learner.betas.1: 2, allowed: less than 1"),
     ("learner.betas=[0.9]", "learner.betas.1: missing"),
     ("model.dtype=float16", "model.dtype: 'float16', allowed: 'float32' or 'bfloat16'"),
     ("device=tpu", "device: 'tpu', allowed: 'auto', 'cpu' or 'cuda'"),
+    ("learner.betas=[1, 1]", "learner.betas.0: 1, allowed: less than 1"),
+    ("learner.eps=1e-40", "learner.eps: 1e-40, allowed: at least 1e-30"),
+    ("learner.weight_decay=1e9", "learner.weight_decay: 1e9, allowed: at most 100"),
+    ("encoder.cpus=0.00001", "encoder.cpus: 0.00001, allowed: 0 or at least 0.0001"),
+    ("rollout.gpus=1.5", "rollout.gpus: 1.5, allowed: a part of one GPU, or whole ones"),
+    ("teacher.cpus=1e9", "teacher.cpus: 1e9, allowed: at most 10000"),
+    ("learner.steps=1e12", "learner.steps: 1e12, allowed: at most 2147483647"),
+    ("method.steps=1001", "method.steps: 1001, allowed: at most 1000"),
+    ("timeouts.step=0", "timeouts.step: 0, allowed: greater than 0"),
+    ("timeouts.startup=1e300", "timeouts.startup: 1e300, allowed: at most 100000000"),
+    ("run.seed=1e30", "run.seed: 1e30, allowed: at most 9.22337203685e+18"),
+    ("data.concept_weights.a=1e308", "data.concept_weights.a: 1e308, allowed: at most 1000"),
+    # texts
+    (
+        'run.folder="a\\0b"',
+        "run.folder: holds the character '\\x00', allowed: text without control characters",
+    ),
+    ('run.name="\\udc80"', "run.name: is not UTF-8, allowed: text that is"),
+    (
+        "data.source=https://host/a.jsonl",
+        "data.source: https://..., allowed: a path on this machine, or s3://BUCKET/...",
+    ),
+    ("run.folder=s3://", "run.folder: s3:// without a bucket, allowed: s3://BUCKET/..."),
     # impossible combinations
+    (
+        "learner.cpus=0",
+        "learner.cpus: 0 without a GPU, allowed: more than 0 (Ray Train places learners by what "
+        "they take)",
+    ),
+    (
+        "learner.weight_decay=100 learner.lr=0.1",
+        "learner.weight_decay: 100 with learner.lr: 0.1, allowed: a product below 1 (each step "
+        "takes that part of the weights away)",
+    ),
+    (
+        "method.sigmas=[0.9, 0.5, 0.3, 0.1]",
+        "method.sigmas: [0.9, 0.5, 0.3, 0.1], allowed: strictly descending from 1 (a rollout "
+        "starts at pure noise), without the final 0",
+    ),
     (
         "learner.micro_batch=3",
         "learner.global_batch: 8 is not a multiple of learner.micro_batch (3)",
@@ -250,7 +288,7 @@ WRONG_OVERRIDES = [
     ),
     (
         "data.pixel_area=[1024, 0]",
-        "data.pixel_area: [1024, 0], allowed: a whole number of at least 1, or a list of such",
+        "data.pixel_area: [1024, 0], allowed: a whole number from 1 to 67108864, or a list of such",
     ),
     ("transport=nccl", "transport: 'nccl', allowed: 'object_store' or 'rdt'"),
     ("preflight.margin=1", "preflight.margin: 1, allowed: less than 1"),

@@ -7,6 +7,7 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import psutil
 import pytest
 from PIL import Image
 from safetensors import safe_open
@@ -23,6 +24,7 @@ from tests.chaos import harness as chaos
 from tests.chaos.harness import Fault
 from tests.helpers.browser import open_page
 from tests.helpers.loras import difference, ups
+from tests.helpers.ports import listening
 from tests.helpers.runs import metrics, quiet, run_config, write_images
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
@@ -254,11 +256,20 @@ def test_a_target_that_matches_nothing_is_refused_before_the_start(run):
 @pytest.mark.parametrize("steps", [6, pytest.param(80, marks=pytest.mark.nightly)])
 def test_the_demo(ray_cluster, tmp_path, steps):
     """configs/shapes.yaml on the shipped base: source rendered, trained, drawn; the losses are
-    those of tests/assets/losses/shapes.json."""
+    those of tests/assets/losses/shapes.json. Meanwhile nothing listens beyond this machine."""
     folder = tmp_path / "run"
     settings = [f"run.folder={folder}", f"learner.steps={steps}", "preview.samples=2"]
     phases: list[str] = []
-    summary = train(load_config("shapes", settings), lambda phase, status: phases.append(phase))
+    ports: dict[str, str] = {}
+
+    def show(phase: str, status: dict) -> None:
+        phases.append(phase)
+        if phase == "train" and not ports:
+            ports.update(listening(psutil.Process()))
+
+    summary = train(load_config("shapes", settings), show)
+    assert {"gcs_server", "raylet"} <= set(ports.values()) and len(ports) > 10
+    assert {port.rpartition(":")[0] for port in ports} <= {"127.0.0.1", "::1"}, ports
     assert list(dict.fromkeys(phases)) == ["prepare", "preflight", "start", "train", "preview"]
     assert summary.problems == [] and summary.steps == steps
     losses.compare([line["loss"] for line in metrics(summary)])

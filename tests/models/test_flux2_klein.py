@@ -340,3 +340,9 @@ def test_targets_of_the_single_stream_blocks(family: Flux2Klein) -> None:
     # Names of other releases, which would train attention alone if they were let through.
     with pytest.raises(ModelError, match=r"lora.targets: ff\.net\.0\.proj, proj_mlp match no"):
         resolve_targets(skeleton, ["attn.to_q", "ff.net.0.proj", "proj_mlp"], ())
+
+
+def test_a_text_of_any_length_is_read(tiny_flux2: Path) -> None:
+    family = Flux2Klein(str(tiny_flux2))
+    assert family.max_text_tokens is None and family.max_side is None
+    assert family.kept_tokens(3000) == 3000

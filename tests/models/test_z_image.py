@@ -164,6 +164,27 @@ def test_latent_shape(family: ZImage) -> None:
             family.latent_shape(height, width)
 
 
+def test_the_limits_are_those_of_the_transformer(family: ZImage) -> None:
+    """What is allowed has positions, and what lies beyond has none."""
+    transformer = family.load_transformer(torch.float32, "cpu")
+
+    def draw(tokens: int, side: int) -> Tensor:
+        shape = 4, side // family.latent_pixels, 2
+        return family.velocity(
+            transformer, torch.zeros(1, *shape), torch.ones(1), make_context((tokens,), 0)
+        )
+
+    text, side = family.max_text_tokens, family.max_side
+    assert (text, side) == (480, 256) and family.kept_tokens(1024) == text
+    assert draw(text, side).isfinite().all()
+    for tokens, pixels in ((text + 1, side), (text, side + 4)):
+        with pytest.raises(IndexError):
+            draw(tokens, pixels)
+    assert family.latent_shape(side, 32)
+    with pytest.raises(ModelError, match="image of 32x260 pixels: this base has positions for 256"):
+        family.latent_shape(side + 4, 32)
+
+
 def test_a_family_is_cheap_to_construct(tiny_base: Path, tmp_path: Path) -> None:
     """Sigmas and shapes need configs only: a driver without the weights can plan."""
     for part in ("transformer", "vae", "scheduler"):

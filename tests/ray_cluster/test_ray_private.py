@@ -32,6 +32,8 @@ NEEDS = {
     "ScalingDecision": (),
     "ReschedulingState": (),
     "ResourceRequestPriority": ("HIGH",),
+    "_TorchBackend": ("on_start", "on_shutdown"),
+    "_set_torch_distributed_env_vars": ("__call__",),
 }
 
 

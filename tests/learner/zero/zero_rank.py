@@ -31,6 +31,7 @@ from dopsd.learner.zero.optimizer_state import updates_taken
 from dopsd.method.terms import stored_terms
 from dopsd.models import FAMILIES
 from dopsd.models.lora import checksum
+from dopsd.ray_cluster.process import set_up
 from dopsd.records import SampleInfo, TrainingBatch
 from dopsd.run_folder.ledger import TrainedShare
 from tests.helpers.tiny import make_config, make_context
@@ -169,7 +170,7 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
 def main(run_case: Callable[[str, Path, str, int, int], dict] = run_case) -> None:
     rank, world, port = (int(word) for word in sys.argv[1:4])
     base, out, *cases = sys.argv[4:]
-    torch.set_num_threads(1)
+    set_up("cpu")
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),

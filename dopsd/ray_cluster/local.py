@@ -1,0 +1,89 @@
+"""A Ray of our own on this machine, which nothing outside of it can reach.
+
+Ray listens on every interface of the machine unless its node has the loopback address. A cluster
+that others join is one that somebody started (`ray start`), and is joined as it is.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+import sys
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from dopsd.ray_cluster.ray_private import bound_to_loopback
+
+LOOPBACK_INTERFACE = "lo0" if sys.platform == "darwin" else "lo"
+_PRIVATE: set[str] = set()
+"""Addresses of the clusters that this process started on the loopback address."""
+_SOCKETS = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+"""Which interface the collectives of gloo and NCCL listen on."""
+
+
+def start_local(environment: dict[str, str], **options: Any) -> None:
+    """``ray.init`` of a fresh cluster on the loopback address; ``environment``: of its workers.
+
+    Token authentication stays as Ray has it by default: on. What the environment says of
+    interfaces holds, and RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=1 lets Ray listen on every one.
+    """
+    keep_token_private()
+    with bound_to_loopback() as bound:
+        if bound:
+            sockets = {name: os.environ.get(name, LOOPBACK_INTERFACE) for name in _SOCKETS}
+            environment = environment | sockets
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            log_to_driver=False,
+            runtime_env={"env_vars": environment},
+            **options,
+        )
+        if bound:
+            _PRIVATE.add(_address())
+
+
+def is_private() -> bool:
+    """Whether this process is connected to a cluster that it started itself and that nobody can
+    join."""
+    return ray.is_initialized() and _address() in _PRIVATE
+
+
+def _address() -> str:
+    return str(ray.get_runtime_context().gcs_address)
+
+
+def keep_token_private() -> None:
+    """Nobody but its owner reads the token that Ray keeps in the home folder.
+
+    Ray writes it with the permissions that the umask leaves, so it is made here where there is
+    none. A token that the environment names is its owner's affair.
+    """
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        return
+    if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
+        return
+    path = Path.home() / ".ray" / "auth_token"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            _make_token(path)
+        elif stat.S_IMODE(path.stat().st_mode) & 0o077:
+            path.chmod(0o600)
+    except OSError:
+        return  # Ray reads it, or says why it cannot
+
+
+def _make_token(path: Path) -> None:
+    """Whole or not at all, and whoever comes second keeps the first's."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(32))
+        os.link(aside, path)
+    finally:
+        aside.unlink()
