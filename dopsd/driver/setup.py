@@ -141,8 +141,7 @@ def prepare_data(config: RunConfig, show: Show) -> Manifest:
     config, _, _ = check_run(config, show)
     show("prepare", "starting Ray")
     connect()
+    claim_shards(config)
     manifest = prepare_shards(config, partial(show, "prepare"))
     check_captions(config, manifest, _family(config), show)
     return manifest
-    claim_shards(config)
-    return prepare_shards(config, partial(show, "prepare"))
