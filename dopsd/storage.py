@@ -20,7 +20,7 @@ from typing import IO, Any
 import fsspec
 import pyarrow as pa
 
-from dopsd.credentials import holds_credentials
+from dopsd.credentials import holds_credentials, redact
 from dopsd.errors import ConfigError, DataError, DopsdError, StorageError
 
 CONNECT_S = 10
@@ -36,6 +36,9 @@ PART = 2**24
 """Bytes of a part (16 MiB): what is at least two of them goes up in parts, four at a time."""
 _SIDE_BY_SIDE = 16
 """Objects that are removed at a time."""
+RECORDS = (".json", ".jsonl", ".yaml", ".html", ".md", ".txt", ".log", ".svg")
+"""Names of files for people and programs to read, which leave their secrets where they are written.
+"""
 _HINTS = {"400": "often expired credentials", "403": "no permission, or wrong credentials"}
 """What stands behind the status of an answer without a body."""
 
@@ -52,6 +55,8 @@ def join(folder: str, *parts: str) -> str:
 
 def filesystem(path: str) -> tuple[Any, str]:
     """fsspec filesystem of ``path`` and the path inside it."""
+    if "\0" in path:
+        raise DataError(f"{path}: a NUL character, allowed: a path without")
     protocol = path.split("://", 1)[0] if is_remote(path) else "file"
     if protocol not in ("file", "s3"):
         raise DataError(f"{path}: protocol {protocol!r}, allowed: a local path or s3://")
@@ -276,11 +281,15 @@ def list_files(folder: str) -> list[tuple[str, int]]:
     return sorted((path[len(inner) + 1 :], entry["size"]) for path, entry in entries.items())
 
 
-def write_bytes(path: str, data: bytes, durable: bool = False) -> None:
+def write_bytes(path: str, data: bytes, durable: bool = False, verbatim: bool = False) -> None:
     """Write a file complete or not at all: a local one is renamed into place.
 
-    ``durable``: return only when it would survive a power cut (S3 always does).
+    ``durable``: return only when it would survive a power cut (S3 always does). ``verbatim``: a
+    text that is data, such as prompts that train, and no record (``RECORDS``), out of which
+    credentials are taken.
     """
+    if path.endswith(RECORDS) and not verbatim:
+        data = redact(data.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
     fs, inner = filesystem(path)
     if is_remote(path):
         with storage_errors(path):

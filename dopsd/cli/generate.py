@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from dopsd.cli.options import quiet, say
+from dopsd.cli.options import SEED_MOST, SIDE_MOST, STEPS_MOST, quiet
+from dopsd.terminal import say
 
 
 def generate(
@@ -29,10 +30,14 @@ def generate(
         typer.Option(help="Reference picture (repeatable, in order), shown with every prompt."),
     ] = None,
     out: Annotated[str, typer.Option(help="Folder of the pictures.")] = "generated",
-    steps: Annotated[int, typer.Option(min=1, help="Sampler steps.")] = 4,
-    width: Annotated[int | None, typer.Option(min=1, help="Pixels; default by base.")] = None,
-    height: Annotated[int | None, typer.Option(min=1, help="Pixels; default by base.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Picture i uses seed + i.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, max=STEPS_MOST, help="Sampler steps.")] = 4,
+    width: Annotated[
+        int | None, typer.Option(min=1, max=SIDE_MOST, help="Pixels; default by base.")
+    ] = None,
+    height: Annotated[
+        int | None, typer.Option(min=1, max=SIDE_MOST, help="Pixels; default by base.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=SEED_MOST, help="Picture i uses seed + i.")] = 0,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
 ) -> None:
     """Draw pictures with the base, or with what was trained of it."""

@@ -6,7 +6,6 @@ import os
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 CONFIG = typer.Argument(
     help="A YAML file or a recipe's name (`dopsd config --list`).", metavar="CONFIG"
@@ -16,11 +15,14 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Overrides such as learner.lr=2e-4.", metavar="[KEY=VALUE]..."),
 ]
-
-
-def say(line: str) -> None:
-    """A line for the user on stdout, as it is: text of theirs is never markup."""
-    Console().print(line, highlight=False, markup=False, soft_wrap=True)
+SEED_MOST = 2**63 - 1
+STEPS_MOST = 10_000
+SIDE_MOST = 2**14
+"""Pixels."""
+COUNT_MOST = 10**6
+SHARE_MOST = 1e6
+"""CPUs or GPUs of a worker; a bound refuses infinity and NaN too."""
+SECONDS_MOST = 1e9
 
 
 def quiet() -> None:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dopsd import shown
 from dopsd.config.context import CONTEXT_NEEDS, REFERENCE_FAMILIES
 from dopsd.credentials import holds_credentials
 
 if TYPE_CHECKING:
     from dopsd.config.run import RunConfig
+
+_CONTROLS = {
+    False: re.compile("[\x00-\x1f\x7f-\x9f]"),
+    True: re.compile("[\x00-\x08\x0b-\x1f\x7f]"),
+}
+"""What no text of a config may hold; a sentence may go over several lines."""
+_NAME, _SENTENCE = 4096, 20_000
+"""Characters of a name, a path or an id, and of an instruction."""
 
 
 @dataclass(frozen=True)
@@ -188,23 +198,43 @@ RULES = (
 
 
 def check_rules(config: RunConfig) -> None:
-    """Raises ValueError with one line for the first combination that cannot be."""
+    """Raises ValueError with one line for the first combination that cannot be, and for a text that
+    may stand in no config."""
     for key, text in _texts(config.model_dump(mode="json")):
-        if holds_credentials(text):  # the config is written into the run folder and shown
-            raise ValueError(
-                f"{key}: credentials in a URL, allowed: a URL without them; they come from the "
-                "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
-            )
+        _check_text(shown.line(key, shown.VALUE), text)
     for rule in RULES:
         if rule.broken(config):
             raise ValueError(rule.message.format(c=config))
 
 
-def _texts(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted key, text) of every text in a dumped config."""
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _texts(value, f"{prefix}{key}.")
-        for text in value if isinstance(value, list) else [value]:
-            if isinstance(text, str):
-                yield prefix + key, text
+def _check_text(key: str, text: str) -> None:
+    if holds_credentials(text):  # the config is written into the run folder and shown
+        where = "a URL" if "://" in text else "a text"
+        raise ValueError(
+            f"{key}: credentials in {where}, allowed: {where} without them; they come from the "
+            "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+        )
+    sentence = key == "context.instruction"
+    if control := _CONTROLS[sentence].search(text):
+        raise ValueError(
+            f"{key}: {shown.value(text)} holds U+{ord(control[0]):04X}, a control character; "
+            "allowed: text without"
+        )
+    most = _SENTENCE if sentence else _NAME
+    if len(text) > most:
+        raise ValueError(
+            f"{key}: {shown.value(text)}, {len(text)} characters; allowed: at most {most}"
+        )
+
+
+def _texts(values: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, text) of every text in a dumped config, the names in mappings included."""
+    if isinstance(values, dict):
+        for name, inner in values.items():
+            yield key or name, name
+            yield from _texts(inner, f"{key}.{name}" if key else name)
+    elif isinstance(values, list):
+        for inner in values:
+            yield from _texts(inner, key)
+    elif isinstance(values, str):
+        yield key, values
