@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dopsd.shown import line
+
 
 def message_line(error: BaseException) -> str:
     """What an error says, in one line; its kind where it says nothing."""
@@ -9,9 +11,16 @@ def message_line(error: BaseException) -> str:
 
 
 class DopsdError(Exception):
-    """Base of every error that is shown to the user as one line, without a traceback."""
+    """Base of every error that is shown to the user as one line, without a traceback.
+
+    Its message is that line already, wherever it goes: without secrets, control characters and
+    values of any length.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(line(" ".join(message.split("\n"))))
 
 
 class ConfigError(DopsdError):

@@ -191,6 +191,7 @@ class OwnedFolder:
 
     def write_all(self, files: Mapping[str, bytes]) -> None:
         """The same of several files, with two writes of the record."""
+        files = {name: storage.as_written(self.file(name), data) for name, data in files.items()}
         self.claim(*files)
         self.seal(dict.fromkeys(files))  # until the new content is there, either may be
         for name, payload in files.items():

@@ -22,7 +22,7 @@ from typing import IO, Any
 import fsspec
 import pyarrow as pa
 
-from dopsd.credentials import holds_credentials
+from dopsd.credentials import holds_credentials, redact
 from dopsd.errors import ConfigError, DataError, DopsdError, StorageError
 
 CONNECT_S = 10
@@ -40,6 +40,9 @@ _SIDE_BY_SIDE = 16
 """Objects that are removed at a time."""
 TEMPORARY = re.compile(r"(.+)\.tmp-\d+-[0-9a-f]{8}")
 """Name of what a local file is written as before it is whole: of nobody else's making."""
+RECORDS = (".json", ".jsonl", ".yaml", ".html", ".md", ".txt", ".log", ".svg")
+"""Names of files for people and programs to read, which leave their secrets where they are written.
+"""
 _HINTS = {"400": "often expired credentials", "403": "no permission, or wrong credentials"}
 """What stands behind the status of an answer without a body."""
 
@@ -56,6 +59,8 @@ def join(folder: str, *parts: str) -> str:
 
 def filesystem(path: str) -> tuple[Any, str]:
     """fsspec filesystem of ``path`` and the path inside it."""
+    if "\0" in path:
+        raise DataError(f"{path}: a NUL character, allowed: a path without")
     protocol = path.split("://", 1)[0] if is_remote(path) else "file"
     if protocol not in ("file", "s3"):
         raise DataError(f"{path}: protocol {protocol!r}, allowed: a local path or s3://")
@@ -281,11 +286,22 @@ def list_files(folder: str) -> list[tuple[str, int]]:
     return sorted((path[len(inner) + 1 :], entry["size"]) for path, entry in entries.items())
 
 
-def write_bytes(path: str, data: bytes, durable: bool = False) -> None:
+def as_written(path: str, data: bytes) -> bytes:
+    """What :func:`write_bytes` makes of it: a record without secrets."""
+    if not path.endswith(RECORDS):
+        return data
+    return redact(data.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
+
+
+def write_bytes(path: str, data: bytes, durable: bool = False, verbatim: bool = False) -> None:
     """Write a file complete or not at all: a local one is renamed into place.
 
-    ``durable``: return only when it would survive a power cut (S3 always does).
+    ``durable``: return only when it would survive a power cut (S3 always does). ``verbatim``: a
+    text that is data, such as prompts that train, and no record (``RECORDS``), out of which
+    credentials are taken.
     """
+    if not verbatim:
+        data = as_written(path, data)
     fs, inner = filesystem(path)
     if is_remote(path):
         with storage_errors(path):

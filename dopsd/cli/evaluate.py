@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dopsd import storage
-from dopsd.cli.options import Pixels, quiet, say
+from dopsd.cli.options import COUNT_MOST, SHARE_MOST, STEPS_MOST, Pixels, quiet
 from dopsd.errors import ConfigError
+from dopsd.terminal import say, say_lines
 
 if TYPE_CHECKING:
     from dopsd.config import Device
@@ -46,11 +47,15 @@ def evaluate(
     revision: Annotated[str | None, typer.Option(help="Hub revision of the base.")] = None,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     steps: Annotated[
-        list[int] | None, typer.Option(help="Sampler steps; may be repeated. Default: 4.")
+        list[int] | None,
+        typer.Option(min=1, max=STEPS_MOST, help="Sampler steps; may be repeated. Default: 4."),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Pictures per prompt: seeds 0, 1, ...")] = 1,
+    seeds: Annotated[
+        int, typer.Option(min=1, max=COUNT_MOST, help="Pictures per prompt: seeds 0, 1, ...")
+    ] = 1,
     count: Annotated[
-        int, typer.Option(min=1, help="Prompts of a shapes: concept, and of its prior.")
+        int,
+        typer.Option(min=1, max=COUNT_MOST, help="Prompts of a shapes: concept, and of its prior."),
     ] = 24,
     prompt_vlm: Annotated[
         str | None, typer.Option(help="VLM that writes the prompts of prepared shards.")
@@ -60,10 +65,14 @@ def evaluate(
     ] = "evaluation",
     width: Pixels = None,
     height: Pixels = None,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures of one call.")] = 8,
-    workers: Annotated[int, typer.Option(min=1, help="Actors that draw and score.")] = 1,
-    cpus: Annotated[float, typer.Option(min=0, help="CPUs of each worker.")] = 1.0,
-    gpus: Annotated[float, typer.Option(min=0, help="GPUs of each worker, if any.")] = 1.0,
+    batch: Annotated[int, typer.Option(min=1, max=COUNT_MOST, help="Pictures of one call.")] = 8,
+    workers: Annotated[
+        int, typer.Option(min=1, max=COUNT_MOST, help="Actors that draw and score.")
+    ] = 1,
+    cpus: Annotated[float, typer.Option(min=0, max=SHARE_MOST, help="CPUs of each worker.")] = 1.0,
+    gpus: Annotated[
+        float, typer.Option(min=0, max=SHARE_MOST, help="GPUs of each worker, if any.")
+    ] = 1.0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Draw with base and trained models from equal noise, and score: a table with intervals."""
@@ -121,7 +130,7 @@ def evaluate(
         if lines := cut_prompts(FAMILIES[family](base, revision, "--base"), sorted(texts)):
             progress.show("prompts", Report(lines))
         results = run(replace(spec, prompts=tuple(unique.values())), progress.show)
-    say(results.markdown())
+    say_lines(results.markdown())
     say(f"Table: {storage.join(out, TABLE)}")
 
 

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from dopsd.cli.options import Pixels, quiet, say
+from dopsd.cli.options import SEED_MOST, STEPS_MOST, Pixels, quiet
+from dopsd.terminal import say
 
 
 def generate(
@@ -31,10 +32,10 @@ def generate(
     out: Annotated[
         str, typer.Option(help="Folder of the pictures; those drawn there before are replaced.")
     ] = "generated",
-    steps: Annotated[int, typer.Option(min=1, max=1000, help="Sampler steps.")] = 4,
+    steps: Annotated[int, typer.Option(min=1, max=STEPS_MOST, help="Sampler steps.")] = 4,
     width: Pixels = None,
     height: Pixels = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**62, help="Picture i uses seed + i.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=SEED_MOST, help="Picture i uses seed + i.")] = 0,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
 ) -> None:
     """Draw pictures with the base, or with what was trained of it."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from botocore.exceptions import BotoCoreError, ClientError
@@ -11,13 +10,15 @@ from botocore.exceptions import BotoCoreError, ClientError
 from dopsd import __version__
 from dopsd.cli.evaluate import evaluate
 from dopsd.cli.generate import generate
+from dopsd.cli.last_resort import report_crash
 from dopsd.cli.preflight import preflight
 from dopsd.cli.prepare import prepare
 from dopsd.cli.reproduce import app as reproduce
 from dopsd.cli.run import checkpoint, report, show_config, stats, verify
 from dopsd.cli.shapes import app as shapes
 from dopsd.cli.train import train
-from dopsd.errors import DopsdError
+from dopsd.errors import DopsdError, message_line
+from dopsd.terminal import complain, say, write_anything
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -46,28 +47,36 @@ def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     if version:
-        print(__version__)
+        say(__version__)
         raise typer.Exit
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; a user's mistake is one line on stderr and exit code 1."""
+    """Run the command line; a user's mistake is one line on stderr and exit code 1 (2 for
+    a command line that cannot be read), an error that nobody foresaw one line and 70."""
+    write_anything()
     try:
         code = app(args=argv, prog_name="dopsd", standalone_mode=False)
     except DopsdError as error:
-        print(f"dopsd: {error}", file=sys.stderr)
+        complain(str(error))
         return error.exit_code
     except (OSError, BotoCoreError, ClientError) as error:
         # A disk or S3 that refuses: its own message says what, and to which file.
-        print(f"dopsd: {' '.join(str(error).split())}", file=sys.stderr)
+        complain(message_line(error))
         return 1
     except (typer.Abort, KeyboardInterrupt):
-        print("dopsd: interrupted", file=sys.stderr)
+        complain("interrupted")
         return 130
     except Exception as error:
-        # Click's own usage errors know how to show themselves.
-        if hasattr(error, "show") and hasattr(error, "exit_code"):
-            error.show()
-            return int(error.exit_code)
-        raise
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # Click's own
+            return _usage_error(error)
+        return report_crash(error)
     return code if isinstance(code, int) else 0
+
+
+def _usage_error(error: Any) -> int:
+    """A command line that cannot be read, as one line; nothing where its help was shown."""
+    if message := error.format_message():
+        context = getattr(error, "ctx", None)
+        complain(f"{message} ({context.command_path} --help)" if context else message)
+    return int(error.exit_code)

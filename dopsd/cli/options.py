@@ -6,7 +6,6 @@ import os
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 Pixels = Annotated[int | None, typer.Option(min=1, max=8192, help="Pixels; default by base.")]
 CONFIG = typer.Argument(
@@ -17,11 +16,12 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Overrides such as learner.lr=2e-4.", metavar="[KEY=VALUE]..."),
 ]
-
-
-def say(line: str) -> None:
-    """A line for the user on stdout, as it is: text of theirs is never markup."""
-    Console().print(line, highlight=False, markup=False, soft_wrap=True)
+SEED_MOST = 2**62
+STEPS_MOST = 1000
+COUNT_MOST = 10**6
+SHARE_MOST = 1e6
+"""CPUs or GPUs of a worker; a bound refuses infinity and NaN too."""
+SECONDS_MOST = 1e9
 
 
 def quiet() -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shlex
 
-from dopsd.cli.options import ConfigPath, Overrides, quiet, say
+from dopsd.cli.options import ConfigPath, Overrides, quiet
 from dopsd.config import load_config
 from dopsd.config.recipes import DEFAULT
+from dopsd.terminal import say
 
 
 def preflight(config: ConfigPath = DEFAULT, overrides: Overrides = None) -> None:

@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from dopsd.cli.options import ConfigPath, Overrides, quiet, say
+from dopsd.cli.options import ConfigPath, Overrides, quiet
 from dopsd.config import load_config
 from dopsd.config.recipes import DEFAULT
 from dopsd.errors import ConfigError
+from dopsd.terminal import say
 
 
 def prepare(

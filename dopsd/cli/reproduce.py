@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import replace
 from typing import Annotated
 
 import typer
 
-from dopsd.cli.options import quiet, say
+from dopsd.cli.options import COUNT_MOST, SEED_MOST, quiet
 from dopsd.errors import ConfigError
+from dopsd.terminal import say, say_lines
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -34,9 +36,10 @@ def shapes(
     concept: Annotated[
         str | None, typer.Option(help="bars or ring alone. Default: both; of --quick: bars.")
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each row.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, max=COUNT_MOST, help="Trainings of each row.")] = 3,
     first_seed: Annotated[
-        int, typer.Option(min=0, help="Seed of the first; see `dopsd reproduce pool`.")
+        int,
+        typer.Option(min=0, max=SEED_MOST, help="Seed of the first; see `dopsd reproduce pool`."),
     ] = 0,
     row: Annotated[
         list[str] | None,
@@ -46,7 +49,9 @@ def shapes(
             "all; of --quick: four."
         ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps of each.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, max=SEED_MOST, help="Optimizer steps of each.")
+    ] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate of each.")] = None,
     prompts: Annotated[
         int,
@@ -58,6 +63,7 @@ def shapes(
         int | None,
         typer.Option(
             min=1,
+            max=COUNT_MOST,
             help="Trainings beside each other, and workers that evaluate; each takes one core and "
             "2 GB. Default: as many as there are cores, at most 4.",
         ),
@@ -74,7 +80,7 @@ def shapes(
 
     if concept not in (None, *CONCEPTS):
         raise ConfigError(f"--concept: {concept!r}, allowed: {', '.join(CONCEPTS)}")
-    if lr is not None and not lr > 0:
+    if lr is not None and not 0 < lr < math.inf:
         raise ConfigError(f"--lr: {lr:g}, allowed: more than 0")
     if quick and concept is None:
         concept = HELD_OUT_PATTERN
@@ -98,7 +104,7 @@ def shapes(
         return Progress()
 
     lines = reproduce(chosen, budget, folder, prompts, begin, at_once)
-    say("\n".join([table.markdown(lines), *table.verdicts(lines)]))
+    say_lines("\n".join([table.markdown(lines), *table.verdicts(lines)]))
     say(f"{clock(time.monotonic() - began)}; tables and grids: {folder}/{TABLE}")
 
 
@@ -113,4 +119,4 @@ def pool(
     from dopsd.experiments.reproduce import table
 
     lines = table.pooled([table.read(path) for path in tables])
-    say("\n".join([table.markdown(lines), *table.verdicts(lines)]))
+    say_lines("\n".join([table.markdown(lines), *table.verdicts(lines)]))

@@ -10,11 +10,12 @@ import typer
 
 from dopsd import storage
 from dopsd.checkpoint.folder import complete_steps, folder_of, read_manifest
-from dopsd.cli.options import ConfigPath, Overrides
+from dopsd.cli.options import SECONDS_MOST, ConfigPath, Overrides
 from dopsd.config import dump_config, load_config, reference
 from dopsd.config.recipes import DEFAULT, recipes
 from dopsd.errors import CheckpointError, ConfigError
 from dopsd.run_folder.files import REQUEST_FILE, RunFolder
+from dopsd.terminal import say, say_lines
 
 RunPath = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, local or s3://.")]
 
@@ -23,12 +24,14 @@ def report(run: RunPath) -> None:
     """Write the run page of a run, finished or not: one self-contained HTML file in its folder."""
     from dopsd.report.page import write_report
 
-    print(write_report(run))
+    say(write_report(run))
 
 
 def checkpoint(
     run: RunPath,
-    wait: Annotated[float, typer.Option(min=1, max=1e8, help="Seconds to wait for it.")] = 600.0,
+    wait: Annotated[
+        float, typer.Option(min=1, max=SECONDS_MOST, help="Seconds to wait for it.")
+    ] = 600.0,
 ) -> None:
     """Ask the run that trains in RUN for a checkpoint, and wait until it is saved."""
     folder = RunFolder(run)
@@ -47,7 +50,7 @@ def checkpoint(
     newest = _newest(folder.checkpoints)
     if newest is None or newest == before:
         raise CheckpointError(f"{run}: the checkpoint failed; the run's own output says why")
-    print(newest[1])
+    say(newest[1])
 
 
 def _newest(root: str) -> tuple[float, str] | None:
@@ -69,7 +72,7 @@ def verify(run: RunPath) -> None:
 
     report = verify_run(run)
     for line in report.lines():
-        print(line)
+        say(line)
     if not report.agrees:
         raise typer.Exit(1)
 
@@ -84,11 +87,11 @@ def show_config(
 ) -> None:
     """Print the resolved config, the reference of every key, or the names of the recipes."""
     if names:
-        print("\n".join(recipes()))
+        say_lines("\n".join(recipes()))
     elif keys:
-        print(reference())
+        say_lines(reference())
     else:
-        print(dump_config(load_config(config, overrides)).rstrip())
+        say_lines(dump_config(load_config(config, overrides)))
 
 
 def stats(
@@ -97,4 +100,4 @@ def stats(
     """Print medians of finished runs side by side: seconds, idle fractions, memory by role."""
     from dopsd.report.stats import stats_table
 
-    print(stats_table(runs))
+    say_lines(stats_table(runs))

@@ -7,11 +7,15 @@ from typing import Annotated
 
 import typer
 
+from dopsd.cli.options import COUNT_MOST, SEED_MOST
 from dopsd.errors import ConfigError
+from dopsd.terminal import say
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
-Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves PyTorch's default.")]
+Threads = Annotated[
+    int, typer.Option(min=0, max=4096, help="CPU threads; 0 leaves PyTorch's default.")
+]
 
 
 @app.callback()
@@ -26,8 +30,12 @@ def build_base(
         Path, typer.Option(help="Checkpoints and log; the same folder resumes where it stopped.")
     ] = Path("runs/shapes/build"),
     stage: Annotated[str, typer.Option(help="Last stage: vae, base or turbo.")] = "turbo",
-    base_steps: Annotated[int, typer.Option(min=1, help="Steps of the base.")] = 12_000,
-    turbo_rounds: Annotated[int, typer.Option(min=1, help="Rounds of the distillation.")] = 600,
+    base_steps: Annotated[
+        int, typer.Option(min=1, max=COUNT_MOST, help="Steps of the base.")
+    ] = 12_000,
+    turbo_rounds: Annotated[
+        int, typer.Option(min=1, max=COUNT_MOST, help="Rounds of the distillation.")
+    ] = 600,
     threads: Threads = 0,
 ) -> None:
     """Train the base from nothing: autoencoder, joint base, few-step distillation. Resumable."""
@@ -40,7 +48,7 @@ def build_base(
     if threads:
         torch.set_num_threads(threads)
     written = build(work, out, stage, base_steps, turbo_rounds)
-    print(f"wrote {written}; measure it with: dopsd shapes card --weights {written} --write")
+    say(f"wrote {written}; measure it with: dopsd shapes card --weights {written} --write")
 
 
 @app.command()
@@ -48,13 +56,16 @@ def card(
     weights: Annotated[
         Path | None, typer.Option(help="Weights folder; the shipped base by default.")
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Pictures per seed and setting.")] = 200,
-    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 3,
+    samples: Annotated[
+        int, typer.Option(min=1, max=COUNT_MOST, help="Pictures per seed and setting.")
+    ] = 200,
+    seeds: Annotated[int, typer.Option(min=1, max=COUNT_MOST, help="Number of seeds.")] = 3,
     pictures: Annotated[
         Path | None, typer.Option(help="Folder for one contact sheet per setting.")
     ] = None,
     effect_seeds: Annotated[
-        int, typer.Option(min=0, help="Seeds of the LoRA comparison; 0 leaves it out.")
+        int,
+        typer.Option(min=0, max=COUNT_MOST, help="Seeds of the LoRA comparison; 0 leaves it out."),
     ] = 3,
     write: Annotated[bool, typer.Option(help="Store the card beside the weights.")] = False,
     threads: Threads = 0,
@@ -74,18 +85,18 @@ def card(
     result.effects = effect.measure(cards.load(folder), tuple(range(effect_seeds)))
     result.gates = gates(result)
     for gate in result.gates:
-        print(f"{'met ' if gate.met else 'OPEN'} {gate.name}: {gate.measured} ({gate.required})")
+        say(f"{'met ' if gate.met else 'OPEN'} {gate.name}: {gate.measured} ({gate.required})")
     if write:
         card_record.write(result, folder)
-        print(f"wrote {folder / 'card.json'} and {folder / 'README.md'}")
+        say(f"wrote {folder / 'card.json'} and {folder / 'README.md'}")
 
 
 @app.command()
 def concept(
     name: Annotated[str, typer.Argument(help="bars or ring.")],
     folder: Annotated[Path, typer.Argument(help="Folder to write the set to.")],
-    count: Annotated[int, typer.Option(min=1, help="Number of images.")] = 12,
-    seed: Annotated[int, typer.Option(min=0, help="Decides the scenes.")] = 0,
+    count: Annotated[int, typer.Option(min=1, max=COUNT_MOST, help="Number of images.")] = 12,
+    seed: Annotated[int, typer.Option(min=0, max=SEED_MOST, help="Decides the scenes.")] = 0,
 ) -> None:
     """Render a training set of a concept that the base has no word for."""
     from dopsd.shapes.concepts import CONCEPTS, write_concept_set
@@ -93,5 +104,5 @@ def concept(
     if name not in CONCEPTS:
         raise ConfigError(f"concept: {name!r}, allowed: {', '.join(sorted(CONCEPTS))}")
     table = write_concept_set(name, folder, count, seed)
-    print(f"wrote {count} images; train on them with:")
-    print(f"  dopsd train shapes data.source={table} run.folder=runs/{name}")
+    say(f"wrote {count} images; train on them with:")
+    say(f"  dopsd train shapes data.source={table} run.folder=runs/{name}")

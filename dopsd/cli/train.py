@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from dopsd.cli.options import CONFIG, Overrides, quiet, say
+from dopsd.cli.options import CONFIG, Overrides, quiet
 from dopsd.config import RunConfig, load_config
 from dopsd.config.recipes import DEFAULT
 from dopsd.errors import ConfigError
 from dopsd.run_folder.files import RunFolder
+from dopsd.terminal import say
 
 
 def train(
@@ -43,8 +44,9 @@ def train(
 
     with Progress() as progress:
         summary = launch(run, progress.show, resume=resume is not None, replace=overwrite)
+    say("")
     say(
-        f"\nDone: {summary.steps} steps in {clock(summary.seconds)} "
+        f"Done: {summary.steps} steps in {clock(summary.seconds)} "
         f"(first step after {clock(summary.seconds_to_first_step)}); loss "
         f"{summary.first_loss:.4f} -> {summary.last_loss:.4f}, means of the first and last "
         f"{loss_steps(summary.steps)} steps"

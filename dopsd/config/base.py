@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from dopsd.readers import PlainNull
 
 
 def _whole(value: Any) -> Any:
@@ -17,7 +20,14 @@ def _whole(value: Any) -> Any:
     return value
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]
+def _held(value: int) -> int:
+    """Tensors, seeds and the footers of files hold whole numbers in 64 bits."""
+    if not -(2**63) <= value < 2**63:
+        raise PydanticCustomError("whole_number_size", "at most 2^63 - 1")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_whole), AfterValidator(_held)]
 MOST = 2**31 - 1
 """What 32 bits hold: no count is larger."""
 MOST_SECONDS = 1e8
@@ -38,3 +48,19 @@ Device = Literal["auto", "cpu", "cuda"]
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_or_its_text(cls, values: Any) -> Any:
+        """What is written as nothing is None for a key, but for one that takes text alone."""
+        if not isinstance(values, dict):
+            return None if isinstance(values, PlainNull) else values
+        return {
+            key: None if isinstance(value, PlainNull) and not _is_text(cls, key, value) else value
+            for key, value in values.items()
+        }
+
+
+def _is_text(section: type[BaseModel], key: Any, value: PlainNull) -> bool:
+    field = section.model_fields.get(key) if isinstance(key, str) else None
+    return bool(value) and field is not None and field.annotation is str

@@ -8,33 +8,16 @@ from typing import Any
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.constructor import DuplicateKeyError
-from ruamel.yaml.error import YAMLError
-from ruamel.yaml.resolver import VersionedResolver
 
+from dopsd import shown
 from dopsd.config.messages import one_line
-from dopsd.config.recipes import recipe_text
+from dopsd.config.recipes import recipe_file
 from dopsd.config.run import RunConfig
-from dopsd.credentials import redact
-from dopsd.errors import ConfigError, message_line
+from dopsd.errors import ConfigError
+from dopsd.readers import read_payload, yaml_value
 
-
-class _TextResolver(VersionedResolver):
-    """Reads every plain value but null as text, so that nothing is guessed from its looks: the type
-    of its key decides what ``7e12345``, ``nan`` or ``off`` is."""
-
-    def add_version_implicit_resolver(
-        self, version: Any, tag: Any, regexp: Any, first: Any
-    ) -> None:
-        if str(tag).endswith((":null", ":merge")):
-            super().add_version_implicit_resolver(version, tag, regexp, first)
-
-
-def load_yaml(text: str) -> Any:
-    """The value of a document, of texts, lists and mappings. Raises YAMLError."""
-    parser = YAML(typ="safe", pure=True)
-    parser.Resolver = _TextResolver
-    return parser.load(text)
+MOST_BYTES = 2**20
+"""Of a config."""
 
 
 def dump_yaml(values: dict[str, Any]) -> str:
@@ -47,19 +30,6 @@ def dump_yaml(values: dict[str, Any]) -> str:
     return out.getvalue()
 
 
-def yaml_problem(error: Exception) -> str:
-    """What is wrong, in one line, with its place."""
-    mark = getattr(error, "problem_mark", None)
-    if mark is None:
-        return f"not YAML: {message_line(error)}"
-    position = f"line {mark.line + 1}, column {mark.column + 1}"
-    problem = " ".join(str(getattr(error, "problem", "")).split())
-    if isinstance(error, DuplicateKeyError):
-        # The values may be secrets, and are told of sections as if they were empty.
-        return f"{position}: {problem.partition(' with value')[0]}; allowed: once"
-    return f"not YAML: {position}: {problem}"
-
-
 def load_config(config: str | Path | None, overrides: list[str] | None = None) -> RunConfig:
     """Read a YAML file or a recipe by its name, apply ``section.key=value`` overrides, validate.
 
@@ -67,27 +37,28 @@ def load_config(config: str | Path | None, overrides: list[str] | None = None) -
     """
     if config is None:
         return parse_config("", "", overrides)
-    try:
-        text = recipe_text(config)
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"config {config}: {yaml_problem(error)}") from error
-    return parse_config(text, str(config), overrides)
+    path = recipe_file(config)
+    payload = read_payload(path, ConfigError, f"config {config}", MOST_BYTES)
+    return parse_config(payload, str(config), overrides)
 
 
-def parse_config(text: str, path: str, overrides: list[str] | None = None) -> RunConfig:
+def parse_config(text: str | bytes, path: str, overrides: list[str] | None = None) -> RunConfig:
     """As :func:`load_config`, from the text of a file that is called ``path``."""
     try:
-        values: Any = load_yaml(text) or {}
-    except YAMLError as error:
-        raise ConfigError(f"config {path}: {yaml_problem(error)}") from error
+        values = yaml_value(text) or {}
+    except ValueError as problem:
+        raise ConfigError(f"config {path}: {problem}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"config {path}: found {type(values).__name__}, allowed: a mapping")
+        kind = "a text" if isinstance(values, str) else "a list"
+        raise ConfigError(f"config {path}: found {kind}, allowed: a mapping")
     for override in overrides or []:
         _apply(values, override)
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError(one_line(error, RunConfig)) from None
+    except RecursionError:
+        raise ConfigError(f"config {path}: nested too deeply, allowed: sections of keys") from None
 
 
 def dump_config(config: RunConfig) -> str:
@@ -97,33 +68,24 @@ def dump_config(config: RunConfig) -> str:
 
 def shown_values(config: RunConfig) -> dict[str, Any]:
     """The resolved config as plain values, without credentials."""
-    values: dict[str, Any] = _redacted(config.model_dump(mode="json"))
+    values: dict[str, Any] = shown.redacted(config.model_dump(mode="json"))
     return values
-
-
-def _redacted(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {redact(key): _redacted(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_redacted(inner) for inner in value]
-    return redact(value) if isinstance(value, str) else value
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not all(key.split(".")):
-        raise ConfigError(f"override {override!r}: allowed: section.key=value")
+        raise ConfigError(f"override {shown.value(override)}: allowed: section.key=value")
+    name = shown.brief(key)
     try:
-        value = load_yaml(text)
-    except DuplicateKeyError as error:
-        raise ConfigError(f"{key}: {yaml_problem(error)}") from error
-    except YAMLError as error:
-        raise ConfigError(f"{key}: {text!r} is not YAML") from error
+        value = yaml_value(text)
+    except ValueError as problem:
+        raise ConfigError(f"{name}: {problem}") from None
     node = values
     *sections, leaf = key.split(".")
     for section in sections:
         child = node.setdefault(section, {})
         if not isinstance(child, dict):
-            raise ConfigError(f"{key}: {section!r} is a value, not a section")
+            raise ConfigError(f"{name}: {shown.value(section)} is a value, not a section")
         node = child
     node[leaf] = value

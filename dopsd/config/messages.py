@@ -7,6 +7,8 @@ from typing import Any, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from dopsd import shown
+
 # pydantic's wording, shortened to what a user of a YAML file can act on.
 _ALLOWED = {
     "float_parsing": "a number",
@@ -14,6 +16,7 @@ _ALLOWED = {
     "finite_number": "a finite number",
     "int_parsing": "a whole number",
     "int_type": "a whole number",
+    "int_parsing_size": "a whole number",
     "int_from_float": "a whole number",
     "bool_parsing": "true or false",
     "bool_type": "true or false",
@@ -28,6 +31,8 @@ _ALLOWED = {
     "too_long": "at most {max_length} values",
     "literal_error": "{expected}",
 }
+_LONGEST, _LONGEST_KEY = 390, 64
+"""Characters of a line whose values are lists, and of a key that may be a misspelt one."""
 _OF_WORDS = ("literal_error", "list_type", "tuple_type", "bool_parsing", "float_parsing")
 RENAMED = {
     "deadline": ["timeouts"],
@@ -50,21 +55,23 @@ def one_line(error: ValidationError, model: type[BaseModel]) -> str:
     first = errors[0]
     key = _key(first["loc"], model)
     if first["type"] == "extra_forbidden":
-        key = ".".join(str(part) for part in first["loc"])
+        key = shown.line(".".join(str(part) for part in first["loc"]), shown.VALUE)
         siblings = _siblings(first["loc"], model)
-        close = RENAMED.get(key) or difflib.get_close_matches(str(first["loc"][-1]), siblings, n=1)
+        close = RENAMED.get(key) or difflib.get_close_matches(
+            str(first["loc"][-1])[:_LONGEST_KEY], siblings, n=1
+        )
         hint = f" (did you mean {close[0]}?)" if close else ""
         return f"{key}: unknown key{hint}; allowed: {', '.join(siblings)}"
     if first["type"] == "value_error":  # a section's own: it names the key
-        return str(first["ctx"]["error"])
+        return shown.line(first["ctx"]["error"], _LONGEST)
     if first["type"] == "missing":
         return f"{key}: missing"
     # A key of several types gives one error for each: name every type.
     allowed = [_allowed(entry) for entry in errors if _key(entry["loc"], model) == key]
     given = first.get("input")
     # Of a number what was written is shown, of a word a word.
-    shown = repr(given) if first["type"] in _OF_WORDS else str(given)
-    return f"{key}: {shown}, allowed: {' or '.join(allowed)}"
+    found = shown.value(given, quoted=first["type"] in _OF_WORDS)
+    return f"{key}: {found}, allowed: {' or '.join(dict.fromkeys(allowed))}"
 
 
 def _key(location: tuple[int | str, ...], model: Any) -> str:
@@ -78,7 +85,7 @@ def _key(location: tuple[int | str, ...], model: Any) -> str:
             parts.append(str(part))
         field = model.model_fields.get(part) if is_section else None
         model = field.annotation if field else None if is_section else model
-    return ".".join(parts)
+    return shown.line(".".join(parts), shown.VALUE)
 
 
 def _allowed(entry: Any) -> str:

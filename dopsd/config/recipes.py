@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+from dopsd import shown
 from dopsd.errors import ConfigError
 
 _PACKAGE = Path(__file__).parents[1]
@@ -22,20 +24,21 @@ def recipes() -> list[str]:
     return sorted(path.stem for path in configs_folder().glob("*.yaml"))
 
 
-def recipe_text(config: str | Path) -> str:
-    """The text of a config: a file's path, or a recipe's name.
+def recipe_file(config: str | Path) -> str:
+    """Where a config lies: a file by its path, or a recipe by its name.
 
-    Raises ConfigError when it is neither, UnicodeDecodeError when it is no text.
+    Raises ConfigError when it is neither.
     """
-    file = Path(config)
-    if not file.is_file() and str(config) in recipes():
-        file = configs_folder() / f"{config}.yaml"
-    if not file.is_file():
-        raise ConfigError(
-            f"config {config}: no such file or recipe; allowed: a YAML file or one of "
-            + ", ".join(recipes())
-        )
-    return file.read_text(encoding="utf-8")
+    name = str(config)
+    if os.path.exists(name) and not os.path.isdir(name):
+        return name
+    if name in recipes():
+        return str(configs_folder() / f"{name}.yaml")
+    what = "a folder" if os.path.isdir(name) else "no such file or recipe"
+    raise ConfigError(
+        f"config {shown.brief(name, 400)}: {what}; allowed: a YAML file or one of "
+        + ", ".join(recipes())
+    )
 
 
 def preset_file(name: str) -> Path:
@@ -45,9 +48,9 @@ def preset_file(name: str) -> Path:
     """
     folder = configs_folder() / "deepspeed"
     file = Path(name) if name.endswith(".json") else folder / f"{name}.json"
-    if not file.is_file():
+    if not os.path.isfile(file):  # which takes any text, as a path that is none
         names = ", ".join(sorted(path.stem for path in folder.glob("*.json")))
         raise ConfigError(
-            f"learner.deepspeed: {name!r}, allowed: {names} or the path of a JSON file"
+            f"learner.deepspeed: {shown.value(name)}, allowed: {names} or the path of a JSON file"
         )
     return file

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dopsd import shown
 from dopsd.config.context import CONTEXT_NEEDS, REFERENCE_FAMILIES
 from dopsd.credentials import holds_credentials
 
 if TYPE_CHECKING:
     from dopsd.config.run import RunConfig
+
+_CONTROLS = {
+    False: re.compile("[\x00-\x1f\x7f-\x9f]"),
+    True: re.compile("[\x00-\x08\x0b-\x1f\x7f]"),
+}
+"""What no text of a config may hold; a sentence may go over several lines."""
+_NAME, _SENTENCE = 4096, 20_000
+"""Characters of a name, a path or an id, and of an instruction."""
 
 
 @dataclass(frozen=True)
@@ -200,39 +210,58 @@ RULES = (
 
 
 def check_rules(config: RunConfig) -> None:
-    """Raises ValueError with one line for the first combination that cannot be."""
+    """Raises ValueError with one line for the first combination that cannot be, and for a text that
+    may stand in no config."""
     for key, text in _texts(config.model_dump(mode="json")):
-        if holds_credentials(text):  # the config is written into the run folder and shown
-            raise ValueError(
-                f"{key}: credentials in a URL, allowed: a URL without them; they come from the "
-                "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
-            )
-        if problem := _unusable(key, text):
-            raise ValueError(f"{key}: {problem}")
+        name = shown.line(key, shown.VALUE)
+        _check_text(name, text)
+        if key in PATHS and (problem := _unusable(text)):
+            raise ValueError(f"{name}: {problem}")
     for rule in RULES:
         if rule.broken(config):
             raise ValueError(rule.message.format(c=config))
 
 
-def _unusable(key: str, text: str) -> str | None:
-    """What is wrong with a text in the config, if anything."""
-    if control := next((c for c in text if ord(c) < 32 and c not in "\n\t"), None):
-        return f"holds the character {control!r}, allowed: text without control characters"
-    if any(0xD800 <= ord(c) < 0xE000 for c in text):
-        return "is not UTF-8, allowed: text that is"
-    scheme, separated, rest = text.partition("://")
-    if key not in PATHS or not separated:
+def _unusable(path: str) -> str | None:
+    """What is wrong with a path or URL in the config, if anything."""
+    scheme, separated, rest = path.partition("://")
+    if not separated:
         return None
     if scheme != "s3":
-        return f"{scheme}://..., allowed: a path on this machine, or s3://BUCKET/..."
+        return (
+            f"{shown.value(f'{scheme}://...')}, allowed: a path on this machine, or s3://BUCKET/..."
+        )
     return None if rest.strip("/") else "s3:// without a bucket, allowed: s3://BUCKET/..."
 
 
-def _texts(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted key, text) of every text in a dumped config."""
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _texts(value, f"{prefix}{key}.")
-        for text in value if isinstance(value, list) else [value]:
-            if isinstance(text, str):
-                yield prefix + key, text
+def _check_text(key: str, text: str) -> None:
+    if holds_credentials(text):  # the config is written into the run folder and shown
+        where = "a URL" if "://" in text else "a text"
+        raise ValueError(
+            f"{key}: credentials in {where}, allowed: {where} without them; they come from the "
+            "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+        )
+    sentence = key == "context.instruction"
+    if control := _CONTROLS[sentence].search(text):
+        raise ValueError(
+            f"{key}: {shown.value(text)} holds U+{ord(control[0]):04X}, a control character; "
+            "allowed: text without"
+        )
+    most = _SENTENCE if sentence else _NAME
+    if len(text) > most:
+        raise ValueError(
+            f"{key}: {shown.value(text)}, {len(text)} characters; allowed: at most {most}"
+        )
+
+
+def _texts(values: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, text) of every text in a dumped config, the names in mappings included."""
+    if isinstance(values, dict):
+        for name, inner in values.items():
+            yield key or name, name
+            yield from _texts(inner, f"{key}.{name}" if key else name)
+    elif isinstance(values, list):
+        for inner in values:
+            yield from _texts(inner, key)
+    elif isinstance(values, str):
+        yield key, values

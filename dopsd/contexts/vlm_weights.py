@@ -6,7 +6,6 @@ language model tensor by tensor, and the text encoder itself is never built.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from dopsd.errors import ModelError
+from dopsd.models.weight_index import WeightIndex
+from dopsd.readers import read_json
 
 
 def load_vlm(
@@ -107,7 +108,8 @@ def _encoder_folder(base: str, revision: str | None) -> Path:
 def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     index = sorted(folder.glob("*.safetensors.index.json"))
     if index:
-        files = sorted(set(json.loads(index[0].read_text())["weight_map"].values()))
+        weights = read_json(str(index[0]), WeightIndex, ModelError).weight_map
+        files = sorted(set(weights.values()))
     else:
         files = sorted(file.name for file in folder.glob("*.safetensors"))
     if not files:

@@ -10,13 +10,16 @@ import json
 from collections import Counter
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from dopsd import storage
+from dopsd import shown, storage
 from dopsd.data.schema import FORMAT, SCHEMA_VERSION
 from dopsd.errors import DataError, message_line
+from dopsd.readers import Object, checked, read_json
 
 MANIFEST = "manifest.json"
+MOST_BYTES = 2**32
+"""Of a manifest: it grows with the row groups and the quarantined samples."""
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -151,11 +154,10 @@ def find_manifest(folder: str) -> Manifest | None:
     Raises DataError as :func:`load_manifest` does.
     """
     try:
-        values = json.loads(storage.read_bytes(storage.join(folder, MANIFEST)))
-    except ValueError:
+        values = read_json(storage.join(folder, MANIFEST), Object, most=MOST_BYTES)
+    except DataError:
         return None
-    ours = isinstance(values, dict) and values.get("format") == FORMAT
-    return load_manifest(folder) if ours else None
+    return load_manifest(folder) if values.get("format") == FORMAT else None
 
 
 def load_manifest(shards: str) -> Manifest:
@@ -165,28 +167,20 @@ def load_manifest(shards: str) -> Manifest:
     """
     path = storage.join(shards, MANIFEST)
     try:
-        raw = storage.read_bytes(path)
-    except FileNotFoundError:
-        raise DataError(
-            f"{shards}: no {MANIFEST}, so this is no prepared data set; run `dopsd prepare`"
-        ) from None
+        there = has_manifest(shards)
     except Exception as error:  # s3fs and botocore raise many kinds
         raise DataError(f"{path}: cannot be read: {message_line(error)}") from error
-    try:
-        values = json.loads(raw)
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON ({error})") from None
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
+    if not there:
+        raise DataError(
+            f"{shards}: no {MANIFEST}, so this is no prepared data set; run `dopsd prepare`"
+        )
+    values = read_json(path, Object, most=MOST_BYTES)
+    if values.get("format") != FORMAT:
         raise DataError(f"{path}: not a manifest of dopsd shards (its format is not {FORMAT!r})")
     version = values.get("schema_version")
     if version != SCHEMA_VERSION:
         raise DataError(
-            f"{path}: schema version {version}, this dopsd reads {SCHEMA_VERSION}; "
+            f"{path}: schema version {shown.value(version)}, this dopsd reads {SCHEMA_VERSION}; "
             "use the dopsd that wrote it, or prepare the data again"
         )
-    try:
-        return Manifest.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"{path}: {key}: {first['msg']}") from None
+    return checked(values, path, Manifest, DataError)

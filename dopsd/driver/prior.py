@@ -208,7 +208,8 @@ def draw_samples(
         for name, prompt in zip(names, spec.prompts, strict=True)
     ]
     table = storage.join(shards, _SAMPLES)
-    storage.write_bytes(table, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    storage.write_bytes(table, text.encode(), verbatim=True)
     prepare(
         table,
         shards,

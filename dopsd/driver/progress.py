@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dopsd.coordinator.messages import RunStatus
+from dopsd.terminal import plain, say
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Progress:
     def _print(self, report: Report) -> None:
         for line in report.lines:
             if not (report.once and line in self._printed):
-                self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+                say(line, self.console)
             self._printed.add(line)
 
     def eta(self, step: int, steps: int) -> str:
@@ -121,7 +122,7 @@ class Progress:
         """What is shown in ``phase``: a message, or how the run stands."""
         title = f"dopsd · {_PHASES[phase]} · {clock(time.monotonic() - self._began)}"
         if isinstance(event, str):
-            return Panel(Text(event), title=title)
+            return Panel(plain(event), title=title)
         latest, counts = event.latest, event.counts
         facts = Table.grid(padding=(0, 2))
         facts.add_row(
@@ -134,7 +135,9 @@ class Progress:
         roles = Table.grid(padding=(0, 2))
         for role, doing in event.roles.items():
             idle = latest.get(f"{role}_idle_fraction")
-            roles.add_row(role, f"idle {idle:4.0%}" if idle is not None else "", doing)
+            roles.add_row(
+                plain(role), f"idle {idle:4.0%}" if idle is not None else "", plain(doing)
+            )
         micro_batches = (
             f"micro-batches: {counts.trained} trained, {counts.ready} ready, "
             f"{counts.in_flight} in flight, {counts.waiting} waiting"

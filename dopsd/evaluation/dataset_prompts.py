@@ -80,7 +80,7 @@ def dataset_prompts(
             texts = _by_vlm(concepts, references, vlm, tell, device)
         else:
             texts = [from_templates(concept) for concept in concepts]
-        write_prompts(path, eval_prompts(concepts, texts, references))
+        write_prompts(path, eval_prompts(concepts, texts, references), verbatim=True)
     return read_prompts(path)
 
 

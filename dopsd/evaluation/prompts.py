@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from dopsd import storage
+from dopsd import shown, storage
+from dopsd.credentials import redact
 from dopsd.data.sources.fields import beside
 from dopsd.errors import ConfigError
+from dopsd.readers import Object, parse_json, read_text
 from dopsd.shapes.concepts import CONCEPTS, Prompt, concept_prompts, prior_prompts
 from dopsd.shapes.world import NAMES
 
@@ -49,7 +51,7 @@ class EvalPrompt:
 
     def image_name(self, seed: int) -> str:
         """File name of the prompt's picture: readable, and unique by text and seed."""
-        slug = re.sub(r"[^a-z0-9]+", "-", self.text.lower()).strip("-")[:40]
+        slug = re.sub(r"[^a-z0-9]+", "-", redact(self.text).lower()).strip("-")[:40]
         return f"{slug}-{hashlib.sha256(self.text.encode()).hexdigest()[:10]}-s{seed}.png"
 
 
@@ -61,13 +63,8 @@ def read_prompts(path: str) -> tuple[EvalPrompt, ...]:
     """
     if not path.endswith((".txt", ".jsonl")):
         raise ConfigError(f"prompts {path}: allowed: .txt, .jsonl, prepared shards, shapes:CONCEPT")
-    if not storage.exists(path):
-        raise ConfigError(f"prompts {path}: no such file")
-    try:
-        # Not splitlines: it would cut at U+2028 and its like, which a prompt may hold.
-        lines = storage.read_bytes(path).decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"prompts {path}: not UTF-8 (byte {error.start})") from None
+    # Not splitlines: it would cut at U+2028 and its like, which a prompt may hold.
+    lines = read_text(path, ConfigError, f"prompts {path}").split("\n")
     numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
     if not numbered:
         raise ConfigError(f"prompts {path}: no prompt in it")
@@ -76,9 +73,12 @@ def read_prompts(path: str) -> tuple[EvalPrompt, ...]:
     return tuple(_parse(line, f"{path}:{number}", path) for number, line in numbered)
 
 
-def write_prompts(path: str, prompts: Sequence[EvalPrompt]) -> None:
-    """Write what :func:`prompts_file` gives."""
-    storage.write_bytes(path, prompts_file(path, prompts))
+def write_prompts(path: str, prompts: Sequence[EvalPrompt], verbatim: bool = False) -> None:
+    """Write what :func:`prompts_file` gives.
+
+    ``verbatim``: to be read again, credentials in prompts included; otherwise it is a record.
+    """
+    storage.write_bytes(path, prompts_file(path, prompts), verbatim=verbatim)
 
 
 def prompts_file(path: str, prompts: Sequence[EvalPrompt]) -> bytes:
@@ -93,26 +93,27 @@ def prompts_file(path: str, prompts: Sequence[EvalPrompt]) -> bytes:
 
 
 def _parse(line: str, where: str, file: str) -> EvalPrompt:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise ConfigError(f"prompts {where}: not JSON ({error})") from None
-    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"]:
+    row = parse_json(line, f"prompts {where}", Object, ConfigError)
+    if not isinstance(row.get("prompt"), str) or not row["prompt"]:
         raise ConfigError(f'prompts {where}: allowed: {{"prompt": "...", ...}}')
     for key, value in row.items():
         if key not in _TYPES:
-            raise ConfigError(f"prompts {where}: {key}: unknown, allowed: {', '.join(_TYPES)}")
+            raise ConfigError(
+                f"prompts {where}: {shown.brief(key)}: unknown, allowed: {', '.join(_TYPES)}"
+            )
         what, kind = _TYPES[key]
         items_fit = {
             "references": lambda items: all(isinstance(path, str) for path in items),
             "seeds": lambda items: items and all(type(i) is int and i >= 0 for i in items),
         }.get(key, lambda _: True)
         if not isinstance(value, kind) or not items_fit(value):
-            raise ConfigError(f"prompts {where}: {key}: {json.dumps(value)}, allowed: {what}")
+            raise ConfigError(f"prompts {where}: {key}: {shown.value(value)}, allowed: {what}")
     expected, concept = row.get("expected", {}), row.get("concept")
     _check_expected(expected, where)
     if concept is not None and concept not in expected:
-        raise ConfigError(f"prompts {where}: concept: {concept!r}, allowed: a key of expected")
+        raise ConfigError(
+            f"prompts {where}: concept: {shown.value(concept)}, allowed: a key of expected"
+        )
     folder = posixpath.dirname(file)
     prior = row.get("prior", False)
     return EvalPrompt(
@@ -130,11 +131,11 @@ def _check_expected(expected: dict[str, Any], where: str) -> None:
     for attribute, value in expected.items():
         if attribute not in NAMES:
             raise ConfigError(
-                f"prompts {where}: expected: {attribute!r}, allowed: {', '.join(NAMES)}"
+                f"prompts {where}: expected: {shown.value(attribute)}, allowed: {', '.join(NAMES)}"
             )
-        if value not in NAMES[attribute]:
+        if not isinstance(value, str) or value not in NAMES[attribute]:
             raise ConfigError(
-                f"prompts {where}: expected: {attribute}: {json.dumps(value)}, allowed: "
+                f"prompts {where}: expected: {attribute}: {shown.value(value)}, allowed: "
                 + ", ".join(NAMES[attribute])
             )
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from dopsd import shown
 from dopsd.evaluation.metrics.base import Column
 from dopsd.evaluation.spec import BASE, EvaluatedModel
 from dopsd.intervals import Value, as_json, bootstrap, mean, wilson
@@ -80,9 +81,9 @@ class Results:
             ["model", "steps", "prompts", "pictures", *arrows],
             [
                 [
-                    row.model,
+                    shown.cell(row.model),
                     str(row.steps),
-                    f"{row.group} ({row.prompts})",
+                    f"{shown.cell(row.group)} ({row.prompts})",
                     str(row.pictures),
                     *(str(row.values.get(name, "")) for name in names),
                 ]
@@ -98,13 +99,21 @@ class Results:
             lines += _table(
                 ["model", "relative to", "steps", "prompts", "metric", "ratio"],
                 [
-                    [r.model, r.against, str(r.steps), r.group, r.column, str(r.ratio)]
+                    [
+                        *(
+                            shown.cell(r.model),
+                            shown.cell(r.against),
+                            str(r.steps),
+                            shown.cell(r.group),
+                        ),
+                        *(r.column, str(r.ratio)),
+                    ]
                     for r in self.relatives
                 ],
             )
         if self.missing:
             lines += ["", "Not measured:", ""]
-            lines += [f"- {reason}" for reason in self.missing.values()]
+            lines += [f"- {shown.cell(reason)}" for reason in self.missing.values()]
         lines += ["", "Means with 95% intervals over prompts: Wilson for rates, bootstrap for the"]
         lines += ["rest. Seeds of one prompt count as one draw.", ""]
         lines += [f"- {name}: {self.columns[name].meaning}" for name in names]
@@ -112,11 +121,10 @@ class Results:
 
 
 def _table(titles: list[str], rows: list[list[str]]) -> list[str]:
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     return [
         f"| {' | '.join(titles)} |",
         f"|{' --- |' * len(titles)}",
-        *(f"| {' | '.join(row)} |" for row in cells),
+        *(f"| {' | '.join(row)} |" for row in rows),
     ]
 
 

@@ -15,6 +15,7 @@ from dopsd.evaluation.spec import BASE, EvaluatedModel, MetricChoice
 from dopsd.evaluation.worker import GeneratedImage
 from dopsd.models.fingerprint import fingerprint, model_identity
 from dopsd.ray_cluster.job_pool import Job, JobPool
+from dopsd.readers import read_json
 
 _READING = 2
 """Raised with how pictures are opened: scores are then made anew. 2: as training opens them."""
@@ -168,5 +169,4 @@ class Scores:
 def _read(path: str) -> dict[str, dict[str, float]]:
     if not storage.exists(path):
         return {}
-    values: dict[str, dict[str, float]] = json.loads(storage.read_bytes(path))
-    return values
+    return read_json(path, dict[str, dict[str, float]])

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dopsd import shown
 from dopsd.errors import ModelError
+from dopsd.readers import Object, read_json
 
 
 class MissingWeights(ModelError):
@@ -91,7 +92,7 @@ def resolve_vlm(base: str, vlm: str | None, revision: str | None = None) -> str:
         config = part_config(base, "text_encoder", revision)
         described = f"{config['hidden_size']} wide and {config['num_hidden_layers']} layers deep"
         size = config["hidden_size"], config["num_hidden_layers"]
-    except (ModelError, OSError, ValueError, KeyError):
+    except (ModelError, OSError, ValueError, KeyError, TypeError):
         described, size = "of unknown size", (0, 0)
     if size in _VLMS:
         return _VLMS[size]
@@ -112,10 +113,12 @@ def part_config(base: str, subfolder: str, revision: str | None = None) -> dict[
 def check_transformer(base: str, kind: str, family: str, revision: str | None, key: str) -> None:
     """Raises ModelError, in the name of ``key``, unless ``base`` is a pipeline whose transformer
     is a ``kind``, the class of ``family``."""
-    entry = _read_json(base, INDEX, revision, key).get("transformer") or [None, None]
-    if entry[-1] != kind:
+    entry = _read_json(base, INDEX, revision, key).get("transformer")
+    named = entry[-1] if isinstance(entry, list) and entry else None
+    if named != kind:
+        found = "missing" if named is None else shown.value(named, quoted=False)
         raise ModelError(
-            f"{key}: {base}: its transformer is {entry[-1] or 'missing'} ({INDEX}), allowed: a "
+            f"{key}: {base}: its transformer is {found} ({INDEX}), allowed: a "
             f"pipeline with a {kind}, which the family {family} is"
         )
 
@@ -129,5 +132,4 @@ def _read_json(base: str, file: str, revision: str | None, key: str) -> dict[str
         path = Path(hf_hub_download(base, file, revision=revision))
     elif not path.is_file():
         raise ModelError(f"{key}: {base}: no {file} in it, allowed: a folder of a pipeline")
-    config: dict[str, Any] = json.loads(path.read_text())
-    return config
+    return read_json(str(path), Object, ModelError, where=f"{key}: {path}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -11,9 +10,11 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from dopsd import storage
+from dopsd import shown, storage
 from dopsd.errors import ModelError
 from dopsd.models.lora import bind_parameters
+from dopsd.models.weight_index import WeightIndex
+from dopsd.readers import Object, read_json
 
 CONFIG, INDEX = "config.json", "diffusion_pytorch_model.safetensors.index.json"
 _SINGLE = "diffusion_pytorch_model.safetensors"
@@ -31,13 +32,14 @@ def transformer_files(folder: str, kind: str) -> list[str]:
     """
     config, named = storage.join(folder, CONFIG), "nothing"
     if storage.exists(config):
-        named = json.loads(storage.read_bytes(config)).get("_class_name", "nothing")
+        values = read_json(config, Object, ModelError)
+        named = shown.value(values.get("_class_name", "nothing"), quoted=False)
     if named != kind:
         raise ModelError(f"{folder}: found {named}, expected a folder with a {kind}")
     index = storage.join(folder, INDEX)
     names = {_SINGLE}
     if storage.exists(index):
-        names = set(json.loads(storage.read_bytes(index))["weight_map"].values())
+        names = set(read_json(index, WeightIndex, ModelError).weight_map.values())
     paths = [storage.join(folder, name) for name in sorted(names)]
     for path in paths:
         if not storage.exists(path):

@@ -6,22 +6,20 @@ Each section is a function of ``SECTIONS`` from the run's files to HTML. Whateve
 
 from __future__ import annotations
 
-import io
-import json
 from collections import defaultdict
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 from markupsafe import Markup
-from PIL import Image
 
 from dopsd.config import DataSection, RunConfig, dump_config
 from dopsd.config.load import dump_yaml
-from dopsd.credentials import redact
+from dopsd.readers import read_json
 from dopsd.report.chart import curves
 from dopsd.report.lanes import timeline
 from dopsd.report.pictures import DrawnSample, inline, read_drawn
+from dopsd.report.records import PreflightRecord
 from dopsd.report.run_files import RunFiles, read_run_files
 from dopsd.report.templates import fill, nothing
 from dopsd.run_folder.files import (
@@ -65,14 +63,15 @@ def _summary(run: RunFiles) -> Markup:
     steps = f"{len(run.metrics)} of {config.learner.steps}"
     facts: list[tuple[str, str]] = [
         ("state", "finished" if summary else "not finished"),
-        ("optimizer steps", str(summary["steps"]) if summary else steps),
+        ("optimizer steps", str(summary.steps) if summary else steps),
     ]
     if summary:
-        first_loss, last_loss = summary["first_loss"], summary["last_loss"]
+        if summary.first_loss is not None and summary.last_loss is not None:
+            losses = f"{summary.first_loss:.4g} → {summary.last_loss:.4g}"
+            facts.append(("mean loss, first and last steps", losses))
         facts += [
-            ("mean loss, first and last steps", f"{first_loss:.4g} → {last_loss:.4g}"),
-            ("duration", _duration(summary["seconds"])),
-            ("until the first step", _duration(summary["seconds_to_first_step"])),
+            ("duration", _duration(summary.seconds)),
+            ("until the first step", _duration(summary.seconds_to_first_step)),
         ]
     elif "loss" in last:
         facts.append(("last loss", f"{last['loss']:.4g}"))
@@ -82,10 +81,10 @@ def _summary(run: RunFiles) -> Markup:
     facts += [
         ("policy lag", f"{config.max_policy_lag} at most"),
         ("source of batches", config.source),
-        ("base", redact(config.model.base)),
+        ("base", config.model.base),
         ("seed", str(config.run.seed)),
     ]
-    return fill("summary", facts=facts, problems=(summary or {}).get("problems", ()))
+    return fill("summary", facts=facts, problems=summary.problems if summary else ())
 
 
 def _duration(seconds: float) -> str:
@@ -100,18 +99,15 @@ def _timeline(run: RunFiles) -> Markup:
 
 @lru_cache(maxsize=1)
 def _drawn(run: RunFiles) -> list[DrawnSample]:
-    return read_drawn(run.history, run.read) if run.history else []
-
-
-def _sheet(run: RunFiles, name: str) -> Image.Image:
-    return Image.open(io.BytesIO(run.read(name)))
+    return read_drawn(run.history, run.picture) if run.history else []
 
 
 def _preflight(run: RunFiles) -> Markup:
     if not {PREFLIGHT_REPORT, PREFLIGHT_SHEET} <= dict(run.files).keys():
         return nothing("Not run (preflight.mode is off, or the objective has no teacher).")
-    sentence = json.loads(run.read(PREFLIGHT_REPORT))["verdict"]["sentence"]
-    return fill("preflight", sentence=sentence, sheet=_sheet(run, PREFLIGHT_SHEET))
+    path = RunFolder(run.folder).file(PREFLIGHT_REPORT)
+    sentence = read_json(path, PreflightRecord).verdict.sentence
+    return fill("preflight", sentence=sentence, sheet=run.picture(PREFLIGHT_SHEET))
 
 
 _NOT_DRAWN = "Nothing was drawn (preview.samples, or the run is not finished)."
@@ -121,7 +117,7 @@ def _over_training(run: RunFiles) -> Markup:
     if samples := _drawn(run):
         return fill("over_training", samples=samples)
     if PREVIEW_SHEET in dict(run.files):
-        return inline(_sheet(run, PREVIEW_SHEET), "contact sheet", limit=1200)
+        return inline(run.picture(PREVIEW_SHEET), "contact sheet", limit=1200)
     return nothing(_NOT_DRAWN)
 
 
@@ -133,7 +129,7 @@ def _trajectories(run: RunFiles) -> Markup:
 def _data(run: RunFiles) -> Markup:
     manifest = run.manifest
     if manifest is None:
-        return nothing(f"{redact(run.config.shards)} cannot be seen from here.")
+        return nothing(f"{run.config.shards} cannot be seen from here.")
     buckets = sorted(manifest.buckets.items(), key=lambda item: -item[1])
     return fill("data", manifest=manifest, buckets=buckets, listed=_QUARANTINED)
 

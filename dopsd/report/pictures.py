@@ -6,11 +6,11 @@ import base64
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from markupsafe import Markup
 from PIL import Image
 
+from dopsd.report.records import HistoryRecord, StateRecord
 from dopsd.report.sheet import cut
 from dopsd.run_folder.preview_files import strip_path, target_path
 
@@ -43,14 +43,14 @@ class Drawing:
     """A sample under one version: K + 1 pictures of each role, the last its own drawing."""
 
     version: int
-    states: list[dict[str, float]]
+    states: list[StateRecord]
     student: list[Image.Image]
     teacher: list[Image.Image]
 
     @property
     def columns(self) -> list[str]:
         """What each of the K + 1 pictures is of."""
-        return [f"σ {state['sigma']:.3g}" for state in self.states] + ["drawn"]
+        return [f"σ {state.sigma:.3g}" for state in self.states] + ["drawn"]
 
 
 @dataclass
@@ -62,20 +62,15 @@ class DrawnSample:
     drawings: list[Drawing]
 
 
-def read_drawn(history: dict[str, Any], read: Callable[[str], bytes]) -> list[DrawnSample]:
-    """Every sample of a run's history; ``read`` gives a file of the run folder by its path."""
-
-    def picture(name: str) -> Image.Image:
-        return Image.open(io.BytesIO(read(name))).convert("RGB")
-
+def read_drawn(history: HistoryRecord, picture: Callable[[str], Image.Image]) -> list[DrawnSample]:
+    """Every sample of a run's history; ``picture`` reads one of the run folder by its path."""
     samples = []
-    for index, sample in enumerate(history["samples"]):
+    for index, sample in enumerate(history.samples):
         drawings = []
-        for row in history["rows"]:
-            if row["sample"] == index:
-                version = int(row["version"])
-                whole = picture(strip_path(version, index))
-                student, teacher = cut(whole, len(row["states"]) + 1, 2)
-                drawings.append(Drawing(version, row["states"], student, teacher))
-        samples.append(DrawnSample(sample["prompt"], picture(target_path(index)), drawings))
+        for row in history.rows:
+            if row.sample == index:
+                whole = picture(strip_path(row.version, index))
+                student, teacher = cut(whole, len(row.states) + 1, 2)
+                drawings.append(Drawing(row.version, row.states, student, teacher))
+        samples.append(DrawnSample(sample.prompt, picture(target_path(index)), drawings))
     return samples

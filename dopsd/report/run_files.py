@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import json
+import io
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+from PIL import Image
 
 from dopsd import storage
 from dopsd.config import RunConfig
 from dopsd.data.manifest import Manifest, has_manifest, load_manifest
-from dopsd.errors import ConfigError, DataError
+from dopsd.errors import ConfigError, DataError, DopsdError, message_line
+from dopsd.readers import read_json
+from dopsd.report.records import HistoryRecord, SummaryRecord, numbers, spans
 from dopsd.run_folder.files import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, TIMELINE_FILE, RunFolder
 from dopsd.run_folder.jsonl import parse_lines, part_names
 from dopsd.run_folder.preview_files import HISTORY
+
+Record = TypeVar("Record", SummaryRecord, HistoryRecord)
 
 
 @dataclass(eq=False)
@@ -21,18 +27,24 @@ class RunFiles:
 
     folder: str
     config: RunConfig
-    summary: dict[str, Any] | None
+    summary: SummaryRecord | None
     """None while the run is not finished."""
     metrics: list[dict[str, Any]]
     timeline: list[dict[str, Any]]
     manifest: Manifest | None
-    history: dict[str, Any] | None
+    history: HistoryRecord | None
     files: list[tuple[str, int]]
     """(path inside the folder, bytes) of every file, by path."""
 
-    def read(self, name: str) -> bytes:
-        """A file of the folder."""
-        return RunFolder(self.folder).read(name)
+    def picture(self, name: str) -> Image.Image:
+        """A picture of the folder, RGB. Raises DataError for a file that is none."""
+        try:
+            return Image.open(io.BytesIO(RunFolder(self.folder).read(name))).convert("RGB")
+        except DopsdError:
+            raise
+        except Exception as error:  # PIL raises many kinds
+            path = RunFolder(self.folder).file(name)
+            raise DataError(f"{path}: no picture that can be read: {message_line(error)}") from None
 
 
 def read_run_files(folder: str) -> RunFiles:
@@ -46,20 +58,23 @@ def read_run_files(folder: str) -> RunFiles:
 
     def lines(name: str) -> list[dict[str, Any]]:
         parts = part_names(name, names)
-        return [entry for part in parts for entry in parse_lines(run.read(part), part)]
+        return [entry for part in parts for entry in parse_lines(run.read(part), run.file(part))]
+
+    def record(name: str, shape: type[Record]) -> Record | None:
+        return read_json(run.file(name), shape) if name in names else None
 
     try:
         config = run.config()
-    except (ValueError, ConfigError) as error:
+    except ConfigError as error:
         raise DataError(f"{run.file(CONFIG_FILE)}: not a config of this dopsd ({error})") from None
     shards = run.shards(config)
     return RunFiles(
         folder=folder,
         config=config,
-        summary=json.loads(run.read(SUMMARY_FILE)) if SUMMARY_FILE in names else None,
-        metrics=lines(METRICS_FILE),
-        timeline=lines(TIMELINE_FILE),
+        summary=record(SUMMARY_FILE, SummaryRecord),
+        metrics=numbers(lines(METRICS_FILE)),
+        timeline=spans(lines(TIMELINE_FILE), run.file(TIMELINE_FILE)),
         manifest=load_manifest(shards) if has_manifest(shards) else None,
-        history=json.loads(run.read(HISTORY)) if HISTORY in names else None,
+        history=record(HISTORY, HistoryRecord),
         files=files,
     )

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
+from dopsd.shown import line as shown_line
+
 _MARGIN = 8
 _CELL = 192
 """Smallest shown side of a picture in pixels; pixel art is enlarged without smoothing."""
@@ -29,7 +31,7 @@ def contact_sheet(
     cell = max(picture.width for row in shown for picture in row)
     width = len(titles) * (cell + _MARGIN) + _MARGIN
     letters = max(20, (width - 2 * _MARGIN) // 7)
-    texts = [textwrap.wrap(caption, letters)[:3] or [""] for caption in captions]
+    texts = [textwrap.wrap(shown_line(caption), letters)[:3] or [""] for caption in captions]
     heights = [
         max(picture.height for picture in row) + len(text) * line + 2 * _MARGIN
         for row, text in zip(shown, texts)
@@ -37,7 +39,8 @@ def contact_sheet(
     sheet = Image.new("RGB", (width, line + 2 * _MARGIN + sum(heights)), "white")
     draw = ImageDraw.Draw(sheet)
     for column, title in enumerate(titles):
-        draw.text((_MARGIN + column * (cell + _MARGIN), _MARGIN), title, "black", font)
+        at = (_MARGIN + column * (cell + _MARGIN), _MARGIN)
+        draw.text(at, shown_line(title), "black", font)
     top = line + 2 * _MARGIN
     for row, text, height in zip(shown, texts, heights):
         for column, picture in enumerate(row):

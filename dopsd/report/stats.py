@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from typing import Any
 
+from dopsd import shown
 from dopsd.errors import DataError
+from dopsd.readers import read_json
+from dopsd.report.records import SummaryRecord, numbers
 from dopsd.run_folder.files import METRICS_FILE, SUMMARY_FILE, RunFolder
 from dopsd.run_folder.jsonl import read_lines
 
@@ -15,7 +17,7 @@ _WARM_UP = 3
 """Steps left out of the medians: caches fill, and the first wait covers the start."""
 
 
-def read_run(folder: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def read_run(folder: str) -> tuple[SummaryRecord, list[dict[str, Any]]]:
     """(summary, metric lines) of a run folder.
 
     Raises DataError when it is none, or when the run is not finished.
@@ -24,7 +26,10 @@ def read_run(folder: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     for name in (SUMMARY_FILE, METRICS_FILE):
         if not run.has(name):
             raise DataError(f"{run.file(name)}: missing; allowed: the folder of a finished run")
-    return json.loads(run.read(SUMMARY_FILE)), read_lines(run.file(METRICS_FILE))
+    lines = numbers(read_lines(run.file(METRICS_FILE)))
+    if not lines:
+        raise DataError(f"{run.file(METRICS_FILE)}: empty; allowed: the folder of a finished run")
+    return read_json(run.file(SUMMARY_FILE), SummaryRecord), lines
 
 
 def stats_table(folders: list[str]) -> str:
@@ -32,14 +37,14 @@ def stats_table(folders: list[str]) -> str:
     columns = [_column(*read_run(folder)) for folder in folders]
     keys = list(dict.fromkeys(key for column in columns for key in column))
     lines = [
-        f"| | {' | '.join(folders)} |",
+        f"| | {' | '.join(map(shown.cell, folders))} |",
         f"| --- |{' ---: |' * len(folders)}",
         *(f"| {key} | {' | '.join(column.get(key, '') for column in columns)} |" for key in keys),
     ]
     return "\n".join(lines)
 
 
-def _column(summary: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, str]:
+def _column(summary: SummaryRecord, lines: list[dict[str, Any]]) -> dict[str, str]:
     warm = lines[_WARM_UP:] or lines
 
     def median(key: str) -> float | None:
@@ -47,12 +52,13 @@ def _column(summary: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, s
         return statistics.median(values) if values else None
 
     column = {
-        "seconds to the first step": f"{summary['seconds_to_first_step']:.0f}",
-        "seconds to the end": f"{summary['seconds']:.0f}",
-        "steps": str(summary["steps"]),
-        "max_policy_lag": str(summary["max_policy_lag"]),
-        "seconds per step": f"{median('wall_seconds'):.2f}",
+        "seconds to the first step": f"{summary.seconds_to_first_step:.0f}",
+        "seconds to the end": f"{summary.seconds:.0f}",
+        "steps": str(summary.steps),
+        "max_policy_lag": str(summary.max_policy_lag),
     }
+    if (wall := median("wall_seconds")) is not None:
+        column["seconds per step"] = f"{wall:.2f}"
     for role in _ROLES:
         if (seconds := median(f"{role}_seconds")) is not None:
             column[f"{role}: busy seconds per step"] = f"{seconds:.2f}"

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from dopsd import storage
 from dopsd.config import RunConfig, parse_config
 from dopsd.data.manifest import has_manifest
+from dopsd.errors import ConfigError
 from dopsd.models.lora import STUDENT, TEACHER
+from dopsd.readers import read_payload
 
 CHECKPOINTS = "checkpoints"
 """Folder of the checkpoints, ``step-000200/`` and so on."""
@@ -92,7 +94,8 @@ class RunFolder:
     def config(self, overrides: list[str] | None = None) -> RunConfig:
         """The run's own config. Raises ConfigError for one of another dopsd."""
         path = self.file(CONFIG_FILE)
-        return parse_config(storage.read_bytes(path).decode(), path, overrides)
+        payload = read_payload(path, ConfigError, f"config {path}")
+        return parse_config(payload, path, overrides)
 
     def shards(self, config: RunConfig) -> str:
         """Where the run's shards are now: a run folder may have been copied from where it was

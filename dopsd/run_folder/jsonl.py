@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from dopsd import storage
+from dopsd.credentials import redact
 from dopsd.errors import DataError, StorageError
+from dopsd.readers import json_value
 
 _REMOTE_INTERVAL = 15.0
 """Seconds between uploads of the last part of a file on S3."""
@@ -45,7 +47,7 @@ class JsonLines:
     def append(self, entry: dict[str, Any]) -> None:
         """Add a line; the file may be behind until the next :meth:`flush`: this never waits for
         S3, and a disk that is full stops nobody."""
-        line = json.dumps(entry)
+        line = redact(json.dumps(entry))
         if not self._remote:
             with self._adding:
                 self._lines.append(line)
@@ -192,8 +194,11 @@ def parse_lines(text: bytes, path: str) -> list[dict[str, Any]]:
     entries = []
     for number, line in enumerate(lines, 1):
         try:
-            entries.append(json.loads(line))
-        except ValueError:
+            entry = json_value(line)
+            if not isinstance(entry, dict):
+                raise ValueError(f"found {type(entry).__name__}, allowed: an object")
+            entries.append(entry)
+        except ValueError as problem:
             if number < len(lines):
-                raise DataError(f"{path}: line {number} is no JSON") from None
+                raise DataError(f"{path}: line {number}: {problem}") from None
     return entries

@@ -135,7 +135,7 @@ WRONG_OVERRIDES = [
     ("learner.lr=inf", "learner.lr: inf, allowed: a finite number"),
     ("learner.steps=2.5", "learner.steps: 2.5, allowed: a whole number"),
     ("run.overwrite=perhaps", "run.overwrite: 'perhaps', allowed: true or false"),
-    ("run.name=null", "run.name: None, allowed: text (in quotes)"),
+    ("run.name=", "run.name: None, allowed: text (in quotes)"),
     ("data.caption_keys=short", "data.caption_keys: 'short', allowed: a list"),
     ("lora.targets=all", "lora.targets: 'all', allowed: a list or 'default' or 'all-linear'"),
     ("rollout=3", "rollout: 3, allowed: a section of keys"),
@@ -336,7 +336,10 @@ WRONG_OVERRIDES = [
     ("learner.lr", "override 'learner.lr': allowed: section.key=value"),
     ("=3", "override '=3': allowed: section.key=value"),
     ("learner..lr=3", "override 'learner..lr=3': allowed: section.key=value"),
-    ("learner.lr=[1", "learner.lr: '[1' is not YAML"),
+    (
+        "learner.lr=[1",
+        "learner.lr: not YAML: line 1, column 3: expected ',' or ']', but got '<stream end>'",
+    ),
     (
         'learner={"lr":1e-4,"lr":2e-4}',
         'learner: line 1, column 12: found duplicate key "lr"; allowed: once',
@@ -442,8 +445,8 @@ def test_references_under_zero_3_want_micro_batches_of_one(tiny_flux2: Path) -> 
 
 WRONG_FILES = [
     ("learner: [1", "not YAML: line 1, column 12: expected ',' or ']', but got '<stream end>'"),
-    ("- learner", "found list, allowed: a mapping"),
-    ("shapes", "found str, allowed: a mapping"),
+    ("- learner", "found a list, allowed: a mapping"),
+    ("shapes", "found a text, allowed: a mapping"),
     (
         "learner:\n  lr: 1e-4\n  steps: 5\n  lr: 2e-4\n",
         'line 4, column 3: found duplicate key "lr"; allowed: once',
@@ -473,7 +476,9 @@ def test_missing_and_binary_files_are_named(tmp_path: Path) -> None:
     assert str(caught.value).startswith(message)
     file = tmp_path / "picture.yaml"
     file.write_bytes(b"\x89PNG\xff")
-    with pytest.raises(ConfigError, match=r"picture.yaml: not YAML: 'utf-8' codec can't decode"):
+    with pytest.raises(
+        ConfigError, match=r"picture.yaml: not UTF-8 \(invalid start byte at byte 0\)$"
+    ):
         load_config(file)
 
 
@@ -492,9 +497,11 @@ def test_a_whole_number_may_have_an_exponent() -> None:
 
 
 def test_shown_values_keep_everything_but_secrets() -> None:
-    text = 'https://h/?token=abc&a="b"\nand {more}'
-    values = shown_values(load_config(DEMO, [f"run.name={json.dumps(text)}"]))
-    assert values["run"]["name"] == 'https://h/?token=***&a="b"\nand {more}'
+    text = 'https://h/?token=abc&a="b" and {more}'
+    config = load_config(DEMO)
+    config.run.__dict__["name"] = text  # the door refuses it; an older run may hold it
+    values = shown_values(config)
+    assert values["run"]["name"] == 'https://h/?token=***&a="b" and {more}'
     assert values["learner"]["steps"] == 80
 
 

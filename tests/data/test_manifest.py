@@ -46,13 +46,13 @@ def test_the_summary_counts_each_kind_of_quarantine() -> None:
     [
         (None, "no manifest.json, so this is no prepared data set"),
         ("{", "not JSON"),
-        ("[]", "not a manifest of dopsd shards"),
+        ("[]", "found list, allowed: a valid dictionary"),
         ('{"format": "other"}', "not a manifest of dopsd shards"),
         (
             '{"format": "dopsd-shards", "schema_version": 3}',
             "version 3, this dopsd reads 2",
         ),
-        ('{"format": "dopsd-shards", "schema_version": 2}', "source: Field required"),
+        ('{"format": "dopsd-shards", "schema_version": 2}', "source: missing"),
     ],
 )
 def test_what_is_not_a_manifest_is_refused(

@@ -48,7 +48,9 @@ def test_a_full_disk_cuts_no_line_and_what_it_refused_comes_later(tmp_path, full
 def test_a_broken_line_is_named_unless_it_is_the_last(tmp_path):
     path = tmp_path / "lines.jsonl"
     path.write_text('{"step": 0}\n{"step"\n{"step": 2}\n')
-    with pytest.raises(DataError, match=r"lines\.jsonl: line 2 is no JSON$"):
+    with pytest.raises(
+        DataError, match=r"lines\.jsonl: line 2: not JSON: Expecting ':' delimiter at column 8$"
+    ):
         read_lines(str(path))
 
 

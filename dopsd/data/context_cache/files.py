@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from dopsd import storage
 from dopsd.data.manifest import Manifest
@@ -26,6 +26,7 @@ from dopsd.data.ray_data import Broadcast, shipping_errors
 from dopsd.data.read import ReadSpec, RowGroups, read_micro_batch, row_groups_of
 from dopsd.data.schema import without_generation
 from dopsd.errors import DataError, DopsdError, message_line
+from dopsd.readers import read_json
 from dopsd.records import EncodedBatch, EncodedSample, SampleInfo, join_samples
 
 PREFIX = "encoded-"
@@ -102,14 +103,12 @@ def load_record(folder: str) -> CacheRecord:
     Raises DataError when there is none, or when it cannot be read.
     """
     path = storage.join(folder, RECORD)
+    if not storage.exists(path):
+        raise DataError(f"{folder}: not finished (it has no {RECORD}); {RERUN_HINT}")
     try:
-        return CacheRecord.model_validate_json(storage.read_bytes(path))
-    except FileNotFoundError:
-        raise DataError(f"{folder}: not finished (it has no {RECORD}); {RERUN_HINT}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise DataError(f"{path}: {where}: {first['msg']}; {RERUN_HINT}") from None
+        return read_json(path, CacheRecord)
+    except DataError as error:
+        raise DataError(f"{error}; {RERUN_HINT}") from None
 
 
 def check_files(folder: str, record: CacheRecord, manifest: Manifest) -> None:

@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dopsd import storage
+from dopsd.credentials import holds_credentials
 from dopsd.data.sources.rows import CAPTION_KEY, ByteRange, SourceRow
+from dopsd.shown import line
 
 FIELDS = ("image", "captions", "caption", "text", "prompt", "id", "concept", "references")
 CAPTION_FIELDS = ("prompt", "text", "caption", "captions")
@@ -82,6 +84,11 @@ def _picture(name: str, value: Any, locate: Callable[[str], str], keep: Keep | N
         raise ValueError(f"{name}: {shown(value)}, allowed: {kinds}")
     if "\0" in given or not _is_unicode(given) or len(given) > MAX_NAME:
         raise ValueError(f"{name}: {shown(given)}, allowed: a path")
+    if holds_credentials(given):
+        raise ValueError(
+            f"{name}: credentials in a path, allowed: a path without; those of s3:// come from the "
+            "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+        )
     return ByteRange(locate(given))
 
 
@@ -129,6 +136,8 @@ def check_name(what: str, text: str) -> str:
         raise ValueError(f"{what} is not Unicode: {shown(text)}")
     if control := _control(text, allowed=""):
         raise ValueError(f"{what} holds {control}, a control character")
+    if holds_credentials(text):  # names are written into manifest, ledger and run page
+        raise ValueError(f"{what} holds credentials, allowed: a name without")
     return text
 
 
@@ -149,7 +158,8 @@ def _is_unicode(text: str) -> bool:
 
 def shown(value: Any) -> str:
     """A value of any kind and size in a few characters that can always be written."""
-    text = repr(value) if isinstance(value, str | int | float | bool | list | dict) else ""
+    known = isinstance(value, str | int | float | bool | list | dict)
+    text = line(repr(value), 200) if known else ""
     return text if text and len(text) <= 60 else type(value).__name__
 
 

@@ -14,6 +14,7 @@ from dopsd.data.manifest import MANIFEST, find_manifest
 from dopsd.data.sources.fields import MAX_CAPTION_BYTES, check_name, printable
 from dopsd.data.sources.parquet import list_parquet
 from dopsd.data.sources.rows import ByteRange, Source, SourceRow
+from dopsd.shown import line
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _REFERENCE = re.compile(r"(.+)\.ref(\d+)", re.DOTALL)
@@ -131,7 +132,7 @@ def _check_names(row: SourceRow) -> None:
     try:
         check_name("file name", row.where)
     except ValueError as error:
-        row.where, row.sample_id, row.problem = printable(row.where), "", str(error)
+        row.where, row.sample_id, row.problem = line(printable(row.where)), "", str(error)
         row.image, row.concept, row.caption_file, row.references = None, None, None, []
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import posixpath
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -12,6 +11,7 @@ from typing import IO, Any
 from dopsd import storage
 from dopsd.data.sources.fields import FIELDS, beside, fill, shown
 from dopsd.data.sources.rows import Source, SourceRow
+from dopsd.readers import json_value
 
 MAX_LINE = 2**22
 """Bytes of a line (4 MiB); what is beyond is skipped unread."""
@@ -37,7 +37,7 @@ def read_jsonl(path: str, columns: Mapping[str, str]) -> Source:
             row = SourceRow(f"{file}:{number}", "")
             source.rows.append(row)
             try:
-                values = _object(line, number)
+                values = _object(line)
                 unknown.update(values.keys() - set(renamed.values()))
                 named = {name: values.get(theirs) for name, theirs in renamed.items()}
                 fill(row, named, partial(beside, folder), empty)
@@ -67,19 +67,10 @@ def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
         yield number, None
 
 
-def _object(line: bytes | None, number: int) -> dict[str, Any]:
+def _object(line: bytes | None) -> dict[str, Any]:
     if line is None:
         raise ValueError(f"line too long: allowed: {MAX_LINE} bytes")
-    try:
-        values = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 ({error.reason} at byte {error.start})") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from None
-    except ValueError as error:  # a number of thousands of digits
-        raise ValueError(f"not JSON: {error}") from None
-    except RecursionError:
-        raise ValueError("not JSON: nested too deeply") from None
+    values = json_value(line)
     if not isinstance(values, dict):
         raise ValueError(f"found {type(values).__name__}, allowed: an object")
     return values

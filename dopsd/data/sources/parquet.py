@@ -18,7 +18,15 @@ import pyarrow.parquet as pq
 
 from dopsd import storage
 from dopsd.data.schema import FORMAT, SCHEMA_VERSION
-from dopsd.data.sources.fields import CAPTION_FIELDS, FIELDS, Keep, fill, printable, shown
+from dopsd.data.sources.fields import (
+    CAPTION_FIELDS,
+    FIELDS,
+    Keep,
+    check_name,
+    fill,
+    printable,
+    shown,
+)
 from dopsd.data.sources.rows import Group, Source, SourceRow
 from dopsd.errors import DopsdError, message_line
 
@@ -41,6 +49,7 @@ def list_parquet(files: list[tuple[str, str]], columns: Mapping[str, str]) -> So
     with ThreadPoolExecutor(_READERS) as readers:
         for (name, path), footer in zip(files, readers.map(lambda file: _footer(file[1]), files)):
             try:
+                check_name("file name", name)
                 if isinstance(footer, Exception):
                     raise ValueError(f"broken parquet: {_line(footer)}")
                 present = _columns(footer, columns, unknown)

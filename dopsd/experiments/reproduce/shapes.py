@@ -131,7 +131,7 @@ def _write_priors(trials: Sequence[Trial], budget: Budget, folder: str) -> None:
     asked = {prompt.text for prompt in shapes_prompts(trials[0].concept, MOST_PROMPTS, PROMPT_SEED)}
     for seed in dict.fromkeys(trial.seed for trial in trials):
         texts = [prompt.text for prompt in distinct_prior_prompts(budget.prior, seed, asked)]
-        storage.write_bytes(prior_file(folder, seed), "\n".join(texts).encode())
+        storage.write_bytes(prior_file(folder, seed), "\n".join(texts).encode(), verbatim=True)
 
 
 def _grid(concept: str, loras: Sequence[tuple[str, str | None]]) -> Image.Image:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
-from dopsd import storage
+from pydantic import BaseModel, ConfigDict, Field
+
 from dopsd.errors import DataError
 from dopsd.experiments.reproduce.variants import VARIANTS, Budget, Trial
 from dopsd.intervals import Value, as_json, mean, wilson
+from dopsd.readers import read_json
+from dopsd.shown import cell
 
 BASE_TITLE = "base, not tuned"
 OURS, SFT = VARIANTS[0].title, "SFT"
@@ -101,7 +104,8 @@ def markdown(lines: Sequence[Line]) -> str:
     rows = ["| " + " | ".join((*head, "x base")) + " |", "|---" * (len(head) + 1) + "|"]
     for line in lines:
         values = (line.seeds, line.concept, line.ok, line.kept, line.palette_error, line.blur)
-        rows.append(f"| {' | '.join([line.concept_name, line.title, *map(str, values)])} |")
+        names = [cell(line.concept_name), cell(line.title)]
+        rows.append(f"| {' | '.join([*names, *map(str, values)])} |")
     return "\n".join(rows) + "\n"
 
 
@@ -112,15 +116,35 @@ def to_json(lines: Sequence[Line]) -> str:
 
 def read(path: str) -> list[Line]:
     """What :func:`to_json` wrote. Raises DataError when the file is no such table."""
-    try:
-        entries = json.loads(storage.read_bytes(path))
-        return [_line(entry) for entry in entries]
-    except FileNotFoundError:
-        raise DataError(
-            f"{path}: no such file; allowed: a table.json of `dopsd reproduce`"
-        ) from None
-    except (ValueError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: not a table.json of `dopsd reproduce` ({error})") from None
+    entries = read_json(path, list[_Entry], where=f"{path}: not a table.json of `dopsd reproduce`")
+    return [_line(entry.model_dump()) for entry in entries]
+
+
+class _End(BaseModel):
+    """A value with its interval; null where it is infinite."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+class _Entry(BaseModel):
+    """A :class:`Line` as the file holds it."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    concept_name: str
+    title: str
+    seeds: Annotated[int, Field(ge=1)]
+    steps: Annotated[int, Field(ge=1)]
+    lr: float
+    concept: _End
+    ok: _End
+    palette_error: _End
+    kept: _End
+    blur: _End
 
 
 def _line(entry: dict[str, Any]) -> Line:
@@ -169,6 +193,8 @@ def verdicts(lines: Sequence[Line]) -> list[str]:
     sentences = []
     for concept in dict.fromkeys(line.concept_name for line in lines):
         rows = {line.title: line for line in lines if line.concept_name == concept}
+        if BASE_TITLE not in rows:
+            continue
         base, ours, sft = rows[BASE_TITLE], rows.get(OURS), rows.get(SFT)
         if ours:
             learned = ours.concept.value >= 2 * base.concept.value

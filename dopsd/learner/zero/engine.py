@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor, nn
 
 from dopsd.config import LearnerSection, RunConfig
@@ -19,6 +19,7 @@ from dopsd.learner.zero.deepspeed_private import flat_parts, set_from_whole
 from dopsd.learner.zero.extensions import build_needed
 from dopsd.learner.zero.optimizer_state import AVERAGE, begin, set_optimizer_state
 from dopsd.models.lora import STUDENT, TEACHER, activate, bind_parameters
+from dopsd.readers import Object, checked, read_json
 
 _OWNED = (
     "train_batch_size",
@@ -33,24 +34,31 @@ _OWNED = (
 """Keys that follow from the run config and may not stand in a preset."""
 
 
+class _Zero(BaseModel):
+    """What is read of ``zero_optimization``; DeepSpeed checks the rest."""
+
+    stage: Literal[1, 2, 3]
+    offload_optimizer: dict[str, Any] | None = None
+    offload_param: dict[str, Any] | None = None
+
+
+class _Preset(BaseModel):
+    zero_optimization: _Zero
+
+
 def read_preset(name: str) -> dict[str, Any]:
     """A DeepSpeed JSON file by path, or one of configs/deepspeed/ by name.
 
-    Raises ConfigError for a missing file, broken JSON or a key that the run config owns.
+    Raises ConfigError for a missing file, broken JSON, another stage than 1, 2 or 3, or a key that
+    the run config owns.
     """
     file = preset_file(name)
-    try:
-        preset: dict[str, Any] = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"learner.deepspeed: {file} is not JSON: {error}") from error
+    where = f"learner.deepspeed: {file}"
+    preset = read_json(str(file), Object, ConfigError, where)
+    checked(preset, where, _Preset, ConfigError)
     if owned := [key for key in _OWNED if key in preset]:
         raise ConfigError(
             f"learner.deepspeed: {file} sets {owned[0]}, allowed: in the run config only"
-        )
-    stage = preset_stage(preset)
-    if stage not in (1, 2, 3):
-        raise ConfigError(
-            f"learner.deepspeed: {file} has zero_optimization.stage {stage}, allowed: 1, 2, 3"
         )
     return preset
 
