@@ -91,6 +91,7 @@ def test_another_familys_transformer_is_refused(
     tiny_base: Path, tiny_flux2: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     command = ["generate", "a cat", "--base", str(tiny_base), "--out", str(tmp_path)]
+    command += ["--height", "32", "--width", "32"]
     assert main([*command, "--transformer", str(tiny_flux2 / "transformer")]) == 1
     assert "found Flux2Transformer2DModel, expected a folder with a ZImage" in (
         capsys.readouterr().err

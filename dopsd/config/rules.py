@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from dopsd.config.run import RunConfig
 
 _CONTROLS = {
-    False: re.compile("[\x00-\x1f\x7f-\x9f]"),
-    True: re.compile("[\x00-\x08\x0b-\x1f\x7f]"),
+    False: re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]"),
+    True: re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]"),
 }
 """What no text of a config may hold; a sentence may go over several lines."""
 _NAME, _SENTENCE = 4096, 20_000
@@ -244,8 +244,8 @@ def _check_text(key: str, text: str) -> None:
     sentence = key == "context.instruction"
     if control := _CONTROLS[sentence].search(text):
         raise ValueError(
-            f"{key}: {shown.value(text)} holds U+{ord(control[0]):04X}, a control character; "
-            "allowed: text without"
+            f"{key}: {shown.value(text)} holds U+{ord(control[0]):04X}, which is no text; "
+            "allowed: text without control characters"
         )
     most = _SENTENCE if sentence else _NAME
     if len(text) > most:

@@ -158,17 +158,18 @@ WRONG_OVERRIDES = [
     ("method.steps=1001", "method.steps: 1001, allowed: at most 1000"),
     ("timeouts.step=0", "timeouts.step: 0, allowed: greater than 0"),
     ("timeouts.startup=1e300", "timeouts.startup: 1e300, allowed: at most 100000000"),
-    ("run.seed=1e30", "run.seed: 1e30, allowed: at most 9.22337203685e+18"),
+    ("run.seed=1e30", "run.seed: 1e30, allowed: at most 2^63 - 1"),
     ("data.concept_weights.a=1e308", "data.concept_weights.a: 1e308, allowed: at most 1000"),
     # texts
     (
         'run.folder="a\\0b"',
-        "run.folder: holds the character '\\x00', allowed: text without control characters",
+        r"run.folder: 'a\x00b' holds U+0000, which is no text; allowed: text without control "
+        "characters",
     ),
-    ('run.name="\\udc80"', "run.name: is not UTF-8, allowed: text that is"),
+    ('run.name="\\udc80"', "run.name: a text that is not Unicode: half of a surrogate pair"),
     (
         "data.source=https://host/a.jsonl",
-        "data.source: https://..., allowed: a path on this machine, or s3://BUCKET/...",
+        "data.source: 'https://...', allowed: a path on this machine, or s3://BUCKET/...",
     ),
     ("run.folder=s3://", "run.folder: s3:// without a bucket, allowed: s3://BUCKET/..."),
     # impossible combinations
