@@ -100,8 +100,8 @@ class OwnedFolder:
         self._refuse([name for name in new if self._is_taken(name)], "taking them away")
         if changed := self.replaced(names):
             raise ConfigError(
-                f"{self.key}: {self.file(changed[0])} is not what dopsd wrote there"
-                f"{_more(changed[1:])}; allowed: another folder, or moving it away"
+                f"{self.key}: {self.file(changed[0])}{_more(changed[1:])} not as dopsd left it; "
+                "allowed: another folder, or moving it away"
             )
 
     def strangers(self) -> list[str]:
@@ -198,10 +198,11 @@ class OwnedFolder:
             storage.write_bytes(self.file(name), payload)
         self.seal({name: digest_of([payload]) for name, payload in files.items()})
 
-    def replaced(self, names: Iterable[str] | None = None) -> list[str]:
-        """Files of ours in whose place something else is now: another content, a folder, a link."""
+    def replaced(self, names: Iterable[str]) -> list[str]:
+        """Those of ours among ``names`` in whose place something else is now: another content, a
+        folder, a link."""
         entries = self.entries()
-        asked = entries if names is None else [name for name in names if name in entries]
+        asked = dict.fromkeys(name for name in names if name in entries)
         return [name for name in asked if not self._is_as_we_left_it(name, entries[name])]
 
     def _is_as_we_left_it(self, name: str, digest: FileDigest | None) -> bool:

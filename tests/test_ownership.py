@@ -63,7 +63,7 @@ def test_a_finished_file_that_was_replaced_is_refused_and_stays(folder: str) -> 
     mine = own(folder)
     mine.write_all({"lora.safetensors": b"ours", "page.html": b"page"})
     put(folder, "lora.safetensors", b"mine")  # of the same size
-    with pytest.raises(ConfigError, match=r"/lora\.safetensors is not what dopsd wrote there; "):
+    with pytest.raises(ConfigError, match=r"/lora\.safetensors not as dopsd left it; "):
         mine.check("lora.safetensors", "page.html")
     assert mine.remove(["lora.safetensors", "page.html"]) == ["lora.safetensors"]
     assert storage.read_bytes(storage.join(folder, "lora.safetensors")) == b"mine"
@@ -101,7 +101,9 @@ def test_links_stay_links_and_are_written_through(tmp_path: Path) -> None:
     mine.write("page.html", b"2")
     (folder / "page.html").unlink()
     (folder / "page.html").symlink_to(scratch / "mine.bin")
-    assert mine.replaced() == ["page.html"] and mine.remove(["page.html"]) == ["page.html"]
+    assert mine.replaced(["page.html"]) == ["page.html"] and mine.remove(["page.html"]) == [
+        "page.html"
+    ]
     assert (folder / "page.html").is_symlink() and (scratch / "mine.bin").read_bytes() == b"2"
 
 

@@ -99,10 +99,16 @@ def concept(
     seed: Annotated[int, typer.Option(min=0, max=SEED_MOST, help="Decides the scenes.")] = 0,
 ) -> None:
     """Render a training set of a concept that the base has no word for."""
+    from dopsd.ownership import OwnedFolder
     from dopsd.shapes.concepts import CONCEPTS, write_concept_set
 
     if name not in CONCEPTS:
         raise ConfigError(f"concept: {name!r}, allowed: {', '.join(sorted(CONCEPTS))}")
+    own = OwnedFolder(str(folder), "concept", "FOLDER")
+    images = [f"images/{number:04d}.png" for number in range(count)]
+    own.check("data.jsonl", "images/", *images)
+    own.claim("data.jsonl", "images/", *images)
     table = write_concept_set(name, folder, count, seed)
+    own.seal_as_they_are("data.jsonl", *images)
     say(f"wrote {count} images; train on them with:")
     say(f"  dopsd train shapes data.source={table} run.folder=runs/{name}")

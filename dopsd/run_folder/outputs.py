@@ -14,7 +14,7 @@ from dopsd import storage
 from dopsd.config import RunConfig
 from dopsd.data.manifest import find_manifest, has_manifest
 from dopsd.errors import ConfigError, DopsdError
-from dopsd.ownership import OwnedFolder, carries_our_mark
+from dopsd.ownership import OwnedFolder, carries_our_mark, digest_of
 from dopsd.run_folder.checkpoint_files import remove_all_steps, steps
 from dopsd.run_folder.files import (
     CHECKPOINTS,
@@ -44,7 +44,9 @@ from dopsd.run_folder.jsonl import part_names
 KIND = "run"
 LINES = (METRICS_FILE, TIMELINE_FILE, LEDGER_FILE, SKIPPED_FILE)
 """Files that grow, on S3 in parts."""
-_FILES = (CONFIG_FILE, REQUEST_FILE, SUMMARY_FILE, REPORT_FILE, *LINES)
+_BEGUN = (CONFIG_FILE, REQUEST_FILE, *LINES)
+"""Files that there may be from the beginning."""
+_FILES = (*_BEGUN, SUMMARY_FILE, REPORT_FILE)
 _KEPT = (CONFIG_FILE, SHARDS, PREFLIGHT)
 """What an older run leaves to the next one: the look before training clears its own."""
 _MARKED = re.compile(
@@ -110,8 +112,10 @@ def take_run_folder(config: RunConfig, resume: bool) -> list[str]:
         _adopt_run(own)
     check_run_folder(config)
     left = remove_outputs(own, FINAL if resume else None)
-    own.claim(*planned(config))
-    own.seal(dict.fromkeys(LINES))  # which grow again
+    # What is written at once, and then finished, is claimed when it is: until then, a file of that
+    # name is none of ours.
+    own.claim(*(name for name in planned(config) if name in _BEGUN or name.endswith("/")))
+    own.seal({REQUEST_FILE: digest_of([])} | dict.fromkeys(LINES))  # which grow again
     return left
 
 
@@ -155,8 +159,12 @@ def _marked_files(own: OwnedFolder, wanted: set[str]) -> list[str]:
 
 
 def seal_outputs(folder: str) -> None:
-    """The run is done: from now on the record knows what its files of lines hold."""
-    owned(folder).seal_as_they_are(*LINES)
+    """The run is done: from now on the record knows what its files of lines hold, and which there
+    are."""
+    own = owned(folder)
+    names = storage.names(folder)
+    own.forget(*(name for name in LINES if name not in names))
+    own.seal_as_they_are(*LINES)
 
 
 def _adopt_shards(own: OwnedFolder) -> None:

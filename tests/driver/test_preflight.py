@@ -145,7 +145,7 @@ def test_strict_refuses_to_train_in_one_line_and_leaves_the_folder_free(recipe, 
     assert len(lines) == 1
     assert lines[0].startswith("dopsd: preflight: the teacher is NO closer to the target than")
     assert "preflight.mode: strict" in lines[0]
-    assert {path.name for path in folder.iterdir()} == {"shards", "preflight"}
+    assert {path.name for path in folder.iterdir()} == {".dopsd.json", "shards", "preflight"}
 
 
 @pytest.mark.integration

@@ -76,6 +76,7 @@ def reference(run) -> Summary:
 def test_run_folder_holds_everything(reference):
     folder = Path(reference.folder)
     assert {path.name for path in folder.iterdir()} == {
+        ".dopsd.json",
         "config.yaml",
         "metrics.jsonl",
         "ledger.jsonl",

@@ -20,6 +20,7 @@ from dopsd.experiments.reproduce.runs import lora_of, train_all
 from dopsd.experiments.reproduce.variants import CAPTIONS, Budget, Trial, prior_file
 from dopsd.intervals import Value
 from dopsd.models import FAMILIES
+from dopsd.ownership import OwnedFolder
 from dopsd.ray_cluster.connect import connect
 from dopsd.report.sheet import contact_sheet
 from dopsd.shapes.concepts import (
@@ -31,6 +32,8 @@ from dopsd.shapes.concepts import (
 from dopsd.shapes.world import PIXELS
 
 TABLE, LINES = "table.md", "table.json"
+_MADE = (TABLE, LINES, "runs/", "shards/", "evaluation/")
+"""What the comparison's folder gets beside prompts and grids."""
 SEEDS = (0, 1, 2)
 """Pictures of each prompt: short prompts for a concept are all alike."""
 PROMPT_SEED = 1000
@@ -57,12 +60,17 @@ def reproduce(
     prior; those that are alike count once. ``begin`` gives the progress of a part by its title, a
     context manager. ``at_once``: trainings beside each other, and workers that draw and score, a
     core each; None is as many as the cluster has cores and memory for, at most 4. Raises
-    ResourceError when the cluster has fewer cores than ``at_once``, a DopsdError when a trial or
-    the evaluation fails.
+    ConfigError for a folder of somebody else's, ResourceError when the cluster has fewer cores than
+    ``at_once``, a DopsdError when a trial or the evaluation fails.
     """
     spec = _spec(trials, budget, folder, prompts)
+    own = OwnedFolder(folder, "comparison", "--folder")
+    priors = _priors(trials, budget, folder)
+    grids = [f"grid-{concept}.png" for concept in dict.fromkeys(t.concept for t in trials)]
+    own.check(*_MADE, *priors, *grids)
     at_once = _at_once(at_once)
-    _write_priors(trials, budget, folder)
+    own.claim(*_MADE)
+    own.write_all(priors)
     train_all(trials, budget, folder, begin, at_once)
     with begin("evaluation") as progress:
         results = evaluate(replace(spec, workers=at_once), progress.show)
@@ -79,13 +87,12 @@ def reproduce(
         )
 
     lines = table.lines_of(trials, budget, BASE, PRIOR, score, ratio)
-    for name, text in ((TABLE, table.markdown(lines)), (LINES, table.to_json(lines))):
-        storage.write_bytes(storage.join(folder, name), text.encode())
+    own.write_all({TABLE: table.markdown(lines).encode(), LINES: table.to_json(lines).encode()})
     for concept in dict.fromkeys(trial.concept for trial in trials):
         shown = [t for t in trials if t.concept == concept and t.seed == trials[0].seed]
         loras = [(t.variant.title, lora_of(t, budget, folder)) for t in shown]
         sheet = _grid(concept, [(table.BASE_TITLE, None), *loras])
-        storage.write_bytes(storage.join(folder, f"grid-{concept}.png"), encode_png(sheet))
+        own.write(f"grid-{concept}.png", encode_png(sheet))
     return lines
 
 
@@ -126,12 +133,16 @@ def _spec(trials: Sequence[Trial], budget: Budget, folder: str, count: int) -> E
     )
 
 
-def _write_priors(trials: Sequence[Trial], budget: Budget, folder: str) -> None:
-    """The prompts of the base's own samples: none that is evaluated on, however many those are."""
+def _priors(trials: Sequence[Trial], budget: Budget, folder: str) -> dict[str, bytes]:
+    """The prompts of the base's own samples, as files of ``folder``: none that is evaluated on,
+    however many those are."""
     asked = {prompt.text for prompt in shapes_prompts(trials[0].concept, MOST_PROMPTS, PROMPT_SEED)}
+    priors = {}
     for seed in dict.fromkeys(trial.seed for trial in trials):
         texts = [prompt.text for prompt in distinct_prior_prompts(budget.prior, seed, asked)]
-        storage.write_bytes(prior_file(folder, seed), "\n".join(texts).encode(), verbatim=True)
+        name = prior_file(folder, seed).rpartition("/")[2]
+        priors[name] = "\n".join(texts).encode()
+    return priors
 
 
 def _grid(concept: str, loras: Sequence[tuple[str, str | None]]) -> Image.Image:

@@ -23,6 +23,8 @@ def build(
     folder to write. ``stage``: `vae` writes no weights, `base` the undistilled model.
     ``base_steps`` and ``turbo_rounds`` are the lengths of the two schedules.
     """
+    if stage != "vae":
+        save.owned(out).check(save.LOG)  # before days of training
     work.mkdir(parents=True, exist_ok=True)
     autoencoder = vae.train(work)
     if stage == "vae":
@@ -30,5 +32,6 @@ def build(
     trained = base.train(work, autoencoder, base_steps)
     few = None if stage == "base" else turbo.train(work, autoencoder, trained, turbo_rounds)
     save.write_pipeline(out, autoencoder, trained, few)
-    shutil.copyfile(work / "build.log", out / "build.log")
+    save.owned(out).claim(save.LOG)
+    shutil.copyfile(work / save.LOG, out / save.LOG)
     return out

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from pathlib import Path
 
 import torch
@@ -12,12 +11,18 @@ from diffusers import AutoencoderKL
 from dopsd.experiments.shapes_base import nets
 from dopsd.experiments.shapes_base.base import Base
 from dopsd.experiments.shapes_base.nets import Transformer, Vae
+from dopsd.ownership import OwnedFolder
 
 # Files of a repository stay small; the library reads the shards back through their index.
 SHARD = "3MB"
 LIMIT = 12_000_000
 HASH_FILE = "sha256.txt"
 UNDISTILLED = "transformer_undistilled"
+LOG = "build.log"
+_MADE = (
+    *("vae/", "text_encoder/", "tokenizer/", "transformer/", "scheduler/", "vlm/"),
+    *(f"{UNDISTILLED}/", "model_index.json", HASH_FILE),
+)
 
 
 def write_pipeline(
@@ -33,9 +38,10 @@ def write_pipeline(
     the undistilled one beside it; without it the base's own is the pipeline's. Raises ValueError if
     the result is larger than 12 MB.
     """
-    for part in ("vae", "text_encoder", "tokenizer", "transformer", "scheduler", "vlm"):
-        shutil.rmtree(folder / part, ignore_errors=True)
-    shutil.rmtree(folder / UNDISTILLED, ignore_errors=True)
+    own = owned(folder)
+    own.check(*_MADE)
+    own.remove(own.entries())
+    own.claim(*_MADE)
     transformer = base.transformer if turbo is None else turbo
     half = torch.bfloat16
     pipeline = nets.make_pipeline(
@@ -48,10 +54,28 @@ def write_pipeline(
     nets.make_image_processor().save_pretrained(folder / "vlm")
     base.tokenizer.save_pretrained(folder / "vlm")
     (folder / HASH_FILE).write_text(weights_hash(folder) + "\n")
+    own.adopt(*_made_files(folder))
     size = folder_size(folder)
     if size > LIMIT:
         raise ValueError(f"{folder} has {size} bytes, more than the {LIMIT} that are shipped")
     return folder
+
+
+def owned(folder: Path) -> OwnedFolder:
+    """The weights folder and its record; one of a dopsd that kept none is ours by its hash."""
+    own, hashed = OwnedFolder(str(folder), "base", "--out"), folder / HASH_FILE
+    known = own.record() is not None or not hashed.is_file()
+    if not known and hashed.read_text().strip() == weights_hash(folder):
+        names = (name for name in (*_MADE, LOG) if (folder / name).exists())
+        own.adopt(*names, *_made_files(folder))
+    return own
+
+
+def _made_files(folder: Path) -> list[str]:
+    """All that lies in the parts of the pipeline, by path inside the folder."""
+    parts = (folder / name for name in _MADE if name.endswith("/"))
+    found = (path for part in parts for path in part.rglob("*") if path.is_file())
+    return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
 def _copy_vae(vae: Vae) -> Vae:

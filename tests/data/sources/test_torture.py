@@ -85,6 +85,7 @@ def test_every_input_becomes_what_it_must(
     assert "the secret" not in texts
     assert {path.name for path in shards.iterdir()} == {
         "manifest.json",
+        ".dopsd.json",
         *(group.file for group in manifest.row_groups),
     }
 
