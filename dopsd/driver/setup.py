@@ -3,6 +3,7 @@ the same words and before a cluster starts."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,8 +29,9 @@ from dopsd.driver.prior import check_prior, with_prior
 from dopsd.driver.progress import Show
 from dopsd.learner.zero.engine import preset_stage, read_preset
 from dopsd.models import FAMILIES, Family
+from dopsd.models.base import set_attention
 from dopsd.models.trained import TrainableParameters
-from dopsd.ray_cluster.connect import connect
+from dopsd.ray_cluster.connect import connect, local_cpus, starts_here
 from dopsd.ray_cluster.placement import (
     Role,
     Roles,
@@ -76,9 +78,10 @@ class RunSetup:
         config, preset, trainable = check_run(config, show)
         if new_run:
             refuse_existing(config, overwrite)
+        if starts_here():
+            refuse_too_large(resolve_roles(config, math.inf).all(), local_cpus())
         show("prepare", "starting Ray")
         roles = resolve_roles(config, connect().get("GPU", 0.0))
-        refuse_too_large(roles.all(), ray.cluster_resources())
         manifest = data(config, partial(show, "prepare"))
         check_captions(config, manifest, _family(config), show)
         return cls(config, preset, trainable, roles, manifest, show)
@@ -123,7 +126,11 @@ def check_run(config: RunConfig, show: Show) -> tuple[RunConfig, dict[str, Any],
     storage.check_writable("run.folder", config.run.folder)
     storage.check_writable("data.shards", config.shards)
     refuse_missing_source(config)
-    return config, preset, TrainableParameters(config, family).describe(family.skeleton())
+    skeleton = family.skeleton()
+    trainable = TrainableParameters(config, family).describe(skeleton)
+    if starts_here():  # then what an attention backend needs is here, or nowhere
+        set_attention(skeleton, config.model.attention)
+    return config, preset, trainable
 
 
 def _family(config: RunConfig) -> Family:

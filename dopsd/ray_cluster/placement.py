@@ -92,14 +92,15 @@ def shortfall(roles: Sequence[Role], resources: dict[str, float]) -> str | None:
     )
 
 
-def refuse_too_large(roles: Sequence[Role], resources: dict[str, float]) -> None:
-    """Before data is prepared: raises ResourceError for a role of which this machine, where nobody
-    can join, holds not even one worker."""
-    if not is_private():
-        return
+def refuse_too_large(roles: Sequence[Role], cpus: float) -> None:
+    """Raises ResourceError for a role whose workers need more than the ``cpus`` of this machine,
+    where all of the run happens."""
     for role in roles:
-        if problem := shortfall([replace(role, workers=1, min_workers=None)], resources):
-            raise ResourceError(f"not enough resources for one worker: {problem}")
+        if role.cpus > cpus:
+            raise ResourceError(
+                f"{role.name}.cpus: {role.cpus:g}, allowed: at most {cpus:g}, which this machine "
+                "has (RAY_ADDRESS names a cluster of several)"
+            )
 
 
 def learners_that_fit(roles: Roles, resources: dict[str, float]) -> int:
