@@ -20,6 +20,8 @@ from dopsd.ray_cluster.ray_private import bound_to_loopback
 LOOPBACK_INTERFACE = "lo0" if sys.platform == "darwin" else "lo"
 _PRIVATE: set[str] = set()
 """Addresses of the clusters that this process started on the loopback address."""
+_MARK = "DOPSD_PRIVATE_RAY"
+"""In the environment of their workers, of which some are drivers themselves."""
 _SOCKETS = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 """Which interface the collectives of gloo and NCCL listen on."""
 
@@ -34,7 +36,7 @@ def start_local(environment: dict[str, str], **options: Any) -> None:
     with bound_to_loopback() as bound:
         if bound:
             sockets = {name: os.environ.get(name, LOOPBACK_INTERFACE) for name in _SOCKETS}
-            environment = environment | sockets
+            environment = environment | sockets | {_MARK: "1"}
         ray.init(
             address="local",
             include_dashboard=False,
@@ -47,9 +49,9 @@ def start_local(environment: dict[str, str], **options: Any) -> None:
 
 
 def is_private() -> bool:
-    """Whether this process is connected to a cluster that it started itself and that nobody can
-    join."""
-    return ray.is_initialized() and _address() in _PRIVATE
+    """Whether this process, the one that started it or a worker, is connected to a cluster that
+    nobody can join."""
+    return ray.is_initialized() and (_MARK in os.environ or _address() in _PRIVATE)
 
 
 def _address() -> str:
