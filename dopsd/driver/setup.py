@@ -31,7 +31,7 @@ from dopsd.learner.zero.engine import preset_stage, read_preset
 from dopsd.models import FAMILIES, Family
 from dopsd.models.base import set_attention
 from dopsd.models.trained import TrainableParameters
-from dopsd.ray_cluster.connect import connect, local_cpus, starts_here
+from dopsd.ray_cluster.connect import connect, local_cpus, node_resources, starts_here
 from dopsd.ray_cluster.placement import (
     Role,
     Roles,
@@ -90,7 +90,8 @@ class RunSetup:
         """Until the cluster is large enough for ``roles``, by default all of the run's. Raises
         ResourceError."""
         limit = self.config.timeouts.startup
-        wait_for_resources(roles or self.roles.all(), ray.cluster_resources, limit)
+        wanted = roles or self.roles.all()
+        wait_for_resources(wanted, ray.cluster_resources, limit, node_resources)
 
     def with_prior(self, before_drawing: Callable[[], Any] = lambda: None) -> RunSetup:
         """With the samples of the base that train beside the data; raises as

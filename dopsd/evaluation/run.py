@@ -27,7 +27,7 @@ from dopsd.models import FAMILIES
 from dopsd.models.fingerprint import fingerprint, model_identity
 from dopsd.models.pretrained import MissingWeights
 from dopsd.models.transformer_folder import digest_of, transformer_files
-from dopsd.ray_cluster.connect import cluster_resources, connect
+from dopsd.ray_cluster.connect import cluster_resources, connect, node_resources
 from dopsd.ray_cluster.job_pool import Job, JobPool
 from dopsd.ray_cluster.placement import Role, uses_gpus, wait_for_resources
 
@@ -53,7 +53,7 @@ def evaluate(spec: EvaluateSpec, show: Show = lambda phase, message: None) -> Re
     role = _role(spec, cluster.get("GPU", 0.0))
     sets = _image_sets(spec, role.device, loras)
     write_prompts(storage.join(spec.out, PROMPTS), spec.prompts)
-    wait_for_resources([role], cluster_resources, spec.start_seconds)
+    wait_for_resources([role], cluster_resources, spec.start_seconds, node_resources)
     with JobPool(
         EvaluationWorker,
         (spec, role.device),

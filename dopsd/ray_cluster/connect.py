@@ -61,3 +61,8 @@ def starts_here() -> bool:
 def cluster_resources() -> dict[str, float]:
     """What all nodes have together, whoever uses it: CPU, GPU and whatever else Ray counts."""
     return dict(ray.cluster_resources())
+
+
+def node_resources() -> list[dict[str, float]]:
+    """The same of each node that is alive."""
+    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]

@@ -10,6 +10,8 @@ import os
 import secrets
 import stat
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +39,25 @@ def start_local(environment: dict[str, str], **options: Any) -> None:
         if bound:
             sockets = {name: os.environ.get(name, LOOPBACK_INTERFACE) for name in _SOCKETS}
             environment = environment | sockets | {_MARK: "1"}
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            log_to_driver=False,
-            runtime_env={"env_vars": environment},
-            **options,
-        )
+        with _inherited(environment):
+            ray.init(address="local", include_dashboard=False, log_to_driver=False, **options)
         if bound:
             _PRIVATE.add(_address())
+
+
+@contextmanager
+def _inherited(environment: dict[str, str]) -> Iterator[None]:
+    """What is started meanwhile has ``environment``, and so has all that it starts later."""
+    before = dict(os.environ)
+    os.environ.update(environment)
+    try:
+        yield
+    finally:
+        for name in environment:
+            if name in before:
+                os.environ[name] = before[name]
+            else:
+                del os.environ[name]
 
 
 def is_private() -> bool:
