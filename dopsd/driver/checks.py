@@ -26,6 +26,7 @@ from dopsd.errors import (
     RunLockLost,
     StorageError,
 )
+from dopsd.evaluation.metrics import make_distance
 from dopsd.learner.zero.engine import offloads_optimizer, preset_stage
 from dopsd.models import FAMILIES, resolve_vlm
 from dopsd.models.base import check_attention
@@ -38,6 +39,10 @@ def check_options(config: RunConfig, preset: dict[str, Any]) -> None:
     ``preset``: DeepSpeed's, as ``read_preset`` gives it.
     """
     check_attention(config.model.attention)
+    preflight = config.preflight
+    named = preflight.metric if preflight.metric != "auto" else preflight.model and "dino"
+    if preflight.mode == "strict" and named in ("dino", "clip"):
+        make_distance(named, preflight.model).check()  # else it only warns, and trains
     if config.lora.dora and preset_stage(preset) == 3:
         raise ConfigError(
             "lora.dora: true with ZeRO stage 3, allowed: stage 1 or 2 (DoRA needs the norms of "

@@ -3,6 +3,7 @@ the same words and before a cluster starts."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,8 +30,9 @@ from dopsd.driver.prior import check_prior, with_prior
 from dopsd.driver.progress import Show
 from dopsd.learner.zero.engine import preset_stage, read_preset
 from dopsd.models import FAMILIES, Family
+from dopsd.models.base import set_attention
 from dopsd.models.trained import TrainableParameters
-from dopsd.ray_cluster.connect import connect
+from dopsd.ray_cluster.connect import connect, local_cpus, node_resources, starts_here
 from dopsd.ray_cluster.placement import (
     Role,
     Roles,
@@ -79,9 +81,10 @@ class RunSetup:
         if new_run:
             refuse_existing(config, overwrite)
             check_run_folder(config)
+        if starts_here():
+            refuse_too_large(resolve_roles(config, math.inf).all(), local_cpus())
         show("prepare", "starting Ray")
         roles = resolve_roles(config, connect().get("GPU", 0.0))
-        refuse_too_large(roles.all(), ray.cluster_resources())
         claim_shards(config)
         manifest = data(config, partial(show, "prepare"))
         check_captions(config, manifest, _family(config), show)
@@ -91,7 +94,8 @@ class RunSetup:
         """Until the cluster is large enough for ``roles``, by default all of the run's. Raises
         ResourceError."""
         limit = self.config.timeouts.startup
-        wait_for_resources(roles or self.roles.all(), ray.cluster_resources, limit)
+        wanted = roles or self.roles.all()
+        wait_for_resources(wanted, ray.cluster_resources, limit, node_resources)
 
     def with_prior(self, before_drawing: Callable[[], Any] = lambda: None) -> RunSetup:
         """With the samples of the base that train beside the data; raises as
@@ -128,7 +132,11 @@ def check_run(config: RunConfig, show: Show) -> tuple[RunConfig, dict[str, Any],
     storage.check_writable("run.folder", config.run.folder)
     storage.check_writable("data.shards", config.shards)
     refuse_missing_source(config)
-    return config, preset, TrainableParameters(config, family).describe(family.skeleton())
+    skeleton = family.skeleton()
+    trainable = TrainableParameters(config, family).describe(skeleton)
+    if starts_here():  # then what an attention backend needs is here, or nowhere
+        set_attention(skeleton, config.model.attention)
+    return config, preset, trainable
 
 
 def _family(config: RunConfig) -> Family:

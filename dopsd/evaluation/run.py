@@ -28,7 +28,7 @@ from dopsd.models import FAMILIES
 from dopsd.models.fingerprint import fingerprint, model_identity
 from dopsd.models.pretrained import MissingWeights
 from dopsd.models.transformer_folder import digest_of, transformer_files
-from dopsd.ray_cluster.connect import cluster_resources, connect
+from dopsd.ray_cluster.connect import cluster_resources, connect, node_resources
 from dopsd.ray_cluster.job_pool import Job, JobPool
 from dopsd.ray_cluster.placement import Role, uses_gpus, wait_for_resources
 
@@ -57,7 +57,7 @@ def evaluate(spec: EvaluateSpec, show: Show = lambda phase, message: None) -> Re
     own = owned(spec.out)
     own.claim(PICTURES, SCORES)
     own.write(PROMPTS, prompts_file(own.file(PROMPTS), spec.prompts))
-    wait_for_resources([role], cluster_resources, spec.start_seconds)
+    wait_for_resources([role], cluster_resources, spec.start_seconds, node_resources)
     with JobPool(
         EvaluationWorker,
         (spec, role.device),

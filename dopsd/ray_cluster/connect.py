@@ -11,6 +11,7 @@ import ray
 from dopsd.ray_cluster.local import start_local
 
 NAMESPACE = "dopsd"
+ADDRESS = "RAY_ADDRESS"
 QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
     "DIFFUSERS_VERBOSITY": "error",
@@ -30,7 +31,7 @@ def connect() -> dict[str, float]:
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     if ray.is_initialized():
         return cluster_resources()
-    if address := os.environ.get("RAY_ADDRESS"):
+    if address := os.environ.get(ADDRESS):
         ray.init(
             address=address,
             namespace=NAMESPACE,
@@ -40,13 +41,28 @@ def connect() -> dict[str, float]:
     else:
         start_local(
             QUIET,
-            num_cpus=max(2, os.cpu_count() or 2),
+            num_cpus=local_cpus(),
             namespace=NAMESPACE,
             logging_level=logging.WARNING,
         )
     return cluster_resources()
 
 
+def local_cpus() -> int:
+    """Logical CPUs of a cluster that ``connect`` starts."""
+    return max(2, os.cpu_count() or 2)
+
+
+def starts_here() -> bool:
+    """Whether ``connect`` would start a cluster, so that all of a run happens on this machine."""
+    return not ray.is_initialized() and not os.environ.get(ADDRESS)
+
+
 def cluster_resources() -> dict[str, float]:
     """What all nodes have together, whoever uses it: CPU, GPU and whatever else Ray counts."""
     return dict(ray.cluster_resources())
+
+
+def node_resources() -> list[dict[str, float]]:
+    """The same of each node that is alive."""
+    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]

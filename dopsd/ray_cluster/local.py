@@ -10,6 +10,8 @@ import os
 import secrets
 import stat
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from dopsd.ray_cluster.ray_private import bound_to_loopback
 LOOPBACK_INTERFACE = "lo0" if sys.platform == "darwin" else "lo"
 _PRIVATE: set[str] = set()
 """Addresses of the clusters that this process started on the loopback address."""
+_MARK = "DOPSD_PRIVATE_RAY"
+"""In the environment of their workers, of which some are drivers themselves."""
 _SOCKETS = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 """Which interface the collectives of gloo and NCCL listen on."""
 
@@ -34,22 +38,32 @@ def start_local(environment: dict[str, str], **options: Any) -> None:
     with bound_to_loopback() as bound:
         if bound:
             sockets = {name: os.environ.get(name, LOOPBACK_INTERFACE) for name in _SOCKETS}
-            environment = environment | sockets
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            log_to_driver=False,
-            runtime_env={"env_vars": environment},
-            **options,
-        )
+            environment = environment | sockets | {_MARK: "1"}
+        with _inherited(environment):
+            ray.init(address="local", include_dashboard=False, log_to_driver=False, **options)
         if bound:
             _PRIVATE.add(_address())
 
 
+@contextmanager
+def _inherited(environment: dict[str, str]) -> Iterator[None]:
+    """What is started meanwhile has ``environment``, and so has all that it starts later."""
+    before = dict(os.environ)
+    os.environ.update(environment)
+    try:
+        yield
+    finally:
+        for name in environment:
+            if name in before:
+                os.environ[name] = before[name]
+            else:
+                del os.environ[name]
+
+
 def is_private() -> bool:
-    """Whether this process is connected to a cluster that it started itself and that nobody can
-    join."""
-    return ray.is_initialized() and _address() in _PRIVATE
+    """Whether this process, the one that started it or a worker, is connected to a cluster that
+    nobody can join."""
+    return ray.is_initialized() and (_MARK in os.environ or _address() in _PRIVATE)
 
 
 def _address() -> str:

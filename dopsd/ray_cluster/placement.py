@@ -92,14 +92,15 @@ def shortfall(roles: Sequence[Role], resources: dict[str, float]) -> str | None:
     )
 
 
-def refuse_too_large(roles: Sequence[Role], resources: dict[str, float]) -> None:
-    """Before data is prepared: raises ResourceError for a role of which this machine, where nobody
-    can join, holds not even one worker."""
-    if not is_private():
-        return
+def refuse_too_large(roles: Sequence[Role], cpus: float) -> None:
+    """Raises ResourceError for a role whose workers need more than the ``cpus`` of this machine,
+    where all of the run happens."""
     for role in roles:
-        if problem := shortfall([replace(role, workers=1, min_workers=None)], resources):
-            raise ResourceError(f"not enough resources for one worker: {problem}")
+        if role.cpus > cpus:
+            raise ResourceError(
+                f"{role.name}.cpus: {role.cpus:g}, allowed: at most {cpus:g}, which this machine "
+                "has (RAY_ADDRESS names a cluster of several)"
+            )
 
 
 def learners_that_fit(roles: Roles, resources: dict[str, float]) -> int:
@@ -123,18 +124,38 @@ def learners_that_fit(roles: Roles, resources: dict[str, float]) -> int:
     return max(fewest, fit(cpus - 1.0))
 
 
+def unplaced(roles: Sequence[Role], nodes: Sequence[dict[str, float]]) -> str | None:
+    """A role of which no single node holds a worker, or None. ``nodes``: what each has."""
+    for role in roles:
+        if not any(
+            node.get("CPU", 0.0) + 1e-6 >= role.cpus and node.get("GPU", 0.0) + 1e-6 >= role.gpus
+            for node in nodes
+        ):
+            return (
+                f"no node has the {role.cpus:g} CPU and {role.gpus:g} GPU of a {role.name} worker"
+            )
+    return None
+
+
 def wait_for_resources(
-    roles: Sequence[Role], resources: Callable[[], dict[str, float]], deadline: float
+    roles: Sequence[Role],
+    resources: Callable[[], dict[str, float]],
+    deadline: float,
+    nodes: Callable[[], list[dict[str, float]]] | None = None,
 ) -> None:
     """Wait until the cluster (which may be scaling up) is large enough; one that nobody can join
-    never grows.
+    never grows. ``nodes``: what each of its nodes has, where that is known.
 
     Raises ResourceError with the sum after ``deadline`` seconds.
     """
     if is_private():
         deadline = 0.0
     until = time.monotonic() + deadline
-    while (problem := shortfall(roles, resources())) is not None:
+
+    def problem_now() -> str | None:
+        return shortfall(roles, resources()) or (unplaced(roles, nodes()) if nodes else None)
+
+    while (problem := problem_now()) is not None:
         if time.monotonic() >= until:
             waited = f" after {deadline:g} s" if deadline else ""
             raise ResourceError(f"not enough resources{waited}: {problem}")

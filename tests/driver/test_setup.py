@@ -29,6 +29,11 @@ def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
         (["model.base=./gone"], "model.base: './gone' is no folder"),
         (["model.vlm=./gone"], "model.vlm: './gone' is no folder"),
         (["model.attention=flashy"], "model.attention: 'flashy', allowed: "),
+        (["model.attention=flash_hub"], "model.attention: 'flash_hub' cannot be used here: "),
+        (
+            ["preflight.mode=strict", "preflight.metric=dino", "preflight.model={tmp}"],
+            "dino: {tmp} has no config.json",
+        ),
         (["lora.dora=true", "learner.deepspeed=zero3"], "lora.dora: true with ZeRO stage 3"),
         (["lora.targets=[nowhere]"], "lora.targets: "),
         (["data.prior.prompts={tmp}/gone.txt"], "prompts {tmp}/gone.txt: no such file"),
@@ -62,6 +67,14 @@ def test_every_command_refuses_in_the_same_line(
     assert main([*command, "shapes", *words]) == 1
     printed = capsys.readouterr().err.splitlines()
     assert len(printed) == 1 and printed[0].startswith(f"dopsd: {line.format(tmp=tmp_path)}")
+
+
+@pytest.mark.parametrize("command", COMMANDS[:2], ids=" ".join)
+def test_a_worker_that_this_machine_cannot_hold(command, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    words = [f"run.folder={tmp_path}/run", "learner.cpus=5000"]
+    assert main([*command, "shapes", *words]) == 1
+    assert "dopsd: learner.cpus: 5000, allowed: at most " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from dopsd.config import load_config
 from dopsd.errors import ResourceError
 from dopsd.ray_cluster.placement import (
     learners_that_fit,
+    refuse_too_large,
     resolve_roles,
     shortfall,
     wait_for_resources,
@@ -56,6 +57,25 @@ def test_waiting_for_a_cluster_that_scales_up_ends_at_the_deadline():
     assert time.monotonic() - began < 5
     growing = iter([{"CPU": 1.0}, {"CPU": 4.0}])
     wait_for_resources(roles.all(), lambda: next(growing), 10.0)
+
+
+def test_a_worker_fits_one_node_or_none():
+    roles = roles_of(0.0, "learner.cpus=3")
+    small, large = {"CPU": 2.0}, {"CPU": 4.0, "GPU": 1.0}
+    wait_for_resources(roles.all(), lambda: {"CPU": 10.0}, 0.1, lambda: [small, large])
+    with pytest.raises(ResourceError, match="no node has the 3 CPU and 0 GPU of a learner worker"):
+        wait_for_resources(roles.all(), lambda: {"CPU": 10.0}, 0.1, lambda: [small] * 5)
+    on_gpus = roles_of(4.0, "learner.cpus=3")
+    apart = [{"CPU": 2.0, "GPU": 4.0}, {"CPU": 8.0}]
+    with pytest.raises(ResourceError, match="no node has the 3 CPU and 1 GPU of a learner worker"):
+        wait_for_resources(on_gpus.all(), lambda: {"CPU": 10.0, "GPU": 4.0}, 0.1, lambda: apart)
+
+
+def test_a_role_that_one_machine_cannot_hold_is_named():
+    roles = roles_of(0.0, "teacher.cpus=8")
+    refuse_too_large(roles.all(), 8)
+    with pytest.raises(ResourceError, match=r"^teacher.cpus: 8, allowed: at most 4, which this"):
+        refuse_too_large(roles.all(), 4)
 
 
 def test_elastic_learners_wait_for_the_fewest_of_them_only():

@@ -33,32 +33,21 @@ def python(*words: str) -> str:
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def chosen() -> list[str]:
-    """What DeepSpeed and torch see after each way to begin, in a process of its own each time."""
-    look = (
-        "import torch; from deepspeed.accelerator import get_accelerator;"
-        "print(get_accelerator().device_name(), torch.cuda.is_available())"
-    )
-    ways = {
-        "nothing": "",
-        "set_up": "from dopsd.ray_cluster.process import set_up; set_up('cpu')",
-        # All that a learner imports before it knows its device.
-        "learner": "import dopsd.learner.train_loop as t; t.set_up('cpu')",
-    }
-    return [python("-c", f"{way}\n{look}").split()[-2:] for way in ways.values()]
-
-
-def test_deepspeed_takes_no_gpu_from_a_process_on_the_cpu(chosen) -> None:
-    assert chosen == [["cuda", "True"], ["cpu", "False"], ["cpu", "False"]]
-
-
-def test_too_late_is_said() -> None:
+def test_deepspeed_takes_a_gpu_that_it_sees_and_too_late_is_said() -> None:
     late = (
         "import deepspeed\nfrom dopsd.ray_cluster.process import use_device\n"
         "try:\n    use_device('cpu')\nexcept RuntimeError as error:\n    print(error)"
     )
     assert "computes on cpu, but DeepSpeed chose cuda" in python("-c", late)
+
+
+def test_a_learner_decides_before_deepspeed_does() -> None:
+    look = (
+        "import torch, dopsd.learner.train_loop as loop; loop.set_up('cpu')\n"
+        "from deepspeed.accelerator import get_accelerator\n"
+        "print(get_accelerator().device_name(), torch.cuda.is_available())"
+    )
+    assert python("-c", look).split()[-2:] == ["cpu", "False"]
 
 
 BEGINNINGS = """
