@@ -30,6 +30,8 @@ def _held(value: int) -> int:
 Whole = Annotated[int, BeforeValidator(_whole), AfterValidator(_held)]
 Positive = Annotated[Whole, Field(ge=1)]
 NonNegative = Annotated[Whole, Field(ge=0)]
+Seconds = Annotated[float, Field(gt=0, le=1e9)]
+"""What is waited for: more than a clock of the system takes is refused."""
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Device = Literal["auto", "cpu", "cuda"]
 

@@ -15,7 +15,7 @@ class CheckpointSection(Section):
     every_steps: NonNegative = Field(
         200, description="A checkpoint every N optimizer steps; 0: none by steps."
     )
-    every_minutes: Annotated[float, Field(ge=0)] = Field(
+    every_minutes: Annotated[float, Field(ge=0, le=1e7)] = Field(
         20.0, description="And one when the last is this many minutes old; 0: none by time."
     )
     keep_last: Positive = Field(2, description="Newest checkpoints that are kept.")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dopsd.config.base import Fraction, NonNegative, Positive, Section
+from dopsd.config.base import Fraction, NonNegative, Positive, Seconds, Section
 
 _LONGEST_PAUSE = 60.0
 
@@ -30,7 +30,7 @@ class LearnerSection(RoleSection):
         "for, `workers` at most: fewer when a node goes, more when one comes. Default: always "
         "`workers`.",
     )
-    resize_interval_s: Annotated[float, Field(gt=0)] = Field(
+    resize_interval_s: Seconds = Field(
         60.0, description="With `min_workers`: between two looks whether more learners fit."
     )
     steps: Positive = Field(2000, description="Optimizer steps.")
@@ -66,7 +66,7 @@ class LearnerSection(RoleSection):
         description="Restarts of learners and coordinator, all together; each resumes from the "
         "newest checkpoint.",
     )
-    restart_backoff_s: Annotated[float, Field(ge=0)] = Field(
+    restart_backoff_s: Annotated[float, Field(ge=0, le=1e9)] = Field(
         2.0,
         description="Seconds before the first of these restarts, doubled at each later one up to "
         "a minute (a longer one stays as it is).",
@@ -114,9 +114,5 @@ class InferenceSection(Section):
 class TimeoutSection(Section):
     """How long anything may take before the run says who timed out."""
 
-    startup: Annotated[float, Field(gt=0)] = Field(
-        900.0, description="Seconds until every role is up and loaded."
-    )
-    step: Annotated[float, Field(gt=0)] = Field(
-        900.0, description="Seconds of one micro-batch or one step."
-    )
+    startup: Seconds = Field(900.0, description="Seconds until every role is up and loaded.")
+    step: Seconds = Field(900.0, description="Seconds of one micro-batch or one step.")

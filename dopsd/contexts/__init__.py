@@ -80,5 +80,6 @@ class EncoderFactory:
     def __call__(self) -> ContextEncoder:
         set_up(self.device)
         encoder = encoder_class(self.config.context.name)
-        built: ContextEncoder = encoder.from_config(self.config, self.device)
+        with loading_errors(self.config.model.base):
+            built: ContextEncoder = encoder.from_config(self.config, self.device)
         return built
