@@ -16,6 +16,7 @@ from torch import nn
 
 from dopsd.config import RunConfig
 from dopsd.data.sample import Sample
+from dopsd.models.pretrained import loading_errors
 from dopsd.ray_cluster.process import set_up
 from dopsd.records import Context
 
