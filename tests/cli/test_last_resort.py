@@ -52,6 +52,15 @@ OPTIONS = [
 ]
 
 
+TEXTS = {
+    "NUL": "a\0b",
+    "long": "x" * 100_000,
+    "secret": SECRET,
+    "control": "\x1b[31m[bold]\u202e",
+    "empty": "",
+}
+
+
 @pytest.mark.parametrize("words", OPTIONS, ids=" ".join)
 def test_a_number_that_cannot_be_is_one_line(words: list[str], capsys) -> None:
     for number in NUMBERS:
@@ -61,7 +70,7 @@ def test_a_number_that_cannot_be_is_one_line(words: list[str], capsys) -> None:
         assert len(printed) < 1600 and printed.strip().isprintable()
 
 
-@pytest.mark.parametrize("text", ["a\0b", "x" * 100_000, SECRET, "\x1b[31m[bold]\u202e", ""])
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 @pytest.mark.parametrize(
     "words",
     [
