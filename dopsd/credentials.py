@@ -25,7 +25,7 @@ def _or_quoted(character: str) -> str:
 
 _COLON, _SLASH, _AT = (_or_quoted(character) for character in ":/@")
 _EQUALS, _AND, _ASKED, _HASH = (_or_quoted(character) for character in "=&?#")
-_SCHEME = rf"\b[a-z][a-z0-9+.-]{{0,20}}{_COLON}(?:\\?{_SLASH}){{2}}"
+_SCHEME = rf"\b[a-z][a-z0-9+.-]{{0,20}}{_COLON}(?:\\{{0,4}}{_SLASH}){{2}}"
 _END = r"\s'\"<>"
 _ESCAPE = r"\\."
 # A password may hold "/" or "@", though it should be quoted: after user and ":" take up to an "@".
@@ -82,7 +82,7 @@ _KEYS = re.compile(
     r"|-----BEGIN [A-Z ]{0,32}PRIVATE KEY-----[^-]{0,16384}(?:-----END [A-Z ]{0,32}KEY-----)?"
 )
 _CLUES = re.compile(
-    r":\\?/|%(?:25){0,3}3a|=|%(?:25){0,3}3d|authorization|bearer|secret|passw|api|access",
+    r":\\{0,4}/|%(?:25){0,3}3a|=|%(?:25){0,3}3d|authorization|bearer|secret|passw|api|access",
     re.IGNORECASE,
 )
 """Without one of these no pattern can match: most texts have none."""

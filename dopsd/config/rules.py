@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dopsd import shown
+from dopsd.config.base import Section
 from dopsd.config.context import CONTEXT_NEEDS, REFERENCE_FAMILIES
 from dopsd.credentials import holds_credentials
 
@@ -212,11 +213,15 @@ RULES = (
 def check_rules(config: RunConfig) -> None:
     """Raises ValueError with one line for the first combination that cannot be, and for a text that
     may stand in no config."""
-    for key, text in _texts(config.model_dump(mode="json")):
-        name = shown.line(key, shown.VALUE)
-        _check_text(name, text)
+    texts = list(_texts(config))
+    # One look over all of them: of most configs nothing is to be said.
+    if any("://" in text for _, text in texts) or holds_credentials("\n".join(t for _, t in texts)):
+        for key, text in texts:
+            _check_credentials(shown.line(key, shown.VALUE), text)
+    for key, text in texts:
+        _check_text(key, text)
         if key in PATHS and (problem := _unusable(text)):
-            raise ValueError(f"{name}: {problem}")
+            raise ValueError(f"{key}: {problem}")
     for rule in RULES:
         if rule.broken(config):
             raise ValueError(rule.message.format(c=config))
@@ -234,34 +239,41 @@ def _unusable(path: str) -> str | None:
     return None if rest.strip("/") else "s3:// without a bucket, allowed: s3://BUCKET/..."
 
 
-def _check_text(key: str, text: str) -> None:
+def _check_credentials(key: str, text: str) -> None:
     if holds_credentials(text):  # the config is written into the run folder and shown
         where = "a URL" if "://" in text else "a text"
         raise ValueError(
             f"{key}: credentials in {where}, allowed: {where} without them; they come from the "
             "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
         )
+
+
+def _check_text(key: str, text: str) -> None:
     sentence = key == "context.instruction"
     if control := _CONTROLS[sentence].search(text):
         raise ValueError(
-            f"{key}: {shown.value(text)} holds U+{ord(control[0]):04X}, which is no text; "
-            "allowed: text without control characters"
+            f"{shown.line(key, shown.VALUE)}: {shown.value(text)} holds "
+            f"U+{ord(control[0]):04X}, which is no text; allowed: text without control characters"
         )
     most = _SENTENCE if sentence else _NAME
     if len(text) > most:
         raise ValueError(
-            f"{key}: {shown.value(text)}, {len(text)} characters; allowed: at most {most}"
+            f"{shown.line(key, shown.VALUE)}: {shown.value(text)}, {len(text)} characters; "
+            f"allowed: at most {most}"
         )
 
 
-def _texts(values: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted key, text) of every text in a dumped config, the names in mappings included."""
-    if isinstance(values, dict):
-        for name, inner in values.items():
-            yield key or name, name
+def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, text) of every text in a config, the names in mappings included."""
+    if isinstance(value, Section):
+        for name, inner in value:
             yield from _texts(inner, f"{key}.{name}" if key else name)
-    elif isinstance(values, list):
-        for inner in values:
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            yield key, name
+            yield from _texts(inner, f"{key}.{name}")
+    elif isinstance(value, list | tuple):
+        for inner in value:
             yield from _texts(inner, key)
-    elif isinstance(values, str):
-        yield key, values
+    elif isinstance(value, str):
+        yield key, value

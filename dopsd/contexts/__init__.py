@@ -16,6 +16,7 @@ from torch import nn
 
 from dopsd.config import RunConfig
 from dopsd.data.sample import Sample
+from dopsd.models.pretrained import loading_errors
 from dopsd.ray_cluster.process import set_up
 from dopsd.records import Context
 
@@ -80,5 +81,6 @@ class EncoderFactory:
     def __call__(self) -> ContextEncoder:
         set_up(self.device)
         encoder = encoder_class(self.config.context.name)
-        built: ContextEncoder = encoder.from_config(self.config, self.device)
+        with loading_errors(self.config.model.base):
+            built: ContextEncoder = encoder.from_config(self.config, self.device)
         return built

@@ -6,14 +6,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from dopsd.errors import ModelError, message_line
-from dopsd.models.pretrained import check_transformer, part_config, resolve_base
+from dopsd.models.pretrained import check_transformer, loading_errors, part_config, resolve_base
+from dopsd.readers import checked
 from dopsd.records import Context
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -34,6 +36,18 @@ class TextFormat:
     padded: bool
     """Every row is as long as the limit, and the transformer attends to the padding; otherwise
     padding is zero and ``lengths`` tells where a row ends."""
+
+
+class _Vae(BaseModel):
+    """What is read of the autoencoder's ``config.json``."""
+
+    block_out_channels: Annotated[list[int], Field(min_length=1, max_length=16)]
+
+
+class _Transformer(BaseModel):
+    """What is read of the transformer's ``config.json``."""
+
+    in_channels: Annotated[int, Field(ge=1)]
 
 
 class Family(ABC):
@@ -76,7 +90,7 @@ class Family(ABC):
         """The transformer without weights (on the meta device): its modules can be named."""
         import diffusers
 
-        with torch.device("meta"):
+        with torch.device("meta"), loading_errors(f"{self.base}/transformer"):
             model: nn.Module = getattr(diffusers, self.transformer_class).from_config(
                 self.part_config("transformer")
             )
@@ -96,13 +110,14 @@ class Family(ABC):
         left_out: dict[str, Any] = {}
         if not text_encoder:
             left_out = {"text_encoder": None, "tokenizer": None}
-        pipeline = getattr(diffusers, self.pipeline_class).from_pretrained(
-            self.base,
-            torch_dtype=dtype,
-            revision=self.revision,
-            use_safetensors=True,
-            **left_out,
-        )
+        with loading_errors(self.base):
+            pipeline = getattr(diffusers, self.pipeline_class).from_pretrained(
+                self.base,
+                torch_dtype=dtype,
+                revision=self.revision,
+                use_safetensors=True,
+                **left_out,
+            )
         set_attention(pipeline.transformer, attention)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline.to(device)
@@ -193,21 +208,24 @@ class Family(ABC):
     @cached_property
     def vae_factor(self) -> int:
         """Pixels of an image, along one side, to one of the VAE's latents."""
-        return int(2 ** (len(self.part_config("vae")["block_out_channels"]) - 1))
+        vae = checked(self.part_config("vae"), f"{self.base}/vae/config.json", _Vae, ModelError)
+        return int(2 ** (len(vae.block_out_channels) - 1))
 
     @cached_property
     def channels(self) -> int:
         """Channels of the latents as the transformer sees them."""
-        return int(self.part_config("transformer")["in_channels"])
+        where = f"{self.base}/transformer/config.json"
+        return checked(self.part_config("transformer"), where, _Transformer, ModelError).in_channels
 
     @cached_property
     def scheduler(self) -> Any:
         """The pipeline's own scheduler; whoever samples with it copies it first."""
         from diffusers import FlowMatchEulerDiscreteScheduler
 
-        return FlowMatchEulerDiscreteScheduler.from_pretrained(
-            self.base, subfolder="scheduler", revision=self.revision
-        )
+        with loading_errors(f"{self.base}/scheduler"):
+            return FlowMatchEulerDiscreteScheduler.from_pretrained(
+                self.base, subfolder="scheduler", revision=self.revision
+            )
 
     def part_config(self, subfolder: str) -> dict[str, Any]:
         """``config.json`` of one part of the pipeline."""
@@ -216,13 +234,14 @@ class Family(ABC):
     def _load_part(self, name: str, subfolder: str, dtype: torch.dtype) -> Any:
         import diffusers
 
-        return getattr(diffusers, name).from_pretrained(
-            self.base,
-            subfolder=subfolder,
-            torch_dtype=dtype,
-            revision=self.revision,
-            use_safetensors=True,
-        )
+        with loading_errors(f"{self.base}/{subfolder}"):
+            return getattr(diffusers, name).from_pretrained(
+                self.base,
+                subfolder=subfolder,
+                torch_dtype=dtype,
+                revision=self.revision,
+                use_safetensors=True,
+            )
 
 
 def check_attention(name: str | None) -> None:

@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dopsd import shown
-from dopsd.errors import ModelError
+from dopsd.errors import DopsdError, ModelError, message_line
 from dopsd.readers import Object, read_json
 
 
@@ -29,6 +31,20 @@ def missing_weights_errors(who: str, model: str) -> Iterator[None]:
         raise MissingWeights(
             f"{who}: {model} is not available ({type(error).__name__}: {reason.strip()})"
         ) from None
+
+
+@contextmanager
+def loading_errors(base: str) -> Iterator[None]:
+    """Turn whatever a library says of files that it cannot load into one ModelError that names the
+    base; what is no fault of the files stays what it is."""
+    try:
+        yield
+    except (DopsdError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # diffusers and transformers raise many kinds
+        raise ModelError(
+            f"{base}: cannot be loaded: {type(error).__name__}: {message_line(error)}"
+        ) from error
 
 
 def check_config(who: str, model: str) -> None:

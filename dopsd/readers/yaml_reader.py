@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -46,11 +47,15 @@ class _TextConstructor(SafeConstructor):
     def construct_null(self, node: Any) -> Any:
         return PlainNull(self.construct_scalar(node))
 
+    def construct_merge(self, node: Any) -> Any:
+        return str(self.construct_scalar(node))  # where it is a value, and no key
+
     def refuse(self, node: Any) -> Any:
         raise ConstructorError(None, None, f"tag {node.tag}, allowed: none", node.start_mark)
 
 
 _TextConstructor.add_constructor("tag:yaml.org,2002:null", _TextConstructor.construct_null)
+_TextConstructor.add_constructor("tag:yaml.org,2002:merge", _TextConstructor.construct_merge)
 _TextConstructor.add_constructor(None, _TextConstructor.refuse)
 
 
@@ -59,6 +64,8 @@ def yaml_value(payload: bytes | str) -> Any:
     if len(payload) > MOST_BYTES:
         raise ValueError(f"{len(payload)} bytes, allowed: {MOST_BYTES}")
     text = decoded(payload) if isinstance(payload, bytes) else payload
+    if _open_brackets(text) > 5 * DEPTH:  # the parser would take seconds to come to its end
+        raise ValueError("not YAML: nested too deeply")
     parser = YAML(typ="safe", pure=True)
     parser.Resolver, parser.Constructor = _TextResolver, _TextConstructor
     try:
@@ -70,6 +77,12 @@ def yaml_value(payload: bytes | str) -> Any:
         raise ValueError(_problem(error)) from None
     check_unicode(value)
     return value
+
+
+def _open_brackets(text: str) -> int:
+    """How many are open at once, those within quotes counted too."""
+    signs = {"[": 1, "{": 1, "]": -1, "}": -1}
+    return max(accumulate(signs.get(character, 0) for character in text), default=0)
 
 
 def _problem(error: Exception) -> str:

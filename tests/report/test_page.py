@@ -106,6 +106,20 @@ def test_every_section_opens_in_a_browser_and_no_text_becomes_markup(folder):
     assert dom.count("<rect") >= 4, "overview by Python, close-up by the script"
 
 
+def test_names_act_neither_as_links_nor_on_the_direction_of_writing(folder):
+    for name in ("javascript:alert(1)", "\u202etxt.exe", '"><b>', "a\x1b[31mb"):
+        (folder / name).write_bytes(b"x")
+    history = json.loads((folder / HISTORY).read_text())
+    history["samples"][0]["prompt"] = "\u202eright to left\u2066 </script>"
+    (folder / HISTORY).write_text(json.dumps(history))
+    page = Path(write_report(str(folder))).read_text()
+    assert "\u202e" not in page and "\u2066" not in page and "\x1b" not in page
+    assert "\\u202eright to left\\u2066 &lt;/script&gt;" in page and "<b>" not in page
+    links = [attrs["href"] for tag, attrs in Tags(page).tags if tag == "a"]
+    assert all(link.startswith(("./", "#")) for link in links)
+    assert "./javascript%3Aalert%281%29" in links
+
+
 def test_the_page_needs_no_network(folder):
     for tag, attrs in Tags(Path(write_report(str(folder))).read_text()).tags:
         for name in ("src", "href", "srcset", "action"):
