@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from dopsd import storage
 from dopsd.checkpoint.compatibility import RunIdentity, incompatibility
+from dopsd.checkpoint.completeness import missing
 from dopsd.checkpoint.folder import (
     Checkpoint,
     newest_good,
@@ -32,7 +33,7 @@ def newest_checkpoint(
     """The newest checkpoint from which a run can resume, and why newer ones were refused."""
     return newest_good(
         storage.join(config.run.folder, CHECKPOINTS),
-        lambda manifest: incompatibility(config, manifest, identity),
+        lambda manifest: incompatibility(config, manifest, identity) or missing(config, manifest),
     )
 
 

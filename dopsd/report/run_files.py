@@ -11,8 +11,11 @@ from dopsd.config import RunConfig
 from dopsd.data.manifest import Manifest, has_manifest, load_manifest
 from dopsd.errors import ConfigError, DataError
 from dopsd.run_folder.files import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, TIMELINE_FILE, RunFolder
-from dopsd.run_folder.jsonl import parse_lines, part_names
+from dopsd.run_folder.jsonl import part_names
+from dopsd.run_folder.lines import Valid, parse_lines
+from dopsd.run_folder.log import is_metrics
 from dopsd.run_folder.preview_files import HISTORY
+from dopsd.run_folder.timeline import is_span
 
 
 @dataclass(eq=False)
@@ -44,9 +47,9 @@ def read_run_files(folder: str) -> RunFiles:
 
     run = RunFolder(folder)
 
-    def lines(name: str) -> list[dict[str, Any]]:
+    def lines(name: str, valid: Valid) -> list[dict[str, Any]]:
         parts = part_names(name, names)
-        return [entry for part in parts for entry in parse_lines(run.read(part), part)]
+        return [entry for part in parts for entry in parse_lines(run.read(part), valid).entries]
 
     try:
         config = run.config()
@@ -57,8 +60,8 @@ def read_run_files(folder: str) -> RunFiles:
         folder=folder,
         config=config,
         summary=json.loads(run.read(SUMMARY_FILE)) if SUMMARY_FILE in names else None,
-        metrics=lines(METRICS_FILE),
-        timeline=lines(TIMELINE_FILE),
+        metrics=lines(METRICS_FILE, is_metrics),
+        timeline=lines(TIMELINE_FILE, is_span),
         manifest=load_manifest(shards) if has_manifest(shards) else None,
         history=json.loads(run.read(HISTORY)) if HISTORY in names else None,
         files=files,

@@ -8,7 +8,7 @@ from typing import Any
 
 from dopsd.errors import DataError
 from dopsd.run_folder.files import METRICS_FILE, SUMMARY_FILE, RunFolder
-from dopsd.run_folder.jsonl import read_lines
+from dopsd.run_folder.log import read_metric_lines
 
 _ROLES = ("encoder", "rollout", "teacher", "learner")
 _WARM_UP = 3
@@ -18,13 +18,15 @@ _WARM_UP = 3
 def read_run(folder: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """(summary, metric lines) of a run folder.
 
-    Raises DataError when it is none, or when the run is not finished.
+    Raises DataError when it is none, when the run is not finished, or when no metrics are left.
     """
     run = RunFolder(folder)
     for name in (SUMMARY_FILE, METRICS_FILE):
         if not run.has(name):
             raise DataError(f"{run.file(name)}: missing; allowed: the folder of a finished run")
-    return json.loads(run.read(SUMMARY_FILE)), read_lines(run.file(METRICS_FILE))
+    if not (lines := read_metric_lines(folder)):
+        raise DataError(f"{run.file(METRICS_FILE)}: no step's metrics are in it")
+    return json.loads(run.read(SUMMARY_FILE)), lines
 
 
 def stats_table(folders: list[str]) -> str:
