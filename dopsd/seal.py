@@ -24,8 +24,10 @@ def sealed(values: Mapping[str, Any]) -> bytes:
 def unsealed(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values of :func:`sealed`, of the file as JSON. Raises ValueError when they were changed
     since, or have no digest."""
+    if SEAL not in values:
+        raise ValueError(f"of an older dopsd: it has no {SEAL} of its content")
     rest = {key: value for key, value in values.items() if key != SEAL}
-    if values.get(SEAL) != _digest(rest):
+    if values[SEAL] != _digest(rest):
         raise ValueError(f"damaged or changed by hand, its {SEAL} is not that of its content")
     return rest
 

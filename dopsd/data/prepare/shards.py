@@ -111,7 +111,12 @@ def write_shard(path: str, groups: list[tuple[str, list[SourceRow]]]) -> dict[st
         storage.storage_errors(path),
         storage.open_output(path) as sink,
         pq.ParquetWriter(
-            sink, SCHEMA, compression="NONE", use_dictionary=False, write_statistics=False
+            sink,
+            SCHEMA,
+            compression="NONE",
+            use_dictionary=False,
+            write_statistics=False,
+            write_page_checksum=True,  # a bit that has turned is found when it is read
         ) as writer,
     ):
         for bucket, rows in groups:

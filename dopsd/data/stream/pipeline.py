@@ -65,6 +65,7 @@ def encoded_stream(
     stop_step: int,
     *,
     shards: str,
+    fingerprint: str,
     read_spec: ReadSpec,
     encoder_factory: EncoderFactory,
     context_cache: ContextCache | None = None,
@@ -76,6 +77,8 @@ def encoded_stream(
     start_s: float = 900.0,
 ) -> EncodedStream:
     """Every micro-batch of the steps [start_step, stop_step), encoded, in plan order.
+
+    ``fingerprint``: that of the data in the folder ``shards``.
 
     With a ``context_cache`` contexts are read, and no encoder starts. Otherwise
     ``workers`` encoder actors take ``num_cpus`` and ``num_gpus`` each; at most ``readers``
@@ -106,6 +109,7 @@ def encoded_stream(
             with ray.data.DataContext.current(_context(window_size, size, readers, start_s)):
                 data: ray.data.Dataset = ray.data.from_items(spans, override_num_blocks=len(spans))
                 reading: dict[str, Any] = {"shards": folder, "read_spec": read_spec}
+                reading["content"] = f"{fingerprint} {plan.key}"
                 reading["plan"] = Broadcast(f"{plan.key} {plan.micro_batches_per_step}", plan)
                 if context_cache:
                     reading["context_cache"] = context_cache
