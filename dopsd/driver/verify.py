@@ -89,7 +89,7 @@ def verify_run(folder: str) -> LedgerReport:
         attempts=max(entry["attempt"] for entry in entries),
         again=len(lines) - len(trained) - len(twice),
     )
-    report.problems += [f"{path}: {line}" for line in ledger.damage]
+    report.problems += [storage.join(folder, line) for line in ledger.damage]
     for step in twice:
         report.problems.append(f"step {step}: trained twice in one attempt")
         report.doubled += plan.step(step).samples

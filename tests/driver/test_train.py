@@ -125,6 +125,12 @@ def test_plan_and_ledger_agree_until_somebody_lies(reference, tmp_path):
     verdict = verify_run(str(folder))
     assert verdict.lost >= 4 and verdict.doubled >= 1 and not verdict.agrees
     assert any(line == "step 2: not in the ledger" for line in verdict.problems)
+    damaged = "\n".join([*lines[:2], lines[2][:40], *lines[3:], ""])
+    (folder / "ledger.jsonl").write_text(damaged)
+    verdict = verify_run(str(folder))
+    assert not verdict.agrees and "Remedy: put the lines back from a copy" in verdict.problems[0]
+    assert verdict.problems[1].endswith("ledger.jsonl line 3 (no JSON)")
+    assert "step 1: not in the ledger" in verdict.problems
 
 
 SIDE_RECORDS = ("metrics.jsonl", "timeline.jsonl", "ledger.jsonl")

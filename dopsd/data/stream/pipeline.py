@@ -8,6 +8,7 @@ micro-batch in plan order; it never fetches a block.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import time
 from collections.abc import Generator, Iterator
 from typing import Any
@@ -57,6 +58,12 @@ class EncodedStream(Iterator[BlockRef]):
             executor.shutdown(force=True)
         with contextlib.suppress(ValueError):  # another thread is in it, and wakes up now
             self._blocks.close()
+
+
+def _content(plan: Plan, fingerprint: str) -> str:
+    """Stands for what the reading tasks of a stream may keep: samples, order, and files by name."""
+    files = [group.file for group in plan.row_groups]
+    return hashlib.sha256("\n".join([fingerprint, plan.key, *files]).encode()).hexdigest()
 
 
 def encoded_stream(
@@ -109,8 +116,8 @@ def encoded_stream(
             with ray.data.DataContext.current(_context(window_size, size, readers, start_s)):
                 data: ray.data.Dataset = ray.data.from_items(spans, override_num_blocks=len(spans))
                 reading: dict[str, Any] = {"shards": folder, "read_spec": read_spec}
-                reading["content"] = f"{fingerprint} {plan.key}"
-                reading["plan"] = Broadcast(f"{plan.key} {plan.micro_batches_per_step}", plan)
+                reading["content"] = content = _content(plan, fingerprint)
+                reading["plan"] = Broadcast(f"{content} {plan.micro_batches_per_step}", plan)
                 if context_cache:
                     reading["context_cache"] = context_cache
                 data = data.map_batches(
