@@ -41,17 +41,21 @@ def refuse_without_room(config: RunConfig, needed: RoomNeeded, resume: bool) -> 
     folder = config.run.folder
     if storage.is_remote(folder):
         return
-    kept = tuple(f"{name}/" for name in TRANSFORMERS.values())
-    held = sum(
-        size for name, size in storage.list_files(folder) if not resume or name.startswith(kept)
-    )
     wanted = needed.export + (0 if resume else needed.checkpoint)
-    if free_bytes(folder) + held < wanted:
+    lacking = wanted - free_bytes(folder)
+    if lacking > 0 and lacking > _replaced(folder, resume):
         what = "the export takes" if resume else "a checkpoint and the export take"
         raise ConfigError(
             f"run.folder: {folder}: {free_space(folder)}, but {what} {megabytes(wanted)}; allowed: "
             "a disk with as much room, or s3://"
         )
+
+
+def _replaced(folder: str, resume: bool) -> int:
+    """Bytes of what goes before the run writes."""
+    final = tuple(f"{name}/" for name in TRANSFORMERS.values())
+    files = storage.list_files(folder)
+    return sum(size for name, size in files if not resume or name.startswith(final))
 
 
 def shortage(root: str, checkpoint: int, needed: RoomNeeded) -> str | None:
