@@ -20,6 +20,8 @@ from torch import Tensor
 from dopsd import __version__
 from dopsd.config import RunConfig
 from dopsd.data.manifest import Manifest
+from dopsd.errors import ModelError
+from dopsd.models.finite import first_nonfinite
 
 _PREFIX = "transformer."
 
@@ -35,7 +37,8 @@ def lora_file(
 ) -> bytes:
     """Serialise adapter weights {``<module>.lora_A.weight``: [r, in], ...} in ``dtype``.
 
-    ``rank_stabilized``: alpha / sqrt(rank) is folded in, in place of alpha / rank.
+    ``rank_stabilized``: alpha / sqrt(rank) is folded in, in place of alpha / rank. Raises
+    ModelError for weights that are not finite.
     """
     from safetensors.torch import save
 
@@ -44,7 +47,15 @@ def lora_file(
     for name, tensor in state.items():
         scale = strength if ".lora_B." in name else 1.0
         tensors[_PREFIX + name] = (tensor.detach().float().cpu() * scale).to(dtype).contiguous()
+    _require_finite(tensors)
     return same_bytes(save(tensors, metadata={"format": "pt", **metadata}))
+
+
+def _require_finite(tensors: dict[str, Tensor]) -> None:
+    if name := first_nonfinite(tensors):
+        raise ModelError(
+            f"{name}: not finite in the type that it is exported in; nothing is written"
+        )
 
 
 def same_bytes(payload: bytes) -> bytes:
@@ -66,6 +77,7 @@ def modules_file(state: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
     from safetensors.torch import save
 
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in state.items()}
+    _require_finite(tensors)
     return same_bytes(save(tensors, metadata={"format": "pt", **metadata}))
 
 
@@ -96,6 +108,7 @@ def write_transformer(
         name = f"{_STEM}{_SUFFIX}"
         if count > 1:
             name = f"{_STEM}-{number:05d}-of-{count:05d}{_SUFFIX}"
+        _require_finite(tensors)
         places |= dict.fromkeys(tensors, name)
         size += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         payload = save(tensors, metadata={"format": "pt", **metadata})

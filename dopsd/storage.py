@@ -3,15 +3,17 @@
 Credentials and endpoint of S3 come from the usual environment variables
 (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, ...). What passes (throttling, a
 server's 5xx, a dropped connection) is tried again with back-off, every wait has a deadline, and
-what stays becomes one StorageError that names path and cause.
+what stays becomes one StorageError that names path and cause; of a local file also its disk.
 """
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import posixpath
 import re
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -23,7 +25,8 @@ import fsspec
 import pyarrow as pa
 
 from dopsd.credentials import holds_credentials, redact
-from dopsd.errors import ConfigError, DataError, DopsdError, StorageError
+from dopsd.disk import free_space
+from dopsd.errors import ConfigError, DataError, DopsdError, StorageError, message_line
 
 CONNECT_S = 10
 READ_S = 30
@@ -43,6 +46,8 @@ TEMPORARY = re.compile(r"(.+)\.tmp-\d+-[0-9a-f]{8}")
 RECORDS = (".json", ".jsonl", ".yaml", ".html", ".md", ".txt", ".log", ".svg")
 """Names of files for people and programs to read, which leave their secrets where they are written.
 """
+SET_ASIDE = ".damaged"
+"""Behind the name of a file that was moved out of the way."""
 _HINTS = {"400": "often expired credentials", "403": "no permission, or wrong credentials"}
 """What stands behind the status of an answer without a body."""
 
@@ -86,6 +91,8 @@ def filesystem(path: str) -> tuple[Any, str]:
         },
         # s3fs reads the parts of a large object side by side, but does not try such a part again.
         "max_concurrency": 1,
+        # What it remembers of a folder others have changed since.
+        "use_listings_cache": False,
     }
     if os.environ.get("AWS_ENDPOINT_URL"):
         options["endpoint_url"] = os.environ["AWS_ENDPOINT_URL"]
@@ -95,19 +102,30 @@ def filesystem(path: str) -> tuple[Any, str]:
 
 @contextmanager
 def storage_errors(path: str) -> Iterator[None]:
-    """Whatever goes wrong with a remote ``path`` becomes one line.
+    """Whatever goes wrong with ``path`` becomes one line.
 
     Raises StorageError for all but a missing file (FileNotFoundError, as it is) and our own
-    errors; errors of local files stay what they are.
+    errors. Of a local path that is what the system says, an OSError.
     """
     try:
         yield
     except (DopsdError, FileNotFoundError):
         raise
+    except OSError as error:
+        if is_remote(path):
+            raise StorageError(f"{path}: {_cause(error)}") from error
+        raise StorageError(local_error(path, error)) from error
     except Exception as error:  # s3fs, botocore and aiohttp raise many kinds
         if not is_remote(path):
             raise
         raise StorageError(f"{path}: {_cause(error)}") from error
+
+
+def local_error(path: str, error: OSError) -> str:
+    """What a local file system refused, in one line: path, cause, and the disk."""
+    code = errno.errorcode.get(error.errno or 0)
+    cause = f"{os.strerror(error.errno)} ({code})" if error.errno and code else message_line(error)
+    return f"{path}: {cause}; {free_space(path)}"
 
 
 def _cause(error: BaseException) -> str:
@@ -186,14 +204,32 @@ def open_binary(path: str) -> IO[bytes]:
     """A file to read from the start, line by line. Raises FileNotFoundError or StorageError."""
     if is_remote(path):
         return io.BufferedReader(_Reader(path), 2**22)
-    return open(path, "rb")
+    return _open_local(path)
 
 
 def open_input(path: str) -> pa.NativeFile:
     """A file for pyarrow to read at random. Raises FileNotFoundError or StorageError."""
     if is_remote(path):
         return pa.PythonFile(_Reader(path), mode="r")
-    return pa.OSFile(path, "rb")
+    _open_local(path).close()
+    with storage_errors(path):
+        return pa.OSFile(path, "rb")
+
+
+def _open_local(path: str) -> IO[bytes]:
+    """A regular file to read: a pipe in its place would be waited for forever. Raises
+    FileNotFoundError or StorageError."""
+    with storage_errors(path):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
+            if kind != stat.S_IFREG:
+                what = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe"}.get(kind, "a device")
+                raise StorageError(f"{path}: {what}, allowed: a regular file")
+            return os.fdopen(descriptor, "rb")
+        except BaseException:
+            os.close(descriptor)
+            raise
 
 
 def open_output(path: str) -> pa.NativeFile:
@@ -201,7 +237,8 @@ def open_output(path: str) -> pa.NativeFile:
     if is_remote(path):
         return pa.PythonFile(_Writer(path), mode="w")
     make_folder(os.path.dirname(path) or ".")
-    return pa.OSFile(path, "wb")
+    with storage_errors(path):
+        return pa.OSFile(path, "wb")
 
 
 def exists(path: str) -> bool:
@@ -235,7 +272,8 @@ def names(folder: str) -> set[str]:
 def make_folder(path: str) -> None:
     """Create a local folder with its parents; S3 has none to create."""
     if not is_remote(path):
-        os.makedirs(path, exist_ok=True)
+        with storage_errors(path):
+            os.makedirs(path, exist_ok=True)
 
 
 def check_writable(key: str, folder: str) -> None:
@@ -264,9 +302,12 @@ def read_bytes(path: str, start: int | None = None, stop: int | None = None) -> 
     Raises FileNotFoundError, or StorageError when the storage fails beyond all tries.
     """
     fs, inner = filesystem(path)
-    deadline = {"timeout": OPERATION_S} if is_remote(path) else {}
     with storage_errors(path):
-        return bytes(fs.cat_file(inner, start=start, end=stop, **deadline))
+        if is_remote(path):
+            return bytes(fs.cat_file(inner, start=start, end=stop, timeout=OPERATION_S))
+        with _open_local(inner) as file:
+            file.seek(start or 0)
+            return file.read(-1 if stop is None else stop - (start or 0))
 
 
 def read_parts(path: str, part: int = 2**26) -> Iterator[bytes]:
@@ -320,11 +361,12 @@ def write_bytes(path: str, data: bytes, durable: bool = False, verbatim: bool = 
 
 def sync(path: str) -> None:
     """Make what was written to a local file or folder survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with storage_errors(path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 @contextmanager
@@ -347,9 +389,13 @@ def whole_file(path: str) -> Iterator[IO[bytes]]:
         with open(temporary, "xb") as file:
             yield file
         os.replace(temporary, path)
-    except BaseException:  # on a full disk it would take what others need
-        with suppress(OSError):
+    except BaseException as error:
+        with suppress(OSError):  # on a full disk it would take what others need
             os.unlink(temporary)
+        # What the block reads has errors of its own, with other names.
+        if isinstance(error, OSError) and error.errno and error.filename in (None, temporary):
+            with storage_errors(path):
+                raise
         raise
 
 
@@ -408,6 +454,27 @@ def remove_tree(path: str) -> None:
             fs.invalidate_cache()
         elif fs.exists(inner):
             fs.rm(inner, recursive=True)
+
+
+def set_aside(path: str) -> str:
+    """Move whatever is at ``path`` out of the way, beside it, and return its new name's path. It
+    takes no room on a local disk; nothing there is replaced."""
+    there = names(os.path.dirname(path) or ".")
+    name = posixpath.basename(path) + SET_ASIDE
+    free = name
+    number = 1
+    while free in there:
+        number += 1
+        free = f"{name}-{number}"
+    target = join(posixpath.dirname(path), free)
+    fs, inner = filesystem(path)
+    with storage_errors(path):
+        if is_remote(path):
+            fs.cp_file(inner, filesystem(target)[1])
+            fs.rm_file(inner)
+        else:
+            os.rename(path, target)
+    return target
 
 
 def move_folder(source: str, target: str, last: str) -> None:

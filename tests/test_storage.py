@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from dopsd import storage
 from dopsd.data.prepare.folder import listed_files, owned, remove_shards
+from dopsd.errors import StorageError
 
 NAMES = ("[V]-cat", "a*", "w?at", "{x,y}")
 
@@ -60,3 +65,96 @@ def test_old_shards_go_and_files_of_others_stay(root: str, name: str) -> None:
     storage.write_bytes(storage.join(folder, "manifest.json"), text.encode())
     assert remove_shards(owned(folder), listed_files(folder)) == []
     assert files(folder) == [".dopsd.json", "manifest.json", *kept]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 64 KiB."""
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(mount)]
+    if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a disk")
+    yield mount
+    subprocess.run(["umount", str(mount)], check=True)
+
+
+def test_a_full_disk_is_named_and_leaves_what_was_there(small_disk: Path) -> None:
+    path = small_disk / "run" / "lora.safetensors"
+    storage.write_bytes(str(path), b"old")
+    ways = (
+        lambda: storage.write_bytes(str(path), b"x" * 2**17),
+        lambda: _stream(str(path)),
+    )
+    for write in ways:
+        told = rf"^{path}: No space left on device \(ENOSPC\); disk {small_disk}: 0"
+        with pytest.raises(StorageError, match=told):
+            write()
+        assert path.read_bytes() == b"old" and os.listdir(path.parent) == [path.name]
+
+
+def _stream(path: str) -> None:
+    with storage.streamed_file(path) as file:
+        for _ in range(32):
+            file.write(b"x" * 2**12)
+
+
+def test_what_a_local_disk_refuses_is_one_line_with_path_and_cause(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    os.mkfifo(tmp_path / "pipe")
+    long = tmp_path / ("x" * 300)
+    for refused, words in (
+        (lambda: storage.write_bytes(str(file / "a"), b""), r"file: .*\((EEXIST|ENOTDIR)\)"),
+        (lambda: storage.write_bytes(str(long), b""), r"\(ENAMETOOLONG\)"),
+        (lambda: storage.write_bytes(str(tmp_path), b""), r"\(EISDIR\)"),
+        (lambda: storage.read_bytes(str(loop)), r"loop: .*\(ELOOP\)"),
+        (lambda: storage.read_bytes(str(tmp_path)), "a folder, allowed: a regular file"),
+        (lambda: storage.read_bytes(str(tmp_path / "pipe")), "a pipe, allowed: a regular file"),
+        (lambda: storage.open_input(str(tmp_path / "pipe")), "a pipe, allowed: a regular file"),
+        (lambda: storage.open_binary("/dev/zero"), "a device, allowed: a regular file"),
+    ):
+        with pytest.raises(StorageError, match=words) as caught:
+            refused()
+        assert "\n" not in str(caught.value)
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes(str(tmp_path / "gone"))
+
+
+def test_what_the_writer_of_a_file_reads_has_errors_of_its_own(tmp_path: Path) -> None:
+    with (
+        pytest.raises(PermissionError, match="source"),
+        storage.whole_file(str(tmp_path / "target")),
+    ):
+        raise PermissionError(errno.EACCES, "denied", "source")
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_is_set_aside_replaces_nothing(root: str) -> None:
+    path = storage.join(root, "lines.jsonl")
+    for number in range(3):
+        storage.write_bytes(path, str(number).encode())
+        storage.set_aside(path)
+    found = {name: storage.read_bytes(storage.join(root, name)) for name in files(root)}
+    assert found == {
+        "lines.jsonl.damaged": b"0",
+        "lines.jsonl.damaged-2": b"1",
+        "lines.jsonl.damaged-3": b"2",
+    }
+
+
+def test_what_others_write_on_s3_is_seen_at_once(bucket: str, tmp_path: Path) -> None:
+    """By another client than ours, whose listings nobody tells ours of."""
+    import boto3
+
+    folder = f"{bucket}/{tmp_path.name}/seen"
+    storage.write_bytes(f"{folder}/one", b"1")
+    assert files(folder) == ["one"] and not storage.exists(f"{folder}/two")
+    client = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"])
+    name, _, key = f"{folder}/two".removeprefix("s3://").partition("/")
+    client.put_object(Bucket=name, Key=key, Body=b"22")
+    assert storage.exists(f"{folder}/two") and storage.size(f"{folder}/two") == 2
+    client.put_object(Bucket=name, Key=key, Body=b"333")
+    assert storage.size(f"{folder}/two") == 3

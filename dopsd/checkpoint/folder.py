@@ -9,24 +9,25 @@
 - of a whole model (``adapters: full``) in their place: ``learner-*.safetensors``, of each learner
   the slices that it owns (``dopsd/checkpoint/slices.py``), and ``bucket-*.safetensors``, weights as
   they were published, with ``policies.json``, which says what they are part of;
-- ``checkpoint.json``, written last: step, config, data fingerprint, and size and SHA-256 of every
-  other file. A folder without it is no checkpoint.
+- ``checkpoint.json``, written last: step, config, data fingerprint, size and SHA-256 of every other
+  file, and of itself. A folder without it is no checkpoint.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dopsd import __version__, storage
-from dopsd.errors import CheckpointError, StorageError
+from dopsd.errors import CheckpointError, StorageError, message_line
 from dopsd.run_folder.checkpoint_files import (
     MANIFEST,
     folder_of,
@@ -35,16 +36,24 @@ from dopsd.run_folder.checkpoint_files import (
     step_name,
     steps,
 )
+from dopsd.seal import sealed, unsealed
 
+FORMAT: Literal["dopsd-checkpoint"] = "dopsd-checkpoint"
+FORMAT_VERSION: Literal[2] = 2
+_MANIFEST_BYTES = 2**26
+"""What no manifest is as large as (64 MiB)."""
 _READERS = 4
 """Large files whose checksums are computed side by side."""
+
+
+Count = Annotated[int, Field(ge=0, strict=True)]
 
 
 class FileRecord(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    bytes: int
-    sha256: str
+    bytes: Count
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class CheckpointManifest(BaseModel):
@@ -52,11 +61,11 @@ class CheckpointManifest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: Literal["dopsd-checkpoint"] = "dopsd-checkpoint"
-    format_version: Literal[1] = 1
-    step: int
+    format: Literal["dopsd-checkpoint"] = FORMAT
+    format_version: Literal[2] = FORMAT_VERSION
+    step: Count
     """Optimizer steps that were taken: the next one, and the position in the plan."""
-    policy_versions: tuple[int, ...]
+    policy_versions: tuple[Count, ...]
     """Versions of the weights that are kept beside it, as published."""
     config: dict[str, Any]
     """The resolved config, without credentials."""
@@ -64,7 +73,7 @@ class CheckpointManifest(BaseModel):
     """Fingerprint of the data set."""
     plan: str
     """Key of the plan: of the row groups, the seed and the batch sizes."""
-    learners: int
+    learners: Annotated[int, Field(ge=1)]
     dopsd: str = __version__
     torch: str = torch.__version__
     written: float
@@ -130,8 +139,8 @@ def write_checkpoint(
         files=records,
         large={**large, **slices},
     )
-    text = manifest.model_dump_json(indent=1) + "\n"
-    storage.write_bytes(storage.join(path, MANIFEST), text.encode(), durable=True)
+    payload = sealed(manifest.model_dump(mode="json"))
+    storage.write_bytes(storage.join(path, MANIFEST), payload, durable=True)
     return path
 
 
@@ -157,16 +166,40 @@ def read_manifest(path: str) -> CheckpointManifest:
     if not storage.exists(file):
         raise CheckpointError(f"{path}: incomplete, it has no {MANIFEST}")
     try:
-        manifest = CheckpointManifest.model_validate_json(storage.read_bytes(file))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "JSON"
-        why = f"{where}: {first['msg']}"
-        raise CheckpointError(f"{file}: not a checkpoint of this dopsd ({why})") from None
+        manifest = _parsed(_content(file))
+    except ValueError as error:
+        raise CheckpointError(f"{file}: not a checkpoint of this dopsd ({error})") from None
     name = path.rstrip("/").rsplit("/", 1)[-1]
     if name != f"step-{manifest.step:06d}":
         raise CheckpointError(f"{file}: says step {manifest.step}, but lies in {name}")
     return manifest
+
+
+def _content(file: str) -> bytes:
+    """Raises ValueError for what cannot be a manifest, and waits for no pipe."""
+    if (size := storage.size(file)) > _MANIFEST_BYTES:
+        raise ValueError(f"{size} bytes")
+    return storage.read_bytes(file)
+
+
+def _parsed(content: bytes) -> CheckpointManifest:
+    """Raises ValueError, saying what is wrong in a line."""
+    try:
+        values = json.loads(content)
+    except (ValueError, RecursionError):
+        raise ValueError("JSON: cannot be read") from None
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise ValueError(f"format: not {FORMAT}")
+    if (version := values.get("format_version")) != FORMAT_VERSION:
+        raise ValueError(
+            f"format_version: {str(version)[:20]}, this dopsd reads {FORMAT_VERSION}; resume with "
+            "the dopsd that wrote it"
+        )
+    try:
+        return CheckpointManifest.model_validate_json(json.dumps(unsealed(values)))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
 def read_checkpoint(path: str) -> Checkpoint:
@@ -188,7 +221,11 @@ def _check_size(path: str, name: str, record: FileRecord) -> None:
     file = storage.join(path, name)
     if "/" in name or not storage.exists(file):
         raise CheckpointError(f"{file}: missing")
-    if (size := storage.size(file)) != record.bytes:
+    try:
+        size = storage.size(file)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
+    if size != record.bytes:
         raise CheckpointError(f"{file}: {size} bytes, the manifest says {record.bytes}")
 
 
@@ -220,8 +257,9 @@ def newest_good(
 ) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that is whole and fits, and why each newer one was refused.
 
-    ``refusal`` says what does not fit about a whole checkpoint, or None. Raises the storage's error
-    when none is good and one could not be read: it may be the good one.
+    ``refusal`` says what does not fit about a whole checkpoint, or None. Whatever goes wrong with
+    one costs that one alone. Raises the storage's error when none is good and one could not be
+    read: it may be the good one.
     """
     refused = []
     unread: Exception | None = None
@@ -229,15 +267,17 @@ def newest_good(
         path = folder_of(root, step)
         try:
             checkpoint = read_checkpoint(path)
-        except (CheckpointError, OSError, StorageError) as error:
+            why = refusal(checkpoint.manifest)
+        except CheckpointError as error:
             refused.append(str(error))
-            if not isinstance(error, CheckpointError):
+        except Exception as error:
+            refused.append(f"{path}: {message_line(error)}")
+            if isinstance(error, (OSError, StorageError)):
                 unread = unread or error
-            continue
-        why = refusal(checkpoint.manifest)
-        if why is None:
-            return checkpoint, refused
-        refused.append(f"{path}: {why}")
+        else:
+            if why is None:
+                return checkpoint, refused
+            refused.append(f"{path}: {why}")
     if unread:
         raise unread
     return None, refused

@@ -40,12 +40,15 @@ class LearnerState:
     updates: int
     """Updates that AdamW counts: without the skipped ones."""
     moments: dict[str, Tensor]
+    skipped: int = 0
+    """Of the last steps, those in a row that were skipped."""
 
     def to_files(self) -> dict[str, bytes]:
+        counted = {"step": self.step, "updates": self.updates, "skipped": self.skipped}
         return {
             STUDENT_FILE: pack(self.student, {"step": self.step}),
             EMA_FILE: pack(self.ema, {"step": self.step}),
-            OPTIMIZER_FILE: pack(self.moments, {"step": self.step, "updates": self.updates}),
+            OPTIMIZER_FILE: pack(self.moments, counted),
         }
 
     @classmethod
@@ -53,7 +56,7 @@ class LearnerState:
         student, meta = unpack(files[STUDENT_FILE])
         ema, _ = unpack(files[EMA_FILE])
         moments, counted = unpack(files[OPTIMIZER_FILE])
-        return cls(meta["step"], student, ema, counted["updates"], moments)
+        return cls(meta["step"], student, ema, counted["updates"], moments, counted["skipped"])
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ class SlicedState:
     updates: int
     """Updates that AdamW counts: without the skipped ones."""
     slices: Iterable[Slice]
+    skipped: int = 0
+    """Of the last steps, those in a row that were skipped."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,7 @@ def write_state(
     """
     name = f"{PREFIX}{rank:05d}-of-{world:05d}-{uuid.uuid4().hex[:8]}.safetensors"
     meta = {"record": "learner", "step": state.step, "updates": state.updates}
+    meta["skipped"] = state.skipped
     own: tuple[str, FileRecord | None, str]
     try:
         path = storage.join(folder_of(root, state.step), name)

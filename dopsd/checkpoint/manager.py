@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 
 from dopsd import storage
 from dopsd.checkpoint.compatibility import RunIdentity, incompatibility
+from dopsd.checkpoint.completeness import missing
 from dopsd.checkpoint.folder import (
     Checkpoint,
+    folder_of,
     newest_good,
     prune,
     remove_unfinished,
@@ -18,6 +20,7 @@ from dopsd.checkpoint.folder import (
 )
 from dopsd.checkpoint.learner_state import WrittenSlices
 from dopsd.checkpoint.requests import CheckpointRequests
+from dopsd.checkpoint.room import RoomNeeded, shortage
 from dopsd.config import RunConfig
 from dopsd.config.load import shown_values
 from dopsd.errors import CheckpointError, DeadlineError, RunLockLost
@@ -32,7 +35,7 @@ def newest_checkpoint(
     """The newest checkpoint from which a run can resume, and why newer ones were refused."""
     return newest_good(
         storage.join(config.run.folder, CHECKPOINTS),
-        lambda manifest: incompatibility(config, manifest, identity),
+        lambda manifest: incompatibility(config, manifest, identity) or missing(config, manifest),
     )
 
 
@@ -41,6 +44,7 @@ class CheckpointManager:
 
     ``before_commit`` brings the run's other files up to date, so that they are never behind a
     checkpoint. ``lock_lost`` hears when ``lock``, the right to write, went to another driver.
+    ``room``: what the run still has to write at its end.
     """
 
     def __init__(
@@ -50,8 +54,9 @@ class CheckpointManager:
         before_commit: Callable[[], None],
         lock: RunLock | None = None,
         lock_lost: Callable[[RunLockLost], None] = lambda error: None,
+        room: RoomNeeded = RoomNeeded(),  # noqa: B008
     ) -> None:
-        self.config, self.identity = config, identity
+        self.config, self.identity, self._room = config, identity, room
         self._before_commit, self._lock_lost = before_commit, lock_lost
         self.root = storage.join(config.run.folder, CHECKPOINTS)
         self.requests = CheckpointRequests(config.run.folder, lock, lock_lost)
@@ -61,6 +66,8 @@ class CheckpointManager:
         self._left: set[str] = set()
         """Files of others that were told of."""
         self._last = time.monotonic()
+        self._short = False
+        """Too little room was told, and has not come since."""
         self._saving = threading.Lock()
         self._writer: threading.Thread | None = None
         self._skipped_for: threading.Thread | None = None
@@ -169,6 +176,16 @@ class CheckpointManager:
                 f"kept under {self.root}, since no run wrote it: {', '.join(new[:3])}{more}"
             )
 
+    def _look_for_room(self, step: int) -> None:
+        """Tell, once while it is so, that the disk is too full for what is still to be written."""
+        if step == self.config.learner.steps:
+            return
+        size = sum(size for _, size in storage.list_files(folder_of(self.root, step)))
+        short = shortage(self.root, size, self._room)
+        if short and not self._short:
+            self.notices.append(f"after step {step}: {short}")
+        self._short = short is not None
+
     def _write(
         self,
         step: int,
@@ -207,6 +224,7 @@ class CheckpointManager:
             section = self.config.checkpoint
             _, left = prune(self.root, step, section.keep_last, section.keep_every)
             self._tell_left(left)
+            self._look_for_room(step)
         except RunLockLost as error:
             self._lock_lost(error)
         except Exception as error:  # training goes on; the next one may succeed

@@ -8,6 +8,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dopsd.checkpoint.compatibility import RunIdentity
+from dopsd.checkpoint.room import RoomNeeded
 from dopsd.config import RunConfig
 from dopsd.contexts.training import TrainingEncoderFactory
 from dopsd.coordinator.coordinator import Coordinator
@@ -35,6 +36,7 @@ class CoordinatorActor(Coordinator):
         context_cache: ContextCache | None,
         restarts: int,
         lock: RunLock,
+        room: RoomNeeded,
     ) -> None:
         plan = plan_of(config, manifest)
         role = roles.encoder or Role("reader", 0, 0.0, 0.0)
@@ -47,6 +49,7 @@ class CoordinatorActor(Coordinator):
                 start,
                 stop,
                 shards=config.shards,
+                fingerprint=manifest.fingerprint,
                 read_spec=read_spec(config),
                 encoder_factory=TrainingEncoderFactory(config, role.device),
                 context_cache=context_cache,
@@ -66,6 +69,7 @@ class CoordinatorActor(Coordinator):
             RunIdentity(manifest.fingerprint, plan.key),
             restarts,
             lock,
+            room,
         )
 
 
@@ -77,6 +81,7 @@ def launch_coordinator(
     name: str,
     restarts: int,
     lock: RunLock,
+    room: RoomNeeded,
 ) -> Any:
     """The coordinator's actor, on this node: it writes into the run folder."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -86,4 +91,4 @@ def launch_coordinator(
         num_cpus=0,
         max_concurrency=config.learner.workers + 8,
         scheduling_strategy=here,
-    ).remote(config, roles, manifest, context_cache, restarts, lock)
+    ).remote(config, roles, manifest, context_cache, restarts, lock, room)

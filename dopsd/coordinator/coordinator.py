@@ -18,6 +18,7 @@ import ray
 
 from dopsd.checkpoint.compatibility import RunIdentity
 from dopsd.checkpoint.learner_state import WrittenSlices
+from dopsd.checkpoint.room import RoomNeeded
 from dopsd.config import RunConfig
 from dopsd.coordinator.admission import rank_share
 from dopsd.coordinator.dispatcher import Dispatcher
@@ -45,7 +46,7 @@ class Coordinator:
     the plan's number of micro-batches. One thread drives the pools; what learners call is called
     from others, and names the attempt that they belong to: a new group of learners is a new one.
     ``restarts``: those of ``learner.restarts`` that were used before this coordinator; ``lock``:
-    the driver's right to write into the run folder.
+    the driver's right to write into the run folder; ``room``: what its disk should still hold.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Coordinator:
         identity: RunIdentity | None = None,
         restarts: int = 0,
         lock: RunLock | None = None,
+        room: RoomNeeded = RoomNeeded(),  # noqa: B008
     ) -> None:
         self.config, self.roles, self.log = config, roles, log
         self._step_size = step_size
@@ -67,7 +69,9 @@ class Coordinator:
         self._dispatcher = Dispatcher(
             config, roles, step_size, self._recorder.add, log.timeline.add
         )
-        self._files = RunFiles(config, identity or RunIdentity(), log, lock, self._failure.fail)
+        self._files = RunFiles(
+            config, identity or RunIdentity(), log, lock, self._failure.fail, room
+        )
         self.checkpoints = self._files.checkpoints
         self._learners, self._budget = LearnerGroup(), RestartBudget(config.learner, restarts)
         self._rewinding = threading.Lock()
@@ -152,7 +156,11 @@ class Coordinator:
             learners.waiting, learners.doing = False, f"restarting in {wait:g} s"
             self._moved()
         time.sleep(wait)
-        self._rewind()
+        try:
+            self._rewind()
+        except DopsdError as error:  # no other group would fare better
+            self._failure.fail(error)
+            raise
         self.checkpoints.notices.append(
             f"{why}: attempt {learners.attempt} resumed from step {self._versions.entry.step}"
         )

@@ -11,6 +11,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dopsd.checkpoint.compatibility import RunIdentity
 from dopsd.checkpoint.manager import CheckpointManager
+from dopsd.checkpoint.room import RoomNeeded
 from dopsd.config import RunConfig
 from dopsd.coordinator.dispatcher import InFlightMicroBatch
 from dopsd.errors import DeadlineError, RunLockLost, StorageError
@@ -28,7 +29,8 @@ _STOP_SECONDS = 30.0
 class RunFiles:
     """``log`` with the ledger and the checkpoints beside it; none is behind a later one of them.
 
-    ``lock_lost`` hears when ``lock``, the right to write, went to another driver.
+    ``lock_lost`` hears when ``lock``, the right to write, went to another driver; ``room``: what
+    the disk should still hold.
     """
 
     def __init__(
@@ -38,9 +40,10 @@ class RunFiles:
         log: RunLog,
         lock: RunLock | None,
         lock_lost: Callable[[RunLockLost], None],
+        room: RoomNeeded,
     ) -> None:
         self.log, self.ledger = log, Ledger(log.folder)
-        self.checkpoints = CheckpointManager(config, identity, self.flush, lock, lock_lost)
+        self.checkpoints = CheckpointManager(config, identity, self.flush, lock, lock_lost, room)
 
     def begin(self, step: int) -> int:
         """A new attempt resumes from ``step``; returns its number."""

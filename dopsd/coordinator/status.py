@@ -70,4 +70,5 @@ def stalled(
 
 
 def notices_of(dispatcher: Dispatcher, reader: StreamReader, files: RunFiles) -> list[str]:
-    return files.checkpoints.notices + reader.notices + dispatcher.notices + files.log.notices
+    damage = files.ledger.notices + files.log.notices
+    return files.checkpoints.notices + reader.notices + dispatcher.notices + damage

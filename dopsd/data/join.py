@@ -40,6 +40,8 @@ def joined(manifest: Manifest, prior: Manifest, folder: str) -> Manifest:
                 group.model_copy(update={"file": storage.join(folder, group.file)})
                 for group in prior.row_groups
             ),
+            "files": manifest.files
+            | {storage.join(folder, name): size for name, size in prior.files.items()},
             "quarantined": manifest.quarantined + prior.quarantined,
         }
     )

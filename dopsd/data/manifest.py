@@ -6,7 +6,6 @@ plan and the start-up checks need without opening a shard.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from typing import Annotated, Literal
 
@@ -16,6 +15,7 @@ from dopsd import shown, storage
 from dopsd.data.schema import FORMAT, SCHEMA_VERSION
 from dopsd.errors import DataError, message_line
 from dopsd.readers import Object, checked, read_json
+from dopsd.seal import SEAL, sealed, unsealed
 
 MANIFEST = "manifest.json"
 MOST_BYTES = 2**32
@@ -97,6 +97,8 @@ class Manifest(_Record):
     """sha256 over ids, concepts, captions, prepared pixels and reference pictures, in the order of
     the ids."""
     row_groups: tuple[RowGroup, ...]
+    files: dict[str, Positive] = {}
+    """Bytes of each shard."""
     quarantined: tuple[Quarantined, ...]
     notes: tuple[str, ...]
     """What was left aside without losing a sample, e.g. unknown JSONL fields."""
@@ -139,8 +141,8 @@ class Manifest(_Record):
 
 def save_manifest(shards: str, manifest: Manifest) -> None:
     """Write ``manifest.json`` into ``shards``: from now on the folder is a data set."""
-    text = json.dumps(manifest.model_dump(mode="json"), ensure_ascii=False, indent=1) + "\n"
-    storage.write_bytes(storage.join(shards, MANIFEST), text.encode())
+    payload = sealed(manifest.model_dump(mode="json"))
+    storage.write_bytes(storage.join(shards, MANIFEST), payload)
 
 
 def has_manifest(shards: str) -> bool:
@@ -183,4 +185,22 @@ def load_manifest(shards: str) -> Manifest:
             f"{path}: schema version {shown.value(version)}, this dopsd reads {SCHEMA_VERSION}; "
             "use the dopsd that wrote it, or prepare the data again"
         )
-    return checked(values, path, Manifest, DataError)
+    plain = {key: value for key, value in values.items() if key != SEAL}
+    manifest = checked(plain, path, Manifest, DataError)
+    try:
+        unsealed(values)
+    except ValueError as error:
+        raise DataError(f"{path}: {error}; prepare the data again") from None
+    return manifest
+
+
+def check_shards(shards: str, manifest: Manifest) -> None:
+    """Raises DataError for the first shard that is missing or has another size."""
+    sizes = dict(storage.list_files(shards))
+    for name in sorted({group.file for group in manifest.row_groups}):
+        if (size := sizes.get(name)) != (expected := manifest.files.get(name)):
+            actual = "missing" if size is None else f"{size} bytes"
+            raise DataError(
+                f"{storage.join(shards, name)}: {actual}, {MANIFEST} says {expected or 0} bytes; "
+                "prepare the data again"
+            )

@@ -71,7 +71,14 @@ class RowGroups:
 
         Raises DataError when the shard is missing or another one than the manifest names.
         """
-        row = self._table(ref.file, ref.row_group).slice(ref.row, 1).to_pylist()[0]
+        rows = self._table(ref.file, ref.row_group).slice(ref.row, 1).to_pylist()
+        if not rows:
+            path = storage.join(self.shards, ref.file)
+            raise DataError(
+                f"{path}: not the shard that the manifest names: row group {ref.row_group} ends "
+                f"before row {ref.row}"
+            )
+        row = rows[0]
         return {**row, "captions": dict(row["captions"])}
 
     def _table(self, file: str, row_group: int) -> pa.Table:
@@ -81,7 +88,10 @@ class RowGroups:
             return self._tables[key]
         path = storage.join(self.shards, file)
         try:
-            with storage.open_input(path) as source, pq.ParquetFile(source) as parquet:
+            with (
+                storage.open_input(path) as source,
+                pq.ParquetFile(source, page_checksum_verification=True) as parquet,
+            ):
                 table = parquet.read_row_group(row_group, columns=self.read_spec.columns())
         except FileNotFoundError:
             raise DataError(f"{path}: no such file, but the manifest names it") from None
@@ -205,20 +215,21 @@ READ_SCHEMA = pa.schema(
 
 
 @lru_cache(maxsize=1)
-def row_groups_of(shards: str, read_spec: ReadSpec) -> RowGroups:
-    """Those of this process: the tasks of a stream read one after the other."""
+def row_groups_of(shards: str, content: str, read_spec: ReadSpec) -> RowGroups:
+    """Those of this process: the tasks of a stream read one after the other. ``content`` stands for
+    what the shards hold: the folder may have held other data before."""
     return RowGroups(shards, read_spec)
 
 
 def read_segment(
-    segment: pa.Table, plan: Broadcast[Plan], shards: str, read_spec: ReadSpec
+    segment: pa.Table, plan: Broadcast[Plan], shards: str, content: str, read_spec: ReadSpec
 ) -> Iterator[pa.Table]:
     """A table of one row per micro-batch of the segment (columns ``start``, ``stop``), in order.
 
     ``start`` and ``stop`` count micro-batches as :meth:`Plan.number` does; captions are
-    drawn with the plan's seed.
+    drawn with the plan's seed. ``content``: as of :func:`row_groups_of`.
     """
-    groups = row_groups_of(shards, read_spec)
+    groups = row_groups_of(shards, content, read_spec)
     (span,), run_plan = segment.to_pylist(), plan.get()
     for number in range(span["start"], span["stop"]):
         with shipping_errors():

@@ -148,9 +148,8 @@ def find_context_cache(config: RunConfig, manifest: Manifest, show: Show) -> Con
             problems.append(str(error))
             continue
         show("prepare", Report([f"Contexts: read from {folder}; no encoder is loaded."]))
-        return ContextCache(
-            folder, record.fingerprint, record.entries, asked["teacher"], asked["latents"]
-        )
+        reads = asked["teacher"], asked["latents"]
+        return ContextCache(folder, record.fingerprint, record.entries, *reads, record.digest)
     problem = min(problems, key=len)  # the shortest tells of the fewest differences
     more = f" (and {len(problems) - 1} others do not)" if len(problems) > 1 else ""
     if mode == "require":

@@ -13,6 +13,7 @@ import ray
 
 from dopsd import storage
 from dopsd.checkpoint.compatibility import RunIdentity
+from dopsd.checkpoint.room import RoomNeeded, refuse_without_room
 from dopsd.config import RunConfig
 from dopsd.data.context_cache.files import ContextCache
 from dopsd.data.manifest import Manifest
@@ -61,6 +62,8 @@ class RunSetup:
     show: Show
     context_cache: ContextCache | None = None
     """In place of the encoder, of which ``roles`` then has none."""
+    room: RoomNeeded = RoomNeeded()
+    """On the disk of the run folder."""
 
     @classmethod
     def open(
@@ -71,16 +74,20 @@ class RunSetup:
         *,
         new_run: bool = False,
         overwrite: bool = False,
+        trains: bool = False,
     ) -> RunSetup:
         """Refuse what cannot work, join or start Ray, and make or find the ``data``.
 
-        ``new_run``: an older run in the folder is refused, as ``refuse_existing`` says. Raises a
-        DopsdError with one clear line.
+        ``new_run``: an older run in the folder is refused, as ``refuse_existing`` says. ``trains``:
+        a disk without room for what training leaves is refused. Raises a DopsdError with one clear
+        line.
         """
-        config, preset, trainable = check_run(config, show)
+        config, preset, trainable, room = check_run(config, show)
         if new_run:
             refuse_existing(config, overwrite)
             check_run_folder(config)
+        if trains:
+            refuse_without_room(config, room, resume=not new_run)
         if starts_here():
             refuse_too_large(resolve_roles(config, math.inf).all(), local_cpus())
         show("prepare", "starting Ray")
@@ -88,7 +95,7 @@ class RunSetup:
         claim_shards(config)
         manifest = data(config, partial(show, "prepare"))
         check_captions(config, manifest, _family(config), show)
-        return cls(config, preset, trainable, roles, manifest, show)
+        return cls(config, preset, trainable, roles, manifest, show, room=room)
 
     def wait_for(self, *roles: Role) -> None:
         """Until the cluster is large enough for ``roles``, by default all of the run's. Raises
@@ -112,11 +119,13 @@ class RunSetup:
         return RunIdentity(self.manifest.fingerprint, plan.key)
 
 
-def check_run(config: RunConfig, show: Show) -> tuple[RunConfig, dict[str, Any], dict[str, int]]:
+def check_run(
+    config: RunConfig, show: Show
+) -> tuple[RunConfig, dict[str, Any], dict[str, int], RoomNeeded]:
     """All that can be judged without a cluster.
 
-    Returns the config with absolute paths, DeepSpeed's preset and what will be trained. Raises
-    ConfigError, DataError or ModelError in one line.
+    Returns the config with absolute paths, DeepSpeed's preset, what will be trained, and the room
+    that takes on a disk. Raises ConfigError, DataError or ModelError in one line.
     """
     show("prepare", "checking the config")
     preset = read_preset(config.learner.deepspeed)
@@ -132,11 +141,12 @@ def check_run(config: RunConfig, show: Show) -> tuple[RunConfig, dict[str, Any],
     storage.check_writable("run.folder", config.run.folder)
     storage.check_writable("data.shards", config.shards)
     refuse_missing_source(config)
-    skeleton = family.skeleton()
-    trainable = TrainableParameters(config, family).describe(skeleton)
+    trained, skeleton = TrainableParameters(config, family), family.skeleton()
+    trainable = trained.describe(skeleton)
+    room = RoomNeeded.of(config, trained.numel(skeleton))
     if starts_here():  # then what an attention backend needs is here, or nowhere
         set_attention(skeleton, config.model.attention)
-    return config, preset, trainable
+    return config, preset, trainable, room
 
 
 def _family(config: RunConfig) -> Family:
@@ -146,7 +156,7 @@ def _family(config: RunConfig) -> Family:
 def prepare_data(config: RunConfig, show: Show) -> Manifest:
     """`dopsd prepare`: shards and manifest. The cluster need not hold the roles: shards may be
     written where no GPU is."""
-    config, _, _ = check_run(config, show)
+    config, *_ = check_run(config, show)
     show("prepare", "starting Ray")
     connect()
     claim_shards(config)

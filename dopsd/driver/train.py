@@ -37,7 +37,7 @@ def train(config: RunConfig, show: Show, *, resume: bool = False, replace: bool 
     # Prepare (driver/setup.py, data/prepare/): what cannot work is refused, Ray is joined, the data
     # becomes shards; the base draws what trains beside it (driver/prior.py).
     data = partial(prepared, renew=not resume)
-    setup = RunSetup.open(config, show, data, new_run=not resume, overwrite=replace)
+    setup = RunSetup.open(config, show, data, new_run=not resume, overwrite=replace, trains=True)
     setup.wait_for(*surely_needed(setup))
     resumable = partial(refuse_unless_resumable, setup.config)
     setup = setup.with_prior(resumable if resume else lambda: None)
@@ -85,7 +85,7 @@ def _start(setup: RunSetup, lock: RunLock, scratch: str, began: float) -> Superv
     # The coordinator (coordinator/) hands references from one to the next, and never pixels.
     def launch(restarts: int) -> Any:
         manifest, cache = setup.manifest, setup.context_cache
-        return launch_coordinator(config, roles, manifest, cache, name, restarts, lock)
+        return launch_coordinator(config, roles, manifest, cache, name, restarts, lock, setup.room)
 
     # Learn (learner/): Ray Train's workers fetch what is scored, take the optimizer step under
     # DeepSpeed (learner/zero/), publish the weights of the next version (policy/), save checkpoints

@@ -20,8 +20,8 @@ from dopsd.data.run_data import plan_of
 from dopsd.errors import DataError
 from dopsd.policy.versions import policy_version, teacher_version
 from dopsd.run_folder.files import LEDGER_FILE, RunFolder
-from dopsd.run_folder.jsonl import read_lines
-from dopsd.run_folder.ledger import effective
+from dopsd.run_folder.jsonl import read_with_damage
+from dopsd.run_folder.ledger import effective, is_ledger_line
 
 _SHOWN = 10
 
@@ -66,12 +66,19 @@ def verify_run(folder: str) -> LedgerReport:
     """Raises DataError when ``folder`` holds no ledger, or its shards are gone or others."""
     run = RunFolder(folder)
     path = run.file(LEDGER_FILE)
-    entries = read_lines(path)
+    ledger = read_with_damage(path, is_ledger_line)
+    entries = ledger.entries
     if not entries:
-        raise DataError(f"{path}: missing or empty; allowed: the folder of a run")
+        damage = f"all of it is damaged: {ledger.told()}" if ledger.damage else "missing or empty"
+        raise DataError(f"{path}: {damage}; allowed: the ledger of a run")
     config = run.config()
     shards = run.shards(config)
     key = next((entry["plan"] for entry in reversed(entries) if "start" in entry), "")
+    if not key and ledger.damage:
+        raise DataError(
+            f"{path}: {ledger.told()}: no line is left that names the plan; remedy: put the lines "
+            "back from a copy"
+        )
     plan = _plan(config, shards, key)
     ids = _sample_ids(shards)
 
@@ -82,6 +89,7 @@ def verify_run(folder: str) -> LedgerReport:
         attempts=max(entry["attempt"] for entry in entries),
         again=len(lines) - len(trained) - len(twice),
     )
+    report.problems += [storage.join(folder, line) for line in ledger.damage]
     for step in twice:
         report.problems.append(f"step {step}: trained twice in one attempt")
         report.doubled += plan.step(step).samples
@@ -92,6 +100,16 @@ def verify_run(folder: str) -> LedgerReport:
         missing = range(max(trained, default=-1) + 1, config.learner.steps)
         report.problems += [f"step {step}: not in the ledger" for step in missing]
         report.lost += sum(plan.step(step).samples for step in missing)
+    aside = [
+        name for name in storage.names(folder) if name.startswith(LEDGER_FILE + storage.SET_ASIDE)
+    ]
+    if ledger.damage or (report.lost and aside):
+        there = f", as it was it is {', '.join(sorted(aside))}" if aside else ""
+        report.problems.insert(
+            0,
+            f"{path}: damaged{there}; weights and checkpoints do not depend on it. Remedy: put the "
+            "lines back from a copy",
+        )
     return report
 
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from dopsd import storage
+from dopsd.errors import StorageError, message_line
 from dopsd.evaluation.folder import SCORES
 from dopsd.evaluation.metrics import make_metric
+from dopsd.evaluation.metrics.base import Column
 from dopsd.evaluation.prompts import EvalPrompt
 from dopsd.evaluation.results import ImageScores
 from dopsd.evaluation.spec import BASE, EvaluatedModel, MetricChoice
 from dopsd.evaluation.worker import GeneratedImage
 from dopsd.models.fingerprint import fingerprint, model_identity
 from dopsd.ray_cluster.job_pool import Job, JobPool
-from dopsd.readers import read_json
+from dopsd.seal import sealed, unsealed
 
+_VALUES = "scores"
 _READING = 2
 """Raised with how pictures are opened: scores are then made anew. 2: as training opens them."""
 
@@ -92,7 +97,9 @@ class Scores:
         key = fingerprint([metric.name, metric.version, _READING, identity])
         folder = storage.join(self.out, SCORES, f"{metric.name}-{key}")
         known = {
-            image_set.name: _read(storage.join(folder, f"{image_set.name}.json"))
+            image_set.name: _read(
+                storage.join(folder, f"{image_set.name}.json"), metric.columns, tell
+            )
             for image_set in self.sets
         }
         total = sum(map(len, self._tasks.values()))
@@ -128,8 +135,8 @@ class Scores:
             nonlocal measured
             image_set, chunk = chunks.pop(job)
             known[image_set.name].update(zip((task.key for task in chunk), values, strict=True))
-            text = json.dumps(known[image_set.name], indent=0)
-            storage.write_bytes(storage.join(folder, f"{image_set.name}.json"), text.encode())
+            payload = sealed({_VALUES: known[image_set.name]})
+            storage.write_bytes(storage.join(folder, f"{image_set.name}.json"), payload)
             measured += len(chunk)
             tell(f"{metric.name}: {measured} pictures measured now, {total} in all")
 
@@ -166,7 +173,31 @@ class Scores:
         return _Task(image, key, targets)
 
 
-def _read(path: str) -> dict[str, dict[str, float]]:
-    if not storage.exists(path):
+def _read(
+    path: str, columns: Mapping[str, Column], tell: Callable[[str], None]
+) -> dict[str, dict[str, float]]:
+    """The numbers of a file by key; none when it is missing. One that is damaged, or holds what the
+    metric never says, is set aside: its pictures are measured again."""
+    try:
+        values: Any = unsealed(json.loads(storage.read_bytes(path)))[_VALUES]
+        for numbers in values.values():
+            _check(numbers, columns)
+    except FileNotFoundError:
         return {}
-    return read_json(path, dict[str, dict[str, float]])
+    except (StorageError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        if isinstance(error, StorageError) and storage.is_remote(path):
+            raise
+        aside = storage.set_aside(path)
+        tell(f"{path}: {message_line(error)}; measured again, as it was it is {aside}")
+        return {}
+    known: dict[str, dict[str, float]] = values
+    return known
+
+
+def _check(numbers: dict[str, Any], columns: Mapping[str, Column]) -> None:
+    """Raises ValueError for a number that is out of range, or is of no column."""
+    for name, value in numbers.items():
+        if name not in columns or type(value) not in (int, float) or not math.isfinite(value):
+            raise ValueError(f"{name[:40]}: {str(value)[:40]}, allowed: a number of the metric's")
+        if columns[name].rate and not 0 <= value <= 1:
+            raise ValueError(f"{name}: {value}, allowed: 0 to 1")

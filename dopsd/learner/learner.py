@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -90,12 +90,15 @@ class Learner:
         """Resume from a checkpoint; every rank is given all of it, or where it lies. Collective."""
         weights: Any = self.weights  # whose kind is the state's: the config is the checkpoint's
         weights.restore(state)
+        skipped = state.meta["skipped"] if isinstance(state, SliceReader) else state.skipped
+        self._nonfinite = int(skipped)
 
     def run(self, start: int, stop: int) -> bool:
         """Train steps [start, stop), or until the coordinator wants an end; True when all are done.
 
-        The initial weights are published as version ``start``. Raises WorkerError when more than
-        ``learner.max_nonfinite`` steps in a row had gradients that are not finite.
+        The initial weights are published as version ``start``. Raises WorkerError when weights are
+        not finite, when more than ``learner.max_nonfinite`` steps in a row had gradients that are
+        not, and when the last step was such a one: nobody has seen that the weights still work.
         """
         self._hand_over(start)
         for step in range(start, stop):
@@ -137,9 +140,16 @@ class Learner:
             }
             self._client.report(step, metrics)
             if save:
-                self._client.save(self.weights.state(step + 1), self.engine.gather)
+                state = replace(self.weights.state(step + 1), skipped=self._nonfinite)
+                self._client.save(state, self.engine.gather)
             if end:
                 return False
+        if self._nonfinite:
+            raise WorkerError(
+                f"the last {self._nonfinite} of {stop} steps were skipped, loss or gradients are "
+                "not finite: nothing is exported; allowed: a lower learner.lr, or more "
+                "learner.steps; skipped.jsonl names their samples"
+            )
         return True
 
     def _record(self, step: int, done: StepResult, skipped: bool) -> None:
@@ -213,6 +223,16 @@ class Learner:
             velocity = velocity.detach()
 
     def _hand_over(self, version: int) -> CheckpointRequest:
-        """Publish (student, EMA) as ``version``; a fused learner's teacher adapter follows."""
+        """Publish (student, EMA) as ``version``; a fused learner's teacher adapter follows.
+
+        What is saved or exported of a version has been published: all of it is looked at here.
+        """
+        if name := self.weights.nonfinite():
+            lr = learning_rate(max(0, version - 1), self.config.learner)
+            raise WorkerError(
+                f"step {version}: weights are not finite ({name}), and so neither published, saved "
+                f"nor exported; likely a learning rate that is too large (learner.lr, {lr:g} at "
+                "this step) or gradients that overflow (learner.max_grad_norm)"
+            )
         self.weights.bind_teacher()
         return self._publish(version, self.weights)

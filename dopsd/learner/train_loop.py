@@ -24,6 +24,7 @@ from dopsd.learner.student import build_student
 from dopsd.learner.zero.engine import ZeroEngine, engine_config, preset_stage
 from dopsd.models import FAMILIES
 from dopsd.models.base import DTYPES
+from dopsd.ray_cluster.failures import full_disk
 from dopsd.ray_cluster.process import set_up
 from dopsd.run_folder.files import CHECKPOINTS
 from dopsd.run_folder.timeline import Span
@@ -58,12 +59,14 @@ def train_worker(arguments: dict[str, Any]) -> None:
     )
     try:
         run_learner(config, arguments["preset"], arguments["metadata"], client, device)
-    except DopsdError as error:  # no restart mends what has a name
-        client.fail(error)
-        raise
     except Exception as error:
-        _log.exception("learner %d", rank)
-        client.record_death(error)
+        # No restart mends what has a name.
+        named = error if isinstance(error, DopsdError) else full_disk(error)
+        if named is not None:
+            client.fail(named)
+        else:
+            _log.exception("learner %d", rank)
+            client.record_death(error)
         raise
     connection.close(_GRACE_SECONDS)
 

@@ -19,6 +19,7 @@ from dopsd.learner.zero.optimizer_state import (
     updates_taken,
 )
 from dopsd.method.ema import Ema
+from dopsd.models.finite import first_nonfinite
 from dopsd.models.lora import STUDENT, TEACHER
 from dopsd.policy.buckets import cut
 
@@ -38,6 +39,13 @@ class ReplicatedWeights:
         """Follow an update of the optimizer. Collective."""
         self.student = self._engine.full_weights(STUDENT)
         self.ema.update(self.student)
+
+    def nonfinite(self) -> str:
+        """A tensor that holds infinity or nan, in words; empty when all are finite. Collective."""
+        if trained := self._engine.nonfinite():
+            return trained
+        name = first_nonfinite(self.ema.tensors)  # equal on every rank
+        return f"teacher {name}" if name else ""
 
     def bind_teacher(self) -> None:
         """A fused learner's teacher adapter takes the teacher's weights. Collective."""
@@ -81,6 +89,10 @@ class ShardedWeights:
         """Follow an update of the optimizer: each rank for its own part."""
         if self.averages:
             self._engine.update_average(1.0 - self.decay)
+
+    def nonfinite(self) -> str:
+        """As of ReplicatedWeights: the teacher's average is among the optimizer's state."""
+        return self._engine.nonfinite()
 
     def bind_teacher(self) -> None:
         """A fused learner's teacher is the student itself: nothing to do."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import chain
+from typing import Any
+
 from torch import Tensor, nn
 
 from dopsd.config import RunConfig
@@ -40,6 +43,18 @@ class TrainableParameters:
         self._check_rank(transformer, [name for names in targets.values() for name in names])
         counts = {target: len(names) for target, names in targets.items()}
         return counts | {entry: len(names) for entry, names in self._modules(transformer).items()}
+
+    def numel(self, transformer: nn.Module) -> int:
+        """How many weights of a bare transformer are trained. Raises as :meth:`describe`."""
+        if self.kind == "full":
+            return sum(parameter.numel() for parameter in transformer.parameters())
+        lora = self.config.lora
+        total = sum(transformer.get_parameter(name).numel() for name in self._extra(transformer))
+        for name in chain.from_iterable(self._targets(transformer).values()):
+            linear: Any = transformer.get_submodule(name)
+            total += lora.rank * (linear.in_features + linear.out_features)
+            total += linear.out_features if lora.dora else 0
+        return total
 
     def prepare(self, transformer: nn.Module, adapters: tuple[str, ...]) -> None:
         """Add LoRA layers for ``adapters`` in place, and set ``requires_grad`` on what is trained

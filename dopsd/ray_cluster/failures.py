@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from ray.exceptions import ActorDiedError
+import errno
+import tempfile
 
-from dopsd.errors import DopsdError, WorkerError
+from ray.exceptions import ActorDiedError, OutOfDiskError
 
+from dopsd.disk import free_space
+from dopsd.errors import DopsdError, StorageError, WorkerError
+from dopsd.storage import local_error
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _WRAPS = ("cause", "_base_exc", "health_check_failure")
 """Where Ray's tasks, Ray Train's learners and its health checks keep what really happened."""
 
@@ -30,6 +36,22 @@ def error_message(error: BaseException) -> str:
         return lines[-1].partition(" Some common causes")[0] if lines else "the process died"
     text = str(cause).strip() or type(cause).__name__
     return text if isinstance(cause, DopsdError) else f"{type(cause).__name__}: {text}"
+
+
+def full_disk(error: BaseException) -> StorageError | None:
+    """What no restart mends, in a line: a disk that is full or may not be written, whoever met it,
+    or None for any other error."""
+    cause: BaseException | None = innermost(error)
+    while cause is not None:
+        if isinstance(cause, OutOfDiskError):
+            return StorageError(f"Ray's object store: {error_message(cause)}")
+        if isinstance(cause, OSError) and cause.errno in _NO_ROOM:
+            if cause.filename:
+                return StorageError(local_error(str(cause.filename), cause))
+            temporary = free_space(tempfile.gettempdir())
+            return StorageError(f"{error_message(cause)}; temporary files lie on {temporary}")
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def unwrap_error(error: BaseException, who: str) -> DopsdError:

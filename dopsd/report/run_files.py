@@ -15,8 +15,11 @@ from dopsd.errors import ConfigError, DataError, DopsdError, message_line
 from dopsd.readers import read_json
 from dopsd.report.records import HistoryRecord, SummaryRecord, numbers, spans
 from dopsd.run_folder.files import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, TIMELINE_FILE, RunFolder
-from dopsd.run_folder.jsonl import parse_lines, part_names
+from dopsd.run_folder.jsonl import part_names
+from dopsd.run_folder.lines import Valid, parse_lines
+from dopsd.run_folder.log import is_metrics
 from dopsd.run_folder.preview_files import HISTORY
+from dopsd.run_folder.timeline import is_span
 
 Record = TypeVar("Record", SummaryRecord, HistoryRecord)
 
@@ -56,9 +59,9 @@ def read_run_files(folder: str) -> RunFiles:
 
     run = RunFolder(folder)
 
-    def lines(name: str) -> list[dict[str, Any]]:
+    def lines(name: str, valid: Valid) -> list[dict[str, Any]]:
         parts = part_names(name, names)
-        return [entry for part in parts for entry in parse_lines(run.read(part), run.file(part))]
+        return [entry for part in parts for entry in parse_lines(run.read(part), valid).entries]
 
     def record(name: str, shape: type[Record]) -> Record | None:
         return read_json(run.file(name), shape) if name in names else None
@@ -72,8 +75,8 @@ def read_run_files(folder: str) -> RunFiles:
         folder=folder,
         config=config,
         summary=record(SUMMARY_FILE, SummaryRecord),
-        metrics=numbers(lines(METRICS_FILE)),
-        timeline=spans(lines(TIMELINE_FILE), run.file(TIMELINE_FILE)),
+        metrics=numbers(lines(METRICS_FILE, is_metrics)),
+        timeline=spans(lines(TIMELINE_FILE, is_span), run.file(TIMELINE_FILE)),
         manifest=load_manifest(shards) if has_manifest(shards) else None,
         history=record(HISTORY, HistoryRecord),
         files=files,

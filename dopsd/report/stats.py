@@ -10,7 +10,7 @@ from dopsd.errors import DataError
 from dopsd.readers import read_json
 from dopsd.report.records import SummaryRecord, numbers
 from dopsd.run_folder.files import METRICS_FILE, SUMMARY_FILE, RunFolder
-from dopsd.run_folder.jsonl import read_lines
+from dopsd.run_folder.log import read_metric_lines
 
 _ROLES = ("encoder", "rollout", "teacher", "learner")
 _WARM_UP = 3
@@ -20,15 +20,14 @@ _WARM_UP = 3
 def read_run(folder: str) -> tuple[SummaryRecord, list[dict[str, Any]]]:
     """(summary, metric lines) of a run folder.
 
-    Raises DataError when it is none, or when the run is not finished.
+    Raises DataError when it is none, when the run is not finished, or when no metrics are left.
     """
     run = RunFolder(folder)
     for name in (SUMMARY_FILE, METRICS_FILE):
         if not run.has(name):
             raise DataError(f"{run.file(name)}: missing; allowed: the folder of a finished run")
-    lines = numbers(read_lines(run.file(METRICS_FILE)))
-    if not lines:
-        raise DataError(f"{run.file(METRICS_FILE)}: empty; allowed: the folder of a finished run")
+    if not (lines := numbers(read_metric_lines(folder))):
+        raise DataError(f"{run.file(METRICS_FILE)}: no step's metrics are in it")
     return read_json(run.file(SUMMARY_FILE), SummaryRecord), lines
 
 

@@ -2,6 +2,8 @@
 
 S3 cannot append. There a file continues in parts, ``ledger.jsonl``, ``ledger-000001.jsonl``, ...:
 what is uploaded again and again is the last one alone, which is bounded.
+
+A line that is damaged costs that line, never the file; what was there is set aside.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ from typing import Any
 
 from dopsd import storage
 from dopsd.credentials import redact
-from dopsd.errors import DataError, StorageError
-from dopsd.readers import json_value
+from dopsd.errors import StorageError
+from dopsd.run_folder.lines import Lines, Valid, parse_lines
 
 _REMOTE_INTERVAL = 15.0
 """Seconds between uploads of the last part of a file on S3."""
@@ -29,11 +31,15 @@ PART_BYTES = 2**18
 class JsonLines:
     """Appends to ``path``, after the whole lines that are in it already.
 
-    ``flush`` may be called by another thread than the one that appends.
+    ``valid`` says which entries are of this kind; any other line is left out, and the file as it
+    was is set aside under another name: see ``notices``. ``flush`` may be called by another thread
+    than the one that appends.
     """
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, path: str, valid: Valid = lambda entry: True) -> None:
+        self.path, self._valid = path, valid
+        self.notices: list[str] = []
+        """Of files that were damaged: which, what of them, and where they are now."""
         self._lines: list[str] = []
         """On S3 those of the last part; locally what could not be written yet."""
         self._part = 0
@@ -52,7 +58,7 @@ class JsonLines:
             with self._adding:
                 self._lines.append(line)
                 self._behind = True
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(StorageError):
                     self._add()
             return
         self._lines.append(line)
@@ -65,23 +71,13 @@ class JsonLines:
 
     def _add(self) -> None:
         """Append what waits, all of it or nothing: half a line would swallow the next."""
-        left = memoryview(_text(self._lines))
-        file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        try:
-            before = os.fstat(file).st_size
-            try:
-                while left:
-                    left = left[os.write(file, left) :]
-            except OSError:
-                os.ftruncate(file, before)
-                raise
-        finally:
-            os.close(file)
+        with storage.storage_errors(self.path):
+            _append(self.path, _text(self._lines))
         self._lines.clear()
 
     def _flush_quietly(self) -> None:
         # A hiccup of S3 must not stop training; the next interval writes these lines anew.
-        with contextlib.suppress(OSError, StorageError):
+        with contextlib.suppress(StorageError):
             self.flush()
 
     def flush(self) -> None:
@@ -109,10 +105,10 @@ class JsonLines:
             return self._keep_parts(wanted) if self._remote else self._keep(wanted)
 
     def _keep(self, wanted: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
-        kept = [entry for entry in read_lines(self.path) if wanted(entry)]
+        content, lines = self._read(self.path)
+        kept = [entry for entry in lines.entries if wanted(entry)]
         text = _text(json.dumps(entry) for entry in kept)
-        whole = storage.exists(self.path) and storage.read_bytes(self.path) == text
-        if not whole and (kept or storage.exists(self.path)):
+        if content is not None and content != text:
             storage.write_bytes(self.path, text)
         return kept
 
@@ -123,8 +119,8 @@ class JsonLines:
         self._part, self._lines = max(0, len(paths) - 1), []
         changed = False
         for number, path in enumerate(paths):
-            content = storage.read_bytes(path)
-            entries = [entry for entry in parse_lines(content, path) if wanted(entry)]
+            content, read = self._read(path)
+            entries = [entry for entry in read.entries if wanted(entry)]
             kept += entries
             lines = [json.dumps(entry) for entry in entries]
             if not changed and content != _text(lines):
@@ -136,6 +132,11 @@ class JsonLines:
             for path in paths[self._part + 1 :]:
                 storage.remove(path)
         return kept
+
+    def _read(self, path: str) -> tuple[bytes | None, Lines]:
+        content, lines, notice = read_or_set_aside(path, self._valid)
+        self.notices += [notice] if notice else []
+        return content, lines
 
     def _upload(self) -> None:
         """Write the last part, and new ones for what does not fit into it."""
@@ -152,6 +153,21 @@ class JsonLines:
             self._part += 1
             if not self._lines:
                 return
+
+
+def _append(path: str, text: bytes) -> None:
+    left = memoryview(text)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        before = os.fstat(file).st_size
+        try:
+            while left:
+                left = left[os.write(file, left) :]
+        except OSError:
+            os.ftruncate(file, before)
+            raise
+    finally:
+        os.close(file)
 
 
 def _text(lines: Iterable[str]) -> bytes:
@@ -178,27 +194,39 @@ def line_files(path: str) -> list[str]:
     return [storage.join(folder, part) for part in parts]
 
 
-def read_lines(path: str) -> list[dict[str, Any]]:
-    """The entries of a file, in all its parts; none when it is missing.
+def read_or_set_aside(path: str, valid: Valid) -> tuple[bytes | None, Lines, str | None]:
+    """(content, entries, notice) of a file that is to be written anew; no content where it is
+    missing or no file at all. One with damage is moved out of the way first: the notice names it,
+    what is damaged, and its new name.
 
-    Raises DataError naming the file and line that is broken, unless it is a file's last.
+    Raises StorageError when S3 does not answer: it may later.
     """
-    parts = line_files(path)
-    return [entry for part in parts for entry in parse_lines(storage.read_bytes(part), part)]
+    try:
+        content = storage.read_bytes(path)
+    except FileNotFoundError:
+        return None, Lines(), None
+    except StorageError as error:
+        if storage.is_remote(path):
+            raise
+        return None, Lines(), f"{error}; set aside as {storage.set_aside(path)}"
+    lines = parse_lines(content, valid)
+    if not lines.damage:
+        return content, lines, None
+    aside = storage.set_aside(path)
+    return content, lines, f"{path}: {lines.told()}; left out, as it was it is {aside}"
 
 
-def parse_lines(text: bytes, path: str) -> list[dict[str, Any]]:
-    """The entries of JSON lines. A last one that was cut off with its writer is left out; raises
-    DataError for another that is broken, naming ``path`` and line."""
-    lines = text.splitlines()
-    entries = []
-    for number, line in enumerate(lines, 1):
-        try:
-            entry = json_value(line)
-            if not isinstance(entry, dict):
-                raise ValueError(f"found {type(entry).__name__}, allowed: an object")
-            entries.append(entry)
-        except ValueError as problem:
-            if number < len(lines):
-                raise DataError(f"{path}: line {number}: {problem}") from None
-    return entries
+def read_lines(path: str, valid: Valid = lambda entry: True) -> list[dict[str, Any]]:
+    """The entries of a file, in all its parts, without what is damaged; none when it is missing.
+
+    Raises StorageError when a part cannot be read.
+    """
+    return list(read_with_damage(path, valid).entries)
+
+
+def read_with_damage(path: str, valid: Valid) -> Lines:
+    """As :func:`read_lines`, and what is damaged."""
+    read = Lines()
+    for part in line_files(path):
+        read = read.joined(parse_lines(storage.read_bytes(part), valid), part)
+    return read

@@ -15,8 +15,9 @@ from dopsd.errors import StorageError
 from dopsd.run_folder.best_effort import BEST_EFFORT_FOLDERS as EXTRAS
 from dopsd.run_folder.best_effort import BestEffortWriter
 from dopsd.run_folder.files import METRICS_FILE, TIMELINE_FILE
-from dopsd.run_folder.jsonl import JsonLines, read_lines
-from dopsd.run_folder.timeline import Timeline
+from dopsd.run_folder.jsonl import JsonLines, read_lines, read_or_set_aside
+from dopsd.run_folder.lines import is_count, is_number
+from dopsd.run_folder.timeline import Timeline, is_span
 from dopsd.run_folder.trackers import TrackerThread
 
 _TIMELINE_INTERVAL = 30.0
@@ -33,11 +34,11 @@ class RunLog:
 
     def __init__(self, folder: str, trackers: Sequence[TrackerThread] = ()) -> None:
         self.folder, self._trackers = folder, trackers
-        self.timeline = Timeline.continued(
-            read_lines(storage.join(folder, TIMELINE_FILE)), time.time()
-        )
+        _, spans, damage = read_or_set_aside(storage.join(folder, TIMELINE_FILE), is_span)
+        self._damage = [damage] if damage else []
+        self.timeline = Timeline.continued(spans.entries, time.time())
         self.latest: dict[str, Any] = {}
-        self._metrics = JsonLines(storage.join(folder, METRICS_FILE))
+        self._metrics = JsonLines(storage.join(folder, METRICS_FILE), is_metrics)
         self._losses: list[tuple[int, float]] = []
         self._timeline_written = time.monotonic()
         self._timeline_writing = threading.Lock()
@@ -89,9 +90,10 @@ class RunLog:
 
     @property
     def notices(self) -> list[str]:
-        """What a person should know: trackers that were given up, extras that are missing."""
+        """What a person should know: damaged files, trackers that were given up, extras that are
+        missing."""
         given_up = [tracker.problem for tracker in self._trackers if tracker.problem]
-        return given_up + self._extras.notices
+        return self._damage + self._metrics.notices + given_up + self._extras.notices
 
     def losses(self) -> tuple[float, float]:
         """Mean loss of the first and of the last steps, each :func:`loss_steps`; nan before the
@@ -129,9 +131,21 @@ class RunLog:
 
 def read_metrics(folder: str) -> tuple[dict[str, Any], tuple[float, float]]:
     """(metrics of the last step, mean loss of the first and of the last steps) of a run folder."""
-    lines = read_lines(storage.join(folder, METRICS_FILE))
+    lines = read_metric_lines(folder)
     losses = _ends([float(line["loss"]) for line in lines if "loss" in line])
     return (lines[-1] if lines else {}), losses
+
+
+def is_metrics(entry: dict[str, Any]) -> bool:
+    """Whether an entry is a step's metrics: all but a few words are numbers."""
+    return is_count(entry["step"]) and all(
+        is_number(value) or isinstance(value, bool | str) for value in entry.values()
+    )
+
+
+def read_metric_lines(folder: str) -> list[dict[str, Any]]:
+    """Metrics of every step of a run folder, damaged lines left out."""
+    return read_lines(storage.join(folder, METRICS_FILE), is_metrics)
 
 
 def _ends(losses: list[float]) -> tuple[float, float]:

@@ -10,11 +10,17 @@ from __future__ import annotations
 import json
 import threading
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from dopsd.run_folder.lines import is_count, is_number
+
 LIMIT = 20_000
 """Spans that are kept: about 2 MB of JSON."""
+_LONGEST_RUN = 1e9
+"""Seconds (thirty years): a time beyond is damage."""
+_FIELDS = {"lane", "task", "step", "start", "end"}
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,20 @@ class Span:
         )
 
 
+def is_span(entry: dict[str, Any]) -> bool:
+    """Whether an entry is a line of the file."""
+    times = (entry["start"], entry["end"])
+    return (
+        _FIELDS <= entry.keys() <= _FIELDS | {"busy", "count"}
+        and isinstance(entry["lane"], str)
+        and isinstance(entry["task"], str)
+        and is_count(entry["step"], -1)
+        and all(is_number(time, -_LONGEST_RUN, _LONGEST_RUN) for time in times)
+        and is_number(entry.get("busy", 0.0), 0.0)
+        and is_count(entry.get("count", 1), 1)
+    )
+
+
 class Timeline:
     """Collects spans from any thread. ``origin``: seconds since the epoch that are written as 0."""
 
@@ -62,7 +82,7 @@ class Timeline:
         self._lock = threading.Lock()
 
     @classmethod
-    def continued(cls, entries: list[dict[str, Any]], now: float) -> Timeline:
+    def continued(cls, entries: Sequence[dict[str, Any]], now: float) -> Timeline:
         """Continuing after the spans of an earlier file: what lay between is cut out."""
         origin = now - max((entry["end"] for entry in entries), default=0.0)
         timeline = cls(origin)

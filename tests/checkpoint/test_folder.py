@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+from typing import Any
 
 import pytest
 
@@ -18,6 +20,7 @@ from dopsd.checkpoint.folder import (
     write_checkpoint,
 )
 from dopsd.errors import CheckpointError
+from dopsd.seal import SEAL, sealed, unsealed
 
 FILES = {"student.safetensors": b"s" * 100, "optimizer.safetensors": b"o" * 50}
 
@@ -106,11 +109,12 @@ def test_torn_foreign_and_misplaced_ones_are_refused(tmp_path):
     path = write(root, 1)
     os.remove(storage.join(write(root, 2), MANIFEST))
     text = storage.read_bytes(storage.join(path, MANIFEST))
+    values = unsealed(json.loads(text))
     for step, manifest in (
         (3, text),
         (4, b"{"),
-        (5, json.dumps({**json.loads(text), "format": "pytorch"}).encode()),
-        (6, json.dumps({**json.loads(text), "step": 6, "torch": 3}).encode()),
+        (5, json.dumps({**values, "format": "pytorch"}).encode()),
+        (6, sealed({**values, "step": 6, "torch": 3})),
     ):
         storage.write_bytes(storage.join(root, f"step-{step:06d}", MANIFEST), manifest)
     found, refused = newest_good(root)
@@ -122,6 +126,67 @@ def test_torn_foreign_and_misplaced_ones_are_refused(tmp_path):
         "not a checkpoint of th",
         "not a checkpoint of th",
     ]
+
+
+OTHERS: dict[str, tuple[Any, str]] = {
+    "a list": ([], "format: not dopsd-checkpoint"),
+    "an older format": (
+        {"format_version": 1},
+        "format_version: 1, this dopsd reads 2",
+    ),
+    "a field changed by hand": (
+        {"step": 20, "learners": 3},
+        "damaged or changed by hand",
+    ),
+    "a negative size": ({"files": {"a": {"bytes": -1, "sha256": "0" * 64}}}, "files.a.bytes: "),
+    "no digest": ({"files": {"a": {"bytes": 1, "sha256": "0"}}}, "files.a.sha256: "),
+    "no learner": ({"learners": 0}, "learners: "),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_manifest_that_is_none_of_ours_hides_no_older_one(tmp_path, kind):
+    root, (changes, message) = str(tmp_path), OTHERS[kind]
+    write(root, 10)
+    file = storage.join(write(root, 20), MANIFEST)
+    values = json.loads(storage.read_bytes(file))
+    content = json.dumps(changes).encode()
+    if isinstance(changes, dict):
+        rest = {key: value for key, value in values.items() if key != SEAL}
+        by_hand = json.dumps(values | changes).encode()
+        content = by_hand if "by hand" in kind else sealed(rest | changes)
+    storage.write_bytes(file, content)
+    found, refused = newest_good(root)
+    assert found is not None and found.step == 10
+    assert len(refused) == 1 and f"{file}: " in refused[0] and message in refused[0]
+
+
+def loop(path: str) -> None:
+    os.symlink(path, path)
+
+
+def unix_socket(path: str) -> None:
+    folder = os.open(os.path.dirname(path), os.O_RDONLY)  # its name may be longer than sockets take
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"/proc/self/fd/{folder}/{os.path.basename(path)}")
+    os.close(folder)
+
+
+@pytest.mark.parametrize("name", [MANIFEST, "student.safetensors", ""])
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, loop, unix_socket, lambda path: None])
+def test_something_else_in_place_of_a_file_hides_no_older_one(tmp_path, make, name):
+    root = str(tmp_path)
+    write(root, 10)
+    place = storage.join(write(root, 20), name).rstrip("/")
+    storage.remove(place)
+    make(place)
+    found, refused = newest_good(root)
+    assert found is not None and found.step == 10
+    assert len(refused) == (os.path.lexists(place) or bool(name)) and "\n" not in "".join(refused)
+    write(root, 30)
+    prune(root, 30, keep_last=3, keep_every=0)
+    found, _ = newest_good(root)
+    assert found is not None and found.step == 30
 
 
 def test_what_does_not_fit_is_refused(tmp_path):

@@ -9,10 +9,11 @@ import threading
 import pytest
 
 from dopsd import storage
-from dopsd.checkpoint import manager
+from dopsd.checkpoint import manager, room
 from dopsd.checkpoint.compatibility import RunIdentity
 from dopsd.checkpoint.folder import steps
 from dopsd.checkpoint.manager import CheckpointManager
+from dopsd.checkpoint.room import RoomNeeded
 from dopsd.errors import DeadlineError, RunLockLost
 from dopsd.run_folder.files import LOCK_FILE, REQUEST_FILE
 from dopsd.run_folder.lock import LOCK_POLL_SECONDS, RunLock
@@ -141,6 +142,25 @@ def test_the_last_one_and_one_asked_for_wait(storage_door, tmp_path, asked):
     threading.Timer(0.3, door.set).start()
     saver.save(step, {}, ())
     assert saver.wait(60) and written == [2, step] and saver.notices == []
+
+
+def test_too_little_room_is_told_once_while_it_can_be_mended(tmp_path, monkeypatch):
+    saver = saver_of(tmp_path)
+    saver._room = RoomNeeded(checkpoint=1, export=1000)
+    free = [100]
+    monkeypatch.setattr(room, "free_bytes", lambda path: free[0])
+    for step in (2, 4):
+        saver.save(step, {"student.safetensors": b"x" * 100}, (step,))
+        saver.wait(60)
+    assert saver.saved == 4 and len(saver.notices) == 1
+    assert saver.notices[0].startswith(f"after step 2: {saver.root}: disk ")
+    free[0] = 10**6
+    saver.save(6, {}, (6,))
+    saver.wait(60)
+    free[0] = 100
+    saver.save(8, {}, (8,))
+    saver.wait(60)
+    assert [line[:12] for line in saver.notices] == ["after step 2", "after step 8"]
 
 
 def test_they_wait_no_longer_than_the_deadline(storage_door, tmp_path):

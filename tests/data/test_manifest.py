@@ -5,8 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from dopsd.data.manifest import Manifest, PrepareSettings, Quarantined, load_manifest, save_manifest
+from dopsd.data.manifest import (
+    Manifest,
+    PrepareSettings,
+    Quarantined,
+    RowGroup,
+    check_shards,
+    load_manifest,
+    save_manifest,
+)
 from dopsd.errors import DataError
+from dopsd.seal import sealed
 
 
 def example() -> Manifest:
@@ -41,6 +50,27 @@ def test_the_summary_counts_each_kind_of_quarantine() -> None:
     assert lines[-1] == "note: a note"
 
 
+VALUES = example().model_dump(mode="json")
+OLDER = json.dumps(VALUES)
+CHANGED = json.dumps(json.loads(sealed(VALUES)) | {"samples": 2})
+
+
+def test_a_shard_that_is_cut_off_or_gone_is_named(tmp_path: Path) -> None:
+    group = RowGroup(file="shard-0.parquet", row_group=0, bucket="32x32", rows=1, concepts=())
+    manifest = example().model_copy(
+        update={"row_groups": (group,), "files": {"shard-0.parquet": 10}}
+    )
+    shard = tmp_path / "shard-0.parquet"
+    shard.write_bytes(b"x" * 10)
+    check_shards(str(tmp_path), manifest)
+    shard.write_bytes(b"x" * 9)
+    with pytest.raises(DataError, match=r"shard-0\.parquet: 9 bytes, manifest\.json says 10 bytes"):
+        check_shards(str(tmp_path), manifest)
+    shard.unlink()
+    with pytest.raises(DataError, match=r"shard-0\.parquet: missing"):
+        check_shards(str(tmp_path), manifest)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -53,6 +83,8 @@ def test_the_summary_counts_each_kind_of_quarantine() -> None:
             "version 3, this dopsd reads 2",
         ),
         ('{"format": "dopsd-shards", "schema_version": 2}', "source: missing"),
+        (OLDER, "of an older dopsd: it has no sha256 of its content; prepare the data again"),
+        (CHANGED, "damaged or changed by hand"),
     ],
 )
 def test_what_is_not_a_manifest_is_refused(

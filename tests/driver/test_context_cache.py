@@ -38,6 +38,7 @@ from dopsd.driver.train import train
 from dopsd.errors import DataError
 from dopsd.models.fingerprint import fingerprint
 from dopsd.records import EncodedBatch
+from dopsd.seal import sealed
 from tests.helpers.loras import ups
 from tests.helpers.runs import quiet
 from tests.helpers.tiny import make_config, random_image
@@ -156,8 +157,9 @@ def write_encoded(config: RunConfig, manifest: Manifest, encoder: TrainingEncode
     record = CacheRecord(
         fingerprint=made, entries=entries, samples=manifest.samples, files=files, versions={}
     )
-    (Path(folder) / RECORD).write_text(record.model_dump_json())
-    return ContextCache(folder, made, entries, entries["teacher"], entries["latents"])
+    (Path(folder) / RECORD).write_bytes(sealed(record.model_dump(mode="json")))
+    reads = entries["teacher"], entries["latents"]
+    return ContextCache(folder, made, entries, *reads, record.digest)
 
 
 @pytest.fixture(scope="module", params=list(CASES))

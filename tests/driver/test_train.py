@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -43,10 +44,17 @@ def images(tmp_path_factory) -> Path:
 def run(tiny_base, images, tmp_path_factory):
     """Train with some settings changed."""
 
-    def start(*, resume: Summary | None = None, resume_before: int = STEPS, **sections) -> Summary:
+    def start(
+        *,
+        resume: Summary | None = None,
+        resume_before: int = STEPS,
+        change: Callable[[Path], None] = lambda folder: None,
+        **sections,
+    ) -> Summary:
         folder = tmp_path_factory.mktemp("run")
         if resume is not None:
             cut_off(resume.folder, folder, resume_before)
+            change(folder)
         learner = {"workers": 2, "steps": STEPS, "warmup_steps": 2, "schedule": "cosine"}
         sections["learner"] = learner | sections.get("learner", {})
         sections = {"checkpoint": {"every_steps": 2, "keep_last": 3}, **sections}
@@ -121,12 +129,38 @@ def test_plan_and_ledger_agree_until_somebody_lies(reference, tmp_path):
     verdict = verify_run(str(folder))
     assert verdict.lost >= 4 and verdict.doubled >= 1 and not verdict.agrees
     assert any(line == "step 2: not in the ledger" for line in verdict.problems)
+    damaged = "\n".join([*lines[:2], lines[2][:40], *lines[3:], ""])
+    (folder / "ledger.jsonl").write_text(damaged)
+    verdict = verify_run(str(folder))
+    assert not verdict.agrees and "Remedy: put the lines back from a copy" in verdict.problems[0]
+    assert verdict.problems[1].endswith("ledger.jsonl line 3 (no JSON)")
+    assert "step 1: not in the ledger" in verdict.problems
 
 
-def test_a_run_resumed_fused_with_other_learners_and_stage_agrees(run, reference):
+SIDE_RECORDS = ("metrics.jsonl", "timeline.jsonl", "ledger.jsonl")
+
+
+def damage(folder: Path) -> None:
+    """What a power cut may leave: NULs in every record beside the checkpoints, and of the newest of
+    those a folder in place of a file."""
+    for name in SIDE_RECORDS:
+        first, _, rest = (folder / name).read_bytes().partition(b"\n")
+        (folder / name).write_bytes(first + b"\n" + b"\0" * 100 + b"\n" + rest)
+    newest = max((folder / "checkpoints").glob("step-*"))
+    (newest / "ema.safetensors").unlink()
+    (newest / "ema.safetensors").mkdir()
+
+
+def test_a_run_resumed_fused_after_damage_with_other_learners_and_stage_agrees(run, reference):
     # From step 2 on the learner encodes, draws and scores itself.
     other = {"source": "fused", "learner": {"workers": 1, "deepspeed": "zero3"}}
-    resumed = run(resume=reference, resume_before=4, **other)
+    resumed = run(resume=reference, change=damage, **other)
+    folder = Path(resumed.folder)
+    for name in SIDE_RECORDS:
+        (told,) = (line for line in resumed.problems if line.startswith(f"{folder / name}: line 2"))
+        assert told.endswith(f"as it was it is {folder / name}.damaged")
+        assert b"\0" in (folder / f"{name}.damaged").read_bytes()
+    assert any("ema.safetensors" in line for line in resumed.problems), "the older one was taken"
     assert difference(reference.lora, resumed.lora) < 1e-5
     for key in ("step", "loss", "grad_norm"):
         values = [[line[key] for line in metrics(summary)] for summary in (reference, resumed)]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from dopsd.checkpoint.learner_state import LearnerState
 from dopsd.coordinator.messages import CheckpointRequest
 from dopsd.errors import WorkerError
 from dopsd.learner.learner import Learner, LearnerMicroBatch
@@ -27,6 +28,8 @@ class Engine:
 
     def __init__(self, skips: set[int]) -> None:
         self.skips, self.step = skips, -1
+        self.breaks: set[int] = set()
+        """Steps whose update is not finite."""
         self.weight = torch.zeros(1)
         self.losses: list[float] = []
 
@@ -53,11 +56,21 @@ class Engine:
     def grad_norm(self) -> float:
         return 1.0
 
+    def nonfinite(self) -> str:
+        return "" if self.step not in self.breaks else "student weight"
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
 
 class Client:
     def __init__(self) -> None:
         self.shares: list[Any] = []
         self.lines: list[dict[str, Any]] = []
+        self.saved: list[Any] = []
+
+    def save(self, state: Any, gather: Any) -> None:
+        self.saved.append(state)
 
     def record(self, step: int, share: Any) -> None:
         self.shares.append(share)
@@ -79,13 +92,23 @@ def micro_batches(step: int):
         yield LearnerMicroBatch(terms, info, real, step, step, {})
 
 
-def learner_of(skips: set[int], **learner: Any) -> tuple[Learner, Engine, Client]:
+def learner_of(
+    skips: set[int], save: bool = False, **learner: Any
+) -> tuple[Learner, Engine, Client]:
     method = {"steps": STATES, "ema_decay": 0.5}
     config = make_config("base", method=method, learner={"steps": 3, **learner})
     engine, client = Engine(skips), Client()
-    publish = lambda version, weights: CheckpointRequest()  # noqa: E731
+    published: list[int] = []
+    client.published = published
+
+    def publish(version: int, weights: Any) -> CheckpointRequest:
+        published.append(version)
+        return CheckpointRequest(save=save)
+
     stands_in: tuple[Any, ...] = (engine, micro_batches, client, publish)
-    return Learner(config, *stands_in), engine, client
+    made = Learner(config, *stands_in)
+    made.weights.state = lambda step: LearnerState(step, made.weights.student, {}, step, {})
+    return made, engine, client
 
 
 def test_the_loss_is_a_mean_over_the_global_batch_and_padding_counts_nothing() -> None:
@@ -111,3 +134,38 @@ def test_too_many_skipped_steps_in_a_row_end_the_run() -> None:
     with pytest.raises(WorkerError, match=r"^step 1: loss or gradients are not finite, 2 steps"):
         learner.run(0, 3)
     assert len(client.shares) == 2, "the ledger knows them"
+
+
+def test_weights_that_are_not_finite_are_neither_published_nor_saved() -> None:
+    learner, engine, client = learner_of(set(), save=True, lr=1e308)
+    engine.breaks = {1}
+    with pytest.raises(
+        WorkerError,
+        match=r"^step 2: weights are not finite \(student weight\), .*learner.lr, 1e\+308",
+    ):
+        learner.run(0, 3)
+    assert client.published == [0, 1] and [state.step for state in client.saved] == [1]
+    assert len(client.shares) == 2, "the ledger knows the step"
+
+
+def test_a_teacher_that_is_not_finite_is_found_too() -> None:
+    learner, _, client = learner_of(set())
+    learner.weights.ema.tensors["weight"][0] = torch.nan
+    with pytest.raises(WorkerError, match=r"^step 0: weights are not finite \(teacher weight\)"):
+        learner.run(0, 3)
+    assert client.published == []
+
+
+def test_a_run_whose_last_steps_were_skipped_is_not_done_even_when_resumed() -> None:
+    learner, _, client = learner_of({1, 2}, save=True)
+    with pytest.raises(WorkerError, match=r"^the last 2 of 3 steps were skipped"):
+        learner.run(0, 3)
+    assert [state.skipped for state in client.saved] == [0, 1, 2]
+    again = LearnerState.from_files(client.saved[-1].to_files())
+    learner, engine, _ = learner_of(set())
+    engine.restore = lambda *state: None
+    again.ema = learner.weights.ema.tensors
+    learner.restore(again)
+    with pytest.raises(WorkerError, match=r"^the last 2 of 3 steps were skipped"):
+        learner.run(3, 3)
+    assert learner.run(3, 4), "one that is trained mends it"

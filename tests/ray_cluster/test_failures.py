@@ -1,5 +1,6 @@
 """Failures as one line each, whatever wraps them."""
 
+import errno
 import os
 import signal
 
@@ -12,7 +13,7 @@ from ray.train.v2._internal.exceptions import (
 )
 
 from dopsd.errors import DataError, WorkerError
-from dopsd.ray_cluster.failures import unwrap_error
+from dopsd.ray_cluster.failures import full_disk, unwrap_error
 
 
 def test_a_killed_process_is_told_in_one_line_also_by_ray_train(ray_cluster):
@@ -43,3 +44,13 @@ def test_errors_of_ours_come_through_as_they_are(ray_cluster):
     for error in (caught.value, UserExceptionWithTraceback(DataError("shard 3: broken"), "frames")):
         told = unwrap_error(error, "encoder")
         assert isinstance(told, DataError) and str(told) == "shard 3: broken"
+
+
+def test_a_full_disk_is_found_whoever_met_it_and_nothing_else_is_one():
+    full = OSError(errno.ENOSPC, "No space left on device", "/scratch/cache")
+    assert "/scratch/cache: No space left on device (ENOSPC); disk /" in str(full_disk(full))
+    wrapped = RuntimeError("the archive could not be written")
+    wrapped.__cause__ = OSError(errno.EDQUOT, "Disk quota exceeded")
+    assert "Disk quota exceeded; temporary files lie on disk" in str(full_disk(wrapped))
+    assert full_disk(ConnectionResetError(errno.ECONNRESET, "reset")) is None
+    assert full_disk(RuntimeError("out of memory")) is None

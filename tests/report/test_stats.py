@@ -14,6 +14,7 @@ def write_run(folder, lag, idle):
     (folder / "summary.json").write_text(json.dumps(summary))
     lines = [
         {
+            "step": step,
             "wall_seconds": 30.0 if step == 0 else float(step),
             "rollout_seconds": 0.5,
             "rollout_peak_memory_mb": 400.0 + step,

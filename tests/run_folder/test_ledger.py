@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import threading
 
 import pytest
 
 from dopsd import storage
-from dopsd.errors import DataError, StorageError
+from dopsd.errors import StorageError
 from dopsd.run_folder import jsonl as json_lines
 from dopsd.run_folder.files import LEDGER_FILE, SKIPPED_FILE
 from dopsd.run_folder.jsonl import JsonLines, part_names, read_lines
@@ -37,7 +38,7 @@ def test_a_full_disk_cuts_no_line_and_what_it_refused_comes_later(tmp_path, full
     lines.append({"step": 1})
     lines.append({"step": 2})
     assert path.read_text() == '{"step": 0}\n'
-    with pytest.raises(OSError, match="File too large"):
+    with pytest.raises(StorageError, match=r"lines.jsonl: File too large \(EFBIG\); disk /.* free"):
         lines.flush()
     assert path.read_text() == '{"step": 0}\n'
     full_disk(-1)
@@ -45,13 +46,78 @@ def test_a_full_disk_cuts_no_line_and_what_it_refused_comes_later(tmp_path, full
     assert [entry["step"] for entry in read_lines(str(path))] == [0, 1, 2, 3]
 
 
-def test_a_broken_line_is_named_unless_it_is_the_last(tmp_path):
-    path = tmp_path / "lines.jsonl"
-    path.write_text('{"step": 0}\n{"step"\n{"step": 2}\n')
-    with pytest.raises(
-        DataError, match=r"lines\.jsonl: line 2: not JSON: Expecting ':' delimiter at column 8$"
-    ):
-        read_lines(str(path))
+DAMAGE = {
+    "half a line": b'{"attempt": 1, "st',
+    "NULs after a power cut": b"\0" * 5000,
+    "no UTF-8": b'{"attempt": 1, "start": 0, "plan": "\xff\xfe"}',
+    "an unknown kind": b'{"attempt": "one", "start": 0}',
+    "a list": b"[1]",
+    "nested": b"[" * 100_000,
+    "5,000 digits": b'{"attempt": 1, "start": ' + b"9" * 5000 + b"}",
+    "not a number": b'{"attempt": 1, "start": NaN}',
+    "huge": b'{"attempt": 1, "start": 0, "plan": "' + b"x" * 2**24 + b'"}',
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_line_costs_that_line_and_the_file_as_it_was_is_kept(tmp_path, kind):
+    path, aside = tmp_path / LEDGER_FILE, tmp_path / f"{LEDGER_FILE}.damaged"
+    first = Ledger(str(tmp_path))
+    first.begin(0)
+    for step in range(4):
+        first.add(step, share(0, 1, f"sample-{step}"))
+    lines = path.read_bytes().splitlines()
+    before = b"\n".join([*lines[:2], DAMAGE[kind], *lines[3:], b""])
+    path.write_bytes(before)
+    second = Ledger(str(tmp_path))
+    assert aside.read_bytes() == before
+    assert second.begin(3) == 2
+    told = second.notices
+    assert told[0].startswith(f"{path}: line 3 (") and str(aside) in told[0]
+    assert len(told) == 2 and "no record of 1 step from 1 on" in told[1]
+    assert all(len(line) < 500 for line in told)
+    second.add(3, share(0, 1, "sample-3"))
+    steps, twice = effective(read_lines(str(path)))
+    assert sorted(steps) == [0, 2, 3] and twice == []
+    assert Ledger(str(tmp_path)).notices == [], "once"
+
+
+def test_damage_behind_the_checkpoint_costs_nothing(tmp_path):
+    first = Ledger(str(tmp_path))
+    first.begin(0)
+    for step in range(3):
+        first.add(step, share(0, 1, f"sample-{step}"))
+    with (tmp_path / LEDGER_FILE).open("ab") as file:
+        file.write(b"\0" * 100 + b"\n")
+    second = Ledger(str(tmp_path))
+    second.begin(3)
+    assert len(second.notices) == 1, "no step is lost"
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_what_is_no_file_is_moved_out_of_the_way(tmp_path, make):
+    make(tmp_path / LEDGER_FILE)
+    (tmp_path / f"{LEDGER_FILE}.damaged").touch()
+    ledger = Ledger(str(tmp_path))
+    assert ledger.begin(0) == 1 and len(ledger.notices) == 1
+    assert (tmp_path / f"{LEDGER_FILE}.damaged-2").exists(), "nothing is replaced"
+    assert len(read_lines(str(tmp_path / LEDGER_FILE))) == 1
+
+
+def test_a_damaged_part_on_s3_is_set_aside(bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr(json_lines, "PART_BYTES", 100)
+    path = f"{bucket}/{tmp_path.name}/lines.jsonl"
+    lines = JsonLines(path)
+    for step in range(20):
+        lines.append({"step": step, "samples": "x" * 20})
+    lines.flush()
+    part = json_lines.part_path(path, 1)
+    storage.write_bytes(part, b"\0\n" + storage.read_bytes(part))
+    again = JsonLines(path)
+    assert again.notices == [f"{part}: line 1 (no JSON); left out, as it was it is {part}.damaged"]
+    again.append({"step": 20})
+    again.flush()
+    assert [entry["step"] for entry in read_lines(path)] == list(range(21))
 
 
 def test_a_step_is_written_when_every_rank_has_told(tmp_path):
@@ -78,6 +144,12 @@ def test_another_process_goes_on_with_the_next_attempt(tmp_path):
     steps, twice = effective(read_lines(str(tmp_path / LEDGER_FILE)))
     assert [(step, line["attempt"]) for step, line in steps.items()] == [(0, 1), (1, 1), (2, 2)]
     assert twice == []
+
+
+def test_an_attempt_whose_start_is_lost_replaces_what_came_before():
+    lines = [{"attempt": 1, "start": 0}, {"attempt": 1, "step": 0}, {"attempt": 1, "step": 1}]
+    steps, twice = effective([*lines, {"attempt": 2, "step": 0}])
+    assert twice == [] and [(step, line["attempt"]) for step, line in steps.items()] == [(0, 2)]
 
 
 def test_a_step_that_one_attempt_trains_twice_is_found():

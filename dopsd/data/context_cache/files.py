@@ -13,11 +13,11 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from dopsd import storage
 from dopsd.data.manifest import Manifest
@@ -26,8 +26,9 @@ from dopsd.data.ray_data import Broadcast, shipping_errors
 from dopsd.data.read import ReadSpec, RowGroups, read_micro_batch, row_groups_of
 from dopsd.data.schema import without_generation
 from dopsd.errors import DataError, DopsdError, message_line
-from dopsd.readers import read_json
+from dopsd.readers import Object, checked, read_json
 from dopsd.records import EncodedBatch, EncodedSample, SampleInfo, join_samples
+from dopsd.seal import unsealed
 
 PREFIX = "encoded-"
 RECORD = "encoded.json"
@@ -40,20 +41,27 @@ _OPTIONAL = ("teacher", "latents", "empty_prompt")
 """What a run that does not need it can leave unread."""
 
 
+Count = Annotated[int, Field(ge=0)]
+
+
 class CacheRecord(BaseModel):
     """``encoded.json``: what the contexts were made of, and the files that hold them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: Literal["dopsd-encoded"] = FORMAT
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     fingerprint: str
     entries: Entries
-    samples: int
-    files: dict[str, int]
+    samples: Count
+    files: dict[str, Count]
     """Bytes of each file."""
     versions: dict[str, str]
     """Libraries that made them; for people, not compared."""
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,8 @@ class ContextCache:
     entries: Entries = field(hash=False)
     teacher: bool
     latents: bool
+    digest: str
+    """Of its record: a folder that was made again is another cache."""
 
 
 def cache_file(file: str, row_group: int) -> str:
@@ -106,14 +116,20 @@ def load_record(folder: str) -> CacheRecord:
     if not storage.exists(path):
         raise DataError(f"{folder}: not finished (it has no {RECORD}); {RERUN_HINT}")
     try:
-        return read_json(path, CacheRecord)
+        return checked(unsealed(read_json(path, Object)), path, CacheRecord, DataError)
     except DataError as error:
         raise DataError(f"{error}; {RERUN_HINT}") from None
+    except ValueError as error:
+        raise DataError(f"{path}: {error}; {RERUN_HINT}") from None
 
 
 def check_files(folder: str, record: CacheRecord, manifest: Manifest) -> None:
-    """Raises DataError when a file of the record is missing or has another size, or when a row
-    group of the data has none."""
+    """Raises DataError when the record is of another number of samples, when a file of it is
+    missing or has another size, or when a row group of the data has none."""
+    if record.samples != manifest.samples:
+        raise DataError(
+            f"{folder}: of {record.samples} samples, the data has {manifest.samples}; {RERUN_HINT}"
+        )
     sizes = dict(storage.list_files(folder))
     for group in manifest.row_groups:
         if (name := cache_file(group.file, group.row_group)) not in record.files:
@@ -201,12 +217,13 @@ def read_cached_segment(
     segment: pa.Table,
     plan: Broadcast[Plan],
     shards: str,
+    content: str,
     read_spec: ReadSpec,
     context_cache: ContextCache,
 ) -> Iterator[pa.Table]:
     """A table of one row (``types``: step, index, payload) per micro-batch of the segment, as
     ``read.read_segment`` reads and the stream's encoders encode."""
-    groups = row_groups_of(shards, replace(read_spec, images=False, reference_pixels=0))
+    groups = row_groups_of(shards, content, replace(read_spec, images=False, reference_pixels=0))
     rows = _cached_rows(context_cache)
     (span,), run_plan = segment.to_pylist(), plan.get()
     for number in range(span["start"], span["stop"]):

@@ -33,6 +33,7 @@ from dopsd.data.read import ReadSpec, RowGroups, row_image, row_references
 from dopsd.data.sample import Encoder, EncoderFactory, Sample
 from dopsd.ownership import OwnedFolder
 from dopsd.records import EncodedSample
+from dopsd.seal import sealed
 
 SCHEMA = pa.schema([("sample_id", pa.string()), ("payload", pa.large_binary())])
 _LIBRARIES = ("torch", "transformers", "diffusers")
@@ -98,8 +99,7 @@ def write_context_cache(
         files={name: sizes[name] for name in sorted(rows)},
         versions=_versions(),
     )
-    text = json.dumps(record.model_dump(mode="json"), ensure_ascii=False, indent=1) + "\n"
-    storage.write_bytes(storage.join(folder, RECORD), text.encode())
+    storage.write_bytes(storage.join(folder, RECORD), sealed(record.model_dump(mode="json")))
     return record
 
 

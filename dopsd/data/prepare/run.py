@@ -30,6 +30,7 @@ from dopsd.data.manifest import (
     PrepareSettings,
     Quarantined,
     RowGroup,
+    check_shards,
     has_manifest,
     load_manifest,
     save_manifest,
@@ -109,9 +110,12 @@ def prepare(
         own.claim(*(shard.file for shard in layout))
         digests = _write_all(shards, layout, rows, tell, cpus_per_task)
         old = listed_files(shards)
+        sizes = dict(storage.list_files(shards))
+        files = {shard.file: sizes[shard.file] for shard in layout}
         manifest = _manifest(name or source, settings, listed, bucket_of, layout, digests, bad)
+        manifest = manifest.model_copy(update={"files": files})
         save_manifest(shards, manifest)
-        remove_shards(own, old - {shard.file for shard in layout})
+        remove_shards(own, old - files.keys())
     return manifest
 
 
@@ -121,6 +125,7 @@ def load_prepared(shards: str, data: DataSection) -> Manifest:
     Raises DataError naming the key and both values when it was prepared otherwise.
     """
     manifest = load_manifest(shards)
+    check_shards(shards, manifest)
     for key in ("pixel_area", "bucket_multiple"):
         prepared, asked = getattr(manifest.settings, key), getattr(prepare_settings(data, 0), key)
         if prepared != asked:

@@ -24,7 +24,7 @@ from dopsd.data.sources.fields import check_captions
 from dopsd.data.sources.folder import read_caption_file
 from dopsd.data.sources.parquet import read_group
 from dopsd.data.sources.rows import CAPTION_KEY, ByteRange, Group, SourceRow
-from dopsd.errors import DataError, message_line
+from dopsd.errors import DataError, StorageError, message_line
 
 Fetch = Callable[[ByteRange], bytes]
 
@@ -36,7 +36,7 @@ def inspect(
 
     Decodes the whole picture: a file that breaks off in the middle is found here. ``multiple``:
     the shortest side of a picture. ``fetch`` gives the bytes of a picture (default: from storage).
-    Raises StorageError when a storage fails: that is no fault of the sample.
+    Raises StorageError when a remote storage fails: that is no fault of the sample.
     """
     read = fetch or fetch_image
     try:
@@ -46,7 +46,9 @@ def inspect(
         check_captions(captions)
     except FileNotFoundError:
         return "", "missing caption: no such file"
-    except (OSError, ValueError) as error:
+    except (StorageError, ValueError) as error:
+        if isinstance(error, StorageError) and storage.is_remote(row.caption_file or ""):
+            raise
         reason = message_line(error)
         return "", reason if reason.startswith("caption") else f"caption: {reason}"
     try:
@@ -106,9 +108,15 @@ def write_shard(path: str, groups: list[tuple[str, list[SourceRow]]]) -> dict[st
     # binary column they would repeat whole pictures in the footer. A file that is left
     # unfinished does no harm: without its manifest the folder is not a data set.
     with (
+        storage.storage_errors(path),
         storage.open_output(path) as sink,
         pq.ParquetWriter(
-            sink, SCHEMA, compression="NONE", use_dictionary=False, write_statistics=False
+            sink,
+            SCHEMA,
+            compression="NONE",
+            use_dictionary=False,
+            write_statistics=False,
+            write_page_checksum=True,  # a bit that has turned is found when it is read
         ) as writer,
     ):
         for bucket, rows in groups:
@@ -128,7 +136,9 @@ def fetch_image(part: ByteRange) -> bytes:
         return storage.read_bytes(part.path, part.start, part.stop)
     except FileNotFoundError:
         raise BadImage(f"missing image: no such file {part.path}") from None
-    except (OSError, ValueError, DataError) as error:
+    except (StorageError, ValueError, DataError) as error:
+        if isinstance(error, StorageError) and storage.is_remote(part.path):
+            raise
         raise BadImage(f"unreadable image: {message_line(error)}") from None
 
 

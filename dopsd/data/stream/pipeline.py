@@ -8,6 +8,7 @@ micro-batch in plan order; it never fetches a block.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import time
 from collections.abc import Generator, Iterator
 from typing import Any
@@ -59,12 +60,19 @@ class EncodedStream(Iterator[BlockRef]):
             self._blocks.close()
 
 
+def _content(plan: Plan, fingerprint: str) -> str:
+    """Stands for what the reading tasks of a stream may keep: samples, order, and files by name."""
+    files = [group.file for group in plan.row_groups]
+    return hashlib.sha256("\n".join([fingerprint, plan.key, *files]).encode()).hexdigest()
+
+
 def encoded_stream(
     plan: Plan,
     start_step: int,
     stop_step: int,
     *,
     shards: str,
+    fingerprint: str,
     read_spec: ReadSpec,
     encoder_factory: EncoderFactory,
     context_cache: ContextCache | None = None,
@@ -76,6 +84,8 @@ def encoded_stream(
     start_s: float = 900.0,
 ) -> EncodedStream:
     """Every micro-batch of the steps [start_step, stop_step), encoded, in plan order.
+
+    ``fingerprint``: that of the data in the folder ``shards``.
 
     With a ``context_cache`` contexts are read, and no encoder starts. Otherwise
     ``workers`` encoder actors take ``num_cpus`` and ``num_gpus`` each; at most ``readers``
@@ -106,7 +116,8 @@ def encoded_stream(
             with ray.data.DataContext.current(_context(window_size, size, readers, start_s)):
                 data: ray.data.Dataset = ray.data.from_items(spans, override_num_blocks=len(spans))
                 reading: dict[str, Any] = {"shards": folder, "read_spec": read_spec}
-                reading["plan"] = Broadcast(f"{plan.key} {plan.micro_batches_per_step}", plan)
+                reading["content"] = content = _content(plan, fingerprint)
+                reading["plan"] = Broadcast(f"{content} {plan.micro_batches_per_step}", plan)
                 if context_cache:
                     reading["context_cache"] = context_cache
                 data = data.map_batches(

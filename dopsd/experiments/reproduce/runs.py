@@ -23,7 +23,7 @@ def pending(trials: Sequence[Trial], budget: Budget, folder: str) -> list[Trial]
     for trial in trials:
         config = with_absolute_paths(config_of(trial, budget, folder))
         run = RunFolder(config.run.folder)
-        if not run.is_finished:
+        if not (run.is_finished and run.has(LORA_FILE)):
             left.append(trial)
             continue
         if run.read(CONFIG_FILE).decode() != dump_config(config):

@@ -17,7 +17,7 @@ from dopsd.learner.student import Student
 from dopsd.learner.zero.adamw8bit import adamw8bit
 from dopsd.learner.zero.deepspeed_private import flat_parts, set_from_whole
 from dopsd.learner.zero.extensions import build_needed
-from dopsd.learner.zero.optimizer_state import AVERAGE, begin, set_optimizer_state
+from dopsd.learner.zero.optimizer_state import AVERAGE, begin, own_nonfinite, set_optimizer_state
 from dopsd.models.lora import STUDENT, TEACHER, activate, bind_parameters
 from dopsd.readers import Object, checked, read_json
 
@@ -168,6 +168,15 @@ class ZeroEngine:
     def skipped(self) -> bool:
         """Whether the last update was left out because its gradients were not finite."""
         return bool(self.zero.overflow)
+
+    @torch.no_grad()
+    def nonfinite(self) -> str:
+        """A tensor of weights or optimizer that holds infinity or nan on any rank, in words; empty
+        when all are finite. Collective."""
+        own = own_nonfinite(self.zero, self.trained())
+        if not any(self.sum_over_ranks([float(bool(own))])):
+            return ""
+        return min(filter(None, self.gather(own)))
 
     @torch.no_grad()
     def restore(self, weights: dict[str, Tensor], updates: int, moments: dict[str, Tensor]) -> None:

@@ -27,11 +27,13 @@ from dopsd.learner.zero.deepspeed_private import (
     set_from_whole,
     set_own_part,
 )
+from dopsd.models.finite import all_finite
 
 MASTER = "master"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 AVERAGE = "average"
 """The teacher's weights, of a run whose weights are all trained."""
+_WORDS = {MASTER: "student", AVERAGE: "teacher"}
 Read = Callable[[str, int, int], Tensor]
 """(name, start, stop): those elements of a flattened tensor, fp32 on the CPU."""
 
@@ -122,6 +124,24 @@ def restore_slices(
         for kind in _kinds(zero) if stop > start else ():
             set_own_part(parameter, _key(kind), read(f"{name}.{kind}", start, stop))
     cast_masters(zero, parameters)
+
+
+def own_nonfinite(zero: Any, parameters: dict[str, nn.Parameter]) -> str:
+    """Which tensor of this rank's part holds infinity or nan, in words; empty when all are finite.
+
+    Masters and optimizer state as they lie on the device are looked at as a whole. Only of what is
+    not finite the parts are: ZeRO-3 pads, and nobody says with what.
+    """
+    flats = flat_parts(zero)
+    states = (value for flat in flats for value in (zero.optimizer.state.get(flat) or {}).values())
+    moments = [t for t in states if isinstance(t, Tensor) and t.is_floating_point()]
+    if all_finite([flat.detach() for flat in flats] + moments):
+        return ""
+    for piece in own_slices(zero, parameters):
+        if not all_finite([piece.values().detach()]):
+            name, _, kind = piece.name.rpartition(".")
+            return f"{_WORDS.get(kind, kind)} {name}"
+    return ""
 
 
 def _kinds(zero: Any) -> list[str]:

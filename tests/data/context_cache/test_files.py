@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -104,9 +105,9 @@ def test_on_s3_after_a_failure_read_as_the_encoders_encode(
 
     plan = Plan(manifest.row_groups, 3, 2, 2)
     span = plan, 0, 2 * plan.steps_per_epoch
-    options: Any = {"shards": shards, "read_spec": READ_SPEC, "num_cpus": 0.25}
+    options: Any = {"shards": shards, "fingerprint": "f", "read_spec": READ_SPEC, "num_cpus": 0.25}
     options["encoder_factory"] = PixelFactory(tmp_path)
-    cache = ContextCache(folder, "123", ENTRIES, teacher=True, latents=False)
+    cache = ContextCache(folder, "123", ENTRIES, teacher=True, latents=False, digest="")
     cached = list(encoded_stream(*span, context_cache=cache, **options))
     assert len(list(tmp_path.iterdir())) == started, "no encoder was started"
     online = list(encoded_stream(*span, **options))
@@ -119,7 +120,7 @@ def test_on_s3_after_a_failure_read_as_the_encoders_encode(
         assert torch.equal(found.teacher.tensors["pixels"], made.teacher.tensors["pixels"])
     assert "" in prompts and len(prompts) > 2
 
-    mixed = ContextCache(folder, "456", {"context": "other"}, teacher=True, latents=False)
+    mixed = replace(cache, fingerprint="456", entries={"context": "other"})
     stream = encoded_stream(*span, context_cache=mixed, **options)
     with pytest.raises(DataError, match='of 123 in a cache of 456: context: "pixels" there'):
         next(stream)

@@ -53,6 +53,7 @@ def open_stream(
 ) -> Iterator[tuple[int, int, ray.ObjectRef]]:
     options = {
         "shards": data[1],
+        "fingerprint": data[0].fingerprint,
         "read_spec": ReadSpec(),
         "encoder_factory": PixelFactory(),
         "num_cpus": 0.25,

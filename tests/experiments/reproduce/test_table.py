@@ -128,6 +128,8 @@ def test_a_run_of_other_settings_is_refused_by_name(tmp_path) -> None:
     (folder / "config.yaml").write_text(dump_config(config))
     assert pending([trial], FULL, str(tmp_path)) == [trial], "it never finished"
     (folder / "summary.json").write_text("{}")
+    assert pending([trial], FULL, str(tmp_path)) == [trial], "its LoRA is gone"
+    (folder / "lora.safetensors").touch()
     assert pending([trial], FULL, str(tmp_path)) == []
     (folder / "config.yaml").write_text("learner: {}\n")
     with pytest.raises(ConfigError, match="bars-sft-s0 was trained by other settings; allowed"):

@@ -141,6 +141,13 @@ def test_two_ranks_train_as_one_plain_loop(stage, two_ranks, plain):
         assert torch.allclose(teacher, average[name].flatten(), atol=1e-5), name
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_weight_that_is_not_finite_is_known_on_every_rank(stage, dtype, two_ranks):
+    found = two_ranks[f"{stage}:{dtype}"]
+    assert found["sound"] == "" and found["broken"].startswith("student ")
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_bf16_follows_the_plain_loop_and_the_stages_agree(stage, two_ranks, plain):
     losses, norms, weights, _ = plain

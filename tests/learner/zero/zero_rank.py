@@ -26,6 +26,7 @@ from dopsd.coordinator.messages import CheckpointRequest
 from dopsd.learner.learner import Learner, LearnerMicroBatch
 from dopsd.learner.student import build_student
 from dopsd.learner.weights import ReplicatedWeights
+from dopsd.learner.zero.deepspeed_private import own_part, owned_span
 from dopsd.learner.zero.engine import ZeroEngine, engine_config, read_preset
 from dopsd.learner.zero.optimizer_state import updates_taken
 from dopsd.method.terms import stored_terms
@@ -154,7 +155,9 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
     assert learner.run(start, STEPS)
     changed = [any(not torch.equal(a[n], b[n]) for n in a) for a, b in pairwise(weights_at)]
     updates = updates_taken(engine.zero)
-    return {
+    sound = learner.weights.nonfinite()
+    found = {
+        "sound": sound,
         "loss": [line.get("loss") for line in client.lines],
         "grad_norm": [line.get("grad_norm") for line in client.lines],
         "changed": changed,
@@ -165,6 +168,16 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
         "weights": {name: t.flatten().tolist() for name, t in learner.weights.student.items()},
         "teacher": {name: t.flatten().tolist() for name, t in learner.weights.ema.tensors.items()},
     }
+    return found | {"broken": break_weights(learner, rank, world)}
+
+
+def break_weights(learner: Learner, rank: int, world: int) -> str:
+    """What is said when a weight of the last rank's part becomes infinite. Collective."""
+    if rank == world - 1:
+        parameters = learner.engine.trained().values()
+        owned = next(p for p in parameters if owned_span(p)[1] > owned_span(p)[0])
+        own_part(owned, None).detach().flatten()[:1] = torch.inf
+    return learner.weights.nonfinite()
 
 
 def main(run_case: Callable[[str, Path, str, int, int], dict] = run_case) -> None:
