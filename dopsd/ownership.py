@@ -18,7 +18,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dopsd import storage
-from dopsd.errors import ConfigError
+from dopsd.errors import ConfigError, StorageError
 from dopsd.scratch import OWNER_FILE, is_scratch
 
 RECORD = ".dopsd.json"
@@ -70,8 +70,12 @@ class OwnedFolder:
         """None without one. Raises ConfigError for one that cannot be read, or of another kind."""
         try:
             record = FolderRecord.model_validate_json(storage.read_bytes(self.file(RECORD)))
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             return None
+        except StorageError as error:
+            if isinstance(error.__cause__, NotADirectoryError):  # a file in the folder's place
+                return None
+            raise
         except ValidationError:
             raise ConfigError(
                 f"{self.key}: {self.file(RECORD)} is no record of dopsd, or a damaged one; "
@@ -306,5 +310,5 @@ def carries_our_mark(path: str) -> bool:
         size = int.from_bytes(storage.read_bytes(path, 0, 8), "little")
         header = json.loads(storage.read_bytes(path, 8, 8 + min(size, 10**8)))
         return any(key.partition(".")[0] == "dopsd" for key in header["__metadata__"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, StorageError, ValueError, KeyError, TypeError, AttributeError):
         return False

@@ -71,7 +71,7 @@ def is_scratch(path: str) -> bool:
 def _read(path: str) -> dict[str, Any]:
     try:
         owner = json.loads(storage.read_bytes(storage.join(path, OWNER_FILE)))
-    except (OSError, ValueError):
+    except (OSError, StorageError, ValueError):
         return {}
     return owner if isinstance(owner, dict) else {}
 

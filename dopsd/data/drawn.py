@@ -14,6 +14,7 @@ from PIL import Image, PngImagePlugin
 
 from dopsd import storage
 from dopsd.data.images import MAX_BYTES
+from dopsd.errors import StorageError
 
 _KEY = "dopsd"
 
@@ -37,7 +38,7 @@ def is_drawn(path: str) -> bool:
         with Image.open(io.BytesIO(storage.read_bytes(path))) as image:
             image.load()
             return image.info.get(_KEY) == _digest(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # no picture at all
+    except (OSError, StorageError, ValueError, SyntaxError, Image.DecompressionBombError):
         return False
 
 

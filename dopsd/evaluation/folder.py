@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from dopsd import storage
+from dopsd.errors import StorageError
 from dopsd.ownership import OwnedFolder
 
 RESULTS, TABLE, PROMPTS = "results.json", "results.md", "prompts.jsonl"
@@ -33,5 +34,5 @@ def _is_evaluation(path: str) -> bool:
     try:
         values = json.loads(storage.read_bytes(path))
         return {"rows", "relatives", "columns", "settings"} <= values.keys()
-    except (OSError, ValueError, AttributeError):
+    except (OSError, StorageError, ValueError, AttributeError):
         return False

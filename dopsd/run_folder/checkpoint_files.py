@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 
 from dopsd import storage
+from dopsd.errors import StorageError
 from dopsd.ownership import RECORD, OwnedFolder
 
 MANIFEST = "checkpoint.json"
@@ -64,7 +65,7 @@ def _listed(path: str) -> dict[str, int] | None:
             return None
         files = {**manifest["files"], **manifest.get("large", {})}
         return {name: record["bytes"] for name, record in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, StorageError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

@@ -31,6 +31,7 @@ from dopsd.data.prepare.run import Progress
 from dopsd.data.ray_data import LazyActorState, absolute_path, map_items, shipping_errors
 from dopsd.data.read import ReadSpec, RowGroups, row_image, row_references
 from dopsd.data.sample import Encoder, EncoderFactory, Sample
+from dopsd.errors import StorageError
 from dopsd.ownership import OwnedFolder
 from dopsd.records import EncodedSample
 from dopsd.seal import sealed
@@ -107,7 +108,7 @@ def _is_cache_file(path: str) -> bool:
     try:
         with storage.open_input(path) as source:
             return META_KEY.encode() in (pq.read_metadata(source).metadata or {})
-    except (OSError, ValueError):  # missing, or no parquet
+    except (OSError, StorageError, ValueError):  # missing, or no parquet
         return False
 
 

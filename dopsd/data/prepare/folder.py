@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from dopsd import storage
 from dopsd.data.manifest import MANIFEST, has_manifest
 from dopsd.data.schema import FORMAT, SHARD_NAME, shard_generation
-from dopsd.errors import ConfigError, DataError
+from dopsd.errors import ConfigError, DataError, StorageError
 from dopsd.ownership import OwnedFolder
 
 KIND = "shards"
@@ -60,7 +60,7 @@ def _manifest_files(shards: str) -> set[str] | None:
         if values["format"] != FORMAT:
             return None
         files = {group["file"] for group in values["row_groups"]}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, StorageError, ValueError, KeyError, TypeError):
         return None
     return {name for name in files if SHARD_NAME.fullmatch(name)}
 
@@ -91,6 +91,6 @@ def _is_foreign(path: str) -> bool:
     try:
         with storage.open_input(path) as file:
             meta = pq.read_schema(file).metadata or {}
-    except (OSError, ValueError):  # half written, or gone
+    except (OSError, StorageError, ValueError):  # half written, or gone
         return False
     return meta.get(b"dopsd.format") != FORMAT.encode()

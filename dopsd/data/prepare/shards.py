@@ -176,7 +176,7 @@ def _record(row: SourceRow, bucket: str) -> dict[str, Any]:
         captions = _captions(row)
         image = fit(_open(row.image), parse_bucket(bucket))
         references = [shrunk(_open(part), MAX_REFERENCE_PIXELS) for part in row.references]
-    except (BadImage, OSError, ValueError) as error:
+    except (BadImage, OSError, StorageError, ValueError) as error:
         raise DataError(f"{row.where}: changed while it was being prepared: {error}") from None
     return {
         "sample_id": row.sample_id,
