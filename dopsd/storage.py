@@ -8,11 +8,12 @@ what stays becomes one StorageError that names path and cause.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import posixpath
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import IO, Any
@@ -38,6 +39,14 @@ _SIDE_BY_SIDE = 16
 """Objects that are removed at a time."""
 _HINTS = {"400": "often expired credentials", "403": "no permission, or wrong credentials"}
 """What stands behind the status of an answer without a body."""
+guards: list[Callable[[str], None]] = []
+"""Called with every path before this process writes or removes something there; what one raises is
+raised. A lease that was lost ends its holder here (lease.py)."""
+
+
+def _may_write(path: str) -> None:
+    for guard in list(guards):
+        guard(path)
 
 
 def is_remote(path: str) -> bool:
@@ -189,6 +198,7 @@ def open_input(path: str) -> pa.NativeFile:
 
 def open_output(path: str) -> pa.NativeFile:
     """A file for pyarrow to write; its folder is made. On S3 it appears when it is closed."""
+    _may_write(path)
     if is_remote(path):
         return pa.PythonFile(_Writer(path), mode="w")
     make_folder(os.path.dirname(path) or ".")
@@ -281,6 +291,7 @@ def write_bytes(path: str, data: bytes, durable: bool = False) -> None:
 
     ``durable``: return only when it would survive a power cut (S3 always does).
     """
+    _may_write(path)
     fs, inner = filesystem(path)
     if is_remote(path):
         with storage_errors(path):
@@ -297,6 +308,39 @@ def write_bytes(path: str, data: bytes, durable: bool = False) -> None:
         sync(os.path.dirname(folder) or ".")
 
 
+def create(path: str, data: bytes) -> bool:
+    """Write a small file where none is; returns whether it was written, which of all who try is
+    told to one. A local file is empty for a moment. An S3 that knows no conditional writes lets a
+    later one win: who is told True there has to look again."""
+    fs, inner = filesystem(path)
+    if not is_remote(path):
+        make_folder(os.path.dirname(inner) or ".")
+        try:
+            with open(inner, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except FileExistsError:
+            return False
+        return True
+    with storage_errors(path):
+        try:
+            fs.pipe_file(inner, data, mode="create")
+        except FileExistsError:
+            return False
+        except OSError as error:
+            code = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code", "")
+            if code in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409"):
+                return False
+            if error.errno != errno.ENOSYS:
+                raise
+            fs.invalidate_cache()
+            if fs.exists(inner):
+                return False
+            fs.pipe_file(inner, data)
+    return True
+
+
 def sync(path: str) -> None:
     """Make what was written to a local file or folder survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -310,6 +354,7 @@ def sync(path: str) -> None:
 def whole_file(path: str) -> Iterator[IO[bytes]]:
     """A file to write piece by piece, which is at ``path`` when the block ends well and never
     before. On its way to S3 it lies in the folder for temporary files."""
+    _may_write(path)
     if is_remote(path):
         with tempfile.NamedTemporaryFile() as spool:
             yield spool
@@ -336,6 +381,7 @@ def whole_file(path: str) -> Iterator[IO[bytes]]:
 def streamed_file(path: str) -> Iterator[IO[bytes]]:
     """As :func:`whole_file`, for files that are too large to lie anywhere on their way: to S3 they
     go up in parts as they are written. A local one would survive a power cut."""
+    _may_write(path)
     if is_remote(path):
         writer = _Writer(path)
         try:
@@ -357,6 +403,7 @@ def remove(path: str) -> None:
 
     A name is a name: ``[V]-cat`` is no pattern.
     """
+    _may_write(path)
     fs, inner = filesystem(path)
     with storage_errors(path):
         if is_remote(path):
@@ -374,6 +421,7 @@ def move_folder(source: str, target: str, last: str) -> None:
     What lies at ``target`` without that file is what somebody left behind, and goes. When somebody
     else was first, their folder stays and ``source`` is left where it is.
     """
+    _may_write(target)
     if is_remote(source):
         fs, start = filesystem(source)
         _, end = filesystem(target)

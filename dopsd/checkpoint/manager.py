@@ -20,10 +20,10 @@ from dopsd.checkpoint.learner_state import WrittenSlices
 from dopsd.checkpoint.requests import CheckpointRequests
 from dopsd.config import RunConfig
 from dopsd.config.load import shown_values
-from dopsd.errors import CheckpointError, DeadlineError, RunLockLost
+from dopsd.errors import CheckpointError, DeadlineError, LeaseLost
+from dopsd.lease import Lease
 from dopsd.ray_cluster.failures import error_message
 from dopsd.run_folder.files import CHECKPOINTS
-from dopsd.run_folder.lock import RunLock
 
 
 def newest_checkpoint(
@@ -48,8 +48,8 @@ class CheckpointManager:
         config: RunConfig,
         identity: RunIdentity,
         before_commit: Callable[[], None],
-        lock: RunLock | None = None,
-        lock_lost: Callable[[RunLockLost], None] = lambda error: None,
+        lock: Lease | None = None,
+        lock_lost: Callable[[LeaseLost], None] = lambda error: None,
     ) -> None:
         self.config, self.identity = config, identity
         self._before_commit, self._lock_lost = before_commit, lock_lost
@@ -194,7 +194,7 @@ class CheckpointManager:
             self.saved = step
             section = self.config.checkpoint
             prune(self.root, step, section.keep_last, section.keep_every)
-        except RunLockLost as error:
+        except LeaseLost as error:
             self._lock_lost(error)
         except Exception as error:  # training goes on; the next one may succeed
             self.notices.append(f"no checkpoint of step {step}: {error_message(error)}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dopsd import storage
-from dopsd.cli.options import quiet, say
+from dopsd.cli.options import TakeOver, quiet, say
 from dopsd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def evaluate(
     cpus: Annotated[float, typer.Option(min=0, help="CPUs of each worker.")] = 1.0,
     gpus: Annotated[float, typer.Option(min=0, help="GPUs of each worker, if any.")] = 1.0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    take_over: TakeOver = False,
 ) -> None:
     """Draw with base and trained models from equal noise, and score: a table with intervals."""
     quiet()
@@ -73,6 +74,8 @@ def evaluate(
     from dopsd.evaluation.run import TABLE
     from dopsd.evaluation.run import evaluate as run
     from dopsd.evaluation.spec import EvaluateSpec, MetricChoice, resolve_models
+    from dopsd.lease import claimed
+    from dopsd.signals import interruptible
 
     if device not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"--device: {device!r}, allowed: auto, cpu, cuda")
@@ -101,7 +104,12 @@ def evaluate(
         gpus=gpus,
     )
     resolve_models(spec)  # before a VLM writes prompts
-    with Progress() as progress:
+    stays = f"what is drawn and scored stays in {out}; the same command goes on"
+    with (
+        interruptible(stays),
+        claimed(out, "--out", take_over=take_over, tell=say),
+        Progress() as progress,
+    ):
         asked = [
             prompt
             for source in prompts or ["shapes:bars"]

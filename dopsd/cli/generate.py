@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dopsd.cli.options import quiet, say
+from dopsd.cli.options import TakeOver, quiet, say
 
 
 def generate(
@@ -34,6 +34,7 @@ def generate(
     height: Annotated[int | None, typer.Option(min=1, help="Pixels; default by base.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Picture i uses seed + i.")] = 0,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    take_over: TakeOver = False,
 ) -> None:
     """Draw pictures with the base, or with what was trained of it."""
     quiet()
@@ -45,8 +46,10 @@ def generate(
     from dopsd.evaluation.evaluated_models import as_trained, evaluated_models
     from dopsd.evaluation.generate import generate as draw
     from dopsd.evaluation.generate import read_reference
+    from dopsd.lease import claimed
     from dopsd.models import FAMILIES
     from dopsd.models.base import DTYPES
+    from dopsd.signals import interruptible
 
     for option, value, allowed in (("family", family, FAMILIES), ("dtype", dtype, DTYPES)):
         if value not in allowed:
@@ -71,7 +74,13 @@ def generate(
         modules,
         transformer,
     )
-    for number, picture in enumerate(pictures):
-        path = storage.join(out, f"{number:03d}.png")
-        storage.write_bytes(path, encode_png(picture))
-        say(f"{path}  {prompts[number]}")
+    drawn = 0
+    with (
+        interruptible(lambda: f"{drawn} of {len(prompts)} pictures are in {out}"),
+        claimed(out, "--out", take_over=take_over, tell=say),
+    ):
+        for picture in pictures:
+            path = storage.join(out, f"{drawn:03d}.png")
+            storage.write_bytes(path, encode_png(picture))
+            say(f"{path}  {prompts[drawn]}")
+            drawn += 1

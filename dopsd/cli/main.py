@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from contextlib import suppress
+from typing import Annotated, Any
 
 import typer
 from botocore.exceptions import BotoCoreError, ClientError
+from typer.core import TyperGroup
 
-from dopsd import __version__
+from dopsd import __version__, processes
 from dopsd.cli.evaluate import evaluate
 from dopsd.cli.generate import generate
 from dopsd.cli.preflight import preflight
@@ -17,9 +19,20 @@ from dopsd.cli.reproduce import app as reproduce
 from dopsd.cli.run import checkpoint, report, show_config, stats, verify
 from dopsd.cli.shapes import app as shapes
 from dopsd.cli.train import train
-from dopsd.errors import DopsdError
+from dopsd.errors import DopsdError, InterruptedRun
+from dopsd.signals import handled, interruptible
+
+
+class _Commands(TyperGroup):
+    """Whichever command runs, a signal ends it with one line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with interruptible("the same command begins again"):
+            return super().invoke(ctx)
+
 
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     help="Tune step-distilled text-to-image models by on-policy self-distillation (D-OPSD).",
@@ -51,11 +64,20 @@ def _root(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; a user's mistake is one line on stderr and exit code 1."""
+    """Run the command line; a user's mistake is one line on stderr and exit code 1, a signal's end
+    one line and 128 + its number."""
+    with handled(own_process=argv is None):
+        return _run(argv)
+
+
+def _run(argv: list[str] | None) -> int:
     try:
         code = app(args=argv, prog_name="dopsd", standalone_mode=False)
     except DopsdError as error:
-        print(f"dopsd: {error}", file=sys.stderr)
+        if isinstance(error, InterruptedRun):
+            _end_processes(own=argv is None)
+        with suppress(OSError):  # a terminal that went away may be why
+            print(f"dopsd: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     except (OSError, BotoCoreError, ClientError) as error:
         # A disk or S3 that refuses: its own message says what, and to which file.
@@ -71,3 +93,11 @@ def main(argv: list[str] | None = None) -> int:
             return int(error.exit_code)
         raise
     return code if isinstance(code, int) else 0
+
+
+def _end_processes(own: bool) -> None:
+    """End the Ray that was started here, and in a process of its ``own`` whatever is left."""
+    if connect := sys.modules.get("dopsd.ray_cluster.connect"):
+        connect.end_local()
+    if own:  # such as a Ray that was only half started
+        processes.kill(processes.descendants())

@@ -17,6 +17,13 @@ Overrides = Annotated[
     typer.Argument(help="Overrides such as learner.lr=2e-4.", metavar="[KEY=VALUE]..."),
 ]
 
+TakeOver = Annotated[
+    bool,
+    typer.Option(
+        "--take-over", help="Write even where a living process does: that one stops, and notices."
+    ),
+]
+
 
 def say(line: str) -> None:
     """A line for the user on stdout, as it is: text of theirs is never markup."""

@@ -4,6 +4,7 @@ the same words and before a cluster starts."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,17 +16,17 @@ from dopsd.checkpoint.compatibility import RunIdentity
 from dopsd.config import RunConfig
 from dopsd.data.context_cache.files import ContextCache
 from dopsd.data.manifest import Manifest
-from dopsd.data.run_data import Tell, plan_of, prepare_shards, prepared
+from dopsd.data.run_data import Tell, claimed_shards, plan_of, prepare_shards, prepared
 from dopsd.driver.checks import (
     check_context,
     check_options,
-    refuse_existing,
     refuse_missing_source,
     with_absolute_paths,
 )
 from dopsd.driver.prior import check_prior, with_prior
-from dopsd.driver.progress import Show
+from dopsd.driver.progress import Report, Show
 from dopsd.learner.zero.engine import preset_stage, read_preset
+from dopsd.lease import Lease, claimed
 from dopsd.models import FAMILIES
 from dopsd.models.trained import TrainableParameters
 from dopsd.ray_cluster.connect import connect
@@ -36,8 +37,8 @@ MakeData = Callable[[RunConfig, Tell], Manifest]
 
 
 @dataclass(frozen=True)
-class RunSetup:
-    """What a command works with, built once."""
+class CheckedRun:
+    """What can be known of a run without a cluster."""
 
     config: RunConfig
     """With absolute paths."""
@@ -45,6 +46,12 @@ class RunSetup:
     """DeepSpeed's config."""
     trainable: dict[str, int]
     """Modules that the LoRA adapts, by target, and tensors that are trained whole."""
+
+
+@dataclass(frozen=True)
+class RunSetup(CheckedRun):
+    """What a command works with, built once."""
+
     roles: Roles
     manifest: Manifest
     show: Show
@@ -52,27 +59,13 @@ class RunSetup:
     """In place of the encoder, of which ``roles`` then has none."""
 
     @classmethod
-    def open(
-        cls,
-        config: RunConfig,
-        show: Show,
-        data: MakeData = prepared,
-        *,
-        new_run: bool = False,
-        overwrite: bool = False,
-    ) -> RunSetup:
-        """Refuse what cannot work, join or start Ray, and make or find the ``data``.
-
-        ``new_run``: an older run in the folder is refused, as ``refuse_existing`` says. Raises a
-        DopsdError with one clear line.
-        """
-        config, preset, trainable = check_run(config, show)
-        if new_run:
-            refuse_existing(config, overwrite)
+    def open(cls, run: CheckedRun, show: Show, data: MakeData = prepared) -> RunSetup:
+        """Join or start Ray, and make or find the ``data``. Raises a DopsdError with one clear
+        line."""
         show("prepare", "starting Ray")
-        roles = resolve_roles(config, connect().get("GPU", 0.0))
-        manifest = data(config, partial(show, "prepare"))
-        return cls(config, preset, trainable, roles, manifest, show)
+        roles = resolve_roles(run.config, connect().get("GPU", 0.0))
+        manifest = data(run.config, partial(show, "prepare"))
+        return cls(run.config, run.preset, run.trainable, roles, manifest, show)
 
     def wait_for(self, *roles: Role) -> None:
         """Until the cluster is large enough for ``roles``, by default all of the run's. Raises
@@ -95,12 +88,9 @@ class RunSetup:
         return RunIdentity(self.manifest.fingerprint, plan.key)
 
 
-def check_run(config: RunConfig, show: Show) -> tuple[RunConfig, dict[str, Any], dict[str, int]]:
-    """All that can be judged without a cluster.
-
-    Returns the config with absolute paths, DeepSpeed's preset and what will be trained. Raises
-    ConfigError, DataError or ModelError in one line.
-    """
+def check_run(config: RunConfig, show: Show) -> CheckedRun:
+    """All that can be judged without a cluster. Raises ConfigError, DataError or ModelError in one
+    line."""
     show("prepare", "checking the config")
     preset = read_preset(config.learner.deepspeed)
     check_trackers(config.trackers)
@@ -112,13 +102,27 @@ def check_run(config: RunConfig, show: Show) -> tuple[RunConfig, dict[str, Any],
     storage.check_writable("data.shards", config.shards)
     refuse_missing_source(config)
     family = FAMILIES[config.model.family](config.model.base, config.model.revision)
-    return config, preset, TrainableParameters(config, family).describe(family.skeleton())
+    trainable = TrainableParameters(config, family).describe(family.skeleton())
+    return CheckedRun(config, preset, trainable)
 
 
-def prepare_data(config: RunConfig, show: Show) -> Manifest:
+def claimed_run(
+    config: RunConfig, show: Show, take_over: bool = False
+) -> AbstractContextManager[Lease]:
+    """The run folder, for this process alone; raises as ``lease.claimed``."""
+
+    def tell(line: str) -> None:
+        show("prepare", Report([line]))
+
+    return claimed(config.run.folder, "run.folder", take_over=take_over, tell=tell)
+
+
+def prepare_data(config: RunConfig, show: Show, take_over: bool = False) -> Manifest:
     """`dopsd prepare`: shards and manifest. The cluster need not hold the roles: shards may be
     written where no GPU is."""
-    config, _, _ = check_run(config, show)
+    config = check_run(config, show).config
     show("prepare", "starting Ray")
     connect()
-    return prepare_shards(config, partial(show, "prepare"))
+    tell = partial(show, "prepare")
+    with claimed_shards(config, tell, take_over):
+        return prepare_shards(config, tell)

@@ -21,6 +21,7 @@ from dopsd.run_folder.files import (
     TRANSFORMERS,
     RunFolder,
 )
+from dopsd.signals import end_if_asked
 
 
 @dataclass
@@ -84,6 +85,7 @@ def finish(summary: Summary, setup: RunSetup, began: float) -> Summary:
     was trained. ``began``: ``time.monotonic()`` of the command's start."""
     summary.seconds = time.monotonic() - began
     write_summary(summary)
+    end_if_asked()
     config = setup.config
     if config.preview.samples:
         setup.show("preview", f"{config.preview.samples} rows")

@@ -8,6 +8,9 @@ import warnings
 
 import ray
 
+from dopsd import processes
+from dopsd.ray_cluster.ray_private import own_signals, session, started_processes
+
 NAMESPACE = "dopsd"
 QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
@@ -19,6 +22,11 @@ QUIET = {
 """Libraries narrate; the run's own display says what matters."""
 
 
+_started: set[str] = set()
+"""The session of a Ray that ``connect`` started."""
+
+
+@own_signals()
 def connect() -> dict[str, float]:
     """Join the cluster that RAY_ADDRESS names (``ray job submit`` sets it), else start one here.
 
@@ -45,7 +53,18 @@ def connect() -> dict[str, float]:
                 logging_level=logging.WARNING,
                 runtime_env=environment,
             )
+            _started.add(session())
     return cluster_resources()
+
+
+def end_local() -> None:
+    """End the Ray that ``connect`` started on this machine, with every process of it; one that was
+    joined, or that somebody else started in this process, is left as it is."""
+    if ray.is_initialized() and session() in _started:
+        roots = started_processes()
+        below = processes.descendants(roots)
+        ray.shutdown()
+        processes.kill(below)
 
 
 def cluster_resources() -> dict[str, float]:
