@@ -140,7 +140,7 @@ def handled(own_process: bool = False) -> Iterator[None]:
         if not own_process:
             for number, handler in before.items():
                 signal.signal(number, handler)
-            _state.installed = False
+            vars(_state).update(vars(_State()))
 
 
 def _said(way_on: Callable[[], str]) -> str:

@@ -15,6 +15,7 @@ import pytest
 
 from dopsd import lease as leases
 from dopsd import processes, storage
+from dopsd.cli.main import main
 from dopsd.errors import LeaseHeld, LeaseLost, StorageError
 from dopsd.lease import LEASE, claimed
 
@@ -279,3 +280,41 @@ def test_a_storage_that_is_away_for_a_while_ends_nobody(tmp_path, monkeypatch):
         time.sleep(0.2)
         storage.write_bytes(str(tmp_path / "file"), b"")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("run.folder", ["train", "shapes", "run.folder=HELD", "run.overwrite=false"]),
+        ("run.folder", ["preflight", "shapes", "run.folder=HELD"]),
+        ("data.shards", ["prepare", "shapes", "data.shards=HELD", "run.folder=NEW"]),
+        ("--out", ["evaluate", "--out", "HELD"]),
+        ("--out", ["generate", "a red square", "--out", "HELD"]),
+        ("FOLDER", ["shapes", "concept", "bars", "HELD"]),
+        ("--work", ["shapes", "build-base", "--work", "HELD"]),
+        ("--folder", ["reproduce", "shapes", "--quick", "--folder", "HELD"]),
+    ],
+)
+def test_every_command_that_writes_claims_first(key, words, tmp_path, holder, capsys):
+    """The second of two drivers with one new folder, before it starts anything."""
+    process, held = holder(), tmp_path / "run"
+    names = {"HELD": str(held), "NEW": str(tmp_path / "new")}
+    for name, path in names.items():
+        words = [word.replace(name, path) for word in words]
+    assert main(words) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"dopsd: {key}: {held} is being written by process {process.pid} on ")
+    assert said.count("\n") == 1 and "--take-over" in said
+    assert finish(process) == "written" and os.listdir(held) == ["first"]
+
+
+def test_a_run_that_finished_meanwhile_is_seen_under_the_claim(tmp_path, holder, capsys):
+    """The owner wrote its run and died: its claim is replaced, its run is not."""
+    process, folder = holder(write="config.yaml"), tmp_path / "run"
+    (folder / "config.yaml").write_text("run: {}")
+    process.kill()
+    while processes.started(process.pid):
+        time.sleep(0.01)
+    assert main(["train", "shapes", f"run.folder={folder}", "run.overwrite=false"]) == 1
+    assert "holds a run already" in capsys.readouterr().err
+    assert os.listdir(folder) == ["config.yaml"]

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from dopsd.cli.options import TakeOver, say
 from dopsd.errors import ConfigError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
@@ -29,17 +30,24 @@ def build_base(
     base_steps: Annotated[int, typer.Option(min=1, help="Steps of the base.")] = 12_000,
     turbo_rounds: Annotated[int, typer.Option(min=1, help="Rounds of the distillation.")] = 600,
     threads: Threads = 0,
+    take_over: TakeOver = False,
 ) -> None:
     """Train the base from nothing: autoencoder, joint base, few-step distillation. Resumable."""
     import torch
 
     from dopsd.experiments.shapes_base.run import STAGES, build
+    from dopsd.lease import claimed
+    from dopsd.signals import interruptible
 
     if stage not in STAGES:
         raise ConfigError(f"--stage: {stage!r}, allowed: {', '.join(STAGES)}")
     if threads:
         torch.set_num_threads(threads)
-    written = build(work, out, stage, base_steps, turbo_rounds)
+    with (
+        interruptible(f"what is trained stays in {work}; the same command goes on"),
+        claimed(str(work), "--work", take_over=take_over, tell=say),
+    ):
+        written = build(work, out, stage, base_steps, turbo_rounds)
     print(f"wrote {written}; measure it with: dopsd shapes card --weights {written} --write")
 
 
@@ -86,12 +94,15 @@ def concept(
     folder: Annotated[Path, typer.Argument(help="Folder to write the set to.")],
     count: Annotated[int, typer.Option(min=1, help="Number of images.")] = 12,
     seed: Annotated[int, typer.Option(help="Decides the scenes.")] = 0,
+    take_over: TakeOver = False,
 ) -> None:
     """Render a training set of a concept that the base has no word for."""
+    from dopsd.lease import claimed
     from dopsd.shapes.concepts import CONCEPTS, write_concept_set
 
     if name not in CONCEPTS:
         raise ConfigError(f"concept: {name!r}, allowed: {', '.join(sorted(CONCEPTS))}")
-    table = write_concept_set(name, folder, count, seed)
+    with claimed(str(folder), "FOLDER", take_over=take_over, tell=say):
+        table = write_concept_set(name, folder, count, seed)
     print(f"wrote {count} images; train on them with:")
     print(f"  dopsd train shapes data.source={table} run.folder=runs/{name}")

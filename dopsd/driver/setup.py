@@ -121,8 +121,8 @@ def prepare_data(config: RunConfig, show: Show, take_over: bool = False) -> Mani
     """`dopsd prepare`: shards and manifest. The cluster need not hold the roles: shards may be
     written where no GPU is."""
     config = check_run(config, show).config
-    show("prepare", "starting Ray")
-    connect()
     tell = partial(show, "prepare")
     with claimed_shards(config, tell, take_over):
+        tell("starting Ray")
+        connect()
         return prepare_shards(config, tell)

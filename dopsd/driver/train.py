@@ -10,6 +10,7 @@ from typing import Any
 
 from dopsd.config import RunConfig
 from dopsd.coordinator.actor import launch_coordinator
+from dopsd.coordinator.messages import RunStatus
 from dopsd.data.run_data import prepared
 from dopsd.driver.checks import (
     refuse_existing,
@@ -90,20 +91,12 @@ def _train(setup: RunSetup, resume: bool, lease: Lease, began: float) -> Summary
         begin_run(setup.config, resume, lease)
         supervisor = _start(setup, lease, scratch, began)
         try:
-            status = supervisor.run()
+            status = _run(supervisor, setup)
+            problems = supervisor.notices + supervisor.stop()
         except KeyboardInterrupt:
             supervisor.kill()
             end_local()  # before its folder goes
             raise
-        except BaseException as error:
-            supervisor.stop()
-            if asked_to_end():  # and what failed may be of its making
-                setup.show("train", Report([f"while ending: {message_line(error)}"]))
-                end_if_asked()
-            if isinstance(error, DopsdError):
-                raise with_resume_command(error, setup.config) from None
-            raise
-        problems = supervisor.notices + supervisor.stop()
     if status.step < setup.config.learner.steps:
         end_if_asked()
 
@@ -111,6 +104,19 @@ def _train(setup: RunSetup, resume: bool, lease: Lease, began: float) -> Summary
     # summary, the contact sheet and the run page (evaluation/preview/, report/) come last.
     summary = Summary.of_training(setup, status, problems, supervisor.first_step)
     return finish(summary, setup, began)
+
+
+def _run(supervisor: Supervisor, setup: RunSetup) -> RunStatus:
+    try:
+        return supervisor.run()
+    except Exception as error:
+        supervisor.stop()
+        if asked_to_end():  # which may be why it failed
+            setup.show("train", Report([f"while ending: {message_line(error)}"]))
+            end_if_asked()
+        if isinstance(error, DopsdError):
+            raise with_resume_command(error, setup.config) from None
+        raise
 
 
 def _start(setup: RunSetup, lease: Lease, scratch: str, began: float) -> Supervisor:
