@@ -102,18 +102,16 @@ def claimed(
     made = _missing(folder)
     me = Owner.this_process()
     lease = Lease(folder, me.token)
+    heart = _Heart(lease)
     try:
         replaced = _acquire(lease, me, key, take_over, tell)
-        heart = _Heart(lease)
         heart.start()
-        try:
-            _settle(lease, replaced)
-            with heart.guarding():
-                yield lease
-        finally:
-            heart.stop()
-            _release(lease)
+        _settle(lease, replaced)
+        with heart.guarding():
+            yield lease
     finally:
+        heart.stop()
+        _release(lease)
         for path in made:  # by a command that wrote nothing
             with contextlib.suppress(OSError):
                 os.rmdir(path)
@@ -163,7 +161,8 @@ class _Heart(threading.Thread):
 
     def stop(self) -> None:
         self._over.set()
-        self.join(timeout=_BEATS_TO_NOTICE * self._seconds)
+        if self.is_alive():
+            self.join(timeout=_BEATS_TO_NOTICE * self._seconds)
 
     def _look(self) -> None:
         asked = time.monotonic()
@@ -233,7 +232,7 @@ def _lives(path: str, owner: Owner, tell: Tell) -> bool:
 
 def _release(lease: Lease) -> None:
     with contextlib.suppress(OSError, StorageError):
-        with contextlib.suppress(LeaseLost):
+        with contextlib.suppress(LeaseHeld, LeaseLost):
             lease.check()
             storage.remove(lease.path)
         storage.remove(lease.beat)

@@ -316,12 +316,18 @@ def create(path: str, data: bytes) -> bool:
     if not is_remote(path):
         make_folder(os.path.dirname(inner) or ".")
         try:
-            with open(inner, "xb") as file:
+            file = open(inner, "xb")  # noqa: SIM115
+        except FileExistsError:
+            return False
+        try:
+            with file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-        except FileExistsError:
-            return False
+        except BaseException:  # such as a full disk
+            with suppress(OSError):
+                os.unlink(inner)
+            raise
         return True
     with storage_errors(path):
         try:
