@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 from dopsd.shown import line
 
 
@@ -63,11 +65,17 @@ class CheckpointError(DopsdError):
     """A checkpoint that cannot be used: names the file and the reason."""
 
 
-class RunLockLost(DopsdError):
-    """Another driver writes into the run folder now: names both."""
+class LeaseHeld(DopsdError):
+    """A living process writes into the folder: names it, and what one can do."""
+
+
+class LeaseLost(DopsdError):
+    """Another process writes into the folder now: names both."""
 
 
 class InterruptedRun(DopsdError):
-    """The run was asked to end and did so at a checkpoint."""
+    """A signal ended the command: says what is saved and how to go on."""
 
-    exit_code = 143
+    def __init__(self, message: str, number: int = signal.SIGTERM) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dopsd import storage
 from dopsd.errors import ConfigError, StorageError
+from dopsd.lease import LEASE
 from dopsd.scratch import OWNER_FILE, is_scratch
 
 RECORD = ".dopsd.json"
@@ -56,12 +57,12 @@ class FolderRecord(BaseModel):
 class OwnedFolder:
     """A folder, local or on S3, in which a command writes as a certain ``kind``.
 
-    ``key``: what a refusal calls it, such as ``run.folder``. ``beside``: names that others of ours
-    write before there is a record. Whatever goes wrong with the storage is raised as it is.
+    ``key``: what a refusal calls it, such as ``run.folder``. Whatever goes wrong with the storage
+    is raised as it is.
     """
 
-    def __init__(self, path: str, kind: str, key: str, beside: Iterable[str] = ()) -> None:
-        self.path, self.kind, self.key, self._beside = path, kind, key, frozenset(beside)
+    def __init__(self, path: str, kind: str, key: str) -> None:
+        self.path, self.kind, self.key = path, kind, key
 
     def file(self, name: str) -> str:
         return storage.join(self.path, name.rstrip("/"))
@@ -110,8 +111,8 @@ class OwnedFolder:
 
     def strangers(self) -> list[str]:
         """What a folder without a record holds, however little of it is in the way."""
-        known = {RECORD, OWNER_FILE, *self._beside, *_SYSTEM}
-        names = storage.names(self.path) - known
+        names = storage.names(self.path) - {RECORD, OWNER_FILE, *_SYSTEM}
+        names = {name for name in names if not name.startswith(LEASE)}
         return [n for n in names if self._is_taken(f"{n}/") and not is_scratch(self.file(n))]
 
     def _is_taken(self, name: str) -> bool:

@@ -16,7 +16,7 @@ import re
 import stat
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import IO, Any
@@ -50,6 +50,14 @@ SET_ASIDE = ".damaged"
 """Behind the name of a file that was moved out of the way."""
 _HINTS = {"400": "often expired credentials", "403": "no permission, or wrong credentials"}
 """What stands behind the status of an answer without a body."""
+guards: list[Callable[[str], None]] = []
+"""Called with every path before this process writes or removes something there; what one raises is
+raised. A lease that was lost ends its holder here (lease.py)."""
+
+
+def _may_write(path: str) -> None:
+    for guard in list(guards):
+        guard(path)
 
 
 def is_remote(path: str) -> bool:
@@ -234,6 +242,7 @@ def _open_local(path: str) -> IO[bytes]:
 
 def open_output(path: str) -> pa.NativeFile:
     """A file for pyarrow to write; its folder is made. On S3 it appears when it is closed."""
+    _may_write(path)
     if is_remote(path):
         return pa.PythonFile(_Writer(path), mode="w")
     make_folder(os.path.dirname(path) or ".")
@@ -341,6 +350,7 @@ def write_bytes(path: str, data: bytes, durable: bool = False, verbatim: bool = 
     text that is data, such as prompts that train, and no record (``RECORDS``), out of which
     credentials are taken.
     """
+    _may_write(path)
     if not verbatim:
         data = as_written(path, data)
     fs, inner = filesystem(path)
@@ -359,6 +369,45 @@ def write_bytes(path: str, data: bytes, durable: bool = False, verbatim: bool = 
         sync(os.path.dirname(folder) or ".")
 
 
+def create(path: str, data: bytes) -> bool:
+    """Write a small file where none is; returns whether it was written, which of all who try is
+    told to one. A local file is empty for a moment. An S3 that knows no conditional writes lets a
+    later one win: who is told True there has to look again."""
+    fs, inner = filesystem(path)
+    if not is_remote(path):
+        make_folder(os.path.dirname(inner) or ".")
+        try:
+            file = open(inner, "xb")  # noqa: SIM115
+        except FileExistsError:
+            return False
+        try:
+            with file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:  # such as a full disk
+            with suppress(OSError):
+                os.unlink(inner)
+            raise
+        return True
+    with storage_errors(path):
+        try:
+            fs.pipe_file(inner, data, mode="create")
+        except FileExistsError:
+            return False
+        except OSError as error:
+            code = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code", "")
+            if code in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409"):
+                return False
+            if error.errno != errno.ENOSYS:
+                raise
+            fs.invalidate_cache()
+            if fs.exists(inner):
+                return False
+            fs.pipe_file(inner, data)
+    return True
+
+
 def sync(path: str) -> None:
     """Make what was written to a local file or folder survive a power cut."""
     with storage_errors(path):
@@ -373,6 +422,7 @@ def sync(path: str) -> None:
 def whole_file(path: str) -> Iterator[IO[bytes]]:
     """A file to write piece by piece, which is at ``path`` when the block ends well and never
     before. On its way to S3 it lies in the folder for temporary files."""
+    _may_write(path)
     if is_remote(path):
         with tempfile.NamedTemporaryFile() as spool:
             yield spool
@@ -403,6 +453,7 @@ def whole_file(path: str) -> Iterator[IO[bytes]]:
 def streamed_file(path: str) -> Iterator[IO[bytes]]:
     """As :func:`whole_file`, for files that are too large to lie anywhere on their way: to S3 they
     go up in parts as they are written. A local one would survive a power cut."""
+    _may_write(path)
     if is_remote(path):
         writer = _Writer(path)
         try:
@@ -425,6 +476,7 @@ def remove(path: str) -> None:
     A name is a name: ``[V]-cat`` is no pattern. Raises IsADirectoryError or PermissionError for a
     local folder: a tree goes file by file, by what a record lists (``dopsd/ownership.py``).
     """
+    _may_write(path)
     fs, inner = filesystem(path)
     with storage_errors(path):
         if is_remote(path):
@@ -484,6 +536,7 @@ def move_folder(source: str, target: str, last: str) -> None:
     When somebody else was first, their folder stays and ``source`` is left where it is. Raises
     OSError for a local ``target`` that holds something else.
     """
+    _may_write(target)
     if is_remote(source):
         fs, start = filesystem(source)
         _, end = filesystem(target)

@@ -34,10 +34,10 @@ from dopsd.evaluation.folder import check_out as check_evaluation
 from dopsd.evaluation.folder import owned as owned_evaluation
 from dopsd.evaluation.generate import check_out as check_pictures
 from dopsd.ownership import OwnedFolder
-from dopsd.run_folder.lock import LOCK_POLL_SECONDS, locked_run_folder
 from dopsd.run_folder.outputs import owned as owned_run
 from dopsd.run_folder.outputs import seal_outputs
 from dopsd.scratch import scratch_folder
+from tests.helpers.runs import begun
 from tests.helpers.tiny import make_config
 
 FOLDERS = ("run", "run/shards", "run/checkpoints", "run/preview", "shards", "evaluation", "out")
@@ -68,7 +68,7 @@ class Failing:
 
 def a_run(root: str, chance: random.Random) -> None:
     config = make_config("base", run={"folder": f"{root}/run", "overwrite": True})
-    with locked_run_folder(config, resume=chance.random() < 0.3):
+    with begun(config, resume=chance.random() < 0.3):
         own = owned_run(f"{root}/run")
         storage.write_bytes(f"{root}/run/metrics.jsonl", b"{}\n")
         a_checkpoint(root, chance)
@@ -162,7 +162,6 @@ def strew(root: Path, chance: random.Random, foreign: dict[Path, bytes]) -> None
 
 @pytest.mark.parametrize("seed", range(25))
 def test_every_foreign_file_stays_byte_for_byte(tmp_path: Path, monkeypatch, seed: int) -> None:
-    monkeypatch.setitem(LOCK_POLL_SECONDS, False, 0)
     chance, foreign = random.Random(seed), {}
     failing = Failing(chance, monkeypatch)
     done = 0
@@ -182,7 +181,6 @@ def test_every_foreign_file_stays_byte_for_byte(tmp_path: Path, monkeypatch, see
 def test_without_foreign_files_nothing_is_refused_and_nothing_is_left(
     tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setitem(LOCK_POLL_SECONDS, False, 0)
     chance = random.Random(0)
     for _ in range(3):
         for command in (a_run, a_checkpoint, a_prior, an_evaluation, pictures):

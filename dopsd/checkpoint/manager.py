@@ -23,10 +23,10 @@ from dopsd.checkpoint.requests import CheckpointRequests
 from dopsd.checkpoint.room import RoomNeeded, shortage
 from dopsd.config import RunConfig
 from dopsd.config.load import shown_values
-from dopsd.errors import CheckpointError, DeadlineError, RunLockLost
+from dopsd.errors import CheckpointError, DeadlineError, LeaseLost
+from dopsd.lease import Lease
 from dopsd.ray_cluster.failures import error_message
 from dopsd.run_folder.files import CHECKPOINTS
-from dopsd.run_folder.lock import RunLock
 
 
 def newest_checkpoint(
@@ -52,8 +52,8 @@ class CheckpointManager:
         config: RunConfig,
         identity: RunIdentity,
         before_commit: Callable[[], None],
-        lock: RunLock | None = None,
-        lock_lost: Callable[[RunLockLost], None] = lambda error: None,
+        lock: Lease | None = None,
+        lock_lost: Callable[[LeaseLost], None] = lambda error: None,
         room: RoomNeeded = RoomNeeded(),  # noqa: B008
     ) -> None:
         self.config, self.identity, self._room = config, identity, room
@@ -225,7 +225,7 @@ class CheckpointManager:
             _, left = prune(self.root, step, section.keep_last, section.keep_every)
             self._tell_left(left)
             self._look_for_room(step)
-        except RunLockLost as error:
+        except LeaseLost as error:
             self._lock_lost(error)
         except Exception as error:  # training goes on; the next one may succeed
             self.notices.append(f"no checkpoint of step {step}: {error_message(error)}")

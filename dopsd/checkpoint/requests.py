@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable
 
 from dopsd import storage
-from dopsd.errors import RunLockLost, StorageError
+from dopsd.errors import LeaseLost, StorageError
+from dopsd.lease import BEAT_SECONDS, Lease
 from dopsd.ray_cluster.ray_private import draining_nodes
 from dopsd.run_folder.files import REQUEST_FILE
-from dopsd.run_folder.lock import LOCK_POLL_SECONDS, RunLock
 
 
 class CheckpointRequests:
@@ -22,11 +22,11 @@ class CheckpointRequests:
     """
 
     def __init__(
-        self, folder: str, lock: RunLock | None, lock_lost: Callable[[RunLockLost], None]
+        self, folder: str, lock: Lease | None, lock_lost: Callable[[LeaseLost], None]
     ) -> None:
         self._folder, self._lock_lost = folder, lock_lost
         self.check_lock: Callable[[], None] = lock.check if lock is not None else lambda: None
-        """Raises RunLockLost when another driver writes into the run folder now."""
+        """Raises LeaseLost when another driver writes into the run folder now."""
         self.path = storage.join(folder, REQUEST_FILE)
         self.asked = False
         """Somebody wants a checkpoint at the next step, whatever the schedule."""
@@ -39,7 +39,7 @@ class CheckpointRequests:
     def poll_in_background(self) -> None:
         """Poll now and then, in a thread of its own: a storage that does not answer must not hold
         up training."""
-        pause = LOCK_POLL_SECONDS[storage.is_remote(self._folder)]
+        pause = BEAT_SECONDS[storage.is_remote(self._folder)]
         busy = self._thread is not None and self._thread.is_alive()
         if busy or time.monotonic() - self._last_poll < pause:
             return
@@ -57,7 +57,7 @@ class CheckpointRequests:
         with contextlib.suppress(OSError, StorageError):  # a storage that is away for a while
             try:
                 self.check_lock()
-            except RunLockLost as error:
+            except LeaseLost as error:
                 self._lock_lost(error)
             if not self.pending and REQUEST_FILE in storage.names(self._folder):
                 self.asked = self.pending = True

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dopsd import storage
-from dopsd.cli.options import COUNT_MOST, SHARE_MOST, STEPS_MOST, Pixels, quiet
+from dopsd.cli.options import COUNT_MOST, SHARE_MOST, STEPS_MOST, Pixels, TakeOver, quiet
 from dopsd.errors import ConfigError
 from dopsd.terminal import say, say_lines
 
@@ -74,6 +74,7 @@ def evaluate(
         float, typer.Option(min=0, max=SHARE_MOST, help="GPUs of each worker, if any.")
     ] = 1.0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    take_over: TakeOver = False,
 ) -> None:
     """Draw with base and trained models from equal noise, and score: a table with intervals."""
     quiet()
@@ -84,7 +85,9 @@ def evaluate(
     from dopsd.evaluation.prompts import PRIOR, read_prompts
     from dopsd.evaluation.run import evaluate as run
     from dopsd.evaluation.spec import EvaluateSpec, MetricChoice, resolve_models
+    from dopsd.lease import claimed
     from dopsd.models import FAMILIES
+    from dopsd.signals import interruptible
 
     if device not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"--device: {device!r}, allowed: auto, cpu, cuda")
@@ -114,7 +117,12 @@ def evaluate(
     )
     resolve_models(spec)  # before a VLM writes prompts
     check_out(out)
-    with Progress() as progress:
+    stays = f"what is drawn and scored stays in {out}; the same command goes on"
+    with (
+        interruptible(stays),
+        claimed(out, "--out", take_over=take_over, tell=say),
+        Progress() as progress,
+    ):
         asked = [
             prompt
             for source in prompts or ["shapes:bars"]

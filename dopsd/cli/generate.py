@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dopsd.cli.options import SEED_MOST, STEPS_MOST, Pixels, quiet
+from dopsd.cli.options import SEED_MOST, STEPS_MOST, Pixels, TakeOver, quiet
 from dopsd.terminal import say
 
 
@@ -37,6 +37,7 @@ def generate(
     height: Pixels = None,
     seed: Annotated[int, typer.Option(min=0, max=SEED_MOST, help="Picture i uses seed + i.")] = 0,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    take_over: TakeOver = False,
 ) -> None:
     """Draw pictures with the base, or with what was trained of it."""
     quiet()
@@ -49,9 +50,11 @@ def generate(
     from dopsd.evaluation.evaluated_models import as_trained, evaluated_models
     from dopsd.evaluation.generate import check_out, read_reference
     from dopsd.evaluation.generate import generate as draw
+    from dopsd.lease import claimed
     from dopsd.models import FAMILIES
     from dopsd.models.base import DTYPES
     from dopsd.ray_cluster.process import use_device
+    from dopsd.signals import interruptible
 
     for option, value, allowed in (("family", family, FAMILIES), ("dtype", dtype, DTYPES)):
         if value not in allowed:
@@ -83,6 +86,13 @@ def generate(
         modules,
         transformer,
     )
-    for path, prompt, picture in zip(paths, prompts, pictures):
-        storage.write_bytes(path, drawn_png(picture))
-        say(f"{path}  {prompt}")
+    drawn = 0
+    with (
+        interruptible(lambda: f"{drawn} of {len(prompts)} pictures are in {out}"),
+        claimed(out, "--out", take_over=take_over, tell=say),
+    ):
+        check_out(out, paths)
+        for picture in pictures:
+            storage.write_bytes(paths[drawn], drawn_png(picture))
+            say(f"{paths[drawn]}  {prompts[drawn]}")
+            drawn += 1

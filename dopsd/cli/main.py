@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
 from botocore.exceptions import BotoCoreError, ClientError
+from typer.core import TyperGroup
 
-from dopsd import __version__
+from dopsd import __version__, processes
 from dopsd.cli.evaluate import evaluate
 from dopsd.cli.generate import generate
 from dopsd.cli.last_resort import report_crash
@@ -17,10 +20,21 @@ from dopsd.cli.reproduce import app as reproduce
 from dopsd.cli.run import checkpoint, report, show_config, stats, verify
 from dopsd.cli.shapes import app as shapes
 from dopsd.cli.train import train
-from dopsd.errors import DopsdError, message_line
+from dopsd.errors import DopsdError, InterruptedRun, message_line
+from dopsd.signals import handled, interruptible
 from dopsd.terminal import complain, say, write_anything
 
+
+class _Commands(TyperGroup):
+    """Whichever command runs, a signal ends it with one line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with interruptible("the same command begins again"):
+            return super().invoke(ctx)
+
+
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     help="Tune step-distilled text-to-image models by on-policy self-distillation (D-OPSD).",
@@ -52,13 +66,22 @@ def _root(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; a user's mistake is one line on stderr and exit code 1 (2 for
-    a command line that cannot be read), an error that nobody foresaw one line and 70."""
+    """Run the command line; a user's mistake is one line on stderr and exit code 1 (2 for a command
+    line that cannot be read), a signal's end one line and 128 + its number, an error that nobody
+    foresaw one line and 70."""
     write_anything()
+    with handled(own_process=argv is None):
+        return _run(argv)
+
+
+def _run(argv: list[str] | None) -> int:
     try:
         code = app(args=argv, prog_name="dopsd", standalone_mode=False)
     except DopsdError as error:
-        complain(str(error))
+        if isinstance(error, InterruptedRun):
+            _end_processes(own=argv is None)
+        with suppress(OSError):  # a terminal that went away may be why
+            complain(str(error))
         return error.exit_code
     except (OSError, BotoCoreError, ClientError) as error:
         # A disk or S3 that refuses: its own message says what, and to which file.
@@ -80,3 +103,11 @@ def _usage_error(error: Any) -> int:
         context = getattr(error, "ctx", None)
         complain(f"{message} ({context.command_path} --help)" if context else message)
     return int(error.exit_code)
+
+
+def _end_processes(own: bool) -> None:
+    """End the Ray that was started here, and in a process of its ``own`` whatever is left."""
+    if connect := sys.modules.get("dopsd.ray_cluster.connect"):
+        connect.end_local()
+    if own:  # such as a Ray that was only half started
+        processes.kill(processes.descendants())

@@ -22,6 +22,12 @@ COUNT_MOST = 10**6
 SHARE_MOST = 1e6
 """CPUs or GPUs of a worker; a bound refuses infinity and NaN too."""
 SECONDS_MOST = 1e9
+TakeOver = Annotated[
+    bool,
+    typer.Option(
+        "--take-over", help="Write even where a living process does: that one stops, and notices."
+    ),
+]
 
 
 def quiet() -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shlex
 
-from dopsd.cli.options import ConfigPath, Overrides, quiet
+from dopsd.cli.options import ConfigPath, Overrides, TakeOver, quiet
 from dopsd.config import load_config
 from dopsd.config.recipes import DEFAULT
 from dopsd.terminal import say
 
 
-def preflight(config: ConfigPath = DEFAULT, overrides: Overrides = None) -> None:
+def preflight(
+    config: ConfigPath = DEFAULT, overrides: Overrides = None, take_over: TakeOver = False
+) -> None:
     """Draw base-as-student and base-as-teacher beside the targets, and judge the teacher.
 
     Writes `preflight/` in the run folder. With preflight.mode=strict a teacher that was not shown
@@ -23,7 +25,7 @@ def preflight(config: ConfigPath = DEFAULT, overrides: Overrides = None) -> None
     from dopsd.driver.progress import Progress
 
     with Progress() as progress:
-        result = check(run, progress.show)
+        result = check(run, progress.show, take_over)
     for line in sample_lines(result):
         say(line)
     if result.verdict.can_teach:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dopsd.cli.options import ConfigPath, Overrides, quiet
+from dopsd.cli.options import ConfigPath, Overrides, TakeOver, quiet
 from dopsd.config import load_config
 from dopsd.config.recipes import DEFAULT
 from dopsd.errors import ConfigError
@@ -24,6 +24,7 @@ def prepare(
         ),
     ] = False,
     encode: Annotated[bool, typer.Option("--encode", hidden=True)] = False,
+    take_over: TakeOver = False,
 ) -> None:
     """Turn data.source into prepared shards (data.shards) and a manifest.
 
@@ -36,12 +37,14 @@ def prepare(
     from dopsd.driver.context_cache import encode_contexts
     from dopsd.driver.progress import Progress
     from dopsd.driver.setup import prepare_data
+    from dopsd.signals import interruptible
 
-    with Progress() as progress:
+    stays = "what is encoded stays, and" if cache_contexts else "no data set was made;"
+    with interruptible(f"{stays} the same command goes on"), Progress() as progress:
         if cache_contexts:
-            lines = encode_contexts(run, progress.show)
+            lines = encode_contexts(run, progress.show, take_over)
         else:
-            lines = prepare_data(run, progress.show).summary_lines()
+            lines = prepare_data(run, progress.show, take_over).summary_lines()
     for line in lines:
         say(line)
     say(f"Shards: {run.shards}")

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from dopsd.cli.options import COUNT_MOST, SEED_MOST, quiet
+from dopsd.cli.options import COUNT_MOST, SEED_MOST, TakeOver, quiet
 from dopsd.errors import ConfigError
 from dopsd.terminal import say, say_lines
 
@@ -68,6 +68,7 @@ def shapes(
             "2 GB. Default: as many as there are cores, at most 4.",
         ),
     ] = None,
+    take_over: TakeOver = False,
 ) -> None:
     """D-OPSD beside SFT, off-policy distillation and other teachers, on the shapes world."""
     quiet()
@@ -75,8 +76,10 @@ def shapes(
     from dopsd.experiments.reproduce import table
     from dopsd.experiments.reproduce.shapes import TABLE, reproduce
     from dopsd.experiments.reproduce.variants import FULL, QUICK, QUICK_STEPS, VARIANTS, trials
+    from dopsd.lease import claimed
     from dopsd.shapes.concepts import CONCEPTS
     from dopsd.shapes.world import HELD_OUT_PATTERN
+    from dopsd.signals import interruptible
 
     if concept not in (None, *CONCEPTS):
         raise ConfigError(f"--concept: {concept!r}, allowed: {', '.join(CONCEPTS)}")
@@ -103,7 +106,9 @@ def shapes(
         say(title)
         return Progress()
 
-    lines = reproduce(chosen, budget, folder, prompts, begin, at_once)
+    stays = f"what is trained and drawn stays in {folder}; the same command goes on"
+    with interruptible(stays), claimed(folder, "--folder", take_over=take_over, tell=say):
+        lines = reproduce(chosen, budget, folder, prompts, begin, at_once, take_over)
     say_lines("\n".join([table.markdown(lines), *table.verdicts(lines)]))
     say(f"{clock(time.monotonic() - began)}; tables and grids: {folder}/{TABLE}")
 

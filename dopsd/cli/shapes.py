@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dopsd.cli.options import COUNT_MOST, SEED_MOST
+from dopsd.cli.options import COUNT_MOST, SEED_MOST, TakeOver
 from dopsd.errors import ConfigError
 from dopsd.terminal import say
 
@@ -37,17 +37,24 @@ def build_base(
         int, typer.Option(min=1, max=COUNT_MOST, help="Rounds of the distillation.")
     ] = 600,
     threads: Threads = 0,
+    take_over: TakeOver = False,
 ) -> None:
     """Train the base from nothing: autoencoder, joint base, few-step distillation. Resumable."""
     import torch
 
     from dopsd.experiments.shapes_base.run import STAGES, build
+    from dopsd.lease import claimed
+    from dopsd.signals import interruptible
 
     if stage not in STAGES:
         raise ConfigError(f"--stage: {stage!r}, allowed: {', '.join(STAGES)}")
     if threads:
         torch.set_num_threads(threads)
-    written = build(work, out, stage, base_steps, turbo_rounds)
+    with (
+        interruptible(f"what is trained stays in {work}; the same command goes on"),
+        claimed(str(work), "--work", take_over=take_over, tell=say),
+    ):
+        written = build(work, out, stage, base_steps, turbo_rounds)
     say(f"wrote {written}; measure it with: dopsd shapes card --weights {written} --write")
 
 
@@ -97,8 +104,10 @@ def concept(
     folder: Annotated[Path, typer.Argument(help="Folder to write the set to.")],
     count: Annotated[int, typer.Option(min=1, max=COUNT_MOST, help="Number of images.")] = 12,
     seed: Annotated[int, typer.Option(min=0, max=SEED_MOST, help="Decides the scenes.")] = 0,
+    take_over: TakeOver = False,
 ) -> None:
     """Render a training set of a concept that the base has no word for."""
+    from dopsd.lease import claimed
     from dopsd.ownership import OwnedFolder
     from dopsd.shapes.concepts import CONCEPTS, write_concept_set
 
@@ -107,8 +116,10 @@ def concept(
     own = OwnedFolder(str(folder), "concept", "FOLDER")
     images = [f"images/{number:04d}.png" for number in range(count)]
     own.check("data.jsonl", "images/", *images)
-    own.claim("data.jsonl", "images/", *images)
-    table = write_concept_set(name, folder, count, seed)
-    own.seal_as_they_are("data.jsonl", *images)
+    with claimed(str(folder), "FOLDER", take_over=take_over, tell=say):
+        own.check("data.jsonl", "images/", *images)
+        own.claim("data.jsonl", "images/", *images)
+        table = write_concept_set(name, folder, count, seed)
+        own.seal_as_they_are("data.jsonl", *images)
     say(f"wrote {count} images; train on them with:")
     say(f"  dopsd train shapes data.source={table} run.folder=runs/{name}")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dopsd.cli.options import CONFIG, Overrides, quiet
+from dopsd.cli.options import CONFIG, Overrides, TakeOver, quiet
 from dopsd.config import RunConfig, load_config
 from dopsd.config.recipes import DEFAULT
 from dopsd.errors import ConfigError
@@ -28,6 +28,7 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the run folder, even an unfinished run.")
     ] = False,
+    take_over: TakeOver = False,
 ) -> None:
     """Train: shards are prepared when missing, then roll out, score, learn, export a LoRA.
 
@@ -43,7 +44,13 @@ def train(
     from dopsd.run_folder.log import loss_steps
 
     with Progress() as progress:
-        summary = launch(run, progress.show, resume=resume is not None, replace=overwrite)
+        summary = launch(
+            run,
+            progress.show,
+            resume=resume is not None,
+            replace=overwrite,
+            take_over=take_over,
+        )
     say("")
     say(
         f"Done: {summary.steps} steps in {clock(summary.seconds)} "

@@ -16,8 +16,8 @@ from dopsd.data.context_cache.files import ContextCache
 from dopsd.data.manifest import Manifest
 from dopsd.data.run_data import plan_of, read_spec
 from dopsd.data.stream.pipeline import EncodedStream, encoded_stream
+from dopsd.lease import Lease
 from dopsd.ray_cluster.placement import Role, Roles
-from dopsd.run_folder.lock import RunLock
 from dopsd.run_folder.log import RunLog
 from dopsd.run_folder.trackers import open_trackers
 
@@ -35,7 +35,7 @@ class CoordinatorActor(Coordinator):
         manifest: Manifest,
         context_cache: ContextCache | None,
         restarts: int,
-        lock: RunLock,
+        lock: Lease,
         room: RoomNeeded,
     ) -> None:
         plan = plan_of(config, manifest)
@@ -80,7 +80,7 @@ def launch_coordinator(
     context_cache: ContextCache | None,
     name: str,
     restarts: int,
-    lock: RunLock,
+    lock: Lease,
     room: RoomNeeded,
 ) -> Any:
     """The coordinator's actor, on this node: it writes into the run folder."""

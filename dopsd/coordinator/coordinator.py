@@ -30,11 +30,11 @@ from dopsd.coordinator.run_files import RunFiles, TrajectoryRecorder
 from dopsd.coordinator.status import notices_of, run_status, stalled
 from dopsd.coordinator.stream_reader import StreamReader
 from dopsd.data.stream.pipeline import EncodedStream
-from dopsd.errors import DopsdError, RunLockLost, WorkerError
+from dopsd.errors import DopsdError, LeaseLost, WorkerError
+from dopsd.lease import Lease
 from dopsd.policy.bundle import Bundle
 from dopsd.ray_cluster.placement import Roles
 from dopsd.run_folder.ledger import TrainedShare
-from dopsd.run_folder.lock import RunLock
 from dopsd.run_folder.log import RunLog
 from dopsd.run_folder.timeline import Span
 
@@ -58,7 +58,7 @@ class Coordinator:
         log: RunLog,
         identity: RunIdentity | None = None,
         restarts: int = 0,
-        lock: RunLock | None = None,
+        lock: Lease | None = None,
         room: RoomNeeded = RoomNeeded(),  # noqa: B008
     ) -> None:
         self.config, self.roles, self.log = config, roles, log
@@ -102,7 +102,7 @@ class Coordinator:
         for thread in self._threads:
             thread.join(timeout=10)
         endings = [*(pool.stop for pool in self._dispatcher.pools), self._recorder.end]
-        if not isinstance(self._failure.error, RunLockLost):  # else they are another driver's
+        if not isinstance(self._failure.error, LeaseLost):  # else they are another driver's
             endings += [self._files.ledger.flush, self.log.close, self.checkpoints.end]
         return run_all(endings) + notices_of(self._dispatcher, self._reader, self._files)
 

@@ -14,10 +14,10 @@ from dopsd.checkpoint.manager import CheckpointManager
 from dopsd.checkpoint.room import RoomNeeded
 from dopsd.config import RunConfig
 from dopsd.coordinator.dispatcher import InFlightMicroBatch
-from dopsd.errors import DeadlineError, RunLockLost, StorageError
+from dopsd.errors import DeadlineError, LeaseLost, StorageError
+from dopsd.lease import Lease
 from dopsd.run_folder.best_effort import BEST_EFFORT_FOLDERS
 from dopsd.run_folder.ledger import Ledger
-from dopsd.run_folder.lock import RunLock
 from dopsd.run_folder.log import RunLog
 from dopsd.run_folder.outputs import owned
 from dopsd.run_folder.trajectories import dump_scored, dumped
@@ -38,8 +38,8 @@ class RunFiles:
         config: RunConfig,
         identity: RunIdentity,
         log: RunLog,
-        lock: RunLock | None,
-        lock_lost: Callable[[RunLockLost], None],
+        lock: Lease | None,
+        lock_lost: Callable[[LeaseLost], None],
         room: RoomNeeded,
     ) -> None:
         self.log, self.ledger = log, Ledger(log.folder)
@@ -55,7 +55,7 @@ class RunFiles:
         return attempt
 
     def write(self, name: str, payload: bytes) -> None:
-        """Write a file of the learners. Raises RunLockLost, ConfigError for a name that is
+        """Write a file of the learners. Raises LeaseLost, ConfigError for a name that is
         somebody else's by now, or whatever the storage raises."""
         if name.partition("/")[0] not in BEST_EFFORT_FOLDERS:
             self.checkpoints.requests.check_lock()

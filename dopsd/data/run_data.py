@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from dopsd.data.read import ReadSpec, RowGroups, read_micro_batch, samples_of
 from dopsd.data.references import check_references
 from dopsd.data.sample import Sample
 from dopsd.errors import ConfigError, DataError
+from dopsd.lease import Lease, claimed
 from dopsd.scratch import temporary_folder
 
 Tell = Callable[[str], None]
@@ -35,15 +37,28 @@ def source_name(config: RunConfig) -> str | None:
     return str(Path(source).absolute())
 
 
-def prepared(config: RunConfig, tell: Tell, renew: bool = True) -> Manifest:
+def claimed_shards(
+    config: RunConfig, tell: Tell, take_over: bool = False
+) -> contextlib.AbstractContextManager[Lease]:
+    """The folder of the run's shards, for this process alone; raises as ``lease.claimed``. Who
+    reads them needs no claim."""
+    return claimed(config.shards, "data.shards", take_over=take_over, tell=tell)
+
+
+def prepared(
+    config: RunConfig, tell: Tell, renew: bool = True, take_over: bool = False
+) -> Manifest:
     """The manifest of the run's shards; they are prepared first when they do not exist.
 
     Raises DataError when they do not hold what the config asks for. Shards of another source are
     prepared anew only where they are the run's own and it may overwrite; never without ``renew``:
-    a run that is resumed needs those that it began with.
+    a run that is resumed needs those that it began with. LeaseHeld when another process prepares
+    them, unless ``take_over``.
     """
     if not has_manifest(config.shards):
-        prepare_shards(config, tell)
+        with claimed_shards(config, tell, take_over):
+            if not has_manifest(config.shards):  # else somebody was faster
+                prepare_shards(config, tell)
     manifest = load_manifest(config.shards)
     asked = source_name(config)
     if asked is not None and manifest.source != asked:
@@ -52,7 +67,8 @@ def prepared(config: RunConfig, tell: Tell, renew: bool = True) -> Manifest:
                 f"data.source: {asked}, but {config.shards} was prepared from {manifest.source}; "
                 "allowed: another data.shards, or no data.source to train on what is there"
             )
-        prepare_shards(config, tell)
+        with claimed_shards(config, tell, take_over):
+            prepare_shards(config, tell)
     manifest = load_prepared(config.shards, config.data)
     check_caption_keys(manifest, config.data.caption_keys)
     check_prompt_pairs(manifest, config.context.prompt_pairs)
@@ -62,7 +78,7 @@ def prepared(config: RunConfig, tell: Tell, renew: bool = True) -> Manifest:
 
 
 def prepare_shards(config: RunConfig, tell: Tell) -> Manifest:
-    """Prepare ``data.source`` into the shards. Ray must be up.
+    """Prepare ``data.source`` into the shards, which are claimed. Ray must be up.
 
     Raises ConfigError when there is no source, DataError as ``data.prepare.run.prepare`` does.
     """

@@ -23,7 +23,7 @@ from dopsd.errors import (
     ConfigError,
     DataError,
     DopsdError,
-    RunLockLost,
+    LeaseLost,
     StorageError,
 )
 from dopsd.evaluation.metrics import make_distance
@@ -118,7 +118,7 @@ def refuse_unless_resumable(config: RunConfig, identity: RunIdentity | None = No
 
 def with_resume_command(error: DopsdError, config: RunConfig) -> DopsdError:
     """The same error, with the command that resumes the run where a checkpoint is saved."""
-    if isinstance(error, RunLockLost):
+    if isinstance(error, LeaseLost):
         return error
     folder, steps = config.run.folder, []
     with contextlib.suppress(OSError, StorageError):  # which may be why the run ended
@@ -127,6 +127,17 @@ def with_resume_command(error: DopsdError, config: RunConfig) -> DopsdError:
         return error
     command = f"dopsd train --resume {shlex.quote(folder)}"
     return type(error)(f"{error}; step {steps[-1]} is saved, resume with: {command}")
+
+
+def what_is_saved(config: RunConfig) -> str:
+    """Of a run that was interrupted, and how to go on."""
+    run = RunFolder(config.run.folder)
+    folder = shlex.quote(run.path)
+    if run.is_finished:
+        return f"the run is finished, its results are in {folder}; page: dopsd report {folder}"
+    if steps := complete_steps(run.checkpoints):
+        return f"step {steps[-1]} is saved, resume with: dopsd train --resume {folder}"
+    return "no checkpoint is saved yet; the same command with --overwrite begins again"
 
 
 def refuse_missing_source(config: RunConfig) -> None:

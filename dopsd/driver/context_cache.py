@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from dopsd import storage
@@ -25,10 +26,10 @@ from dopsd.data.context_cache.files import (
 )
 from dopsd.data.context_cache.writer import write_context_cache
 from dopsd.data.manifest import Manifest
-from dopsd.data.run_data import read_spec
+from dopsd.data.run_data import claimed_shards, prepared, read_spec
 from dopsd.data.schema import without_generation
 from dopsd.driver.progress import Report, Show
-from dopsd.driver.setup import RunSetup
+from dopsd.driver.setup import RunSetup, check_run
 from dopsd.errors import DataError
 from dopsd.models import FAMILIES, resolve_vlm
 from dopsd.models.fingerprint import fingerprint, model_identity
@@ -175,16 +176,23 @@ def _fitting(folder: str, asked: Entries, manifest: Manifest) -> CacheRecord:
     return record
 
 
-def encode_contexts(config: RunConfig, show: Show) -> list[str]:
+def encode_contexts(config: RunConfig, show: Show, take_over: bool = False) -> list[str]:
     """`dopsd prepare --cache-contexts`: what is missing is prepared, drawn, encoded.
 
     Returns what was done, in lines. An unfinished cache is resumed; other caches stay. Raises as
-    ``RunSetup.open``, ``with_prior`` and the encoders do.
+    ``RunSetup.open``, ``with_prior`` and the encoders do, and LeaseHeld when another process writes
+    into the shards, unless ``take_over``.
     """
-    setup = RunSetup.open(config, show).with_prior()
-    config, manifest, role = setup.config, setup.manifest, setup.roles.encoder
-    assert role is not None
-    setup.wait_for(role)
+    data = partial(prepared, take_over=take_over)
+    setup = RunSetup.open(check_run(config, show), show, data).with_prior()
+    assert setup.roles.encoder is not None
+    setup.wait_for(setup.roles.encoder)
+    with claimed_shards(setup.config, partial(show, "prepare"), take_over):
+        return _encode(setup, setup.roles.encoder, show)
+
+
+def _encode(setup: RunSetup, role: Role, show: Show) -> list[str]:
+    config, manifest = setup.config, setup.manifest
     entries = made_of(config, manifest)
     folder = storage.join(config.shards, PREFIX + fingerprint(entries))
     if storage.exists(storage.join(folder, RECORD)):

@@ -10,13 +10,15 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 
 from dopsd.config import RunConfig
 from dopsd.contexts import ContextEncoder, ContextView, EncoderFactory
 from dopsd.data.manifest import Manifest
-from dopsd.data.run_data import preview_samples
+from dopsd.data.run_data import prepared, preview_samples
+from dopsd.driver.checks import refuse_existing
 from dopsd.driver.progress import Report, Show
-from dopsd.driver.setup import RunSetup
+from dopsd.driver.setup import RunSetup, check_run, claimed_run
 from dopsd.errors import DeadlineError, PreflightError, WorkerError
 from dopsd.evaluation.preflight.check import Preflight, check_teacher
 from dopsd.evaluation.preflight.distance import choose_metric
@@ -29,14 +31,18 @@ from dopsd.run_folder.outputs import owned
 _REPEATED = re.compile(r"(<[^<>]+>)\1+")
 
 
-def preflight(config: RunConfig, show: Show) -> Preflight:
+def preflight(config: RunConfig, show: Show, take_over: bool = False) -> Preflight:
     """`dopsd preflight`: the check alone, whatever ``preflight.mode`` says of training.
 
-    Raises PreflightError in strict mode when the teacher was not shown to be closer.
+    Raises PreflightError in strict mode when the teacher was not shown to be closer, LeaseHeld when
+    another process writes into the run folder, unless ``take_over``.
     """
-    setup = RunSetup.open(config, show, new_run=True)
-    setup.wait_for(_role(setup.roles.learner))
-    return check(setup.config, setup.manifest, setup.roles.learner, show)
+    run = check_run(config, show)
+    with claimed_run(run.config, show, take_over):
+        refuse_existing(run.config)
+        setup = RunSetup.open(run, show, partial(prepared, take_over=take_over))
+        setup.wait_for(_role(setup.roles.learner))
+        return check(setup.config, setup.manifest, setup.roles.learner, show)
 
 
 def before_training(config: RunConfig, manifest: Manifest, learner: Role, show: Show) -> None:

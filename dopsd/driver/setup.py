@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,7 +18,8 @@ from dopsd.checkpoint.room import RoomNeeded, refuse_without_room
 from dopsd.config import RunConfig
 from dopsd.data.context_cache.files import ContextCache
 from dopsd.data.manifest import Manifest
-from dopsd.data.run_data import Tell, plan_of, prepare_shards, prepared
+from dopsd.data.prepare.folder import check_shards_folder
+from dopsd.data.run_data import Tell, claimed_shards, plan_of, prepare_shards, prepared
 from dopsd.driver.checks import (
     check_context,
     check_options,
@@ -28,8 +30,9 @@ from dopsd.driver.checks import (
 from dopsd.driver.folders import check_folders
 from dopsd.driver.limits import check_captions, check_limits, tell_of_cut_prompts
 from dopsd.driver.prior import check_prior, with_prior
-from dopsd.driver.progress import Show
+from dopsd.driver.progress import Report, Show
 from dopsd.learner.zero.engine import preset_stage, read_preset
+from dopsd.lease import Lease, claimed
 from dopsd.models import FAMILIES, Family
 from dopsd.models.base import set_attention
 from dopsd.models.trained import TrainableParameters
@@ -48,8 +51,8 @@ MakeData = Callable[[RunConfig, Tell], Manifest]
 
 
 @dataclass(frozen=True)
-class RunSetup:
-    """What a command works with, built once."""
+class CheckedRun:
+    """What can be known of a run without a cluster."""
 
     config: RunConfig
     """With absolute paths."""
@@ -57,37 +60,25 @@ class RunSetup:
     """DeepSpeed's config."""
     trainable: dict[str, int]
     """Modules that the LoRA adapts, by target, and tensors that are trained whole."""
+    room: RoomNeeded
+    """On the disk of the run folder."""
+
+
+@dataclass(frozen=True)
+class RunSetup(CheckedRun):
+    """What a command works with, built once."""
+
     roles: Roles
     manifest: Manifest
     show: Show
     context_cache: ContextCache | None = None
     """In place of the encoder, of which ``roles`` then has none."""
-    room: RoomNeeded = RoomNeeded()
-    """On the disk of the run folder."""
 
     @classmethod
-    def open(
-        cls,
-        config: RunConfig,
-        show: Show,
-        data: MakeData = prepared,
-        *,
-        new_run: bool = False,
-        overwrite: bool = False,
-        trains: bool = False,
-    ) -> RunSetup:
-        """Refuse what cannot work, join or start Ray, and make or find the ``data``.
-
-        ``new_run``: an older run in the folder is refused, as ``refuse_existing`` says. ``trains``:
-        a disk without room for what training leaves is refused. Raises a DopsdError with one clear
-        line.
-        """
-        config, preset, trainable, room = check_run(config, show)
-        if new_run:
-            refuse_existing(config, overwrite)
-            check_run_folder(config)
-        if trains:
-            refuse_without_room(config, room, resume=not new_run)
+    def open(cls, run: CheckedRun, show: Show, data: MakeData = prepared) -> RunSetup:
+        """Join or start Ray, and make or find the ``data``. Raises a DopsdError with one clear
+        line."""
+        config = run.config
         if starts_here():
             refuse_too_large(resolve_roles(config, math.inf).all(), local_cpus())
         show("prepare", "starting Ray")
@@ -95,7 +86,7 @@ class RunSetup:
         claim_shards(config)
         manifest = data(config, partial(show, "prepare"))
         check_captions(config, manifest, _family(config), show)
-        return cls(config, preset, trainable, roles, manifest, show, room=room)
+        return cls(config, run.preset, run.trainable, run.room, roles, manifest, show)
 
     def wait_for(self, *roles: Role) -> None:
         """Until the cluster is large enough for ``roles``, by default all of the run's. Raises
@@ -119,14 +110,9 @@ class RunSetup:
         return RunIdentity(self.manifest.fingerprint, plan.key)
 
 
-def check_run(
-    config: RunConfig, show: Show
-) -> tuple[RunConfig, dict[str, Any], dict[str, int], RoomNeeded]:
-    """All that can be judged without a cluster.
-
-    Returns the config with absolute paths, DeepSpeed's preset, what will be trained, and the room
-    that takes on a disk. Raises ConfigError, DataError or ModelError in one line.
-    """
+def check_run(config: RunConfig, show: Show) -> CheckedRun:
+    """All that can be judged without a cluster. Raises ConfigError, DataError or ModelError in one
+    line."""
     show("prepare", "checking the config")
     preset = read_preset(config.learner.deepspeed)
     check_trackers(config.trackers)
@@ -146,20 +132,43 @@ def check_run(
     room = RoomNeeded.of(config, trained.numel(skeleton))
     if starts_here():  # then what an attention backend needs is here, or nowhere
         set_attention(skeleton, config.model.attention)
-    return config, preset, trainable, room
+    return CheckedRun(config, preset, trainable, room)
 
 
 def _family(config: RunConfig) -> Family:
     return FAMILIES[config.model.family](config.model.base, config.model.revision)
 
 
-def prepare_data(config: RunConfig, show: Show) -> Manifest:
+def check_place(run: CheckedRun, resume: bool, replace: bool) -> None:
+    """Whether the run may begin in its folder. Raises ConfigError for another run in it, or for
+    what is not ours, and StorageError for a disk without room."""
+    if not resume:
+        refuse_existing(run.config, replace)
+        check_run_folder(run.config)
+    refuse_without_room(run.config, run.room, resume)
+
+
+def claimed_run(
+    config: RunConfig, show: Show, take_over: bool = False
+) -> AbstractContextManager[Lease]:
+    """The run folder, for this process alone; raises as ``lease.claimed``."""
+
+    def tell(line: str) -> None:
+        show("prepare", Report([line]))
+
+    return claimed(config.run.folder, "run.folder", take_over=take_over, tell=tell)
+
+
+def prepare_data(config: RunConfig, show: Show, take_over: bool = False) -> Manifest:
     """`dopsd prepare`: shards and manifest. The cluster need not hold the roles: shards may be
     written where no GPU is."""
-    config, *_ = check_run(config, show)
-    show("prepare", "starting Ray")
-    connect()
-    claim_shards(config)
-    manifest = prepare_shards(config, partial(show, "prepare"))
-    check_captions(config, manifest, _family(config), show)
-    return manifest
+    config = check_run(config, show).config
+    tell = partial(show, "prepare")
+    check_shards_folder(config.shards)
+    with claimed_shards(config, tell, take_over):
+        tell("starting Ray")
+        connect()
+        claim_shards(config)
+        manifest = prepare_shards(config, tell)
+        check_captions(config, manifest, _family(config), show)
+        return manifest

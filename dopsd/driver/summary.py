@@ -22,6 +22,7 @@ from dopsd.run_folder.files import (
     RunFolder,
 )
 from dopsd.run_folder.outputs import owned, seal_outputs
+from dopsd.signals import end_if_asked
 
 
 @dataclass
@@ -85,6 +86,7 @@ def finish(summary: Summary, setup: RunSetup, began: float) -> Summary:
     was trained. ``began``: ``time.monotonic()`` of the command's start."""
     summary.seconds = time.monotonic() - began
     write_summary(summary)
+    end_if_asked()
     seal_outputs(summary.folder)
     config = setup.config
     if config.preview.samples:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import signal
+import math
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
+from dopsd import signals
 from dopsd.config import RunConfig
 from dopsd.coordinator.client import ANSWER_SECONDS, CoordinatorLost, ask, retry
 from dopsd.coordinator.messages import RunStatus
@@ -41,6 +42,8 @@ class Supervisor:
         self._pending_signals: list[bool] = []
         self._ending = False
         """A coordinator was told to end the run; another one has to be told again."""
+        self._end_by = math.inf
+        """When the run ends at the latest, after a signal: ``time.monotonic()``."""
         self.notices: list[str] = []
         """Coordinators that were replaced."""
         self.first_step = 0.0
@@ -60,10 +63,12 @@ class Supervisor:
         self._start()
         thread = threading.Thread(target=fit, daemon=True)
         started, moved = -1, (time.monotonic(), -1)
-        with self._signals():
+        with signals.training(save=lambda: self._pending_signals.append(False), end=self._end):
             thread.start()
             while True:
                 thread.join(timeout=0.5)
+                if time.monotonic() > self._end_by:
+                    signals.end_if_asked()
                 over = not thread.is_alive()
                 try:
                     status = self._status()
@@ -95,6 +100,24 @@ class Supervisor:
             problems = [str(error)]
         ray.kill(self.coordinator)
         return problems
+
+    def kill(self) -> None:
+        """End the coordinator as it is: nobody waits for what it has under way."""
+        with suppress(Exception):  # it may be dead, and Ray with it
+            ray.kill(self.coordinator)
+
+    def _end(self) -> bool:
+        """A signal asks for the end: save a checkpoint first, for as long as a step may take, if
+        this process has trained anything."""
+        if not self.first_step:
+            return False
+        self._pending_signals.append(True)
+        self._end_by = time.monotonic() + self.config.timeouts.step
+        self.notices.append(
+            f"{signals.asked_to_end()}: a checkpoint is saved, and then the run ends; "
+            "another signal ends it at once"
+        )
+        return True
 
     def _start(self) -> None:
         ask(self.coordinator, "start", limit=self.config.timeouts.startup)
@@ -167,28 +190,6 @@ class Supervisor:
         if not budget:
             return error
         return WorkerError(f"{error}; restart budget exhausted (learner.restarts={budget})")
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGUSR1: a checkpoint. SIGTERM: a checkpoint and then the end; a second one ends now."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        numbers: tuple[int, ...] = (signal.SIGUSR1, signal.SIGTERM)
-        before = {number: signal.getsignal(number) for number in numbers}
-
-        def heard(number: int, frame: Any) -> None:
-            self._pending_signals.append(number == signal.SIGTERM)
-            if number == signal.SIGTERM:
-                signal.signal(number, before[number])
-
-        for number in before:
-            signal.signal(number, heard)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def _learner_error(error: BaseException) -> DopsdError:

@@ -9,35 +9,68 @@ from typing import Any
 
 from dopsd.config import RunConfig
 from dopsd.coordinator.actor import launch_coordinator
+from dopsd.coordinator.messages import RunStatus
 from dopsd.data.run_data import prepared
-from dopsd.driver.checks import refuse_unless_resumable, tell_left, with_resume_command
+from dopsd.driver.checks import (
+    refuse_unless_resumable,
+    tell_left,
+    what_is_saved,
+    with_resume_command,
+)
 from dopsd.driver.context_cache import surely_needed, with_cached_contexts
 from dopsd.driver.preflight import before_training
-from dopsd.driver.progress import Show
-from dopsd.driver.setup import RunSetup
+from dopsd.driver.progress import Report, Show
+from dopsd.driver.setup import RunSetup, check_place, check_run, claimed_run
 from dopsd.driver.summary import Summary, finish
 from dopsd.driver.supervisor import Supervisor
-from dopsd.errors import DopsdError, InterruptedRun
+from dopsd.errors import DopsdError, InterruptedRun, message_line
 from dopsd.export import lora_metadata
 from dopsd.learner.group import learner_trainer
-from dopsd.ray_cluster.connect import NAMESPACE
-from dopsd.run_folder.lock import RunLock, locked_run_folder
+from dopsd.lease import Lease
+from dopsd.ray_cluster.connect import NAMESPACE, end_local
+from dopsd.run_folder.begin import begin_run
 from dopsd.scratch import temporary_folder
+from dopsd.signals import asked_to_end, end_if_asked, interruptible
 
 
-def train(config: RunConfig, show: Show, *, resume: bool = False, replace: bool = False) -> Summary:
+def train(
+    config: RunConfig,
+    show: Show,
+    *,
+    resume: bool = False,
+    replace: bool = False,
+    take_over: bool = False,
+) -> Summary:
     """Run ``config`` to its end.
 
     ``resume``: from the newest good checkpoint in the run folder. ``replace``: even an unfinished
-    run in it may be lost. Raises a DopsdError with one clear line when it cannot, InterruptedRun
-    when a SIGTERM ended the run.
+    run in it may be lost. ``take_over``: even from a living process that writes into its folders.
+    Raises a DopsdError with one clear line when it cannot, InterruptedRun when a signal ended it
+    (signals.py), and then a Ray that was started here has ended as well.
     """
     began = time.monotonic()
+    saved = partial(what_is_saved, config)
+    before = saved if resume else "nothing was trained yet; the same command begins again"
+    try:
+        with interruptible(before):
+            run = check_run(config, show)
+            check_place(run, resume, replace)  # or the claim would stand in a stranger's folder
+            # Who looks for a run in the folder, and who removes one, is alone in it.
+            with claimed_run(run.config, show, take_over) as lease:
+                check_place(run, resume, replace)
+                data = partial(prepared, renew=not resume, take_over=take_over)
+                setup = _prepare(RunSetup.open(run, show, data), resume)
+                with interruptible(saved):
+                    return _train(setup, resume, lease, began)
+    except InterruptedRun:
+        end_local()
+        raise
 
-    # Prepare (driver/setup.py, data/prepare/): what cannot work is refused, Ray is joined, the data
-    # becomes shards; the base draws what trains beside it (driver/prior.py).
-    data = partial(prepared, renew=not resume)
-    setup = RunSetup.open(config, show, data, new_run=not resume, overwrite=replace, trains=True)
+
+def _prepare(setup: RunSetup, resume: bool) -> RunSetup:
+    """What trains beside the data, and what the cluster and the teacher can do."""
+    # Prepare (driver/setup.py, data/prepare/): what cannot work was refused, Ray was joined, the
+    # data became shards; the base draws what trains beside it (driver/prior.py).
     setup.wait_for(*surely_needed(setup))
     resumable = partial(refuse_unless_resumable, setup.config)
     setup = setup.with_prior(resumable if resume else lambda: None)
@@ -46,26 +79,26 @@ def train(config: RunConfig, show: Show, *, resume: bool = False, replace: bool 
 
     # Preflight (evaluation/preflight/): can the teacher draw the concept at all?
     if resume:
-        show("prepare", resumable(setup.identity))
+        setup.show("prepare", resumable(setup.identity))
     else:
-        before_training(setup.config, setup.manifest, setup.roles.learner, show)
+        before_training(setup.config, setup.manifest, setup.roles.learner, setup.show)
+    return setup
 
+
+def _train(setup: RunSetup, resume: bool, lease: Lease, began: float) -> Summary:
     # Ray Train keeps notes of its own in a folder; nothing of the run depends on them.
-    told = partial(tell_left, show)
-    folder = locked_run_folder(setup.config, resume, told)
-    with temporary_folder("ray-train") as scratch, folder as lock:
-        supervisor = _start(setup, lock, scratch, began)
+    with temporary_folder("ray-train") as scratch:
+        begin_run(setup.config, resume, lease, partial(tell_left, setup.show))
+        supervisor = _start(setup, lease, scratch, began)
         try:
-            status = supervisor.run()
-        except BaseException as error:
-            supervisor.stop()
-            if isinstance(error, DopsdError):
-                raise with_resume_command(error, setup.config) from None
+            status = _run(supervisor, setup)
+            problems = supervisor.notices + supervisor.stop()
+        except KeyboardInterrupt:
+            supervisor.kill()
+            end_local()  # before its folder goes
             raise
-        problems = supervisor.notices + supervisor.stop()
-    if status.ended and status.step < setup.config.learner.steps:
-        stopped = InterruptedRun(f"stopped by SIGTERM after step {status.step}")
-        raise with_resume_command(stopped, setup.config)
+    if status.step < setup.config.learner.steps:
+        end_if_asked()
 
     # Export: the learners wrote the LoRA or the transformer (learner/exporter.py, export.py); the
     # summary, the contact sheet and the run page (evaluation/preview/, report/) come last.
@@ -73,7 +106,20 @@ def train(config: RunConfig, show: Show, *, resume: bool = False, replace: bool 
     return finish(summary, setup, began)
 
 
-def _start(setup: RunSetup, lock: RunLock, scratch: str, began: float) -> Supervisor:
+def _run(supervisor: Supervisor, setup: RunSetup) -> RunStatus:
+    try:
+        return supervisor.run()
+    except Exception as error:
+        supervisor.stop()
+        if asked_to_end():  # which may be why it failed
+            setup.show("train", Report([f"while ending: {message_line(error)}"]))
+            end_if_asked()
+        if isinstance(error, DopsdError):
+            raise with_resume_command(error, setup.config) from None
+        raise
+
+
+def _start(setup: RunSetup, lease: Lease, scratch: str, began: float) -> Supervisor:
     """The processes of the run, which work at the same time: each step's micro-batches go through
     them in this order, and the learner's new weights go back to the rollout workers."""
     config, roles = setup.config, setup.roles
@@ -85,7 +131,7 @@ def _start(setup: RunSetup, lock: RunLock, scratch: str, began: float) -> Superv
     # The coordinator (coordinator/) hands references from one to the next, and never pixels.
     def launch(restarts: int) -> Any:
         manifest, cache = setup.manifest, setup.context_cache
-        return launch_coordinator(config, roles, manifest, cache, name, restarts, lock, setup.room)
+        return launch_coordinator(config, roles, manifest, cache, name, restarts, lease, setup.room)
 
     # Learn (learner/): Ray Train's workers fetch what is scored, take the optimizer step under
     # DeepSpeed (learner/zero/), publish the weights of the next version (policy/), save checkpoints

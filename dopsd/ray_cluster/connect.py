@@ -8,7 +8,9 @@ import warnings
 
 import ray
 
+from dopsd import processes
 from dopsd.ray_cluster.local import start_local
+from dopsd.ray_cluster.ray_private import own_signals, session, started_processes
 
 NAMESPACE = "dopsd"
 ADDRESS = "RAY_ADDRESS"
@@ -22,6 +24,11 @@ QUIET = {
 """Libraries narrate; the run's own display says what matters."""
 
 
+_started: set[str] = set()
+"""The session of a Ray that ``connect`` started."""
+
+
+@own_signals()
 def connect() -> dict[str, float]:
     """Join the cluster that RAY_ADDRESS names (``ray job submit`` sets it), else start one here
     that no other machine reaches. Returns what the cluster has."""
@@ -45,6 +52,7 @@ def connect() -> dict[str, float]:
             namespace=NAMESPACE,
             logging_level=logging.WARNING,
         )
+        _started.add(session())
     return cluster_resources()
 
 
@@ -56,6 +64,16 @@ def local_cpus() -> int:
 def starts_here() -> bool:
     """Whether ``connect`` would start a cluster, so that all of a run happens on this machine."""
     return not ray.is_initialized() and not os.environ.get(ADDRESS)
+
+
+def end_local() -> None:
+    """End the Ray that ``connect`` started on this machine, with every process of it; one that was
+    joined, or that somebody else started in this process, is left as it is."""
+    if ray.is_initialized() and session() in _started:
+        roots = started_processes()
+        below = processes.descendants(roots)
+        ray.shutdown()
+        processes.kill(below)
 
 
 def cluster_resources() -> dict[str, float]:

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import ray
+
+from dopsd.signals import ENDS
 
 _DATA, _TRAIN = "ray.data._internal", "ray.train.v2._internal.execution"
 MODULES = {
@@ -64,6 +68,53 @@ def bound_to_loopback() -> Iterator[bool]:
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
         del os.environ[name]
+
+
+@contextmanager
+def own_signals() -> Iterator[None]:
+    """Where Ray is started or joined: its handlers do not replace ours, and what it starts lives on
+    when a terminal hangs up, so that a run can still be saved. A signal that is blocked meanwhile
+    is heard afterwards."""
+    utils, worker = ray._private.utils, ray._private.worker
+    set_sigterm_handler, connect = utils.set_sigterm_handler, worker.connect
+
+    def connect_quietly(*arguments: Any, **options: Any) -> Any:
+        # Its C++ part ends the process at SIGTERM; its threads are to leave signals to ours.
+        with _blocked(*ENDS):
+            result = connect(*arguments, **options)
+            if threading.current_thread() is threading.main_thread():
+                for number in ENDS:
+                    signal.signal(number, signal.getsignal(number))
+        return result
+
+    utils.set_sigterm_handler, worker.connect = lambda handler: None, connect_quietly
+    try:
+        with _blocked(signal.SIGHUP):  # of children, as Ray does it with SIGINT
+            yield
+    finally:
+        utils.set_sigterm_handler, worker.connect = set_sigterm_handler, connect
+
+
+@contextmanager
+def _blocked(*numbers: int) -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def session() -> str:
+    """Names the cluster that this process is connected to, unlike every other."""
+    node: Any = ray._private.worker.global_worker.node
+    name: str = node.session_name
+    return name
+
+
+def started_processes() -> list[int]:
+    """Of the cluster, what this process started: raylet, GCS and so on."""
+    node: Any = ray._private.worker.global_worker.node
+    return [process.pid for _, process in node.live_processes()]
 
 
 def draining_nodes() -> set[str]:

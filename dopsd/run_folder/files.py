@@ -24,8 +24,6 @@ METRICS_FILE, SUMMARY_FILE, TIMELINE_FILE = "metrics.jsonl", "summary.json", "ti
 LEDGER_FILE, SKIPPED_FILE = "ledger.jsonl", "skipped.jsonl"
 REPORT_FILE = "report.html"
 """The run page."""
-LOCK_FILE = "driver.json"
-"""Names the driver that may write; a driver that ends takes it away."""
 REQUEST_FILE = "checkpoint.request"
 """Whoever writes it asks for a checkpoint; it is removed when that is there."""
 PREFLIGHT = "preflight"

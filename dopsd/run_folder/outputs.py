@@ -22,7 +22,6 @@ from dopsd.run_folder.files import (
     DEBUG,
     FINAL,
     LEDGER_FILE,
-    LOCK_FILE,
     LORA_FILE,
     METRICS_FILE,
     MODULES,
@@ -58,7 +57,7 @@ inside."""
 
 def owned(folder: str) -> OwnedFolder:
     """The run folder and its record."""
-    return OwnedFolder(folder, KIND, "run.folder", beside=(LOCK_FILE,))
+    return OwnedFolder(folder, KIND, "run.folder")
 
 
 def planned(config: RunConfig) -> list[str]:

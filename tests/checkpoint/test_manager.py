@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import math
+import json
 import threading
 
 import pytest
@@ -14,9 +14,9 @@ from dopsd.checkpoint.compatibility import RunIdentity
 from dopsd.checkpoint.folder import steps
 from dopsd.checkpoint.manager import CheckpointManager
 from dopsd.checkpoint.room import RoomNeeded
-from dopsd.errors import DeadlineError, RunLockLost
-from dopsd.run_folder.files import LOCK_FILE, REQUEST_FILE
-from dopsd.run_folder.lock import LOCK_POLL_SECONDS, RunLock
+from dopsd.errors import DeadlineError, LeaseLost
+from dopsd.lease import BEAT_SECONDS, LEASE, claimed
+from dopsd.run_folder.files import REQUEST_FILE
 from tests.helpers.tiny import make_config
 
 LEFT_OUT = "no checkpoint of step 4: the one before is still written"
@@ -45,7 +45,7 @@ def saver_of(tmp_path, deadline: float = 60.0, lock=None) -> CheckpointManager:
         checkpoint={"every_steps": 2},
         timeouts={"step": deadline},
     )
-    lock_lost: list[RunLockLost] = []
+    lock_lost: list[LeaseLost] = []
     saver = CheckpointManager(config, RunIdentity(), lambda: None, lock, lock_lost.append)
     saver.heard = lock_lost
     return saver
@@ -54,7 +54,7 @@ def saver_of(tmp_path, deadline: float = 60.0, lock=None) -> CheckpointManager:
 @pytest.fixture(autouse=True)
 def no_polls(monkeypatch):
     """Requests are looked for when a test says so."""
-    monkeypatch.setitem(LOCK_POLL_SECONDS, False, math.inf)
+    monkeypatch.setitem(BEAT_SECONDS, False, 1e6)
 
 
 def due_after_poll(saver: CheckpointManager, step: int) -> bool:
@@ -85,19 +85,21 @@ def test_a_folder_that_another_driver_claims_is_written_no_more(
 ):
     door, written = storage_door
     door.set()
-    saver = saver_of(tmp_path, lock=RunLock.take(str(tmp_path)))
-    due_after_poll(saver, 1)
-    saver.save(2, {}, ())
-    assert saver.wait(60) and written == [2] and saver.heard == []
-    monkeypatch.setitem(LOCK_POLL_SECONDS, False, 0.0)
-    other = RunLock.take(str(tmp_path))
-    monkeypatch.setitem(LOCK_POLL_SECONDS, False, math.inf)
-    due_after_poll(saver, 3)
-    assert "was taken over by another driver (process " in str(saver.heard[0])
-    saver.save(4, {}, ())
-    assert saver.wait(60) and written == [2] and len(saver.heard) > 1
-    other.release()
-    assert not (tmp_path / LOCK_FILE).exists()
+    monkeypatch.setitem(BEAT_SECONDS, False, 0.01)
+    with claimed(str(tmp_path), "run.folder") as lease:
+        saver = saver_of(tmp_path, lock=lease)
+        due_after_poll(saver, 1)
+        saver.save(2, {}, ())
+        assert saver.wait(60) and written == [2] and saver.heard == []
+        path = tmp_path / LEASE
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"token": "another", "pid": 7}))
+        due_after_poll(saver, 3)
+        assert "was taken over by another process (process 7 on " in str(saver.heard[0])
+        saver.save(4, {}, ())
+        assert saver.wait(60) and written == [2] and len(saver.heard) > 1
+        path.unlink()
+        due_after_poll(saver, 5)
+        assert "by another process that has ended" in str(saver.heard[-1])
 
 
 def test_a_checkpoint_that_failed_leaves_room_for_the_next(tmp_path, monkeypatch):

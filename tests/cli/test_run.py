@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ from dopsd.cli.train import resumed_config
 from dopsd.config import dump_config, load_config
 from dopsd.data.manifest import save_manifest
 from dopsd.data.run_data import prepared
-from dopsd.driver.checks import refuse_existing
+from dopsd.driver.checks import refuse_existing, what_is_saved
 from dopsd.errors import ConfigError, DataError
 from tests.checkpoint.test_folder import write
 from tests.data.test_manifest import example
@@ -46,6 +47,18 @@ def test_an_unfinished_run_is_not_lost_by_the_way(folder):
     config.run.overwrite = False
     with pytest.raises(ConfigError, match=r"holds a run already.* or `dopsd train --resume .*`"):
         refuse_existing(config)
+
+
+def test_an_interrupted_run_says_what_is_saved(folder):
+    config = load_config("configs/shapes.yaml", [f"run.folder={folder}"])
+    resume = f"resume with: dopsd train --resume {folder}"
+    assert what_is_saved(config) == f"step 4 is saved, {resume}"
+    shutil.rmtree(folder / "checkpoints")
+    assert what_is_saved(config) == (
+        "no checkpoint is saved yet; the same command with --overwrite begins again"
+    )
+    (folder / "summary.json").write_text("{}")
+    assert what_is_saved(config).startswith(f"the run is finished, its results are in {folder};")
 
 
 def test_a_run_that_goes_on_keeps_its_shards(folder, monkeypatch):

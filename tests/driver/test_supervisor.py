@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
 
 import pytest
 
+from dopsd import signals
 from dopsd.coordinator.client import CoordinatorLost
 from dopsd.coordinator.messages import RunStatus
 from dopsd.driver import supervisor as supervise
 from dopsd.driver.supervisor import Supervisor
-from dopsd.errors import WorkerError
+from dopsd.errors import InterruptedRun, WorkerError
 from tests.helpers.tiny import make_config
 
 
@@ -86,27 +88,76 @@ class Done:
             return False
 
 
-def test_signals_ask_for_a_checkpoint_and_for_the_end(tmp_path, monkeypatch):
+@pytest.fixture(autouse=True)
+def as_in_a_terminal():
+    """What a shell starts in its background ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("number", signals.ENDS)
+def test_signals_ask_for_a_checkpoint_and_for_the_end(tmp_path, monkeypatch, number):
     """And what the process did with them before is as it was afterwards."""
     asked: list[bool] = []
-    before = [signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)]
+    steps = iter(range(10**6))
+    before = [signal.getsignal(number) for number in (signal.SIGUSR1, *signals.ENDS)]
 
     def answers(method: str, *values: bool):
         if method == "ask_checkpoint":
             asked.extend(values)
         if method == "status":
-            return RunStatus(step=0, steps=9, waiting=True)
+            return RunStatus(step=next(steps), steps=9, waiting=True)
 
     def fit() -> None:
-        for number, count in ((signal.SIGUSR1, 1), (signal.SIGTERM, 2)):
-            os.kill(os.getpid(), number)
+        while not supervisor.first_step:
+            time.sleep(0.05)
+        for sent, count in ((signal.SIGUSR1, 1), (number, 2)):
+            os.kill(os.getpid(), sent)
             until = time.monotonic() + 30
             while len(asked) < count and time.monotonic() < until:
                 time.sleep(0.05)
 
-    supervisor_of(tmp_path, fit, answers, monkeypatch, []).run()
+    supervisor = supervisor_of(tmp_path, fit, answers, monkeypatch, [])
+    with pytest.raises(InterruptedRun) as ended, signals.interruptible("step 3 is saved"):
+        supervisor.run()
+        signals.end_if_asked()
+    name = signal.Signals(number).name
+    assert str(ended.value) == f"interrupted by {name}; step 3 is saved"
+    assert ended.value.exit_code == 128 + number
     assert asked == [False, True]
-    assert [signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)] == before
+    assert supervisor.notices[0].startswith(f"{name}: a checkpoint is saved, and then the run ends")
+    assert [signal.getsignal(number) for number in (signal.SIGUSR1, *signals.ENDS)] == before
+
+
+@pytest.mark.parametrize(
+    ("trained", "signals_sent", "window"), [(False, 1, 900.0), (True, 2, 900.0), (True, 1, 0.1)]
+)
+def test_a_run_ends_at_once(tmp_path, monkeypatch, trained, signals_sent, window):
+    """Before its first step, at a second signal, and when saving takes too long."""
+    steps, asked = iter(range(10**6)), threading.Event()
+
+    def answers(method: str, *values: bool):
+        if method == "ask_checkpoint":
+            asked.set()
+        if method == "status":
+            return RunStatus(step=next(steps) if trained else 0, steps=9, waiting=True)
+
+    def fit() -> None:
+        while trained and not supervisor.first_step:
+            time.sleep(0.05)
+        for sent in range(signals_sent):
+            os.kill(os.getpid(), signal.SIGINT)
+            assert sent or asked.wait(30)
+        time.sleep(60)
+
+    supervisor = supervisor_of(tmp_path, fit, answers, monkeypatch, [])
+    supervisor.config.timeouts.step = window
+    began = time.monotonic()
+    with pytest.raises(InterruptedRun) as ended, signals.interruptible(lambda: "and so on"):
+        supervisor.run()
+    assert time.monotonic() - began < 30
+    assert str(ended.value) == "interrupted by SIGINT; and so on"
 
 
 @pytest.mark.parametrize(("waiting", "killed"), [(True, []), (False, ["kill_learners"])])

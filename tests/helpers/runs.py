@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from PIL import Image
 
 from dopsd.config import RunConfig
 from dopsd.driver.summary import Summary
+from dopsd.lease import Lease, claimed
+from dopsd.run_folder.begin import begin_run
 from dopsd.run_folder.jsonl import read_lines
 from tests.helpers.tiny import make_config, random_image
 
@@ -56,3 +59,13 @@ def run_config(
 def metrics(run: Summary) -> list[dict[str, Any]]:
     """The lines of a run's metrics, one for each step."""
     return read_lines(f"{run.folder}/metrics.jsonl")
+
+
+@contextmanager
+def begun(
+    config: RunConfig, resume: bool = False, tell: Callable[[list[str]], None] = lambda left: None
+) -> Iterator[Lease]:
+    """The run folder, claimed and begun, as ``train`` does it."""
+    with claimed(config.run.folder, "run.folder") as lease:
+        begin_run(config, resume, lease, tell)
+        yield lease

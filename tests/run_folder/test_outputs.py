@@ -12,9 +12,9 @@ from dopsd import storage
 from dopsd.config import RunConfig, dump_config
 from dopsd.errors import ConfigError
 from dopsd.run_folder.files import CONFIG_FILE, RunFolder
-from dopsd.run_folder.lock import LOCK_POLL_SECONDS, locked_run_folder
 from dopsd.run_folder.outputs import check_run_folder, owned, seal_outputs
 from tests.checkpoint.test_folder import write as write_checkpoint
+from tests.helpers.runs import begun
 from tests.helpers.tiny import make_config
 
 pytestmark = pytest.mark.usefixtures("no_waiting")
@@ -27,9 +27,8 @@ STRANGER = (
 
 @pytest.fixture
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For another driver to notice that it lost the folder."""
-    for remote in (False, True):
-        monkeypatch.setitem(LOCK_POLL_SECONDS, remote, 0)
+    """For a server without conditional writes, on which the last one wins."""
+    monkeypatch.setattr("dopsd.lease._SETTLE_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -60,7 +59,7 @@ def files(folder: str) -> list[str]:
 def a_run(config: RunConfig, *, finished: bool = True) -> None:
     """What a run leaves, by the hands that write it."""
     folder = config.run.folder
-    with locked_run_folder(config, resume=False):
+    with begun(config, resume=False):
         write_checkpoint(f"{folder}/checkpoints", 4)
         put(folder, "metrics.jsonl", "timeline.jsonl")
         if finished:
@@ -80,7 +79,7 @@ def test_a_folder_of_somebody_else_is_refused_and_stays(folder, overwrite, resum
     line = r"^run\.folder: .*/run holds 12 things that dopsd did not make: checkpoints, debug, "
     with pytest.raises(ConfigError, match=line):
         check_run_folder(config)
-    with pytest.raises(ConfigError, match=line), locked_run_folder(config, resume):
+    with pytest.raises(ConfigError, match=line), begun(config, resume):
         pytest.fail("taken")
     assert files(folder) == sorted(STRANGER)
 
@@ -102,7 +101,7 @@ def test_an_older_run_goes_and_what_lies_beside_it_stays(folder: str) -> None:
             save_file(tensors, f"{folder}/{path}", metadata=meta)
             mine |= set() if meta else {path}
     told: list[str] = []
-    with locked_run_folder(config, False, told.extend):
+    with begun(config, False, told.extend):
         ours = {".dopsd.json", "config.yaml", "driver.json", "checkpoints/.dopsd.json"}
         assert set(files(folder)) == mine | ours
     assert set(told) == mine - {"notes.txt", "wandb/run-1/x"}
@@ -115,7 +114,7 @@ def test_a_finished_file_that_was_replaced_is_named(folder: str) -> None:
     for resume in (False, True):
         with (
             pytest.raises(ConfigError, match=r"lora\.safetensors not as dopsd left it"),
-            locked_run_folder(config, resume),
+            begun(config, resume),
         ):
             pytest.fail("taken")
     assert storage.read_bytes(f"{folder}/lora.safetensors") == b"lora.safetensors"
@@ -133,12 +132,12 @@ def test_a_name_that_another_run_did_not_use_may_be_taken_meanwhile(folder: str)
 def test_resuming_keeps_what_a_run_goes_on_from(folder: str) -> None:
     config = config_of(folder)
     a_run(config)
-    with locked_run_folder(config, resume=True):
+    with begun(config, resume=True):
         left = set(files(folder))
     assert {"metrics.jsonl", "lora.safetensors", "checkpoints/step-000004/checkpoint.json"} <= left
     assert left.isdisjoint({"summary.json", "report.html"})
     put(folder, "metrics.jsonl")  # it grew
-    with locked_run_folder(config, resume=True):
+    with begun(config, resume=True):
         pass
 
 
@@ -150,9 +149,9 @@ def test_the_run_of_a_dopsd_that_kept_no_record_is_resumed_and_not_replaced(fold
     RunFolder(folder).write(CONFIG_FILE, dump_config(config).encode())
     with pytest.raises(ConfigError, match="holds 4 things that dopsd did not make: checkpoints"):
         check_run_folder(config)
-    with locked_run_folder(config, resume=True):
+    with begun(config, resume=True):
         assert {"metrics.jsonl", "checkpoints/"} <= owned(folder).entries().keys()
-    with locked_run_folder(config, resume=False):
+    with begun(config, resume=False):
         assert {"mine.txt", "config.yaml"} < set(files(folder))
         assert not RunFolder(folder).has("checkpoints/step-000004/checkpoint.json")
 
@@ -166,6 +165,6 @@ def test_a_link_to_a_scratch_disk_stays_a_link(tmp_path: Path) -> None:
     a_run(config)
     (scratch / "mine.bin").write_bytes(b"mine")
     assert (scratch / "step-000004" / "checkpoint.json").exists()
-    with locked_run_folder(config, resume=False):
+    with begun(config, resume=False):
         assert (folder / "checkpoints").is_symlink()
         assert [path.name for path in scratch.iterdir()] == ["mine.bin"]

@@ -40,6 +40,7 @@ def train_all(
     folder: str,
     begin: Callable[[str], Progress],
     at_once: int,
+    take_over: bool = False,
 ) -> None:
     """Train the pending trials, ``at_once`` of them beside each other; a run that was cut short
     begins anew.
@@ -51,11 +52,11 @@ def train_all(
     for concept, seed in dict.fromkeys((trial.concept, trial.seed) for trial in left):
         with begin(f"contexts of {concept}, seed {seed}") as progress:
             every = config_of(Trial(NEEDS_ALL, concept, seed), budget, folder)
-            encode_contexts(every, progress.show)
+            encode_contexts(every, progress.show, take_over)
     if not left:
         return
     configs = {t.name: with_absolute_paths(config_of(t, budget, folder)) for t in left}
-    work = Trainings(configs, at_once)
+    work = Trainings(configs, at_once, take_over)
     with begin(f"{len(left)} trials, {min(at_once, len(left))} at a time") as progress:
         work.train(_shown(work, len(left), budget.steps, progress))
 

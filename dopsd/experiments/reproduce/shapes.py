@@ -53,15 +53,17 @@ def reproduce(
     prompts: int,
     begin: Callable[[str], Progress],
     at_once: int | None = None,
+    take_over: bool = False,
 ) -> list[table.Line]:
     """Run the whole comparison and write ``table.md``, ``table.json`` and one grid per concept.
 
     ``folder`` (local or s3://) keeps everything. ``prompts``: for each concept, and about the
     prior; those that are alike count once. ``begin`` gives the progress of a part by its title, a
     context manager. ``at_once``: trainings beside each other, and workers that draw and score, a
-    core each; None is as many as the cluster has cores and memory for, at most 4. Raises
-    ConfigError for a folder of somebody else's, ResourceError when the cluster has fewer cores than
-    ``at_once``, a DopsdError when a trial or the evaluation fails.
+    core each; None is as many as the cluster has cores and memory for, at most 4. ``take_over``:
+    the runs' folders, even from living processes. Raises ConfigError for a folder of somebody
+    else's, ResourceError when the cluster has fewer cores than ``at_once``, a DopsdError when a
+    trial or the evaluation fails.
     """
     spec = _spec(trials, budget, folder, prompts)
     own = OwnedFolder(folder, "comparison", "--folder")
@@ -71,7 +73,7 @@ def reproduce(
     at_once = _at_once(at_once)
     own.claim(*_MADE)
     own.write_all(priors)
-    train_all(trials, budget, folder, begin, at_once)
+    train_all(trials, budget, folder, begin, at_once, take_over)
     with begin("evaluation") as progress:
         results = evaluate(replace(spec, workers=at_once), progress.show)
 

@@ -22,6 +22,8 @@ from dopsd.experiments.reproduce.progress_board import ProgressBoard
 from dopsd.ray_cluster.connect import connect
 from dopsd.ray_cluster.failures import unwrap_error
 
+_END_SECONDS = 10.0
+"""What a training may take to end when it is told to."""
 _TELL_SECONDS = 1.0
 """Between two messages of a training to the board."""
 
@@ -39,7 +41,7 @@ class Training:
     step: int = 0
 
 
-def _drive(name: str, config: RunConfig, board: Any) -> float:
+def _drive(name: str, config: RunConfig, take_over: bool, board: Any) -> float:
     """The task. Returns the seconds that the training took."""
     sent: set[str] = set()
     began, last = time.monotonic(), float("-inf")
@@ -56,7 +58,7 @@ def _drive(name: str, config: RunConfig, board: Any) -> float:
             sent.update(lines)
             board.tell.remote(name, phase, step, lines)
 
-    train(config, show, replace=True)
+    train(config, show, replace=True, take_over=take_over)
     return time.monotonic() - began
 
 
@@ -67,9 +69,12 @@ class Trainings:
     ``lines`` what they had to tell people.
     """
 
-    def __init__(self, configs: dict[str, RunConfig], at_once: int) -> None:
-        """``configs``, with absolute paths, by name, in the order of their beginning."""
-        self._waiting, self._at_once = list(configs.items()), at_once
+    def __init__(
+        self, configs: dict[str, RunConfig], at_once: int, take_over: bool = False
+    ) -> None:
+        """``configs``, with absolute paths, by name, in the order of their beginning;
+        ``take_over``: their folders, even from living processes."""
+        self._waiting, self._at_once, self._take_over = list(configs.items()), at_once, take_over
         self._references: dict[Any, Training] = {}
         self._error: DopsdError | None = None
         self.done: list[tuple[str, float]] = []
@@ -97,7 +102,7 @@ class Trainings:
                 while self._waiting and len(self._references) < self._at_once:
                     name, config = self._waiting.pop(0)
                     training = Training(name, config, time.monotonic())
-                    self._references[drive.remote(name, config, board)] = training
+                    self._references[drive.remote(name, config, self._take_over, board)] = training
                 ended, _ = ray.wait(list(self._references), timeout=1.0)
                 for reference in ended:
                     self._take(reference)
@@ -132,7 +137,7 @@ class Trainings:
             if left := list(self._references):
                 for reference in left:
                     ray.cancel(reference, force=force)
-                ended, _ = ray.wait(left, num_returns=len(left), timeout=ANSWER_SECONDS)
+                ended, _ = ray.wait(left, num_returns=len(left), timeout=_END_SECONDS)
                 for reference in ended:
                     del self._references[reference]
 
