@@ -105,6 +105,7 @@ def claimed(
     heart = _Heart(lease)
     try:
         replaced = _acquire(lease, me, key, take_over, tell)
+        heart.beat()
         heart.start()
         _settle(lease, replaced)
         with heart.guarding():
@@ -124,21 +125,23 @@ class _Heart(threading.Thread):
         super().__init__(daemon=True, name="lease")
         self._lease = lease
         self._seconds = BEAT_SECONDS[storage.is_remote(lease.folder)]
+        self._count = 0
         self._held = time.monotonic()
         self._lost: LeaseLost | None = None
         self._over = threading.Event()
         self._inside = _absolute(lease.folder) + "/"
 
     def run(self) -> None:
-        count = 0
-        while not self._lost and not self._over.is_set():
-            # A storage that is away for a while is no reason to end.
-            with contextlib.suppress(OSError, StorageError, LeaseLost):
-                self._look()
-                count += 1
-                beat = json.dumps({"count": count, "at": _now()})
-                storage.write_bytes(self._lease.beat, beat.encode())
-            self._over.wait(self._seconds)
+        while not self._over.wait(self._seconds) and not self._lost:
+            self.beat()
+
+    def beat(self) -> None:
+        """Once; a storage that is away for a while is no reason to end."""
+        with contextlib.suppress(OSError, StorageError, LeaseLost):
+            self._look()
+            self._count += 1
+            beat = json.dumps({"count": self._count, "at": _now()})
+            storage.write_bytes(self._lease.beat, beat.encode())
 
     def guard(self, path: str) -> None:
         """Raises LeaseLost when ``path`` is of a folder that was taken over. A process that was

@@ -17,8 +17,10 @@ from dopsd import signals
 from dopsd.config import RunConfig
 from dopsd.coordinator.client import ANSWER_SECONDS, CoordinatorLost, ask, retry
 from dopsd.coordinator.messages import RunStatus
-from dopsd.driver.progress import Show
-from dopsd.errors import DeadlineError, DopsdError, WorkerError
+from dopsd.driver.checks import with_resume_command
+from dopsd.driver.progress import Report, Show
+from dopsd.errors import DeadlineError, DopsdError, WorkerError, message_line
+from dopsd.ray_cluster.connect import end_local
 from dopsd.ray_cluster.failures import unwrap_error
 from dopsd.run_folder.log import read_metrics
 
@@ -49,6 +51,24 @@ class Supervisor:
         self.first_step = 0.0
         """Seconds from the command to the first step of this process."""
         self.coordinator = launch(0)
+
+    def run_to_end(self) -> tuple[RunStatus, list[str]]:
+        """The last status, and what went wrong on the way; when this returns or raises, coordinator
+        and actors have ended. Raises what ended the run, with the way to go on."""
+        try:
+            return self.run(), self.notices + self.stop()
+        except KeyboardInterrupt:
+            self.kill()
+            end_local()  # before Ray Train's folder goes
+            raise
+        except Exception as error:
+            self.stop()
+            if signals.asked_to_end():  # which may be why it failed
+                self._show("train", Report([f"while ending: {message_line(error)}"]))
+                signals.end_if_asked()
+            if isinstance(error, DopsdError):
+                raise with_resume_command(error, self.config) from None
+            raise
 
     def run(self) -> RunStatus:
         """Until the learners are done; returns the last status. Raises what ended the run."""

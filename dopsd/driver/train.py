@@ -9,28 +9,23 @@ from typing import Any
 
 from dopsd.config import RunConfig
 from dopsd.coordinator.actor import launch_coordinator
-from dopsd.coordinator.messages import RunStatus
 from dopsd.data.run_data import prepared
-from dopsd.driver.checks import (
-    refuse_unless_resumable,
-    tell_left,
-    what_is_saved,
-    with_resume_command,
-)
+from dopsd.driver.checks import refuse_unless_resumable, tell_left, what_is_saved
 from dopsd.driver.context_cache import surely_needed, with_cached_contexts
 from dopsd.driver.preflight import before_training
-from dopsd.driver.progress import Report, Show
+from dopsd.driver.progress import Show
 from dopsd.driver.setup import RunSetup, check_place, check_run, claimed_run
 from dopsd.driver.summary import Summary, finish
 from dopsd.driver.supervisor import Supervisor
-from dopsd.errors import DopsdError, InterruptedRun, message_line
+from dopsd.errors import InterruptedRun
 from dopsd.export import lora_metadata
-from dopsd.learner.group import learner_trainer
+from dopsd.learner.group import learner_arguments, learner_trainer
 from dopsd.lease import Lease
-from dopsd.ray_cluster.connect import NAMESPACE, end_local
+from dopsd.ray_cluster.connect import end_local
 from dopsd.run_folder.begin import begin_run
+from dopsd.run_folder.outputs import check_stranger
 from dopsd.scratch import temporary_folder
-from dopsd.signals import asked_to_end, end_if_asked, interruptible
+from dopsd.signals import end_if_asked, interruptible
 
 
 def train(
@@ -53,8 +48,10 @@ def train(
     before = saved if resume else "nothing was trained yet; the same command begins again"
     try:
         with interruptible(before):
+            # Prepare (driver/setup.py, data/prepare/): what cannot work is refused, Ray is joined,
+            # the data becomes shards.
             run = check_run(config, show)
-            check_place(run, resume, replace)  # or the claim would stand in a stranger's folder
+            check_stranger(run.config.run.folder)
             # Who looks for a run in the folder, and who removes one, is alone in it.
             with claimed_run(run.config, show, take_over) as lease:
                 check_place(run, resume, replace)
@@ -68,9 +65,7 @@ def train(
 
 
 def _prepare(setup: RunSetup, resume: bool) -> RunSetup:
-    """What trains beside the data, and what the cluster and the teacher can do."""
-    # Prepare (driver/setup.py, data/prepare/): what cannot work was refused, Ray was joined, the
-    # data became shards; the base draws what trains beside it (driver/prior.py).
+    # The base draws what trains beside the data (driver/prior.py).
     setup.wait_for(*surely_needed(setup))
     resumable = partial(refuse_unless_resumable, setup.config)
     setup = setup.with_prior(resumable if resume else lambda: None)
@@ -90,13 +85,7 @@ def _train(setup: RunSetup, resume: bool, lease: Lease, began: float) -> Summary
     with temporary_folder("ray-train") as scratch:
         begin_run(setup.config, resume, lease, partial(tell_left, setup.show))
         supervisor = _start(setup, lease, scratch, began)
-        try:
-            status = _run(supervisor, setup)
-            problems = supervisor.notices + supervisor.stop()
-        except KeyboardInterrupt:
-            supervisor.kill()
-            end_local()  # before its folder goes
-            raise
+        status, problems = supervisor.run_to_end()
     if status.step < setup.config.learner.steps:
         end_if_asked()
 
@@ -104,19 +93,6 @@ def _train(setup: RunSetup, resume: bool, lease: Lease, began: float) -> Summary
     # summary, the contact sheet and the run page (evaluation/preview/, report/) come last.
     summary = Summary.of_training(setup, status, problems, supervisor.first_step)
     return finish(summary, setup, began)
-
-
-def _run(supervisor: Supervisor, setup: RunSetup) -> RunStatus:
-    try:
-        return supervisor.run()
-    except Exception as error:
-        supervisor.stop()
-        if asked_to_end():  # which may be why it failed
-            setup.show("train", Report([f"while ending: {message_line(error)}"]))
-            end_if_asked()
-        if isinstance(error, DopsdError):
-            raise with_resume_command(error, setup.config) from None
-        raise
 
 
 def _start(setup: RunSetup, lease: Lease, scratch: str, began: float) -> Supervisor:
@@ -136,13 +112,7 @@ def _start(setup: RunSetup, lease: Lease, scratch: str, began: float) -> Supervi
     # Learn (learner/): Ray Train's workers fetch what is scored, take the optimizer step under
     # DeepSpeed (learner/zero/), publish the weights of the next version (policy/), save checkpoints
     # (checkpoint/), and export at the end.
-    arguments = {
-        "config": config.model_dump(mode="json"),
-        "preset": setup.preset,
-        "coordinator": name,
-        "namespace": NAMESPACE,
-        "metadata": lora_metadata(config, setup.manifest),
-    }
+    arguments = learner_arguments(config, setup.preset, name, lora_metadata(config, setup.manifest))
 
     def learn() -> Any:
         return learner_trainer(config, roles, arguments, scratch).fit()

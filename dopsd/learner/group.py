@@ -15,6 +15,19 @@ from dopsd.ray_cluster.local import is_private
 from dopsd.ray_cluster.placement import Roles
 
 
+def learner_arguments(
+    config: RunConfig, preset: dict[str, Any], coordinator: str, metadata: dict[str, str]
+) -> dict[str, Any]:
+    """What every learner gets (``train_loop.train_worker``): plain values."""
+    return {
+        "config": config.model_dump(mode="json"),
+        "preset": preset,
+        "coordinator": coordinator,
+        "namespace": NAMESPACE,
+        "metadata": metadata,
+    }
+
+
 def learner_trainer(
     config: RunConfig, roles: Roles, arguments: dict[str, Any], scratch: str
 ) -> TorchTrainer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dopsd import storage
-from dopsd.errors import DataError, DopsdError, message_line
+from dopsd.errors import DataError, DopsdError, StorageError, message_line
 
 MOST_BYTES = 2**26
 """Of a file, where its reader names no other number."""
@@ -25,10 +25,11 @@ def read_payload(path: str, error: type[DopsdError], where: str, most: int = MOS
         return storage.read_bytes(path)
     except FileNotFoundError:
         raise error(f"{where}: no such file") from None
-    except OSError as problem:
-        raise error(
-            f"{where}: cannot be read: {problem.strerror or message_line(problem)}"
-        ) from None
+    except StorageError as problem:
+        if storage.is_remote(path):
+            raise
+        reason = message_line(problem).removeprefix(f"{path}: ")
+        raise error(f"{where}: cannot be read: {reason}") from None
     except ValueError as problem:  # no regular file, or a path that none can have
         reason = message_line(problem).removesuffix(f": {path}")
         raise error(f"{where}: cannot be read: {reason}, allowed: a file") from None

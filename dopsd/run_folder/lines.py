@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from dopsd.readers import json_value
 
 Valid = Callable[[dict[str, Any]], bool]
 """Whether an entry is one of the file's kind: its fields, their types and ranges."""
@@ -56,8 +57,8 @@ def _entry(line: bytes, valid: Valid) -> dict[str, Any]:
     if len(line) > LONGEST:
         raise ValueError(f"{len(line)} bytes")
     try:
-        entry = json.loads(line.decode(), parse_constant=_refuse)
-    except (ValueError, RecursionError):
+        entry = json_value(line)
+    except ValueError:
         raise ValueError("no JSON") from None
     if not isinstance(entry, dict):
         raise ValueError("no JSON object")
@@ -68,10 +69,6 @@ def _entry(line: bytes, valid: Valid) -> dict[str, Any]:
     if not known:
         raise ValueError("fields of another kind")
     return entry
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(constant)
 
 
 def is_count(value: Any, least: int = 0) -> bool:

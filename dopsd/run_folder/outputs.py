@@ -87,9 +87,16 @@ def check_run_folder(config: RunConfig) -> None:
     own.check(*planned(config), *own.entries())
 
 
+def check_stranger(folder: str) -> None:
+    """Raises ConfigError for a folder that is somebody else's, in which not even a claim may be
+    made. A run without a record is looked at under the claim."""
+    if not RunFolder(folder).exists and not has_manifest(storage.join(folder, SHARDS)):
+        owned(folder).check()
+
+
 def check_may_prepare(config: RunConfig) -> None:
     """Raises ConfigError when shards that are prepared in the run folder would meet others."""
-    if not has_manifest(config.shards):
+    if not has_manifest(config.shards) and not RunFolder(config.run.folder).exists:
         owned(config.run.folder).check(f"{SHARDS}/")
 
 

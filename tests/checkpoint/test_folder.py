@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 from typing import Any
 
@@ -178,7 +179,10 @@ def test_something_else_in_place_of_a_file_hides_no_older_one(tmp_path, make, na
     root = str(tmp_path)
     write(root, 10)
     place = storage.join(write(root, 20), name).rstrip("/")
-    storage.remove(place)
+    if os.path.isdir(place):
+        shutil.rmtree(place)
+    else:
+        os.unlink(place)
     make(place)
     found, refused = newest_good(root)
     assert found is not None and found.step == 10

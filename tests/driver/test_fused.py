@@ -16,6 +16,7 @@ from dopsd.policy.bundle import Bundle
 from dopsd.ray_cluster.placement import resolve_roles
 from dopsd.run_folder.jsonl import read_lines
 from dopsd.run_folder.log import RunLog
+from dopsd.run_folder.outputs import take_run_folder
 from tests.helpers.tiny import make_config
 
 STEPS, PER_STEP = 5, 2
@@ -40,6 +41,7 @@ def launch(tmp_path):
             learner={"steps": STEPS, "global_batch": 4, "micro_batch": 2, "restart_backoff_s": 0.0},
             **sections,
         )
+        take_run_folder(config, resume=bool(folder))
         roles, log = resolve_roles(config, 0.0), RunLog(config.run.folder)
         coordinator = Coordinator(config, roles, open_stream, lambda step: PER_STEP, log)
         coordinators.append(coordinator)
@@ -165,10 +167,10 @@ def test_extras_that_cannot_be_written_are_told_and_outputs_are_an_error(launch,
     coordinator = launch()
     attempt, honest = coordinator.attach(), storage.write_bytes
 
-    def full(path: str, data: bytes, durable: bool = False) -> None:
+    def full(path: str, data: bytes, **options: bool) -> None:
         if path.endswith(".safetensors"):
             raise StorageError(f"{path}: no room")
-        honest(path, data, durable)
+        honest(path, data, **options)
 
     monkeypatch.setattr(storage, "write_bytes", full)
     for name in ("preview/weights/a", "preview/weights/b", "debug/weights/c"):

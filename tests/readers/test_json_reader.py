@@ -14,7 +14,6 @@ from dopsd.data.context_cache.files import RECORD, load_record
 from dopsd.data.manifest import MANIFEST, load_manifest
 from dopsd.errors import DataError, DopsdError
 from dopsd.evaluation.prompts import read_prompts
-from dopsd.evaluation.scoring import _read as read_scores
 from dopsd.experiments.reproduce import table
 from dopsd.learner.zero.engine import read_preset
 from dopsd.models import FAMILIES
@@ -23,7 +22,7 @@ from dopsd.readers import Object, json_value, parse_json, read_json
 from dopsd.report.page import render
 from dopsd.report.run_files import read_run_files
 from dopsd.report.stats import read_run
-from dopsd.run_folder.jsonl import read_lines
+from dopsd.run_folder.jsonl import read_lines, read_with_damage
 
 NASTY = {
     "empty": b"",
@@ -99,7 +98,6 @@ READERS: dict[str, Callable[[Path, bytes], object]] = {
     ),
     "DeepSpeed": of_file("zero.json", read_preset),
     "table.json": of_file("table.json", table.read),
-    "scores": of_file("scores.json", read_scores),
     "prompts.jsonl": of_file("prompts.jsonl", read_prompts),
     "summary.json of stats": stats,
     "summary.json": of_run("summary.json"),
@@ -118,16 +116,16 @@ def test_what_is_wrong_is_one_line_with_the_path(reader: str, kind: str, tmp_pat
 
 
 @pytest.mark.parametrize("kind", NASTY)
-def test_a_broken_line_of_a_record_is_named(kind: str, tmp_path: Path) -> None:
+def test_a_broken_line_of_a_record_costs_that_line(kind: str, tmp_path: Path) -> None:
     payload = b'{"step": 0}\n' + NASTY[kind] + b'\n{"step": 1}\n'
     (tmp_path / "metrics.jsonl").write_bytes(payload)
     path = str(tmp_path / "metrics.jsonl")
     if kind in ("half a surrogate", "other fields"):
         assert len(read_lines(path)) == 3
         return
-    with pytest.raises(DataError, match=r"metrics\.jsonl: line 2: ") as caught:
-        read_lines(path)
-    assert len(str(caught.value)) < 400 and str(caught.value).isprintable()
+    assert read_lines(path) == [{"step": 0}, {"step": 1}]
+    told = read_with_damage(path, lambda entry: True).told()
+    assert not told or (told.startswith("metrics.jsonl line 2 (") and len(told) < 100)
 
 
 def test_what_is_no_file_is_named(tmp_path: Path) -> None:
@@ -139,7 +137,7 @@ def test_what_is_no_file_is_named(tmp_path: Path) -> None:
         ("folder.json", "cannot be read: not a regular file, allowed: a file"),
         ("pipe.json", "cannot be read: not a regular file, allowed: a file"),
         ("large.json", "2000 bytes, allowed: 1000"),
-        ("x" * 5000, "cannot be read: File name too long"),
+        ("x" * 5000, "File name too long"),
         ("a\0b", "a NUL character"),
     ):
         with pytest.raises(DataError, match=why):
