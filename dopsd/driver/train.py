@@ -71,7 +71,6 @@ def _prepare(setup: RunSetup, resume: bool) -> RunSetup:
     setup = setup.with_prior(resumable if resume else lambda: None)
     setup = with_cached_contexts(setup)
     setup.wait_for()
-
     # Preflight (evaluation/preflight/): can the teacher draw the concept at all?
     if resume:
         setup.show("prepare", resumable(setup.identity))

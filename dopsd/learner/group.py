@@ -11,6 +11,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from dopsd.config import RunConfig
 from dopsd.learner.rendezvous import LoopbackTorchConfig
 from dopsd.learner.train_loop import train_worker
+from dopsd.ray_cluster.connect import NAMESPACE
 from dopsd.ray_cluster.local import is_private
 from dopsd.ray_cluster.placement import Roles
 
