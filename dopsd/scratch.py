@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from dopsd import storage
+from dopsd import processes, storage
 from dopsd.errors import StorageError
 
 OWNER_FILE = ".dopsd-owner.json"
@@ -78,37 +77,13 @@ def _read(path: str) -> dict[str, Any]:
 
 def _owner() -> dict[str, Any]:
     pid = os.getpid()
-    return {"format": _FORMAT, "machine": _machine(), "pid": pid, "started": _started(pid)}
+    began = processes.started(pid)
+    return {"format": _FORMAT, "place": processes.place(), "pid": pid, "started": began}
 
 
 def _is_dead(owner: dict[str, Any]) -> bool:
-    pid = owner.get("pid")
-    if owner.get("machine") != _machine() or not isinstance(pid, int):
+    """Only where process ids mean the same processes this can be known."""
+    here, pid = processes.place(), owner.get("pid")
+    if not here or owner.get("place") != here or not isinstance(pid, int):
         return False
-    return _started(pid) != owner.get("started")
-
-
-def _machine() -> str:
-    """Of whom process ids mean the same: host, boot, and the container's own numbering."""
-    parts = [socket.gethostname()]
-    with suppress(OSError):
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-        parts.append(os.readlink("/proc/self/ns/pid"))
-    return " ".join(parts)
-
-
-def _started(pid: int) -> str | None:
-    """When a process began, as its system counts; None for none. Ids come again, starts do not."""
-    try:
-        # The name before it is in brackets, and may hold anything.
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        if Path("/proc/self/stat").exists():
-            return None
-    try:  # a system without /proc
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except OSError:
-        pass
-    return "?"
+    return processes.started(pid) != owner.get("started")

@@ -34,7 +34,7 @@ def test_a_killed_process_leaves_what_the_next_one_clears(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == [mine]
 
 
-@pytest.mark.parametrize("change", [{"pid": os.getpid()}, {"machine": "another"}, {"pid": "x"}])
+@pytest.mark.parametrize("change", [{"pid": os.getpid()}, {"place": "another"}, {"pid": "x"}])
 def test_scratch_of_the_living_and_of_other_machines_stays(tmp_path: Path, change: dict) -> None:
     subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
     (left,) = tmp_path.iterdir()
