@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,10 @@ os.environ.setdefault("AWS_DEFAULT_REGION", "us-east-1")
 
 # On a machine with GPUs the tests run as they do here: nothing that this process starts sees one.
 set_up("cpu")
+
+# Under nohup the end of the terminal ends nothing, which the tests of signals would pass on.
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 TIERS = ("ray", "integration", "nightly")
 """Markers of the tests that may start Ray; without one of them a test is a unit test. What a tier
