@@ -80,11 +80,13 @@ def planned(config: RunConfig) -> list[str]:
     return names
 
 
-def check_run_folder(config: RunConfig) -> None:
-    """Raises ConfigError when a run of ``config`` would write over what is not its own."""
+def check_run_folder(config: RunConfig, resume: bool = False) -> None:
+    """Raises ConfigError when a run of ``config`` would write over what is not its own. A run that
+    is resumed goes on with its lines, and sets aside what has become of them."""
     own = owned(config.run.folder)
     _adopt_shards(own)
-    own.check(*planned(config), *own.entries())
+    kept = LINES if resume else ()
+    own.check(*(name for name in (*planned(config), *own.entries()) if name not in kept))
 
 
 def check_stranger(folder: str) -> None:
@@ -116,7 +118,7 @@ def take_run_folder(config: RunConfig, resume: bool) -> list[str]:
     own = owned(config.run.folder)
     if resume:
         _adopt_run(own)
-    check_run_folder(config)
+    check_run_folder(config, resume)
     left = remove_outputs(own, FINAL if resume else None)
     # What is written at once, and then finished, is claimed when it is: until then, a file of that
     # name is none of ours.

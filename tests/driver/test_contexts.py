@@ -203,7 +203,7 @@ def test_edit_reference_trains_with_references_of_any_size(
     config = make_flux2_config(
         tiny_flux2,
         run={"folder": str(tmp_path / "run")},
-        context={"name": "edit_reference", "text_tokens": 64},
+        context={"name": "edit_reference", "text_tokens": 128},
         data={
             "source": str(tmp_path / "set.jsonl"),
             "pixel_area": 1024,

@@ -19,6 +19,7 @@ from dopsd.errors import DeadlineError, WorkerError
 from dopsd.models.pretrained import MissingWeights
 from dopsd.ray_cluster.placement import Role
 from dopsd.run_folder.jsonl import read_lines
+from dopsd.run_folder.outputs import claim_shards, owned
 from tests.evaluation.blind import BlindFactory
 from tests.evaluation.metrics.test_metrics import image_processor
 from tests.helpers.loras import ups
@@ -38,6 +39,7 @@ def demo(folder: Path, *overrides: str) -> RunConfig:
 def seeing(ray_cluster, tmp_path_factory):
     """(config, what was found, what was shown) with the shipped base and its own encoder."""
     config = demo(tmp_path_factory.mktemp("seeing"))
+    claim_shards(config)
     manifest = prepared(config, lambda status: None)
     shown: list[str] = []
     found = preflight.check(
@@ -179,10 +181,13 @@ def test_the_command_alone_lists_every_sample(recipe, tmp_path, capsys):
 
 def test_off_skips_and_takes_an_older_report_away(tmp_path):
     config = make_config("shapes", run={"folder": str(tmp_path)}, preflight={"mode": "off"})
-    (tmp_path / "preflight").mkdir()
+    own = owned(str(tmp_path))
+    own.claim("preflight/")
+    own.write("preflight/report.json", b"{}")
+    (tmp_path / "preflight" / "mine.txt").write_text("mine")
     # No manifest and no Ray task: nothing is read.
     preflight.before_training(config, None, LEARNER, quiet)
-    assert not (tmp_path / "preflight").exists()
+    assert [path.name for path in (tmp_path / "preflight").iterdir()] == ["mine.txt"]
 
 
 @pytest.mark.parametrize("kind", [DeadlineError, WorkerError, MissingWeights])
