@@ -235,17 +235,24 @@ def test_training_moves_both_adapters(reference):
 
 
 def test_a_run_at_lag_two_on_s3_is_bitwise_the_one_that_goes_on_here(run, reference, bucket):
-    """Nor do workers change a bit: a shared pool there; here, after a restart, three of their own
+    """Nor do workers change a bit: a shared pool there; here, after a restart, two of their own
     for roll-outs."""
     other = run(
         max_policy_lag=2,
+        learner={"workers": 1},
         run={"folder": f"{bucket}/runs/one"},
         inference={"shared": True},
         debug={"dump_trajectories": 1},
         preview={"samples": 1, "every": 2},
     )
     # From step 2 on, with versions 0 to 2, which the checkpoint has to hold.
-    resumed = run(max_policy_lag=2, resume=other, resume_before=4, rollout={"workers": 3})
+    resumed = run(
+        max_policy_lag=2,
+        learner={"workers": 1},
+        rollout={"workers": 2},
+        resume=other,
+        resume_before=4,
+    )
     assert difference(resumed.lora, other.lora) == 0.0, "also when adapters are kept for pictures"
     assert difference(reference.lora, other.lora) > 0.0, "stale policies train otherwise"
     for summary in (other, resumed):
