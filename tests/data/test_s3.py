@@ -44,7 +44,14 @@ def test_prepare_and_stream(ray_cluster: None, bucket: str, source: str) -> None
     with pytest.raises(DataError, match="holds a prepared data set already"):
         prepare(source, shards, SETTINGS)
     again = prepare(source, shards, SETTINGS, overwrite=True)
-    assert again.model_dump() == manifest.model_dump()
+    # The new shards stand beside the old ones until those go.
+    assert list(again.files) == ["shard-00000.1.parquet"] != list(manifest.files)
+    assert [again.fingerprint, *again.files.values()] == [
+        manifest.fingerprint,
+        *manifest.files.values(),
+    ]
+    assert {name for name in storage.names(shards) if name.endswith(".parquet")} == set(again.files)
+    manifest = again
 
     plan = Plan(manifest.row_groups, 0, 2, 2)
     stream = encoded_stream(

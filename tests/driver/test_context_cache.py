@@ -38,7 +38,7 @@ from dopsd.driver.train import train
 from dopsd.errors import DataError
 from dopsd.models.fingerprint import fingerprint
 from dopsd.records import EncodedBatch
-from dopsd.seal import sealed
+from dopsd.seal import sealed, unsealed
 from tests.helpers.loras import ups
 from tests.helpers.runs import quiet
 from tests.helpers.tiny import make_config, random_image
@@ -56,7 +56,7 @@ REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {
     "vlm": [
         ({"model": {"dtype": "bfloat16"}}, 'dtype: "float32" there, "bfloat16" needed'),
         ({"context": {"text_tokens": 32}}, "text_tokens: 64 there, 32 needed"),
-        ({"context": {"image_text_tokens": 99}}, "image_text_tokens: 1024 there, 99 needed"),
+        ({"context": {"image_text_tokens": 99}}, "image_text_tokens: 480 there, 99 needed"),
         ({"context": {"image_max_pixels": 3072}}, "image_max_pixels: 4096 there, 3072 needed"),
         ({"method": {"objective": "sft"}}, "latents: false there, true needed; vae: none there"),
     ],
@@ -340,11 +340,13 @@ def test_mixed_and_broken_folders_are_refused(world: World, tmp_path: Path) -> N
     shutil.rmtree(made.folder)
     first.write_bytes(whole)
 
-    values = json.loads(record.read_text())
-    record.write_text(json.dumps(values | {"entries": values["entries"] | {"more": 1}}))
+    values = unsealed(json.loads(record.read_text()))
+    record.write_bytes(sealed(values | {"entries": values["entries"] | {"more": 1}}))
     assert "its entries give" in refusal(config, world.manifest)
-    record.write_text(json.dumps(values | {"version": 2}))
+    record.write_bytes(sealed(values | {"version": 99}))
     assert "encoded.json: version" in refusal(config, world.manifest)
+    record.write_bytes(sealed(values).replace(b'"samples"', b'"Samples"'))
+    assert "damaged or changed by hand" in refusal(config, world.manifest)
     record.unlink()
     assert "not finished (it has no encoded.json)" in refusal(config, world.manifest)
 

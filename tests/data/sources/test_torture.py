@@ -57,9 +57,10 @@ def test_every_input_becomes_what_it_must(
     made, manifest, shards = outcomes[kind]
     reasons = {entry.where: entry for entry in manifest.quarantined}
     assert len(reasons) == len(manifest.quarantined)
+    told = {place.replace("\n", "\\n"): expected for place, expected in made.by_place.items()}
     wrong = {
         place: reasons[place].reason if place in reasons else "accepted"
-        for place, expected in made.by_place.items()
+        for place, expected in told.items()
         if (place in reasons) != bool(expected.reason)
         or (place in reasons and not reasons[place].reason.startswith(expected.reason))
     }
