@@ -65,11 +65,11 @@ def test_every_input_becomes_what_it_must(
         or (place in reasons and not reasons[place].reason.startswith(expected.reason))
     }
     assert not wrong
-    assert set(reasons) <= set(made.by_place)
+    assert set(reasons) <= set(told)
     assert {place: entry.samples for place, entry in reasons.items()} == {
-        place: expected.samples for place, expected in made.by_place.items() if expected.reason
+        place: expected.samples for place, expected in told.items() if expected.reason
     }
-    accepted = [expected for expected in made.by_place.values() if not expected.reason]
+    accepted = [expected for expected in told.values() if not expected.reason]
     lost = sum(entry.samples for entry in manifest.quarantined)
     assert manifest.samples == len(accepted)
     assert manifest.seen == manifest.samples + lost
