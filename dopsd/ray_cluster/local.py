@@ -17,6 +17,7 @@ from typing import Any
 
 import ray
 
+from dopsd.errors import ResourceError, message_line
 from dopsd.ray_cluster.ray_private import bound_to_loopback
 
 LOOPBACK_INTERFACE = "lo0" if sys.platform == "darwin" else "lo"
@@ -32,15 +33,23 @@ def start_local(environment: dict[str, str], **options: Any) -> None:
     """``ray.init`` of a fresh cluster on the loopback address; ``environment``: of its workers.
 
     Token authentication stays as Ray has it by default: on. What the environment says of
-    interfaces holds, and RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=1 lets Ray listen on every one.
+    interfaces holds, and RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=1 lets Ray listen on every one. Raises
+    ResourceError when its processes do not come up, which Ray waits half a minute for.
     """
     keep_token_private()
     with bound_to_loopback() as bound:
         if bound:
             sockets = {name: os.environ.get(name, LOOPBACK_INTERFACE) for name in _SOCKETS}
             environment = environment | sockets | {_MARK: "1"}
-        with _inherited(environment):
-            ray.init(address="local", include_dashboard=False, log_to_driver=False, **options)
+        try:
+            with _inherited(environment):
+                ray.init(address="local", include_dashboard=False, log_to_driver=False, **options)
+        except Exception as error:  # Ray has no kind of its own for it
+            ray.shutdown()
+            raise ResourceError(
+                f"Ray does not start on this machine: {message_line(error)}; allowed: the same "
+                "command when the machine has less to do, or RAY_ADDRESS of a Ray that runs"
+            ) from error
         if bound:
             _PRIVATE.add(_address())
 

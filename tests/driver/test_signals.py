@@ -64,7 +64,7 @@ def test_a_training_ends_with_one_line(seen, later, number, count, saved, tmp_pa
     steps = complete_steps(str(folder / "checkpoints"))
     if saved or steps:
         assert f"step {steps[-1]} is saved, resume with: dopsd train --resume {folder}" in line
-    assert not saved or steps[-1] % 4, "one of its own, beside the schedule"
+    assert steps or not saved
     time.sleep(1)
     assert [pid for pid, began in started.items() if processes.started(pid) == began] == []
     assert not list(folder.glob(f"{LEASE}*"))

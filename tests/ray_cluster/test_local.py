@@ -7,9 +7,11 @@ import stat
 from pathlib import Path
 
 import pytest
+import ray
 from ray._private import ray_constants, services
 
-from dopsd.ray_cluster.local import keep_token_private
+from dopsd.errors import ResourceError
+from dopsd.ray_cluster.local import keep_token_private, start_local
 from dopsd.ray_cluster.ray_private import bound_to_loopback
 
 TOKEN = (".ray", "auth_token")
@@ -79,3 +81,15 @@ def test_unless_the_environment_asks_for_a_cluster(monkeypatch):
     monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", True)
     with bound_to_loopback() as bound:
         assert not bound and ray_constants.ENABLE_RAY_CLUSTER
+
+
+def test_a_ray_that_does_not_start_is_one_line(home, monkeypatch):
+    def late(**options):
+        raise Exception("The current node timed out during startup.\nMore of it.")
+
+    monkeypatch.setattr(ray, "init", late)
+    with pytest.raises(
+        ResourceError, match=r"^Ray does not start .*timed out .*; allowed: "
+    ) as told:
+        start_local({})
+    assert "\n" not in str(told.value)
