@@ -150,9 +150,15 @@ def recorded(root: Path, path: Path) -> bool:
 
 
 def strew(root: Path, chance: random.Random, foreign: dict[Path, bytes]) -> None:
-    """Put a few files of somebody else's where nothing is."""
-    for _ in range(chance.randrange(3)):
-        path = root / chance.choice(FOLDERS) / chance.choice(NAMES)
+    """Put a few files of somebody else's where nothing is, and take some away: what is in the way
+    of a command would keep it from everything else."""
+    for path in chance.sample(sorted(foreign), len(foreign) // 2):
+        path.unlink()
+        del foreign[path]
+    below = sorted(path for path in root.rglob("*") if path.is_dir())
+    for _ in range(chance.randrange(4)):
+        folder = chance.choice([*below, *(root / name for name in FOLDERS)])
+        path = folder / chance.choice(NAMES)
         if not path.exists() and not recorded(root, path):
             with suppress(OSError):  # a file has the folder's place
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -165,8 +171,11 @@ def test_every_foreign_file_stays_byte_for_byte(tmp_path: Path, monkeypatch, see
     chance, foreign = random.Random(seed), {}
     failing = Failing(chance, monkeypatch)
     done = 0
+    for command in COMMANDS:  # so that there are folders of ours to lie in
+        with suppress(KeyboardInterrupt):
+            command(str(tmp_path), chance)
     for _ in range(30):
-        if chance.random() < 0.25:
+        if chance.random() < 0.4:
             strew(tmp_path, chance, foreign)
         failing.rate = chance.choice([0, 0, 0.1])
         with suppress(OSError, DopsdError, KeyboardInterrupt):
