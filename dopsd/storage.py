@@ -13,7 +13,6 @@ import io
 import os
 import posixpath
 import re
-import stat
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -21,19 +20,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import IO, Any
 
-import fsspec
 import pyarrow as pa
 
-from dopsd.credentials import holds_credentials, redact
-from dopsd.disk import free_space
-from dopsd.errors import ConfigError, DataError, DopsdError, StorageError, message_line
+from dopsd.credentials import redact
+from dopsd.filesystems import RemoteWriter, open_local
+from dopsd.filesystems import check_writable as check_writable
+from dopsd.filesystems import filesystem as filesystem
+from dopsd.filesystems import is_remote as is_remote
+from dopsd.filesystems import storage_errors as storage_errors
 
-CONNECT_S = 10
-READ_S = 30
-"""Seconds without a byte after which a request counts as failed and is tried again."""
-ATTEMPTS = 5
-"""Tries of one request with growing pauses, and s3fs tries that five times: an outage of some
-twenty seconds is outlived. AWS_MAX_ATTEMPTS overrides it."""
 OPERATION_S = 1800
 """Seconds that reading or writing one object may take, tries included: a server that sends a byte
 now and then is found by this alone."""
@@ -48,8 +43,6 @@ RECORDS = (".json", ".jsonl", ".yaml", ".html", ".md", ".txt", ".log", ".svg")
 """
 SET_ASIDE = ".damaged"
 """Behind the name of a file that was moved out of the way."""
-_HINTS = {"400": "often expired credentials", "403": "no permission, or wrong credentials"}
-"""What stands behind the status of an answer without a body."""
 guards: list[Callable[[str], None]] = []
 """Called with every path before this process writes or removes something there; what one raises is
 raised. A lease that was lost ends its holder here (lease.py)."""
@@ -60,90 +53,9 @@ def _may_write(path: str) -> None:
         guard(path)
 
 
-def is_remote(path: str) -> bool:
-    """True for a URL such as ``s3://bucket/key``."""
-    return "://" in path
-
-
 def join(folder: str, *parts: str) -> str:
     """Join path parts under a local folder or a URL."""
     return posixpath.join(folder, *parts)
-
-
-def filesystem(path: str) -> tuple[Any, str]:
-    """fsspec filesystem of ``path`` and the path inside it."""
-    if "\0" in path:
-        raise DataError(f"{path}: a NUL character, allowed: a path without")
-    protocol = path.split("://", 1)[0] if is_remote(path) else "file"
-    if protocol not in ("file", "s3"):
-        raise DataError(f"{path}: protocol {protocol!r}, allowed: a local path or s3://")
-    if protocol == "file":
-        fs = fsspec.filesystem("file")
-        return fs, fs._strip_protocol(path)
-    if holds_credentials(path):
-        # Not even the bucket is repeated: a secret may hold "@" and "/".
-        raise DataError(
-            "s3://***@...: credentials in a path, allowed: s3://bucket/key with credentials in the "
-            "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
-        )
-    retries: dict[str, Any] = {}
-    if not os.environ.get("AWS_RETRY_MODE"):
-        retries["mode"] = "standard"
-    if not os.environ.get("AWS_MAX_ATTEMPTS"):
-        retries["total_max_attempts"] = ATTEMPTS
-    options: dict[str, Any] = {
-        "config_kwargs": {
-            "connect_timeout": CONNECT_S,
-            "read_timeout": READ_S,
-            "retries": retries,
-        },
-        # s3fs reads the parts of a large object side by side, but does not try such a part again.
-        "max_concurrency": 1,
-        # What it remembers of a folder others have changed since.
-        "use_listings_cache": False,
-    }
-    if os.environ.get("AWS_ENDPOINT_URL"):
-        options["endpoint_url"] = os.environ["AWS_ENDPOINT_URL"]
-    fs = fsspec.filesystem(protocol, **options)
-    return fs, fs._strip_protocol(path)
-
-
-@contextmanager
-def storage_errors(path: str) -> Iterator[None]:
-    """Whatever goes wrong with ``path`` becomes one line.
-
-    Raises StorageError for all but a missing file (FileNotFoundError, as it is) and our own
-    errors. Of a local path that is what the system says, an OSError.
-    """
-    try:
-        yield
-    except (DopsdError, FileNotFoundError):
-        raise
-    except OSError as error:
-        if is_remote(path):
-            raise StorageError(f"{path}: {_cause(error)}") from error
-        raise StorageError(local_error(path, error)) from error
-    except Exception as error:  # s3fs, botocore and aiohttp raise many kinds
-        if not is_remote(path):
-            raise
-        raise StorageError(f"{path}: {_cause(error)}") from error
-
-
-def local_error(path: str, error: OSError) -> str:
-    """What a local file system refused, in one line: path, cause, and the disk."""
-    code = errno.errorcode.get(error.errno or 0)
-    cause = f"{os.strerror(error.errno)} ({code})" if error.errno and code else message_line(error)
-    return f"{path}: {cause}; {free_space(path)}"
-
-
-def _cause(error: BaseException) -> str:
-    if isinstance(error, (TimeoutError, fsspec.asyn.FSTimeoutError)):
-        return f"the storage does not answer in time ({type(error).__name__})"
-    origin = error.__cause__
-    code = getattr(origin, "response", {}).get("Error", {}).get("Code", "")
-    text = " ".join(str(error).split()) or type(error).__name__
-    hint = f" ({_HINTS[code]})" if code in _HINTS else ""
-    return (f"{code}: {text}" if code and code not in text else text) + hint
 
 
 class _Reader(io.RawIOBase):
@@ -175,76 +87,27 @@ class _Reader(io.RawIOBase):
         return True
 
 
-class _Writer(io.RawIOBase):
-    """A remote file that goes up in parts; its errors are those of :func:`storage_errors`."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        fs, inner = filesystem(path)
-        with storage_errors(path):
-            self._file = fs.open(inner, "wb")
-
-    def write(self, data: Any) -> int:
-        with storage_errors(self._path):
-            return int(self._file.write(data))
-
-    def tell(self) -> int:
-        return int(self._file.tell())
-
-    def writable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        if not self.closed:
-            super().close()
-            with storage_errors(self._path):
-                self._file.close()
-
-    def discard(self) -> None:
-        """End without a file; what has gone up is forgotten, as far as the storage can be asked."""
-        if not self.closed:
-            super().close()
-            with suppress(Exception):
-                self._file.discard()
-
-
 def open_binary(path: str) -> IO[bytes]:
     """A file to read from the start, line by line. Raises FileNotFoundError or StorageError."""
     if is_remote(path):
         return io.BufferedReader(_Reader(path), 2**22)
-    return _open_local(path)
+    return open_local(path)
 
 
 def open_input(path: str) -> pa.NativeFile:
     """A file for pyarrow to read at random. Raises FileNotFoundError or StorageError."""
     if is_remote(path):
         return pa.PythonFile(_Reader(path), mode="r")
-    _open_local(path).close()
+    open_local(path).close()
     with storage_errors(path):
         return pa.OSFile(path, "rb")
-
-
-def _open_local(path: str) -> IO[bytes]:
-    """A regular file to read: a pipe in its place would be waited for forever. Raises
-    FileNotFoundError or StorageError."""
-    with storage_errors(path):
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        try:
-            kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
-            if kind != stat.S_IFREG:
-                what = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe"}.get(kind, "a device")
-                raise StorageError(f"{path}: {what}, allowed: a regular file")
-            return os.fdopen(descriptor, "rb")
-        except BaseException:
-            os.close(descriptor)
-            raise
 
 
 def open_output(path: str) -> pa.NativeFile:
     """A file for pyarrow to write; its folder is made. On S3 it appears when it is closed."""
     _may_write(path)
     if is_remote(path):
-        return pa.PythonFile(_Writer(path), mode="w")
+        return pa.PythonFile(RemoteWriter(path), mode="w")
     make_folder(os.path.dirname(path) or ".")
     with storage_errors(path):
         return pa.OSFile(path, "wb")
@@ -285,26 +148,6 @@ def make_folder(path: str) -> None:
             os.makedirs(path, exist_ok=True)
 
 
-def check_writable(key: str, folder: str) -> None:
-    """Raises ConfigError, in the name of ``key``, when no file can be written under a local folder,
-    which need not exist yet. S3 is asked nothing: whether it takes an object is known when it gets
-    one."""
-    if is_remote(folder):
-        return
-    parent = os.path.abspath(folder)
-    while not os.path.lexists(parent):
-        parent = os.path.dirname(parent)
-    if not os.path.isdir(parent):
-        reason = f"{parent} is no folder"
-    elif not os.access(parent, os.W_OK | os.X_OK):
-        reason = f"{parent} may not be written to"
-    else:
-        return
-    raise ConfigError(
-        f"{key}: {folder} cannot be made, {reason}; allowed: a folder that can be written, or s3://"
-    )
-
-
 def read_bytes(path: str, start: int | None = None, stop: int | None = None) -> bytes:
     """A whole file, or its bytes from ``start`` up to ``stop``.
 
@@ -314,7 +157,7 @@ def read_bytes(path: str, start: int | None = None, stop: int | None = None) -> 
     with storage_errors(path):
         if is_remote(path):
             return bytes(fs.cat_file(inner, start=start, end=stop, timeout=OPERATION_S))
-        with _open_local(inner) as file:
+        with open_local(inner) as file:
             file.seek(start or 0)
             return file.read(-1 if stop is None else stop - (start or 0))
 
@@ -455,7 +298,7 @@ def streamed_file(path: str) -> Iterator[IO[bytes]]:
     go up in parts as they are written. A local one would survive a power cut."""
     _may_write(path)
     if is_remote(path):
-        writer = _Writer(path)
+        writer = RemoteWriter(path)
         try:
             yield writer  # type: ignore[misc]
         except BaseException:
@@ -511,6 +354,7 @@ def remove_tree(path: str) -> None:
 def set_aside(path: str) -> str:
     """Move whatever is at ``path`` out of the way, beside it, and return its new name's path. It
     takes no room on a local disk; nothing there is replaced."""
+    _may_write(path)
     there = names(os.path.dirname(path) or ".")
     name = posixpath.basename(path) + SET_ASIDE
     free = name

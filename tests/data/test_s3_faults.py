@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dopsd import storage
+from dopsd import filesystems, storage
 from dopsd.data.manifest import PrepareSettings, load_manifest
 from dopsd.data.plan import Plan
 from dopsd.data.prepare.run import prepare
@@ -66,7 +66,7 @@ def test_slow_bytes_arrive_or_meet_the_deadline(
 def test_a_server_that_says_nothing_is_tried_again(
     bucket: str, faults: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "READ_S", 1)
+    monkeypatch.setattr(filesystems, "READ_S", 1)
     storage.write_bytes(f"{bucket}/hang", b"x")
     fault = faults.add("hang", path="/hang", method="GET")
     assert storage.read_bytes(f"{bucket}/hang") == b"x"
