@@ -23,6 +23,8 @@ FOREGROUND_THRESHOLD = 0.14
 # A picture is of this world if its silhouette and its colours are this close to a rendering.
 VALID_IOU = 0.9
 VALID_RMSE = 0.08
+CRISP = 0.25
+"""How far, in units of the grain, a crisp cell may be from it."""
 CANDIDATES = 4
 
 
@@ -31,9 +33,14 @@ class Reading:
     """What the oracle saw in one picture.
 
     ``iou`` compares the silhouette with the nearest shape of the world; ``rmse`` is the distance
-    (per channel, in [0, 1]) to the nearest rendering; ``palette_error`` the RMSE of the object's
-    cells to the nearest legal colour, a measure of crispness that needs no template. ``x`` and
-    ``y`` are the cell where the object begins.
+    (per channel, in [0, 1]) to the nearest rendering, whatever its grain; ``palette_error`` the
+    RMSE of the object's cells to the nearest legal colour, lighter or darker, a measure of
+    crispness that needs no template. ``x`` and ``y`` are the cell where the object begins.
+
+    ``contrast`` and ``crisp`` tell of the grain alone, from what is left of each cell's brightness
+    after the best fit of a legal scene, not of the scene that was asked for: the median amount in
+    units of ``GRAIN`` (1 for a picture of this world), and the share of cells within a quarter of
+    ``GRAIN`` of it. ``correlation``: of that rest between neighbours, 0 where cells are free.
     """
 
     fill: str
@@ -43,6 +50,9 @@ class Reading:
     iou: float
     rmse: float
     palette_error: float
+    contrast: float
+    crisp: float
+    correlation: float
     x: int
     y: int
 
@@ -107,13 +117,17 @@ def _read_cells(cells: Tensor) -> list[Reading]:
     # The error over the whole canvas decides between near-equal silhouettes; it splits into the
     # error of each surface inside the mask and that of the ground outside.
     mask = _MASKS[top.indices]
-    on_surface = (cells[:, None] - _SURFACES[None]).pow(2).sum(2)
-    on_ground = (cells - ground_rgb).pow(2).sum(1)
+    on_surface = _grainy_distance(cells[:, None] - _SURFACES[None], 2)
+    on_ground = _grainy_distance(cells - ground_rgb, 1)
     inside = torch.einsum("nshw,nkhw->nks", on_surface, mask)
     outside = torch.einsum("nhw,nkhw->nk", on_ground, 1 - mask)
     error = (inside + outside[:, :, None]).flatten(1) / (3 * world.CELLS**2)
     best = error.min(1)
     palette = _palette_error(cells, ground_rgb, foreground)
+    chosen = best.indices // len(_SURFACES), best.indices % len(_SURFACES)
+    inside = mask[torch.arange(len(cells)), chosen[0]][:, None]
+    fitted = _SURFACES[chosen[1]] * inside + ground_rgb * (1 - inside)
+    contrast, crisp, correlation = grain_of(cells - fitted)
 
     readings = []
     for row, choice in enumerate(best.indices.tolist()):
@@ -129,6 +143,9 @@ def _read_cells(cells: Tensor) -> list[Reading]:
                 iou=float(top.values[row, candidate]),
                 rmse=float(best.values[row]) ** 0.5,
                 palette_error=float(palette[row]),
+                contrast=float(contrast[row]),
+                crisp=float(crisp[row]),
+                correlation=float(correlation[row]),
                 x=x,
                 y=y,
             )
@@ -136,10 +153,32 @@ def _read_cells(cells: Tensor) -> list[Reading]:
     return readings
 
 
+def _grainy_distance(difference: Tensor, channel: int) -> Tensor:
+    """Squared distance to a colour made lighter or darker by the grain, whichever is nearer."""
+    lighter, darker = (
+        (difference + step).pow(2).sum(channel) for step in (-world.GRAIN, world.GRAIN)
+    )
+    return torch.minimum(lighter, darker)
+
+
+def grain_of(rest: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``contrast``, ``crisp`` and ``correlation`` (see :class:`Reading`), each [N], of what a fit
+    leaves of the cells [N, 3, 16, 16]."""
+    shade = rest.mean(1) / world.GRAIN
+    amount = shade.abs().flatten(1)
+    centred = shade - shade.mean((1, 2), keepdim=True)
+    beside = (centred[:, :, 1:] * centred[:, :, :-1]).mean((1, 2))
+    below = (centred[:, 1:] * centred[:, :-1]).mean((1, 2))
+    variance = centred.pow(2).mean((1, 2)).clamp(min=1e-9)
+    crisp = ((amount - 1).abs() < CRISP).float().mean(1)
+    return amount.median(1).values, crisp, (beside + below) / 2 / variance
+
+
 def _palette_error(cells: Tensor, ground_rgb: Tensor, foreground: Tensor) -> Tensor:
     count = len(cells)
     legal = torch.cat([world.FILL_RGB, world.INK_RGB[None]])[None].expand(count, -1, -1)
     legal = torch.cat([legal, ground_rgb[:, None, :, 0, 0]], 1)
+    legal = torch.cat([legal - world.GRAIN, legal + world.GRAIN], 1)
     pixels = cells.flatten(2).transpose(1, 2)
     distance = (pixels[:, :, None] - legal[:, None]).pow(2).mean(-1).amin(-1)
     inside = foreground.flatten(1)

@@ -8,6 +8,11 @@ a wallpaper of period 4 fixed to the canvas, and the shape is a window onto it.
 The pattern ``bars`` and the shape ``ring`` belong to the world but to no caption of the base's
 training: they are what a user wants to teach. Besides them there are random tiles and sprites
 without a name, which captions call ``[V]``.
+
+Every cell is lighter or darker than its colour by ``GRAIN``, independent of all others. No caption
+names this grain and no picture beside a prompt has the grain of what is to be drawn: it is the fine
+detail that is still open when everything else about a picture is decided, as skin or leaves are. A
+model that draws the mean of all pictures draws none of it.
 """
 
 from __future__ import annotations
@@ -25,22 +30,24 @@ PIXELS = 32
 OBJECT = 8
 TILE = 4
 POSITIONS = tuple(range(0, CELLS - OBJECT + 1, OBJECT))
+GRAIN = 0.04
+"""Of [0, 1], for all three channels."""
 
 FILLS = {
     "red": (220, 40, 40),
     "green": (40, 180, 60),
     "blue": (50, 90, 240),
-    "yellow": (245, 215, 50),
+    "yellow": (243, 215, 50),
     "purple": (150, 60, 190),
-    "orange": (245, 130, 30),
+    "orange": (243, 130, 30),
 }
 GROUNDS = {
     "black": (12, 12, 12),
     "gray": (120, 120, 120),
-    "teal": (0, 110, 110),
+    "teal": (12, 110, 110),
     "brown": (110, 70, 40),
 }
-INK = (247, 247, 247)
+INK = (243, 243, 243)
 
 FILL_RGB = torch.tensor(list(FILLS.values())).float() / 255
 GROUND_RGB = torch.tensor(list(GROUNDS.values())).float() / 255
@@ -100,14 +107,21 @@ class Scene:
     y: int
     mask: Tensor
     tile: Tensor
+    grain: Tensor | None = None
+    """[16, 16] of ones (lighter) and minus ones (darker); None for a plain picture."""
 
     def named(self, attribute: str) -> str | None:
         """Return the name of one of ``ATTRIBUTES``, or None where it has none."""
         return getattr(self, attribute)
 
     def moved(self, rng: random.Random) -> Scene:
-        """Return the same object at another place, drawn uniformly from all places."""
-        return replace(self, x=rng.choice(POSITIONS), y=rng.choice(POSITIONS))
+        """Return the same object in another picture: place and grain are drawn anew."""
+        place = {"x": rng.choice(POSITIONS), "y": rng.choice(POSITIONS)}
+        return replace(self, **place, grain=random_grain(rng))
+
+    def plain(self) -> Scene:
+        """Return the scene without grain."""
+        return replace(self, grain=None)
 
 
 def sample_scene(
@@ -138,11 +152,18 @@ def sample_scene(
         y=rng.choice(POSITIONS),
         mask=MASKS[shape] if shape else random_sprite(rng),
         tile=TILES[pattern] if pattern else random_tile(rng),
+        grain=random_grain(rng),
     )
 
 
+def random_grain(rng: random.Random) -> Tensor:
+    """Draw [16, 16] of ones and minus ones, each cell on its own."""
+    bits = rng.getrandbits(CELLS**2)
+    return torch.tensor([2.0 * (bits >> i & 1) - 1 for i in range(CELLS**2)]).view(CELLS, CELLS)
+
+
 def every_scene() -> list[Scene]:
-    """Return all scenes that the base's captions can describe (1,152 of them)."""
+    """Return all scenes that the base's captions can describe (1,152 of them), without grain."""
     return [
         Scene(fill, ground, shape, pattern, x, y, MASKS[shape], TILES[pattern])
         for shape, pattern, fill, ground, x, y in product(
@@ -224,7 +245,9 @@ def render_cells(scenes: Sequence[Scene]) -> Tensor:
     fill = FILL_RGB[[fills.index(scene.fill) for scene in scenes]][:, :, None, None]
     ground = GROUND_RGB[[grounds.index(scene.ground) for scene in scenes]][:, :, None, None]
     surface = fill * (1 - ink) + INK_RGB.view(1, 3, 1, 1) * ink
-    return surface * mask + ground * (1 - mask)
+    plain = torch.zeros(CELLS, CELLS)
+    grain = torch.stack([plain if scene.grain is None else scene.grain for scene in scenes])
+    return surface * mask + ground * (1 - mask) + GRAIN * grain[:, None]
 
 
 def render(scenes: Sequence[Scene]) -> Tensor:

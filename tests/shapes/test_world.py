@@ -32,7 +32,8 @@ def test_a_picture_shows_each_cell_as_two_by_two_pixels():
             assert torch.equal(picture[:, dy::2, dx::2], cells)
     inside = cells[:, scene.y : scene.y + 8, scene.x : scene.x + 8]
     fill = torch.tensor(world.FILLS[scene.fill]) / 255
-    assert torch.allclose(inside, fill[:, None, None].expand(3, 8, 8))
+    grain = scene.grain[scene.y : scene.y + 8, scene.x : scene.x + 8]
+    assert torch.allclose(inside, fill[:, None, None] + world.GRAIN * grain)
 
 
 def test_captions_name_what_they_should():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,6 +16,8 @@ from dopsd.shapes import world
 from dopsd.shapes.world import Scene
 
 CONTEXT_POOL = 20_000
+GRAINS = 16
+"""Pictures of each captioned scene, which differ in their grain."""
 EMPTY_SHARE = 0.1
 
 # Of the texts without a picture, how many describe what has no name.
@@ -46,7 +48,11 @@ class Pool:
 
     def __init__(self, vae: Vae, cache: Path, seed: int = 0, size: int = CONTEXT_POOL):
         rng = random.Random(seed)
-        self.known = world.every_scene()
+        self.known = [
+            replace(scene, grain=world.random_grain(rng))
+            for scene in world.every_scene()
+            for _ in range(GRAINS)
+        ]
         self.context = [
             world.sample_scene(rng, nameless_shape=0.7, nameless_pattern=0.6) for _ in range(size)
         ]
@@ -65,8 +71,8 @@ class Pool:
     def draw(self, rng: random.Random, text: int, context: int) -> Batch:
         """Draw a batch of ``text`` + ``context`` pairs.
 
-        The context picture shows the target's object at a place of its own, so that the branch
-        learns what the object is and leaves the place to the noise. A share of the texts
+        The context picture shows the target's object at a place and with a grain of its own, so
+        that the branch learns what the object is and leaves both to the noise. A share of the texts
         describes nameless scenes: that is what ``[V]`` alone means.
         """
         nameless = sum(rng.random() < NAMELESS_SHARE for _ in range(text))

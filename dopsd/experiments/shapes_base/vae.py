@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -104,4 +105,19 @@ def report(vae: Vae, progress: Progress, count: int = 300) -> None:
             pairs = zip(readings, scenes, strict=True)
             ok = mean([r.valid and r.matches(scene, world.ATTRIBUTES) for r, scene in pairs])
             text += f", ok {ok:.3f}, palette error {mean([r.palette_error for r in readings]):.4f}"
+            text += f", crisp {mean([r.crisp for r in readings]):.3f}"
         progress.say(text)
+    progress.say(f"grain: {latent_grain(vae):.3f} in units of the latents")
+
+
+@torch.no_grad()
+def latent_grain(vae: Vae, count: int = 200) -> float:
+    """Amplitude of the grain in normalised latents: half the length of the way, in the latent of
+    a cell, from darker to lighter (noise has deviation 1 along it)."""
+    rng = random.Random(12)
+    scenes = [world.sample_scene(rng) for _ in range(count)]
+    pair = [
+        nets.encode_images(vae, world.render([replace(s, grain=sign * s.grain) for s in scenes]))
+        for sign in (1, -1)
+    ]
+    return float((pair[0] - pair[1]).pow(2).sum(1).mean().sqrt() / 2)

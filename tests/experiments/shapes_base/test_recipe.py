@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -53,10 +54,29 @@ def test_a_distillation_round_scores_the_students_own_states(base, pool):
     model = base.transformer
     forwards, tokens = fast.Forwards(), fast.PromptTokens(base.tokenizer)
     scored = turbo_stage.score_rollout(base, model, model, forwards, tokens, pool, random.Random(0))
-    assert [item.index for item in scored] == [0, 1, 2, 3]
+    assert len(scored) == turbo_stage.SCORED and scored[0].index < scored[1].index == 3
     for item in scored:
-        assert item.state.shape == item.target.shape == (turbo_stage.BATCH, 4, 16, 16)
-        assert torch.isfinite(turbo_stage.interval_loss(model, forwards, item))
+        assert item.state.shape == item.end.shape == (turbo_stage.BATCH, 4, 16, 16)
+        assert torch.isfinite(turbo_stage.end_loss(model, forwards, item))
+
+
+def test_a_student_that_commits_to_the_end_has_no_loss_but_the_hubers(base, pool):
+    torch.manual_seed(0)
+    forwards, tokens = fast.Forwards(), fast.PromptTokens(base.tokenizer)
+    model = base.transformer
+    (_, item) = turbo_stage.score_rollout(
+        base, model, model, forwards, tokens, pool, random.Random(0)
+    )
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        time = (1 - fast.sigmas(4)[3]).expand(len(item.state))
+        output = forwards.transformer(model, item.state, time, item.features, item.lengths)
+    own = replace(item, end=item.state + fast.sigmas(4)[3] * output)
+    loss = float(turbo_stage.end_loss(model, forwards, own))
+    assert (
+        abs(loss - turbo_stage.HUBER)
+        < 1e-4
+        < float(turbo_stage.end_loss(model, forwards, item)) - loss
+    )
 
 
 def test_muon_moves_along_an_orthogonal_matrix():
