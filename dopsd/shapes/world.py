@@ -116,8 +116,8 @@ class Scene:
 
     def moved(self, rng: random.Random) -> Scene:
         """Return the same object in another picture: place and grain are drawn anew."""
-        place = {"x": rng.choice(POSITIONS), "y": rng.choice(POSITIONS)}
-        return replace(self, **place, grain=random_grain(rng))
+        x, y = rng.choice(POSITIONS), rng.choice(POSITIONS)
+        return replace(self, x=x, y=y, grain=random_grain(rng))
 
     def plain(self) -> Scene:
         """Return the scene without grain."""

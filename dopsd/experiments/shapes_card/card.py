@@ -129,7 +129,8 @@ def evaluate(prompts: Sequence[Prompt], images: Tensor, kind: str) -> dict[str, 
     """Score pictures of one kind of prompts.
 
     ``named``: attributes that the text names by a word, right; ``all_named``: pictures with all of
-    them right; ``valid``: pictures of this world; ``ok``: both. For a concept also ``concept``:
+    them right; ``valid``: pictures of this world; ``ok``: both; ``contrast`` and ``crisp``: of the
+    grain (see ``oracle.Reading``). For a concept also ``concept``:
     pictures that show it and are valid, and ``same_place``: those that stand where the scene does.
     """
     readings = oracle.read(images)
@@ -150,6 +151,9 @@ def evaluate(prompts: Sequence[Prompt], images: Tensor, kind: str) -> dict[str, 
         "ok": _rate(ok),
         "palette_error": Value(mean(errors), *bootstrap(errors)),
     }
+    for name in ("contrast", "crisp"):
+        amounts = [getattr(seen, name) for seen in readings]
+        values[name] = Value(mean(amounts), *bootstrap(amounts))
     if concept:
         values["concept"] = _rate([s.valid and s.matches(p.scene, (concept,)) for s, p in pairs])
         values["same_place"] = _rate([(s.x, s.y) == (p.scene.x, p.scene.y) for s, p in pairs])
@@ -164,7 +168,7 @@ def settings(has_undistilled: bool) -> list[Setting]:
     if has_undistilled:
         for kind in ("full", "partial"):
             rows += [("undistilled", kind, False, 16, GUIDANCE)]
-            rows += [("undistilled", kind, False, steps, 0.0) for steps in (16, 4)]
+            rows += [("undistilled", kind, False, steps, 0.0) for steps in (64, 16, 4)]
         for kind in held_out:
             rows += [("undistilled", kind, True, 4, 0.0)]
             rows += [("undistilled", kind, beside, 16, GUIDANCE) for beside in (True, False)]

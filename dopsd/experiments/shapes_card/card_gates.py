@@ -25,17 +25,25 @@ def gates(card: Card) -> list[Gate]:
             continue
         named = guided.values["named"].value
         gate(f"crisp, {kind}", f"named >= {bound}", f"{named:.3f}", named >= bound)
-        many = next(
-            r for r in card.rows
-            if (r.model, r.prompts, r.steps, r.guidance) == ("undistilled", kind, 16, 0.0)
-        )  # fmt: skip
-        ratio = few.values["palette_error"].value / many.values["palette_error"].value
-        lower = few.values["ok"].high < many.values["ok"].low
+        unguided = {
+            row.steps: row.values
+            for row in card.rows
+            if (row.model, row.prompts, row.guidance) == ("undistilled", kind, 0.0)
+        }
+        gap = unguided[4]["contrast"].value, unguided[64]["contrast"].value
         gate(
             f"few-step gap, {kind}",
-            "palette error at 4 steps >= 1.5 x that at 16, ok lower beyond the interval",
-            f"{ratio:.2f} x, ok {few.values['ok'].value:.3f} against {many.values['ok'].value:.3f}",
-            ratio >= 1.5 and lower,
+            "the grain's contrast at 4 unguided steps <= 0.5, at 64 >= 0.85",
+            f"{gap[0]:.3f} and {gap[1]:.3f}",
+            gap[0] <= 0.5 and gap[1] >= 0.85,
+        )
+        contrast, crisp = turbo.values["contrast"].value, turbo.values["crisp"].value
+        share = crisp / max(unguided[64]["crisp"].value, 1e-9)
+        gate(
+            f"commits, {kind}",
+            "turbo at 4 steps: contrast >= 0.9, crisp share >= 0.8 of the base's at 64",
+            f"contrast {contrast:.3f}, {share:.3f} of the crisp share",
+            contrast >= 0.9 and share >= 0.8,
         )
         result.append(_within(f"distilled, {kind}", turbo, guided, ("named", "ok")))
     for kind in concepts.CONCEPTS:

@@ -90,7 +90,10 @@ def write(card: Card, folder: Path) -> None:
 
 def markdown(card: Card) -> str:
     """Render the model card."""
-    metrics = ("named", "all_named", "valid", "ok", "palette_error", "concept", "same_place")
+    metrics = (
+        *("named", "all_named", "valid", "ok", "palette_error", "contrast", "crisp"),
+        *("concept", "same_place"),
+    )
     lines = [
         "# The base of the shapes world",
         "",

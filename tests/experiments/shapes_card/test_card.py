@@ -20,14 +20,14 @@ def _row(model, kind, steps, guidance, picture=False, **rates):
     return Row(model, kind, picture, steps, guidance, 200, values)
 
 
-def _rows(few_ok=0.5, few_error=0.06, turbo_ok=0.95):
+def _rows(few=0.3, many=0.97, turbo_ok=0.95, contrast=0.98, crisp=0.9):
     rows = []
     for kind in ("full", "partial"):
         rows += [
-            _row("undistilled", kind, 16, 1.5, named=0.97, ok=0.96, palette_error=0.02),
-            _row("undistilled", kind, 16, 0.0, named=0.95, ok=0.90, palette_error=0.03),
-            _row("undistilled", kind, 4, 0.0, named=0.9, ok=few_ok, palette_error=few_error),
-            _row("turbo", kind, 4, 0.0, named=0.96, ok=turbo_ok, palette_error=0.02),
+            _row("undistilled", kind, 16, 1.5, named=0.97, ok=0.96, contrast=0.9, crisp=0.7),
+            _row("undistilled", kind, 64, 0.0, named=0.95, ok=0.90, contrast=many, crisp=0.95),
+            _row("undistilled", kind, 4, 0.0, named=0.9, ok=0.5, contrast=few, crisp=0.02),
+            _row("turbo", kind, 4, 0.0, named=0.96, ok=turbo_ok, contrast=contrast, crisp=crisp),
         ]
     return rows
 
@@ -35,12 +35,16 @@ def _rows(few_ok=0.5, few_error=0.06, turbo_ok=0.95):
 def test_gates_follow_their_definitions():
     verdict = {g.name: g.met for g in gates(Card("", 1, (0,), _rows()))}
     assert verdict["crisp, full"] and verdict["few-step gap, full"] and verdict["distilled, full"]
-    verdict = {g.name: g.met for g in gates(Card("", 1, (0,), _rows(few_error=0.04)))}
-    assert not verdict["few-step gap, full"]
-    verdict = {g.name: g.met for g in gates(Card("", 1, (0,), _rows(few_ok=0.89)))}
-    assert not verdict["few-step gap, full"]
-    verdict = {g.name: g.met for g in gates(Card("", 1, (0,), _rows(turbo_ok=0.90)))}
-    assert not verdict["distilled, full"]
+    assert verdict["commits, full"]
+    for change, fallen in (
+        ({"few": 0.51}, "few-step gap"),
+        ({"many": 0.84}, "few-step gap"),
+        ({"turbo_ok": 0.90}, "distilled"),
+        ({"contrast": 0.89}, "commits"),
+        ({"crisp": 0.75}, "commits"),
+    ):
+        verdict = {g.name: g.met for g in gates(Card("", 1, (0,), _rows(**change)))}
+        assert [n for n, met in verdict.items() if not met and "full" in n] == [f"{fallen}, full"]
 
 
 def test_the_context_gate_asks_for_three_times_the_blind_rate():
