@@ -121,7 +121,8 @@ def generate(
     return torch.cat(images)
 
 
-def _rate(hits: Sequence[bool]) -> Value:
+def rate(hits: Sequence[bool]) -> Value:
+    """The share of hits with Wilson's interval."""
     return Value(mean([float(hit) for hit in hits]), *wilson(sum(hits), len(hits)))
 
 
@@ -129,9 +130,9 @@ def evaluate(prompts: Sequence[Prompt], images: Tensor, kind: str) -> dict[str, 
     """Score pictures of one kind of prompts.
 
     ``named``: attributes that the text names by a word, right; ``all_named``: pictures with all of
-    them right; ``valid``: pictures of this world; ``ok``: both; ``contrast`` and ``crisp``: of the
-    grain (see ``oracle.Reading``). For a concept also ``concept``:
-    pictures that show it and are valid, and ``same_place``: those that stand where the scene does.
+    them right; ``valid``: pictures of this world; ``ok``: both; ``contrast``, ``crisp`` and
+    ``correlation``: of the grain (see ``oracle.Reading``). For a concept also ``concept``: pictures
+    that show it and are valid, and ``same_place``: those that stand where the scene does.
     """
     readings = oracle.read(images)
     concept = concepts.CONCEPTS.get(kind)
@@ -145,18 +146,18 @@ def evaluate(prompts: Sequence[Prompt], images: Tensor, kind: str) -> dict[str, 
     ok = [hit and seen.valid for hit, seen in zip(full, readings, strict=True)]
     errors = [seen.palette_error for seen in readings]
     values = {
-        "named": _rate(hits),
-        "all_named": _rate(full),
-        "valid": _rate([seen.valid for seen in readings]),
-        "ok": _rate(ok),
+        "named": rate(hits),
+        "all_named": rate(full),
+        "valid": rate([seen.valid for seen in readings]),
+        "ok": rate(ok),
         "palette_error": Value(mean(errors), *bootstrap(errors)),
     }
-    for name in ("contrast", "crisp"):
+    for name in ("contrast", "crisp", "correlation"):
         amounts = [getattr(seen, name) for seen in readings]
         values[name] = Value(mean(amounts), *bootstrap(amounts))
     if concept:
-        values["concept"] = _rate([s.valid and s.matches(p.scene, (concept,)) for s, p in pairs])
-        values["same_place"] = _rate([(s.x, s.y) == (p.scene.x, p.scene.y) for s, p in pairs])
+        values["concept"] = rate([s.valid and s.matches(p.scene, (concept,)) for s, p in pairs])
+        values["same_place"] = rate([(s.x, s.y) == (p.scene.x, p.scene.y) for s, p in pairs])
     return values
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dopsd.experiments.shapes_card.card_record import Card, Gate, Row, pooled
+from dopsd.experiments.shapes_card.card_record import Card, Effect, Gate, Row, pooled
+from dopsd.intervals import Value
 from dopsd.shapes import concepts
 
 
@@ -71,41 +72,59 @@ def effect_gates(card: Card) -> list[Gate]:
     """What tuning must teach and must leave alone, for each concept that was tuned on."""
     if not card.effects:
         return [Gate("effect", "dopsd learns and keeps, sft loses", "not measured", False)]
-    result = []
-    for concept in dict.fromkeys(effect.concept for effect in card.effects):
-        base, ours, sft = (pooled(card.effects, concept, name) for name in ("base", "dopsd", "sft"))
-        learned, before = ours["concept"].value, base["concept"].value
-        kept = ours["ok"].value / base["ok"].value
-        lost = 1 - sft["ok"].value / base["ok"].value
-        blurs, blurred, before_blur = (v["palette_error"].value for v in (ours, sft, base))
-        result += [
-            Gate(
-                f"effect, {concept}, dopsd learns",
-                "concept >= 2 x the base's, beyond its interval",
-                f"{learned:.3f} against {before:.3f}",
-                learned >= 2 * before and ours["concept"].low > base["concept"].high,
-            ),
-            Gate(
-                f"effect, {concept}, dopsd keeps",
-                "ok on prior prompts >= 0.95 of the base's",
-                f"{kept:.3f}, palette error {blurs / before_blur:.2f} x",
-                kept >= 0.95,
-            ),
-            Gate(
-                f"effect, {concept}, sft loses",
-                "ok on prior prompts down by >= 20%, or palette error >= 1.5 x",
-                f"{lost:.0%}, {blurred / before_blur:.2f} x",
-                lost >= 0.2 or blurred / before_blur >= 1.5,
-            ),
-            Gate(
-                f"effect, {concept}, contrast",
-                "dopsd's ok on prior prompts above sft's beyond the interval, palette error lower",
-                f"ok {ours['ok']} against {sft['ok']}, palette error {blurs:.3f} against "
-                f"{blurred:.3f}",
-                ours["ok"].low > sft["ok"].high and blurs < blurred,
-            ),
-        ]
-    return result
+    tuned = dict.fromkeys(effect.concept for effect in card.effects)
+    return [gate for concept in tuned for gate in _of_concept(card.effects, concept)]
+
+
+def _of_concept(effects: list[Effect], concept: str) -> list[Gate]:
+    base = pooled(effects, concept, "base", False)
+    ours, sft = (pooled(effects, concept, name, True) for name in ("dopsd", "sft"))
+    alone, sft_alone = (pooled(effects, concept, name, False) for name in ("dopsd", "sft"))
+
+    def share(values: dict[str, Value], name: str) -> float:
+        return values[name].value / max(base[name].value, 1e-9)
+
+    def drawn(values: dict[str, Value]) -> bool:
+        learned, before = values["concept"], base["concept"]
+        return learned.value >= 2 * before.value and learned.low > before.high
+
+    def gate(name: str, required: str, measured: str, met: bool) -> Gate:
+        return Gate(f"effect, {concept}, {name}", required, measured, met)
+
+    times = ours["crisp"].value / max(sft["crisp"].value, 1e-9)
+    return [
+        gate(
+            "both learn",
+            "with prior samples: concept >= 2 x the base's, beyond its interval",
+            f"dopsd {ours['concept']}, sft {sft['concept']}, base {base['concept']}",
+            drawn(ours) and drawn(sft),
+        ),
+        gate(
+            "dopsd keeps",
+            "with prior samples, prior prompts: ok >= 0.95 of the base's, crisp share >= 0.9",
+            f"ok {share(ours, 'prior ok'):.3f}, crisp {share(ours, 'prior crisp'):.3f}",
+            share(ours, "prior ok") >= 0.95 and share(ours, "prior crisp") >= 0.9,
+        ),
+        gate(
+            "sft loses few steps",
+            "with prior samples, prior prompts: crisp share <= 0.4 of the base's",
+            f"{share(sft, 'prior crisp'):.3f}",
+            share(sft, "prior crisp") <= 0.4,
+        ),
+        gate(
+            "drawn crisply",
+            "with prior samples, concept prompts: dopsd's crisp share >= 3 x sft's",
+            f"{ours['crisp']} against {sft['crisp']}, {times:.1f} x",
+            times >= 3,
+        ),
+        gate(
+            "without prior samples",
+            "concept prompts: crisp share of dopsd >= 0.7, of sft <= 0.2",
+            f"{alone['crisp']} and {sft_alone['crisp']}; leaked into prior prompts: "
+            f"{alone['leaked'].value:.3f} and {sft_alone['leaked'].value:.3f}",
+            alone["crisp"].value >= 0.7 and sft_alone["crisp"].value <= 0.2,
+        ),
+    ]
 
 
 def _within(name: str, turbo: Row, guided: Row, keys: tuple[str, ...]) -> Gate:

@@ -34,13 +34,16 @@ class Row:
 class Effect:
     """What tuning did: four-step pictures by the base (``objective`` is ``base``) or by its LoRA.
 
-    ``asked``: prompts with ``[V]``; ``prior``: prompts about what the base knew before.
+    ``prior_samples``: half of each batch were the base's own samples. ``asked``: prompts with
+    ``[V]``; ``prior``: prompts about what the base knew before; its ``leaked`` is the share of
+    pictures that show the concept, for which none of these asks.
     """
 
     objective: str
     concept: str
     seed: int
     count: int
+    prior_samples: bool
     asked: dict[str, Value]
     prior: dict[str, Value]
 
@@ -91,8 +94,8 @@ def write(card: Card, folder: Path) -> None:
 def markdown(card: Card) -> str:
     """Render the model card."""
     metrics = (
-        *("named", "all_named", "valid", "ok", "palette_error", "contrast", "crisp"),
-        *("concept", "same_place"),
+        *("named", "all_named", "valid", "ok", "palette_error"),
+        *("contrast", "crisp", "correlation", "concept", "same_place"),
     )
     lines = [
         "# The base of the shapes world",
@@ -123,31 +126,53 @@ def markdown(card: Card) -> str:
 
 def describe_effect(effect: Effect) -> str:
     """One line: what was tuned how, and what the oracle found."""
+    beside = ", prior samples" if effect.prior_samples else ""
+    values = [f"{name} {value.value:.3f}" for name, value in _columns(effect).items()]
     return (
-        f"{effect.concept}, {effect.objective}, seed {effect.seed} (n={effect.count}): concept "
-        f"{effect.asked['concept'].value:.3f}, prior ok {effect.prior['ok'].value:.3f}, prior "
-        f"palette error {effect.prior['palette_error'].value:.3f}"
+        f"{effect.concept}, {effect.objective}{beside}, seed {effect.seed} (n={effect.count}): "
+        + ", ".join(values)
     )
 
 
-def pooled(effects: list[Effect], concept: str, objective: str) -> dict[str, Value]:
-    """Pool the seeds of one concept and objective: ``concept``, ``ok`` and ``palette_error``.
+COLUMNS = {
+    "concept": ("asked", "concept"),
+    "crisp": ("asked", "crisp"),
+    "prior ok": ("prior", "ok"),
+    "prior crisp": ("prior", "crisp"),
+    "prior contrast": ("prior", "contrast"),
+    "palette error": ("prior", "palette_error"),
+    "leaked": ("prior", "leaked"),
+}
+"""Of an effect's table: which prompts, and which of their values."""
 
-    Rates get the Wilson interval of all their pictures; the palette error's is that of the seeds'
-    means taken together.
+_RATES = {"concept", "prior ok", "leaked"}
+
+
+def _columns(effect: Effect) -> dict[str, Value]:
+    return {name: getattr(effect, kind)[value] for name, (kind, value) in COLUMNS.items()}
+
+
+def pooled(
+    effects: list[Effect], concept: str, objective: str, prior_samples: bool
+) -> dict[str, Value]:
+    """Pool the seeds of one concept, objective and way of training: each of ``COLUMNS``.
+
+    Rates get the Wilson interval of all their pictures; the others the mean of the seeds' own.
     """
-    chosen = [e for e in effects if (e.concept, e.objective) == (concept, objective)]
+    key = concept, objective, prior_samples
+    chosen = [e for e in effects if (e.concept, e.objective, e.prior_samples) == key]
     count = sum(effect.count for effect in chosen)
 
     def rate(values: list[Value]) -> Value:
         hits = sum(round(v.value * e.count) for v, e in zip(values, chosen, strict=True))
         return Value(hits / count, *wilson(hits, count))
 
-    errors = [effect.prior["palette_error"] for effect in chosen]
+    def average(values: list[Value]) -> Value:
+        return Value(*(mean([getattr(v, end) for v in values]) for end in _ENDS))
+
+    rows = [_columns(effect) for effect in chosen]
     return {
-        "concept": rate([effect.asked["concept"] for effect in chosen]),
-        "ok": rate([effect.prior["ok"] for effect in chosen]),
-        "palette_error": Value(*(mean([getattr(e, f) for e in errors]) for f in _ENDS)),
+        name: (rate if name in _RATES else average)([row[name] for row in rows]) for name in COLUMNS
     }
 
 
@@ -157,15 +182,17 @@ _ENDS = ("value", "low", "high")
 def _effect_table(effects: list[Effect]) -> list[str]:
     seeds = sorted({effect.seed for effect in effects})
     lines = [
-        "LoRA on turbo, 12 images beside samples of the base, plain loops of one budget; four "
-        "unguided steps; seeds "
-        f"{', '.join(map(str, seeds))} pooled.",
+        "LoRA on turbo by plain loops of one budget on 12 images, half of each batch samples of "
+        "the base where it says so; four unguided steps; seeds "
+        f"{', '.join(map(str, seeds))} pooled. `concept` and `crisp`: of pictures for `[V]`; the "
+        "rest: of prompts about what the base knew.",
         "",
-        "| tuned on | by | concept drawn for `[V]` | prior prompts: ok | prior: palette error |",
-        "|---|---|---|---|---|",
+        "| tuned on | by | prior samples | " + " | ".join(COLUMNS) + " |",
+        "|---" * (3 + len(COLUMNS)) + "|",
     ]
-    for concept, objective in dict.fromkeys((e.concept, e.objective) for e in effects):
-        values = pooled(effects, concept, objective)
-        cells = [str(value) for value in values.values()]
-        lines.append(f"| {concept} | {objective} | " + " | ".join(cells) + " |")
+    kinds = dict.fromkeys((e.concept, e.objective, e.prior_samples) for e in effects)
+    for concept, objective, beside in kinds:
+        cells = [str(value) for value in pooled(effects, concept, objective, beside).values()]
+        said = "" if objective == "base" else "half" if beside else "none"
+        lines.append(f"| {concept} | {objective} | {said} | " + " | ".join(cells) + " |")
     return lines

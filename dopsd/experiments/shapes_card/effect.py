@@ -1,17 +1,18 @@
 """The effect in one process: a LoRA by ``dopsd`` and one by ``sft``, judged by the oracle.
 
-Both are plain loops on the turbo base over one training set, half of every batch the concept's
-images and half the base's own samples (``effect_data``), with one budget of samples, states and
-optimizer steps; they differ in their training terms alone. ``dopsd reproduce shapes`` compares
-through the distributed trainer, in float32 and with an EMA as teacher, where this has bf16 autocast
-and the frozen base.
+Both are plain loops on the turbo base over one training set (``effect_data``): half of every batch
+the concept's images and half the base's own samples, and once more without those. One budget of
+samples, states and optimizer steps; they differ in their training terms alone. ``dopsd reproduce
+shapes`` compares through the distributed trainer, in float32 and with an EMA as teacher, where this
+has bf16 autocast and the frozen base.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 
 import torch
 from peft import LoraConfig
@@ -22,13 +23,12 @@ from dopsd.experiments.shapes_base.nets import Transformer
 from dopsd.experiments.shapes_card import card
 from dopsd.experiments.shapes_card.card_record import Effect, describe_effect
 from dopsd.experiments.shapes_card.effect_data import STATES, Batches
-from dopsd.intervals import Value
 from dopsd.method.objective import state_loss
 from dopsd.method.off_policy import flow_matching
 from dopsd.method.terms import Terms, fused_terms, target_terms
 from dopsd.models.z_image import ZImage
 from dopsd.records import Context
-from dopsd.shapes import concepts
+from dopsd.shapes import concepts, oracle
 
 OBJECTIVES = ("dopsd", "sft")
 SAMPLES = 140
@@ -38,7 +38,8 @@ SAMPLES = 140
 class Budget:
     """What both objectives may spend: AdamW steps of ``batch`` samples with 4 states each.
 
-    ``lr`` falls to zero along a cosine. ``prior``: the base's own samples, one a prompt.
+    ``lr`` falls to zero along a cosine. ``prior``: the base's own samples, one a prompt; 0 trains
+    on the concept alone.
     """
 
     steps: int = 200
@@ -56,7 +57,7 @@ def measure(
     say: Callable[[str], None] = print,
     forwards: fast.Forwards | None = None,
 ) -> list[Effect]:
-    """Judge the base, then each objective's LoRA, on every concept.
+    """Judge the base, then each objective's LoRA with and without prior samples, on every concept.
 
     ``model``: from ``card.load``; its turbo transformer is copied, not changed. Each of ``seeds``
     decides training images, their order, noise and prompts. ``samples``: pictures of each kind and
@@ -66,35 +67,48 @@ def measure(
     forwards, effects = forwards or fast.Forwards(compiled=True), []
     for concept in concepts.CONCEPTS:
         for seed in seeds:
-            for name in ("base", *OBJECTIVES):
+            for name, beside in (("base", False), *product(OBJECTIVES, (True, False))):
                 tuned = model.transformers["turbo"]
                 if name != "base":
-                    tuned = train_lora(
-                        model, concept, name, seed, budget or Budget(), forwards, samples
-                    )
-                effects.append(judge(model, tuned, name, concept, seed, samples))
+                    spent = budget or Budget()
+                    spent = spent if beside else replace(spent, prior=0)
+                    tuned = train_lora(model, concept, name, seed, spent, forwards, samples)
+                effects.append(judge(model, tuned, name, concept, seed, samples, beside))
                 say(describe_effect(effects[-1]))
     return effects
 
 
 def judge(
-    model: card.Model, transformer: Transformer, name: str, concept: str, seed: int, samples: int
+    model: card.Model,
+    transformer: Transformer,
+    name: str,
+    concept: str,
+    seed: int,
+    samples: int,
+    beside: bool,
 ) -> Effect:
-    """Score a transformer's four-step pictures for ``[V]`` prompts and for prior ones."""
+    """Score a transformer's four-step pictures for ``[V]`` prompts and for prior ones.
 
-    def scored(prompts: list[concepts.Prompt], kind: str) -> dict[str, Value]:
-        images = card.generate(
+    ``beside``: it was trained with prior samples too.
+    """
+
+    def drawn(prompts: list[concepts.Prompt]) -> Tensor:
+        return card.generate(
             model, transformer, prompts, picture=False, steps=STATES, guidance=0.0, seed=1000 + seed
         )
-        return card.evaluate(prompts, images, kind)
 
+    asked, prior = concepts.concept_prompts(concept, samples, 1000 + seed), _prior(samples, seed)
+    images = drawn(prior)
+    attribute = concepts.CONCEPTS[concept]
+    shows = [getattr(seen, attribute) == concept for seen in oracle.read(images)]
     return Effect(
         objective=name,
         concept=concept,
         seed=seed,
         count=samples,
-        asked=scored(concepts.concept_prompts(concept, samples, 1000 + seed), concept),
-        prior=scored(_prior(samples, seed), "prior"),
+        prior_samples=beside,
+        asked=card.evaluate(asked, drawn(asked), concept),
+        prior={**card.evaluate(prior, images, "prior"), "leaked": card.rate(shows)},
     )
 
 

@@ -40,8 +40,8 @@ class Batch:
 class Batches:
     """Training batches, the same for each objective; the first half of each is the concept's.
 
-    ``prior``: number of different prior prompts, each with one sample of the base; ``avoid``: texts
-    that none of them may be, because they are evaluated on.
+    ``prior``: number of different prior prompts, each with one sample of the base; 0 leaves batches
+    to the concept. ``avoid``: texts that none of them may be, because they are evaluated on.
     """
 
     def __init__(
@@ -51,17 +51,14 @@ class Batches:
         texts = [concepts.captions_of(concept, scene)[CAPTIONS] for scene in scenes]
         prompts = concepts.distinct_prior_prompts(prior, seed, avoid)
         self._prior = len(prompts)
-        samples = card.generate(
-            model,
-            model.transformers["turbo"],
-            prompts,
-            picture=False,
-            steps=STATES,
-            guidance=0.0,
-            seed=seed,
-        )
-        texts += [prompt.text for prompt in prompts]
-        images = torch.cat([world.render(scenes), samples])
+        images = world.render(scenes)
+        if prompts:
+            turbo = model.transformers["turbo"]
+            samples = card.generate(
+                model, turbo, prompts, picture=False, steps=STATES, guidance=0.0, seed=seed
+            )
+            texts += [prompt.text for prompt in prompts]
+            images = torch.cat([images, samples])
         self.clean = nets.encode_images(model.vae, images)
         self._student, self._teacher = _encode(model, texts, None), _encode(model, texts, images)
         self._rng = random.Random(f"{concept}/{seed}/batches")
@@ -70,7 +67,7 @@ class Batches:
 
     def draw(self, count: int) -> Batch:
         """The next ``count`` samples."""
-        own = count - count // 2
+        own = count - count // 2 if self._prior else count
         rows = [self._rng.randrange(IMAGES) for _ in range(own)]
         rows += [IMAGES + self._rng.randrange(self._prior) for _ in range(count - own)]
         noise = torch.randn(STATES, *self.clean[rows].shape, generator=self._generator)

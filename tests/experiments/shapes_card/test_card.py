@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import pytest
 from typer.testing import CliRunner
 
 from dopsd.cli import shapes as shapes_cli
@@ -67,35 +68,53 @@ def test_perfect_pictures_score_one_and_count_the_concept():
             assert values["concept"].value == values["same_place"].value == 1.0
 
 
-def _effects(**rates: tuple[float, float, float]) -> list[Effect]:
-    """By objective: concept, prior ok and prior palette error, over two seeds of 100 pictures."""
+WITH, WITHOUT = True, False
+
+
+def _effects(**changes: float) -> list[Effect]:
+    """Of a card that meets its gates but for ``changes``, named ``objective_column[_alone]``."""
+    good = {
+        ("base", WITHOUT): {"concept": 0.02, "prior_ok": 0.9, "prior_crisp": 0.9, "crisp": 0.9},
+        ("dopsd", WITH): {"concept": 0.5, "prior_ok": 0.88, "prior_crisp": 0.85, "crisp": 0.6},
+        ("sft", WITH): {"concept": 0.5, "prior_ok": 0.7, "prior_crisp": 0.2, "crisp": 0.1},
+        ("dopsd", WITHOUT): {"concept": 0.9, "prior_ok": 0.4, "prior_crisp": 0.8, "crisp": 0.8},
+        ("sft", WITHOUT): {"concept": 0.9, "prior_ok": 0.4, "prior_crisp": 0.1, "crisp": 0.1},
+    }
+    for name, value in changes.items():
+        objective, column = name.removesuffix("_alone").split("_", 1)
+        good[objective, not (name.endswith("_alone") or objective == "base")][column] = value
+
+    def values(names: dict[str, str], rates: dict[str, float]) -> dict[str, Value]:
+        return {name: Value(*3 * [rates.get(key, 0.1)]) for name, key in names.items()}
+
+    asked = {"concept": "concept", "crisp": "crisp"}
+    prior = {"ok": "prior_ok", "crisp": "prior_crisp"}
+    prior |= {name: name for name in ("contrast", "palette_error", "leaked")}
     return [
-        Effect(
-            objective,
-            "bars",
-            seed,
-            100,
-            asked={"concept": Value(concept, 0, 1)},
-            prior={"ok": Value(ok, 0, 1), "palette_error": Value(error, error, error)},
-        )
-        for objective, (concept, ok, error) in rates.items()
+        Effect(name, "bars", seed, 100, beside, values(asked, rates), values(prior, rates))
+        for (name, beside), rates in good.items()
         for seed in (0, 1)
     ]
 
 
-def test_the_effect_asks_that_dopsd_learns_and_keeps_and_sft_loses():
-    def verdict(**rates):
-        card = Card("", 1, (0,), effects=_effects(**rates))
-        return [gate.met for gate in gates(card)]
-
-    base = (0.02, 0.90, 0.02)
-    learns, keeps, loses, contrast = range(4)
-    good = verdict(base=base, dopsd=(0.5, 0.88, 0.02), sft=(0.5, 0.7, 0.02))
-    assert good[: loses + 1] == [True, True, True] and not good[contrast], "equal blur"
-    assert verdict(base=base, dopsd=(0.5, 0.88, 0.02), sft=(0.5, 0.7, 0.03))[contrast]
-    assert not verdict(base=base, dopsd=(0.5, 0.80, 0.02), sft=(0.5, 0.9, 0.03))[keeps]
-    assert verdict(base=base, dopsd=(0.5, 0.80, 0.02), sft=(0.5, 0.9, 0.03))[loses], "by blur"
-    assert not verdict(base=base, dopsd=(0.03, 0.90, 0.02), sft=(0, 0.88, 0.02))[learns]
+@pytest.mark.parametrize(
+    ("fallen", "changes"),
+    [
+        ("", {}),
+        ("both learn", {"dopsd_concept": 0.03}),
+        ("both learn", {"sft_concept": 0.03}),
+        ("dopsd keeps", {"dopsd_prior_ok": 0.85}),
+        ("dopsd keeps", {"dopsd_prior_crisp": 0.8}),
+        ("sft loses few steps", {"sft_prior_crisp": 0.4}),
+        ("drawn crisply", {"sft_crisp": 0.21}),
+        ("without prior samples", {"dopsd_crisp_alone": 0.69}),
+        ("without prior samples", {"sft_crisp_alone": 0.21}),
+    ],
+)
+def test_the_paper_s_contrast_is_held_against_each_of_its_gates(fallen, changes):
+    found = gates(Card("", 1, (0,), effects=_effects(**changes)))
+    assert len(found) == 5
+    assert [g.name for g in found if not g.met] == ([f"effect, bars, {fallen}"] if fallen else [])
 
 
 def test_an_effect_that_was_not_measured_is_an_open_gate():
@@ -103,21 +122,21 @@ def test_an_effect_that_was_not_measured_is_an_open_gate():
 
 
 def test_seeds_are_pooled_as_pictures():
-    effects = _effects(dopsd=(0.5, 0.9, 0.02))
-    effects[1] = replace(effects[1], asked={"concept": Value(0.7, 0, 1)})
-    values = pooled(effects, "bars", "dopsd")
+    one, two = (e for e in _effects() if (e.objective, e.prior_samples) == ("dopsd", WITH))
+    two = replace(two, asked={"concept": Value(0.7, 0, 1), "crisp": Value(0.8, 0.7, 1.0)})
+    values = pooled([one, two], "bars", "dopsd", WITH)
     assert values["concept"] == Value(0.6, *wilson(120, 200))
+    assert values["crisp"] == Value(*map(pytest.approx, (0.7, 0.65, 0.8)))
 
 
 def test_a_card_survives_the_file(tmp_path):
-    effects = _effects(base=(0.02, 0.9, 0.02), dopsd=(0.5, 0.9, 0.02), sft=(0.5, 0.7, 0.02))
-    card = Card("abc", 10, (0, 1), _rows(), effects)
+    card = Card("abc", 10, (0, 1), _rows(), _effects())
     card.gates = gates(card)
     write(card, tmp_path)
     assert json.loads((tmp_path / "card.json").read_text())["sha256"] == card.sha256
     text = (tmp_path / "README.md").read_text()
     assert text == markdown(card) and "few-step gap, full" in text
-    assert "| bars | dopsd | 0.500 [" in text
+    assert "| bars | dopsd | half | 0.500 [" in text
 
 
 def test_the_command_line_renders_a_concept_and_names_a_wrong_one(tmp_path):

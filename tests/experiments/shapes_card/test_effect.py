@@ -51,11 +51,15 @@ def test_objectives_differ(model):
 def test_a_measurement_judges_base_and_both_loras(model, forwards):
     said: list[str] = []
     found = effect.measure(model, (3,), SHORT, samples=4, say=said.append, forwards=forwards)
-    assert [(e.concept, e.objective) for e in found] == [
-        (concept, name) for concept in ("bars", "ring") for name in ("base", "dopsd", "sft")
+    rows = [("base", False), *(("dopsd", b) for b in (True, False)), ("sft", True), ("sft", False)]
+    assert [(e.concept, e.objective, e.prior_samples) for e in found] == [
+        (concept, *row) for concept in ("bars", "ring") for row in rows
     ]
-    assert len(said) == 6 and all(e.count == 4 and e.seed == 3 for e in found)
+    assert len(said) == 10 and all(e.count == 4 and e.seed == 3 for e in found)
     assert {"concept", "ok"} <= found[0].asked.keys() and "concept" not in found[0].prior
+    assert found[0].prior["leaked"].value == 0.0, (
+        "the base draws it for no word"
+    )
 
 
 def test_no_prior_prompt_is_trained_on_and_judged():
@@ -70,3 +74,4 @@ def test_half_of_a_batch_is_the_base_s_own(model):
     own = batches.clean[:12]
     from_data = [bool((own == sample).flatten(1).all(1).any()) for sample in batch.clean]
     assert from_data == [True, True, True, False, False]
+    assert len(Batches(model, "bars", 0, prior=0, avoid=()).draw(5).clean) == 5
