@@ -22,6 +22,7 @@ from dopsd.config import RunConfig
 from dopsd.data.manifest import Manifest
 from dopsd.errors import ModelError
 from dopsd.models.finite import first_nonfinite
+from dopsd.models.merge import merged_record
 
 _PREFIX = "transformer."
 
@@ -148,4 +149,5 @@ def lora_metadata(config: RunConfig, manifest: Manifest) -> dict[str, str]:
             f"{trained} seed={config.run.seed}"
         ),
         "dopsd.data": manifest.fingerprint,
+        **merged_record(config.model.merge),
     }

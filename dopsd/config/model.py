@@ -36,6 +36,12 @@ class ModelSection(Section):
         description="torch.compile of the transformer's blocks in inference workers: their first "
         "calls take minutes, later ones less; states and targets differ by rounding.",
     )
+    merge: list[str] = Field(
+        default_factory=list,
+        description="LoRAs under the one that is trained, each `FILE` or `FILE@scale` (dopsd's, "
+        "diffusers' or PEFT's keys, all of which must fit): added to the base's weights for "
+        "training, not for drawing. So a training adapter is used.",
+    )
 
 
 class LoraSection(Section):

@@ -134,6 +134,11 @@ RULES = (
         "({c.learner.steps})",
     ),
     Rule(
+        lambda c: c.adapters != "lora" and bool(c.model.merge),
+        "model.merge: given with adapters: {c.adapters}, allowed: none (what is trained could not "
+        "be told from what was merged, and is drawn without it)",
+    ),
+    Rule(
         lambda c: c.adapters != "lora" and c.inference.shared,
         "inference.shared: true with adapters: {c.adapters}, allowed: false (student and teacher "
         "differ in the model's own weights, so each needs a model)",

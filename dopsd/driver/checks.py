@@ -30,6 +30,7 @@ from dopsd.evaluation.metrics import make_distance
 from dopsd.learner.zero.engine import offloads_optimizer, preset_stage
 from dopsd.models import FAMILIES, resolve_vlm
 from dopsd.models.base import check_attention
+from dopsd.models.merge import absolute_merge
 from dopsd.run_folder.files import RunFolder
 
 
@@ -167,6 +168,7 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
         # An empty one would be where the command stands (driver/folders.py refuses it).
         if path and not storage.is_remote(path) and not path.startswith(SHAPES):
             setattr(section, key, str(Path(path).absolute()))
+    config.model.merge = [absolute_merge(entry) for entry in config.model.merge]
     models = ((config.model, "base"), (config.model, "vlm"), (config.preflight, "model"))
     for model, key in models:
         path = getattr(model, key)

@@ -35,6 +35,7 @@ from dopsd.learner.zero.engine import preset_stage, read_preset
 from dopsd.lease import Lease, claimed
 from dopsd.models import FAMILIES, Family
 from dopsd.models.base import set_attention
+from dopsd.models.merge import check_merge
 from dopsd.models.trained import TrainableParameters
 from dopsd.ray_cluster.connect import connect, local_cpus, node_resources, starts_here
 from dopsd.ray_cluster.placement import (
@@ -129,6 +130,7 @@ def check_run(config: RunConfig, show: Show) -> CheckedRun:
     refuse_missing_source(config)
     trained, skeleton = TrainableParameters(config, family), family.skeleton()
     trainable = trained.describe(skeleton)
+    check_merge(skeleton, family, config.model.merge)
     room = RoomNeeded.of(config, trained.numel(skeleton))
     if starts_here():  # then what an attention backend needs is here, or nowhere
         set_attention(skeleton, config.model.attention)

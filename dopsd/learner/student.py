@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from dopsd.config import RunConfig
-from dopsd.models.base import DTYPES, Family
+from dopsd.models.base import Family
 from dopsd.models.lora import STUDENT, TEACHER
+from dopsd.models.merge import load_trained_base
 from dopsd.models.trained import TrainableParameters
 from dopsd.records import Context
 
@@ -34,8 +35,7 @@ def build_student(
     config: RunConfig, family: Family, device: torch.device | str, with_teacher: bool
 ) -> Student:
     """The module to train: base, LoRA or all weights, activation checkpointing as asked."""
-    dtype = DTYPES[config.model.dtype]
-    transformer: Any = family.load_transformer(dtype, device, config.model.attention)
+    transformer: Any = load_trained_base(config, family, device)
     trained = TrainableParameters(config, family)
     two = with_teacher and config.adapters == "lora"
     trained.prepare(transformer, (STUDENT, TEACHER) if two else (STUDENT,))

@@ -24,6 +24,7 @@ from dopsd.method.rollout import rollout, score
 from dopsd.models import FAMILIES
 from dopsd.models.base import DTYPES
 from dopsd.models.lora import STUDENT, TEACHER, activate, bind_parameters, checksum
+from dopsd.models.merge import load_trained_base
 from dopsd.models.sampling import batch_velocity, training_sigmas
 from dopsd.models.trained import TrainableParameters
 from dopsd.policy.buckets import bucket_key, unpack_bucket
@@ -54,7 +55,7 @@ class InferenceWorker:
         self.adapters = adapters
         self.dtype = DTYPES[config.model.dtype]
         self.family = FAMILIES[config.model.family](config.model.base, config.model.revision)
-        self.transformer = self.family.load_transformer(self.dtype, device, config.model.attention)
+        self.transformer = load_trained_base(config, self.family, device)
         self.trained = TrainableParameters(config, self.family)
         self.trained.prepare(self.transformer, adapters)
         self.transformer.requires_grad_(False)
