@@ -1,6 +1,6 @@
 """Held-out prompts out of a data set: for each concept one rewrite and four new scenes.
 
-By templates, or by a VLM that sees a picture of the concept. (The paper makes them per sample.)
+By templates, or by a VLM that sees a picture of the concept. The paper makes them for each sample.
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ class Concept:
     name: str
     caption: str
     images: tuple[RowRef, ...]
+    number: int = 0
+    """Among several of one name, as samples are."""
 
     @property
     def subject(self) -> str:
@@ -67,17 +69,38 @@ def concepts_of(shards: str, manifest: Manifest) -> list[Concept]:
     first_rows = _first_rows(manifest)
     # In the order of the shards, so that concepts of one row group share its reading.
     captions = {name: texts.row(rows[0])["captions"] for name, rows in first_rows.items()}
-    concepts = []
-    for name, rows in sorted(first_rows.items()):
-        caption = captions[name][min(captions[name])]
-        concept = Concept(name, caption, tuple(rows))
-        if not concept.subject:
-            raise ConfigError(
-                f"prompts {shards}: {caption[:60]!r} has neither a concept nor {TOKEN}, so no new "
-                "scene can name it; allowed: a file of prompts"
-            )
-        concepts.append(concept)
-    return concepts
+    return [
+        _named(shards, name, captions[name][min(captions[name])], tuple(rows))
+        for name, rows in sorted(first_rows.items())
+    ]
+
+
+def samples_of(shards: str, manifest: Manifest) -> list[Concept]:
+    """Every sample of prepared shards as a concept of its own, under its concept's name.
+
+    Raises as :func:`concepts_of`.
+    """
+    texts = RowGroups(shards, ReadSpec(images=False))
+    samples: list[Concept] = []
+    for group in manifest.row_groups:
+        for row in range(group.rows):
+            ref = RowRef(group.file, group.row_group, row)
+            found = texts.row(ref)
+            caption = found["captions"][min(found["captions"])]
+            samples.append(_named(shards, found["concept"] or "", caption, (ref,), len(samples)))
+    return samples
+
+
+def _named(
+    shards: str, name: str, caption: str, images: tuple[RowRef, ...], number: int = 0
+) -> Concept:
+    concept = Concept(name, caption, images, number)
+    if not concept.subject:
+        raise ConfigError(
+            f"prompts {shards}: {caption[:60]!r} has neither a concept nor {TOKEN}, so no new "
+            "scene can name it; allowed: a file of prompts"
+        )
+    return concept
 
 
 def _first_rows(manifest: Manifest) -> dict[str, list[RowRef]]:
@@ -110,7 +133,7 @@ def write_references(shards: str, concepts: Sequence[Concept], folder: str) -> d
 
 def from_templates(concept: Concept) -> list[str]:
     """One rewrite of the caption, then SCENES new scenes that depend on the name alone."""
-    scenes = random.Random(f"{concept.name}/scenes/0").sample(_SCENES, SCENES)
+    scenes = random.Random(f"{concept.name}/scenes/{concept.number}").sample(_SCENES, SCENES)
     rewrite = _REWRITE.format(caption=concept.caption)
     return [rewrite, *(scene.format(subject=concept.subject) for scene in scenes)]
 
@@ -148,10 +171,13 @@ def _usable(answer: str, subject: str) -> list[str]:
 def eval_prompts(
     concepts: Sequence[Concept], texts: Sequence[Sequence[str]], references: Mapping[RowRef, str]
 ) -> tuple[EvalPrompt, ...]:
-    """Prompts with ``references``, the path of each of the concepts' pictures."""
-    prompts = []
+    """Prompts with ``references``, the path of each of the concepts' pictures. A prompt that
+    samples share is drawn once and held against the pictures of all of them."""
+    shown: dict[tuple[str, str], dict[str, None]] = {}
     for concept, lines in zip(concepts, texts, strict=True):
-        paths = tuple(references[row] for row in concept.images)
-        group = concept.name or "images"
-        prompts += [EvalPrompt(text, group, references=paths) for text in lines]
-    return tuple(prompts)
+        for text in lines:
+            paths = shown.setdefault((concept.name or "images", text), {})
+            paths |= dict.fromkeys(references[row] for row in concept.images)
+    return tuple(
+        EvalPrompt(text, group, references=tuple(paths)) for (group, text), paths in shown.items()
+    )

@@ -16,6 +16,7 @@ from dopsd.evaluation.concept_prompts import (
     eval_prompts,
     from_templates,
     from_vlm,
+    samples_of,
     write_references,
 )
 from dopsd.evaluation.folder import REFERENCES, owned
@@ -57,9 +58,10 @@ def dataset_prompts(
     vlm: str | None,
     tell: Callable[[str], None],
     device: Device = "auto",
+    each_sample: bool = False,
 ) -> tuple[EvalPrompt, ...]:
-    """For each concept of the shards one rewrite and new scenes, by templates or by ``vlm``, on
-    ``device``.
+    """For each concept of the shards, or for ``each_sample``, one rewrite and new scenes, by
+    templates or by ``vlm``, on ``device``.
 
     Written into ``out`` with their reference pictures, and read from there the next time. Raises
     DataError for broken shards, ConfigError for an ``out`` that is somebody else's, ModelError for
@@ -69,11 +71,13 @@ def dataset_prompts(
     if vlm:
         check_config(_WHO, vlm)
     writer = model_identity(vlm) if vlm else "templates"
-    key = fingerprint([manifest.fingerprint, writer, _VERSION])
+    key = fingerprint(
+        [manifest.fingerprint, writer, _VERSION, *(["samples"] if each_sample else [])]
+    )
     name = f"prompts-{key}.jsonl"
     path = storage.join(out, name)
     if not storage.exists(path):
-        concepts = concepts_of(shards, manifest)
+        concepts = (samples_of if each_sample else concepts_of)(shards, manifest)
         owned(out).claim(name, REFERENCES)
         references = write_references(shards, concepts, storage.join(out, REFERENCES))
         if vlm:
@@ -93,7 +97,7 @@ def _by_vlm(
 ) -> list[list[str]]:
     gpus = 1.0 if uses_gpus(device, connect().get("GPU", 0.0)) else 0.0
     role = Role("prompt writer", 1, 1.0, gpus)
-    written: dict[str, list[str]] = {}
+    written: dict[Concept, list[str]] = {}
 
     def jobs() -> Iterator[Job]:
         # One by one as the writer comes free: a picture is read only then.
@@ -102,8 +106,8 @@ def _by_vlm(
             yield Job(f"prompts of {concept.name!r}", "write", (concept, png))
 
     def keep(job: Job, lines: list[str]) -> None:
-        written[job.arguments[0].name] = lines
-        tell(f"prompts of {len(written)} of {len(concepts)} concepts")
+        written[job.arguments[0]] = lines
+        tell(f"prompts: {len(written)} of {len(concepts)} asked for")
 
     with JobPool(
         PromptWriter,
@@ -114,4 +118,4 @@ def _by_vlm(
         restarts=1,
     ) as pool:
         pool.run(jobs(), keep)
-    return [written[concept.name] for concept in concepts]
+    return [written[concept] for concept in concepts]

@@ -22,8 +22,8 @@ from dopsd.ray_cluster.job_pool import Job, JobPool
 from dopsd.seal import sealed, unsealed
 
 _VALUES = "scores"
-_READING = 2
-"""Raised with how pictures are opened: scores are then made anew. 2: as training opens them."""
+_READING = 3
+"""Raised with what is read of pictures: scores are then made anew. 3: the oracle reads grain."""
 
 
 @dataclass(frozen=True)

@@ -155,6 +155,16 @@ def test_a_data_set_gives_one_rewrite_and_four_scenes_per_concept(shards, tmp_pa
     assert dataset_prompts(shards, out, None, lambda status: None) == prompts
 
 
+def test_each_sample_may_have_its_own_and_shared_prompts_are_drawn_once(shards, tmp_path):
+    prompts = dataset_prompts(shards, str(tmp_path), None, lambda status: None, each_sample=True)
+    assert len({(prompt.group, prompt.text) for prompt in prompts}) == len(prompts)
+    rewrites = [prompt for prompt in prompts if "number" in prompt.text]
+    assert [prompt.group for prompt in rewrites] == ["cat"] * 5 + ["dog"]
+    assert all(len(prompt.references) == 1 for prompt in rewrites)
+    pairs = sum(len(prompt.references) for prompt in prompts)
+    assert pairs == 6 * 5, "every sample is held against one rewrite and four scenes"
+
+
 def test_only_row_groups_that_a_concept_needs_are_read(ray_cluster, tmp_path):
     """The manifest says which rows are whose; a library is larger than what is drawn of it."""
     (tmp_path / "images" / "cat").mkdir(parents=True)

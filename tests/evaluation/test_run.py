@@ -331,7 +331,8 @@ def test_the_shapes_world_is_counted_by_the_oracle(spec):
     )
     bars, prior = results.rows
     assert (bars.group, bars.prompts, prior.group, prior.prompts) == ("bars", 3, "prior", 3)
-    assert {"concept", "ok", "named", "palette_error", "sharpness"} == bars.values.keys()
+    oracle = {"concept", "ok", "named", "palette_error", "contrast", "crisp"}
+    assert {*oracle, "sharpness"} == bars.values.keys()
     assert prior.values["named"].value > 0.5 and "concept" not in prior.values
 
 

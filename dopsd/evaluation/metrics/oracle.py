@@ -22,6 +22,8 @@ class Oracle(Metric):
         "ok": Column("every named attribute right, and a picture of this world", rate=True),
         "named": Column("share of the named attributes that are right"),
         "palette_error": Column("RMSE to the nearest legal colour", higher_is_better=False),
+        "contrast": Column("median amount of the grain, 1 as in the world"),
+        "crisp": Column("share of cells within a quarter of the grain of it"),
     }
 
     def measure(self, inputs: Sequence[MetricInput]) -> list[dict[str, float]]:
@@ -30,7 +32,7 @@ class Oracle(Metric):
 
 
 def _columns(reading: Reading, entry: MetricInput) -> dict[str, float]:
-    values = {"palette_error": reading.palette_error}
+    values = {name: getattr(reading, name) for name in ("palette_error", "contrast", "crisp")}
     right = {name: getattr(reading, name) == value for name, value in entry.expected.items()}
     if right:
         values["named"] = sum(right.values()) / len(right)

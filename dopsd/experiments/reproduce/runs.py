@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 
-from dopsd.config import dump_config
+from pydantic import BaseModel
+
+from dopsd.config import RunConfig, dump_config
 from dopsd.driver.checks import with_absolute_paths
 from dopsd.driver.context_cache import encode_contexts
 from dopsd.driver.progress import Progress, Report, clock
-from dopsd.errors import ConfigError
+from dopsd.errors import ConfigError, DataError
 from dopsd.experiments.reproduce.trainings import Trainings
-from dopsd.experiments.reproduce.variants import NEEDS_ALL, Budget, Trial, config_of
-from dopsd.run_folder.files import CONFIG_FILE, LORA_FILE, RunFolder
+from dopsd.experiments.reproduce.variants import NEEDS_ALL, RATES, Budget, Trial, config_of, run_of
+from dopsd.readers import read_json
+from dopsd.run_folder.files import CONFIG_FILE, LORA_FILE, SUMMARY_FILE, RunFolder
 
 
 def pending(trials: Sequence[Trial], budget: Budget, folder: str) -> list[Trial]:
@@ -42,39 +46,46 @@ def train_all(
     at_once: int,
     take_over: bool = False,
 ) -> None:
-    """Train the pending trials, ``at_once`` of them beside each other; a run that was cut short
-    begins anew.
+    """Train the pending trials, ``at_once`` of them beside each other, after the training adapters
+    that they need; a run that was cut short begins anew.
 
     Contexts are encoded once for the trials of a concept and seed, which share their images.
     ``begin(title)`` gives the progress of a part, a context manager.
     """
     left = pending(trials, budget, folder)
-    for concept, seed in dict.fromkeys((trial.concept, trial.seed) for trial in left):
+    adapters = dict.fromkeys(trial.adapter for trial in left if trial.variant.on_adapter)
+    stages = [pending(list(adapters), budget, folder), left]
+    for concept, seed in dict.fromkeys((t.concept, t.seed) for t in chain(*stages)):
         with begin(f"contexts of {concept}, seed {seed}") as progress:
-            every = config_of(Trial(NEEDS_ALL, concept, seed), budget, folder)
+            every = config_of(Trial(NEEDS_ALL, concept, seed, RATES[0]), budget, folder)
             encode_contexts(every, progress.show, take_over)
-    if not left:
-        return
-    configs = {t.name: with_absolute_paths(config_of(t, budget, folder)) for t in left}
-    work = Trainings(configs, at_once, take_over)
-    with begin(f"{len(left)} trials, {min(at_once, len(left))} at a time") as progress:
-        work.train(_shown(work, len(left), budget.steps, progress))
+    for stage, what in zip(stages, ("training adapters", "trials")):
+        if stage:
+            configs = {t.name: with_absolute_paths(config_of(t, budget, folder)) for t in stage}
+            work = Trainings(configs, at_once, take_over)
+            title = f"{len(stage)} {what}, {min(at_once, len(stage))} at a time"
+            with begin(title) as progress:
+                work.train(_shown(work, configs, progress))
 
 
-def _shown(work: Trainings, trials: int, steps: int, progress: Progress) -> Callable[[], None]:
+def _shown(
+    work: Trainings, configs: Mapping[str, RunConfig], progress: Progress
+) -> Callable[[], None]:
     """Shows where ``work`` is, whenever it is called."""
     shown = 0
+    steps = {name: config.learner.steps for name, config in configs.items()}
 
     def show() -> None:
         nonlocal shown
         for name, seconds in work.done[shown:]:
             progress.show("trials", Report([f"{name}: trained in {clock(seconds)}"]))
         shown = len(work.done)
-        step = shown * steps + sum(training.step for training in work.running)
+        step = sum(steps[name] for name, _ in work.done)
+        step += sum(training.step for training in work.running)
         parts = [
-            f"{shown}/{trials} done",
+            f"{shown}/{len(configs)} done",
             *(f"{training.name} at {training.step or training.phase}" for training in work.running),
-            f"ETA {progress.eta(step, trials * steps)}",
+            f"ETA {progress.eta(step, sum(steps.values()))}",
         ]
         progress.show("trials", Report(work.lines, once=True))
         progress.show("trials", "; ".join(parts))
@@ -82,6 +93,13 @@ def _shown(work: Trainings, trials: int, steps: int, progress: Progress) -> Call
     return show
 
 
-def lora_of(trial: Trial, budget: Budget, folder: str) -> str:
-    """The file that a finished trial left."""
-    return RunFolder(config_of(trial, budget, folder).run.folder).file(LORA_FILE)
+class _Summary(BaseModel):
+    """What is read of a run's ``summary.json``."""
+
+    seconds: float
+
+
+def seconds_of(trial: Trial, folder: str) -> float:
+    """What a finished trial took, from its start to its LoRA."""
+    path = RunFolder(run_of(trial, folder)).file(SUMMARY_FILE)
+    return read_json(path, _Summary, DataError, where=path).seconds

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 from PIL import Image
 
@@ -13,17 +14,31 @@ from dopsd.driver.progress import Progress
 from dopsd.errors import ResourceError
 from dopsd.evaluation.generate import generate
 from dopsd.evaluation.prompts import PRIOR, EvalPrompt, shapes_prompts
+from dopsd.evaluation.results import Results
 from dopsd.evaluation.run import evaluate
-from dopsd.evaluation.spec import BASE, EvaluatedModel, EvaluateSpec
+from dopsd.evaluation.spec import BASE, EvaluatedModel, EvaluateSpec, resolve
 from dopsd.experiments.reproduce import table
-from dopsd.experiments.reproduce.runs import lora_of, train_all
-from dopsd.experiments.reproduce.variants import CAPTIONS, Budget, Trial, prior_file
+from dopsd.experiments.reproduce.diversity import DIVERSITY, diversity, relative
+from dopsd.experiments.reproduce.diversity import prompts as open_prompts
+from dopsd.experiments.reproduce.rates import Choices, Tried, candidates, chosen, tried
+from dopsd.experiments.reproduce.runs import seconds_of, train_all
+from dopsd.experiments.reproduce.variants import (
+    CAPTIONS,
+    TUNING_SEED,
+    Budget,
+    Trial,
+    Variant,
+    lora_of,
+    prior_file,
+)
+from dopsd.experiments.reproduce.variants import trials as trials_of
 from dopsd.intervals import Value
 from dopsd.models import FAMILIES
 from dopsd.ownership import OwnedFolder
 from dopsd.ray_cluster.connect import connect
 from dopsd.report.sheet import contact_sheet
 from dopsd.shapes.concepts import (
+    CONCEPTS,
     concept_prompts,
     distinct_prior_prompts,
     prior_prompts,
@@ -32,7 +47,7 @@ from dopsd.shapes.concepts import (
 from dopsd.shapes.world import PIXELS
 
 TABLE, LINES = "table.md", "table.json"
-_MADE = (TABLE, LINES, "runs/", "shards/", "evaluation/")
+_MADE = (TABLE, LINES, DIVERSITY, "runs/", "shards/", "tuning/", "evaluation/")
 """What the comparison's folder gets beside prompts and grids."""
 SEEDS = (0, 1, 2)
 """Pictures of each prompt: short prompts for a concept are all alike."""
@@ -42,60 +57,120 @@ _MOST_AT_ONCE = 4
 _BYTES_EACH = 2e9
 """Of memory, for each training: its driver, coordinator, controller, reader and learner."""
 _GRID_ROWS, _GRID_SEED = 3, 2000
+_OF_NOTHING = Value(1.0, 1.0, 1.0)
+"""A ratio to a base that has nothing of it."""
 MOST_PROMPTS = 200
 """Prompts of each kind that an evaluation may ask for."""
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared: rows by concepts by seeds, each row at the best of ``rates``."""
+
+    variants: Sequence[Variant]
+    concepts: Sequence[str]
+    seeds: range
+    rates: Sequence[float]
+    """For a row of rate 1; a single one is taken as it is."""
+    budget: Budget
+    prompts: int
+    """For each concept, and about the prior; those that are alike count once."""
+
+
 def reproduce(
-    trials: Sequence[Trial],
-    budget: Budget,
+    asked: Comparison,
     folder: str,
-    prompts: int,
     begin: Callable[[str], Progress],
     at_once: int | None = None,
     take_over: bool = False,
 ) -> list[table.Line]:
     """Run the whole comparison and write ``table.md``, ``table.json`` and one grid per concept.
 
-    ``folder`` (local or s3://) keeps everything. ``prompts``: for each concept, and about the
-    prior; those that are alike count once. ``begin`` gives the progress of a part by its title, a
-    context manager. ``at_once``: trainings beside each other, and workers that draw and score, a
-    core each; None is as many as the cluster has cores and memory for, at most 4. ``take_over``:
-    the runs' folders, even from living processes. Raises ConfigError for a folder of somebody
-    else's, ResourceError when the cluster has fewer cores than ``at_once``, a DopsdError when a
-    trial or the evaluation fails.
+    ``folder`` (local or s3://) keeps everything. ``begin`` gives the progress of a part by its
+    title, a context manager. ``at_once``: trainings beside each other, and workers that draw and
+    score, a core each; None is as many as the cluster has cores and memory for, at most 4.
+    ``take_over``: the runs' folders, even from living processes. Raises ConfigError for a folder of
+    somebody else's, ResourceError when the cluster has fewer cores than ``at_once``, a DopsdError
+    when a trial or the evaluation fails.
     """
-    spec = _spec(trials, budget, folder, prompts)
     own = OwnedFolder(folder, "comparison", "--folder")
-    priors = _priors(trials, budget, folder)
-    grids = [f"grid-{concept}.png" for concept in dict.fromkeys(t.concept for t in trials)]
+    tuned = len(asked.rates) > 1
+    priors = _priors([*asked.seeds, *([TUNING_SEED] if tuned else [])], asked.budget, folder)
+    grids = [f"grid-{concept}.png" for concept in asked.concepts]
     own.check(*_MADE, *priors, *grids)
     at_once = _at_once(at_once)
     own.claim(*_MADE)
     own.write_all(priors)
-    train_all(trials, budget, folder, begin, at_once, take_over)
-    with begin("evaluation") as progress:
-        results = evaluate(replace(spec, workers=at_once), progress.show)
 
+    def train(trials: Sequence[Trial]) -> None:
+        train_all(trials, asked.budget, folder, begin, at_once, take_over)
+
+    def judge(trials: Sequence[Trial], spec: EvaluateSpec, title: str) -> Results:
+        with begin(title) as progress:
+            return evaluate(
+                _with_loras(replace(spec, workers=at_once), trials, folder), progress.show
+            )
+
+    choices: Choices = {}
+    if tuned:
+        tries = candidates(asked.variants, asked.concepts, asked.rates, TUNING_SEED)
+        train(tries)
+        spec = _spec(asked, storage.join(folder, "tuning"), PROMPT_SEED + 1, (TUNING_SEED,))
+        results = judge(tries, spec, "evaluation, for the rates")
+        choices = tried(tries, partial(_tried, results))
+
+    def rate(variant: Variant, concept: str) -> float:
+        if not tuned:
+            return asked.rates[0] * variant.rate
+        return chosen(choices[variant.name, concept])
+
+    trials = trials_of(asked.variants, asked.concepts, asked.seeds, rate)
+    train(trials)
+    spec = _spec(asked, storage.join(folder, "evaluation"), PROMPT_SEED, asked.seeds)
+    found = _measured(judge(trials, spec, "evaluation"))
+    with begin("diversity") as progress:
+        spec = resolve(_with_loras(replace(spec, workers=at_once), trials, folder))
+        apart = diversity(spec, own, partial(progress.show, "diversity"))
+    seconds = {trial.name: seconds_of(trial, folder) for trial in trials}
+    lines = table.lines_of(
+        trials,
+        asked.budget,
+        BASE,
+        PRIOR,
+        table.Measured(
+            *found, lambda model: relative(apart[model], apart[BASE]), seconds.__getitem__
+        ),
+        choices,
+    )
+    own.write_all({TABLE: table.markdown(lines).encode(), LINES: table.to_json(lines).encode()})
+    for concept in asked.concepts:
+        shown = [t for t in trials if t.concept == concept and t.seed == asked.seeds[0]]
+        loras = [(t.variant.title, lora_of(t, folder)) for t in shown]
+        sheet = _grid(concept, [(table.BASE_TITLE, None), *loras])
+        own.write(f"grid-{concept}.png", encode_png(sheet))
+    return lines
+
+
+def _measured(results: Results) -> tuple[table.Score, table.Ratio]:
     def score(model: str, group: str, column: str) -> tuple[Value, int]:
         row = results.row(model, group)
         return row.values[column], row.prompts
 
     def ratio(model: str, column: str) -> Value:
+        key = (model, BASE, column)
         return next(
-            row.ratio
-            for row in results.relatives
-            if (row.model, row.against, row.column) == (model, BASE, column)
+            (r.ratio for r in results.relatives if (r.model, r.against, r.column) == key),
+            _OF_NOTHING,
         )
 
-    lines = table.lines_of(trials, budget, BASE, PRIOR, score, ratio)
-    own.write_all({TABLE: table.markdown(lines).encode(), LINES: table.to_json(lines).encode()})
-    for concept in dict.fromkeys(trial.concept for trial in trials):
-        shown = [t for t in trials if t.concept == concept and t.seed == trials[0].seed]
-        loras = [(t.variant.title, lora_of(t, budget, folder)) for t in shown]
-        sheet = _grid(concept, [(table.BASE_TITLE, None), *loras])
-        own.write(f"grid-{concept}.png", encode_png(sheet))
-    return lines
+    return score, ratio
+
+
+def _tried(results: Results, trial: Trial) -> Tried:
+    score, ratio = _measured(results)
+    concept, _ = score(trial.name, trial.concept, "concept")
+    kept, contrast = (ratio(trial.name, column).value for column in ("ok", "contrast"))
+    return Tried(trial.lr, concept.value, kept, contrast)
 
 
 def _at_once(asked: int | None) -> int:
@@ -108,43 +183,45 @@ def _at_once(asked: int | None) -> int:
     return asked or max(1, min(_MOST_AT_ONCE, cores, room))
 
 
-def _spec(trials: Sequence[Trial], budget: Budget, folder: str, count: int) -> EvaluateSpec:
-    asked: dict[tuple[str, str], EvalPrompt] = {}
-    for concept in dict.fromkeys(trial.concept for trial in trials):
+def _spec(
+    asked: Comparison, out: str, prompt_seed: int, training_seeds: Iterable[int]
+) -> EvaluateSpec:
+    """The prompts, without those that were trained on; the base alone as yet."""
+    seeds = list(training_seeds)
+    found: dict[tuple[str, str], EvalPrompt] = {}
+    for concept in asked.concepts:
         trained = {
             text
-            for trial in trials
-            if trial.concept == concept
-            for text in training_captions(concept, budget.images, trial.seed, CAPTIONS)
+            for seed in seeds
+            for text in training_captions(concept, asked.budget.images, seed, CAPTIONS)
         }
         # Every concept comes with the same prior prompts.
-        for prompt in shapes_prompts(concept, count, PROMPT_SEED):
+        for prompt in shapes_prompts(concept, asked.prompts, prompt_seed):
             if prompt.text not in trained:
-                asked.setdefault((prompt.group, prompt.text), prompt)
-    models = tuple(
-        EvaluatedModel(trial.name, (lora_of(trial, budget, folder),), (trial.concept,))
-        for trial in trials
-    )
-    return EvaluateSpec(
-        out=storage.join(folder, "evaluation"),
-        prompts=tuple(asked.values()),
-        models=models,
-        seeds=SEEDS,
-        device="cpu",
-        batch=16,
-    )
+                found.setdefault((prompt.group, prompt.text), prompt)
+    return EvaluateSpec(out=out, prompts=tuple(found.values()), seeds=SEEDS, device="cpu", batch=16)
 
 
-def _priors(trials: Sequence[Trial], budget: Budget, folder: str) -> dict[str, bytes]:
+def _with_loras(spec: EvaluateSpec, trials: Sequence[Trial], folder: str) -> EvaluateSpec:
+    """With a model for each trial, drawn without what it was trained on top of."""
+    models = [EvaluatedModel(t.name, (lora_of(t, folder),), (t.concept,)) for t in trials]
+    return replace(spec, models=tuple(models))
+
+
+def _priors(seeds: Iterable[int], budget: Budget, folder: str) -> dict[str, bytes]:
     """The prompts of the base's own samples, as files of ``folder``: none that is evaluated on,
     however many those are."""
-    asked = {prompt.text for prompt in shapes_prompts(trials[0].concept, MOST_PROMPTS, PROMPT_SEED)}
-    priors = {}
-    for seed in dict.fromkeys(trial.seed for trial in trials):
+    asked = {
+        prompt.text
+        for seed in (PROMPT_SEED, PROMPT_SEED + 1)
+        for prompt in shapes_prompts(next(iter(CONCEPTS)), MOST_PROMPTS, seed)
+    }
+    asked.update(open_prompts())
+    files = {}
+    for seed in seeds:
         texts = [prompt.text for prompt in distinct_prior_prompts(budget.prior, seed, asked)]
-        name = prior_file(folder, seed).rpartition("/")[2]
-        priors[name] = "\n".join(texts).encode()
-    return priors
+        files[prior_file(folder, seed).rpartition("/")[2]] = "\n".join(texts).encode()
+    return files
 
 
 def _grid(concept: str, loras: Sequence[tuple[str, str | None]]) -> Image.Image:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dopsd import __version__
+from dopsd import __version__, storage
 from dopsd.config import RunConfig
 from dopsd.experiments.shapes_base.save import HASH_FILE
+from dopsd.run_folder.files import LORA_FILE
 from dopsd.shapes import weights_path
 from dopsd.shapes.concepts import CONCEPTS
 
@@ -19,6 +21,12 @@ class Variant:
     name: str
     title: str
     method: dict[str, Any]
+    rate: float = 1.0
+    """Times the rates that are tried for every row."""
+    length: int = 1
+    """Times the steps of the budget."""
+    on_adapter: bool = False
+    """Trained with the seed's training adapter under it, drawn without."""
 
 
 VARIANTS = (
@@ -38,10 +46,22 @@ VARIANTS = (
         {"objective": "off_policy", "off_policy_states": "teacher"},
     ),
     Variant("sft-on-teacher", "SFT on the teacher's samples", {"objective": "sft_on_teacher"}),
+    Variant("sft-fifth", "SFT, a fifth of the rate", {"objective": "sft"}, rate=0.2),
+    Variant("sft-on-adapter", "SFT on a training adapter", {"objective": "sft"}, on_adapter=True),
+    Variant(
+        "off-policy-teacher-long",
+        "off-policy, teacher's trajectory, 4x the steps",
+        {"objective": "off_policy", "off_policy_states": "teacher"},
+        length=4,
+    ),
 )
+ADAPTER = Variant("adapter", "training adapter", {"objective": "sft"})
+"""No row: SFT at a low rate on the base's own pictures, which takes the distillation out of it.
+Who tunes Z-Image-Turbo by SFT trains on top of such a one and leaves it away for drawing."""
+ADAPTER_LR = 1e-4
 NEEDS_ALL = next(variant for variant in VARIANTS if variant.name == "off-policy-noised")
 """Reads a teacher's contexts and the targets' latents: what is encoded for it serves every row."""
-QUICK = ("dopsd", "sft", "off-policy-teacher", "sft-on-teacher")
+QUICK = ("dopsd", "sft", "off-policy-teacher")
 """The rows of the quick table."""
 QUICK_STEPS = 100
 
@@ -53,11 +73,19 @@ class Trial:
     variant: Variant
     concept: str
     seed: int
+    lr: float
+    """Peak rate."""
 
     @property
     def name(self) -> str:
         """Its folder and its name in the evaluation."""
-        return f"{self.concept}-{self.variant.name}-s{self.seed}"
+        return f"{self.concept}-{self.variant.name}-s{self.seed}-lr{self.lr:g}"
+
+    @property
+    def adapter(self) -> Trial:
+        """The training that its adapter comes from: one of each seed, for every concept, since it
+        sees the base's own pictures alone."""
+        return Trial(ADAPTER, next(iter(CONCEPTS)), self.seed, ADAPTER_LR)
 
 
 @dataclass(frozen=True)
@@ -66,7 +94,6 @@ class Budget:
 
     steps: int
     batch: int
-    lr: float
     rank: int
     images: int
     prior: int
@@ -76,18 +103,39 @@ class Budget:
 CAPTIONS = "detailed"
 """All that is not the concept is said: the teacher sees the whole picture, and what no text says
 could only be averaged."""
-FULL = Budget(steps=200, batch=8, lr=5e-4, rank=16, images=16, prior=250)
+FULL = Budget(steps=200, batch=8, rank=16, images=16, prior=250)
+RATES = (1e-4, 2.5e-4, 5e-4)
+"""Tried for every row alike, on a seed that is in no table."""
+QUICK_RATES = (5e-4,)
+TUNING_SEED = 100
 
 
-def trials(variants: tuple[Variant, ...], seeds: int, first: int = 0) -> list[Trial]:
-    """Every trial of ``seeds`` seeds from ``first`` on, in the order of training: whole comparisons
-    first, seed by seed."""
+def trials(
+    variants: Sequence[Variant],
+    concepts: Sequence[str],
+    seeds: Iterable[int],
+    lr: Callable[[Variant, str], float],
+) -> list[Trial]:
+    """Every trial, in the order of training: whole comparisons first, seed by seed.
+
+    ``lr``: the rate of a row on a concept.
+    """
     return [
-        Trial(variant, concept, seed)
-        for seed in range(first, first + seeds)
-        for concept in CONCEPTS
+        Trial(variant, concept, seed, lr(variant, concept))
+        for seed in seeds
+        for concept in concepts
         for variant in variants
     ]
+
+
+def run_of(trial: Trial, folder: str) -> str:
+    """The run folder of a trial."""
+    return storage.join(folder, "runs", trial.name)
+
+
+def lora_of(trial: Trial, folder: str) -> str:
+    """The file that a finished trial leaves."""
+    return storage.join(run_of(trial, folder), LORA_FILE)
 
 
 def prior_file(folder: str, seed: int) -> str:
@@ -104,16 +152,22 @@ def config_of(trial: Trial, budget: Budget, folder: str) -> RunConfig:
 
     ``folder``: of the whole comparison; the trials of a concept and seed share their shards.
     """
+    variant = trial.variant
+    model: dict[str, Any] = {"base": "shapes", "dtype": "float32"}
+    if variant.on_adapter:
+        model["merge"] = [lora_of(trial.adapter, folder)]
+    # The adapter sees nothing but the base's own samples.
+    alone = variant == ADAPTER
     return RunConfig.model_validate(
         {
             "run": {
                 # With what it is trained on: a finished trial of another base is refused by it.
                 "name": f"{trial.name} (base {_base_hash()}, dopsd {__version__})",
-                "folder": f"{folder}/runs/{trial.name}",
+                "folder": run_of(trial, folder),
                 "seed": trial.seed,
                 "overwrite": True,
             },
-            "model": {"base": "shapes", "dtype": "float32"},
+            "model": model,
             "context": {"image_min_pixels": 16384, "image_max_pixels": 16384},
             "data": {
                 "source": f"shapes:{trial.concept}",
@@ -122,26 +176,27 @@ def config_of(trial: Trial, budget: Budget, folder: str) -> RunConfig:
                 "pixel_area": 1024,
                 "bucket_multiple": 4,
                 "caption_keys": [CAPTIONS],
+                "concept_weights": {trial.concept: 0} if alone else {},
                 "rows_per_group": 4,
                 "groups_per_shard": 4,
                 "prior": {
                     "prompts": prior_file(folder, trial.seed),
                     "count": budget.prior,
                     "steps": 4,
-                    "weight": budget.images / budget.prior,
+                    "weight": 1 if alone else budget.images / budget.prior,
                 },
             },
-            "method": {"steps": 4, **trial.variant.method},
+            "method": {"steps": 4, **variant.method},
             "lora": {"rank": budget.rank, "alpha": 2 * budget.rank},
             "source": "fused",
             "device": "cpu",
             "encoder": {"cpus": 0.2},
             "learner": {
                 "cpus": 0.4,
-                "steps": budget.steps,
+                "steps": budget.steps * variant.length,
                 "global_batch": budget.batch,
                 "micro_batch": budget.batch,
-                "lr": budget.lr,
+                "lr": trial.lr,
                 "schedule": "cosine",
             },
             "preview": {"samples": 0},

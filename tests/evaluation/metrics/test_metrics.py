@@ -112,7 +112,7 @@ def test_the_oracle_counts_what_the_prompt_names():
     assert (half["concept"], half["ok"], half["named"]) == (1, 0, 0.5)
     assert (blurred["concept"], blurred["ok"]) == (0, 0)
     assert blurred["palette_error"] > 10 * hit["palette_error"]
-    assert plain.keys() == {"palette_error"}
+    assert plain.keys() == {"palette_error", "contrast", "crisp"}
 
 
 @pytest.mark.parametrize("name", ["clip", "dino"])

@@ -17,7 +17,7 @@ from dopsd.experiments.reproduce.variants import FULL, VARIANTS, Trial, config_o
 
 def config(folder: Path, name: str, steps: int = 1, targets: list[str] | None = None) -> RunConfig:
     budget = replace(FULL, steps=steps, batch=2, images=2)
-    made = config_of(Trial(VARIANTS[0], "bars", 0), budget, str(folder)).model_dump()
+    made = config_of(Trial(VARIANTS[0], "bars", 0, 5e-4), budget, str(folder)).model_dump()
     made["run"] |= {"name": name, "folder": str(folder / name)}
     made["data"] |= {"shards": str(folder / f"shards-{name}"), "prior": {}}
     made["lora"] |= {"targets": targets or "default"}

@@ -1,0 +1,1 @@
+"""``dopsd reproduce paper``: the paper's LoRA comparison on Z-Image-Turbo."""
