@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from ray.train import FailureConfig, ScalingConfig
@@ -33,6 +34,8 @@ def learner_trainer(
     config: RunConfig, roles: Roles, arguments: dict[str, Any], scratch: str
 ) -> TorchTrainer:
     """Ray Train's trainer. ``arguments``: see ``train_worker``; ``scratch``: a folder for Ray."""
+    # ``checkpoint.requests`` looks for nodes that are drained; Ray's own watcher is a process more.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     learner, section = roles.learner, config.learner
     elastic = learner.min_workers is not None
     # Whoever counts restarts is the coordinator: of fixed learners, those that look for one on its
