@@ -48,7 +48,7 @@ def set_up(device: str, determinism: Literal["off", "strict"] = "off") -> None:
         torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(strict)
     # It would write nan into whatever is allocated: a kernel each, for a fault of other programs.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def peak_memory_mb() -> float:
