@@ -10,6 +10,7 @@ from ray.train import RunConfig as TrainRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from dopsd.config import RunConfig
+from dopsd.learner.collectives import collective_seconds
 from dopsd.learner.rendezvous import LoopbackTorchConfig
 from dopsd.learner.train_loop import train_worker
 from dopsd.ray_cluster.connect import NAMESPACE
@@ -45,7 +46,10 @@ def learner_trainer(
     scaling: Any = ScalingConfig  # type checkers see the class of Ray Train's first version
     common: dict[str, Any] = {
         "train_loop_config": arguments,
-        "torch_config": torch_config(backend="nccl" if learner.gpus else "gloo"),
+        "torch_config": torch_config(
+            backend="nccl" if learner.gpus else "gloo",
+            timeout_s=collective_seconds(config.timeouts),
+        ),
         "scaling_config": scaling(
             num_workers=(learner.needed, learner.workers) if elastic else learner.workers,
             elastic_resize_monitor_interval_s=section.resize_interval_s,
