@@ -58,6 +58,12 @@ class RunSection(Section):
     folder: str = Field("runs/run", description="Run folder (local or s3://).")
     seed: Seed = Field(0, description="Seed of noise, order, captions and LoRA init.")
     overwrite: bool = Field(False, description="Replace an existing run folder.")
+    determinism: Literal["off", "strict"] = Field(
+        "off",
+        description="`strict`: deterministic kernels alone, so that two runs on like GPUs are "
+        "asked to agree bit by bit; slower, and an operator that has none stops the run with its "
+        "name. `off`: gradients on GPUs vary from run to run. CPUs are deterministic either way.",
+    )
 
 
 class DebugSection(Section):

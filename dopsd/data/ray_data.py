@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 import ray
@@ -22,7 +22,6 @@ from dopsd.errors import DopsdError, WorkerError
 _OPEN, _CLOSE = (f"<{slash}dopsd-error>" for slash in ("", "/"))
 _MARKED = re.compile(f"{_OPEN}(.*?){_CLOSE}", re.DOTALL)
 
-_FETCH_SECONDS = 600.0
 _MOST_TASKS = 2000
 """Tasks of a pass; making each costs the driver about a millisecond."""
 Value = TypeVar("Value")
@@ -48,25 +47,6 @@ class LazyActorState(Generic[Value]):
             raise self._failure
         assert self._state is not None
         return self._state
-
-
-_held: dict[str, object] = {}
-
-
-class Broadcast(Generic[Value]):
-    """A large value for tasks: each process takes it from the object store once, where an argument
-    would travel and be unpickled with every task. Equal ``key``, equal value."""
-
-    def __init__(self, key: str, value: Value) -> None:
-        self.key, self._ref = key, ray.put(value)
-
-    def get(self) -> Value:
-        """The value; the one that this process held before is let go."""
-        if self.key not in _held:
-            value = ray.get(self._ref, timeout=_FETCH_SECONDS)
-            _held.clear()
-            _held[self.key] = value
-        return cast(Value, _held[self.key])
 
 
 def quiet_context() -> DataContext:

@@ -34,7 +34,7 @@ from dopsd.driver.progress import Report, Show
 from dopsd.learner.zero.engine import preset_stage, read_preset
 from dopsd.lease import Lease, claimed
 from dopsd.models import FAMILIES, Family
-from dopsd.models.base import set_attention
+from dopsd.models.attention import set_attention
 from dopsd.models.trained import TrainableParameters
 from dopsd.ray_cluster.connect import connect, local_cpus, node_resources, starts_here
 from dopsd.ray_cluster.placement import (
@@ -132,6 +132,7 @@ def check_run(config: RunConfig, show: Show) -> CheckedRun:
     room = RoomNeeded.of(config, trained.numel(skeleton))
     if starts_here():  # then what an attention backend needs is here, or nowhere
         set_attention(skeleton, config.model.attention)
+        set_attention(skeleton, config.learner.attention, "learner.attention")
     return CheckedRun(config, preset, trainable, room)
 
 

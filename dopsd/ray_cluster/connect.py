@@ -10,6 +10,7 @@ import ray
 
 from dopsd import processes
 from dopsd.ray_cluster.local import start_local
+from dopsd.ray_cluster.process import EXPANDABLE
 from dopsd.ray_cluster.ray_private import own_signals, session, started_processes
 
 NAMESPACE = "dopsd"
@@ -20,6 +21,8 @@ QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TOKENIZERS_PARALLELISM": "false",
+    # Ray Train's learners allocate before anything of ours runs (see ``process.use_device``).
+    "PYTORCH_CUDA_ALLOC_CONF": os.environ.get("PYTORCH_CUDA_ALLOC_CONF", EXPANDABLE),
 }
 """Libraries narrate; the run's own display says what matters."""
 

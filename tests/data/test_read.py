@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dopsd.data.plan import RowRef
-from dopsd.data.read import ReadSpec, RowGroups, row_groups_of
+from dopsd.data.read import ReadSpec, RowGroups
 from dopsd.data.schema import SCHEMA
 from dopsd.errors import DataError
 
@@ -45,14 +45,6 @@ def write(folder: Path, caption: str, rows: int = 2) -> bytes:
 
 def caption(groups: RowGroups) -> str:
     return groups.row(RowRef(SHARD, 0, 0))["captions"]["caption"]
-
-
-def test_other_data_in_the_same_folder_is_read_anew(tmp_path: Path) -> None:
-    write(tmp_path, "a dog")
-    assert caption(row_groups_of(str(tmp_path), "first", SPEC)) == "a dog"
-    write(tmp_path, "a cat")
-    assert caption(row_groups_of(str(tmp_path), "first", SPEC)) == "a dog", "kept in memory"
-    assert caption(row_groups_of(str(tmp_path), "second", SPEC)) == "a cat"
 
 
 def test_a_caption_of_which_a_bit_has_turned_is_found(tmp_path: Path) -> None:

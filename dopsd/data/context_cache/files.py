@@ -12,7 +12,6 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 import pyarrow as pa
@@ -22,8 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from dopsd import storage
 from dopsd.data.manifest import Manifest
 from dopsd.data.plan import MicroBatch, Plan, RowRef
-from dopsd.data.ray_data import Broadcast, shipping_errors
-from dopsd.data.read import ReadSpec, RowGroups, read_micro_batch, row_groups_of
+from dopsd.data.ray_data import shipping_errors
+from dopsd.data.read import ReadSpec, RowGroups, read_micro_batch
 from dopsd.data.schema import without_generation
 from dopsd.errors import DataError, DopsdError, message_line
 from dopsd.readers import Object, checked, read_json
@@ -209,27 +208,24 @@ def read_cached(batch: MicroBatch, groups: RowGroups, rows: CachedRows, seed: in
     return EncodedBatch(SampleInfo.of(values), *join_samples(samples))
 
 
-_cached_rows = lru_cache(maxsize=1)(CachedRows)
-"""Those of this process, as ``read.row_groups_of``."""
+class CachedSegmentReader:
+    """As ``read.SegmentReader``, of contexts that were encoded before."""
 
+    def __init__(
+        self, plan: Plan, shards: str, read_spec: ReadSpec, context_cache: ContextCache
+    ) -> None:
+        captions = replace(read_spec, images=False, reference_pixels=0)
+        self._plan, self._groups = plan, RowGroups(shards, captions)
+        self._rows = CachedRows(context_cache)
 
-def read_cached_segment(
-    segment: pa.Table,
-    plan: Broadcast[Plan],
-    shards: str,
-    content: str,
-    read_spec: ReadSpec,
-    context_cache: ContextCache,
-) -> Iterator[pa.Table]:
-    """A table of one row (``types``: step, index, payload) per micro-batch of the segment, as
-    ``read.read_segment`` reads and the stream's encoders encode."""
-    groups = row_groups_of(shards, content, replace(read_spec, images=False, reference_pixels=0))
-    rows = _cached_rows(context_cache)
-    (span,), run_plan = segment.to_pylist(), plan.get()
-    for number in range(span["start"], span["stop"]):
-        with shipping_errors():
-            batch = read_cached(run_plan.micro_batch_at(number), groups, rows, run_plan.seed)
-        yield encoded_block(batch)
+    def __call__(self, segment: pa.Table) -> Iterator[pa.Table]:
+        """A block of the stream per micro-batch of the segment, as encoders make them."""
+        (span,) = segment.to_pylist()
+        for number in range(span["start"], span["stop"]):
+            with shipping_errors():
+                micro = self._plan.micro_batch_at(number)
+                batch = read_cached(micro, self._groups, self._rows, self._plan.seed)
+            yield encoded_block(batch)
 
 
 ENCODED_SCHEMA = pa.schema(

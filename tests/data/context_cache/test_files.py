@@ -105,7 +105,7 @@ def test_on_s3_after_a_failure_read_as_the_encoders_encode(
 
     plan = Plan(manifest.row_groups, 3, 2, 2)
     span = plan, 0, 2 * plan.steps_per_epoch
-    options: Any = {"shards": shards, "fingerprint": "f", "read_spec": READ_SPEC, "num_cpus": 0.25}
+    options: Any = {"shards": shards, "read_spec": READ_SPEC, "num_cpus": 0.25}
     options["encoder_factory"] = PixelFactory(tmp_path)
     cache = ContextCache(folder, "123", ENTRIES, teacher=True, latents=False, digest="")
     cached = list(encoded_stream(*span, context_cache=cache, **options))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import ray
 
@@ -53,7 +54,6 @@ def open_stream(
 ) -> Iterator[tuple[int, int, ray.ObjectRef]]:
     options = {
         "shards": data[1],
-        "fingerprint": data[0].fingerprint,
         "read_spec": ReadSpec(),
         "encoder_factory": PixelFactory(),
         "num_cpus": 0.25,
@@ -173,6 +173,24 @@ def test_it_never_runs_further_ahead_than_asked(data: tuple[Manifest, str], ahea
         assert taken <= begun <= taken + ahead
     assert begun > 7  # it does run ahead
     stream.close()
+
+
+def test_the_same_processes_read_all_of_a_stream(data: tuple[Manifest, str]) -> None:
+    """Ray ends task workers that are idle for a second, and starts others: readers are actors."""
+    stream = open_stream(data, 0, 12)
+    next(stream)
+    first = reading()
+    assert len(first) == 2
+    time.sleep(2.5)
+    assert len(list(stream)) == 35
+    assert reading() == first
+    stream.close()
+
+
+def reading() -> set[int]:
+    """Processes that read for a stream, by the titles that Ray gives them."""
+    children = psutil.Process().children(recursive=True)
+    return {child.pid for child in children if "SegmentReader" in " ".join(child.cmdline())}
 
 
 def running(log: Path) -> list[int]:
