@@ -181,7 +181,7 @@ def test_the_same_processes_read_all_of_a_stream(data: tuple[Manifest, str]) -> 
     next(stream)
     first = reading()
     assert len(first) == 2
-    time.sleep(2.5)
+    time.sleep(2.5)  # longer than Ray lets a worker of tasks be idle
     assert len(list(stream)) == 35
     assert reading() == first
     stream.close()
