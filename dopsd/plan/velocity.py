@@ -37,8 +37,9 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Bytes:
-    """Of activations, for each token and unit of the model's width; measured by tracing the real
-    classes with fake tensors (tests/plan/test_traced.py holds them to it)."""
+    """Of activations, for each token and unit of the model's width: from shallow models of the real
+    classes and widths, traced with fake tensors (tests/plan/trace.py). tests/plan/test_gpu_table.py
+    holds the sums to figures traced at full depth, test_measured.py to what an allocator saw."""
 
     forward: float
     """Most that is alive at once in a forward without gradients."""
