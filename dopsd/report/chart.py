@@ -80,7 +80,7 @@ def chart(
     log: bool = False,
     at: Sequence[int] | None = None,
 ) -> Markup:
-    """A figure with ``series`` over their index, the optimizer step, or over the few numbers ``at``,
+    """A figure with ``series`` over their index, the optimizer step, or over a few numbers ``at``,
     evenly spaced. ``log``: logarithmic y axis, for positive values. Empty when there is nothing to
     draw."""
     drawn = [v for line in series for v in (*line.values, *chain.from_iterable(line.ends))]
