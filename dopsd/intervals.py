@@ -114,8 +114,9 @@ def ratio_of_means(means: np.ndarray) -> np.ndarray:
 
 
 def divided(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """Elementwise; infinite where there is nothing to divide by."""
-    return np.divide(above, below, out=np.full_like(above, np.inf), where=below != 0)
+    """Elementwise; infinite where there is nothing to divide by, be it 0 or itself infinite."""
+    divides = (below != 0) & np.isfinite(below)
+    return np.divide(above, below, out=np.full_like(above, np.inf), where=divides)
 
 
 def clustered_wilson(groups: Sequence[Sequence[float]]) -> tuple[float, float]:

@@ -36,13 +36,14 @@ class Pool:
 
 @pytest.fixture
 def sets(tmp_path) -> list[ImageSet]:
-    """A base whose drawings differ, and a model whose drawings keep a quarter of that."""
+    """A base whose drawings differ, and a model whose drawings have three quarters in common."""
     found = []
     for model, spread in ((BASE, 1.0), ("tuned", 0.25)):
         images = [ImageEntry(p, seed, p.image_name(seed)) for p in PROMPTS for seed in SEEDS]
         image_set = ImageSet(EvaluatedModel(model), 4, f"{tmp_path}/pictures/{model}", images)
         for number, image in enumerate(images):
-            pixels = 128 + spread * (random_image(32, 32, number).astype(float) - 128)
+            own, common = (random_image(32, 32, n).astype(float) for n in (number, 99))
+            pixels = common + spread * (own - common)
             path = Path(image_set.path(image))
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(encode_png(Image.fromarray(pixels.astype(np.uint8))))

@@ -20,12 +20,15 @@ Outcome = Literal["zooms_in", "zooms_out", "kept", "unclear", "untold"]
 _SIDE = 64
 """Shorter side, in pixels, at which pictures are compared; smaller ones as they are."""
 _LEAST_SIDE = 16
-_MOST = 2.0
-"""The largest zoom that is looked for, in and out."""
+_IN, _OUT = 2.0, 1.5
+"""The largest zooms that are looked for. Of a target that is shrunk further so little is left that
+it lies somewhere in any plain picture."""
 _FINE, _COARSE = 0.7, 4.0
 """Gaussian blurs in pixels whose difference is compared: edges and parts, neither noise nor the
 layout of light, in which unlike pictures agree."""
-_MATCH = 0.5
+_WINDOW = 0.75
+"""Share of each side that is looked for: a picture may lie an eighth beside its target."""
+_MATCH = 0.6
 """Correlation from which on a picture is taken to show the target."""
 _EMPTY = 0.01
 """Energy of edges, as a share of the picture's mean, below which a part of it counts as having that
@@ -97,10 +100,10 @@ def framing(target: Image.Image, picture: Image.Image) -> Framing | None:
         return None
     shown = _parts(_at(picture, short))
     found = []
-    for side in range(math.ceil(short / _MOST), math.floor(short * _MOST) + 1):
+    for side in range(math.ceil(short / _OUT), math.floor(short * _IN) + 1):
         scaled = _parts(_at(target, side))
         window, whole = (shown, scaled) if side >= short else (scaled, shown)
-        found.append((_correlation(window, whole), side / short))
+        found.append((_correlation(_middle(window), whole), side / short))
     match, zoom = max(found)
     return Framing(zoom, match, next(value for value, scale in found if scale == 1))
 
@@ -153,6 +156,13 @@ def _blurred(pixels: np.ndarray, sigma: float) -> np.ndarray:
         windows = np.lib.stride_tricks.sliding_window_view(padded, len(kernel), axis)
         pixels = windows @ kernel
     return pixels
+
+
+def _middle(parts: np.ndarray) -> np.ndarray:
+    """The middle of a picture: what is left of it after a translation."""
+    _, height, width = parts.shape
+    top, left = (round(length * (1 - _WINDOW) / 2) for length in (height, width))
+    return parts[:, top : height - top, left : width - left]
 
 
 def _correlation(window: np.ndarray, whole: np.ndarray) -> float:
