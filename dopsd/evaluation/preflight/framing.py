@@ -26,8 +26,6 @@ it lies somewhere in any plain picture."""
 _FINE, _COARSE = 0.7, 4.0
 """Gaussian blurs in pixels whose difference is compared: edges and parts, neither noise nor the
 layout of light, in which unlike pictures agree."""
-_WINDOW = 0.75
-"""Share of each side that is looked for: a picture may lie an eighth beside its target."""
 _MATCH = 0.6
 """Correlation from which on a picture is taken to show the target."""
 _EMPTY = 0.01
@@ -103,7 +101,7 @@ def framing(target: Image.Image, picture: Image.Image) -> Framing | None:
     for side in range(math.ceil(short / _OUT), math.floor(short * _IN) + 1):
         scaled = _parts(_at(target, side))
         window, whole = (shown, scaled) if side >= short else (scaled, shown)
-        found.append((_correlation(_middle(window), whole), side / short))
+        found.append((_correlation(window, whole), side / short))
     match, zoom = max(found)
     return Framing(zoom, match, next(value for value, scale in found if scale == 1))
 
@@ -158,17 +156,13 @@ def _blurred(pixels: np.ndarray, sigma: float) -> np.ndarray:
     return pixels
 
 
-def _middle(parts: np.ndarray) -> np.ndarray:
-    """The middle of a picture: what is left of it after a translation."""
-    _, height, width = parts.shape
-    top, left = (round(length * (1 - _WINDOW) / 2) for length in (height, width))
-    return parts[:, top : height - top, left : width - left]
-
-
 def _correlation(window: np.ndarray, whole: np.ndarray) -> float:
     """The largest normalised cross-correlation of ``window`` [3, h, w] with a part of its size of
-    ``whole`` [3, H, W]; neither holds frequencies as low as a mean."""
+    ``whole`` [3, H, W], half of which may lie beyond its border; neither holds frequencies as low
+    as a mean. Beyond the border is nothing: what the window shows there counts against it."""
     height, width = window.shape[1:]
+    margins = [(length // 2, length // 2) for length in (height, width)]
+    whole = np.pad(whole, ((0, 0), *margins))
     rows, columns = (size - own + 1 for size, own in zip(whole.shape[1:], (height, width)))
     spectrum = np.fft.rfft2(whole) * np.conj(np.fft.rfft2(window, s=whole.shape[1:]))
     common = np.fft.irfft2(spectrum.sum(0), s=whole.shape[1:])[:rows, :columns]

@@ -60,6 +60,19 @@ def test_a_moved_copy_is_not_zoomed():
     assert framing(target, zoomed(target, 1, 0.05, 0.05)).zoom == pytest.approx(1, abs=0.05)
 
 
+def test_a_subject_in_another_corner_is_not_zoomed():
+    """As teachers of the shapes world draw it: the same, elsewhere on the same ground."""
+    subject = np.asarray(photo(3, 32, 32))
+    corners = []
+    for top, left in ((0, 0), (0, 32), (32, 32)):
+        pixels = np.full((64, 64, 3), 90, np.uint8)
+        pixels[top : top + 32, left : left + 32] = subject
+        corners.append(Image.fromarray(pixels))
+    for image in corners:
+        found = framing(corners[0], image)
+        assert found.told and found.zoom == pytest.approx(1, abs=0.02)
+
+
 def test_other_pictures_tell_nothing():
     found = [framing(photo(seed), photo(seed + 100)) for seed in range(8)]
     assert not any(each.told for each in found)
