@@ -115,7 +115,10 @@ class Results:
         return "\n".join(lines) + "\n"
 
     def _steps_kept(self) -> list[str]:
-        sentences = [f"- {shown.cell(v.sentence)}" for v in self.steps_kept.verdicts]
+        sentences = [
+            f"- {shown.cell(verdict.model)}, {verdict.sentence}"
+            for verdict in self.steps_kept.verdicts
+        ]
         return ["", "Steps kept:", "", *sentences] if sentences else []
 
     def _comparisons(self, names: Sequence[str]) -> list[str]:

@@ -137,7 +137,7 @@ def _verdict(cells: _Cells, model: str, prior: bool, steps: Sequence[int]) -> Ve
         return None
     outcome = _outcome(at_few, trend)
     sentence = (
-        f"{model}, {'prompts of what the base knows' if prior else 'other prompts'}: at {few} "
+        f"{'prompts of what the base knows' if prior else 'other prompts'}: at {few} "
         f"steps {_brief(at_few)} of the base's sharpness, at {many} steps {_brief(at_many)}; few "
         f"against many {_brief(trend)}: {_SAID[outcome]}"
     )

@@ -17,6 +17,8 @@ from dopsd.report.templates import fill, nothing
 _TOGETHER = 3
 """Models of a chart, beside the base: there are colours for four lines."""
 _BASE = "base"
+_JUDGED = "sharpness"
+"""The column that verdicts are about: it comes first, and beside the base's."""
 _ONE_NUMBER = "Drawn with one number of steps: --steps-kept draws with 2, 4, 8 and 30."
 
 
@@ -36,7 +38,8 @@ def steps_kept(record: EvaluationRecord) -> Markup:
     charts = []
     for prior in (True, False):
         curves = [curve for curve in record.steps_kept.curves if curve.prior == prior]
-        for column in dict.fromkeys(curve.column for curve in curves):
+        columns = dict.fromkeys(curve.column for curve in curves)
+        for column in sorted(columns, key=lambda name: name != _JUDGED):
             charts += _charts([curve for curve in curves if curve.column == column])
     return fill(
         "steps_kept",
@@ -47,7 +50,7 @@ def steps_kept(record: EvaluationRecord) -> Markup:
 
 
 def _charts(curves: Sequence[CurveRecord]) -> list[Markup]:
-    """Charts of one column: what it is beside the base's, and its own value."""
+    """Charts of one column: its value, and before it, if it is judged, that beside the base's."""
     steps = sorted({point.steps for curve in curves for point in curve.points})
     base = [curve for curve in curves if curve.model == _BASE]
     tuned = [curve for curve in curves if curve.model != _BASE]
@@ -56,7 +59,7 @@ def _charts(curves: Sequence[CurveRecord]) -> list[Markup]:
     charts = []
     for start in range(0, max(1, len(tuned)), _TOGETHER):
         part = tuned[start : start + _TOGETHER]
-        if any(point.ratio for curve in part for point in curve.points):
+        if curves[0].column == _JUDGED and part:
             one = Series(_BASE, [1.0] * len(steps))
             lines = [one, *(_series(curve, steps, relative=True) for curve in part)]
             charts.append(chart(title, lines, "x base, by sampler steps", at=steps))

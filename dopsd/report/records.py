@@ -97,6 +97,7 @@ class CurveRecord(BaseModel):
 
 
 class StepsVerdictRecord(BaseModel):
+    model: str
     outcome: str
     sentence: str
 

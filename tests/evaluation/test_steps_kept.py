@@ -55,7 +55,7 @@ def test_blur_where_steps_are_few_is_lost_as_after_sft():
     assert found.at_few.high < 0.6 and found.trend.high < 0.6
     assert found.at_many.value == pytest.approx(1)
     assert found.sentence == (
-        f"tuned, prompts of what the base knows: at 4 steps {found.at_few.value:.2f} "
+        f"prompts of what the base knows: at 4 steps {found.at_few.value:.2f} "
         f"[{found.at_few.low:.2f}, {found.at_few.high:.2f}] of the base's sharpness, at 30 steps "
         f"1.00 [1.00, 1.00]; few against many {found.trend.value:.2f} [{found.trend.low:.2f}, "
         f"{found.trend.high:.2f}]: few steps are LOST, it blurs where they are few, as after SFT"
