@@ -106,7 +106,9 @@ def encoded_stream(
         ]
         expected = map(plan.key_at, range(first, last))
         executor: Any = None
-        pool = readers or (2 if ray.cluster_resources().get("CPU", 0) >= _CPUS_OF_TWO_READERS else 1)
+        pool = readers or (
+            2 if ray.cluster_resources().get("CPU", 0) >= _CPUS_OF_TWO_READERS else 1
+        )
         try:
             with ray.data.DataContext.current(_context(window_size, size, pool, start_s)):
                 data: ray.data.Dataset = ray.data.from_items(spans, override_num_blocks=len(spans))
