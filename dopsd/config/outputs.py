@@ -51,6 +51,21 @@ class PreflightSection(Section):
     )
 
 
+class PlanSection(Section):
+    """Before training: does what the run needs fit the GPUs?"""
+
+    mode: Literal["warn", "strict", "off"] = Field(
+        "warn",
+        description="Before training, compute what each role needs (`dopsd plan`): say so and warn "
+        "of a GPU that is too small, refuse to train on it (`strict`), or do not look.",
+    )
+    card: str | None = Field(
+        None,
+        description="The GPU that is planned for, one of those that `dopsd plan --card` lists. "
+        "Default: the smallest of this machine, if it has one.",
+    )
+
+
 class RunSection(Section):
     """Name, folder and seed of the run."""
 
