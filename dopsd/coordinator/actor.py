@@ -49,7 +49,6 @@ class CoordinatorActor(Coordinator):
                 start,
                 stop,
                 shards=config.shards,
-                fingerprint=manifest.fingerprint,
                 read_spec=read_spec(config),
                 encoder_factory=TrainingEncoderFactory(config, role.device),
                 context_cache=context_cache,

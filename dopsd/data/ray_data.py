@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 import ray
@@ -22,7 +23,6 @@ from dopsd.errors import DopsdError, WorkerError
 _OPEN, _CLOSE = (f"<{slash}dopsd-error>" for slash in ("", "/"))
 _MARKED = re.compile(f"{_OPEN}(.*?){_CLOSE}", re.DOTALL)
 
-_FETCH_SECONDS = 600.0
 _MOST_TASKS = 2000
 """Tasks of a pass; making each costs the driver about a millisecond."""
 Value = TypeVar("Value")
@@ -50,25 +50,6 @@ class LazyActorState(Generic[Value]):
         return self._state
 
 
-_held: dict[str, object] = {}
-
-
-class Broadcast(Generic[Value]):
-    """A large value for tasks: each process takes it from the object store once, where an argument
-    would travel and be unpickled with every task. Equal ``key``, equal value."""
-
-    def __init__(self, key: str, value: Value) -> None:
-        self.key, self._ref = key, ray.put(value)
-
-    def get(self) -> Value:
-        """The value; the one that this process held before is let go."""
-        if self.key not in _held:
-            value = ray.get(self._ref, timeout=_FETCH_SECONDS)
-            _held.clear()
-            _held[self.key] = value
-        return cast(Value, _held[self.key])
-
-
 def quiet_context() -> DataContext:
     """A copy of the current context without progress bars and start messages."""
     # What goes wrong reaches the caller as an exception; Ray Data would log it besides, at length.
@@ -88,6 +69,7 @@ def map_items(
     """
     if not items:
         return
+    failure: DopsdError | None = None
     try:
         with DataContext.current(quiet_context()):
             blocks = min(-(-len(items) // size), _MOST_TASKS)
@@ -95,7 +77,12 @@ def map_items(
             data = data.map_batches(function, batch_size=size, batch_format="pyarrow", **options)
             yield from data.iter_batches(batch_size=None, batch_format="pyarrow")
     except Exception as error:
-        raise unwrap_error(error, who) from None
+        failure = unwrap_error(error, who)
+    if failure is not None:
+        # Ray ends actors that nobody refers to. Frames of the error do, in cycles, and would hold
+        # CPUs and GPUs until Python happens to look for those.
+        gc.collect()
+        raise failure
 
 
 def absolute_path(path: str) -> str:

@@ -1,6 +1,6 @@
-"""From row references to pixels and prompts: what a reading task of the stream does.
+"""From row references to pixels and prompts: what a reading actor of the stream does.
 
-Imports no torch, so that reading tasks start fast and stay small.
+Imports no torch, so that readers start fast and stay small.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from dopsd import storage
 from dopsd.data.captions import draw_caption, draw_pair, dropped
 from dopsd.data.images import decode_png
 from dopsd.data.plan import MicroBatch, Plan, RowRef
-from dopsd.data.ray_data import Broadcast, shipping_errors
+from dopsd.data.ray_data import shipping_errors
 from dopsd.data.references import sized
 from dopsd.data.sample import Sample
 from dopsd.errors import DataError, DopsdError, message_line
@@ -214,24 +213,26 @@ READ_SCHEMA = pa.schema(
 )
 
 
-@lru_cache(maxsize=1)
-def row_groups_of(shards: str, content: str, read_spec: ReadSpec) -> RowGroups:
-    """Those of this process: the tasks of a stream read one after the other. ``content`` stands for
-    what the shards hold: the folder may have held other data before."""
-    return RowGroups(shards, read_spec)
+class SegmentReader:
+    """An actor of the stream that reads. Actors, not tasks: on a cluster with few CPUs Ray ends an
+    idle worker process after a second and starts another for the next task, which costs more than
+    all reading and forgets the row groups that it kept.
 
-
-def read_segment(
-    segment: pa.Table, plan: Broadcast[Plan], shards: str, content: str, read_spec: ReadSpec
-) -> Iterator[pa.Table]:
-    """A table of one row per micro-batch of the segment (columns ``start``, ``stop``), in order.
-
-    ``start`` and ``stop`` count micro-batches as :meth:`Plan.number` does; captions are
-    drawn with the plan's seed. ``content``: as of :func:`row_groups_of`.
+    Captions are drawn with the plan's seed. A subclass may make other blocks of the micro-batches.
     """
-    groups = row_groups_of(shards, content, read_spec)
-    (span,), run_plan = segment.to_pylist(), plan.get()
-    for number in range(span["start"], span["stop"]):
-        with shipping_errors():
-            values = read_micro_batch(run_plan.micro_batch_at(number), groups, run_plan.seed)
-        yield pa.Table.from_pylist([values], schema=READ_SCHEMA)
+
+    def __init__(self, plan: Plan, shards: str, read_spec: ReadSpec) -> None:
+        self._plan, self._groups = plan, RowGroups(shards, read_spec)
+
+    def __call__(self, segment: pa.Table) -> Iterator[pa.Table]:
+        """A table of one row per micro-batch of the segment, in order. Its columns ``start`` and
+        ``stop`` count micro-batches as :meth:`Plan.number` does."""
+        (span,) = segment.to_pylist()
+        for number in range(span["start"], span["stop"]):
+            with shipping_errors():
+                block = self._block(self._plan.micro_batch_at(number))
+            yield block
+
+    def _block(self, batch: MicroBatch) -> pa.Table:
+        values = read_micro_batch(batch, self._groups, self._plan.seed)
+        return pa.Table.from_pylist([values], schema=READ_SCHEMA)

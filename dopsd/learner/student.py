@@ -35,7 +35,9 @@ def build_student(
     config: RunConfig, family: Family, device: torch.device | str, with_teacher: bool
 ) -> Student:
     """The module to train: base, LoRA or all weights, activation checkpointing as asked."""
-    transformer: Any = load_trained_base(config, family, device)
+    # Named even when it is the default: what the environment names for diffusers may not train.
+    attention = config.learner.attention or "native"
+    transformer: Any = load_trained_base(config, family, device, attention, "learner.attention")
     trained = TrainableParameters(config, family)
     two = with_teacher and config.adapters == "lora"
     trained.prepare(transformer, (STUDENT, TEACHER) if two else (STUDENT,))

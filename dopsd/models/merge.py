@@ -81,14 +81,19 @@ class _PeftConfig(BaseModel):
     alpha_pattern: dict[str, Any] = {}
 
 
-def load_trained_base(config: RunConfig, family: Family, device: torch.device | str) -> nn.Module:
-    """The frozen transformer that a run trains on, ``model.merge`` in it.
+def load_trained_base(
+    config: RunConfig,
+    family: Family,
+    device: torch.device | str,
+    attention: str | None,
+    key: str = "model.attention",
+) -> nn.Module:
+    """The frozen transformer that a run trains on, ``model.merge`` in it; ``key`` names
+    ``attention`` to the user.
 
-    Raises ModelError as :func:`merge`.
+    Raises ModelError as :func:`merge` and ``Family.load_transformer``.
     """
-    transformer = family.load_transformer(
-        DTYPES[config.model.dtype], device, config.model.attention
-    )
+    transformer = family.load_transformer(DTYPES[config.model.dtype], device, attention, key)
     merge(transformer, family, config.model.merge)
     return transformer
 

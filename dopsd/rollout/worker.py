@@ -49,13 +49,13 @@ class InferenceWorker:
     """A frozen base with the adapters of its role: rollout, teacher, or both (shared)."""
 
     def __init__(self, config: RunConfig, device: str, adapters: tuple[str, ...]) -> None:
-        set_up(device)
+        set_up(device, config.run.determinism)
         self.config = config
         self.device = device
         self.adapters = adapters
         self.dtype = DTYPES[config.model.dtype]
         self.family = FAMILIES[config.model.family](config.model.base, config.model.revision)
-        self.transformer = load_trained_base(config, self.family, device)
+        self.transformer = load_trained_base(config, self.family, device, config.model.attention)
         self.trained = TrainableParameters(config, self.family)
         self.trained.prepare(self.transformer, adapters)
         self.transformer.requires_grad_(False)

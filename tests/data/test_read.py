@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dopsd.data.plan import RowRef
-from dopsd.data.read import ReadSpec, RowGroups, row_groups_of
+from dopsd.data.read import ReadSpec, RowGroups
 from dopsd.data.schema import SCHEMA
 from dopsd.errors import DataError
 
@@ -47,12 +49,10 @@ def caption(groups: RowGroups) -> str:
     return groups.row(RowRef(SHARD, 0, 0))["captions"]["caption"]
 
 
-def test_other_data_in_the_same_folder_is_read_anew(tmp_path: Path) -> None:
-    write(tmp_path, "a dog")
-    assert caption(row_groups_of(str(tmp_path), "first", SPEC)) == "a dog"
-    write(tmp_path, "a cat")
-    assert caption(row_groups_of(str(tmp_path), "first", SPEC)) == "a dog", "kept in memory"
-    assert caption(row_groups_of(str(tmp_path), "second", SPEC)) == "a cat"
+def test_readers_start_without_torch() -> None:
+    code = "import sys, dopsd.data.read; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]
 
 
 def test_a_caption_of_which_a_bit_has_turned_is_found(tmp_path: Path) -> None:

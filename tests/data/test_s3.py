@@ -59,7 +59,6 @@ def test_prepare_and_stream(ray_cluster: None, bucket: str, source: str) -> None
         0,
         plan.steps_per_epoch,
         shards=shards,
-        fingerprint=manifest.fingerprint,
         read_spec=ReadSpec(),
         encoder_factory=PixelFactory(),
         num_cpus=0.25,

@@ -172,12 +172,12 @@ def test_a_run_resumed_fused_after_damage_with_other_learners_and_stage_agrees(r
         run(resume=reference, learner={"lr": 1e-3})
 
 
-KILLS = [
-    *(Fault(1, "rollout", False, 0.0), Fault(1, "encoder", False, 0.0)),
-    *(Fault(1, "teacher", False, 0.0), Fault(3, "learner", False, 0.0)),
-    Fault(3, "coordinator", False, 0.0),
+ROLES = ("rollout", "encoder", "teacher", "learner", "coordinator")
+KILLS = [Fault(2, role, False, 0.0) for role in ROLES]
+HANGS = [
+    *(Fault(1, "teacher", True, 0.0), Fault(2, "learner", True, 0.0)),
+    *(Fault(3, "learner", False, 0.0), Fault(3, "coordinator", False, 0.0)),
 ]
-HANGS = [Fault(1, "teacher", True, 0.0), Fault(2, "learner", True, 0.0), *KILLS[-2:]]
 """Of workers and learners alone the tests of coordinator and supervisor see the same in seconds."""
 
 

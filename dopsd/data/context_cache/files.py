@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 import pyarrow as pa
@@ -22,8 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from dopsd import storage
 from dopsd.data.manifest import Manifest
 from dopsd.data.plan import MicroBatch, Plan, RowRef
-from dopsd.data.ray_data import Broadcast, shipping_errors
-from dopsd.data.read import ReadSpec, RowGroups, read_micro_batch, row_groups_of
+from dopsd.data.read import ReadSpec, RowGroups, SegmentReader, read_micro_batch
 from dopsd.data.schema import without_generation
 from dopsd.errors import DataError, DopsdError, message_line
 from dopsd.readers import Object, checked, read_json
@@ -209,27 +207,17 @@ def read_cached(batch: MicroBatch, groups: RowGroups, rows: CachedRows, seed: in
     return EncodedBatch(SampleInfo.of(values), *join_samples(samples))
 
 
-_cached_rows = lru_cache(maxsize=1)(CachedRows)
-"""Those of this process, as ``read.row_groups_of``."""
+class CachedSegmentReader(SegmentReader):
+    """Of contexts that were encoded before: its blocks are those that encoders make."""
 
+    def __init__(
+        self, plan: Plan, shards: str, read_spec: ReadSpec, context_cache: ContextCache
+    ) -> None:
+        super().__init__(plan, shards, replace(read_spec, images=False, reference_pixels=0))
+        self._rows = CachedRows(context_cache)
 
-def read_cached_segment(
-    segment: pa.Table,
-    plan: Broadcast[Plan],
-    shards: str,
-    content: str,
-    read_spec: ReadSpec,
-    context_cache: ContextCache,
-) -> Iterator[pa.Table]:
-    """A table of one row (``types``: step, index, payload) per micro-batch of the segment, as
-    ``read.read_segment`` reads and the stream's encoders encode."""
-    groups = row_groups_of(shards, content, replace(read_spec, images=False, reference_pixels=0))
-    rows = _cached_rows(context_cache)
-    (span,), run_plan = segment.to_pylist(), plan.get()
-    for number in range(span["start"], span["stop"]):
-        with shipping_errors():
-            batch = read_cached(run_plan.micro_batch_at(number), groups, rows, run_plan.seed)
-        yield encoded_block(batch)
+    def _block(self, batch: MicroBatch) -> pa.Table:
+        return encoded_block(read_cached(batch, self._groups, self._rows, self._plan.seed))
 
 
 ENCODED_SCHEMA = pa.schema(

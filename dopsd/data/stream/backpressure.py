@@ -26,8 +26,8 @@ _REST_SECONDS = 0.02
 def apply_window(context: DataContext, ahead: int, segment: int, readers: int) -> None:
     """Let pipelines of ``context`` hold at most ``ahead`` micro-batches that nobody has taken.
 
-    ``segment``: micro-batches that one reading task makes (at most ``ahead``); ``readers``:
-    reading tasks at once. Replaces Ray Data's own policies.
+    ``segment``: micro-batches that one reading call makes (at most ``ahead``); ``readers``:
+    reading calls at once. Replaces Ray Data's own policies.
     """
     context.set_config(_AHEAD, ahead)
     context.set_config(_SEGMENT, segment)
@@ -36,7 +36,7 @@ def apply_window(context: DataContext, ahead: int, segment: int, readers: int) -
 
 
 class MicroBatchWindow(BackpressurePolicy):
-    """Admits a reading task only while what is in the pipeline leaves room for its segment.
+    """Admits a reading call only while what is in the pipeline leaves room for its segment.
 
     Whatever was admitted flows on unhindered, so the window cannot block itself.
     """
@@ -45,7 +45,7 @@ class MicroBatchWindow(BackpressurePolicy):
         if not _reads(op):
             return True
         config = self._data_context.get_config
-        if op.num_active_tasks() >= config(_READERS):
+        if op.num_active_tasks() + self._held(op) >= config(_READERS):
             return False
         return self._inside() + config(_SEGMENT) <= config(_AHEAD)
 
@@ -60,18 +60,21 @@ class MicroBatchWindow(BackpressurePolicy):
         return None
 
     def _inside(self) -> int:
-        """Micro-batches between the reading tasks and the consumer; never too few."""
+        """Micro-batches between the readers and the consumer; never too few."""
         count = 0
         for op, state in self._topology.items():
             if isinstance(op, InputDataBuffer):
                 continue
-            # A running reading task counts whole, also for what it has handed on already.
+            # A reading call counts whole, also for what it has handed on already.
             size = self._data_context.get_config(_SEGMENT) if _reads(op) else 1
-            count += op.num_active_tasks() * size
+            count += (op.num_active_tasks() + self._held(op)) * size
             count += state.total_enqueued_output_blocks()
-            if not _reads(op):
-                count += state.total_enqueued_input_blocks() - state.input_queues[0].num_blocks
         return count
+
+    def _held(self, op: PhysicalOperator) -> int:
+        """Inputs that a pool has taken and given to none of its actors yet."""
+        state = self._topology[op]
+        return int(state.total_enqueued_input_blocks() - state.input_queues[0].num_blocks)
 
 
 def _reads(op: PhysicalOperator) -> bool:

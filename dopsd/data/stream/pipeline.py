@@ -1,14 +1,13 @@
 """From shards to encoded micro-batches: one Ray Data pipeline for a whole run.
 
-Reading tasks turn spans of the plan into pixels and prompts; a pool of actors, each with frozen
-encoders that are loaded once, turns those into contexts. The consumer gets references, one per
-micro-batch in plan order; it never fetches a block.
+A pool of actors turns spans of the plan into pixels and prompts; another one, each actor with
+frozen encoders that are loaded once, turns those into contexts. No process is born once both are
+up. The consumer gets references, one per micro-batch in plan order; it never fetches a block.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import time
 from collections.abc import Generator, Iterator
 from typing import Any
@@ -18,17 +17,16 @@ import ray
 import ray.data
 from ray.exceptions import GetTimeoutError
 
-from dopsd.data.context_cache.files import ContextCache, encoded_block, read_cached_segment
+from dopsd.data.context_cache.files import CachedSegmentReader, ContextCache, encoded_block
 from dopsd.data.plan import Plan
 from dopsd.data.ray_data import (
-    Broadcast,
     LazyActorState,
     absolute_path,
     quiet_context,
     shipping_errors,
     unwrap_error,
 )
-from dopsd.data.read import ReadSpec, read_segment, samples_of
+from dopsd.data.read import ReadSpec, SegmentReader, samples_of
 from dopsd.data.sample import Encoder, EncoderFactory
 from dopsd.data.stream import backpressure as window
 from dopsd.errors import DeadlineError
@@ -36,6 +34,10 @@ from dopsd.ray_cluster.process import peak_memory_mb
 from dopsd.ray_cluster.ray_private import StreamingExecutor, execute
 from dopsd.records import EncodedBatch, SampleInfo
 
+_READING_CPUS = 0.1
+"""What all readers of a stream hold: they wait most of the time, and roles may leave no more."""
+_CPUS_OF_TWO_READERS = 8
+"""Fewer CPUs are busy with everything else: a second reader is a process to start for nothing."""
 BlockRef = tuple[int, int, ray.ObjectRef]
 """(step, index within the step, reference of the block). Pass the reference to a task, which
 receives the block itself, and there call :func:`load_encoded`."""
@@ -60,36 +62,28 @@ class EncodedStream(Iterator[BlockRef]):
             self._blocks.close()
 
 
-def _content(plan: Plan, fingerprint: str) -> str:
-    """Stands for what the reading tasks of a stream may keep: samples, order, and files by name."""
-    files = [group.file for group in plan.row_groups]
-    return hashlib.sha256("\n".join([fingerprint, plan.key, *files]).encode()).hexdigest()
-
-
 def encoded_stream(
     plan: Plan,
     start_step: int,
     stop_step: int,
     *,
     shards: str,
-    fingerprint: str,
     read_spec: ReadSpec,
     encoder_factory: EncoderFactory,
     context_cache: ContextCache | None = None,
     workers: int = 1,
     num_cpus: float = 1.0,
     num_gpus: float = 0.0,
-    readers: int = 2,
+    readers: int | None = None,
     ahead: int | None = None,
     start_s: float = 900.0,
 ) -> EncodedStream:
     """Every micro-batch of the steps [start_step, stop_step), encoded, in plan order.
 
-    ``fingerprint``: that of the data in the folder ``shards``.
-
     With a ``context_cache`` contexts are read, and no encoder starts. Otherwise
-    ``workers`` encoder actors take ``num_cpus`` and ``num_gpus`` each; at most ``readers``
-    reading tasks of 0.1 CPUs run at once; ``read_spec``: what they read of each sample.
+    ``workers`` encoder actors take ``num_cpus`` and ``num_gpus`` each; ``readers`` actors
+    (default: two, but one where the cluster has fewer than 8 CPUs) share 0.1 CPUs; ``read_spec``:
+    what they read of each sample.
     Nothing starts before the first ``next``, which waits until every encoder is loaded. At most
     ``ahead`` micro-batches (default: two steps, at least 4) are read, encoded or waiting beyond
     what was taken. Closing the iterator ends the pool. Errors of tasks and encoders are raised
@@ -104,7 +98,7 @@ def encoded_stream(
             return
         window_size = ahead or max(4, 2 * plan.micro_batches_per_step)
         folder = absolute_path(shards)
-        # Reading tasks of several micro-batches: fewer tasks to schedule, and their row groups are
+        # Several micro-batches in a reading call: fewer calls to schedule, and their row groups are
         # read once. Half the window at most, so that encoders have the other half to work on.
         size = max(1, min(window_size // 2, 8))
         spans = [
@@ -112,21 +106,20 @@ def encoded_stream(
         ]
         expected = map(plan.key_at, range(first, last))
         executor: Any = None
+        pool = readers or (
+            2 if ray.cluster_resources().get("CPU", 0) >= _CPUS_OF_TWO_READERS else 1
+        )
         try:
-            with ray.data.DataContext.current(_context(window_size, size, readers, start_s)):
+            with ray.data.DataContext.current(_context(window_size, size, pool, start_s)):
                 data: ray.data.Dataset = ray.data.from_items(spans, override_num_blocks=len(spans))
-                reading: dict[str, Any] = {"shards": folder, "read_spec": read_spec}
-                reading["content"] = content = _content(plan, fingerprint)
-                reading["plan"] = Broadcast(f"{content} {plan.micro_batches_per_step}", plan)
-                if context_cache:
-                    reading["context_cache"] = context_cache
+                reading: tuple[Any, ...] = (plan, folder, read_spec)
                 data = data.map_batches(
-                    # Ray's type knows no fn_kwargs.
-                    read_cached_segment if context_cache else read_segment,  # type: ignore[arg-type]
+                    CachedSegmentReader if context_cache else SegmentReader,
+                    fn_constructor_args=(*reading, context_cache) if context_cache else reading,
                     batch_size=1,
                     batch_format="pyarrow",
-                    num_cpus=0.1,
-                    fn_kwargs=reading,
+                    compute=ray.data.ActorPoolStrategy(size=pool),
+                    num_cpus=_READING_CPUS / pool,
                 )
                 if context_cache is None:
                     data = data.map_batches(
@@ -147,9 +140,13 @@ def encoded_stream(
                     yield step, index, entry.ref
             assert next(expected, None) is None, "the pipeline ended early"
         except GetTimeoutError:
+            # Whoever reads a context cache has readers alone.
+            who, count, cpus, gpus = ("encoder", workers, num_cpus, num_gpus)
+            if context_cache:
+                who, count, cpus, gpus = ("reader", pool, _READING_CPUS / pool, 0.0)
             raise DeadlineError(
-                f"encoder timed out after {start_s:g} s while loading {workers} actors of "
-                f"{num_cpus:g} CPUs and {num_gpus:g} GPUs (timeouts.startup={start_s:g})"
+                f"{who} timed out after {start_s:g} s while loading {count} actors of "
+                f"{cpus:g} CPUs and {gpus:g} GPUs (timeouts.startup={start_s:g})"
             ) from None
         except Exception as error:
             raise unwrap_error(error, "encoder") from None
@@ -176,7 +173,7 @@ def _context(ahead: int, segment: int, readers: int, start_s: float) -> ray.data
     # A consumer may pause for as long as it likes; whoever waits for a block has the deadline.
     context.execution_no_progress_timeout_s = -1
     # Without actors nothing can leave the window, and Ray Data, seeing an idle pipeline, would
-    # admit reading tasks past any policy for as long as the encoders load.
+    # admit reading calls past any policy for as long as the encoders load.
     context.wait_for_min_actors_s = max(1, round(start_s))
     window.apply_window(context, ahead, segment, readers)
     return context

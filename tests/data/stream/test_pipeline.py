@@ -23,6 +23,7 @@ from dopsd.data.stream.pipeline import encoded_stream, load_encoded
 from dopsd.errors import DataError, DeadlineError, ModelError, WorkerError
 from tests.data.encoders import BrokenFactory, FailingEncoder, PixelFactory
 from tests.data.samples import SMALL, picture, write_jsonl
+from tests.helpers.titles import titled
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 SIZES = ((32, 32), (40, 28))
@@ -53,7 +54,6 @@ def open_stream(
 ) -> Iterator[tuple[int, int, ray.ObjectRef]]:
     options = {
         "shards": data[1],
-        "fingerprint": data[0].fingerprint,
         "read_spec": ReadSpec(),
         "encoder_factory": PixelFactory(),
         "num_cpus": 0.25,
@@ -172,6 +172,18 @@ def test_it_never_runs_further_ahead_than_asked(data: tuple[Manifest, str], ahea
         begun = ray.get(counter.value.remote())
         assert taken <= begun <= taken + ahead
     assert begun > 7  # it does run ahead
+    stream.close()
+
+
+def test_the_same_processes_read_all_of_a_stream(data: tuple[Manifest, str]) -> None:
+    """Ray ends task workers that are idle for a second, and starts others: readers are actors."""
+    stream = open_stream(data, 0, 12)
+    next(stream)
+    first = titled("SegmentReader")
+    assert len(first) == 2
+    time.sleep(2.5)  # longer than Ray lets a worker of tasks be idle
+    assert len(list(stream)) == 35
+    assert titled("SegmentReader") == first
     stream.close()
 
 

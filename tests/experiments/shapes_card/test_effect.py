@@ -57,9 +57,7 @@ def test_a_measurement_judges_base_and_both_loras(model, forwards):
     ]
     assert len(said) == 10 and all(e.count == 4 and e.seed == 3 for e in found)
     assert {"concept", "ok"} <= found[0].asked.keys() and "concept" not in found[0].prior
-    assert found[0].prior["leaked"].value == 0.0, (
-        "the base draws it for no word"
-    )
+    assert found[0].prior["leaked"].value == 0.0, "the base draws it for no word"
 
 
 def test_no_prior_prompt_is_trained_on_and_judged():
