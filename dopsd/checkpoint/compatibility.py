@@ -66,6 +66,8 @@ def incompatibility(
 
 
 def _free(key: str, config: RunConfig, manifest: CheckpointManifest) -> bool:
+    if key == "encoder.quantize":
+        return False  # of a section that is free it alone changes what is computed
     if key == "learner.steps":
         # The cosine ends at the last step; a constant rate knows none.
         return config.learner.schedule == "constant" and config.learner.steps >= manifest.step

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from dopsd.config.base import MOST_SECONDS, NonNegative, Positive, Seconds, Section
+from dopsd.config.base import MOST_SECONDS, NonNegative, Positive, Quantize, Seconds, Section
 from dopsd.config.messages import one_line
 from dopsd.errors import ConfigError
 
@@ -41,6 +41,14 @@ class RoleSection(Section):
         None,
         description="GPUs of each worker: a part of one, or whole ones. Default: 1 on a GPU "
         "device, else 0.",
+    )
+
+
+class EncoderSection(RoleSection):
+    """The frozen text encoder or VLM."""
+
+    quantize: Quantize = Field(
+        "none", description="As `model.quantize`, of the language model; its vision tower is not."
     )
 
 

@@ -23,7 +23,13 @@ from dopsd.config.outputs import (
     PreviewSection,
     RunSection,
 )
-from dopsd.config.roles import InferenceSection, LearnerSection, RoleSection, TimeoutSection
+from dopsd.config.roles import (
+    EncoderSection,
+    InferenceSection,
+    LearnerSection,
+    RoleSection,
+    TimeoutSection,
+)
 from dopsd.config.rules import check_rules
 
 Adapters = Literal["lora", "full", "lora+modules"]
@@ -60,7 +66,7 @@ class RunConfig(Section):
     device: Device = Field(
         "auto", description="`auto`: GPUs for each role when the cluster has them."
     )
-    encoder: RoleSection = Field(default_factory=RoleSection)
+    encoder: EncoderSection = Field(default_factory=EncoderSection)
     rollout: RoleSection = Field(default_factory=RoleSection)
     teacher: RoleSection = Field(default_factory=RoleSection)
     inference: InferenceSection = Field(default_factory=InferenceSection)

@@ -30,6 +30,7 @@ from dopsd.evaluation.metrics import make_distance
 from dopsd.learner.zero.engine import offloads_optimizer, preset_stage
 from dopsd.models import FAMILIES, resolve_vlm
 from dopsd.models.attention import check_attention, takes_masks
+from dopsd.models.quantize import check_quantize
 from dopsd.run_folder.files import RunFolder
 
 
@@ -41,6 +42,7 @@ def check_options(config: RunConfig, preset: dict[str, Any]) -> None:
     check_attention(config.model.attention)
     check_attention(config.learner.attention, "learner.attention", trains=True)
     _check_rows(config, preset)
+    _check_quantize(config, preset)
     preflight = config.preflight
     named = preflight.metric if preflight.metric != "auto" else preflight.model and "dino"
     if preflight.mode == "strict" and named in ("dino", "clip"):
@@ -61,6 +63,19 @@ def check_options(config: RunConfig, preset: dict[str, Any]) -> None:
                 "learner.optimizer: adamw8bit with offload_optimizer in learner.deepspeed, "
                 "allowed: one of both"
             )
+
+
+def _check_quantize(config: RunConfig, preset: dict[str, Any]) -> None:
+    """That it can be had, and that nobody cuts quantised weights up."""
+    on_cpu = config.device == "cpu"
+    check_quantize(config.model.quantize, "model.quantize", on_cpu)
+    if config.data.context_cache != "require":
+        check_quantize(config.encoder.quantize, "encoder.quantize", on_cpu)
+    if config.model.quantize != "none" and preset_stage(preset) == 3:
+        raise ConfigError(
+            f"model.quantize: {config.model.quantize} with ZeRO stage 3, allowed: stage 1 or 2 "
+            "(quantised weights are whole on every learner)"
+        )
 
 
 def _check_rows(config: RunConfig, preset: dict[str, Any]) -> None:

@@ -63,6 +63,8 @@ def made_of(config: RunConfig, manifest: Manifest) -> Entries:
         "data": manifest.fingerprint,
         "layout": _layout(manifest),
     }
+    if config.encoder.quantize != "none":  # left out, so that older caches fit
+        entries["quantize"] = config.encoder.quantize
     if reads.prompt_pairs:
         entries["prompt_pairs"] = [list(pair) for pair in reads.prompt_pairs]
     else:

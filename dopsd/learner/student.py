@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dopsd.config import RunConfig
 from dopsd.models.base import DTYPES, Family
 from dopsd.models.lora import STUDENT, TEACHER
+from dopsd.models.quantize import as_buffers
 from dopsd.models.trained import TrainableParameters
 from dopsd.records import Context
 
@@ -37,10 +38,13 @@ def build_student(
     dtype = DTYPES[config.model.dtype]
     # Named even when it is the default: what the environment names for diffusers may not train.
     attention = config.learner.attention or "native"
-    transformer: Any = family.load_transformer(dtype, device, attention, "learner.attention")
+    transformer: Any = family.load_transformer(
+        dtype, device, attention, "learner.attention", config.model.quantize
+    )
     trained = TrainableParameters(config, family)
     two = with_teacher and config.adapters == "lora"
     trained.prepare(transformer, (STUDENT, TEACHER) if two else (STUDENT,))
+    as_buffers(transformer)
     if config.learner.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
     return Student(family, transformer, trained)

@@ -54,7 +54,9 @@ class InferenceWorker:
         self.adapters = adapters
         self.dtype = DTYPES[config.model.dtype]
         self.family = FAMILIES[config.model.family](config.model.base, config.model.revision)
-        self.transformer = self.family.load_transformer(self.dtype, device, config.model.attention)
+        self.transformer = self.family.load_transformer(
+            self.dtype, device, config.model.attention, quantize=config.model.quantize
+        )
         self.trained = TrainableParameters(config, self.family)
         self.trained.prepare(self.transformer, adapters)
         self.transformer.requires_grad_(False)

@@ -83,7 +83,11 @@ def _optional(config: RunConfig | None) -> list[Finding]:
     """Libraries that one key of the config asks for."""
     if config is None:
         return []
-    wanted = {"bitsandbytes": config.learner.optimizer == "adamw8bit"}
+    kinds = {config.model.quantize, config.encoder.quantize}
+    wanted = {
+        "bitsandbytes": config.learner.optimizer == "adamw8bit" or "nf4" in kinds,
+        "torchao": bool(kinds & {"fp8", "int8"}),
+    }
     missing = [n for n, want in wanted.items() if want and importlib.util.find_spec(n) is None]
     return [
         Finding(name, "stop", "missing, and the config uses it", f"pip install {name}")
