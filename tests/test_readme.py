@@ -90,7 +90,7 @@ def test_prior_prompts_of_the_evaluation_are_not_trained_on():
 
 def test_what_the_commands_write_is_ignored():
     """`ray job submit --working-dir .` would upload it."""
-    ignored = set((ROOT / ".gitignore").read_text().split())
+    ignored = {f"/{line.lstrip('/')}" for line in (ROOT / ".gitignore").read_text().split()}
     local = [path for path in values("prepare", "data.shards") if "://" not in path]
     shards = {f"/{path.split('/')[0]}/" for path in local}
     out = {f"/{path.split('/')[0]}/" for path in values("evaluate", "--out")}

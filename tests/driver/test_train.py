@@ -327,4 +327,5 @@ def test_the_demo(ray_cluster, tmp_path, steps):
         assert f"<h2>{title}</h2>" in dom
     for part in ("rollout-0", "learner-1", f"after {steps} steps", "32x32", "Quarantined: none"):
         assert part in dom, part
-    assert 'class="nothing"' not in dom, "every section has something to show"
+    assert dom.count('class="nothing"') == 1, "every section but Steps kept has something to show"
+    assert "dopsd evaluate" in dom.partition("<h2>Steps kept</h2>")[2].partition("<h2>")[0]

@@ -177,7 +177,7 @@ def test_it_never_runs_further_ahead_than_asked(data: tuple[Manifest, str], ahea
 
 def test_the_same_processes_read_all_of_a_stream(data: tuple[Manifest, str]) -> None:
     """Ray ends task workers that are idle for a second, and starts others: readers are actors."""
-    stream = open_stream(data, 0, 12)
+    stream = open_stream(data, 0, 12, readers=2)
     next(stream)
     first = titled("SegmentReader")
     assert len(first) == 2
