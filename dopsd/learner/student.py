@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dopsd.config import RunConfig
 from dopsd.models.base import DTYPES, Family
+from dopsd.models.checkpointing import checkpoint_every
 from dopsd.models.lora import STUDENT, TEACHER
 from dopsd.models.quantize import as_buffers
 from dopsd.models.trained import TrainableParameters
@@ -45,6 +46,5 @@ def build_student(
     two = with_teacher and config.adapters == "lora"
     trained.prepare(transformer, (STUDENT, TEACHER) if two else (STUDENT,))
     as_buffers(transformer)
-    if config.learner.gradient_checkpointing:
-        transformer.enable_gradient_checkpointing()
+    checkpoint_every(transformer, config.learner.checkpoint_every)
     return Student(family, transformer, trained)

@@ -106,12 +106,10 @@ class Demand:
         work = self._rollout_flops() + self._teacher_flops()
         return Role("pool", parts, work, self._weights_host())
 
-    def learner(self, ranks: int, fused: bool, checkpointing: bool | None = None) -> Role:
+    def learner(self, ranks: int, fused: bool, checkpointing: int | None = None) -> Role:
         """One of ``ranks``; ``fused`` it also scores its own states. ``checkpointing``: default as
         the config says."""
-        again = (
-            self.config.learner.gradient_checkpointing if checkpointing is None else checkpointing
-        )
+        again = self.config.learner.checkpoint_every if checkpointing is None else checkpointing
         stage, optimizer_away, weights_away = _zero(self.config.learner.deepspeed)
         size, trained = self.size, self.trained
         shard = ranks if stage == 3 else 1
@@ -171,7 +169,7 @@ class Demand:
         (shape, *_) = self._shapes("teacher", 1)
         return self.config.method.steps * flops(self.model, shape, self.adapter, False) / shape.rows
 
-    def _learner_flops(self, checkpointing: bool) -> float:
+    def _learner_flops(self, checkpointing: int) -> float:
         (shape, *_) = self._shapes("student", 1)
         once = flops(self.model, shape, self.adapter, True, checkpointing)
         return self.config.method.steps * once / shape.rows
@@ -179,7 +177,7 @@ class Demand:
     def _peak(self, who: str, states: int) -> float:
         shapes = self._shapes(who, states, most=True)
         peak = max(activations(self.model, s, self.adapter, self.size, False) for s in shapes)
-        return peak + converted_bytes(self.model, self.quantize, self.size, False, False)
+        return peak + converted_bytes(self.model, self.quantize, self.size, False, 0)
 
     def _inference(self, adapters: int) -> dict[str, float]:
         held = self.trained if self.config.adapters == "full" else adapters * self.trained

@@ -34,7 +34,7 @@ def encoder_bytes(encoder: Encoder, quantize: str, size: int) -> float:
 
 
 def converted_bytes(
-    model: Architecture, quantize: str, size: int, learns: bool, checkpointing: bool
+    model: Architecture, quantize: str, size: int, learns: bool, checkpointing: int
 ) -> float:
     """Most of weights that are in the compute dtype at once, beside the quantised ones."""
     if quantize == "none":
@@ -45,6 +45,7 @@ def converted_bytes(
     ]
     if not learns or quantize not in _KEPT:
         return float(max(max(layers) for _, layers in blocks) * size)
-    if checkpointing:
-        return float(max(sum(layers) for _, layers in blocks) * size)
-    return float(sum(count * sum(layers) for count, layers in blocks) * size)
+    whole = sum(count * sum(layers) for count, layers in blocks) * size
+    again = model.recomputed(checkpointing) / model.blocks
+    one = max(sum(layers) for _, layers in blocks) * size if checkpointing else 0
+    return (1.0 - again) * whole + one
