@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dopsd import shown, storage
 from dopsd.data.schema import FORMAT, SCHEMA_VERSION
+from dopsd.data.sources.settings import ReadSettings
 from dopsd.errors import DataError, message_line
 from dopsd.readers import Object, checked, read_json
 from dopsd.seal import SEAL, sealed, unsealed
@@ -28,7 +29,7 @@ class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class PrepareSettings(_Record):
+class PrepareSettings(ReadSettings):
     """What decides the content of the shards; field names as in the ``data`` config section."""
 
     pixel_area: Positive | Annotated[tuple[Positive, ...], Field(min_length=1)] = 1024 * 1024
@@ -36,8 +37,10 @@ class PrepareSettings(_Record):
     rows_per_group: Positive = 32
     groups_per_shard: Positive = 16
     max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 0.05
+    min_side: Annotated[int, Field(ge=0)] = 0
+    max_enlarge: Annotated[float, Field(gt=0)] = 4.0
+    token: str = "[V]"
     seed: Annotated[int, Field(ge=0)] = 0
-    columns: dict[str, str] = {}
 
     @property
     def areas(self) -> tuple[int, ...]:
@@ -90,6 +93,8 @@ class Manifest(_Record):
     """Samples of each bucket "WxH"."""
     concepts: dict[str, int]
     """Samples of each concept; "" counts those without one."""
+    repeats: dict[str, int] = {}
+    """Times per epoch that each sample of a concept comes, where the source says so."""
     caption_sets: tuple[CaptionSet, ...]
     references: dict[str, int]
     """Samples by how many reference pictures they have."""
@@ -124,6 +129,9 @@ class Manifest(_Record):
             + ", ".join(f"{bucket} ({count})" for bucket, count in self.buckets.items()),
             "captions: " + ", ".join(f"{k} ({n})" for k, n in sorted(self.caption_keys.items())),
         ]
+        if self.concepts.keys() - {""}:
+            named = ((name or "(none)", count) for name, count in self.concepts.items())
+            lines.append("concepts: " + ", ".join(f"{name} ({count})" for name, count in named))
         if self.without_references < self.samples:
             counts = ", ".join(f"{number} ({n})" for number, n in self.references.items())
             lines.append(f"reference pictures of a sample: {counts}")

@@ -112,7 +112,7 @@ def _render(config: RunConfig, concept: str, folder: Path) -> str:
 
 def plan_of(config: RunConfig, manifest: Manifest) -> Plan:
     """The run's plan: which samples each step holds."""
-    weights = dict(config.data.concept_weights)
+    weights: dict[str, float] = {**manifest.repeats, **config.data.concept_weights}
     if config.data.prior.prompts is not None and PRIOR in manifest.concepts:
         weights[PRIOR] = config.data.prior.weight
     learner = config.learner

@@ -17,6 +17,7 @@ from dopsd.checkpoint.manager import newest_checkpoint
 from dopsd.config import RunConfig
 from dopsd.data.manifest import has_manifest
 from dopsd.data.run_data import SHAPES, no_source
+from dopsd.data.sources.read import KINDS
 from dopsd.driver.progress import Report, Show
 from dopsd.errors import (
     CheckpointError,
@@ -180,7 +181,7 @@ def refuse_missing_source(config: RunConfig) -> None:
         raise no_source(config)
     local = not storage.is_remote(source) and not source.startswith(SHAPES)
     if local and not Path(source).exists():
-        raise DataError(f"data.source: {source}: no such folder, .jsonl or .parquet file")
+        raise DataError(f"data.source: {source}: no such {KINDS}")
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:
