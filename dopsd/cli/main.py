@@ -19,7 +19,7 @@ from dopsd.cli.plan import plan
 from dopsd.cli.preflight import preflight
 from dopsd.cli.prepare import prepare
 from dopsd.cli.reproduce import app as reproduce
-from dopsd.cli.run import checkpoint, report, show_config, stats, verify
+from dopsd.cli.run import checkpoint, report, show_config, stats, status, verify
 from dopsd.cli.shapes import app as shapes
 from dopsd.cli.train import train
 from dopsd.errors import DopsdError, InterruptedRun, message_line
@@ -48,6 +48,7 @@ app.command()(train)
 app.command()(prepare)
 app.command()(generate)
 app.command("config")(show_config)
+app.command()(status)
 app.command()(stats)
 app.command()(plan)
 app.command()(doctor)

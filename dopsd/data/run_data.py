@@ -60,13 +60,9 @@ def prepared(
             if not has_manifest(config.shards):  # else somebody was faster
                 prepare_shards(config, tell)
     manifest = load_manifest(config.shards)
-    asked = source_name(config)
-    if asked is not None and manifest.source != asked:
+    if not _is_of_source(config, manifest):
         if not (renew and config.run.overwrite and config.data.shards is None):
-            raise DataError(
-                f"data.source: {asked}, but {config.shards} was prepared from {manifest.source}; "
-                "allowed: another data.shards, or no data.source to train on what is there"
-            )
+            check_source(config, manifest)
         with claimed_shards(config, tell, take_over):
             prepare_shards(config, tell)
     manifest = load_prepared(config.shards, config.data)
@@ -75,6 +71,21 @@ def prepared(
     if config.context.needs.references:
         check_references(manifest)
     return manifest
+
+
+def check_source(config: RunConfig, manifest: Manifest) -> None:
+    """Raises DataError when the shards were prepared from another source than the config names."""
+    if not _is_of_source(config, manifest):
+        raise DataError(
+            f"data.source: {source_name(config)}, but {config.shards} was prepared from "
+            f"{manifest.source}; allowed: another data.shards, or no data.source to train on what "
+            "is there"
+        )
+
+
+def _is_of_source(config: RunConfig, manifest: Manifest) -> bool:
+    asked = source_name(config)
+    return asked is None or manifest.source == asked
 
 
 def prepare_shards(config: RunConfig, tell: Tell) -> Manifest:

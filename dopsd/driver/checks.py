@@ -131,7 +131,11 @@ def refuse_existing(config: RunConfig, replace: bool = False) -> None:
 def tell_left(show: Show, left: Sequence[str]) -> None:
     """Say in a line what of a replaced run's folder is not the run's, and stays."""
     more = f" and {len(left) - 3} more" if len(left) > 3 else ""
-    line = f"Kept in the run folder, since no run wrote it: {', '.join(left[:3])}{more}"
+    tell_line(show, f"Kept in the run folder, since no run wrote it: {', '.join(left[:3])}{more}")
+
+
+def tell_line(show: Show, line: str) -> None:
+    """Say what people should keep, before training."""
     show("prepare", Report([line]))
 
 
@@ -167,9 +171,12 @@ def what_is_saved(config: RunConfig) -> str:
     folder = shlex.quote(run.path)
     if run.is_finished:
         return f"the run is finished, its results are in {folder}; page: dopsd report {folder}"
-    if steps := complete_steps(run.checkpoints):
-        return f"step {steps[-1]} is saved, resume with: dopsd train --resume {folder}"
-    return "no checkpoint is saved yet; the same command with --overwrite begins again"
+    steps, again = complete_steps(run.checkpoints), config.run.resume == "auto"
+    if steps:
+        way = "the same command goes on" if again else f"resume with: dopsd train --resume {folder}"
+        return f"step {steps[-1]} is saved, {way}"
+    way = "the same command" if again else "the same command with --overwrite"
+    return f"no checkpoint is saved yet; {way} begins again"
 
 
 def refuse_missing_source(config: RunConfig) -> None:
