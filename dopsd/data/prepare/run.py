@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from itertools import groupby
@@ -35,6 +35,7 @@ from dopsd.data.manifest import (
     load_manifest,
     save_manifest,
 )
+from dopsd.data.order import check_concepts
 from dopsd.data.prepare.folder import (
     check_shards_folder,
     clear_unlisted,
@@ -47,6 +48,7 @@ from dopsd.data.prepare.layout import Shard, lay_out
 from dopsd.data.prepare.shards import inspect, unpack, write_shard
 from dopsd.data.ray_data import absolute_path, map_items, shipping_errors
 from dopsd.data.schema import shard_generation
+from dopsd.data.sources.concepts import source_concepts
 from dopsd.data.sources.read import read_source
 from dopsd.data.sources.rows import CAPTION_KEY, Group, Source, SourceRow, pack_row, unpack_row
 from dopsd.errors import DataError
@@ -76,10 +78,12 @@ def prepare(
     overwrite: bool = False,
     cpus_per_task: float = 1.0,
     name: str | None = None,
+    concepts: Sequence[str] = (),
 ) -> Manifest:
     """Prepare ``source`` (folder, .jsonl or .parquet, local or s3://) into the folder ``shards``.
 
-    ``name`` is what the manifest calls the source (default: ``source``). Ray must be initialised.
+    ``name`` is what the manifest calls the source (default: ``source``); ``concepts`` have to be in
+    it, as is seen before any picture is. Ray must be initialised.
     The same source, settings and seed give the same bytes. Raises DataError when ``shards`` is a
     data set already and ``overwrite`` is off, when it is a folder of somebody else's, when more
     than ``settings.max_bad_fraction`` of the samples are bad, and when none is good. A data set
@@ -95,6 +99,8 @@ def prepare(
         )
     check_shards_folder(shards)
     listed = read_source(absolute_path(source), settings.columns)
+    if concepts:
+        check_concepts("data.concepts", concepts, source_concepts(listed))
     with _begun(shards) as own, scratch_folder(shards, _ASIDE) as aside:
         bucket_of = _inspect_all(listed, aside, settings, tell, cpus_per_task)
         rows = listed.rows
@@ -280,7 +286,11 @@ def _drop_duplicates(rows: list[SourceRow], bucket_of: dict[int, str]) -> None:
 def _quarantine(rows: list[SourceRow], settings: PrepareSettings) -> tuple[Quarantined, ...]:
     bad = tuple(
         Quarantined(
-            where=row.where, sample_id=row.sample_id, reason=row.problem, samples=row.samples
+            where=row.where,
+            sample_id=row.sample_id,
+            reason=row.problem,
+            samples=row.samples,
+            concept=row.concept or "",
         )
         for row in rows
         if row.problem is not None
@@ -307,7 +317,9 @@ def _manifest(
 ) -> Manifest:
     good = [listed.rows[index] for index in bucket_of]
     sets = Counter(tuple(sorted(row.captions)) or (CAPTION_KEY,) for row in good)
-    fingerprint = hashlib.sha256("\n".join(digests[key] for key in sorted(digests)).encode())
+    members: dict[str, list[str]] = {}
+    for row in sorted(good, key=lambda row: row.sample_id):
+        members.setdefault(row.concept or "", []).append(digests[row.sample_id])
     return Manifest(
         source=source,
         settings=settings,
@@ -317,7 +329,8 @@ def _manifest(
         concepts=dict(sorted(Counter(row.concept or "" for row in good).items())),
         caption_sets=tuple(CaptionSet(keys=k, samples=n) for k, n in sorted(sets.items())),
         references=dict(sorted(Counter(str(len(row.references)) for row in good).items())),
-        fingerprint=fingerprint.hexdigest(),
+        concept_fingerprints={name: _fingerprint(own) for name, own in sorted(members.items())},
+        fingerprint=_fingerprint([digests[key] for key in sorted(digests)]),
         row_groups=tuple(
             RowGroup(
                 file=shard.file,
@@ -332,6 +345,10 @@ def _manifest(
         quarantined=bad,
         notes=tuple(listed.notes),
     )
+
+
+def _fingerprint(digests: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def _runs(concepts: Iterable[str]) -> tuple[tuple[str, int], ...]:

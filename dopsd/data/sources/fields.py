@@ -62,7 +62,7 @@ def fill(
     if not isinstance(references, list):
         raise ValueError(f"references: {shown(references)}, allowed: a list of paths")
     row.references = [_picture("references", reference, locate, keep) for reference in references]
-    captions = _captions(values)
+    captions = caption_texts(values)
     row.captions = {key: text for key, text in captions.items() if text}
     if not row.captions:
         raise ValueError("empty caption" if captions else "missing caption")
@@ -97,7 +97,7 @@ def beside(folder: str, path: str) -> str:
     return path if storage.is_remote(path) else storage.join(folder, path)
 
 
-def _captions(values: Mapping[str, Any]) -> dict[str, str]:
+def caption_texts(values: Mapping[str, Any]) -> dict[str, str]:
     """Stripped captions by key; a null is as good as absent."""
     texts: dict[str, Any] = {}
     for name in CAPTION_FIELDS:
