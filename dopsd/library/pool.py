@@ -54,6 +54,15 @@ class Ended:
 Event = Joined | Told | Finished | Ended
 
 
+class _Actor(LibraryWorker):
+    """The worker, with what only an actor knows."""
+
+    def arrive(self) -> str:
+        """Load the base; returns the id of the node."""
+        self.load()
+        return str(ray.get_runtime_context().get_node_id())
+
+
 @dataclass
 class _Member:
     name: str
@@ -87,7 +96,7 @@ class WorkerPool:
         self.role, self._arguments = role, tuple(map(ray.put, arguments))
         self._start_s, self._step_s = start_s, step_s
         remote: Any = ray.remote  # whose types do not know of concurrency groups
-        actor: Any = remote(concurrency_groups={TALK: 1})(LibraryWorker)
+        actor: Any = remote(concurrency_groups={TALK: 1})(_Actor)
         self._actor = actor.options(num_cpus=role.cpus, num_gpus=role.gpus, max_restarts=0)
         self._members: dict[str, _Member] = {}
         self._numbers = itertools.count()
@@ -109,7 +118,7 @@ class WorkerPool:
         while len(self._members) < min(size, self.role.workers):
             name = f"worker-{next(self._numbers)}"
             handle = self._actor.remote(*self._arguments)
-            self._members[name] = _Member(name, handle, handle.load.remote())
+            self._members[name] = _Member(name, handle, handle.arrive.remote())
 
     def dismiss(self, worker: str) -> None:
         """End a worker."""
@@ -120,7 +129,7 @@ class WorkerPool:
         member = self._members[worker]
         ray.kill(member.handle)
         member.handle = self._actor.remote(*self._arguments)
-        member.loading, member.asked, member.renewed = member.handle.load.remote(), None, True
+        member.loading, member.asked, member.renewed = member.handle.arrive.remote(), None, True
 
     def train(self, worker: str, job: Job) -> None:
         """Give a worker a concept."""

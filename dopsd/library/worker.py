@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import ray
 import torch
 from torch import Tensor
 from torch.distributed import HashStore
@@ -106,8 +105,8 @@ class LibraryWorker:
         self._begin: dict[str, Tensor] = {}
         self._progress = _Progress()
 
-    def load(self) -> str:
-        """Load the base; returns the id of the node. The first call of a worker."""
+    def load(self) -> None:
+        """Load the base. The first call of a worker."""
         set_up(self._device.type, self.config.run.determinism)
         _one_rank(self._device)
         family = FAMILIES[self.config.model.family](
@@ -118,7 +117,6 @@ class LibraryWorker:
         settings = engine_config(self.config, self._preset, accumulation)
         self._engine = ZeroEngine(student, settings, self.config.learner)
         self._begin = self._engine.full_weights(STUDENT)
-        return str(ray.get_runtime_context().get_node_id())
 
     def train(self, job: Job) -> Trained:
         """Train a concept to its end. Raises as ``Learner.run`` does, and DataError for a row that
