@@ -15,6 +15,7 @@ from dopsd.cli.doctor import doctor
 from dopsd.cli.evaluate import evaluate
 from dopsd.cli.generate import generate
 from dopsd.cli.last_resort import report_crash
+from dopsd.cli.library import app as library
 from dopsd.cli.plan import plan
 from dopsd.cli.preflight import preflight
 from dopsd.cli.prepare import prepare
@@ -57,6 +58,7 @@ app.command()(evaluate)
 app.command()(report)
 app.command()(verify)
 app.command()(checkpoint)
+app.add_typer(library, name="library", help="Many concepts, an adapter of each.")
 app.add_typer(shapes, name="shapes", help="The embedded tiny world.")
 app.add_typer(reproduce, name="reproduce", help="The paper's comparison, trained and judged here.")
 

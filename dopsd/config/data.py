@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from dopsd import shown
 from dopsd.config.base import Fraction, NonNegative, Positive, SamplerSteps, Section, Weight, Whole
 
 PRIOR = "prior"
@@ -110,6 +112,11 @@ class DataSection(Section):
         description="Times per epoch that each sample of a concept comes, e.g. {cat: 3, dog: "
         "0.5}; 1 for the others, 0 leaves a concept out.",
     )
+    concepts: list[str] = Field(
+        default_factory=list,
+        description="Train on these concepts alone; of one of them each step holds what it would "
+        "hold if the data were that concept. Empty: on all.",
+    )
     prior: PriorSection = Field(default_factory=PriorSection)
     context_cache: Literal["off", "auto", "require"] = Field(
         "auto",
@@ -157,6 +164,13 @@ class DataSection(Section):
 
     @model_validator(mode="after")
     def _prior_is_no_concept(self) -> DataSection:
+        if PRIOR in self.concepts:
+            raise ValueError(
+                f"data.concepts: {PRIOR!r} names the base's own samples; allowed: "
+                "data.prior.prompts"
+            )
+        if twice := [name for name, count in Counter(self.concepts).items() if count > 1]:
+            raise ValueError(f"data.concepts: {shown.value(twice[0])} is there twice")
         if PRIOR in self.concept_weights:
             raise ValueError(
                 f"data.concept_weights: {PRIOR!r} names the base's own samples; allowed: "

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from dopsd.config.base import Device, NonNegative, Section
 from dopsd.config.context import ContextSection
 from dopsd.config.data import DataSection
+from dopsd.config.library import LibrarySection
 from dopsd.config.method import MethodSection
 from dopsd.config.model import LoraSection, ModelSection
 from dopsd.config.outputs import (
@@ -72,6 +73,7 @@ class RunConfig(Section):
     inference: InferenceSection = Field(default_factory=InferenceSection)
     learner: LearnerSection = Field(default_factory=LearnerSection)
     timeouts: TimeoutSection = Field(default_factory=TimeoutSection)
+    library: LibrarySection = Field(default_factory=LibrarySection)
     checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
     plan: PlanSection = Field(default_factory=PlanSection)
     preview: PreviewSection = Field(default_factory=PreviewSection)

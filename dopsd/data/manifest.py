@@ -7,12 +7,12 @@ plan and the start-up checks need without opening a shard.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from dopsd import shown, storage
-from dopsd.data.schema import FORMAT, SCHEMA_VERSION
+from dopsd.data.schema import FORMAT, SCHEMA_VERSION, without_generation
 from dopsd.data.sources.settings import ReadSettings
 from dopsd.errors import DataError, message_line
 from dopsd.readers import Object, checked, read_json
@@ -23,6 +23,14 @@ MOST_BYTES = 2**32
 """Of a manifest: it grows with the row groups and the quarantined samples."""
 
 Positive = Annotated[int, Field(ge=1)]
+
+
+class RowRef(NamedTuple):
+    """One sample: row ``row`` of a row group of a file."""
+
+    file: str
+    row_group: int
+    row: int
 
 
 class _Record(BaseModel):
@@ -58,6 +66,15 @@ class RowGroup(_Record):
     concepts: tuple[tuple[str, int], ...]
     """(concept, number of rows) as they follow one another."""
 
+    def ref(self, row: int) -> RowRef:
+        """Where a row of it is."""
+        return RowRef(self.file, self.row_group, row)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a plan depends on: data that is prepared again is the same data."""
+        return self.model_dump() | {"file": without_generation(self.file)}
+
 
 class Quarantined(_Record):
     """A sample that is not in the shards, and why.
@@ -70,6 +87,7 @@ class Quarantined(_Record):
     reason: str
     samples: int = 1
     """More than one where a part of a parquet file cannot be read."""
+    concept: str = ""
 
 
 class CaptionSet(_Record):
@@ -95,6 +113,8 @@ class Manifest(_Record):
     """Samples of each concept; "" counts those without one."""
     repeats: dict[str, int] = {}
     """Times per epoch that each sample of a concept comes, where the source says so."""
+    concept_fingerprints: dict[str, str] = {}
+    """Of the samples of each concept, as ``fingerprint`` is of all. None in an older manifest."""
     caption_sets: tuple[CaptionSet, ...]
     references: dict[str, int]
     """Samples by how many reference pictures they have."""

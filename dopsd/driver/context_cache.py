@@ -187,6 +187,11 @@ def encode_contexts(config: RunConfig, show: Show, take_over: bool = False) -> l
     """
     data = partial(prepared, take_over=take_over)
     setup = RunSetup.open(check_run(config, show), show, data).with_prior()
+    return encode_setup(setup, show, take_over)
+
+
+def encode_setup(setup: RunSetup, show: Show, take_over: bool = False) -> list[str]:
+    """The same of data that is there."""
     assert setup.roles.encoder is not None
     setup.wait_for(setup.roles.encoder)
     with claimed_shards(setup.config, partial(show, "prepare"), take_over):

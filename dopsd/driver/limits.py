@@ -13,7 +13,7 @@ from dopsd.data.buckets import Bucket, buckets
 from dopsd.data.captions import every_prompt
 from dopsd.data.manifest import Manifest, PrepareSettings
 from dopsd.data.prepare.run import prepare_settings
-from dopsd.data.run_data import captions_of
+from dopsd.data.run_data import captions_of, sample_count
 from dopsd.driver.progress import Report, Show
 from dopsd.errors import ConfigError, DataError
 from dopsd.evaluation.prompts import read_prompts
@@ -81,10 +81,8 @@ def check_captions(config: RunConfig, manifest: Manifest, family: Family, show: 
         *cut_lines("the captions that the student reads", cut["student"], student.limit, looked_at),
         *cut_lines("the contexts of the teacher", cut["teacher"], teacher.limit, looked_at),
     ]
-    if looked_at < manifest.samples:
-        lines.append(
-            f"The lengths of {looked_at} of {manifest.samples} samples' captions were looked at."
-        )
+    if looked_at < (samples := sample_count(config, manifest)):
+        lines.append(f"The lengths of {looked_at} of {samples} samples' captions were looked at.")
     if lines:
         show("prepare", Report(lines))
 

@@ -19,7 +19,14 @@ from dopsd.config import RunConfig
 from dopsd.data.context_cache.files import ContextCache
 from dopsd.data.manifest import Manifest
 from dopsd.data.prepare.folder import check_shards_folder
-from dopsd.data.run_data import Tell, claimed_shards, plan_of, prepare_shards, prepared
+from dopsd.data.run_data import (
+    Tell,
+    claimed_shards,
+    plan_of,
+    prepare_shards,
+    prepared,
+    refuse_unknown_concepts,
+)
 from dopsd.driver.checks import (
     check_context,
     check_options,
@@ -128,6 +135,7 @@ def check_run(config: RunConfig, show: Show) -> CheckedRun:
     storage.check_writable("run.folder", config.run.folder)
     storage.check_writable("data.shards", config.shards)
     refuse_missing_source(config)
+    refuse_unknown_concepts(config)
     trained, skeleton = TrainableParameters(config, family), family.skeleton()
     trainable = trained.describe(skeleton)
     room = RoomNeeded.of(config, trained.numel(skeleton))

@@ -112,7 +112,7 @@ def test_preset_is_zero_and_the_summing_of_gradients_only(name: str, stage: int)
 
 SECTIONS = (
     "run, model, context, data, method, adapters, lora, source, max_policy_lag, transport, device, "
-    "encoder, rollout, teacher, inference, learner, timeouts, checkpoint, plan, preview, "
+    "encoder, rollout, teacher, inference, learner, timeouts, library, checkpoint, plan, preview, "
     "preflight, debug, trackers"
 )
 LEARNER = ", ".join(type(RunConfig.model_fields["learner"].default_factory()).model_fields)

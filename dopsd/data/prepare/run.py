@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from itertools import groupby
@@ -34,6 +34,7 @@ from dopsd.data.manifest import (
     load_manifest,
     save_manifest,
 )
+from dopsd.data.order import check_concepts
 from dopsd.data.prepare.facts import Inspected
 from dopsd.data.prepare.findings import findings
 from dopsd.data.prepare.folder import (
@@ -48,6 +49,7 @@ from dopsd.data.prepare.layout import Shard, lay_out
 from dopsd.data.prepare.shards import Inspector, write_shard
 from dopsd.data.ray_data import absolute_path, map_items, shipping_errors
 from dopsd.data.schema import shard_generation
+from dopsd.data.sources.listed import source_concepts
 from dopsd.data.sources.read import read_source
 from dopsd.data.sources.rows import Group, Source, SourceRow, pack_row, unpack_row
 from dopsd.errors import DataError
@@ -77,10 +79,12 @@ def prepare(
     overwrite: bool = False,
     cpus_per_task: float = 1.0,
     name: str | None = None,
+    concepts: Sequence[str] = (),
 ) -> Manifest:
     """Prepare ``source`` (as ``sources.read``, local or s3://) into the folder ``shards``.
 
-    ``name`` is what the manifest calls the source (default: ``source``). Ray must be initialised.
+    ``name`` is what the manifest calls the source (default: ``source``); ``concepts`` have to be in
+    it, as is seen before any picture is. Ray must be initialised.
     The same source, settings and seed give the same bytes. Raises DataError when ``shards`` is a
     data set already and ``overwrite`` is off, when it is a folder of somebody else's, when more
     than ``settings.max_bad_fraction`` of the samples are bad, and when none is good. A data set
@@ -96,6 +100,8 @@ def prepare(
         )
     check_shards_folder(shards)
     listed = read_source(absolute_path(source), settings)
+    if concepts:
+        check_concepts("data.concepts", concepts, source_concepts(listed))
     with _begun(shards) as own, scratch_folder(shards, _ASIDE) as aside:
         found = _inspect_all(listed, aside, settings, tell, cpus_per_task)
         rows = listed.rows
@@ -291,7 +297,11 @@ def quarantine(listed: Source, settings: PrepareSettings) -> tuple[Quarantined, 
     rows = listed.rows
     bad = tuple(
         Quarantined(
-            where=row.where, sample_id=row.sample_id, reason=row.problem, samples=row.samples
+            where=row.where,
+            sample_id=row.sample_id,
+            reason=row.problem,
+            samples=row.samples,
+            concept=row.concept or "",
         )
         for row in rows
         if row.problem is not None
@@ -321,7 +331,9 @@ def _manifest(
     good = [row for row, _ in samples]
     sets = Counter(tuple(sorted(row.captions)) for row in good)
     concepts = dict(sorted(Counter(row.concept or "" for row in good).items()))
-    fingerprint = hashlib.sha256("\n".join(digests[key] for key in sorted(digests)).encode())
+    members: dict[str, list[str]] = {}
+    for row in sorted(good, key=lambda row: row.sample_id):
+        members.setdefault(row.concept or "", []).append(digests[row.sample_id])
     return Manifest(
         source=source,
         settings=settings,
@@ -332,7 +344,8 @@ def _manifest(
         repeats={name: n for name, n in listed.repeats.items() if name in concepts},
         caption_sets=tuple(CaptionSet(keys=k, samples=n) for k, n in sorted(sets.items())),
         references=dict(sorted(Counter(str(len(row.references)) for row in good).items())),
-        fingerprint=fingerprint.hexdigest(),
+        concept_fingerprints={name: _fingerprint(own) for name, own in sorted(members.items())},
+        fingerprint=_fingerprint([digests[key] for key in sorted(digests)]),
         row_groups=tuple(
             RowGroup(
                 file=shard.file,
@@ -347,6 +360,10 @@ def _manifest(
         quarantined=bad,
         notes=(*listed.notes, *findings(samples, settings)),
     )
+
+
+def _fingerprint(digests: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def _runs(concepts: Iterable[str]) -> tuple[tuple[str, int], ...]:
