@@ -11,6 +11,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from typer.core import TyperGroup
 
 from dopsd import __version__, processes
+from dopsd.cli.benchmark import benchmark
 from dopsd.cli.evaluate import evaluate
 from dopsd.cli.generate import generate
 from dopsd.cli.last_resort import report_crash
@@ -49,6 +50,7 @@ app.command()(generate)
 app.command("config")(show_config)
 app.command()(stats)
 app.command()(plan)
+app.command()(benchmark)
 app.command()(preflight)
 app.command()(evaluate)
 app.command()(report)
