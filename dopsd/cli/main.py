@@ -11,6 +11,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from typer.core import TyperGroup
 
 from dopsd import __version__, processes
+from dopsd.cli.benchmark import benchmark
 from dopsd.cli.doctor import doctor
 from dopsd.cli.evaluate import evaluate
 from dopsd.cli.generate import generate
@@ -53,6 +54,7 @@ app.command()(status)
 app.command()(stats)
 app.command()(plan)
 app.command()(doctor)
+app.command()(benchmark)
 app.command()(preflight)
 app.command()(evaluate)
 app.command()(report)
