@@ -31,6 +31,8 @@ BEAT_SECONDS = {False: 1.0, True: 10.0}
 """Between two beats in a local folder and on S3; as often a holder looks whether it still is."""
 EXPIRY_SECONDS = {False: 30.0, True: 60.0}
 """An owner that was watched for as long without a beat is dead."""
+CLOCK = "%Y-%m-%d %H:%M:%S%z"
+"""How a claim and its beats write times."""
 _BEATS_TO_NOTICE = 3
 """Beats after which a holder that has lost its claim writes no more: a new one waits for that."""
 _SETTLE_SECONDS = 2.0
@@ -57,6 +59,13 @@ class Owner:
         pid = os.getpid()
         token, host = uuid.uuid4().hex, socket.gethostname()
         return cls(token, host, processes.place(), pid, processes.started(pid), _now())
+
+    @property
+    def lives(self) -> bool | None:
+        """None where nothing but its beats can tell."""
+        if not self.place or self.place != processes.place():
+            return None
+        return processes.started(self.pid) == self.started
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}" if self.pid else "a process that is unknown"
@@ -116,6 +125,14 @@ def claimed(
         for path in made:  # by a command that wrote nothing
             with contextlib.suppress(OSError):
                 os.rmdir(path)
+
+
+def holder(folder: str) -> tuple[Owner, str | None] | None:
+    """Who has claimed ``folder``, and when its heart beat last, by its own clock; None when nobody
+    has. Raises LeaseHeld for a claim that is none of dopsd's."""
+    path = storage.join(folder, LEASE)
+    owner = _read(path)
+    return None if owner is None else (owner, _last_beat(path, owner).get("at"))
 
 
 class _Heart(threading.Thread):
@@ -221,8 +238,8 @@ def _settle(lease: Lease, replaced: bool) -> None:
 
 
 def _lives(path: str, owner: Owner, tell: Tell) -> bool:
-    if owner.place and owner.place == processes.place():
-        return processes.started(owner.pid) == owner.started
+    if (lives := owner.lives) is not None:
+        return lives
     expiry = EXPIRY_SECONDS[storage.is_remote(path)]
     tell(f"{path}: of {owner} since {owner.since}; waiting up to {expiry:g} s for its heart-beat")
     before, until = _last_beat(path, owner), time.monotonic() + expiry
@@ -278,4 +295,4 @@ def _absolute(path: str) -> str:
 
 
 def _now() -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S%z")
+    return time.strftime(CLOCK)

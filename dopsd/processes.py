@@ -30,6 +30,15 @@ def started(pid: int) -> str | None:
     return None if stat is None or stat[0] in "ZX" else stat[19]
 
 
+def cpu_seconds(pid: int) -> float | None:
+    """Of CPU that process ``pid`` has used since its start, without its children; None when there
+    is none."""
+    stat = _stat(pid)
+    if stat is None:
+        return None
+    return (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def _stat(pid: int) -> list[str] | None:
     """The fields of /proc/PID/stat after the name, which may hold anything: state, parent, ..."""
     try:

@@ -120,9 +120,13 @@ class SampleInfo:
 
     @property
     def noise_ids(self) -> tuple[str, ...]:
-        """What each sample's noise is drawn by: its id, and one of its own where it comes again."""
-        repeats = self.repeats or (0,) * len(self)
-        return tuple(f"{n}/{k}" if k else n for n, k in zip(self.sample_ids, repeats, strict=True))
+        """What each sample's noise is drawn by."""
+        return noise_ids(self.sample_ids, self.repeats or (0,) * len(self))
+
+
+def noise_ids(sample_ids: Sequence[str], repeats: Sequence[int]) -> tuple[str, ...]:
+    """What each sample's noise is drawn by: its id, and one of its own where it comes again."""
+    return tuple(f"{n}/{k}" if k else n for n, k in zip(sample_ids, repeats, strict=True))
 
 
 class _Record:

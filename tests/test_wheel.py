@@ -64,6 +64,7 @@ def test_every_package_and_every_file_beside_the_code_is_in_it(wheel: Path) -> N
     for data in ("dopsd/shapes/weights", "dopsd/report/assets"):
         files = {p.relative_to(ROOT).as_posix() for p in (ROOT / data).rglob("*") if p.is_file()}
         assert len(files) > 2 and files <= names
+    assert "dopsd/constraints.txt" in names  # the tested set, which `dopsd doctor` compares with
     for config in (ROOT / "configs").rglob("*.*"):
         assert f"dopsd/configs/{config.relative_to(ROOT / 'configs').as_posix()}" in names
 

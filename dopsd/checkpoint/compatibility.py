@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,16 +42,9 @@ def incompatibility(
 
     Without an ``identity`` the config alone is looked at, as long as the data is not whole.
     """
-    seeds = manifest.config.get("run", {}).get("seed"), config.run.seed
-    if seeds[0] != seeds[1]:
-        return f"run.seed: {seeds[1]}, the checkpoint has {seeds[0]}"
-    before, after = _flat(manifest.config), _flat(shown_values(config))
-    for key in sorted(before.keys() | after.keys()):
-        # A key that one of the two dopsds does not know stands at its default in the other.
-        old = before.get(key, _DEFAULTS.get(key))
-        new = after.get(key, _DEFAULTS.get(key))
-        if old != new and not _free(key, config, manifest):
-            return f"{key}: {new}, the checkpoint has {old}"
+    if changed := config_drift(config, manifest.config, manifest.step):
+        key, new, old = changed
+        return f"{key}: {new}, the checkpoint has {old}"
     if identity is None:
         return None
     for what, old, new in (
@@ -65,16 +59,36 @@ def incompatibility(
     return None
 
 
-def _free(key: str, config: RunConfig, manifest: CheckpointManifest) -> bool:
+def config_drift(
+    config: RunConfig, earlier: Mapping[str, Any], step: int
+) -> tuple[str, Any, Any] | None:
+    """The first key (with its value now and then) in which ``config`` computes something else than
+    the values of an ``earlier`` one, of which ``step`` steps are trained; None when it does not."""
+    seeds = config.run.seed, earlier.get("run", {}).get("seed")
+    if seeds[0] != seeds[1]:
+        return "run.seed", *seeds
+    before, after = _flat(earlier), _flat(shown_values(config))
+    for key in sorted(before.keys() | after.keys()):
+        # A key that one of the two dopsds does not know stands at its default in the other.
+        old = before.get(key, _DEFAULTS.get(key))
+        new = after.get(key, _DEFAULTS.get(key))
+        if old != new and not _free(key, config, step):
+            return key, new, old
+    return None
+
+
+def _free(key: str, config: RunConfig, step: int) -> bool:
+    if key == "encoder.quantize":
+        return False  # of a section that is free it alone changes what is computed
     if key == "learner.steps":
         # The cosine ends at the last step; a constant rate knows none.
-        return config.learner.schedule == "constant" and config.learner.steps >= manifest.step
+        return config.learner.schedule == "constant" and config.learner.steps >= step
     if key == "preview.steps" and config.data.prior.prompts and not config.data.prior.steps:
         return False  # the base's own samples are drawn with as many
     return key.split(".")[0] in _FREE_SECTIONS or key in _FREE_KEYS
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):

@@ -46,6 +46,14 @@ _READERS = 4
 """Large files whose checksums are computed side by side."""
 
 
+class OtherVersion(CheckpointError):
+    """A checkpoint that another dopsd can read."""
+
+
+class _OtherVersion(ValueError):
+    """The same, of a manifest's content."""
+
+
 Count = Annotated[int, Field(ge=0, strict=True)]
 
 
@@ -161,12 +169,15 @@ def _take_place(
 
 
 def read_manifest(path: str) -> CheckpointManifest:
-    """Raises CheckpointError for a folder that is no checkpoint of this dopsd."""
+    """Raises CheckpointError for a folder that is no checkpoint of this dopsd, OtherVersion where
+    another dopsd reads it."""
     file = storage.join(path, MANIFEST)
     if not storage.exists(file):
         raise CheckpointError(f"{path}: incomplete, it has no {MANIFEST}")
     try:
         manifest = _parsed(_content(file))
+    except _OtherVersion as error:
+        raise OtherVersion(f"{file}: not a checkpoint of this dopsd ({error})") from None
     except ValueError as error:
         raise CheckpointError(f"{file}: not a checkpoint of this dopsd ({error})") from None
     name = path.rstrip("/").rsplit("/", 1)[-1]
@@ -191,7 +202,7 @@ def _parsed(content: bytes) -> CheckpointManifest:
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise ValueError(f"format: not {FORMAT}")
     if (version := values.get("format_version")) != FORMAT_VERSION:
-        raise ValueError(
+        raise _OtherVersion(
             f"format_version: {str(version)[:20]}, this dopsd reads {FORMAT_VERSION}; resume with "
             "the dopsd that wrote it"
         )

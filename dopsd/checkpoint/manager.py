@@ -63,6 +63,8 @@ class CheckpointManager:
         self.notices: list[str] = []
         self.saved: int | None = None
         """Step of the newest checkpoint that is committed."""
+        self.seconds: float | None = None
+        """What writing the last one took."""
         self._left: set[str] = set()
         """Files of others that were told of."""
         self._last = time.monotonic()
@@ -203,6 +205,7 @@ class CheckpointManager:
                 alive()
                 yield name, fetch()
 
+        began = time.monotonic()
         try:
             if written.problem:
                 raise CheckpointError(written.problem)
@@ -220,7 +223,7 @@ class CheckpointManager:
                 buckets=fetched(),
                 slices=written.slices,
             )
-            self.saved = step
+            self.saved, self.seconds = step, time.monotonic() - began
             section = self.config.checkpoint
             _, left = prune(self.root, step, section.keep_last, section.keep_every)
             self._tell_left(left)

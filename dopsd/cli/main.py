@@ -11,14 +11,17 @@ from botocore.exceptions import BotoCoreError, ClientError
 from typer.core import TyperGroup
 
 from dopsd import __version__, processes
+from dopsd.cli.benchmark import benchmark
+from dopsd.cli.doctor import doctor
 from dopsd.cli.evaluate import evaluate
 from dopsd.cli.generate import generate
 from dopsd.cli.last_resort import report_crash
+from dopsd.cli.library import app as library
 from dopsd.cli.plan import plan
 from dopsd.cli.preflight import preflight
 from dopsd.cli.prepare import prepare
 from dopsd.cli.reproduce import app as reproduce
-from dopsd.cli.run import checkpoint, report, show_config, stats, verify
+from dopsd.cli.run import checkpoint, report, show_config, stats, status, verify
 from dopsd.cli.shapes import app as shapes
 from dopsd.cli.train import train
 from dopsd.errors import DopsdError, InterruptedRun, message_line
@@ -47,13 +50,17 @@ app.command()(train)
 app.command()(prepare)
 app.command()(generate)
 app.command("config")(show_config)
+app.command()(status)
 app.command()(stats)
 app.command()(plan)
+app.command()(doctor)
+app.command()(benchmark)
 app.command()(preflight)
 app.command()(evaluate)
 app.command()(report)
 app.command()(verify)
 app.command()(checkpoint)
+app.add_typer(library, name="library", help="Many concepts, an adapter of each.")
 app.add_typer(shapes, name="shapes", help="The embedded tiny world.")
 app.add_typer(reproduce, name="reproduce", help="The paper's comparison, trained and judged here.")
 

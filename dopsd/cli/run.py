@@ -1,9 +1,11 @@
-"""The commands around a run that exists: report, checkpoint, verify, stats, config."""
+"""The commands around a run that exists: report, status, checkpoint, verify, stats, config."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import time
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -92,6 +94,24 @@ def show_config(
         say_lines(reference())
     else:
         say_lines(dump_config(load_config(config, overrides)))
+
+
+def status(
+    run: RunPath,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="For programs; times in seconds.")
+    ] = False,
+) -> None:
+    """Print how a run stands, from its folder alone: step, rate, restarts, newest checkpoint, who
+    writes, the last notices."""
+    from dopsd.driver.status import run_state
+
+    state = run_state(run)
+    if as_json:
+        say_lines(json.dumps(asdict(state), indent=1))
+    else:
+        for line in state.lines():
+            say(line)
 
 
 def stats(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,9 @@ from dopsd.config.recipes import DEFAULT
 from dopsd.errors import ConfigError
 from dopsd.run_folder.files import RunFolder
 from dopsd.terminal import say
+
+if TYPE_CHECKING:
+    from dopsd.driver.summary import Summary
 
 
 def train(
@@ -25,6 +28,14 @@ def train(
         str | None,
         typer.Option(metavar="RUN", help="Resume from the newest checkpoint of this run folder."),
     ] = None,
+    resume_if_there: Annotated[
+        bool,
+        typer.Option(
+            "--resume-if-there",
+            help="Start or resume, as the run folder stands; a finished run prints its summary "
+            "(run.resume=auto).",
+        ),
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the run folder, even an unfinished run.")
     ] = False,
@@ -34,14 +45,18 @@ def train(
 
     With --resume, CONFIG is the run's own unless it is given.
     """
+    _refuse_two(
+        {"--resume": resume, "--resume-if-there": resume_if_there, "--overwrite": overwrite}
+    )
     if resume is not None:
         run = resumed_config(resume, config, overrides)
     else:
         run = load_config(config or DEFAULT, overrides)
+    if resume_if_there:
+        run.run.resume = "auto"
     quiet()
-    from dopsd.driver.progress import Progress, clock
+    from dopsd.driver.progress import Progress
     from dopsd.driver.train import train as launch
-    from dopsd.run_folder.log import loss_steps
 
     with Progress() as progress:
         summary = launch(
@@ -52,6 +67,22 @@ def train(
             take_over=take_over,
         )
     say("")
+    _say_summary(summary)
+    say("Next, draw with it:")
+    command = next_command(run, summary.lora, summary.modules, summary.transformer)
+    say(f"  {command}")
+
+
+def _refuse_two(options: dict[str, object]) -> None:
+    """Each says what is to be done about a run in the folder."""
+    if len(given := [name for name, value in options.items() if value]) > 1:
+        raise ConfigError(f"{given[0]} with {given[1]}, allowed: one of them")
+
+
+def _say_summary(summary: Summary) -> None:
+    from dopsd.driver.progress import clock
+    from dopsd.run_folder.log import loss_steps
+
     say(
         f"Done: {summary.steps} steps in {clock(summary.seconds)} "
         f"(first step after {clock(summary.seconds_to_first_step)}); loss "
@@ -72,9 +103,6 @@ def train(
             say(f"  {what:<29} {value}")
     for problem in summary.problems:
         say(f"  warning: {problem}")
-    say("Next, draw with it:")
-    command = next_command(run, summary.lora, summary.modules, summary.transformer)
-    say(f"  {command}")
 
 
 def next_command(run: RunConfig, *trained: str | None) -> str:

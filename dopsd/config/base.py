@@ -44,6 +44,7 @@ Seconds = Annotated[float, Field(gt=0.0, le=MOST_SECONDS)]
 Weight = Annotated[float, Field(ge=0.0, le=1000.0)]
 """Times per epoch."""
 Device = Literal["auto", "cpu", "cuda"]
+Quantize = Literal["none", "fp8", "int8", "nf4"]
 
 
 class Section(BaseModel):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from dopsd.config.base import Fraction, Positive, SamplerSteps, Section, Weight, Whole
+from dopsd import shown
+from dopsd.config.base import Fraction, NonNegative, Positive, SamplerSteps, Section, Weight, Whole
 
 PRIOR = "prior"
 """Concept of the base's own samples, and their folder inside the shards."""
@@ -14,6 +16,10 @@ PRIOR = "prior"
 MAX_SIDE = 8192
 MAX_PIXELS = MAX_SIDE**2
 """Of a prepared image: no base draws larger ones."""
+
+CaptionFile = Literal["txt", "caption", "json"]
+CAPTION_FILES: tuple[CaptionFile, ...] = ("txt", "caption", "json")
+"""Suffixes of the files with captions beside pictures, the first that is there counts."""
 
 Column = Literal["image", "caption", "captions", "text", "prompt", "id", "concept", "references"]
 """Fields of a sample (docs/data.md)."""
@@ -41,13 +47,55 @@ class DataSection(Section):
 
     source: str | None = Field(
         None,
-        description="Folder of images with .txt captions or of .parquet files, a .jsonl or "
-        ".parquet file, or `shapes:CONCEPT`; prepared into `shards` when those do not exist yet.",
+        description="Folder of pictures with captions, of tables or of tars, a list (.jsonl, "
+        ".csv), a table (.parquet, .arrow), a .tar, or `shapes:CONCEPT`; prepared into `shards` "
+        "when those do not exist yet.",
     )
     columns: dict[Column, str] = Field(
         default_factory=dict,
-        description="What fields are called in .parquet and .jsonl sources, e.g. {image: jpg, "
-        "caption: long_text}. Default: their own names.",
+        description="What fields are called in lists and tables, e.g. {image: jpg, caption: "
+        "long_text}. Default: their own names, or usual others, which are told of.",
+    )
+    caption_files: list[CaptionFile] = Field(
+        default_factory=lambda: list(CAPTION_FILES),
+        min_length=1,
+        description="Suffixes of the files with captions beside pictures; of several beside one "
+        "picture the first in this order counts.",
+    )
+    caption_lines: Literal["paragraph", "captions"] = Field(
+        "paragraph",
+        description="What the lines of a caption file are: one `paragraph`, or `captions`, of "
+        "which one is drawn per sample and epoch (under the keys caption, caption_2, ...).",
+    )
+    caption_encoding: str = Field(
+        "utf-8",
+        description="Encoding of the captions and lists that are not UTF-8, e.g. cp1252, utf-16, "
+        "gb18030.",
+    )
+    follow_links: bool = Field(
+        False,
+        description="Follow links in a folder, wherever they lead; otherwise those that leave it, "
+        "and links to folders, are named and not followed.",
+    )
+    folder_repeats: bool = Field(
+        True,
+        description="Read kohya's folder names: `10_sks animal` is the concept `sks animal`, 10 "
+        "times per epoch (data.concept_weights goes before).",
+    )
+    token: str = Field(
+        "[V]",
+        min_length=1,
+        description="The word that captions share for what is new; preparing counts those without.",
+    )
+    min_side: NonNegative = Field(
+        0, le=MAX_SIDE, description="Pictures with a shorter side than this are quarantined."
+    )
+    max_enlarge: float = Field(
+        4.0,
+        gt=0.0,
+        le=MAX_SIDE,
+        description="Pictures that would be enlarged by more than this factor a side are "
+        "quarantined; those that are enlarged by less are counted.",
     )
     shards: str | None = Field(
         None, description="Folder of prepared shards. Default: `shards` in the run folder."
@@ -63,6 +111,11 @@ class DataSection(Section):
         default_factory=dict,
         description="Times per epoch that each sample of a concept comes, e.g. {cat: 3, dog: "
         "0.5}; 1 for the others, 0 leaves a concept out.",
+    )
+    concepts: list[str] = Field(
+        default_factory=list,
+        description="Train on these concepts alone; of one of them each step holds what it would "
+        "hold if the data were that concept. Empty: on all.",
     )
     prior: PriorSection = Field(default_factory=PriorSection)
     context_cache: Literal["off", "auto", "require"] = Field(
@@ -87,6 +140,18 @@ class DataSection(Section):
     )
     shapes_count: Positive = Field(12, description="Images of a `shapes:CONCEPT` source.")
 
+    @field_validator("caption_encoding")
+    @classmethod
+    def _is_an_encoding(cls, name: str) -> str:
+        try:
+            "".encode(name)
+        except (LookupError, ValueError, TypeError):
+            raise ValueError(
+                f"data.caption_encoding: {name!r}, allowed: an encoding of texts, e.g. cp1252, "
+                "utf-16, gb18030, shift_jis"
+            ) from None
+        return name
+
     @model_validator(mode="after")
     def _area_or_areas(self) -> DataSection:
         areas = self.pixel_area if isinstance(self.pixel_area, list) else [self.pixel_area]
@@ -99,6 +164,13 @@ class DataSection(Section):
 
     @model_validator(mode="after")
     def _prior_is_no_concept(self) -> DataSection:
+        if PRIOR in self.concepts:
+            raise ValueError(
+                f"data.concepts: {PRIOR!r} names the base's own samples; allowed: "
+                "data.prior.prompts"
+            )
+        if twice := [name for name, count in Counter(self.concepts).items() if count > 1]:
+            raise ValueError(f"data.concepts: {shown.value(twice[0])} is there twice")
         if PRIOR in self.concept_weights:
             raise ValueError(
                 f"data.concept_weights: {PRIOR!r} names the base's own samples; allowed: "

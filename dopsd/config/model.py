@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dopsd.config.base import Positive, Section
+from dopsd.config.base import Positive, Quantize, Section
 
 
 class ModelSection(Section):
@@ -27,6 +27,12 @@ class ModelSection(Section):
     vlm_revision: str | None = Field(None, description="Hub revision of the VLM.")
     dtype: Literal["float32", "bfloat16"] = Field(
         "bfloat16", description="Compute dtype of transformer and encoders; EMA stays fp32."
+    )
+    quantize: Quantize = Field(
+        "none",
+        description="The frozen base's blocks in fewer bits, in every role: `fp8` and `int8` "
+        "(torchao) or `nf4` (bitsandbytes, GPUs alone); `pip install 'dopsd[quantize]'`. LoRA, "
+        "optimizer and EMA stay as they are.",
     )
     attention: str | None = Field(
         None,

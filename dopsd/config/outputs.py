@@ -8,6 +8,8 @@ from pydantic import Field
 
 from dopsd.config.base import NonNegative, Positive, SamplerSteps, Section, Seed
 
+Resume = Literal["never", "auto", "require"]
+
 
 class CheckpointSection(Section):
     """When a checkpoint is written, and which stay."""
@@ -73,6 +75,14 @@ class RunSection(Section):
     folder: str = Field("runs/run", description="Run folder (local or s3://).")
     seed: Seed = Field(0, description="Seed of noise, order, captions and LoRA init.")
     overwrite: bool = Field(False, description="Replace an existing run folder.")
+    resume: Resume = Field(
+        "never",
+        description="What is done about a run in the folder. `never`: it is refused, or replaced. "
+        "`require`: the run goes on from its newest checkpoint, and without one it is refused. "
+        "`auto`: start, go on, or begin anew (keeping the shards) where no checkpoint was saved "
+        "yet; a finished run prints its summary and ends well. The same command may then be given "
+        "any number of times; `overwrite` replaces nothing.",
+    )
     determinism: Literal["off", "strict"] = Field(
         "off",
         description="`strict`: deterministic kernels alone, so that two runs on like GPUs are "

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from dopsd.config.base import MOST_SECONDS, NonNegative, Positive, Seconds, Section
+from dopsd.config.base import MOST_SECONDS, NonNegative, Positive, Quantize, Seconds, Section, Whole
 from dopsd.config.messages import one_line
 from dopsd.errors import ConfigError
 
@@ -41,6 +41,14 @@ class RoleSection(Section):
         None,
         description="GPUs of each worker: a part of one, or whole ones. Default: 1 on a GPU "
         "device, else 0.",
+    )
+
+
+class EncoderSection(RoleSection):
+    """The frozen text encoder or VLM."""
+
+    quantize: Quantize = Field(
+        "none", description="As `model.quantize`, of the language model; its vision tower is not."
     )
 
 
@@ -98,7 +106,11 @@ class LearnerSection(RoleSection):
         description="diffusers attention backend of the learners, fused ones' teacher included; "
         "only those with a backward (e.g. `flash`, `_native_cudnn`). Default: `native`.",
     )
-    gradient_checkpointing: bool = Field(False, description="Recompute activations in backward.")
+    gradient_checkpointing: bool | Annotated[Whole, Field(ge=1, le=1000)] = Field(
+        False,
+        description="Recompute activations in backward: of every block (`true`), or N for every "
+        "N-th block: less is computed again, and more is kept (`dopsd plan`).",
+    )
     restarts: NonNegative = Field(
         3,
         description="Restarts of learners and coordinator, all together; each resumes from the "
@@ -123,6 +135,11 @@ class LearnerSection(RoleSection):
                 f"({self.workers})"
             )
         return self
+
+    @property
+    def checkpoint_every(self) -> int:
+        """Of so many blocks one is computed again in the backward; 0: none."""
+        return int(self.gradient_checkpointing)
 
     @property
     def micro_batches(self) -> int:

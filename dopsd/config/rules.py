@@ -167,6 +167,21 @@ RULES = (
         "lora.rank_stabilized: true with adapters: full, allowed: false (there is no LoRA)",
     ),
     Rule(
+        lambda c: c.model.quantize != "none" and c.adapters != "lora",
+        "model.quantize: {c.model.quantize} with adapters: {c.adapters}, allowed: none (what "
+        "trains keeps its precision)",
+    ),
+    Rule(
+        lambda c: c.model.quantize != "none" and bool(c.model.merge),
+        "model.merge: {c.model.merge} with model.quantize: {c.model.quantize}, allowed: none (a "
+        "LoRA is added to whole weights)",
+    ),
+    Rule(
+        lambda c: c.model.quantize != "none" and c.lora.dora,
+        "lora.dora: true with model.quantize: {c.model.quantize}, allowed: false (DoRA needs the "
+        "norms of the base's own weights)",
+    ),
+    Rule(
         lambda c: _full(c) and c.learner.optimizer != "adamw",
         "learner.optimizer: {c.learner.optimizer} with adapters: full, allowed: adamw (the "
         "teacher's average lies beside its moments)",

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from dopsd.config.base import Device, NonNegative, Section
 from dopsd.config.context import ContextSection
 from dopsd.config.data import DataSection
+from dopsd.config.library import LibrarySection
 from dopsd.config.method import MethodSection
 from dopsd.config.model import LoraSection, ModelSection
 from dopsd.config.outputs import (
@@ -23,7 +24,13 @@ from dopsd.config.outputs import (
     PreviewSection,
     RunSection,
 )
-from dopsd.config.roles import InferenceSection, LearnerSection, RoleSection, TimeoutSection
+from dopsd.config.roles import (
+    EncoderSection,
+    InferenceSection,
+    LearnerSection,
+    RoleSection,
+    TimeoutSection,
+)
 from dopsd.config.rules import check_rules
 
 Adapters = Literal["lora", "full", "lora+modules"]
@@ -60,12 +67,13 @@ class RunConfig(Section):
     device: Device = Field(
         "auto", description="`auto`: GPUs for each role when the cluster has them."
     )
-    encoder: RoleSection = Field(default_factory=RoleSection)
+    encoder: EncoderSection = Field(default_factory=EncoderSection)
     rollout: RoleSection = Field(default_factory=RoleSection)
     teacher: RoleSection = Field(default_factory=RoleSection)
     inference: InferenceSection = Field(default_factory=InferenceSection)
     learner: LearnerSection = Field(default_factory=LearnerSection)
     timeouts: TimeoutSection = Field(default_factory=TimeoutSection)
+    library: LibrarySection = Field(default_factory=LibrarySection)
     checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
     plan: PlanSection = Field(default_factory=PlanSection)
     preview: PreviewSection = Field(default_factory=PreviewSection)

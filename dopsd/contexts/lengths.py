@@ -25,6 +25,11 @@ class TextLength:
         self.empty = self._text.view("").tokens + beside
         """Tokens without any text."""
 
+    def own_tokens(self, text: str) -> int:
+        """The tokens of a text itself, without what stands around it."""
+        whole = len(self.tokenizer(self._text.template(text))["input_ids"]) + self._beside
+        return whole - self.empty
+
     def tokens_if_cut(self, text: str) -> int | None:
         """The tokens of a text that is longer than what is kept; None of one that is read whole.
 

@@ -17,6 +17,7 @@ from dopsd.errors import DataError
 from dopsd.models import FAMILIES
 from dopsd.models.base import DTYPES, TextFormat
 from dopsd.models.pretrained import missing_weights_errors
+from dopsd.models.quantize import for_encoder
 from dopsd.records import Context
 
 
@@ -39,12 +40,18 @@ class TextEncoder:
         from transformers import AutoModel
 
         family = FAMILIES[config.model.family](config.model.base, config.model.revision)
+        options: dict[str, Any] = {}
+        if torch.device(device).type != "cpu":  # tensor by tensor, never whole on the host
+            options["device_map"] = {"": device}
+        dtype = DTYPES[config.model.dtype]
         model = AutoModel.from_pretrained(
             family.base,
             subfolder="text_encoder",
             revision=family.revision,
-            dtype=DTYPES[config.model.dtype],
+            dtype=dtype,
             use_safetensors=True,
+            quantization_config=for_encoder(config.encoder.quantize, dtype),
+            **options,
         )
         return cls(
             model.requires_grad_(False).eval().to(device),

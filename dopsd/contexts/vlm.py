@@ -23,12 +23,13 @@ from dopsd.contexts.text import (
     tokenize,
     view_of,
 )
-from dopsd.contexts.vlm_weights import carry_text_encoder, load_vlm
+from dopsd.contexts.vlm_weights import load_vlm
 from dopsd.data.sample import Sample
 from dopsd.errors import ModelError
 from dopsd.models import FAMILIES, resolve_vlm
 from dopsd.models.base import DTYPES
-from dopsd.models.pretrained import missing_weights_errors
+from dopsd.models.pretrained import MissingWeights, missing_weights_errors
+from dopsd.models.torchvision import torchvision_problem
 from dopsd.records import Context
 
 
@@ -59,16 +60,20 @@ class VlmEncoder:
     @classmethod
     def from_config(cls, config: RunConfig, device: str) -> VlmEncoder:
         """Load from the base pipeline and the VLM of ``config``."""
-        from transformers import AutoConfig, AutoTokenizer
+        from transformers import AutoTokenizer
 
         family = FAMILIES[config.model.family](config.model.base, config.model.revision)
         vlm = resolve_vlm(config.model.base, config.model.vlm, config.model.revision)
         revision = config.model.vlm_revision
-        text_encoder = AutoConfig.from_pretrained(
-            family.base, subfolder="text_encoder", revision=family.revision
+        model = load_vlm(
+            vlm,
+            family.base,
+            DTYPES[config.model.dtype],
+            device,
+            revision=revision,
+            base_revision=family.revision,
+            quantize=config.encoder.quantize,
         )
-        model = load_vlm(vlm, DTYPES[config.model.dtype], device, revision, text_encoder)
-        carry_text_encoder(model.language_model, family.base, family.revision)
         processor = load_image_processor(config)
         tokenizer = load_tokenizer(family.base, family.revision)
         vlm_tokenizer = AutoTokenizer.from_pretrained(vlm, revision=revision)
@@ -158,8 +163,13 @@ def load_image_processor(config: RunConfig) -> Any:
     from transformers import AutoImageProcessor
 
     vlm = resolve_vlm(config.model.base, config.model.vlm, config.model.revision)
-    with missing_weights_errors("model.vlm", f"the image processor of {vlm}"):
-        processor = AutoImageProcessor.from_pretrained(vlm, revision=config.model.vlm_revision)
+    try:
+        with missing_weights_errors("model.vlm", f"the image processor of {vlm}"):
+            processor = AutoImageProcessor.from_pretrained(vlm, revision=config.model.vlm_revision)
+    except MissingWeights:
+        if problem := torchvision_problem():  # of which transformers says nothing
+            raise MissingWeights(f"model.vlm: no image processor: torchvision {problem}") from None
+        raise
     processor.size = {
         "shortest_edge": config.context.image_min_pixels,
         "longest_edge": config.context.image_max_pixels,

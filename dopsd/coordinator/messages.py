@@ -73,6 +73,8 @@ class RunStatus:
     """Seconds since anything moved."""
     saved: int | None = None
     """Step of the newest checkpoint."""
+    save_seconds: float | None = None
+    """What writing the last one took; None before the first."""
     restarts: int = 0
     """Inference workers and streams that were replaced."""
     learner_restarts: int = 0

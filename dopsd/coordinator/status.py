@@ -35,6 +35,7 @@ def run_status(
         waiting=learners.waiting,
         still=still,
         saved=files.checkpoints.saved,
+        save_seconds=files.checkpoints.seconds,
         restarts=reader.restarts + dispatcher.restarts,
         learner_restarts=learner_restarts,
         ended=ended,

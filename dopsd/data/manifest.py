@@ -7,12 +7,13 @@ plan and the start-up checks need without opening a shard.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from dopsd import shown, storage
-from dopsd.data.schema import FORMAT, SCHEMA_VERSION
+from dopsd.data.schema import FORMAT, SCHEMA_VERSION, without_generation
+from dopsd.data.sources.settings import ReadSettings
 from dopsd.errors import DataError, message_line
 from dopsd.readers import Object, checked, read_json
 from dopsd.seal import SEAL, sealed, unsealed
@@ -24,11 +25,19 @@ MOST_BYTES = 2**32
 Positive = Annotated[int, Field(ge=1)]
 
 
+class RowRef(NamedTuple):
+    """One sample: row ``row`` of a row group of a file."""
+
+    file: str
+    row_group: int
+    row: int
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class PrepareSettings(_Record):
+class PrepareSettings(ReadSettings):
     """What decides the content of the shards; field names as in the ``data`` config section."""
 
     pixel_area: Positive | Annotated[tuple[Positive, ...], Field(min_length=1)] = 1024 * 1024
@@ -36,8 +45,10 @@ class PrepareSettings(_Record):
     rows_per_group: Positive = 32
     groups_per_shard: Positive = 16
     max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 0.05
+    min_side: Annotated[int, Field(ge=0)] = 0
+    max_enlarge: Annotated[float, Field(gt=0)] = 4.0
+    token: str = "[V]"
     seed: Annotated[int, Field(ge=0)] = 0
-    columns: dict[str, str] = {}
 
     @property
     def areas(self) -> tuple[int, ...]:
@@ -55,6 +66,15 @@ class RowGroup(_Record):
     concepts: tuple[tuple[str, int], ...]
     """(concept, number of rows) as they follow one another."""
 
+    def ref(self, row: int) -> RowRef:
+        """Where a row of it is."""
+        return RowRef(self.file, self.row_group, row)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a plan depends on: data that is prepared again is the same data."""
+        return self.model_dump() | {"file": without_generation(self.file)}
+
 
 class Quarantined(_Record):
     """A sample that is not in the shards, and why.
@@ -67,6 +87,7 @@ class Quarantined(_Record):
     reason: str
     samples: int = 1
     """More than one where a part of a parquet file cannot be read."""
+    concept: str = ""
 
 
 class CaptionSet(_Record):
@@ -90,6 +111,10 @@ class Manifest(_Record):
     """Samples of each bucket "WxH"."""
     concepts: dict[str, int]
     """Samples of each concept; "" counts those without one."""
+    repeats: dict[str, int] = {}
+    """Times per epoch that each sample of a concept comes, where the source says so."""
+    concept_fingerprints: dict[str, str] = {}
+    """Of the samples of each concept, as ``fingerprint`` is of all. None in an older manifest."""
     caption_sets: tuple[CaptionSet, ...]
     references: dict[str, int]
     """Samples by how many reference pictures they have."""
@@ -124,6 +149,9 @@ class Manifest(_Record):
             + ", ".join(f"{bucket} ({count})" for bucket, count in self.buckets.items()),
             "captions: " + ", ".join(f"{k} ({n})" for k, n in sorted(self.caption_keys.items())),
         ]
+        if self.concepts.keys() - {""}:
+            named = ((name or "(none)", count) for name, count in self.concepts.items())
+            lines.append("concepts: " + ", ".join(f"{name} ({count})" for name, count in named))
         if self.without_references < self.samples:
             counts = ", ".join(f"{number} ({n})" for number, n in self.references.items())
             lines.append(f"reference pictures of a sample: {counts}")

@@ -8,17 +8,43 @@ is a pass.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import difflib
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 
-from dopsd.data.manifest import RowGroup
+from dopsd import shown
+from dopsd.data.manifest import RowRef
 from dopsd.errors import DataError
 
 _GROUPS, _ROWS, _BUCKETS, _CELLS = range(4)
 """Purposes of the shuffles: each has random numbers of its own."""
+_NAME, _SHOWN = 100, 20
+"""Characters of a name that may be a misspelt one, and names that a refusal lists."""
+
+
+class PlannedGroup(Protocol):
+    """Rows of one bucket that stay together: a row group, or what one concept has in some."""
+
+    @property
+    def bucket(self) -> str: ...
+
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def concepts(self) -> tuple[tuple[str, int], ...]:
+        """(concept, number of rows) as they follow one another."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Plain values that stand for it in the plan's key."""
+
+    def ref(self, row: int) -> RowRef:
+        """Where a row of it is."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +64,7 @@ class Rows:
     ``weights``: how many times per epoch each sample of a concept comes; 1 where none is given.
     """
 
-    row_groups: tuple[RowGroup, ...]
+    row_groups: tuple[PlannedGroup, ...]
     weights: tuple[tuple[str, float], ...] = ()
 
     @cached_property
@@ -81,18 +107,18 @@ class Rows:
         return np.concatenate(parts)
 
 
-def check_weights(row_groups: Sequence[RowGroup], weights: Mapping[str, float]) -> None:
-    """Refuse ``data.concept_weights`` that the data cannot serve.
-
-    Raises DataError for a concept that is not in the data.
-    """
-    known = sorted({concept for group in row_groups for concept, _ in group.concepts})
-    for concept in weights:
+def check_concepts(key: str, asked: Iterable[str], known: Collection[str]) -> None:
+    """Raises DataError, in the name of a config ``key``, for the first concept that is ``asked``
+    for and not ``known``."""
+    for concept in asked:
         if concept not in known:
+            close = difflib.get_close_matches(concept[:_NAME], [n[:_NAME] for n in known], n=1)
+            hint = f" (did you mean {shown.value(close[0])}?)" if close else ""
+            names = sorted(known)
             raise DataError(
-                f"data.concept_weights: {concept!r} is no concept of the data, allowed: "
-                + ", ".join(map(repr, known[:20]))
-                + (f" and {len(known) - 20} more" if len(known) > 20 else "")
+                f"{key}: {shown.value(concept)} is no concept of the data{hint}, allowed: "
+                + ", ".join(map(shown.value, names[:_SHOWN]))
+                + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
             )
 
 

@@ -14,20 +14,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
 
-from dopsd.data.manifest import RowGroup
-from dopsd.data.order import EpochOrder, Rows, check_weights, epoch_order
-from dopsd.data.schema import without_generation
+from dopsd.data.manifest import RowRef as RowRef
+from dopsd.data.order import EpochOrder, PlannedGroup, Rows, check_concepts, epoch_order
 from dopsd.errors import DataError
-
-
-class RowRef(NamedTuple):
-    """One sample: row ``row`` of a row group of a file."""
-
-    file: str
-    row_group: int
-    row: int
 
 
 @dataclass(frozen=True)
@@ -74,7 +64,7 @@ class Plan:
 
     def __init__(
         self,
-        row_groups: tuple[RowGroup, ...],
+        row_groups: tuple[PlannedGroup, ...],
         seed: int,
         global_batch: int,
         micro_batch: int,
@@ -83,7 +73,8 @@ class Plan:
         if not sum(group.rows for group in row_groups):
             raise DataError("the data set holds no samples")
         weights = weights or {}
-        check_weights(row_groups, weights)
+        named = {concept for group in row_groups for concept, _ in group.concepts}
+        check_concepts("data.concept_weights", weights, named)
         self.row_groups = row_groups
         self.seed = seed
         self.micro_batch = micro_batch
@@ -95,9 +86,7 @@ class Plan:
             raise DataError("data.concept_weights: every sample has the weight 0")
         self.micro_batches_per_epoch = sum(-(-count // micro_batch) for count in draws)
         self.steps_per_epoch = -(-self.micro_batches_per_epoch // self.micro_batches_per_step)
-        table = [
-            group.model_dump() | {"file": without_generation(group.file)} for group in row_groups
-        ]
+        table = [group.identity for group in row_groups]
         key = json.dumps([seed, micro_batch, self.rows.weights, table])
         self.key = hashlib.sha256(key.encode()).hexdigest()
 
@@ -172,7 +161,7 @@ class Plan:
         return self.step(step).micro_batches[index]
 
     def _ref(self, group: int, row: int) -> RowRef:
-        return RowRef(self.row_groups[group].file, self.row_groups[group].row_group, row)
+        return self.row_groups[group].ref(row)
 
 
 @lru_cache(maxsize=2)

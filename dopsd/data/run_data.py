@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from dopsd import storage
 from dopsd.config import RunConfig
 from dopsd.config.data import PRIOR
 from dopsd.data.captions import check_caption_keys, check_prompt_pairs
+from dopsd.data.concepts import concept_groups, restricted, rows_of
 from dopsd.data.join import without_prior
-from dopsd.data.manifest import Manifest, has_manifest, load_manifest
-from dopsd.data.plan import Plan, RowRef
+from dopsd.data.manifest import Manifest, RowRef, has_manifest, load_manifest
+from dopsd.data.order import PlannedGroup, check_concepts
+from dopsd.data.plan import Plan
 from dopsd.data.prepare.run import load_prepared, prepare, prepare_settings
 from dopsd.data.read import ReadSpec, RowGroups, read_micro_batch, samples_of
 from dopsd.data.references import check_references
@@ -48,33 +51,55 @@ def claimed_shards(
 def prepared(
     config: RunConfig, tell: Tell, renew: bool = True, take_over: bool = False
 ) -> Manifest:
+    """The manifest of the run's shards, as :func:`prepared_shards` finds or makes them.
+
+    Raises DataError when its samples do not have what the config asks for.
+    """
+    manifest = prepared_shards(config, tell, renew, take_over)
+    chosen = chosen_samples(config, manifest)
+    check_caption_keys(chosen, config.data.caption_keys)
+    check_prompt_pairs(chosen, config.context.prompt_pairs)
+    if config.context.needs.references:
+        check_references(manifest)
+    return manifest
+
+
+def prepared_shards(
+    config: RunConfig, tell: Tell, renew: bool = True, take_over: bool = False
+) -> Manifest:
     """The manifest of the run's shards; they are prepared first when they do not exist.
 
-    Raises DataError when they do not hold what the config asks for. Shards of another source are
-    prepared anew only where they are the run's own and it may overwrite; never without ``renew``:
-    a run that is resumed needs those that it began with. LeaseHeld when another process prepares
-    them, unless ``take_over``.
+    Raises DataError when they are of other data. Shards of another source are prepared anew only
+    where they are the run's own and it may overwrite; never without ``renew``: a run that is
+    resumed needs those that it began with. LeaseHeld when another process prepares them, unless
+    ``take_over``.
     """
     if not has_manifest(config.shards):
         with claimed_shards(config, tell, take_over):
             if not has_manifest(config.shards):  # else somebody was faster
                 prepare_shards(config, tell)
     manifest = load_manifest(config.shards)
-    asked = source_name(config)
-    if asked is not None and manifest.source != asked:
+    if not _is_of_source(config, manifest):
         if not (renew and config.run.overwrite and config.data.shards is None):
-            raise DataError(
-                f"data.source: {asked}, but {config.shards} was prepared from {manifest.source}; "
-                "allowed: another data.shards, or no data.source to train on what is there"
-            )
+            check_source(config, manifest)
         with claimed_shards(config, tell, take_over):
             prepare_shards(config, tell)
-    manifest = load_prepared(config.shards, config.data)
-    check_caption_keys(manifest, config.data.caption_keys)
-    check_prompt_pairs(manifest, config.context.prompt_pairs)
-    if config.context.needs.references:
-        check_references(manifest)
-    return manifest
+    return load_prepared(config.shards, config.data)
+
+
+def check_source(config: RunConfig, manifest: Manifest) -> None:
+    """Raises DataError when the shards were prepared from another source than the config names."""
+    if not _is_of_source(config, manifest):
+        raise DataError(
+            f"data.source: {source_name(config)}, but {config.shards} was prepared from "
+            f"{manifest.source}; allowed: another data.shards, or no data.source to train on what "
+            "is there"
+        )
+
+
+def _is_of_source(config: RunConfig, manifest: Manifest) -> bool:
+    asked = source_name(config)
+    return asked is None or manifest.source == asked
 
 
 def prepare_shards(config: RunConfig, tell: Tell) -> Manifest:
@@ -96,7 +121,31 @@ def prepare_shards(config: RunConfig, tell: Tell) -> Manifest:
             lambda stage, done, total: tell(f"{stage}: {done} of {total}"),
             overwrite=config.run.overwrite,
             name=source_name(config),
+            concepts=config.data.concepts,
         )
+
+
+def sample_count(config: RunConfig, manifest: Manifest) -> int:
+    """Samples that the run trains on."""
+    chosen = config.data.concepts
+    return sum(map(manifest.concepts.__getitem__, chosen)) if chosen else manifest.samples
+
+
+def chosen_samples(config: RunConfig, manifest: Manifest) -> Manifest:
+    """The manifest as it tells of samples and captions that the run trains on. Raises DataError for
+    a concept of ``data.concepts`` that is not in the data."""
+    chosen = config.data.concepts
+    return restricted(manifest, config.shards, chosen) if chosen else manifest
+
+
+def refuse_unknown_concepts(config: RunConfig) -> None:
+    """Raises DataError for ``data.concepts`` or ``data.concept_weights`` that shards which exist do
+    not have."""
+    asked = config.data.concepts, config.data.concept_weights
+    if any(asked) and has_manifest(config.shards):
+        known = load_manifest(config.shards).concepts
+        for key, names in zip(("data.concepts", "data.concept_weights"), asked):
+            check_concepts(key, names, known)
 
 
 def _render(config: RunConfig, concept: str, folder: Path) -> str:
@@ -112,11 +161,24 @@ def _render(config: RunConfig, concept: str, folder: Path) -> str:
 
 def plan_of(config: RunConfig, manifest: Manifest) -> Plan:
     """The run's plan: which samples each step holds."""
-    weights = dict(config.data.concept_weights)
+    weights: dict[str, float] = {**manifest.repeats, **config.data.concept_weights}
+    groups: tuple[PlannedGroup, ...] = manifest.row_groups
+    if chosen := config.data.concepts:
+        check_concepts("data.concept_weights", weights, manifest.concepts)
+        weights = {name: weight for name, weight in weights.items() if name in chosen}
+        own = manifest if config.data.prior.prompts is None else without_prior(manifest)
+        groups = tuple(chain.from_iterable(concept_groups(own, chosen).values()))
+        groups += manifest.row_groups[len(own.row_groups) :]  # the prior's, which come last
     if config.data.prior.prompts is not None and PRIOR in manifest.concepts:
         weights[PRIOR] = config.data.prior.weight
-    learner = config.learner
-    groups, seed = manifest.row_groups, config.run.seed
+    return plan_of_groups(config, groups, weights)
+
+
+def plan_of_groups(
+    config: RunConfig, groups: tuple[PlannedGroup, ...], weights: Mapping[str, float]
+) -> Plan:
+    """The plan over ``groups``, under the run's seed and batch sizes."""
+    learner, seed = config.learner, config.run.seed
     return Plan(groups, seed, learner.global_batch, learner.micro_batch, weights)
 
 
@@ -150,13 +212,15 @@ def preview_samples(config: RunConfig, manifest: Manifest, count: int) -> list[S
 
 
 def captions_of(config: RunConfig, manifest: Manifest) -> Iterator[tuple[str, dict[str, str]]]:
-    """(sample id, captions by key) of every sample, in the order of the shards; no picture is
-    read."""
+    """(sample id, captions by key) of every sample that the run trains on, in the order of the
+    shards; no picture is read."""
     groups = RowGroups(config.shards, ReadSpec(images=False))
-    for group in manifest.row_groups:
-        for number in range(group.rows):
-            row = groups.row(RowRef(group.file, group.row_group, number))
-            yield row["sample_id"], row["captions"]
+    refs: Iterable[RowRef] = (g.ref(row) for g in manifest.row_groups for row in range(g.rows))
+    if config.data.concepts:
+        refs = sorted(rows_of(manifest, config.data.concepts))
+    for ref in refs:
+        row = groups.row(ref)
+        yield row["sample_id"], row["captions"]
 
 
 def no_source(config: RunConfig) -> ConfigError:

@@ -17,6 +17,7 @@ from dopsd.checkpoint.manager import newest_checkpoint
 from dopsd.config import RunConfig
 from dopsd.data.manifest import has_manifest
 from dopsd.data.run_data import SHAPES, no_source
+from dopsd.data.sources.read import KINDS
 from dopsd.driver.progress import Report, Show
 from dopsd.errors import (
     CheckpointError,
@@ -31,6 +32,7 @@ from dopsd.learner.zero.engine import offloads_optimizer, preset_stage
 from dopsd.models import FAMILIES, resolve_vlm
 from dopsd.models.attention import check_attention, takes_masks
 from dopsd.models.merge import absolute_merge
+from dopsd.models.quantize import check_quantize
 from dopsd.run_folder.files import RunFolder
 
 
@@ -42,6 +44,7 @@ def check_options(config: RunConfig, preset: dict[str, Any]) -> None:
     check_attention(config.model.attention)
     check_attention(config.learner.attention, "learner.attention", trains=True)
     _check_rows(config, preset)
+    _check_quantize(config, preset)
     preflight = config.preflight
     named = preflight.metric if preflight.metric != "auto" else preflight.model and "dino"
     if preflight.mode == "strict" and named in ("dino", "clip"):
@@ -62,6 +65,19 @@ def check_options(config: RunConfig, preset: dict[str, Any]) -> None:
                 "learner.optimizer: adamw8bit with offload_optimizer in learner.deepspeed, "
                 "allowed: one of both"
             )
+
+
+def _check_quantize(config: RunConfig, preset: dict[str, Any]) -> None:
+    """That it can be had, and that nobody cuts quantised weights up."""
+    on_cpu = config.device == "cpu"
+    check_quantize(config.model.quantize, "model.quantize", on_cpu)
+    if config.data.context_cache != "require":
+        check_quantize(config.encoder.quantize, "encoder.quantize", on_cpu)
+    if config.model.quantize != "none" and preset_stage(preset) == 3:
+        raise ConfigError(
+            f"model.quantize: {config.model.quantize} with ZeRO stage 3, allowed: stage 1 or 2 "
+            "(quantised weights are whole on every learner)"
+        )
 
 
 def _check_rows(config: RunConfig, preset: dict[str, Any]) -> None:
@@ -116,7 +132,11 @@ def refuse_existing(config: RunConfig, replace: bool = False) -> None:
 def tell_left(show: Show, left: Sequence[str]) -> None:
     """Say in a line what of a replaced run's folder is not the run's, and stays."""
     more = f" and {len(left) - 3} more" if len(left) > 3 else ""
-    line = f"Kept in the run folder, since no run wrote it: {', '.join(left[:3])}{more}"
+    tell_line(show, f"Kept in the run folder, since no run wrote it: {', '.join(left[:3])}{more}")
+
+
+def tell_line(show: Show, line: str) -> None:
+    """Say what people should keep, before training."""
     show("prepare", Report([line]))
 
 
@@ -152,9 +172,12 @@ def what_is_saved(config: RunConfig) -> str:
     folder = shlex.quote(run.path)
     if run.is_finished:
         return f"the run is finished, its results are in {folder}; page: dopsd report {folder}"
-    if steps := complete_steps(run.checkpoints):
-        return f"step {steps[-1]} is saved, resume with: dopsd train --resume {folder}"
-    return "no checkpoint is saved yet; the same command with --overwrite begins again"
+    steps, again = complete_steps(run.checkpoints), config.run.resume == "auto"
+    if steps:
+        way = "the same command goes on" if again else f"resume with: dopsd train --resume {folder}"
+        return f"step {steps[-1]} is saved, {way}"
+    way = "the same command" if again else "the same command with --overwrite"
+    return f"no checkpoint is saved yet; {way} begins again"
 
 
 def refuse_missing_source(config: RunConfig) -> None:
@@ -166,7 +189,7 @@ def refuse_missing_source(config: RunConfig) -> None:
         raise no_source(config)
     local = not storage.is_remote(source) and not source.startswith(SHAPES)
     if local and not Path(source).exists():
-        raise DataError(f"data.source: {source}: no such folder, .jsonl or .parquet file")
+        raise DataError(f"data.source: {source}: no such {KINDS}")
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:

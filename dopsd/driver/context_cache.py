@@ -63,6 +63,8 @@ def made_of(config: RunConfig, manifest: Manifest) -> Entries:
         "data": manifest.fingerprint,
         "layout": _layout(manifest),
     }
+    if config.encoder.quantize != "none":  # left out, so that older caches fit
+        entries["quantize"] = config.encoder.quantize
     if reads.prompt_pairs:
         entries["prompt_pairs"] = [list(pair) for pair in reads.prompt_pairs]
     else:
@@ -185,6 +187,11 @@ def encode_contexts(config: RunConfig, show: Show, take_over: bool = False) -> l
     """
     data = partial(prepared, take_over=take_over)
     setup = RunSetup.open(check_run(config, show), show, data).with_prior()
+    return encode_setup(setup, show, take_over)
+
+
+def encode_setup(setup: RunSetup, show: Show, take_over: bool = False) -> list[str]:
+    """The same of data that is there."""
     assert setup.roles.encoder is not None
     setup.wait_for(setup.roles.encoder)
     with claimed_shards(setup.config, partial(show, "prepare"), take_over):

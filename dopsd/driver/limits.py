@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from dopsd import shown
 from dopsd.config import RunConfig
 from dopsd.contexts import encoder_class
 from dopsd.contexts.lengths import TextLength, cut_lines, cut_prompts
@@ -12,7 +13,7 @@ from dopsd.data.buckets import Bucket, buckets
 from dopsd.data.captions import every_prompt
 from dopsd.data.manifest import Manifest, PrepareSettings
 from dopsd.data.prepare.run import prepare_settings
-from dopsd.data.run_data import captions_of
+from dopsd.data.run_data import captions_of, sample_count
 from dopsd.driver.progress import Report, Show
 from dopsd.errors import ConfigError, DataError
 from dopsd.evaluation.prompts import read_prompts
@@ -59,8 +60,11 @@ def check_captions(config: RunConfig, manifest: Manifest, family: Family, show: 
     keys, pairs = config.data.caption_keys, config.context.prompt_pairs
     cut: dict[str, dict[str, int]] = {"student": {}, "teacher": {}}
     until, looked_at = time.monotonic() + CAPTION_SECONDS, 0
+    extremes: dict[bool, str] = {}
     for sample_id, captions in captions_of(config, manifest):
         for text, detailed in every_prompt(captions, keys, pairs, 0.0):
+            for longest, nearer in ((False, min), (True, max)):
+                extremes[longest] = nearer(extremes.get(longest, text), text, key=len)
             texts = {"student": (student, text), "teacher": (teacher, detailed or text)}
             for role, (length, read) in texts.items():
                 try:
@@ -73,15 +77,24 @@ def check_captions(config: RunConfig, manifest: Manifest, family: Family, show: 
         if time.monotonic() > until:
             break
     lines = [
+        *(_lengths_told(student, extremes) if extremes else []),
         *cut_lines("the captions that the student reads", cut["student"], student.limit, looked_at),
         *cut_lines("the contexts of the teacher", cut["teacher"], teacher.limit, looked_at),
     ]
-    if looked_at < manifest.samples:
-        lines.append(
-            f"The lengths of {looked_at} of {manifest.samples} samples' captions were looked at."
-        )
+    if looked_at < (samples := sample_count(config, manifest)):
+        lines.append(f"The lengths of {looked_at} of {samples} samples' captions were looked at.")
     if lines:
         show("prepare", Report(lines))
+
+
+def _lengths_told(student: TextLength, extremes: dict[bool, str]) -> list[str]:
+    """Of the shortest and the longest text of all samples, by their characters."""
+    least, most = (student.own_tokens(extremes[longest]) for longest in (False, True))
+    room = student.limit - student.empty
+    return [
+        f"Captions: the shortest has {least} tokens ({shown.value(extremes[False][:50])}), the "
+        f"longest {most}; {room} are read"
+    ]
 
 
 def tell_of_cut_prompts(config: RunConfig, family: Family, show: Show) -> None:

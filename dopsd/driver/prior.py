@@ -90,6 +90,8 @@ def with_prior(
             exclude={"max_bad_fraction"}
         ),
     }
+    if spec.quantize != "none":  # left out, so that older samples are found
+        identity["quantize"] = spec.quantize
     folder = f"{PRIOR}-{fingerprint(identity)}"
     shards = storage.join(config.shards, folder)
     if not has_manifest(shards):
@@ -148,6 +150,7 @@ def _spec(config: RunConfig, manifest: Manifest) -> tuple[EvaluateSpec, list[int
         revision=config.model.revision,
         dtype=config.model.dtype,
         attention=config.model.attention,
+        quantize=config.model.quantize,
         height=bucket.height,
         width=bucket.width,
         steps=(prior.steps or config.preview.steps or config.method.steps,),

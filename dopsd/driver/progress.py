@@ -37,6 +37,7 @@ _PHASES = {
     "preflight": "checking that the teacher can draw the concept",
     "start": "starting: models are loading",
     "train": "training",
+    "library": "library",
     "preview": "drawing the contact sheet",
     "trials": "training",
     "prompts": "writing prompts",

@@ -19,19 +19,26 @@ from dopsd.config import RunConfig
 from dopsd.data.context_cache.files import ContextCache
 from dopsd.data.manifest import Manifest
 from dopsd.data.prepare.folder import check_shards_folder
-from dopsd.data.run_data import Tell, claimed_shards, plan_of, prepare_shards, prepared
+from dopsd.data.run_data import (
+    Tell,
+    claimed_shards,
+    plan_of,
+    prepare_shards,
+    prepared,
+    refuse_unknown_concepts,
+)
 from dopsd.driver.checks import (
     check_context,
     check_options,
-    refuse_existing,
     refuse_missing_source,
+    tell_line,
     with_absolute_paths,
 )
 from dopsd.driver.folders import check_folders
 from dopsd.driver.limits import check_captions, check_limits, tell_of_cut_prompts
 from dopsd.driver.plan import check_plan
 from dopsd.driver.prior import check_prior, with_prior
-from dopsd.driver.progress import Report, Show
+from dopsd.driver.progress import Show
 from dopsd.learner.zero.engine import preset_stage, read_preset
 from dopsd.lease import Lease, claimed
 from dopsd.models import FAMILIES, Family
@@ -129,6 +136,7 @@ def check_run(config: RunConfig, show: Show) -> CheckedRun:
     storage.check_writable("run.folder", config.run.folder)
     storage.check_writable("data.shards", config.shards)
     refuse_missing_source(config)
+    refuse_unknown_concepts(config)
     trained, skeleton = TrainableParameters(config, family), family.skeleton()
     trainable = trained.describe(skeleton)
     check_merge(skeleton, family, config.model.merge)
@@ -144,11 +152,10 @@ def _family(config: RunConfig) -> Family:
     return FAMILIES[config.model.family](config.model.base, config.model.revision)
 
 
-def check_place(run: CheckedRun, resume: bool, replace: bool) -> None:
-    """Whether the run may begin in its folder. Raises ConfigError for another run in it, or for
-    what is not ours, and StorageError for a disk without room."""
+def check_place(run: CheckedRun, resume: bool) -> None:
+    """Whether the run may write into its folder. Raises ConfigError for what is not ours, and for a
+    disk without room."""
     if not resume:
-        refuse_existing(run.config, replace)
         check_run_folder(run.config)
     refuse_without_room(run.config, run.room, resume)
 
@@ -157,10 +164,7 @@ def claimed_run(
     config: RunConfig, show: Show, take_over: bool = False
 ) -> AbstractContextManager[Lease]:
     """The run folder, for this process alone; raises as ``lease.claimed``."""
-
-    def tell(line: str) -> None:
-        show("prepare", Report([line]))
-
+    tell = partial(tell_line, show)
     return claimed(config.run.folder, "run.folder", take_over=take_over, tell=tell)
 
 

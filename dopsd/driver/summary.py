@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ from dopsd.driver.preview import draw_preview
 from dopsd.driver.setup import RunSetup
 from dopsd.errors import DopsdError
 from dopsd.models.lora import STUDENT
+from dopsd.readers import read_json
 from dopsd.report.page import write_report
 from dopsd.run_folder.files import (
     LORA_FILE,
@@ -54,6 +56,14 @@ class Summary:
     """Metrics of the last step."""
     problems: list[str] = field(default_factory=list)
     """What went wrong after training: nothing of it touches the LoRA."""
+
+    @classmethod
+    def read(cls, folder: str) -> Summary:
+        """Of a run that is finished. Raises DataError for a summary that cannot be read."""
+        summary = read_json(RunFolder(folder).file(SUMMARY_FILE), cls)
+        if summary.page is None:  # a run that was killed after its export, for one
+            summary.problems.append(f"no run page; dopsd report {shlex.quote(folder)} writes it")
+        return summary
 
     @classmethod
     def of_training(

@@ -19,6 +19,7 @@ from dopsd.coordinator.client import ANSWER_SECONDS, CoordinatorLost, ask, retry
 from dopsd.coordinator.messages import RunStatus
 from dopsd.driver.checks import with_resume_command
 from dopsd.driver.progress import Report, Show
+from dopsd.driver.windows import StopWindows
 from dopsd.errors import DeadlineError, DopsdError, WorkerError, message_line
 from dopsd.ray_cluster.connect import end_local
 from dopsd.ray_cluster.failures import unwrap_error
@@ -27,7 +28,8 @@ from dopsd.run_folder.log import read_metrics
 
 class Supervisor:
     """``launch(restarts)`` makes the coordinator's actor, always under the same name, so that new
-    learners find the new one; ``fit()`` runs the learners to their end, restarts included."""
+    learners find the new one; ``fit()`` runs the learners to their end, restarts included.
+    ``explain`` adds to what ended the run where more can be read of it."""
 
     def __init__(
         self,
@@ -36,9 +38,10 @@ class Supervisor:
         fit: Callable[[], Any],
         show: Show,
         began: float,
+        explain: Callable[[DopsdError], DopsdError] = lambda error: error,
     ) -> None:
         self.config, self._launch, self._fit, self._show = config, launch, fit, show
-        self._began = began
+        self._began, self._explain = began, explain
         self._restarts = 0
         self._last_killed_attempt = -1
         self._pending_signals: list[bool] = []
@@ -46,8 +49,11 @@ class Supervisor:
         """A coordinator was told to end the run; another one has to be told again."""
         self._end_by = math.inf
         """When the run ends at the latest, after a signal: ``time.monotonic()``."""
-        self.notices: list[str] = []
-        """Coordinators that were replaced."""
+        self._windows = StopWindows.here()
+        self._windows_told = False
+        self.notices = self._windows.at_start()
+        """What a person should know: coordinators that were replaced, and windows that are short.
+        """
         self.first_step = 0.0
         """Seconds from the command to the first step of this process."""
         self.coordinator = launch(0)
@@ -67,7 +73,7 @@ class Supervisor:
                 self._show("train", Report([f"while ending: {message_line(error)}"]))
                 signals.end_if_asked()
             if isinstance(error, DopsdError):
-                raise with_resume_command(error, self.config) from None
+                raise with_resume_command(self._explain(error), self.config) from None
             raise
 
     def run(self) -> RunStatus:
@@ -148,12 +154,19 @@ class Supervisor:
             self._ending |= self._pending_signals.pop(0)
         status: RunStatus = ask(self.coordinator, "status")
         self._restarts = status.learner_restarts
+        self._tell_windows(status)
         status = replace(status, notices=self.notices + status.notices)
         self._show("train" if status.step else "start", status)
         error = ask(self.coordinator, "error")
         if error is not None:
             raise error
         return status
+
+    def _tell_windows(self, status: RunStatus) -> None:
+        """Once, that a stop leaves no time to save."""
+        if not self._windows_told and (lines := self._windows.measured(status)):
+            self._windows_told = True
+            self.notices += lines
 
     def _status_on_disk(self, error: CoordinatorLost) -> RunStatus:
         """What the coordinator would have said after training: its files are written before the

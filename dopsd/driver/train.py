@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import uuid
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from dopsd.config import RunConfig
+from dopsd.config.outputs import Resume
 from dopsd.coordinator.actor import launch_coordinator
 from dopsd.data.run_data import prepared
-from dopsd.driver.checks import refuse_unless_resumable, tell_left, what_is_saved
+from dopsd.driver.checks import refuse_unless_resumable, tell_left, tell_line, what_is_saved
 from dopsd.driver.context_cache import surely_needed, with_cached_contexts
+from dopsd.driver.death_logs import DeathLogs
+from dopsd.driver.notices import Notices
 from dopsd.driver.preflight import before_training
 from dopsd.driver.progress import Show
 from dopsd.driver.setup import RunSetup, check_place, check_run, claimed_run
+from dopsd.driver.start import decide
 from dopsd.driver.summary import Summary, finish
 from dopsd.driver.supervisor import Supervisor
 from dopsd.errors import InterruptedRun
@@ -38,24 +44,33 @@ def train(
 ) -> Summary:
     """Run ``config`` to its end.
 
-    ``resume``: from the newest good checkpoint in the run folder. ``replace``: even an unfinished
-    run in it may be lost. ``take_over``: even from a living process that writes into its folders.
-    Raises a DopsdError with one clear line when it cannot, InterruptedRun when a signal ended it
-    (signals.py), and then a Ray that was started here has ended as well.
+    ``resume``: from the newest good checkpoint in the run folder, whatever `run.resume` says.
+    ``replace``: even an unfinished run in it may be lost. ``take_over``: even from a living process
+    that writes into its folders. Returns the summary, under `run.resume: auto` also that of a run
+    that was finished before. Raises a DopsdError with one clear line when it cannot, InterruptedRun
+    when a signal ended it (signals.py), and then a Ray that was started here has ended as well.
     """
     began = time.monotonic()
     saved = partial(what_is_saved, config)
-    before = saved if resume else "nothing was trained yet; the same command begins again"
+    asked: Resume = "require" if resume else config.run.resume
+    before: str | Callable[[], str] = saved
+    if asked == "never":
+        before = "nothing was trained yet; the same command begins again"
     try:
         with interruptible(before):
             # Prepare (driver/setup.py, data/prepare/): what cannot work is refused, Ray is joined,
             # the data becomes shards.
             run = check_run(config, show)
             check_stranger(run.config.run.folder)
-            # Who looks for a run in the folder, and who removes one, is alone in it.
+            # Who looks for a run in the folder, and who removes one, is alone in it
+            # (driver/start.py: start, go on, or nothing is left to do).
             with claimed_run(run.config, show, take_over) as lease:
-                check_place(run, resume, replace)
-                data = partial(prepared, renew=not resume, take_over=take_over)
+                start = decide(run.config, asked, replace, partial(tell_line, show))
+                if start == "finished":
+                    return Summary.read(run.config.run.folder)
+                resume = start == "go on"
+                check_place(run, resume)
+                data = partial(prepared, renew=asked == "never", take_over=take_over)
                 setup = _prepare(RunSetup.open(run, show, data), resume)
                 with interruptible(saved):
                     return _train(setup, resume, lease, began)
@@ -80,10 +95,14 @@ def _prepare(setup: RunSetup, resume: bool) -> RunSetup:
 
 
 def _train(setup: RunSetup, resume: bool, lease: Lease, began: float) -> Summary:
+    begin_run(setup.config, resume, lease, partial(tell_left, setup.show))
+    folder = setup.config.run.folder
+    notices = Notices(folder, setup.show)
+    setup = dataclasses.replace(setup, show=notices)
+    logs = DeathLogs(folder, partial(tell_line, notices))
     # Ray Train keeps notes of its own in a folder; nothing of the run depends on them.
-    with temporary_folder("ray-train") as scratch:
-        begin_run(setup.config, resume, lease, partial(tell_left, setup.show))
-        supervisor = _start(setup, lease, scratch, began)
+    with notices, temporary_folder("ray-train") as scratch, logs.watching():
+        supervisor = _start(setup, lease, scratch, began, logs)
         status, problems = supervisor.run_to_end()
     if status.step < setup.config.learner.steps:
         end_if_asked()
@@ -94,7 +113,9 @@ def _train(setup: RunSetup, resume: bool, lease: Lease, began: float) -> Summary
     return finish(summary, setup, began)
 
 
-def _start(setup: RunSetup, lease: Lease, scratch: str, began: float) -> Supervisor:
+def _start(
+    setup: RunSetup, lease: Lease, scratch: str, began: float, logs: DeathLogs
+) -> Supervisor:
     """The processes of the run, which work at the same time: each step's micro-batches go through
     them in this order, and the learner's new weights go back to the rollout workers."""
     config, roles = setup.config, setup.roles
@@ -116,4 +137,4 @@ def _start(setup: RunSetup, lease: Lease, scratch: str, began: float) -> Supervi
     def learn() -> Any:
         return learner_trainer(config, roles, arguments, scratch).fit()
 
-    return Supervisor(config, launch, learn, setup.show, began)
+    return Supervisor(config, launch, learn, setup.show, began, logs.named_in)

@@ -12,7 +12,6 @@ from typing import Any
 
 from dopsd import shown, storage
 from dopsd.credentials import redact
-from dopsd.data.sources.fields import beside
 from dopsd.errors import ConfigError
 from dopsd.readers import Object, parse_json, read_text
 from dopsd.shapes.concepts import CONCEPTS, Prompt, concept_prompts, prior_prompts
@@ -120,7 +119,10 @@ def _parse(line: str, where: str, file: str) -> EvalPrompt:
         row["prompt"],
         row.get("group", PRIOR if prior else "prompts"),
         prior,
-        tuple(beside(folder, path) for path in row.get("references", ())),
+        tuple(
+            path if storage.is_remote(path) else storage.join(folder, path)
+            for path in row.get("references", ())
+        ),
         tuple(row["seeds"]) if "seeds" in row else None,
         expected,
         concept,

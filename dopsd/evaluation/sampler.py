@@ -32,7 +32,7 @@ class EvaluationSampler:
         self.height, self.width, self.device = spec.height, spec.width, device
         self.shape = self.family.latent_shape(self.height, self.width)
         self.pipeline: Any = self.family.load_pipeline(
-            DTYPES[spec.dtype], device, attention=spec.attention
+            DTYPES[spec.dtype], device, attention=spec.attention, quantize=spec.quantize
         )
         self._loaded = EvaluatedModel(BASE)
         self._altered = False

@@ -69,6 +69,8 @@ class EvaluateSpec:
     dtype: str = "float32"
     attention: str | None = None
     """Attention backend of diffusers; None: its own choice."""
+    quantize: str = "none"
+    """As ``model.quantize`` of a run, of the base that samples of a prior are drawn by."""
     height: int | None = None
     """None: 32 for ``shapes``, else 1024."""
     width: int | None = None

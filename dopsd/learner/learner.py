@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
-from dopsd.checkpoint.learner_state import LearnerState
+from dopsd.checkpoint.learner_state import LearnerState, SlicedState
 from dopsd.checkpoint.slices import SliceReader
 from dopsd.config import LearnerSection, RunConfig
-from dopsd.coordinator.client import CoordinatorClient
 from dopsd.coordinator.messages import CheckpointRequest
 from dopsd.errors import WorkerError
 from dopsd.learner.weights import Weights, trained_weights
@@ -65,6 +64,20 @@ def learning_rate(step: int, learner: LearnerSection) -> float:
     return learner.lr * 0.5 * (1 + math.cos(math.pi * (step - learner.warmup_steps) / span))
 
 
+class LearnerClient(Protocol):
+    """To whom a learner reports; ``coordinator/client.py`` says what each call means."""
+
+    def record(self, step: int, share: TrainedShare) -> None: ...
+
+    def report(self, step: int, metrics: dict[str, Any]) -> None: ...
+
+    def tell(self, spans: list[Span]) -> None: ...
+
+    def save(
+        self, state: LearnerState | SlicedState, gather: Callable[[Any], Sequence[Any]]
+    ) -> None: ...
+
+
 class Learner:
     """One rank of the optimizer.
 
@@ -77,7 +90,7 @@ class Learner:
         config: RunConfig,
         engine: ZeroEngine,
         source: Callable[[int], Iterator[LearnerMicroBatch]],
-        client: CoordinatorClient,
+        client: LearnerClient,
         publish: Callable[[int, Weights], CheckpointRequest],
     ) -> None:
         self.config, self.engine, self._client = config, engine, client

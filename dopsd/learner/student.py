@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from dopsd.config import RunConfig
 from dopsd.models.base import Family
+from dopsd.models.checkpointing import checkpoint_every
 from dopsd.models.lora import STUDENT, TEACHER
 from dopsd.models.merge import load_trained_base
+from dopsd.models.quantize import as_buffers
 from dopsd.models.trained import TrainableParameters
 from dopsd.records import Context
 
@@ -41,6 +43,6 @@ def build_student(
     trained = TrainableParameters(config, family)
     two = with_teacher and config.adapters == "lora"
     trained.prepare(transformer, (STUDENT, TEACHER) if two else (STUDENT,))
-    if config.learner.gradient_checkpointing:
-        transformer.enable_gradient_checkpointing()
+    as_buffers(transformer)
+    checkpoint_every(transformer, config.learner.checkpoint_every)
     return Student(family, transformer, trained)

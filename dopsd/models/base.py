@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dopsd.errors import ModelError
 from dopsd.models.attention import set_attention
 from dopsd.models.pretrained import check_transformer, loading_errors, part_config, resolve_base
+from dopsd.models.quantize import for_transformer
 from dopsd.readers import checked
 from dopsd.records import Context
 
@@ -83,10 +84,18 @@ class Family(ABC):
         device: torch.device | str,
         attention: str | None = None,
         key: str = "model.attention",
+        quantize: str = "none",
     ) -> nn.Module:
-        """The frozen transformer (``requires_grad`` off, eval mode) on ``device``. ``key`` names
-        ``attention`` to the user. Raises ModelError as :func:`set_attention` does."""
-        transformer = self._load_part(self.transformer_class, "transformer", dtype)
+        """The frozen transformer (``requires_grad`` off, eval mode) on ``device``, its blocks
+        quantised as ``model.quantize`` says. ``key`` names ``attention`` to the user. Raises
+        ModelError as :func:`set_attention` does."""
+        options: dict[str, Any] = {}
+        if quantize != "none":
+            config = for_transformer(quantize, dtype, self.skeleton())
+            options["quantization_config"] = config
+        transformer = self._load_part(
+            self.transformer_class, "transformer", dtype, device, **options
+        )
         set_attention(transformer, attention, key)
         frozen: nn.Module = transformer.requires_grad_(False).eval().to(device)
         return frozen
@@ -107,21 +116,25 @@ class Family(ABC):
         device: torch.device | str,
         text_encoder: bool = True,
         attention: str | None = None,
+        quantize: str = "none",
     ) -> Any:
         """The stock diffusers pipeline, to draw pictures with; without ``text_encoder`` it takes
-        contexts only. Raises ModelError as :func:`set_attention` does."""
+        contexts only. ``quantize``: as :meth:`load_transformer`. Raises ModelError as
+        :func:`set_attention` does."""
         import diffusers
 
-        left_out: dict[str, Any] = {}
+        given: dict[str, Any] = {}
         if not text_encoder:
-            left_out = {"text_encoder": None, "tokenizer": None}
+            given = {"text_encoder": None, "tokenizer": None}
+        if quantize != "none":
+            given["transformer"] = self.load_transformer(dtype, device, quantize=quantize)
         with loading_errors(self.base):
             pipeline = getattr(diffusers, self.pipeline_class).from_pretrained(
                 self.base,
                 torch_dtype=dtype,
                 revision=self.revision,
                 use_safetensors=True,
-                **left_out,
+                **given,
             )
         set_attention(pipeline.transformer, attention)
         pipeline.set_progress_bar_config(disable=True)
@@ -130,7 +143,7 @@ class Family(ABC):
 
     def load_vae(self, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
         """The frozen autoencoder on ``device``."""
-        vae: nn.Module = self._load_part(self.vae_class, "vae", dtype)
+        vae: nn.Module = self._load_part(self.vae_class, "vae", dtype, device)
         return vae.requires_grad_(False).eval().to(device)
 
     @abstractmethod
@@ -237,8 +250,19 @@ class Family(ABC):
         """``config.json`` of one part of the pipeline."""
         return part_config(self.base, subfolder, self.revision)
 
-    def _load_part(self, name: str, subfolder: str, dtype: torch.dtype) -> Any:
+    def _load_part(
+        self,
+        name: str,
+        subfolder: str,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        **options: Any,
+    ) -> Any:
+        """Tensor by tensor to ``device``: a GPU's model is never whole on the host."""
         import diffusers
+
+        if torch.device(device).type != "cpu":
+            options["device_map"] = {"": str(device)}
 
         with loading_errors(f"{self.base}/{subfolder}"):
             return getattr(diffusers, name).from_pretrained(
@@ -247,6 +271,7 @@ class Family(ABC):
                 torch_dtype=dtype,
                 revision=self.revision,
                 use_safetensors=True,
+                **options,
             )
 
 

@@ -87,7 +87,8 @@ def inject(
     from peft import LoraConfig, inject_adapter_in_model
 
     names = sorted({name for group in matched.values() for name in group})
-    dtype = next(transformer.parameters()).dtype
+    # 4-bit weights are kept as whole numbers.
+    dtype = next(p.dtype for p in transformer.parameters() if p.is_floating_point())
     device = next(transformer.parameters()).device
     for adapter in adapters:
         # PEFT's annotation says int; its arithmetic takes any number.

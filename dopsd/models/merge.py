@@ -93,7 +93,8 @@ def load_trained_base(
 
     Raises ModelError as :func:`merge` and ``Family.load_transformer``.
     """
-    transformer = family.load_transformer(DTYPES[config.model.dtype], device, attention, key)
+    dtype, quantize = DTYPES[config.model.dtype], config.model.quantize
+    transformer = family.load_transformer(dtype, device, attention, key, quantize)
     merge(transformer, family, config.model.merge)
     return transformer
 

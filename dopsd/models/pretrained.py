@@ -12,6 +12,7 @@ import torch
 
 from dopsd import shown
 from dopsd.errors import DopsdError, ModelError, message_line
+from dopsd.models.hub import hub_errors
 from dopsd.readers import Object, read_json
 
 
@@ -145,7 +146,8 @@ def _read_json(base: str, file: str, revision: str | None, key: str) -> dict[str
     if not Path(base).is_dir():
         from huggingface_hub import hf_hub_download
 
-        path = Path(hf_hub_download(base, file, revision=revision))
+        with hub_errors(key, base, revision):
+            path = Path(hf_hub_download(base, file, revision=revision))
     elif not path.is_file():
         raise ModelError(f"{key}: {base}: no {file} in it, allowed: a folder of a pipeline")
     return read_json(str(path), Object, ModelError, where=f"{key}: {path}")

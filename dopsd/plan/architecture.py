@@ -68,6 +68,14 @@ class Architecture:
         outside = sum(linear.weights for linear in self.outside)
         return sum(stack.weights for stack in self.stacks) + outside + self.other
 
+    @property
+    def blocks(self) -> int:
+        return sum(stack.count for stack in self.stacks)
+
+    def recomputed(self, every: int) -> int:
+        """How many blocks each ``every``-th is; 0 is none."""
+        return len(range(0, self.blocks, every)) if every else 0
+
     def adapted(self, targets: list[str] | str) -> Iterator[tuple[Stack, Linear]]:
         """Linear layers of the blocks that ``lora.targets`` stands for (a list: name suffixes)."""
         for stack in self.stacks:

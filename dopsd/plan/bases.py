@@ -9,6 +9,7 @@ from typing import Any
 
 from dopsd.config import RunConfig
 from dopsd.errors import ModelError
+from dopsd.models.hub import hub_errors
 from dopsd.models.pretrained import part_config, resolve_base, resolve_vlm
 from dopsd.plan.architecture import Architecture, architecture
 from dopsd.plan.encoder import Encoder, encoder
@@ -36,7 +37,7 @@ class Base:
 def base_of(config: RunConfig) -> Base:
     """Raises ModelError for a base or VLM whose config files are not to be had, in one line."""
     model = config.model
-    where, revision = _folder(resolve_base(model.base)), model.revision
+    where, revision = shipped_folder(resolve_base(model.base)), model.revision
     transformer = part_config(where, "transformer", revision)
     ids = [model.base]
     if config.context.needs.vlm:
@@ -63,19 +64,26 @@ def base_of(config: RunConfig) -> Base:
         ) from None
 
 
-def _folder(base: str) -> str:
+def downloads() -> dict[str, float]:
+    """GB of each known hub id, all of its parts that a run loads."""
+    return {name: sum(entry["download_gb"].values()) for name, entry in _known().items()}
+
+
+def shipped_folder(base: str) -> str:
+    """The config files of a known hub id that ship here, else what ``base`` says."""
     shipped = _SHIPPED / base
     return str(shipped) if shipped.is_dir() else base
 
 
 def _vlm_config(vlm: str, revision: str | None) -> dict[str, Any]:
-    folder = Path(_folder(vlm))
+    folder = Path(shipped_folder(vlm))
     if folder.is_dir():
         path = folder / "config.json"
         return read_json(str(path), Object, ModelError, where=f"model.vlm: {path}")
     from huggingface_hub import hf_hub_download
 
-    file = hf_hub_download(vlm, "config.json", revision=revision)
+    with hub_errors("model.vlm", vlm, revision):
+        file = hf_hub_download(vlm, "config.json", revision=revision)
     return read_json(file, Object, ModelError, where=f"model.vlm: {file}")
 
 

@@ -12,6 +12,7 @@ from dopsd.data.buckets import Bucket, buckets
 from dopsd.errors import ConfigError
 from dopsd.plan.bases import Base
 from dopsd.plan.encoder import VAE_ENCODE_BYTES, VAE_ENCODE_FLOPS, VAE_WEIGHTS, picture_tokens
+from dopsd.plan.quantized import base_bytes, converted_bytes, encoder_bytes
 from dopsd.plan.velocity import Adapter, Shape, activations, filled, flops
 from dopsd.readers import Object, read_json
 
@@ -56,6 +57,9 @@ class Demand:
         self.trained = self.model.weights if full else lora
         """Numbers; of `lora+modules` the LoRA alone, beside which the modules are small."""
         self.frozen = 0 if full else self.model.weights
+        self.quantize = config.model.quantize
+        self.held = 0.0 if full else base_bytes(self.model, self.quantize, self.size)
+        """Bytes of the frozen base."""
         areas = config.data.pixel_area
         self._buckets = [
             bucket
@@ -69,8 +73,11 @@ class Demand:
         pixels = max(bucket.width * bucket.height for bucket in self._buckets)
         student, teacher = self._texts()
         work = language.flops(student)
-        weights = float(language.weights * self.size)
-        parts = {"weights": weights, "activations": ENCODER_ACTIVATIONS * weights}
+        weights = encoder_bytes(language, self.config.encoder.quantize, self.size)
+        parts = {
+            "weights": weights,
+            "activations": ENCODER_ACTIVATIONS * language.weights * self.size,
+        }
         if needs.vlm:
             work += language.flops(teacher, context.image_max_pixels)
         else:
@@ -99,16 +106,14 @@ class Demand:
         work = self._rollout_flops() + self._teacher_flops()
         return Role("pool", parts, work, self._weights_host())
 
-    def learner(self, ranks: int, fused: bool, checkpointing: bool | None = None) -> Role:
+    def learner(self, ranks: int, fused: bool, checkpointing: int | None = None) -> Role:
         """One of ``ranks``; ``fused`` it also scores its own states. ``checkpointing``: default as
         the config says."""
-        again = (
-            self.config.learner.gradient_checkpointing if checkpointing is None else checkpointing
-        )
+        again = self.config.learner.checkpoint_every if checkpointing is None else checkpointing
         stage, optimizer_away, weights_away = _zero(self.config.learner.deepspeed)
         size, trained = self.size, self.trained
         shard = ranks if stage == 3 else 1
-        weights = (self.frozen + trained) * size / shard
+        weights = (self.held + trained * size) / shard
         if stage == 3:
             weights += min(LIVE_PARAMETERS, self.frozen + trained) * size * (ranks > 1)
         moments = 2 if self.config.learner.optimizer == "adamw8bit" else 2 * FP32
@@ -118,7 +123,7 @@ class Demand:
         peak = max(
             activations(self.model, shape, self.adapter, size, True, again)
             for shape in self._shapes("student", 1, most=True)
-        )
+        ) + converted_bytes(self.model, self.quantize, size, True, again)
         if fused:  # between two terms the teacher scores one state
             weights += trained * size if self.config.adapters == "lora" else 0
             peak = max(peak, self._peak("teacher", 1))
@@ -164,18 +169,19 @@ class Demand:
         (shape, *_) = self._shapes("teacher", 1)
         return self.config.method.steps * flops(self.model, shape, self.adapter, False) / shape.rows
 
-    def _learner_flops(self, checkpointing: bool) -> float:
+    def _learner_flops(self, checkpointing: int) -> float:
         (shape, *_) = self._shapes("student", 1)
         once = flops(self.model, shape, self.adapter, True, checkpointing)
         return self.config.method.steps * once / shape.rows
 
     def _peak(self, who: str, states: int) -> float:
         shapes = self._shapes(who, states, most=True)
-        return max(activations(self.model, s, self.adapter, self.size, False) for s in shapes)
+        peak = max(activations(self.model, s, self.adapter, self.size, False) for s in shapes)
+        return peak + converted_bytes(self.model, self.quantize, self.size, False, 0)
 
     def _inference(self, adapters: int) -> dict[str, float]:
         held = self.trained if self.config.adapters == "full" else adapters * self.trained
-        return {"weights": (self.frozen + held) * self.size}
+        return {"weights": self.held + held * self.size}
 
     def _weights_host(self) -> float:
         return (self.frozen + self.trained) * self.size

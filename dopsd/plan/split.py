@@ -52,7 +52,8 @@ class Split:
     groups: tuple[Group, ...]
     batch: int
     """Samples of a step."""
-    checkpointing: bool
+    checkpointing: int
+    """Every so many blocks; 0: none."""
     seconds: float
     speed: float
     """FLOPs per second of one GPU."""
@@ -127,7 +128,7 @@ def best(config: RunConfig, demand: Demand, card: Card, gpus: int, speed: float)
     for kind in ("fused", "disaggregated", "pooled"):
         options = [
             split
-            for checkpointing in (False, True)
+            for checkpointing in (0, 1)
             for split in _splits(kind, config, demand, gpus, speed, checkpointing)  # type: ignore[arg-type]
             if split.fits(card)
         ]
@@ -137,7 +138,7 @@ def best(config: RunConfig, demand: Demand, card: Card, gpus: int, speed: float)
 
 
 def _splits(
-    kind: Kind, config: RunConfig, demand: Demand, gpus: int, speed: float, checkpointing: bool
+    kind: Kind, config: RunConfig, demand: Demand, gpus: int, speed: float, checkpointing: int
 ) -> list[Split]:
     learner, one = config.learner, config.adapters == "lora"
     if kind == "fused":
@@ -172,7 +173,7 @@ def _timed(
     config: RunConfig,
     batch: int,
     speed: float,
-    checkpointing: bool | None,
+    checkpointing: int | None,
 ) -> Split:
     learner = config.learner
     count = max(1, batch // learner.micro_batch)
@@ -185,7 +186,7 @@ def _timed(
     overlapped = kind != "fused" and config.max_policy_lag > 0
     seconds = max(generate, learn) if overlapped else generate + learn
     busiest = max(g.flops * batch / (g.gpus * speed) for g in groups if g.gpus)
-    again = learner.gradient_checkpointing if checkpointing is None else checkpointing
+    again = learner.checkpoint_every if checkpointing is None else checkpointing
     return Split(kind, tuple(groups), batch, again, max(seconds, busiest), speed)
 
 

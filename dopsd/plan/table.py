@@ -82,7 +82,7 @@ def _row(name: str, split: Split, plan: Plan) -> list[str]:
         name,
         f"{split.gpus:g}",
         str(split.batch),
-        "on" if split.checkpointing else "off",
+        {0: "off", 1: "on"}.get(split.checkpointing, f"1 of {split.checkpointing}"),
         f"{split.seconds:.3g}",
         f"{split.images_per_gpu_second:.3g}",
         "yes" if split.fits(plan.card) else "NO",

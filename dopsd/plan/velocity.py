@@ -61,9 +61,10 @@ _ACTIVATIONS = {
 
 
 def flops(
-    model: Architecture, shape: Shape, adapter: Adapter, learns: bool, checkpointing: bool = False
+    model: Architecture, shape: Shape, adapter: Adapter, learns: bool, checkpointing: int = 0
 ) -> float:
-    """Of a forward, and where it ``learns`` of the backward and of what is computed again."""
+    """Of a forward, and where it ``learns`` of the backward and of what is computed again, which
+    is every ``checkpointing``-th block (0: none)."""
     forward = attention = 0.0
     for stack in model.stacks:
         attention += stack.count * _pairs(stack, shape) * model.width
@@ -81,7 +82,8 @@ def flops(
     # and of trained weights that of the weights as well.
     weights = down_up if adapter.rank else forward + outside
     backward = forward + outside + down_up + weights + _BACKWARD * attention
-    again = forward + down_up + _FORWARD * attention if checkpointing else 0.0
+    share = model.recomputed(checkpointing) / model.blocks
+    again = share * (forward + down_up + _FORWARD * attention)
     return once + backward + again
 
 
@@ -91,7 +93,7 @@ def activations(
     adapter: Adapter,
     size: int,
     learns: bool,
-    checkpointing: bool = False,
+    checkpointing: int = 0,
 ) -> float:
     """Most bytes that are alive at once beside weights and inputs, the gradients of a LoRA
     included; ``size``: bytes of a number in the compute dtype."""
@@ -99,19 +101,21 @@ def activations(
     whole = shape.tokens("both") * model.width
     if not learns:
         return cost.forward * whole
-    if checkpointing:
-        inputs = sum(s.count * size * shape.tokens(s.over) for s in model.stacks) * model.width
-        gradients = size * model.lora_weights(adapter.targets, adapter.rank) if adapter.rank else 0
-        # The first block that is computed again finds all inputs, the last one all gradients.
-        return max(inputs, gradients) + cost.recomputed * whole
-    stored = cost.edge * whole
+    again = model.recomputed(checkpointing) / model.blocks
+    inputs = again * sum(s.count * size * shape.tokens(s.over) for s in model.stacks) * model.width
+    stored = 0.0
     for stack in model.stacks:
         tokens = shape.tokens(stack.over)
         stored += stack.count * cost.stored[stack.kind] * tokens * model.width
     if adapter.rank:
         for stack, layer in model.adapted(adapter.targets):
             stored += stack.count * size * shape.tokens(layer.over) * adapter.rank
-    return stored
+    kept = (1.0 - again) * stored
+    if not checkpointing:
+        return kept + cost.edge * whole
+    gradients = size * model.lora_weights(adapter.targets, adapter.rank) if adapter.rank else 0
+    # The first block that is computed again finds all that is kept, the last one all gradients.
+    return max(kept + inputs, gradients) + cost.recomputed * whole
 
 
 def filled(tokens: float, multiple: int) -> int:

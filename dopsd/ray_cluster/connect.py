@@ -8,7 +8,7 @@ import warnings
 
 import ray
 
-from dopsd import processes
+from dopsd import cpus, processes
 from dopsd.ray_cluster.local import start_local
 from dopsd.ray_cluster.process import EXPANDABLE
 from dopsd.ray_cluster.ray_private import own_signals, session, started_processes
@@ -60,8 +60,9 @@ def connect() -> dict[str, float]:
 
 
 def local_cpus() -> int:
-    """Logical CPUs of a cluster that ``connect`` starts."""
-    return max(2, os.cpu_count() or 2)
+    """Logical CPUs of a cluster that ``connect`` starts: those that this process may use, however
+    many the machine has."""
+    return max(2, cpus.usable().usable)
 
 
 def starts_here() -> bool:

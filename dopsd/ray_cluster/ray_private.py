@@ -135,3 +135,56 @@ def execute(data: ray.data.Dataset) -> tuple[Iterator[Any], Any]:
     # What iter_internal_ref_bundles does, but keeping hold of the executor.
     bundles, _, executor = data._execute_to_iterator(capture_executor=False)
     return bundles, executor
+
+
+def crashed_workers() -> list[dict[str, Any]]:
+    """Of this job, the processes that ended although nobody asked them to, in that order: the
+    fields of ``dead_workers.DeadWorker``."""
+    common, gcs = _messages()
+    accessor = ray._private.state.state._connect_and_get_accessor()
+    job = ray.get_runtime_context().get_job_id()
+    expected = (common.INTENDED_SYSTEM_EXIT, common.INTENDED_USER_EXIT)
+    records = map(gcs.WorkerTableData.FromString, accessor.get_worker_table())
+    found = [
+        record
+        for record in records
+        if not record.is_alive
+        and record.worker_type == common.WORKER
+        and record.exit_type not in expected
+        and record.job_id.hex() == job
+    ]
+    classes = _actor_classes() if found else {}
+    return [
+        {
+            "worker_id": (worker_id := record.worker_address.worker_id.hex()),
+            "node_id": record.worker_address.node_id.hex(),
+            "host": record.worker_address.ip_address,
+            "pid": record.pid,
+            "job_id": job,
+            "actor_class": classes.get(worker_id, ""),
+            "why": record.exit_detail,
+        }
+        for record in sorted(found, key=lambda record: record.end_time_ms)
+    ]
+
+
+def _actor_classes() -> dict[str, str]:
+    """Class of the actor that lives or lived in a process, by the process's worker id."""
+    _, gcs = _messages()
+    accessor = ray._private.state.state._connect_and_get_accessor()
+    actors = map(gcs.ActorTableData.FromString, accessor.get_actor_table(None, None))
+    return {actor.address.worker_id.hex(): actor.class_name for actor in actors}
+
+
+def _messages() -> tuple[Any, Any]:
+    """The modules of Ray's own messages; what protobuf makes of them has no types."""
+    from ray.core.generated import common_pb2, gcs_pb2
+
+    return common_pb2, gcs_pb2
+
+
+def logs_folder() -> str:
+    """Where this node's Ray keeps the logs of its processes."""
+    node: Any = ray._private.worker.global_worker.node
+    folder: str = node.get_logs_dir_path()
+    return folder

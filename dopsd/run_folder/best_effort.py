@@ -6,7 +6,7 @@ import queue
 import threading
 
 from dopsd import storage
-from dopsd.errors import StorageError
+from dopsd.errors import DopsdError
 from dopsd.ray_cluster.failures import error_message
 from dopsd.run_folder.files import DEBUG, PREVIEW
 
@@ -50,7 +50,7 @@ class BestEffortWriter:
     def _write(self, name: str, payload: bytes) -> None:
         try:
             storage.write_bytes(storage.join(self._folder, name), payload)
-        except (OSError, StorageError) as error:
+        except (OSError, DopsdError) as error:
             self._note(name, error_message(error))
 
     def _note(self, name: str, why: str) -> None:

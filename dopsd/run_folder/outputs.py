@@ -19,12 +19,15 @@ from dopsd.run_folder.checkpoint_files import remove_all_steps, steps
 from dopsd.run_folder.files import (
     CHECKPOINTS,
     CONFIG_FILE,
+    DEATH_LOG_MARK,
     DEBUG,
     FINAL,
     LEDGER_FILE,
+    LOGS,
     LORA_FILE,
     METRICS_FILE,
     MODULES,
+    NOTICES_FILE,
     PREFLIGHT,
     PREVIEW,
     REPORT_FILE,
@@ -43,7 +46,7 @@ from dopsd.run_folder.jsonl import part_names
 KIND = "run"
 LINES = (METRICS_FILE, TIMELINE_FILE, LEDGER_FILE, SKIPPED_FILE)
 """Files that grow, on S3 in parts."""
-_BEGUN = (CONFIG_FILE, REQUEST_FILE, *LINES)
+_BEGUN = (CONFIG_FILE, REQUEST_FILE, NOTICES_FILE, *LINES)
 """Files that there may be from the beginning."""
 _FILES = (*_BEGUN, SUMMARY_FILE, REPORT_FILE)
 _KEPT = (CONFIG_FILE, SHARDS, PREFLIGHT)
@@ -53,6 +56,8 @@ _MARKED = re.compile(
 )
 """Best-effort files, written by many processes: ours by where they are, by name and by a mark
 inside."""
+_LOG = re.compile(rf"{LOGS}/[\w-]+\.log")
+"""The same of the ends of logs."""
 
 
 def owned(folder: str) -> OwnedFolder:
@@ -62,7 +67,7 @@ def owned(folder: str) -> OwnedFolder:
 
 def planned(config: RunConfig) -> list[str]:
     """The top of all that a run of ``config`` writes into its folder, but its shards."""
-    names = [*_FILES, f"{CHECKPOINTS}/"]
+    names = [*_FILES, f"{CHECKPOINTS}/", f"{LOGS}/"]
     if config.adapters == "full":
         names += [f"{name}/" for name in TRANSFORMERS.values()]
     else:
@@ -163,7 +168,15 @@ def _marked_files(own: OwnedFolder, wanted: set[str]) -> list[str]:
     for folder in {DEBUG, PREVIEW} & wanted:
         names = (f"{folder}/{name}" for name, _ in storage.list_files(own.file(folder)))
         found += [n for n in names if _MARKED.fullmatch(n) and carries_our_mark(own.file(n))]
+    if LOGS in wanted:
+        names = (f"{LOGS}/{name}" for name, _ in storage.list_files(own.file(LOGS)))
+        found += [n for n in names if _LOG.fullmatch(n) and _is_death_log(own.file(n))]
     return found
+
+
+def _is_death_log(path: str) -> bool:
+    mark = DEATH_LOG_MARK.encode()
+    return storage.read_bytes(path, 0, len(mark)) == mark
 
 
 def seal_outputs(folder: str) -> None:

@@ -30,6 +30,7 @@ SIZE = (32, 48)
 TINY = [
     "model.vlm=null",
     "model.dtype=float32",
+    "model.quantize=none",
     "device=cpu",
     "context.text_tokens=64",
     "context.image_text_tokens=96",

@@ -12,12 +12,11 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import Qwen3Model, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import Qwen3Model, Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLModel
 
 from dopsd.contexts import EncoderFactory
 from dopsd.contexts.text import TextEncoder, tokenize
 from dopsd.contexts.vlm import VlmEncoder
-from dopsd.contexts.vlm_weights import load_vlm
 from dopsd.data.sample import Sample
 from dopsd.errors import DataError, ModelError
 from dopsd.models import ZImage
@@ -135,7 +134,7 @@ def test_student_features_are_the_stock_pipelines(encoder: VlmEncoder, tiny_base
     assert_rows(ours, expected)
     # Thinking disabled, or the VLM's own language weights, would be something else.
     assert ours[0].std() > 0.1
-    own = load_vlm(str(tiny_base / "vlm"), torch.float32, "cpu")
+    own = Qwen3VLModel.from_pretrained(tiny_base / "vlm", dtype=torch.float32)
     ids, mask = encoder.text.tokenize([encoder.text.template(PROMPTS[0])])
     with torch.no_grad():
         other = own.language_model(ids, attention_mask=mask, output_hidden_states=True)

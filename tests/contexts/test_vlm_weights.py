@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from transformers import Qwen3Model
+from torch import Tensor
+from transformers import Qwen3Model, Qwen3VLModel
 
-from dopsd.contexts.vlm_weights import carry_text_encoder, load_vlm
+from dopsd.contexts import vlm_weights
+from dopsd.contexts.vlm_weights import load_vlm
 from dopsd.errors import ModelError
 from dopsd.models.lora import checksum
 
@@ -21,8 +25,11 @@ NAME = "layers.1.self_attn.q_proj.weight"
 
 
 @pytest.fixture
-def language_model(tiny_base: Path) -> nn.Module:
-    return load_vlm(str(tiny_base / "vlm"), torch.float32, "cpu").language_model
+def loaded(tiny_base: Path) -> Callable[..., Any]:
+    """Loads the tiny VLM with the text encoder of a base."""
+    return lambda base, dtype=torch.float32: load_vlm(
+        str(tiny_base / "vlm"), str(base), dtype, "cpu"
+    )
 
 
 @pytest.fixture
@@ -39,19 +46,45 @@ def rewrite(base: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
     save_file(tensors, file)
 
 
-def test_every_tensor_is_carried(language_model: nn.Module, base: Path) -> None:
-    text = Qwen3Model.from_pretrained(base / "text_encoder", dtype=torch.float32)
-    before = {name: p.clone() for name, p in language_model.named_parameters()}
-    count = carry_text_encoder(language_model, str(base), None)
-    expected = dict(text.named_parameters())
-    carried = dict(language_model.named_parameters())
-    assert count == len(expected) == len(carried)
-    for name, parameter in expected.items():
-        assert torch.equal(carried[name], parameter)
-    assert not torch.equal(before[NAME], carried[NAME])
+def test_every_tensor_is_carried_and_the_vision_tower_is_its_own(
+    loaded: Callable[..., Any], tiny_base: Path
+) -> None:
+    text = Qwen3Model.from_pretrained(tiny_base / "text_encoder", dtype=torch.float32)
+    own = Qwen3VLModel.from_pretrained(tiny_base / "vlm", dtype=torch.float32)
+    model = loaded(tiny_base)
+    assert checksum(dict(model.language_model.named_parameters())) == checksum(
+        dict(text.named_parameters())
+    )
+    assert checksum(dict(model.visual.named_parameters())) == checksum(
+        dict(own.visual.named_parameters())
+    )
+    before = own.language_model.get_parameter(NAME)
+    assert not torch.equal(before, model.language_model.get_parameter(NAME))
+    assert not any(p.requires_grad or p.is_meta for p in model.parameters())
 
 
-def test_shards_and_the_prefixes_of_other_savers(language_model: nn.Module, base: Path) -> None:
+def test_its_own_language_weights_are_not_read(
+    loaded: Callable[..., Any], tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    open_file = vlm_weights.safe_open
+
+    @contextmanager
+    def counted(path: str, framework: str) -> Iterator[Any]:
+        with open_file(path, framework=framework) as shard:
+            yield SimpleNamespace(
+                keys=shard.keys,
+                get_tensor=lambda name: read.append(f"{path}:{name}") or shard.get_tensor(name),
+            )
+
+    monkeypatch.setattr(vlm_weights, "safe_open", counted)
+    loaded(tiny_base)
+    of_vlm = [name for name in read if "/vlm/" in name]
+    assert of_vlm and not any("language_model" in name for name in of_vlm)
+    assert len(read) == len(set(read))
+
+
+def test_shards_and_the_prefixes_of_other_savers(loaded: Callable[..., Any], base: Path) -> None:
     """As Qwen3ForCausalLM saves: `model.` in front, a head, and more than one file."""
     expected = checksum(load_file(base / "text_encoder" / "model.safetensors"))
     file = base / "text_encoder" / "model.safetensors"
@@ -67,13 +100,11 @@ def test_shards_and_the_prefixes_of_other_savers(language_model: nn.Module, base
     (base / "text_encoder" / "model.safetensors.index.json").write_text(
         json.dumps({"weight_map": index})
     )
-    carry_text_encoder(language_model, str(base), None)
-    assert checksum(dict(language_model.named_parameters())) == expected
+    assert checksum(dict(loaded(base).language_model.named_parameters())) == expected
 
 
-def test_weights_become_the_models_dtype(tiny_base: Path) -> None:
-    model = load_vlm(str(tiny_base / "vlm"), torch.bfloat16, "cpu").language_model
-    carry_text_encoder(model, str(tiny_base), None)
+def test_weights_become_the_models_dtype(loaded: Callable[..., Any], tiny_base: Path) -> None:
+    model = loaded(tiny_base, torch.bfloat16).language_model
     tensors = load_file(tiny_base / "text_encoder" / "model.safetensors")
     for name, parameter in model.named_parameters():
         assert parameter.dtype == torch.bfloat16
@@ -90,20 +121,20 @@ def test_weights_become_the_models_dtype(tiny_base: Path) -> None:
     ids=["missing", "another shape", "unknown"],
 )
 def test_a_misfit_is_refused_by_name(
-    language_model: nn.Module, base: Path, change: Callable, line: str
+    loaded: Callable[..., Any], base: Path, change: Callable, line: str
 ) -> None:
     rewrite(base, change)
     with pytest.raises(ModelError, match=f"^model.vlm: .*{line}"):
-        carry_text_encoder(language_model, str(base), None)
+        loaded(base)
 
 
-def test_a_folder_without_weights_is_refused(language_model: nn.Module, base: Path) -> None:
+def test_a_folder_without_weights_is_refused(loaded: Callable[..., Any], base: Path) -> None:
     (base / "text_encoder" / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="text_encoder: no safetensors files"):
-        carry_text_encoder(language_model, str(base), None)
+        loaded(base)
 
 
 def test_a_model_without_an_image_branch_is_refused(tiny_base: Path) -> None:
     for folder in (tiny_base / "text_encoder", tiny_base / "missing"):
         with pytest.raises(ModelError, match=rf"^model\.vlm: {folder} is no image-text model"):
-            load_vlm(str(folder), torch.float32, "cpu")
+            load_vlm(str(folder), str(tiny_base), torch.float32, "cpu")

@@ -30,5 +30,19 @@ def test_job_works_where_the_package_is_not_installed(command: str, tmp_path: Pa
         capture_output=True,
         text=True,
     )
-    assert done.stdout.strip() == f"['{command}', 'configs/shapes.yaml', 'learner.lr=2e-4']"
+    words = [command, "configs/shapes.yaml", "learner.lr=2e-4"]
+    # A training that is submitted again goes on.
+    words += ["--resume-if-there"] * (command == "train")
+    assert done.stdout.strip() == str(words)
     assert done.returncode == 3, done.stderr
+
+
+@pytest.mark.parametrize(
+    "said", ["--resume=runs/a", "--overwrite", "run.resume=never", "run.overwrite=true"]
+)
+def test_what_is_said_about_the_folder_holds(said: str, tmp_path: Path) -> None:
+    shutil.copy(JOBS / "train.py", tmp_path)
+    (tmp_path / "job.py").write_text("import sys\ndef run(command):\n    print(sys.argv[1:])\n")
+    command = [sys.executable, "train.py", "shapes", said]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(["shapes", said])

@@ -318,8 +318,8 @@ def test_learners_fit_into_one_pod_of_their_group() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["rollout.workers=6"], "learner 3 of 4: needs 2 CPU and 1 GPU, left: head-0 0 CPU 0 GPU"),
-        (["learner.gpus=8"], "learner 1 of 4: needs 2 CPU and 8 GPU"),
+        (["rollout.workers=6"], "learner 3 of 4: needs 4 CPU and 1 GPU, left: head-0 0 CPU 0 GPU"),
+        (["learner.gpus=8"], "learner 1 of 4: needs 4 CPU and 8 GPU"),
         (["encoder.cpus=17"], "encoder 1 of 1: needs 17 CPU and 0.1 GPU"),
         (["rollout.cpus=15"], "rollout 2 of 4: needs 15 CPU and 0.9 GPU"),
     ],

@@ -18,8 +18,8 @@ from PIL import Image
 from dopsd.config import RunConfig, load_config
 from dopsd.config.context import CONTEXT_NEEDS
 from dopsd.contexts import CONTEXTS, encoder_class
-from dopsd.data.buckets import Choice
-from dopsd.data.prepare.shards import inspect, write_shard
+from dopsd.data.manifest import PrepareSettings
+from dopsd.data.prepare.shards import Inspector, write_shard
 from dopsd.data.sample import Sample
 from dopsd.evaluation.metrics import METRICS, make_metric
 from dopsd.evaluation.metrics.base import MetricInput
@@ -109,12 +109,12 @@ def test_data_source(example: Example, tmp_path: Path) -> None:
     pixels = np.full((64, 64, 3), 128, np.uint8)
     Image.fromarray(pixels).save(tmp_path / "1.png")
     (tmp_path / "list.tsv").write_text("1.png\ta [V] cat\n2.png\ta dog\n3.png\n")
-    source = example("my_source.py").read_tsv(str(tmp_path / "list.tsv"), {})
+    source = example("my_source.py").read_pairs(str(tmp_path / "list.tsv"), {})
     kinds = Counter(row.problem for row in source.rows)
     assert kinds == {None: 2, "missing caption": 1}
-    choice = Choice.of((64 * 64,), 16, seed=0)
-    good, missing = (inspect(row, choice, 16) for row in source.rows[:2])
-    assert good == ("64x64", "") and missing[0] == ""
+    inspector = Inspector.of(PrepareSettings(pixel_area=64 * 64))
+    good, missing = (inspector.inspect(row) for row in source.rows[:2])
+    assert (good.bucket, good.reason, missing.bucket) == ("64x64", "", "")
     write_shard(str(tmp_path / "shard.parquet"), [("64x64", source.rows[:1])])
     (record,) = pq.read_table(tmp_path / "shard.parquet").to_pylist()
     assert record["sample_id"] == "1" and dict(record["captions"]) == {"caption": "a [V] cat"}

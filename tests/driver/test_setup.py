@@ -48,7 +48,7 @@ def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
             ["context.image_max_pixels=1048576", "context.image_min_pixels=1048576"],
             "context.image_text_tokens: 224 are read, but template and an image (context.image_max",
         ),
-        (["data.source={tmp}/gone"], "data.source: {tmp}/gone: no such folder, .jsonl or .parquet"),
+        (["data.source={tmp}/gone"], "data.source: {tmp}/gone: no such folder, .jsonl, .csv"),
         (["data.source=null", "data.shards={tmp}/gone"], "data.source: missing, and data.shards ("),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from dopsd.errors import ModelError
 from dopsd.models import ZImage
+from dopsd.models.checkpointing import checkpoint_every
 from dopsd.models.lora import (
     STUDENT,
     TEACHER,
@@ -245,18 +247,31 @@ def test_both_dtypes_train(dtype: torch.dtype, dora: bool) -> None:
 @pytest.mark.parametrize("dora", [False, True])
 def test_gradient_checkpointing_gives_the_same_gradients(dora: bool) -> None:
     results = []
-    for checkpointing in (False, True):
+    for every in (0, 1, 2):
         transformer = adapted((STUDENT, TEACHER), dora=dora)
         bind_parameters(
             adapter_parameters(transformer, STUDENT),
             random_state(adapter_parameters(transformer, STUDENT), 0),
         )
-        if checkpointing:
-            transformer.enable_gradient_checkpointing()
+        checkpoint_every(transformer, every)
         output = velocity(transformer)
         output.square().mean().backward()
         results.append({n: p.grad for n, p in adapter_parameters(transformer, STUDENT).items()})
-    torch.testing.assert_close(results[1], results[0], atol=1e-6, rtol=1e-5)
+    for again in results[1:]:
+        torch.testing.assert_close(again, results[0], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("every", [0, 1, 2, 3, 9])
+def test_every_nth_block_is_computed_again(every: int) -> None:
+    transformer: Any = adapted((STUDENT,))
+    blocks = [*transformer.noise_refiner, *transformer.context_refiner, *transformer.layers]
+    checkpoint_every(transformer, every)
+    calls: list[int] = []
+    for number, block in enumerate(blocks):
+        # A hook after the forward is skipped where the recomputation stops early.
+        block.register_forward_pre_hook(lambda *_, number=number: calls.append(number))
+    velocity(transformer).square().mean().backward()
+    assert len(calls) - len(blocks) == (len(range(0, len(blocks), every)) if every else 0)
 
 
 @pytest.mark.parametrize(

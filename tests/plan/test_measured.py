@@ -12,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from dopsd.config import load_config
 from dopsd.models import FAMILIES
+from dopsd.models.checkpointing import checkpoint_every
 from dopsd.models.lora import STUDENT
 from dopsd.models.trained import TrainableParameters
 from dopsd.plan.bases import base_of
@@ -33,14 +34,15 @@ def measured(call: Any, file: Path) -> int:
     return int(max(args["Total Allocated"] for _, args in memory) - before)
 
 
-@pytest.mark.parametrize(("learns", "checkpointing"), [(False, False), (True, False), (True, True)])
-def test_the_tiny_world(learns: bool, checkpointing: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("learns", "checkpointing"), [(False, 0), (True, 0), (True, 1), (True, 2), (True, 3)]
+)
+def test_the_tiny_world(learns: bool, checkpointing: int, tmp_path: Path) -> None:
     config = load_config("shapes")
     family = FAMILIES["z_image"](config.model.base)
     model: Any = family.load_transformer(torch.float32, "cpu")
     TrainableParameters(config, family).prepare(model, (STUDENT,))
-    if checkpointing:
-        model.enable_gradient_checkpointing()
+    checkpoint_every(model, checkpointing)
     channels, height, width = family.latent_shape(64, 64)
     latents, sigma = torch.randn(ROWS, channels, height, width), torch.full((ROWS,), 0.5)
     context = Context(

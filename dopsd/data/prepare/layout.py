@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from dopsd.data.manifest import PrepareSettings
@@ -47,6 +47,22 @@ def lay_out(samples: Iterable[tuple[int, str, str, str]], settings: PrepareSetti
         )
         for start in range(0, len(groups), size)
     ]
+
+
+def as_laid_out(buckets: Sequence[str], settings: PrepareSettings) -> list[int]:
+    """Positions of row groups, whose ``buckets`` are given as they follow one another in the
+    shards, in the order in which the samples of each bucket were dealt out to them, bucket by
+    bucket: the rows that a concept has in them, one after the other, then lie in an order that
+    depends on seed and ids alone, whatever other concepts there are."""
+    at: dict[str, list[int]] = {}
+    for position, bucket in enumerate(buckets):
+        at.setdefault(bucket, []).append(position)
+    order: list[int] = []
+    for bucket, positions in sorted(at.items()):
+        starts = [number * settings.rows_per_group for number in range(len(positions))]
+        shuffled = sorted(starts, key=lambda start: _key(settings.seed, f"{bucket}\0{start}"))
+        order += [position for _, position in sorted(zip(shuffled, positions))]
+    return order
 
 
 def _key(seed: int, text: str) -> bytes:

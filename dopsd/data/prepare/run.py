@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from itertools import groupby
@@ -22,7 +22,6 @@ import pyarrow as pa
 
 from dopsd import storage
 from dopsd.config import DataSection
-from dopsd.data.buckets import Choice
 from dopsd.data.manifest import (
     MANIFEST,
     CaptionSet,
@@ -35,6 +34,9 @@ from dopsd.data.manifest import (
     load_manifest,
     save_manifest,
 )
+from dopsd.data.order import check_concepts
+from dopsd.data.prepare.facts import Inspected
+from dopsd.data.prepare.findings import findings
 from dopsd.data.prepare.folder import (
     check_shards_folder,
     clear_unlisted,
@@ -44,11 +46,12 @@ from dopsd.data.prepare.folder import (
     remove_shards,
 )
 from dopsd.data.prepare.layout import Shard, lay_out
-from dopsd.data.prepare.shards import inspect, unpack, write_shard
+from dopsd.data.prepare.shards import Inspector, write_shard
 from dopsd.data.ray_data import absolute_path, map_items, shipping_errors
 from dopsd.data.schema import shard_generation
+from dopsd.data.sources.listed import source_concepts
 from dopsd.data.sources.read import read_source
-from dopsd.data.sources.rows import CAPTION_KEY, Group, Source, SourceRow, pack_row, unpack_row
+from dopsd.data.sources.rows import Group, Source, SourceRow, pack_row, unpack_row
 from dopsd.errors import DataError
 from dopsd.ownership import OwnedFolder
 from dopsd.scratch import scratch_folder
@@ -76,10 +79,12 @@ def prepare(
     overwrite: bool = False,
     cpus_per_task: float = 1.0,
     name: str | None = None,
+    concepts: Sequence[str] = (),
 ) -> Manifest:
-    """Prepare ``source`` (folder, .jsonl or .parquet, local or s3://) into the folder ``shards``.
+    """Prepare ``source`` (as ``sources.read``, local or s3://) into the folder ``shards``.
 
-    ``name`` is what the manifest calls the source (default: ``source``). Ray must be initialised.
+    ``name`` is what the manifest calls the source (default: ``source``); ``concepts`` have to be in
+    it, as is seen before any picture is. Ray must be initialised.
     The same source, settings and seed give the same bytes. Raises DataError when ``shards`` is a
     data set already and ``overwrite`` is off, when it is a folder of somebody else's, when more
     than ``settings.max_bad_fraction`` of the samples are bad, and when none is good. A data set
@@ -94,12 +99,15 @@ def prepare(
             "or ask for overwriting"
         )
     check_shards_folder(shards)
-    listed = read_source(absolute_path(source), settings.columns)
+    listed = read_source(absolute_path(source), settings)
+    if concepts:
+        check_concepts("data.concepts", concepts, source_concepts(listed))
     with _begun(shards) as own, scratch_folder(shards, _ASIDE) as aside:
-        bucket_of = _inspect_all(listed, aside, settings, tell, cpus_per_task)
+        found = _inspect_all(listed, aside, settings, tell, cpus_per_task)
         rows = listed.rows
-        _drop_duplicates(rows, bucket_of)
-        bad = _quarantine(rows, settings)
+        drop_duplicates(rows, found)
+        bad = quarantine(listed, settings)
+        bucket_of = {index: inspected.bucket for index, inspected in found.items()}
         samples = [
             (index, rows[index].sample_id, bucket, rows[index].concept or "")
             for index, bucket in bucket_of.items()
@@ -112,7 +120,7 @@ def prepare(
         old = listed_files(shards)
         sizes = dict(storage.list_files(shards))
         files = {shard.file: sizes[shard.file] for shard in layout}
-        manifest = _manifest(name or source, settings, listed, bucket_of, layout, digests, bad)
+        manifest = _manifest(name or source, settings, listed, found, layout, digests, bad)
         manifest = manifest.model_copy(update={"files": files})
         save_manifest(shards, manifest)
         remove_shards(own, old - files.keys())
@@ -157,27 +165,28 @@ def _begun(shards: str) -> Iterator[OwnedFolder]:
 
 def _inspect_all(
     listed: Source, aside: str, settings: PrepareSettings, tell: Progress, cpus: float
-) -> dict[int, str]:
-    """Position in ``found.rows`` -> bucket of the usable samples.
+) -> dict[int, Inspected]:
+    """Position in ``listed.rows`` -> what is known of the usable samples.
 
-    The others get their ``problem`` written in; samples of parquet files are appended.
+    The others get their ``problem`` written in; samples of tables are appended.
     """
     rows = listed.rows
-    multiple = settings.bucket_multiple
-    choice = Choice.of(settings.areas, multiple, settings.seed)
-    arguments = {"choice": choice, "multiple": multiple}
+    inspector = Inspector.of(settings)
     total = len(rows) + sum(group.rows for group in listed.groups)
-    bucket_of: dict[int, str] = {}
+    usable: dict[int, Inspected] = {}
     todo = [
         {"at": index, "row": pack_row(row)} for index, row in enumerate(rows) if row.problem is None
     ]
     done = len(rows) - len(todo)
-    for batch in _map(todo, _inspect_batch, ROWS_PER_TASK, cpus, **arguments):
+    for batch in _map(todo, _inspect_batch, ROWS_PER_TASK, cpus, inspector=inspector):
         for result in batch.to_pylist():
-            if result["reason"]:
-                rows[result["at"]].problem = result["reason"]
+            inspected = Inspected.unpack(result["inspected"])
+            row = rows[result["at"]]
+            if inspected.reason:
+                row.problem = inspected.reason
             else:
-                bucket_of[result["at"]] = result["bucket"]
+                row.captions = json.loads(result["captions"])
+                usable[result["at"]] = inspected
         done += batch.num_rows
         tell("checking images", done, total)
     groups = [
@@ -188,34 +197,39 @@ def _inspect_all(
         }
         for index, group in enumerate(listed.groups)
     ]
-    unpacked: dict[int, list[tuple[SourceRow, str]]] = {}
-    for batch in _map(groups, _unpack_batch, 1, cpus, **arguments):
+    unpacked: dict[int, list[tuple[SourceRow, Inspected]]] = {}
+    for batch in _map(groups, _unpack_batch, 1, cpus, inspector=inspector):
         for result in batch.to_pylist():
-            sample = (unpack_row(result["row"]), result["bucket"])
+            sample = (unpack_row(result["row"]), Inspected.unpack(result["inspected"]))
             unpacked.setdefault(result["at"], []).append(sample)
             done += sample[0].samples
         tell("checking images", done, total)
     for _, samples in sorted(unpacked.items()):
-        for row, bucket in samples:
+        for row, inspected in samples:
             if row.problem is None:
-                bucket_of[len(rows)] = bucket
+                usable[len(rows)] = inspected
             rows.append(row)
-    return dict(sorted(bucket_of.items()))
+    return dict(sorted(usable.items()))
 
 
-def _inspect_batch(batch: pa.Table, choice: Choice, multiple: int) -> pa.Table:
+def _inspect_batch(batch: pa.Table, inspector: Inspector) -> pa.Table:
     results = []
     for item in batch.to_pylist():
-        bucket, reason = inspect(unpack_row(item["row"]), choice, multiple)
-        results.append({"at": item["at"], "bucket": bucket, "reason": reason})
+        row = unpack_row(item["row"])
+        found = inspector.inspect(row).pack()
+        captions = json.dumps(row.captions)
+        results.append({"at": item["at"], "inspected": found, "captions": captions})
     return pa.Table.from_pylist(results)
 
 
-def _unpack_batch(batch: pa.Table, choice: Choice, multiple: int) -> pa.Table:
+def _unpack_batch(batch: pa.Table, inspector: Inspector) -> pa.Table:
     (item,) = batch.to_pylist()
-    samples = unpack(Group(**json.loads(item["group"])), item["aside"], choice, multiple)
+    samples = inspector.unpack(Group(**json.loads(item["group"])), item["aside"])
     return pa.Table.from_pylist(
-        [{"at": item["at"], "row": pack_row(row), "bucket": bucket} for row, bucket in samples]
+        [
+            {"at": item["at"], "row": pack_row(row), "inspected": found.pack()}
+            for row, found in samples
+        ]
     )
 
 
@@ -265,22 +279,29 @@ def _shipped(batch: pa.Table, function: Callable[..., pa.Table], **arguments: An
         return function(batch, **arguments)
 
 
-def _drop_duplicates(rows: list[SourceRow], bucket_of: dict[int, str]) -> None:
+def drop_duplicates(rows: list[SourceRow], usable: dict[int, Inspected]) -> None:
     """Of usable samples with one id the first is kept, the others get a ``problem``."""
     first: dict[str, str] = {}
-    for index in list(bucket_of):
+    for index in list(usable):
         row = rows[index]
         if row.sample_id in first:
             row.problem = f"duplicate id {row.sample_id!r}: first in {first[row.sample_id]}"
-            del bucket_of[index]
+            del usable[index]
         else:
             first[row.sample_id] = row.where
 
 
-def _quarantine(rows: list[SourceRow], settings: PrepareSettings) -> tuple[Quarantined, ...]:
+def quarantine(listed: Source, settings: PrepareSettings) -> tuple[Quarantined, ...]:
+    """The samples that are not used. Raises DataError when they are more than the settings allow,
+    with the notes of the source, which may say why."""
+    rows = listed.rows
     bad = tuple(
         Quarantined(
-            where=row.where, sample_id=row.sample_id, reason=row.problem, samples=row.samples
+            where=row.where,
+            sample_id=row.sample_id,
+            reason=row.problem,
+            samples=row.samples,
+            concept=row.concept or "",
         )
         for row in rows
         if row.problem is not None
@@ -289,9 +310,10 @@ def _quarantine(rows: list[SourceRow], settings: PrepareSettings) -> tuple[Quara
     if len(bad) == len(rows) or lost > settings.max_bad_fraction * seen:
         first = "; ".join(f"{entry.where}: {entry.reason}" for entry in bad[:3])
         more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
+        notes = "".join(f"; note: {note}" for note in listed.notes[:8])
         raise DataError(
             f"{lost} of {seen} samples are bad, data.max_bad_fraction allows "
-            f"{settings.max_bad_fraction}: {first}{more}"
+            f"{settings.max_bad_fraction}: {first}{more}{notes}"
         )
     return bad
 
@@ -300,24 +322,30 @@ def _manifest(
     source: str,
     settings: PrepareSettings,
     listed: Source,
-    bucket_of: dict[int, str],
+    usable: dict[int, Inspected],
     layout: list[Shard],
     digests: dict[str, str],
     bad: tuple[Quarantined, ...],
 ) -> Manifest:
-    good = [listed.rows[index] for index in bucket_of]
-    sets = Counter(tuple(sorted(row.captions)) or (CAPTION_KEY,) for row in good)
-    fingerprint = hashlib.sha256("\n".join(digests[key] for key in sorted(digests)).encode())
+    samples = [(listed.rows[index], found) for index, found in usable.items()]
+    good = [row for row, _ in samples]
+    sets = Counter(tuple(sorted(row.captions)) for row in good)
+    concepts = dict(sorted(Counter(row.concept or "" for row in good).items()))
+    members: dict[str, list[str]] = {}
+    for row in sorted(good, key=lambda row: row.sample_id):
+        members.setdefault(row.concept or "", []).append(digests[row.sample_id])
     return Manifest(
         source=source,
         settings=settings,
         seen=sum(row.samples for row in listed.rows),
         samples=len(good),
-        buckets=dict(sorted(Counter(bucket_of.values()).items())),
-        concepts=dict(sorted(Counter(row.concept or "" for row in good).items())),
+        buckets=dict(sorted(Counter(found.bucket for found in usable.values()).items())),
+        concepts=concepts,
+        repeats={name: n for name, n in listed.repeats.items() if name in concepts},
         caption_sets=tuple(CaptionSet(keys=k, samples=n) for k, n in sorted(sets.items())),
         references=dict(sorted(Counter(str(len(row.references)) for row in good).items())),
-        fingerprint=fingerprint.hexdigest(),
+        concept_fingerprints={name: _fingerprint(own) for name, own in sorted(members.items())},
+        fingerprint=_fingerprint([digests[key] for key in sorted(digests)]),
         row_groups=tuple(
             RowGroup(
                 file=shard.file,
@@ -330,8 +358,12 @@ def _manifest(
             for number, (bucket, indices) in enumerate(shard.groups)
         ),
         quarantined=bad,
-        notes=tuple(listed.notes),
+        notes=(*listed.notes, *findings(samples, settings)),
     )
+
+
+def _fingerprint(digests: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def _runs(concepts: Iterable[str]) -> tuple[tuple[str, int], ...]:

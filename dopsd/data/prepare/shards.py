@@ -7,94 +7,134 @@ import json
 import posixpath
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from dopsd import storage
 from dopsd.config.context import MAX_REFERENCE_PIXELS
-from dopsd.data.buckets import Choice, fit, parse_bucket
-from dopsd.data.images import MAX_BYTES, BadImage, check_shape, decode_image, decode_png, encode_png
+from dopsd.data.buckets import Bucket, Choice, fit, parse_bucket
+from dopsd.data.images import (
+    MAX_BYTES,
+    BadImage,
+    Decoded,
+    check_shape,
+    decode,
+    decode_png,
+    encode_png,
+)
+from dopsd.data.manifest import PrepareSettings
+from dopsd.data.prepare.facts import Inspected, PictureFacts
 from dopsd.data.references import MAX_REFERENCES, shrunk
 from dopsd.data.schema import SCHEMA
+from dopsd.data.sources.caption_files import read_caption_file
 from dopsd.data.sources.fields import check_captions
-from dopsd.data.sources.folder import read_caption_file
 from dopsd.data.sources.parquet import read_group
-from dopsd.data.sources.rows import CAPTION_KEY, ByteRange, Group, SourceRow
+from dopsd.data.sources.rows import ByteRange, Group, SourceRow
 from dopsd.errors import DataError, StorageError, message_line
 
 Fetch = Callable[[ByteRange], bytes]
 
 
-def inspect(
-    row: SourceRow, choice: Choice, multiple: int, fetch: Fetch | None = None
-) -> tuple[str, str]:
-    """(bucket, "") of a usable sample, or ("", reason) of one for the quarantine.
+@dataclass(frozen=True)
+class Inspector:
+    """Decides of samples what becomes of them, by the settings of one preparing."""
 
-    Decodes the whole picture: a file that breaks off in the middle is found here. ``multiple``:
-    the shortest side of a picture. ``fetch`` gives the bytes of a picture (default: from storage).
-    Raises StorageError when a remote storage fails: that is no fault of the sample.
-    """
-    read = fetch or fetch_image
-    try:
-        captions = _captions(row)
-        if not captions:
-            return "", "empty caption"
-        check_captions(captions)
-    except FileNotFoundError:
-        return "", "missing caption: no such file"
-    except (StorageError, ValueError) as error:
-        if isinstance(error, StorageError) and storage.is_remote(row.caption_file or ""):
-            raise
-        reason = message_line(error)
-        return "", reason if reason.startswith("caption") else f"caption: {reason}"
-    try:
-        width, height = _open(row.image, read).size
-        check_shape(width, height, multiple)
-        _check_references(row.references, multiple, read)
-    except BadImage as error:
-        return "", str(error)
-    return str(choice.bucket(width, height, row.sample_id)), ""
+    settings: PrepareSettings
+    choice: Choice
 
+    @classmethod
+    def of(cls, settings: PrepareSettings) -> Inspector:
+        multiple = settings.bucket_multiple
+        return cls(settings, Choice.of(settings.areas, multiple, settings.seed))
 
-def unpack(
-    group: Group, path: str, choice: Choice, multiple: int
-) -> Iterator[tuple[SourceRow, str]]:
-    """(sample, bucket) of each row of a parquet row group; bad ones carry their ``problem``.
+    def inspect(self, row: SourceRow, fetch: Fetch | None = None) -> Inspected:
+        """The bucket of a usable sample and what is known of its picture, or the reason of one for
+        the quarantine. Captions of a file are read into ``row``.
 
-    Pictures of usable samples that stand in the rows are written to ``path``, one after the other,
-    and the samples say where. Raises StorageError.
-    """
-    held: dict[ByteRange, bytes] = {}
-    end = 0
+        Decodes the whole picture: a file that breaks off in the middle is found here. ``fetch``
+        gives the bytes of a picture (default: from storage). Raises StorageError when a remote
+        storage fails: that is no fault of the sample.
+        """
+        read = fetch or fetch_image
+        several = False
+        try:
+            if row.caption_file is not None:
+                row.captions, several = read_caption_file(row.caption_file, self.settings)
+            if not row.captions:
+                return Inspected(reason="empty caption")
+            check_captions(row.captions)
+        except FileNotFoundError:
+            return Inspected(reason="missing caption: no such file")
+        except (StorageError, ValueError) as error:
+            if isinstance(error, StorageError) and storage.is_remote(row.caption_file or ""):
+                raise
+            reason = message_line(error)
+            told = reason.startswith(("caption", "missing caption"))
+            return Inspected(reason=reason if told else f"caption: {reason}")
+        multiple = self.settings.bucket_multiple
+        try:
+            picture = _decoded(row.image, read)
+            width, height = picture.image.size
+            check_shape(width, height, multiple)
+            bucket = self.choice.bucket(width, height, row.sample_id)
+            facts = PictureFacts.of(picture, bucket)
+            self._check_size(facts, bucket)
+            _check_references(row.references, multiple, read)
+        except BadImage as error:
+            return Inspected(reason=str(error))
+        return Inspected(str(bucket), "", facts, several)
 
-    def keep(data: bytes) -> ByteRange:
-        part = ByteRange(path, end + sum(map(len, held.values())))
-        part = replace(part, stop=(part.start or 0) + len(data))
-        held[part] = data
-        return part
+    def _check_size(self, facts: PictureFacts, bucket: Bucket) -> None:
+        """Raises BadImage for a picture of fewer pixels than are asked for."""
+        size, least, most = (
+            f"{facts.width}x{facts.height} pixels",
+            self.settings.min_side,
+            self.settings.max_enlarge,
+        )
+        if min(facts.width, facts.height) < least:
+            raise BadImage(f"too small: {size}, allowed: {least} a side (data.min_side)")
+        if facts.scale > most:
+            raise BadImage(
+                f"too small: {size} would become {bucket}, {facts.scale:.3g} times a side, "
+                f"allowed: {most:g} (data.max_enlarge; a smaller data.pixel_area enlarges less)"
+            )
 
-    def fetch(part: ByteRange) -> bytes:
-        return held[part] if part in held else fetch_image(part)
+    def unpack(self, group: Group, path: str) -> Iterator[tuple[SourceRow, Inspected]]:
+        """Each row of a group of a table and what becomes of it; bad ones carry their ``problem``.
 
-    with ExitStack() as stack:
-        sink: pa.NativeFile | None = None
-        for row in read_group(group, keep):
-            bucket = ""
-            if row.problem is None:
-                bucket, reason = inspect(row, choice, multiple, fetch)
-                row.problem = reason or None
-            if row.problem is None and held:
-                if sink is None:
-                    sink = stack.enter_context(storage.open_output(path))
-                for data in held.values():
-                    sink.write(data)
-                    end += len(data)
-            held.clear()
-            yield row, bucket
+        Pictures of usable samples that stand in the rows are written to ``path``, one after the
+        other, and the samples say where. Raises StorageError.
+        """
+        held: dict[ByteRange, bytes] = {}
+        end = 0
+
+        def keep(data: bytes) -> ByteRange:
+            part = ByteRange(path, end + sum(map(len, held.values())))
+            part = replace(part, stop=(part.start or 0) + len(data))
+            held[part] = data
+            return part
+
+        def fetch(part: ByteRange) -> bytes:
+            return held[part] if part in held else fetch_image(part)
+
+        with ExitStack() as stack:
+            sink: pa.NativeFile | None = None
+            for row in read_group(group, keep):
+                found = Inspected()
+                if row.problem is None:
+                    found = self.inspect(row, fetch)
+                    row.problem = found.reason or None
+                if row.problem is None and held:
+                    if sink is None:
+                        sink = stack.enter_context(storage.open_output(path))
+                    for data in held.values():
+                        sink.write(data)
+                        end += len(data)
+                held.clear()
+                yield row, found
 
 
 def write_shard(path: str, groups: list[tuple[str, list[SourceRow]]]) -> dict[str, str]:
@@ -142,19 +182,12 @@ def fetch_image(part: ByteRange) -> bytes:
         raise BadImage(f"unreadable image: {message_line(error)}") from None
 
 
-def _captions(row: SourceRow) -> dict[str, str]:
-    if row.caption_file is None:
-        return dict(sorted(row.captions.items()))
-    text = read_caption_file(row.caption_file)
-    return {CAPTION_KEY: text} if text else {}
-
-
-def _open(part: ByteRange | None, fetch: Fetch = fetch_image) -> Image.Image:
+def _decoded(part: ByteRange | None, fetch: Fetch = fetch_image) -> Decoded:
     assert part is not None, "a row without a picture has a problem"
     data = fetch(part)
     if len(data) > MAX_BYTES:
         raise BadImage(f"too large: {len(data)} bytes, allowed: {MAX_BYTES}")
-    return decode_image(data)
+    return decode(data)
 
 
 def _check_references(parts: list[ByteRange], multiple: int, fetch: Fetch) -> None:
@@ -163,7 +196,7 @@ def _check_references(parts: list[ByteRange], multiple: int, fetch: Fetch) -> No
         raise BadImage(f"too many references: {len(parts)}, allowed: {MAX_REFERENCES}")
     for number, part in enumerate(parts, start=1):
         try:
-            image = _open(part, fetch)
+            image = _decoded(part, fetch).image
             check_shape(image.width, image.height, multiple)
         except BadImage as error:
             name = posixpath.basename(part.path) if part.stop is None else str(number)
@@ -173,15 +206,15 @@ def _check_references(parts: list[ByteRange], multiple: int, fetch: Fetch) -> No
 def _record(row: SourceRow, bucket: str) -> dict[str, Any]:
     """One row of the parquet file."""
     try:
-        captions = _captions(row)
-        image = fit(_open(row.image), parse_bucket(bucket))
-        references = [shrunk(_open(part), MAX_REFERENCE_PIXELS) for part in row.references]
+        image = fit(_decoded(row.image).image, parse_bucket(bucket))
+        pictures = (_decoded(part).image for part in row.references)
+        references = [shrunk(picture, MAX_REFERENCE_PIXELS) for picture in pictures]
     except (BadImage, OSError, StorageError, ValueError) as error:
         raise DataError(f"{row.where}: changed while it was being prepared: {error}") from None
     return {
         "sample_id": row.sample_id,
         "concept": row.concept,
-        "captions": list(captions.items()),
+        "captions": sorted(row.captions.items()),
         "image": encode_png(image),
         "width": image.width,
         "height": image.height,

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dopsd import storage
 from dopsd.credentials import holds_credentials
 from dopsd.data.sources.rows import CAPTION_KEY, ByteRange, SourceRow
 from dopsd.shown import line
@@ -26,6 +25,8 @@ MAX_NAME = 1024
 """Characters of an id, a concept or a caption key."""
 MAX_CAPTION_BYTES = 4 * MAX_CAPTION + 16
 
+_BREAKS = re.compile("\\s*[\t\n\r\x85\u2028\u2029]\\s*")
+"""Ends of lines and tabs, with the blanks around them."""
 _CONTROL_TOKEN = re.compile(r"<\|[^|<>]+\|>")
 """Tokens such as <|im_end|> end a turn or stand for an image; encoders refuse them too."""
 Keep = Callable[[bytes], ByteRange]
@@ -57,12 +58,13 @@ def fill(
     image = values.get("image")
     row.image = _picture("image", image, locate, keep)
     if isinstance(image, str):
-        row.sample_id = row.sample_id or check_name("id", posixpath.splitext(image)[0])
+        path = image.replace("\\", "/")
+        row.sample_id = row.sample_id or check_name("id", posixpath.splitext(path)[0])
     references = values.get("references") or []
     if not isinstance(references, list):
         raise ValueError(f"references: {shown(references)}, allowed: a list of paths")
     row.references = [_picture("references", reference, locate, keep) for reference in references]
-    captions = _captions(values)
+    captions = captions_in(values)
     row.captions = {key: text for key, text in captions.items() if text}
     if not row.captions:
         raise ValueError("empty caption" if captions else "missing caption")
@@ -92,13 +94,9 @@ def _picture(name: str, value: Any, locate: Callable[[str], str], keep: Keep | N
     return ByteRange(locate(given))
 
 
-def beside(folder: str, path: str) -> str:
-    """A path of a list: beside the list, absolute, or a URL."""
-    return path if storage.is_remote(path) else storage.join(folder, path)
-
-
-def _captions(values: Mapping[str, Any]) -> dict[str, str]:
-    """Stripped captions by key; a null is as good as absent."""
+def captions_in(values: Mapping[str, Any]) -> dict[str, str]:
+    """Captions of a record by key, each on one line; a null is as good as absent. Raises ValueError
+    for one that is no text."""
     texts: dict[str, Any] = {}
     for name in CAPTION_FIELDS:
         value = values.get(name)
@@ -109,7 +107,13 @@ def _captions(values: Mapping[str, Any]) -> dict[str, str]:
     for key, text in texts.items():
         if text is not None and not isinstance(text, str):
             raise ValueError(f"caption {key!r}: {shown(text)}, allowed: a text")
-    return {key: text.strip() for key, text in texts.items() if text is not None}
+    return {key: one_line(text) for key, text in texts.items() if text is not None}
+
+
+def one_line(text: str) -> str:
+    """A caption as it trains: encoders would read ends of lines, tabs and marks of byte order as
+    signs of the text."""
+    return _BREAKS.sub(" ", text.replace("\ufeff", "").strip())
 
 
 def check_captions(captions: Mapping[str, str]) -> None:

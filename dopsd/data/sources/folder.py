@@ -1,4 +1,4 @@
-"""A folder as a source: images with .txt captions beside them, and .parquet files."""
+"""A folder as a source: pictures with captions beside them or in a list, tables and tars."""
 
 from __future__ import annotations
 
@@ -6,89 +6,219 @@ import os
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from functools import partial
 
 from dopsd import storage
 from dopsd.data.manifest import MANIFEST, find_manifest
-from dopsd.data.sources.fields import MAX_CAPTION_BYTES, check_name, printable
+from dopsd.data.sources.concepts import FolderConcepts, folder_concepts
+from dopsd.data.sources.fields import check_name, printable
+from dopsd.data.sources.listing import METADATA, Files, list_folder
+from dopsd.data.sources.lists import is_authors_list, list_rows
 from dopsd.data.sources.parquet import list_parquet
+from dopsd.data.sources.paths import inside
 from dopsd.data.sources.rows import ByteRange, Source, SourceRow
+from dopsd.data.sources.saved import list_arrow
+from dopsd.data.sources.settings import ReadSettings
+from dopsd.data.sources.tars import list_tars
 from dopsd.shown import line
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _REFERENCE = re.compile(r"(.+)\.ref(\d+)", re.DOTALL)
 """Stem of a reference picture."""
 
 
-@dataclass
-class _Files:
-    """The files of a folder by kind: name inside the folder -> path to open."""
+def read_folder(folder: str, settings: ReadSettings) -> Source:
+    """Pictures at any depth with captions beside them; ``sample_id`` is the path without suffix.
 
-    images: dict[str, str] = field(default_factory=dict)
-    parquet: dict[str, str] = field(default_factory=dict)
-    texts: dict[str, str] = field(default_factory=dict)
-    """By name without suffix."""
-    problems: dict[str, str] = field(default_factory=dict)
-    """Why a file may not be opened."""
-    manifests: list[str] = field(default_factory=list)
-    """Names of what may be manifests of prepared shards."""
-    notes: list[str] = field(default_factory=list)
-
-
-def read_folder(folder: str, columns: Mapping[str, str]) -> Source:
-    """Images at any depth with ``STEM.txt`` beside them; ``sample_id`` is the path without suffix.
-
-    ``concept`` is the name of the first-level sub-folder; images at the top have none. Pictures
-    ``STEM.ref1.png``, ``STEM.ref2.jpg`` ... beside an image are its references, in the order of
-    their numbers. The rows of every ``.parquet`` file come besides; images beside such files are
-    samples of their own only with a caption. Of prepared shards only those that their manifest
-    names are read: other data lies beside them. Hidden files and folders are skipped.
+    A caption is in ``STEM.txt``, ``.caption`` or ``.json``, in the order of the settings, or in a
+    list: Hugging Face's ``metadata.jsonl`` or ``.csv``, or the authors' own ``data.jsonl``.
+    ``concept`` is the name of the first-level sub-folder; pictures at the top have none, and in a
+    list it is a column. Pictures
+    ``STEM.ref1.png``, ``STEM.ref2.jpg`` ... beside a picture are its references, in the order of
+    their numbers. The rows of every ``.parquet``, ``.arrow`` and ``.tar`` file come besides;
+    pictures beside such tables are samples of their own only with a caption. Of prepared shards
+    only those that their manifest names are read: other data lies beside them. Hidden files and
+    folders are skipped.
     """
-    files = _files(folder)
+    files = list_folder(folder, settings)
     missing = _keep_named(folder, files)
+    listed, named, places = _lists(files, settings)
+    concepts = folder_concepts([*files.images], settings.folder_repeats)
+    rows = _pictures(files, settings, concepts, named, places)
+    rows += listed
+    closed = files.problems.keys() & {*files.parquet, *files.arrow, *files.tars, *files.lists}
+    rows += [SourceRow(name, "", problem=files.problems[name]) for name in sorted(closed)]
+    rows += missing
+    for row in rows:
+        _check_names(row)
+    source = Source(rows, [*files.notes, *concepts.notes, *_own_name(folder, rows)])
+    source.repeats = dict(concepts.repeats)
+
+    def opened(kind: dict[str, str]) -> list[tuple[str, str]]:
+        return [(name, path) for name, path in kind.items() if name not in closed]
+
+    for part in (
+        list_parquet(opened(files.parquet), settings.columns),
+        list_arrow(opened(files.arrow), files.states, settings.columns),
+        list_tars(opened(files.tars), settings),
+    ):
+        source.rows += part.rows
+        source.notes += part.notes
+        source.groups += part.groups
+    return source
+
+
+def _lists(
+    files: Files, settings: ReadSettings
+) -> tuple[list[SourceRow], set[str], dict[str, str]]:
+    """(rows of the lists that are read; the pictures that they name; folder -> its list)."""
+    rows: list[SourceRow] = []
+    named: set[str] = set()
+    places: dict[str, str] = {}
+    order = {name: at for at, name in enumerate(METADATA)}
+    for name in sorted(files.lists, key=lambda one: (order.get(posixpath.basename(one), 9), one)):
+        path = files.lists[name]
+        place, base = posixpath.split(name)
+        if name in files.problems:
+            continue
+        if base not in METADATA and not is_authors_list(path, settings):
+            continue
+        if place in places:
+            files.notes.append(f"{name}: left aside, {places[place]} lies beside it")
+            continue
+        places[place] = name
+        found, notes = list_rows(
+            path,
+            name,
+            settings,
+            locate=partial(_open, files),
+            rename=partial(inside, files.root, place, names=files.paths),
+        )
+        files.notes += notes
+        rows += found
+        named.update(name for row in found for name in _names(files, row))
+    return rows, named, places
+
+
+def _open(files: Files, name: str) -> str:
+    if name in files.problems:
+        raise ValueError(files.problems[name])
+    return files.paths[name]
+
+
+def _pictures(
+    files: Files,
+    settings: ReadSettings,
+    concepts: FolderConcepts,
+    named: set[str],
+    places: dict[str, str],
+) -> list[SourceRow]:
+    """The pictures that no list names, and captions without a picture."""
     stems = {posixpath.splitext(name)[0] for name in files.images}
     references: dict[str, list[tuple[int, str]]] = {}
     rows: list[SourceRow] = []
-    left = 0
+    used: set[str] = set()
+    left = several = listed_too = 0
     for name, path in files.images.items():
         stem = posixpath.splitext(name)[0]
         if (match := _REFERENCE.fullmatch(stem)) and match[1] in stems:
             references.setdefault(match[1], []).append((int(match[2]), name))
             continue
-        concept = name.split("/")[0] if "/" in name else None
-        if stem not in files.texts and files.parquet:
+        kinds = files.captions.get(stem) or files.captions.get(name) or {}
+        used |= {*kinds.values()}
+        found = [kinds[kind] for kind in settings.caption_files if kind in kinds]
+        if name in named:
+            listed_too += bool(found)
+            continue
+        if not found and (files.parquet or files.arrow):
             left += 1
             continue
-        rows.append(
-            SourceRow(name, stem, ByteRange(path), concept, caption_file=files.texts.get(stem))
-        )
-    if left:
-        files.notes.append(
-            f"{left} images without .txt captions: left to the rows of .parquet files"
-        )
+        several += len(found) > 1
+        row = SourceRow(name, stem, ByteRange(path), concepts.of(name))
+        row.caption_file = files.paths[found[0]] if found else None
+        row.problem = files.problems.get(name)
+        if row.problem is None and found and found[0] in files.problems:
+            row.problem = f"caption: {files.problems[found[0]]}"
+        if row.problem is None and not found:
+            row.problem = _missing_caption(files, settings, stem, name, kinds, places)
+        rows.append(row)
     for row in rows:
         shown = [name for _, name in sorted(references.get(row.sample_id, []))]
         row.references = [ByteRange(files.images[name]) for name in shown]
-        opened = [row.where, f"{row.sample_id}.txt", *shown]
-        row.problem = next((files.problems[n] for n in opened if n in files.problems), None)
-        if row.problem is None and row.caption_file is None:
-            row.problem = f"missing caption: no {row.sample_id}.txt"
-    for stem in sorted(files.texts.keys() - {row.sample_id for row in rows}):
-        problem = f"missing image: no picture beside {stem}.txt"
-        rows.append(SourceRow(f"{stem}.txt", stem, problem=problem))
-    closed = files.parquet.keys() & files.problems.keys()
-    rows += [SourceRow(name, "", problem=files.problems[name]) for name in sorted(closed)]
-    rows += missing
-    for row in rows:
-        _check_names(row)
-    parquet = list_parquet(
-        [(name, path) for name, path in files.parquet.items() if name not in closed], columns
-    )
-    return Source(rows + parquet.rows, files.notes + parquet.notes, parquet.groups)
+        problem = next((files.problems[name] for name in shown if name in files.problems), None)
+        row.problem = row.problem or problem
+    for name in sorted(files.orphans(used)):
+        rows.append(
+            SourceRow(name, posixpath.splitext(name)[0], problem=_missing_image(files, name))
+        )
+    order = " before ".join(f".{kind}" for kind in settings.caption_files)
+    if left:
+        files.notes.append(f"{left} pictures without captions: left to the rows of tables")
+    if several:
+        files.notes.append(
+            f"captions of several kinds beside {several} pictures: {order} (data.caption_files)"
+        )
+    if listed_too:
+        lists = ", ".join(sorted(places.values())[:3])
+        files.notes.append(f"captions beside {listed_too} pictures are left aside for {lists}")
+    return rows
 
 
-def _keep_named(folder: str, files: _Files) -> list[SourceRow]:
+def _missing_caption(
+    files: Files,
+    settings: ReadSettings,
+    stem: str,
+    name: str,
+    kinds: dict[str, str],
+    places: dict[str, str],
+) -> str:
+    """Why a picture has none, with the file that is there in its stead."""
+    first, *rest = settings.caption_files
+    wanted = " or ".join([f"{stem}.{first}", *(f".{kind}" for kind in rest)])
+    reason = f"missing caption: no {wanted}"
+    place = posixpath.dirname(name)
+    while place and place not in places:
+        place = posixpath.dirname(place)
+    if place in places:
+        return f"{reason}, and {places[place]} does not name the picture"
+    if kinds:
+        found = ", ".join(kinds.values())
+        return f"{reason}; {found} is there (data.caption_files=[{', '.join(kinds)}] reads it)"
+    if others := files.others.get(stem):
+        return f"{reason}; {others[0]} is there, which is no caption"
+    if unread := [one for one in files.lists if one not in places.values()]:
+        path = storage.join(files.root, unread[0])
+        return f"{reason}; {unread[0]} is there (data.source={path} reads it)"
+    return reason
+
+
+def _missing_image(files: Files, caption: str) -> str:
+    stem = posixpath.splitext(caption)[0]
+    reason = f"missing image: no picture beside {caption}"
+    if others := files.others.get(stem) or files.others.get(posixpath.splitext(stem)[0]):
+        return f"{reason}; {others[0]} is there, which is not read"
+    return reason
+
+
+def _names(files: Files, row: SourceRow) -> list[str]:
+    """The names of the pictures of a row: those that it opens."""
+    parts = [*([row.image] if row.image else []), *row.references]
+    return [name for part in parts if (name := files.name_of(part.path)) is not None]
+
+
+def _own_name(folder: str, rows: list[SourceRow]) -> list[str]:
+    """kohya's repeats are read from the folders inside a source."""
+    base = posixpath.basename(folder.rstrip("/"))
+    own = folder_concepts([f"{base}/x"], folder_repeats=True)
+    if not own.repeats or any(row.concept for row in rows):
+        return []
+    ((concept, count),) = own.repeats.items()
+    above = posixpath.dirname(folder.rstrip("/")) or os.curdir
+    return [
+        f"for concept {concept!r} and {count} repeats give the folder above: data.source={above}"
+    ]
+
+
+def _keep_named(folder: str, files: Files) -> list[SourceRow]:
     """Leave in folders of prepared shards only the parquet files that the manifest names; returns
     a problem for each that is not there. Manifests of others say nothing."""
     missing: list[SourceRow] = []
@@ -116,17 +246,6 @@ def _keep_named(folder: str, files: _Files) -> list[SourceRow]:
     return missing
 
 
-def read_caption_file(path: str) -> str:
-    """The text of a caption file without surrounding blanks. Raises ValueError with a reason."""
-    size = storage.size(path)
-    if size > MAX_CAPTION_BYTES:
-        raise ValueError(f"caption too long: {size} bytes, allowed: {MAX_CAPTION_BYTES}")
-    try:
-        return storage.read_bytes(path).decode("utf-8-sig").strip()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"caption is not UTF-8 ({error.reason} at byte {error.start})") from None
-
-
 def _check_names(row: SourceRow) -> None:
     """A name that cannot be written is a problem, and is shown in characters that can."""
     try:
@@ -134,72 +253,3 @@ def _check_names(row: SourceRow) -> None:
     except ValueError as error:
         row.where, row.sample_id, row.problem = line(printable(row.where)), "", str(error)
         row.image, row.concept, row.caption_file, row.references = None, None, None, []
-
-
-def _files(folder: str) -> _Files:
-    files = _Files()
-    others = 0
-    listed = _remote_files(folder) if storage.is_remote(folder) else _local_files(folder, files)
-    for name, path in listed:
-        parts = name.split("/")
-        if ".." in parts:  # S3 knows no folders, so that a key may hold anything
-            files.problems[name] = "path leaves its folder"
-        elif any(part.startswith((".", "__MACOSX")) for part in parts):
-            continue
-        stem, suffix = posixpath.splitext(name)
-        if suffix.lower() in IMAGE_SUFFIXES:
-            files.images[name] = path
-        elif suffix.lower() == ".parquet":
-            files.parquet[name] = path
-        elif suffix.lower() == ".txt":
-            files.texts[stem] = path
-            if name in files.problems:
-                files.problems[f"{stem}.txt"] = f"caption: {files.problems[name]}"
-        else:
-            others += 1
-            if parts[-1] == MANIFEST and name not in files.problems:
-                files.manifests.append(name)
-    if others:
-        kinds = "images, .txt captions nor .parquet"
-        files.notes.append(f"{others} files are neither {kinds}: left aside")
-    return files
-
-
-def _remote_files(folder: str) -> Iterator[tuple[str, str]]:
-    fs, inner = storage.filesystem(folder)
-    inner = inner.rstrip("/")
-    with storage.storage_errors(folder):
-        paths = sorted(fs.find(inner))
-    for path in paths:
-        # Cut off, not made relative: that would resolve "..".
-        yield path[len(inner) + 1 :], f"s3://{path}"
-
-
-def _local_files(folder: str, files: _Files) -> Iterator[tuple[str, str]]:
-    """Links to folders are not entered: they may lead in circles or anywhere."""
-    root = os.path.realpath(folder)
-    listed: list[tuple[str, str]] = []
-    for parent, folders, names in os.walk(folder):
-        inside = os.path.relpath(parent, folder)
-        for name in folders:
-            if os.path.islink(os.path.join(parent, name)):
-                link = printable(os.path.normpath(os.path.join(inside, name)))
-                files.notes.append(f"{link}: a link to a folder is not followed")
-        for name in names:
-            path = os.path.join(parent, name)
-            shown = os.path.normpath(os.path.join(inside, name))
-            listed.append((shown, path))
-            if problem := _local_problem(path, root):
-                files.problems[shown] = problem
-    files.notes.sort()
-    yield from sorted(listed)
-
-
-def _local_problem(path: str, root: str) -> str | None:
-    if not os.path.islink(path):
-        # A pipe would be waited for forever.
-        return None if os.path.isfile(path) else "not a regular file"
-    target = os.path.realpath(path)
-    if os.path.commonpath([root, target]) != root:
-        return "link leaves the source's folder; a .jsonl may name files anywhere"
-    return None if os.path.isfile(target) else "link leads nowhere"

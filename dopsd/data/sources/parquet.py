@@ -1,4 +1,4 @@
-"""Parquet files as a source.
+"""Parquet files as a source, and how rows of tables become samples.
 
 The driver reads footers alone. A task reads one row group, row by row so that its memory does not
 depend on what a page unpacks to, and copies the pictures of usable samples into one file of their
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,15 +18,10 @@ import pyarrow.parquet as pq
 
 from dopsd import storage
 from dopsd.data.schema import FORMAT, SCHEMA_VERSION
-from dopsd.data.sources.fields import (
-    CAPTION_FIELDS,
-    FIELDS,
-    Keep,
-    check_name,
-    fill,
-    printable,
-    shown,
-)
+from dopsd.data.sources.arrow import SUFFIX as ARROW
+from dopsd.data.sources.arrow import batch_rows
+from dopsd.data.sources.columns import Columns, columns_of, named_values
+from dopsd.data.sources.fields import CAPTION_FIELDS, Keep, check_name, fill, printable, shown
 from dopsd.data.sources.rows import Group, Source, SourceRow
 from dopsd.errors import DopsdError, message_line
 
@@ -46,6 +41,7 @@ def list_parquet(files: list[tuple[str, str]], columns: Mapping[str, str]) -> So
     """
     source = Source([])
     unknown: Counter[str] = Counter()
+    guessed: Counter[str] = Counter()
     with ThreadPoolExecutor(_READERS) as readers:
         for (name, path), footer in zip(files, readers.map(lambda file: _footer(file[1]), files)):
             try:
@@ -53,18 +49,28 @@ def list_parquet(files: list[tuple[str, str]], columns: Mapping[str, str]) -> So
                 if isinstance(footer, Exception):
                     raise ValueError(f"broken parquet: {_line(footer)}")
                 present = _columns(footer, columns, unknown)
+                guessed.update(present.notes)
             except ValueError as error:
                 rows = 1 if isinstance(footer, Exception) else max(1, footer.num_rows)
                 source.rows.append(SourceRow(name, "", problem=str(error), samples=rows))
                 continue
             for number in range(footer.num_row_groups):
                 if rows := footer.row_group(number).num_rows:
-                    source.groups.append(Group(path, f"{name}:{number}", number, rows, present))
-    source.notes = sorted(
-        f"column {shown(column)} is unknown: left aside in {count} files"
-        for column, count in unknown.items()
-    )
+                    source.groups.append(group_of(path, name, number, rows, present))
+    source.notes = table_notes(unknown, guessed)
     return source
+
+
+def group_of(path: str, name: str, number: int, rows: int, columns: Columns) -> Group:
+    return Group(path, f"{name}:{number}", number, rows, columns.fields, columns.captions)
+
+
+def table_notes(unknown: Counter[str], guessed: Counter[str]) -> list[str]:
+    """What is told of the columns of several files."""
+    notes = [
+        f"column {shown(name)} is unknown: left aside in {n} files" for name, n in unknown.items()
+    ]
+    return sorted(notes) + [f"{note} in {n} files" for note, n in sorted(guessed.items())]
 
 
 def _footer(path: str) -> pq.FileMetaData | Exception:
@@ -78,10 +84,8 @@ def _footer(path: str) -> pq.FileMetaData | Exception:
         return error
 
 
-def _columns(
-    footer: pq.FileMetaData, asked: Mapping[str, str], unknown: Counter[str]
-) -> dict[str, str]:
-    """Field -> column of a file; raises ValueError when it cannot hold samples."""
+def _columns(footer: pq.FileMetaData, asked: Mapping[str, str], unknown: Counter[str]) -> Columns:
+    """The columns of a file; raises ValueError when it cannot hold samples."""
     if not footer.num_rows:
         raise ValueError("empty: no rows")
     metadata = footer.metadata or {}
@@ -89,21 +93,50 @@ def _columns(
     version = metadata.get(b"dopsd.version", b"").decode("ascii", "replace")
     if own and version != str(SCHEMA_VERSION):
         raise ValueError(f"schema version {shown(version)}, this dopsd reads {SCHEMA_VERSION}")
-    names = footer.schema.to_arrow_schema().names
-    wanted = {name: asked.get(name, name) for name in FIELDS}
+    return table_columns(footer.schema.to_arrow_schema(), asked, unknown, _OWN if own else set())
+
+
+def table_columns(
+    schema: pa.Schema, asked: Mapping[str, str], unknown: Counter[str], own: Collection[str] = ()
+) -> Columns:
+    """The columns of a table; those of no use are counted in ``unknown``, but for ``own``. Raises
+    ValueError when it cannot hold samples."""
+    names = schema.names
+    wanted = dict(asked)
     if "id" not in asked and "id" not in names:
         wanted["id"] = "sample_id"
-    present = {name: column for name, column in wanted.items() if column in names}
-    if twice := [column for column in present.values() if names.count(column) > 1]:
+    columns = columns_of(names, wanted, _pictures(schema))
+    if twice := [column for column in columns.used if names.count(column) > 1]:
         raise ValueError(f"column {twice[0]!r} is there twice")
-    if "image" not in present:
-        raise ValueError(f"missing column: {wanted['image']!r} (set data.columns)")
-    if not present.keys() & set(CAPTION_FIELDS):
-        allowed = ", ".join(wanted[name] for name in CAPTION_FIELDS)
-        raise ValueError(f"missing column: a caption, allowed: {allowed} (set data.columns)")
-    known = {*present.values(), *(_OWN if own else ())}
+    there = ", ".join(map(shown, names[:12]))
+    if "image" not in columns.fields:
+        missing = asked.get("image", "image")
+        raise ValueError(f"missing column: {missing!r}, there are {there} (set data.columns)")
+    if not columns.captions and not columns.fields.keys() & {*CAPTION_FIELDS}:
+        allowed = ", ".join(asked.get(name, name) for name in CAPTION_FIELDS)
+        raise ValueError(
+            f"missing column: a caption, allowed: {allowed}; there are {there} (set data.columns)"
+        )
+    known = {*columns.used, *columns.ignored, *own}
     unknown.update(printable(name) for name in dict.fromkeys(names) if name not in known)
-    return present
+    return columns
+
+
+def _pictures(schema: pa.Schema) -> list[str]:
+    """Columns that hold pictures by their type: Hugging Face's structs, or the only bytes."""
+    structs = [
+        field.name
+        for field in schema
+        if pa.types.is_struct(field.type) and {"bytes", "path"} <= {one.name for one in field.type}
+    ]
+    if structs:
+        return structs if len(structs) == 1 else []
+    binary = [
+        field.name
+        for field in schema
+        if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type)
+    ]
+    return binary if len(binary) == 1 else []
 
 
 def read_group(group: Group, keep: Keep) -> Iterator[SourceRow]:
@@ -112,34 +145,45 @@ def read_group(group: Group, keep: Keep) -> Iterator[SourceRow]:
     Pictures that stand in a row go through ``keep`` while the row is made.
     """
     folder = os.path.dirname(group.path)
-    count, problem = 0, "broken parquet: the row group holds fewer rows than its footer says"
+    kind = "Arrow" if group.path.endswith(ARROW) else "parquet"
+    part = "record batch" if group.path.endswith(ARROW) else "row group"
+    count, problem = 0, f"broken {kind}: the {part} holds fewer rows than its file says"
+    columns = Columns(group.columns, tuple(group.captions))
     try:
-        with (
-            storage.open_input(group.path) as file,
-            # Without pre-buffering: it would read a whole column of the row group at once.
-            pq.ParquetFile(
-                file, pre_buffer=False, buffer_size=_BUFFER, page_checksum_verification=True
-            ) as parquet,
-        ):
-            rows = parquet.iter_batches(
-                1, [group.number], list(group.columns.values()), use_threads=False
-            )
-            for batch in rows:
-                yield _row(group, count, batch, folder, keep)
-                count += 1
+        for batch in _single_rows(group, sorted(columns.used)):
+            yield _row(group, count, batch, columns, folder, keep)
+            count += 1
     except DopsdError:
         raise
     except Exception as error:
-        problem = f"broken parquet: {_line(error)}"
+        problem = f"broken {kind}: {_line(error)}"
     if count < group.rows:
         where = f"{group.where}:{count}-{group.rows - 1}"
         yield SourceRow(where, "", problem=problem, samples=group.rows - count)
 
 
-def _row(group: Group, number: int, batch: pa.RecordBatch, folder: str, keep: Keep) -> SourceRow:
+def _single_rows(group: Group, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """The rows of a group, each as a batch of its own."""
+    if group.path.endswith(ARROW):
+        yield from batch_rows(group.path, group.number, columns)
+        return
+    with (
+        storage.open_input(group.path) as file,
+        # Without pre-buffering: it would read a whole column of the row group at once.
+        pq.ParquetFile(
+            file, pre_buffer=False, buffer_size=_BUFFER, page_checksum_verification=True
+        ) as parquet,
+    ):
+        yield from parquet.iter_batches(1, [group.number], columns, use_threads=False)
+
+
+def _row(
+    group: Group, number: int, batch: pa.RecordBatch, columns: Columns, folder: str, keep: Keep
+) -> SourceRow:
     row = SourceRow(f"{group.where}:{number}", "")
     try:
-        values = {name: _value(batch, column) for name, column in group.columns.items()}
+        record = {column: _value(batch, column) for column in columns.used}
+        values = named_values(record, columns)
         fill(row, values, lambda path: _inside(folder, path), keep=keep)
         row.sample_id = row.sample_id or f"{group.stem}/{number}"
     except ValueError as error:

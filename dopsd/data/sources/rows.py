@@ -23,8 +23,8 @@ class ByteRange:
 class SourceRow:
     """``where`` names it to the user: a file, file:line, or file:row group:row.
 
-    ``captions`` is filled from JSONL and parquet; for folders ``caption_file`` names the text to
-    be read.
+    ``captions`` is filled from lists and tables; for folders ``caption_file`` names the text to be
+    read.
     """
 
     where: str
@@ -41,7 +41,7 @@ class SourceRow:
 
 @dataclass(frozen=True)
 class Group:
-    """A row group of a parquet source: what one task reads."""
+    """A row group of a parquet file, or a record batch of an Arrow file: what one task reads."""
 
     path: str
     where: str
@@ -50,6 +50,8 @@ class Group:
     rows: int
     columns: dict[str, str]
     """Field -> column of this file."""
+    captions: tuple[str, ...] = ()
+    """Columns that each hold a caption under their own name."""
 
     @property
     def stem(self) -> str:
@@ -67,6 +69,8 @@ class Source:
     rows: list[SourceRow]
     notes: list[str] = field(default_factory=list)
     groups: list[Group] = field(default_factory=list)
+    repeats: dict[str, int] = field(default_factory=dict)
+    """Concept -> times per epoch that its samples come, where the source says so."""
 
 
 def pack_row(row: SourceRow) -> str:

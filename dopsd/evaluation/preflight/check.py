@@ -85,7 +85,11 @@ def check_teacher(
     family = FAMILIES[config.model.family](config.model.base, config.model.revision)
     model = config.model
     pipeline = family.load_pipeline(
-        DTYPES[model.dtype], device, text_encoder=False, attention=model.attention
+        DTYPES[model.dtype],
+        device,
+        text_encoder=False,
+        attention=model.attention,
+        quantize=model.quantize,
     )
     distance = load_distance(metric, config.preflight.model, family, pipeline, device)
     checks, rows = [], []

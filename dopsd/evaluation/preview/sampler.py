@@ -43,7 +43,11 @@ class PreviewSampler:
         """(student's, teacher's) of each sample."""
         del encoder
         self.pipeline = self.family.load_pipeline(
-            self.dtype, device, text_encoder=False, attention=config.model.attention
+            self.dtype,
+            device,
+            text_encoder=False,
+            attention=config.model.attention,
+            quantize=config.model.quantize,
         )
         self._modules: dict[str, dict[str, Tensor]] = {}
         """By role: what was trained beside its LoRA; and the base's own."""

@@ -48,6 +48,12 @@ def link_state(zero: Any) -> None:
         zero._lazy_init_hp_params_optimizer_state()
 
 
+def unlink_state(zero: Any) -> None:
+    """The optimizer's state is gone: the next update, which makes it anew, links it."""
+    if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
+        zero._hp_optimizer_states_linked = False
+
+
 def whole_numel(parameter: nn.Parameter) -> int:
     """Elements of the whole parameter, of which ZeRO-3 may have left nothing here."""
     return int(getattr(parameter, "ds_numel", parameter.numel()))

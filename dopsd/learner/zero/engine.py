@@ -18,7 +18,13 @@ from dopsd.learner.student import Student
 from dopsd.learner.zero.adamw8bit import adamw8bit
 from dopsd.learner.zero.deepspeed_private import flat_parts, set_from_whole
 from dopsd.learner.zero.extensions import build_needed
-from dopsd.learner.zero.optimizer_state import AVERAGE, begin, own_nonfinite, set_optimizer_state
+from dopsd.learner.zero.optimizer_state import (
+    AVERAGE,
+    begin,
+    forget_updates,
+    own_nonfinite,
+    set_optimizer_state,
+)
 from dopsd.models.lora import STUDENT, TEACHER, activate, bind_parameters
 from dopsd.readers import Object, checked, read_json
 
@@ -201,6 +207,13 @@ class ZeroEngine:
         set_optimizer_state(self.zero, parameters, updates, moments)
         with self.gathered(list(parameters.values())):
             bind_parameters(parameters, weights)
+
+    @torch.no_grad()
+    def reset(self, weights: dict[str, Tensor]) -> None:
+        """Be as an engine that begins with these fp32 weights of the student and has trained
+        nothing. Only between two optimizer steps. Collective."""
+        self.restore(weights, 0, {})
+        forget_updates(self.zero)
 
     def trained(self, adapter: str = STUDENT) -> dict[str, nn.Parameter]:
         """{name: parameter} of what is trained, or of the teacher's counterparts."""

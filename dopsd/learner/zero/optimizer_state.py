@@ -26,6 +26,7 @@ from dopsd.learner.zero.deepspeed_private import (
     owned_span,
     set_from_whole,
     set_own_part,
+    unlink_state,
 )
 from dopsd.models.finite import all_finite
 
@@ -96,6 +97,13 @@ def begin(zero: Any, step: int, averaged: bool = False) -> None:
         if averaged:
             state[AVERAGE] = flat.detach().clone()
     link_state(zero)
+
+
+def forget_updates(zero: Any) -> None:
+    """AdamW's state before its first update, which makes it anew. Not of its 8-bit kind."""
+    for flat in flat_parts(zero):
+        zero.optimizer.state.pop(flat, None)
+    unlink_state(zero)
 
 
 def own_slices(zero: Any, parameters: dict[str, nn.Parameter]) -> Iterator[Slice]:

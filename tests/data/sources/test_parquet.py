@@ -11,26 +11,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dopsd.data.buckets import Choice
 from dopsd.data.images import decode_png
 from dopsd.data.manifest import Manifest, PrepareSettings
 from dopsd.data.prepare.run import prepare
-from dopsd.data.prepare.shards import fetch_image, unpack
+from dopsd.data.prepare.shards import Inspector, fetch_image
 from dopsd.data.sources.read import read_source
 from dopsd.data.sources.rows import ByteRange, SourceRow
+from dopsd.data.sources.settings import ReadSettings
 from dopsd.errors import DataError
 from tests.data.samples import SMALL, picture, png, write_folder
 
-CHOICE = Choice.of((SMALL["pixel_area"],), SMALL["bucket_multiple"], seed=0)
+INSPECTOR = Inspector.of(PrepareSettings(**SMALL))
 
 
 def read(source: Path, columns: dict[str, str] | None = None) -> list[SourceRow]:
     """Every sample of a parquet source, as its tasks see it."""
-    found = read_source(str(source), columns)
+    found = read_source(str(source), ReadSettings(columns=columns or {}))
     rows = list(found.rows)
     for at, group in enumerate(found.groups):
         aside = source.parent / f"aside-{at}"
-        rows += [row for row, _ in unpack(group, str(aside), CHOICE, SMALL["bucket_multiple"])]
+        rows += [row for row, _ in INSPECTOR.unpack(group, str(aside))]
     return rows
 
 
@@ -86,18 +86,19 @@ def test_captions_in_every_form(tmp_path: Path, kind: str) -> None:
 
 
 def test_columns_of_other_names(tmp_path: Path) -> None:
-    values = {"jpg": [png(picture(0))], "long": ["x"], "key": ["a"], "image": [3], "width": [4]}
+    values = {"jpg": [png(picture(0))], "words": ["x"], "key": ["a"], "image": [3], "width": [4]}
     pq.write_table(pa.table(values), tmp_path / "set.parquet")
-    columns = {"image": "jpg", "caption": "long", "id": "key"}
+    columns = {"image": "jpg", "caption": "words", "id": "key"}
     (row,) = read(tmp_path / "set.parquet", columns)
     assert (row.sample_id, row.captions, row.problem) == ("a", {"caption": "x"}, None)
-    assert read_source(str(tmp_path / "set.parquet"), columns).notes == [
+    assert read_source(str(tmp_path / "set.parquet"), ReadSettings(columns=columns)).notes == [
         "column 'image' is unknown: left aside in 1 files",
         "column 'width' is unknown: left aside in 1 files",
     ]
     (bad,) = read_source(str(tmp_path / "set.parquet")).rows
     assert bad.problem == (
-        "missing column: a caption, allowed: prompt, text, caption, captions (set data.columns)"
+        "missing column: a caption, allowed: prompt, text, caption, captions; there are 'jpg', "
+        "'words', 'key', 'image', 'width' (set data.columns)"
     )
 
 
@@ -157,7 +158,9 @@ def test_broken_files_and_pages_take_only_their_own_rows(tmp_path: Path) -> None
     assert (found["cut.parquet"] or "").startswith("broken parquet")
     assert (found["nil.parquet"] or "").startswith("broken parquet")
     assert found["norows.parquet"] == "empty: no rows"
-    assert found["nocolumn.parquet"] == "missing column: 'image' (set data.columns)"
+    assert found["nocolumn.parquet"] == (
+        "missing column: 'image', there are 'caption' (set data.columns)"
+    )
     assert found["future.parquet"] == "schema version '99', this dopsd reads 2"
     lost = {row.where: row.samples for row in rows if row.problem}
     assert (lost["page.parquet:1:0-2"], lost["nocolumn.parquet"], lost["cut.parquet"]) == (3, 6, 1)
@@ -171,7 +174,7 @@ def test_pictures_with_references_are_set_aside_where_they_are_read(tmp_path: Pa
     first, second, third = read(tmp_path / "set.parquet")
     assert [fetch_image(place) for place in first.references] == images[1:]
     assert second.problem == (
-        "bad reference: 1: broken image: not a format of PNG, JPEG, WEBP, GIF, BMP, TIFF"
+        "bad reference: 1: broken image: not a format of PNG, JPEG, WEBP, GIF, BMP, TIFF, AVIF"
     )
     size = sum(map(len, images))
     assert third.image == ByteRange(str(tmp_path / "aside-0"), size, size + len(images[2]))

@@ -20,7 +20,7 @@ def test_folder_lists_images_with_captions_and_concepts(tmp_path: Path) -> None:
         ("001", None, None),
         ("dog/deep/000", "dog", None),
     ]
-    assert found.notes == ["1 files are neither images, .txt captions nor .parquet: left aside"]
+    assert found.notes == ["neither pictures, captions nor lists, left aside: 1 .md"]
 
 
 def test_folder_names_missing_captions_and_missing_images(tmp_path: Path) -> None:
@@ -28,7 +28,7 @@ def test_folder_names_missing_captions_and_missing_images(tmp_path: Path) -> Non
     (tmp_path / "b.txt").write_text("no picture")
     problems = {row.where: row.problem for row in read_source(str(tmp_path)).rows}
     assert problems == {
-        "a.PNG": "missing caption: no a.txt",
+        "a.PNG": "missing caption: no a.txt or .caption or .json",
         "b.txt": "missing image: no picture beside b.txt",
     }
 
@@ -89,7 +89,7 @@ def test_jsonl_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     (tmp_path / "set.jsonl").write_bytes(b'\xef\xbb\xbf{"image": "a.png", "text": "a"}\n"\xff"\n')
     rows = read_source(str(tmp_path / "set.jsonl")).rows
     assert rows[0].problem is None
-    assert rows[1].problem == "not UTF-8 (invalid start byte at byte 1)"
+    assert (rows[1].problem or "").startswith("not UTF-8 (invalid start byte at byte 1); likely")
 
 
 def test_jsonl_notes_unknown_fields_and_empty_captions_beside_good_ones(tmp_path: Path) -> None:
@@ -103,12 +103,12 @@ def test_jsonl_notes_unknown_fields_and_empty_captions_beside_good_ones(tmp_path
 
 
 def test_sources_that_cannot_be_read_at_all(tmp_path: Path) -> None:
-    (tmp_path / "file.csv").write_text("x")
+    (tmp_path / "file.dat").write_text("x")
     (tmp_path / "empty").mkdir()
     for name, message in [
-        ("nothing", "no such folder, .jsonl or .parquet file"),
+        ("nothing", "no such folder, .jsonl, .csv, .tsv, .parquet, .arrow or .tar file"),
         ("nothing.jsonl", "no such file"),
-        ("file.csv", "not a folder, .jsonl or .parquet file"),
+        ("file.dat", "not a folder, .jsonl, .csv, .tsv, .parquet, .arrow or .tar file"),
         ("empty", "no samples in it"),
     ]:
         with pytest.raises(DataError, match=f"data.source: .*{name}: {message}"):

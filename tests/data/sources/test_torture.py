@@ -18,7 +18,7 @@ from tests.data.samples import SMALL
 from tests.data.sources import torture
 from tests.data.sources.torture import Torture
 
-SETTINGS = PrepareSettings(**SMALL, max_bad_fraction=1.0)
+SETTINGS = PrepareSettings(**SMALL, max_bad_fraction=1.0, max_enlarge=100.0)
 WORKER_BYTES = 900 * 2**20
 """A Ray worker with Ray Data alone takes up to some 350 MiB; a single decoded bomb would take 600
 MiB more."""

@@ -1,0 +1,196 @@
+"""Lists as sources: a .jsonl file of one object a line, a .csv or .tsv file of one row each."""
+
+from __future__ import annotations
+
+import csv
+import io
+import posixpath
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain, islice
+from typing import IO, Any
+
+from dopsd import storage
+from dopsd.data.sources.columns import LIST_NAME, Columns, columns_of, named_values
+from dopsd.data.sources.encodings import decoded
+from dopsd.data.sources.fields import fill, shown
+from dopsd.data.sources.paths import beside
+from dopsd.data.sources.rows import Source, SourceRow
+from dopsd.data.sources.settings import ReadSettings
+from dopsd.readers import json_value
+
+SUFFIXES = (".jsonl", ".csv", ".tsv")
+MAX_LINE = 2**22
+"""Bytes of a line (4 MiB); what is beyond is skipped unread."""
+MAX_TABLE = 2**28
+"""Bytes of a .csv or .tsv file (256 MiB), which is read at once."""
+_HEAD = 1000
+"""Records at the start that tell which columns there are."""
+
+Record = dict[str, Any] | ValueError
+
+
+def read_list(path: str, settings: ReadSettings) -> Source:
+    """List the samples of a file of SUFFIXES.
+
+    ``image`` (path relative to the file, absolute, or s3://), captions as ``captions`` (a map
+    key -> text, or one text), ``caption``, ``text`` or ``prompt``; optional ``id`` (default: the
+    image path without suffix), ``concept``, and ``references`` (a list of paths like ``image``).
+    Columns of other usual names are guessed and told of, others are left aside with a note.
+    """
+    locate = partial(beside, posixpath.dirname(path))
+    rows, notes = list_rows(path, posixpath.basename(path), settings, locate)
+    return Source(rows, notes)
+
+
+def list_rows(
+    path: str,
+    file: str,
+    settings: ReadSettings,
+    locate: Callable[[str], str],
+    rename: Callable[[str], str] | None = None,
+) -> tuple[list[SourceRow], list[str]]:
+    """(rows, notes) of a list that users know as ``file``.
+
+    ``locate`` turns a path as it is given into one that can be opened, or raises ValueError;
+    ``rename`` first makes of a picture's path the one that it is known by.
+    """
+    rows: list[SourceRow] = []
+    unknown: Counter[str] = Counter()
+    empty: Counter[str] = Counter()
+    records = _records(path, settings)
+    head = list(islice(records, _HEAD))
+    names = dict.fromkeys(name for _, record in head if isinstance(record, dict) for name in record)
+    columns = columns_of(names, settings.columns)
+    for number, record in chain(head, records):
+        row = SourceRow(f"{file}:{number}", "")
+        rows.append(row)
+        try:
+            if isinstance(record, ValueError):
+                raise record
+            unknown.update(record.keys() - columns.used - columns.ignored)
+            values = named_values(record, columns)
+            if rename is not None:
+                _rename(values, rename)
+            fill(row, values, locate, empty)
+        except ValueError as error:
+            row.problem = _with_names(str(error), columns, record)
+            row.captions = {}
+    notes = [f"field {shown(key)} is unknown: left aside in {n} rows" for key, n in unknown.items()]
+    notes += [f"caption {key!r} is empty in {n} rows: left out there" for key, n in empty.items()]
+    return rows, sorted(notes) + [f"{file}: {note}" for note in columns.notes]
+
+
+def _rename(values: dict[str, Any], rename: Callable[[str], str]) -> None:
+    if isinstance(image := values.get("image"), str) and image:
+        values["image"] = rename(image)
+    if isinstance(references := values.get("references"), list):
+        values["references"] = [
+            rename(path) if isinstance(path, str) and path else path for path in references
+        ]
+
+
+def is_authors_list(path: str, settings: ReadSettings) -> bool:
+    """Whether a file is a list of the authors' own form, told by its first record."""
+    if not path.lower().endswith(".jsonl"):
+        return False
+    _, first = next(_records(path, settings), (0, None))
+    return isinstance(first, dict) and LIST_NAME in first
+
+
+def _with_names(problem: str, columns: Columns, record: Record) -> str:
+    """A field that is missing from the whole list is likely there under another name."""
+    missing = problem.startswith("missing image: no field") and "image" not in columns.fields
+    missing |= problem == "missing caption" and not columns.captions
+    if not missing or not isinstance(record, dict) or not (unused := record.keys() - columns.used):
+        return problem
+    found = ", ".join(map(shown, sorted(unused)[:8]))
+    return f"{problem}; the row has {found} (data.columns says which is which)"
+
+
+def _records(path: str, settings: ReadSettings) -> Iterator[tuple[int, Record]]:
+    """(number from 1 of its line, record or what is wrong with it)."""
+    if path.lower().endswith(".jsonl"):
+        with storage.open_binary(path) as file:
+            for number, line in _lines(_utf8(file, path, settings)):
+                if line is None or line.strip():
+                    yield number, _object(line, settings)
+        return
+    yield from _table(path, settings)
+
+
+def _table(path: str, settings: ReadSettings) -> Iterator[tuple[int, Record]]:
+    if (size := storage.size(path)) > MAX_TABLE:
+        yield 1, ValueError(f"too large: {size} bytes, allowed: {MAX_TABLE}")
+        return
+    try:
+        text = decoded(storage.read_bytes(path), settings.caption_encoding)
+    except ValueError as error:
+        yield 1, error
+        return
+    head = text.split("\n", 1)[0]
+    tabs = path.lower().endswith(".tsv") or (head.count("\t") > head.count(","))
+    # Spreadsheets of half of Europe write semicolons.
+    comma = "\t" if tabs else ";" if head.count(";") > head.count(",") else ","
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=comma)
+    names = [name.strip() for name in next(lines, [])]
+    while True:
+        number = lines.line_num + 1
+        try:
+            cells = next(lines)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield number, ValueError(f"not CSV: {error}")
+            return
+        if not any(cells):
+            continue
+        if len(cells) > len(names):
+            yield (
+                number,
+                ValueError(
+                    f"{len(cells)} cells, allowed: {len(names)} as in the first line (a text with "
+                    f"{comma!r} in it stands in quotes)"
+                ),
+            )
+            continue
+        yield number, {name: cell for name, cell in zip(names, cells) if cell}
+
+
+def _utf8(file: IO[bytes], path: str, settings: ReadSettings) -> IO[bytes]:
+    """The file itself, or a copy of one whose lines end in more than a byte."""
+    if file.read(2) in (b"\xff\xfe", b"\xfe\xff") and storage.size(path) <= MAX_TABLE:
+        try:
+            text = decoded(storage.read_bytes(path), settings.caption_encoding)
+        except ValueError:
+            pass  # its first line says so
+        else:
+            return io.BytesIO(text.encode("utf-8", "surrogatepass"))
+    file.seek(0)
+    return file
+
+
+def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
+    """(number from 1, line); None in place of a line that is too long."""
+    number = 0
+    while line := file.readline(MAX_LINE + 1):
+        number += 1
+        if len(line) <= MAX_LINE or line.endswith(b"\n"):
+            yield number, line
+            continue
+        while line and not line.endswith(b"\n"):
+            line = file.readline(MAX_LINE)
+        yield number, None
+
+
+def _object(line: bytes | None, settings: ReadSettings) -> Record:
+    if line is None:
+        return ValueError(f"line too long: allowed: {MAX_LINE} bytes")
+    try:
+        values = json_value(decoded(line, settings.caption_encoding))
+    except ValueError as error:
+        return error
+    if not isinstance(values, dict):
+        return ValueError(f"found {type(values).__name__}, allowed: an object")
+    return values

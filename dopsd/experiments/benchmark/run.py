@@ -1,0 +1,179 @@
+"""The rows of a benchmark, one after the other, each a command of its own that is metered."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from dopsd import __version__
+from dopsd.config import RunConfig, dump_config
+from dopsd.errors import DeadlineError, ResourceError
+from dopsd.experiments.benchmark.meter import Meter
+from dopsd.experiments.benchmark.sizes import SIZES, Size, base_of, config_of
+from dopsd.ownership import OwnedFolder
+from dopsd.run_folder.log import read_metric_lines
+
+PLAIN = "plain"
+ROWS: tuple[dict[str, Any], ...] = (
+    {"name": PLAIN, "title": "plain loop", "keys": {}},
+    {"name": "fused", "title": "fused", "keys": {"source": "fused", "max_policy_lag": 0}},
+    {"name": "lag0", "title": "disaggregated, lag 0", "keys": {"max_policy_lag": 0}},
+    {"name": "lag1", "title": "disaggregated, lag 1", "keys": {"max_policy_lag": 1}},
+)
+RESULTS = "benchmark.json"
+_ROLES = ("plain", "encoder", "rollout", "teacher", "learner")
+_POLL = 0.1
+_STEP_SECONDS = 600.0
+"""For a step, and for a start."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A row. Seconds are of the steps after the warm-up."""
+
+    name: str
+    title: str
+    samples: int
+    cpu_seconds_per_sample: float
+    seconds_per_sample: float
+    peak_mb: float
+    """PSS of all processes together, in MB."""
+    peak_mb_by_role: dict[str, float]
+    """Of the largest process of each, in MB."""
+    busy: dict[str, float]
+    """Share of the time in which a role's workers compute."""
+    publish_seconds: float | None
+    """A step's, in the learner's way; the median."""
+    first_losses: list[float]
+
+
+def benchmark(name: str, folder: str, tell: Callable[[str], None]) -> list[Measured]:
+    """Measure every row of a size, in ``folder``, which keeps logs, runs and the result.
+
+    Raises ConfigError for a folder of somebody else's, ResourceError with the end of its log for a
+    row that fails, and DeadlineError for one that stands still.
+    """
+    size, path = SIZES[name], Path(folder).absolute()
+    own = OwnedFolder(str(path), "benchmark", "--out")
+    made = [RESULTS, "base/", "shards/"]
+    made += [f"{row['name']}{end}" for row in ROWS for end in ("/", ".yaml", ".log")]
+    own.check(*made, "prepare.yaml", "prepare.log")
+    own.claim(*made, "prepare.yaml", "prepare.log")
+    base = base_of(size, path / "base")
+    configs = {row["name"]: config_of(size, base, str(path), row) for row in ROWS}
+    tell("preparing: shards and their contexts")
+    _run_to_end(
+        [
+            "-m",
+            "dopsd",
+            "prepare",
+            _written(configs["fused"], path / "prepare.yaml"),
+            "--cache-contexts",
+        ],
+        path / "prepare.log",
+    )
+    found = []
+    for row in ROWS:
+        tell(f"{row['title']}: {size.steps} steps of {size.batch} samples")
+        found.append(_measure(row, configs[row["name"]], size, path))
+        tell(f"{row['title']}: {found[-1].cpu_seconds_per_sample:.3f} CPU-s a sample")
+    record = {"size": name, "dopsd": __version__, "rows": [asdict(each) for each in found]}
+    own.write(RESULTS, json.dumps(record, indent=1).encode())
+    return found
+
+
+def _measure(row: dict[str, Any], config: RunConfig, size: Size, path: Path) -> Measured:
+    file, log = _written(config, path / f"{row['name']}.yaml"), path / f"{row['name']}.log"
+    words = ["-m", "dopsd", "train", file, "run.overwrite=true"]
+    if row["name"] == PLAIN:
+        words = ["-m", "dopsd.experiments.benchmark.plain", file]
+    at: dict[int, tuple[float, float]] = {}
+    with log.open("wb") as out:
+        process = subprocess.Popen([sys.executable, *words], stdout=out, stderr=out)
+        try:
+            with Meter(process.pid) as meter:
+                last, moved = 0, time.monotonic()
+                while process.poll() is None:
+                    steps = _steps(config)
+                    if steps > last:
+                        last, moved = steps, time.monotonic()
+                        at[steps] = (meter.cpu_seconds(), moved)
+                    if time.monotonic() - moved > _STEP_SECONDS:
+                        raise DeadlineError(
+                            f"benchmark: {row['title']} has made no step for {_STEP_SECONDS:g} s, "
+                            f"after step {last} of {size.steps}; its log: {log}"
+                        )
+                    time.sleep(_POLL)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+    _check(process.returncode, log)
+    begin = min(step for step in at if step >= size.warm_up)
+    end = max(at)
+    lines = read_metric_lines(config.run.folder)
+    warm = lines[begin:end]
+    samples = sum(int(line["samples"]) for line in warm)
+    return Measured(
+        row["name"],
+        row["title"],
+        samples,
+        (at[end][0] - at[begin][0]) / samples,
+        (at[end][1] - at[begin][1]) / samples,
+        meter.peak_mb,
+        _peaks(lines),
+        _busy(warm),
+        _median(warm, "learner_publish_seconds"),
+        [float(line["loss"]) for line in lines[:3]],
+    )
+
+
+def _steps(config: RunConfig) -> int:
+    """That the row has finished."""
+    return len(read_metric_lines(config.run.folder)) if Path(config.run.folder).exists() else 0
+
+
+def _peaks(lines: list[dict[str, Any]]) -> dict[str, float]:
+    peaks = {
+        role: max((float(line.get(f"{role}_peak_memory_mb", 0.0)) for line in lines), default=0.0)
+        for role in _ROLES
+    }
+    return {role: peak for role, peak in peaks.items() if peak > 0}
+
+
+def _busy(lines: list[dict[str, Any]]) -> dict[str, float]:
+    found = {}
+    for role in _ROLES:
+        idle = _median(lines, f"{role}_idle_fraction")
+        if idle is not None:
+            found[role] = 1.0 - idle
+    return found
+
+
+def _median(lines: list[dict[str, Any]], key: str) -> float | None:
+    values = [float(line[key]) for line in lines if key in line]
+    return median(values) if values else None
+
+
+def _written(config: RunConfig, path: Path) -> str:
+    path.write_text(dump_config(config), encoding="utf-8")
+    return str(path)
+
+
+def _run_to_end(words: list[str], log: Path) -> None:
+    with log.open("wb") as out:
+        code = subprocess.run([sys.executable, *words], stdout=out, stderr=out, check=False)
+    _check(code.returncode, log)
+
+
+def _check(code: int, log: Path) -> None:
+    if code:
+        last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+        raise ResourceError(f"benchmark: exit code {code}, see {log}: {' '.join(last)}")

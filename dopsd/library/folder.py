@@ -1,0 +1,217 @@
+"""The folder of a library: where everything of a concept lies, and the cards that say what is done.
+
+``card.json`` is written last. One that can be read, whose fingerprint is that of the concept as it
+would be trained now and whose adapter is there, IS the concept's being done; nothing else is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field
+
+from dopsd import storage
+from dopsd.config import RunConfig, dump_config
+from dopsd.config.load import parse_config
+from dopsd.errors import ConfigError, DataError
+from dopsd.library.catalogue import Concept
+from dopsd.library.names import digest, folder_of
+from dopsd.ownership import FileDigest, OwnedFolder, digest_of
+from dopsd.readers import Object, checked, read_json
+from dopsd.seal import sealed, unsealed
+
+CONFIG, CATALOGUE, LEDGER = "library.yaml", "catalog.parquet", "ledger.jsonl"
+CONCEPTS, STATE = "concepts/", "state/"
+LORA, TEACHER, CARD = "lora.safetensors", "teacher_lora.safetensors", "card.json"
+_RESUME = "resume.json"
+_SIDE_BY_SIDE = 16
+"""Cards that are read at a time."""
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class Card(BaseModel):
+    """What became of a concept."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal["dopsd-card"] = "dopsd-card"
+    version: Literal[1] = 1
+    concept: str
+    fingerprint: str
+    pictures: Count
+    captions: Count
+    planned_steps: Count
+    steps: Count
+    """That were trained: fewer where ``stopped`` says why."""
+    stopped: str = ""
+    attempt: Count
+    """In which it succeeded."""
+    seconds: Annotated[float, Field(ge=0)]
+    """Of the attempt that ended it, from the concept's arrival at the worker."""
+    first_loss: float | None
+    last_loss: float | None
+    """Means of the first and of the last steps."""
+    adapter_sha256: str
+    """Of the fp32 student as it was trained, before it was cast."""
+    files: dict[str, FileDigest]
+    dopsd: str
+    """Version."""
+
+
+class Resume(BaseModel):
+    """Where a concept in flight goes on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    concept: str
+    fingerprint: str
+    step: Count
+    losses: list[tuple[Count, float]]
+    """(step, loss) of what was trained."""
+    files: dict[str, FileDigest]
+
+
+class LibraryFolder:
+    """A library's folder, local or on S3. Who writes has claimed it (lease.py)."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._own = OwnedFolder(path, "library", "run.folder")
+
+    def file(self, *names: str) -> str:
+        return storage.join(self.path, *names)
+
+    def check(self) -> None:
+        """Raises ConfigError for a folder that holds anything but a library."""
+        self._own.check(CONFIG, CATALOGUE, LEDGER, CONCEPTS, STATE)
+
+    def begin(
+        self, config: RunConfig, concepts: Iterable[Concept], prints: Mapping[str, str]
+    ) -> None:
+        """Write the config and the catalogue. Raises ConfigError as :meth:`check`."""
+        self._own.claim(CONFIG, CATALOGUE, LEDGER, CONCEPTS, STATE)
+        self._own.write(CONFIG, dump_config(config).encode())
+        sink = pa.BufferOutputStream()
+        pq.write_table(_table(concepts, prints), sink)
+        self._own.write(CATALOGUE, sink.getvalue().to_pybytes())
+
+    def config(self) -> RunConfig:
+        """The config with which the library was started last. Raises ConfigError where none is."""
+        try:
+            return parse_config(storage.read_bytes(self.file(CONFIG)), self.file(CONFIG))
+        except FileNotFoundError:
+            raise ConfigError(f"{self.path}: holds no library (it has no {CONFIG})") from None
+
+    def catalogue(self) -> list[dict[str, Any]]:
+        """What is known of each concept of the last start, skipped ones too: see ``_table``."""
+        with storage.open_input(self.file(CATALOGUE)) as source:
+            rows: list[dict[str, Any]] = pq.read_table(source).to_pylist()
+        return rows
+
+    def concept(self, name: str) -> str:
+        """The folder of a concept."""
+        return self.file(CONCEPTS, folder_of(name))
+
+    def keep(self, card: Card, files: Mapping[str, bytes]) -> None:
+        """Write what a concept leaves, its card last. Of an older adapter the card goes first."""
+        folder = self.concept(card.concept)
+        storage.remove(storage.join(folder, CARD))
+        for name, payload in files.items():
+            storage.write_bytes(storage.join(folder, name), payload, durable=True)
+        payload = sealed(card.model_dump(mode="json"))
+        storage.write_bytes(storage.join(folder, CARD), payload, durable=True)
+
+    def card(self, name: str) -> Card | None:
+        """The card of a concept whose files are there; None without one, or for a damaged one."""
+        folder = self.concept(name)
+        path = storage.join(folder, CARD)
+        try:
+            values = read_json(path, Object)
+            card = checked(unsealed(values), path, Card, DataError)
+            whole = all(
+                storage.size(storage.join(folder, file)) == written.bytes
+                for file, written in card.files.items()
+            )
+        except (DataError, ValueError, FileNotFoundError):
+            return None
+        return card if whole and card.concept == name else None
+
+    def cards(self, names: Iterable[str]) -> dict[str, Card]:
+        """Those of ``names`` that have one."""
+        with ThreadPoolExecutor(_SIDE_BY_SIDE) as readers:
+            found = readers.map(self.card, list(names))
+        return {card.concept: card for card in found if card is not None}
+
+    def save_state(
+        self, name: str, print_: str, step: int, losses: list, files: Mapping[str, bytes]
+    ) -> None:
+        """Keep where a concept in flight stands, in place of what was kept before."""
+        folder = self._state(name)
+        before = self._resume(name)
+        stems = {file: f"{step:08d}-{file}" for file in files}
+        for file, payload in files.items():
+            storage.write_bytes(storage.join(folder, stems[file]), payload)
+        resume = Resume(
+            concept=name,
+            fingerprint=print_,
+            step=step,
+            losses=losses,
+            files={stems[file]: digest_of([payload]) for file, payload in files.items()},
+        )
+        storage.write_bytes(storage.join(folder, _RESUME), sealed(resume.model_dump(mode="json")))
+        for file in (before.files if before else {}).keys() - resume.files.keys():
+            storage.remove(storage.join(folder, file))
+
+    def load_state(self, name: str, print_: str) -> tuple[Resume, dict[str, bytes]] | None:
+        """(where a concept goes on, its learner's files); None where it begins anew."""
+        resume = self._resume(name)
+        if resume is None or resume.fingerprint != print_ or resume.concept != name:
+            return None
+        files = {}
+        for file, written in resume.files.items():
+            try:
+                payload = storage.read_bytes(storage.join(self._state(name), file))
+            except FileNotFoundError:
+                return None
+            if digest_of([payload]) != written:
+                return None
+            files[file.partition("-")[2]] = payload
+        return resume, files
+
+    def drop_state(self, name: str) -> None:
+        """A concept is in flight no more."""
+        folder = self._state(name)
+        for file in sorted(storage.names(folder)):
+            storage.remove(storage.join(folder, file))
+        storage.remove_if_empty(folder)
+
+    def _state(self, name: str) -> str:
+        return self.file(STATE, digest(name))
+
+    def _resume(self, name: str) -> Resume | None:
+        path = storage.join(self._state(name), _RESUME)
+        try:
+            return checked(unsealed(read_json(path, Object)), path, Resume, DataError)
+        except (DataError, ValueError, FileNotFoundError):
+            return None
+
+
+def _table(concepts: Iterable[Concept], prints: Mapping[str, str]) -> pa.Table:
+    rows = [
+        {
+            "concept": concept.name,
+            "folder": CONCEPTS + folder_of(concept.name),
+            "pictures": concept.pictures,
+            "captions": concept.captions,
+            "steps": concept.steps,
+            "skipped": concept.skip,
+            "fingerprint": prints.get(concept.name, ""),
+        }
+        for concept in concepts
+    ]
+    return pa.Table.from_pylist(rows)

@@ -1,0 +1,176 @@
+"""What a concept is trained with: the library's config with what its name overrides, as the config
+of a run of this concept alone; and the fingerprint of all that its adapter depends on."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from dopsd import shown
+from dopsd.config import RunConfig
+from dopsd.config.base import MOST
+from dopsd.config.messages import one_line
+from dopsd.data.manifest import Manifest
+from dopsd.errors import ConfigError
+from dopsd.learner.zero.engine import preset_stage, read_preset
+from dopsd.models.fingerprint import model_identity
+from dopsd.models.pretrained import resolve_base
+
+METHOD = 1
+"""Counts what changes an adapter of the same data and recipe: a library of an older count trains
+anew."""
+_DECIDES: dict[str, Any] = {
+    "run": {"seed", "determinism"},
+    "model": {"family", "dtype", "vlm", "vlm_revision"},
+    "context": True,
+    "data": {"caption_keys", "caption_dropout"},
+    "method": True,
+    "adapters": True,
+    "lora": True,
+    "source": True,
+    "learner": {
+        *("steps", "global_batch", "micro_batch", "optimizer", "lr", "weight_decay", "betas"),
+        *("eps", "max_grad_norm", "warmup_steps", "schedule", "deepspeed", "attention"),
+        *("gradient_checkpointing", "max_nonfinite"),
+    },
+    "library": {"stop"},
+}
+"""Keys of a config on which an adapter depends."""
+
+
+def check_library(config: RunConfig) -> None:
+    """Raises ConfigError for a config that no library can have."""
+    for key, given, wanted, why in (
+        ("source", config.source, "fused", "each worker rolls out and scores for itself"),
+        ("adapters", config.adapters, "lora", "a library keeps a LoRA of each concept"),
+        ("learner.workers", config.learner.workers, 1, "library.workers says how many train"),
+        ("learner.min_workers", config.learner.min_workers, None, "workers come and go singly"),
+        ("learner.optimizer", config.learner.optimizer, "adamw", "a LoRA's moments are small"),
+        ("data.prior.prompts", config.data.prior.prompts, None, "no concept is like another"),
+        ("debug.dump_trajectories", config.debug.dump_trajectories, 0, "it is of a single run"),
+        ("data.context_cache", config.data.context_cache == "off", False, "no encoder beside"),
+    ):
+        if given != wanted:
+            words = "off" if key == "data.context_cache" else given
+            allowed = {"data.context_cache": "auto", "data.prior.prompts": "none"}.get(key, wanted)
+            raise ConfigError(
+                f"{key}: {shown.value(words, quoted=False)} in a library, allowed: {allowed} "
+                f"({why})"
+            )
+    if config.data.shards is None:
+        raise ConfigError(
+            "data.shards: missing in a library, allowed: a folder of its own, beside run.folder "
+            "(the shards outlive a library and serve others)"
+        )
+    if preset_stage(read_preset(config.learner.deepspeed)) == 3:
+        raise ConfigError(
+            f"learner.deepspeed: {config.learner.deepspeed} in a library, allowed: ZeRO stage 1 or "
+            "2 (a worker is alone, there is nobody to share weights with)"
+        )
+
+
+class Recipes:
+    """The configs of the concepts of a library; raises ConfigError for overrides that give none."""
+
+    def __init__(self, config: RunConfig) -> None:
+        check_library(config)
+        self.config = config
+        self._overrides = config.library.overrides
+        self._values = config.model_dump(mode="json")
+        self._values["learner"]["steps"] = MOST  # a concept's are its own
+        self._made: dict[tuple[str, ...], RunConfig] = {}
+        for patterns in ((), *((pattern,) for pattern in self._overrides)):
+            self._config(patterns)
+
+    def refuse_unmatched(self, names: Collection[str]) -> None:
+        """Raises ConfigError for a pattern that none of ``names`` matches."""
+        for pattern in self._overrides:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise ConfigError(
+                    f"library.overrides: {shown.value(pattern)} matches none of {len(names)} "
+                    f"concepts, such as {shown.value(min(names))}; allowed: names with * and ?"
+                )
+
+    def steps(self, name: str, pictures: int) -> int:
+        """Optimizer steps of a concept of so many pictures."""
+        return self.shared(name).library.steps.of(pictures)
+
+    def config_of(self, name: str, steps: int) -> RunConfig:
+        """The config with which `dopsd train` gives the concept's adapter alone."""
+        config = self.shared(name).model_copy(deep=True)
+        config.learner.steps = steps
+        config.data.concepts = [name]
+        return config
+
+    def shared(self, name: str) -> RunConfig:
+        """The config of all concepts that the same patterns match."""
+        return self._config(tuple(p for p in self._overrides if fnmatchcase(name, p)))
+
+    def _config(self, patterns: tuple[str, ...]) -> RunConfig:
+        if patterns not in self._made:
+            values = copy.deepcopy(self._values)
+            for pattern in patterns:
+                for key, value in self._overrides[pattern].items():
+                    *sections, leaf = key.split(".")
+                    node = values
+                    for section in sections:
+                        node = node[section]
+                    node[leaf] = value
+            try:
+                self._made[patterns] = RunConfig.model_validate(values)
+            except ValidationError as error:
+                raise ConfigError(
+                    f"library.overrides, {shown.value(patterns[-1])}: {one_line(error, RunConfig)}"
+                ) from None
+            _check_warmup(self._made[patterns])
+        return self._made[patterns]
+
+
+def _check_warmup(config: RunConfig) -> None:
+    if (warmup := config.learner.warmup_steps) > (least := config.library.steps.min):
+        raise ConfigError(
+            f"learner.warmup_steps: {warmup}, allowed: at most library.steps.min ({least})"
+        )
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """Of the concepts of a data set under a recipe."""
+
+    recipes: Recipes
+    manifest: Manifest
+
+    def of(self, name: str, steps: int) -> str:
+        """32 hex digits of all that the concept's adapter depends on. Of shards that were prepared
+        by an older dopsd it depends on every other concept, too."""
+        data = self.manifest.concept_fingerprints.get(name, self.manifest.fingerprint)
+        weight = self.recipes.config.data.concept_weights.get(name, 1.0)
+        values = [self._common, self._recipe(name), steps, data, weight]
+        text = json.dumps(values, sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+    @cached_property
+    def _common(self) -> list[Any]:
+        model, settings = self.recipes.config.model, self.manifest.settings
+        folder = Path(resolve_base(model.base)) / "transformer"
+        identity = model_identity(str(folder) if folder.is_dir() else model.base, model.revision)
+        return [METHOD, identity, settings.seed, settings.rows_per_group]
+
+    def _recipe(self, name: str) -> str:
+        return _decisive(self.recipes.shared(name).model_dump_json(include=_DECIDES))
+
+
+@lru_cache(maxsize=64)
+def _decisive(text: str) -> str:
+    values = json.loads(text)
+    del values["learner"]["steps"]
+    return json.dumps(values, sort_keys=True)

@@ -1,0 +1,262 @@
+"""A library's worker: one process that loads the base once and then trains concept after concept,
+each by the learner of `dopsd train` with ``source: fused``."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed import HashStore
+
+from dopsd.checkpoint.learner_state import LearnerState, SlicedState
+from dopsd.config import RunConfig
+from dopsd.coordinator.admission import rank_share
+from dopsd.coordinator.messages import CheckpointRequest
+from dopsd.data.concepts import ConceptGroup
+from dopsd.data.context_cache.files import CachedRows, ContextCache, encoded_block, read_cached
+from dopsd.data.plan import Plan
+from dopsd.data.read import RowGroups
+from dopsd.data.run_data import plan_of_groups, read_spec
+from dopsd.export import lora_file
+from dopsd.intervals import mean
+from dopsd.learner.learner import Learner
+from dopsd.learner.sources import FusedSource
+from dopsd.learner.student import build_student
+from dopsd.learner.weights import ReplicatedWeights, Weights
+from dopsd.learner.zero.engine import ZeroEngine, engine_config
+from dopsd.library.stopping import stops
+from dopsd.models import FAMILIES
+from dopsd.models.lora import STUDENT, TEACHER, checksum
+from dopsd.ray_cluster.process import set_up
+from dopsd.run_folder.ledger import TrainedShare
+from dopsd.run_folder.log import loss_steps
+from dopsd.run_folder.timeline import Span
+
+Losses = list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One concept to train; ``config`` is that of a run of it alone."""
+
+    concept: str
+    config: RunConfig
+    groups: tuple[ConceptGroup, ...]
+    weight: float
+    """Of ``data.concept_weights``."""
+    metadata: dict[str, str]
+    """Of the files that it leaves."""
+    files: dict[str, bytes]
+    """Of the learner's state, where an earlier attempt left one."""
+    losses: Losses
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a job gave."""
+
+    lora: bytes
+    teacher: bytes | None
+    steps: int
+    stopped: str
+    """Why before its last step, if so."""
+    losses: tuple[float | None, float | None]
+    """Means of the first and of the last steps."""
+    adapter_sha256: str
+    seconds: float
+    first_step_seconds: float
+    """From the job's arrival to its first finished step."""
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """A learner between two steps."""
+
+    step: int
+    losses: Losses
+    files: dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class News:
+    """What a worker tells while it trains."""
+
+    step: int
+    state: SavedState | None
+
+
+class LibraryWorker:
+    """A plain class; ``pool.py`` wraps it as an actor whose ``train`` has a thread of its own, so
+    that ``news`` is answered meanwhile. ``config`` is the library's."""
+
+    def __init__(
+        self, config: RunConfig, preset: dict[str, Any], cache: ContextCache, device: str
+    ) -> None:
+        self.config, self._preset, self._device = config, preset, torch.device(device)
+        spec = replace(read_spec(config), images=False, reference_pixels=0)
+        self._rows, self._captions = CachedRows(cache), RowGroups(config.shards, spec)
+        self._engine: ZeroEngine | None = None
+        self._begin: dict[str, Tensor] = {}
+        self._progress = _Progress()
+
+    def load(self) -> None:
+        """Load the base. The first call of a worker."""
+        set_up(self._device.type, self.config.run.determinism)
+        _one_rank(self._device)
+        family = FAMILIES[self.config.model.family](
+            self.config.model.base, self.config.model.revision
+        )
+        student = build_student(self.config, family, self._device, with_teacher=True)
+        accumulation = self.config.learner.micro_batches * self.config.method.steps
+        settings = engine_config(self.config, self._preset, accumulation)
+        self._engine = ZeroEngine(student, settings, self.config.learner)
+        self._begin = self._engine.full_weights(STUDENT)
+
+    def train(self, job: Job) -> Trained:
+        """Train a concept to its end. Raises as ``Learner.run`` does, and DataError for a row that
+        cannot be read; the process is of no use afterwards."""
+        began = time.perf_counter()
+        assert self._engine is not None, "load first"
+        engine, config = self._engine, job.config
+        engine.reset(self._begin)
+        run = _ConceptRun(config, job.losses, self._progress, began)
+        plan = plan_of_groups(config, job.groups, {job.concept: job.weight})
+        source = FusedSource(config, self._fetch(plan), engine, self._device, _dump_nothing)
+        learner = Learner(config, engine, source, run, run.publish)
+        first = 0
+        if job.files:
+            state = LearnerState.from_files(job.files)
+            learner.restore(state)
+            first = state.step
+        self._progress.begin(first)
+        whole = learner.run(first, config.learner.steps)
+        weights, steps = learner.weights, run.steps
+        assert isinstance(weights, ReplicatedWeights), "adapters: lora, as the library checks"
+        assert steps is not None
+        return Trained(
+            _lora(job, STUDENT, weights.student),
+            _lora(job, TEACHER, weights.ema.tensors) if "teacher" in config.library.keep else None,
+            steps,
+            "" if whole else f"no gain after {steps} of {config.learner.steps} steps",
+            run.first_and_last_loss(),
+            checksum(weights.student),
+            time.perf_counter() - began,
+            run.first_step_seconds,
+        )
+
+    def news(self) -> News:
+        """How far the job is; its newest state that was not told yet."""
+        return self._progress.take()
+
+    def _fetch(self, plan: Plan) -> Callable[[int], Iterator[tuple[Any, bool]]]:
+        """As the coordinator's blocks reach a learner that is alone."""
+
+        def fetch(step: int) -> Iterator[tuple[Any, bool]]:
+            planned = plan.step(step).micro_batches
+            for index, real in rank_share(len(planned), plan.micro_batches_per_step, 0, 1):
+                batch = read_cached(planned[index], self._captions, self._rows, plan.seed)
+                yield encoded_block(batch), real
+
+        return fetch
+
+
+class _Progress:
+    """Handed from the thread that trains to the one that answers."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._step = 0
+        self._state: SavedState | None = None
+
+    def begin(self, step: int) -> None:
+        with self._lock:
+            self._step, self._state = step, None
+
+    def stepped(self, step: int) -> None:
+        with self._lock:
+            self._step = step
+
+    def saved(self, state: SavedState) -> None:
+        with self._lock:
+            self._state = state
+
+    def take(self) -> News:
+        with self._lock:
+            news = News(self._step, self._state)
+            self._state = None
+            return news
+
+
+class _ConceptRun:
+    """What a coordinator is to a learner, for one concept in one process."""
+
+    def __init__(
+        self, config: RunConfig, losses: Losses, progress: _Progress, began: float
+    ) -> None:
+        self.config, self._losses, self._progress = config, list(losses), progress
+        self._began, self._saved = began, time.monotonic()
+        self.steps: int | None = None
+        """Optimizer steps behind the weights, once there are any."""
+        self.first_step_seconds = 0.0
+
+    def publish(self, version: int, weights: Weights) -> CheckpointRequest:
+        """Nobody else takes the weights; says whether to save them, or to end."""
+        begins, self.steps = self.steps is None, version
+        if begins:
+            return CheckpointRequest()
+        if stops(self.config.library.stop, self._losses, version):
+            return CheckpointRequest(stop=True)
+        section = self.config.checkpoint
+        old = time.monotonic() - self._saved > 60 * section.every_minutes > 0
+        due = section.every_steps and version % section.every_steps == 0
+        return CheckpointRequest(save=bool(old or due) and version < self.config.learner.steps)
+
+    def report(self, step: int, metrics: dict[str, Any]) -> None:
+        self.first_step_seconds = self.first_step_seconds or time.perf_counter() - self._began
+        if "loss" in metrics:
+            self._losses.append((step, metrics["loss"]))
+        self._progress.stepped(step + 1)
+
+    def record(self, step: int, share: TrainedShare) -> None:
+        """The ledger of a library counts steps, whose samples follow from the plan."""
+
+    def tell(self, spans: list[Span]) -> None:
+        """A library has no timeline of a concept."""
+
+    def save(
+        self, state: LearnerState | SlicedState, gather: Callable[[Any], Sequence[Any]]
+    ) -> None:
+        assert isinstance(state, LearnerState), "adapters: lora, as the library checks"
+        self._saved = time.monotonic()
+        self._progress.saved(SavedState(state.step, list(self._losses), state.to_files()))
+
+    def first_and_last_loss(self) -> tuple[float | None, float | None]:
+        """Means over as many steps at either end as `dopsd train` takes."""
+        count = loss_steps(self.steps or 0)
+        values = [loss for _, loss in self._losses]
+        return (mean(values[:count]), mean(values[-count:])) if values else (None, None)
+
+
+def _one_rank(device: torch.device) -> None:
+    """DeepSpeed wants a process group, if only of one; nothing listens for it."""
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    torch.distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+
+
+def _lora(job: Job, adapter: str, state: dict[str, Tensor]) -> bytes:
+    lora = job.config.lora
+    named = {**job.metadata, "dopsd.adapter": adapter}
+    return lora_file(
+        state, lora.rank, lora.alpha, named, torch.bfloat16, rank_stabilized=lora.rank_stabilized
+    )
+
+
+def _dump_nothing(name: str, payload: bytes) -> None:
+    raise AssertionError("debug.dump_trajectories: 0, as the library checks")

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dopsd import storage
+from dopsd.errors import ConfigError
+from dopsd.library.catalogue import Concept
+from dopsd.library.folder import CARD, LORA, Card, LibraryFolder
+from dopsd.ownership import digest_of
+from tests.helpers.tiny import make_config
+
+FILES = {LORA: b"weights"}
+
+
+def card(name: str, fingerprint: str = "f") -> Card:
+    return Card(
+        concept=name,
+        fingerprint=fingerprint,
+        pictures=4,
+        captions=4,
+        planned_steps=120,
+        steps=120,
+        attempt=1,
+        seconds=1.5,
+        first_loss=0.5,
+        last_loss=0.25,
+        adapter_sha256="a",
+        files={name: digest_of([payload]) for name, payload in FILES.items()},
+        dopsd="0",
+    )
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> LibraryFolder:
+    folder = LibraryFolder(str(tmp_path / "library"))
+    concepts = [Concept("<b>", 4, 4, 120), Concept("../x", 1, 1, 120, "too few pictures: 1")]
+    folder.begin(make_config("base"), concepts, {"<b>": "f"})
+    return folder
+
+
+def test_a_card_that_is_whole_is_a_concept_that_is_done(library: LibraryFolder) -> None:
+    assert library.cards(["<b>", "../x"]) == {}
+    library.keep(card("<b>"), FILES)
+    assert library.cards(["<b>", "../x"]) == {"<b>": card("<b>")}
+    path = storage.join(library.concept("<b>"), CARD)
+    whole = storage.read_bytes(path)
+    for broken in (whole[:-20], whole.replace(b'"steps": 120', b'"steps": 900'), b"[]", b""):
+        Path(path).write_bytes(broken)
+        assert library.card("<b>") is None
+    Path(path).write_bytes(whole)
+    Path(library.concept("<b>"), LORA).write_bytes(b"half")
+    assert library.card("<b>") is None, "an adapter that was cut off"
+    Path(library.concept("<b>"), LORA).unlink()
+    assert library.card("<b>") is None
+
+
+def test_where_a_concept_stands_is_whole_or_absent(library: LibraryFolder) -> None:
+    assert library.load_state("<b>", "f") is None
+    for step in (20, 40):
+        files = {"student.safetensors": b"s%d" % step, "ema.safetensors": b"e%d" % step}
+        library.save_state("<b>", "f", step, [(0, 0.5)], files)
+    resume, files = library.load_state("<b>", "f") or pytest.fail("kept")
+    assert (resume.step, resume.losses, files["ema.safetensors"]) == (40, [(0, 0.5)], b"e40")
+    (state,) = (Path(library.path) / "state").iterdir()
+    assert len(list(state.iterdir())) == 3, "what was kept before is gone"
+    assert library.load_state("<b>", "another recipe") is None
+    (state / "00000040-student.safetensors").write_bytes(b"s41")
+    assert library.load_state("<b>", "f") is None
+    library.drop_state("<b>")
+    assert not state.exists()
+
+
+def test_a_folder_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "diary.txt").write_text("dear diary")
+    with pytest.raises(ConfigError, match=r"run\.folder: .* holds 1 thing that dopsd did not make"):
+        LibraryFolder(str(tmp_path)).check()
+
+
+def test_the_catalogue_says_why_a_concept_is_skipped(library: LibraryFolder) -> None:
+    first, second = library.catalogue()
+    assert (first["concept"], first["skipped"], first["fingerprint"]) == ("<b>", "", "f")
+    assert second["skipped"] == "too few pictures: 1" and ".." not in second["folder"]
+    assert library.config().model.base == "base"

@@ -1,0 +1,131 @@
+"""The laws of the scheduler, whatever happens to workers and concepts."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+
+from dopsd.library.scheduler import DEATHS, Assignment, Outcome, Scheduler, Tries
+
+
+def make(names, retries: int = 2, max_parked: float = 1.0, **earlier) -> Scheduler:
+    return Scheduler(names, retries, max_parked, **earlier)
+
+
+def test_ten_thousand_concepts_and_whatever_may_happen() -> None:
+    chance = random.Random(7)
+    names = [f"concept {number}" for number in range(10_000)]
+    age = {name: number for number, name in enumerate(names)}
+    skipped = {name: "too few pictures" for name in names[::97]}
+    scheduler = make(names, skipped=skipped)
+    bad = {name: chance.choice(list(Outcome)[:2]) for name in names[::31]}
+    working: dict[str, Assignment] = {}
+    failures, deaths, done = Counter[str](), Counter[str](), Counter[str]()
+    there, joined = set[str](), 0
+    while not scheduler.finished:
+        if len(there) < 40 or (len(there) < 64 and chance.random() < 0.1):
+            scheduler.join(worker := f"worker-{joined}")
+            there.add(worker)
+            joined += 1
+        given = scheduler.assign()
+        counts = scheduler.counts
+        assert counts.conserved
+        # No worker idles while anything waits, and the oldest goes first.
+        assert not counts.waiting or counts.in_flight == len(there)
+        assert [age[a.concept] for a in given] == sorted(age[a.concept] for a in given)
+        for assignment in given:
+            assert assignment.concept not in skipped and not done[assignment.concept]
+            assert assignment.attempt == failures[assignment.concept] + 1
+            working[assignment.worker] = assignment
+        assert len({a.concept for a in working.values()}) == len(working)
+        worker = chance.choice(list(working))
+        name = working.pop(worker).concept
+        if chance.random() < 0.02:
+            scheduler.leave(worker)
+            there.remove(worker)
+        elif name in bad:
+            failures[name] += 1
+            deaths[name] += bad[name] is Outcome.DIED
+            parked = scheduler.end(worker, bad[name], "it is bad")
+            there.remove(worker)
+            assert (parked is not None) == (failures[name] == 3 or deaths[name] == DEATHS)
+        else:
+            assert scheduler.finish(worker) == name
+            done[name] += 1
+        assert scheduler.counts.conserved
+    assert set(done.values()) == {1}
+    assert scheduler.parked.keys() == bad.keys() - skipped.keys()
+    assert len(done) + len(scheduler.parked) + len(skipped) == len(names)
+
+
+def test_a_lost_worker_is_nobodys_attempt_and_its_concept_is_next() -> None:
+    scheduler = make(["a", "b", "c"])
+    for worker in ("one", "two"):
+        scheduler.join(worker)
+    assert [a.concept for a in scheduler.assign()] == ["a", "b"]
+    for _ in range(9):
+        scheduler.end("one", Outcome.LOST, "")
+        scheduler.join("one")
+        (given,) = scheduler.assign()
+        assert given == Assignment("a", "one", 1, fresh=False)
+    assert not scheduler.tries
+
+
+def test_the_last_attempt_is_on_a_worker_that_trained_nothing() -> None:
+    scheduler = make(["a", "b", "c"], retries=1)
+    scheduler.join("one")
+    scheduler.assign()
+    scheduler.join("two")
+    scheduler.assign()
+    scheduler.finish("two")  # b: the worker has trained
+    scheduler.end("one", Outcome.FAILED, "broken")
+    assert scheduler.assign() == [Assignment("a", "two", 2, fresh=True)]
+    scheduler.join("three")
+    scheduler.end("two", Outcome.LOST, "")
+    assert scheduler.assign() == [Assignment("a", "three", 2, fresh=False)]
+    assert scheduler.end("three", Outcome.FAILED, "broken") == "broken, attempt 2"
+    assert scheduler.parked == {"a": "broken, attempt 2"} and scheduler.counts.waiting == 1
+
+
+def test_two_dead_workers_are_enough_whatever_the_retries() -> None:
+    scheduler = make(["killer"], retries=50)
+    for number in range(DEATHS):
+        scheduler.join(f"{number}")
+        (given,) = scheduler.assign()
+        reason = scheduler.end(given.worker, Outcome.DIED, "its worker died")
+    assert reason == "its worker died, attempt 2" and scheduler.finished
+
+
+@pytest.mark.parametrize(
+    ("concepts", "share", "most"), [(1000, 0.05, 50), (10, 0.05, 3), (10, 0.5, 5), (10, 0.0, 0)]
+)
+def test_too_many_parked_stop_the_library_with_the_commonest_reason(
+    concepts: int, share: float, most: int
+) -> None:
+    scheduler = make([f"c{n:04}" for n in range(concepts)], retries=0, max_parked=share)
+    for number in range(most + 1):
+        assert scheduler.stopped is None
+        scheduler.join(worker := f"w{number}")
+        scheduler.assign()
+        odd = number == 1 and most > 1
+        scheduler.end(worker, Outcome.FAILED, "odd" if odd else f"loss nan at step {number * 111}")
+    assert scheduler.stopped is not None
+    told = f"{most + 1} of {concepts} concepts are parked (library.max_parked: {share:g}), "
+    assert (
+        scheduler.stopped.startswith(told) and "loss nan at step N; e.g. c0000" in scheduler.stopped
+    )
+    scheduler.join("another")
+    assert not scheduler.assign()
+
+
+def test_what_an_earlier_start_parked_stays_so_and_stops_nothing() -> None:
+    parked = {f"p{n}": "broken, attempt 3" for n in range(9)}
+    tries = {"b": Tries(failures=2, deaths=0)}
+    scheduler = make(
+        ["a", "b", *parked], max_parked=0.05, done={"a"}, parked=dict(parked), tries=tries
+    )
+    assert scheduler.counts.conserved and scheduler.counts.waiting == 1
+    scheduler.join("one")
+    assert scheduler.assign() == [Assignment("b", "one", 3, fresh=False)]
