@@ -23,8 +23,8 @@ def evaluate(
     lora: Annotated[
         list[str] | None,
         typer.Option(
-            help="[NAME=]LoRA file, run folder or transformer folder, local or s3://; may be "
-            "repeated."
+            help="[NAME=]LoRA file, run folder, transformer folder or LIBRARY:CONCEPT, local or "
+            "s3://; may be repeated."
         ),
     ] = None,
     stack: Annotated[bool, typer.Option(help="Also draw with all LoRAs loaded together.")] = False,
@@ -93,6 +93,7 @@ def evaluate(
     from dopsd.evaluation.spec import EvaluateSpec, MetricChoice, resolve_models
     from dopsd.evaluation.steps_kept import STEPS
     from dopsd.lease import claimed
+    from dopsd.library.lora import concept_lora
     from dopsd.models import FAMILIES
     from dopsd.report.page import EVALUATION, write_report
     from dopsd.run_folder.files import RunFolder
@@ -100,7 +101,7 @@ def evaluate(
 
     if device not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"--device: {device!r}, allowed: auto, cpu, cuda")
-    models = tuple(map(as_trained, evaluated_models(lora or [], stack)))
+    models = tuple(map(as_trained, evaluated_models([*map(concept_lora, lora or [])], stack)))
     named = (choice.partition("=") for choice in metric or [])
     metrics = tuple(MetricChoice(name, model or None) for name, _, model in named)
     if not prompts and base != "shapes":

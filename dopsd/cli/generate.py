@@ -16,7 +16,8 @@ def generate(
     family: Annotated[str, typer.Option(help="Model family.")] = "z_image",
     revision: Annotated[str | None, typer.Option(help="Hub revision of the base.")] = None,
     lora: Annotated[
-        str | None, typer.Option(help="LoRA file or run folder, local or s3://.")
+        str | None,
+        typer.Option(help="LoRA file, run folder or LIBRARY:CONCEPT, local or s3://."),
     ] = None,
     modules: Annotated[
         str | None, typer.Option(help="File of modules trained beside the LoRA.")
@@ -51,6 +52,7 @@ def generate(
     from dopsd.evaluation.generate import check_out, read_reference
     from dopsd.evaluation.generate import generate as draw
     from dopsd.lease import claimed
+    from dopsd.library.lora import concept_lora
     from dopsd.models import FAMILIES
     from dopsd.models.base import DTYPES
     from dopsd.ray_cluster.process import use_device
@@ -59,6 +61,7 @@ def generate(
     for option, value, allowed in (("family", family, FAMILIES), ("dtype", dtype, DTYPES)):
         if value not in allowed:
             raise ConfigError(f"--{option}: {value!r}, allowed: {', '.join(allowed)}")
+    lora = lora and concept_lora(lora)
     if lora is not None and not lora.endswith(".safetensors"):
         (run,) = map(as_trained, evaluated_models([lora]))
         lora, modules = next(iter(run.loras), None), modules or run.modules

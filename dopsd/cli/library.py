@@ -76,6 +76,23 @@ def status(library: LibraryPath) -> None:
 
 
 @app.command()
+def verify(
+    library: LibraryPath,
+    concept: Annotated[str | None, typer.Argument(help="One of its concepts alone.")] = None,
+) -> None:
+    """Hold each file of what is done against its card and the ledger; exit 1 if not so."""
+    from dopsd.library.status import check_holds_library
+    from dopsd.library.verify import verify_library
+
+    check_holds_library(library)
+    report = verify_library(library, concept)
+    for line in report.lines():
+        say(line)
+    if report.problems:
+        raise typer.Exit(1)
+
+
+@app.command()
 def retry(
     library: LibraryPath,
     failed: Annotated[bool, typer.Option("--failed", help="All that is parked.")] = False,

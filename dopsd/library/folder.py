@@ -6,7 +6,7 @@ would be trained now and whose adapter is there, IS the concept's being done; no
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, Literal
 
@@ -25,11 +25,33 @@ from dopsd.readers import Object, checked, read_json
 from dopsd.seal import sealed, unsealed
 
 CONFIG, CATALOGUE, LEDGER = "library.yaml", "catalog.parquet", "ledger.jsonl"
+INDEX = "index.parquet"
 CONCEPTS, STATE = "concepts/", "state/"
 LORA, TEACHER, CARD = "lora.safetensors", "teacher_lora.safetensors", "card.json"
 _RESUME = "resume.json"
 _SIDE_BY_SIDE = 16
 """Cards that are read at a time."""
+
+_INDEX = pa.schema(
+    [
+        ("concept", pa.string()),
+        ("status", pa.string()),
+        ("reason", pa.string()),
+        ("folder", pa.string()),
+        ("pictures", pa.int64()),
+        ("captions", pa.int64()),
+        ("planned_steps", pa.int64()),
+        ("steps", pa.int64()),
+        ("stopped", pa.string()),
+        ("attempts", pa.int64()),
+        ("seconds", pa.float64()),
+        ("first_loss", pa.float64()),
+        ("last_loss", pa.float64()),
+        ("fingerprint", pa.string()),
+        ("adapter_sha256", pa.string()),
+    ]
+)
+"""``status``: done, in flight, waiting, skipped or parked; ``attempts``: failed ones included."""
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -88,7 +110,7 @@ class LibraryFolder:
 
     def check(self) -> None:
         """Raises ConfigError for a folder that holds anything but a library."""
-        self._own.check(CONFIG, CATALOGUE, LEDGER, CONCEPTS, STATE)
+        self._own.check(CONFIG, CATALOGUE, LEDGER, INDEX, CONCEPTS, STATE)
 
     def begin(
         self, config: RunConfig, concepts: Iterable[Concept], prints: Mapping[str, str]
@@ -96,9 +118,11 @@ class LibraryFolder:
         """Write the config and the catalogue. Raises ConfigError as :meth:`check`."""
         self._own.claim(CONFIG, CATALOGUE, LEDGER, CONCEPTS, STATE)
         self._own.write(CONFIG, dump_config(config).encode())
-        sink = pa.BufferOutputStream()
-        pq.write_table(_table(concepts, prints), sink)
-        self._own.write(CATALOGUE, sink.getvalue().to_pybytes())
+        self._own.write(CATALOGUE, _parquet(_table(concepts, prints)))
+
+    def write_index(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Write what became of each concept; it can always be made again (status.py)."""
+        self._own.write(INDEX, _parquet(pa.Table.from_pylist(list(rows), schema=_INDEX)))
 
     def config(self) -> RunConfig:
         """The config with which the library was started last. Raises ConfigError where none is."""
@@ -128,24 +152,30 @@ class LibraryFolder:
 
     def card(self, name: str) -> Card | None:
         """The card of a concept whose files are there; None without one, or for a damaged one."""
-        folder = self.concept(name)
-        path = storage.join(folder, CARD)
-        try:
-            values = read_json(path, Object)
-            card = checked(unsealed(values), path, Card, DataError)
-            whole = all(
-                storage.size(storage.join(folder, file)) == written.bytes
-                for file, written in card.files.items()
-            )
-        except (DataError, ValueError, FileNotFoundError):
-            return None
-        return card if whole and card.concept == name else None
+        return self._card(name, dict(storage.list_files(self.concept(name))))
 
     def cards(self, names: Iterable[str]) -> dict[str, Card]:
         """Those of ``names`` that have one."""
+        held: dict[str, dict[str, int]] = {}
+        for path, size in storage.list_files(self.file(CONCEPTS)):  # one question for all of them
+            folder, _, file = path.rpartition("/")
+            held.setdefault(folder, {})[file] = size
+        some = [(name, held[folder_of(name)]) for name in names if folder_of(name) in held]
         with ThreadPoolExecutor(_SIDE_BY_SIDE) as readers:
-            found = readers.map(self.card, list(names))
+            found = readers.map(lambda one: self._card(*one), some)
         return {card.concept: card for card in found if card is not None}
+
+    def _card(self, name: str, sizes: Mapping[str, int]) -> Card | None:
+        """``sizes``: bytes of the files in its folder."""
+        if CARD not in sizes:
+            return None
+        path = storage.join(self.concept(name), CARD)
+        try:
+            card = checked(unsealed(read_json(path, Object)), path, Card, DataError)
+        except (DataError, ValueError, FileNotFoundError):
+            return None
+        whole = all(sizes.get(file) == written.bytes for file, written in card.files.items())
+        return card if whole and card.concept == name else None
 
     def save_state(
         self, name: str, print_: str, step: int, losses: list, files: Mapping[str, bytes]
@@ -199,6 +229,13 @@ class LibraryFolder:
             return checked(unsealed(read_json(path, Object)), path, Resume, DataError)
         except (DataError, ValueError, FileNotFoundError):
             return None
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    payload: bytes = sink.getvalue().to_pybytes()
+    return payload
 
 
 def _table(concepts: Iterable[Concept], prints: Mapping[str, str]) -> pa.Table:

@@ -28,6 +28,7 @@ class Story:
     fingerprint: str = ""
     tries: Tries = field(default_factory=Tries)
     parked: str = ""
+    done: bool = False
     worker: str = ""
     """That trains it, if the last line of it is a beginning."""
     step: int = 0
@@ -108,13 +109,14 @@ def fold(entries: Iterable[Mapping[str, Any]]) -> dict[str, Story]:
 def _take(story: Story, entry: Mapping[str, Any]) -> None:
     event = entry["event"]
     if event == BEGIN:
-        story.worker, story.step = entry["worker"], entry["step"]
+        story.worker, story.step, story.done = entry["worker"], entry["step"], False
         kept = [(first, min(last, story.step)) for first, last in story.spans]
         story.spans = [span for span in kept if span[0] < span[1]]
     elif event in (SAVED, DONE):
         begun = story.spans[-1][1] if story.spans else 0
         if entry["step"] > begun:
             story.spans.append((begun, entry["step"]))
+    story.done |= event == DONE
     if event in _ENDS | {DONE, PARKED}:
         story.worker = ""
     if event in _ENDS and event != Outcome.LOST.value:

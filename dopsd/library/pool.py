@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
 from dopsd.errors import DopsdError
 from dopsd.library.scheduler import Outcome
-from dopsd.library.worker import Job, LibraryWorker, News, Trained
+from dopsd.library.worker import Job, News, Trained
 from dopsd.ray_cluster.failures import error_message, innermost
 from dopsd.ray_cluster.placement import Role
 
@@ -54,13 +54,32 @@ class Ended:
 Event = Joined | Told | Finished | Ended
 
 
-class _Actor(LibraryWorker):
-    """The worker, with what only an actor knows."""
+class Worker(Protocol):
+    """What an actor of the pool is made of: ``worker.py`` has the one that trains."""
+
+    def load(self) -> None: ...
+
+    def train(self, job: Job) -> Trained: ...
+
+    def news(self) -> News: ...
+
+
+class _Actor:
+    """A worker, with what only an actor knows."""
+
+    def __init__(self, worker: Callable[..., Worker], *arguments: Any) -> None:
+        self._worker = worker(*arguments)
 
     def arrive(self) -> str:
         """Load the base; returns the id of the node."""
-        self.load()
+        self._worker.load()
         return str(ray.get_runtime_context().get_node_id())
+
+    def train(self, job: Job) -> Trained:
+        return self._worker.train(job)
+
+    def news(self) -> News:
+        return self._worker.news()
 
 
 @dataclass
@@ -74,26 +93,33 @@ class _Member:
     """It is known by name already."""
     job: Any = None
     """The reference of what it trains, if anything."""
+    concept: str = ""
     asked: Any = None
     since: float = 0.0
     """When it was last seen to get on."""
-    step: int = -1
+    step: int = 0
     told: float = 0.0
     limit: float = 0.0
     """Seconds without a step after which it hangs."""
 
 
 class WorkerPool:
-    """Up to ``role.workers`` actors of :class:`LibraryWorker`, ended with the ``with`` block.
+    """Up to ``role.workers`` actors of the class ``worker``, ended with the ``with`` block.
 
     All are asked for at once; one that finds no room waits for it, and joins when it has loaded the
     base. ``start_s``: what the first step of a concept may take; ``step_s``: each later one.
     """
 
     def __init__(
-        self, arguments: tuple[Any, ...], role: Role, *, start_s: float, step_s: float
+        self,
+        worker: Callable[..., Worker],
+        arguments: tuple[Any, ...],
+        role: Role,
+        *,
+        start_s: float,
+        step_s: float,
     ) -> None:
-        self.role, self._arguments = role, tuple(map(ray.put, arguments))
+        self.role, self._arguments = role, tuple(map(ray.put, (worker, *arguments)))
         self._start_s, self._step_s = start_s, step_s
         remote: Any = ray.remote  # whose types do not know of concurrency groups
         actor: Any = remote(concurrency_groups={TALK: 1})(_Actor)
@@ -134,9 +160,9 @@ class WorkerPool:
     def train(self, worker: str, job: Job) -> None:
         """Give a worker a concept."""
         member = self._members[worker]
-        member.job = member.handle.train.remote(job)
+        member.job, member.concept = member.handle.train.remote(job), job.concept
         member.since = member.told = time.monotonic()
-        member.step, member.limit = -1, self._start_s
+        member.step, member.limit = job.first, self._start_s
 
     def poll(self) -> Iterator[Event]:
         """What happened; waits a little where nothing did. A worker of which an end is told is no
@@ -187,14 +213,15 @@ class WorkerPool:
             if not member.renewed:
                 yield Joined(member.name)
         elif kind == "job":
+            member.asked = None
             yield Finished(member.name, value)
         else:
             member.told = time.monotonic()
-            if value.step != member.step:
-                # The first news of a job may be of its beginning.
-                began = member.step >= 0 and value.step > member.step
+            if value.concept != member.concept:  # asked before it began with this one
+                return
+            if value.step > member.step:
                 member.since, member.step = member.told, value.step
-                member.limit = self._step_s if began else member.limit
+                member.limit = self._step_s
             yield Told(member.name, value)
 
     def _gone(
@@ -204,9 +231,9 @@ class WorkerPool:
         return Ended(member.name, outcome, reason, error)
 
     def _hung(self, member: _Member) -> str:
-        key = "startup" if member.limit == self._start_s else "step"
+        key = "step" if member.limit == self._step_s else "startup"
         return (
-            f"no step within {member.limit:g} s (timeouts.{key}), at step {max(0, member.step)}; "
+            f"no step within {member.limit:g} s (timeouts.{key}), at step {member.step}; "
             "its worker was ended"
         )
 

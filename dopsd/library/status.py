@@ -2,67 +2,85 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 from dopsd import shown
 from dopsd.errors import ConfigError
-from dopsd.library.folder import LEDGER, LibraryFolder
+from dopsd.library.folder import LEDGER, Card, LibraryFolder
 from dopsd.library.ledger import LibraryLedger, Story, fold, read_ledger
+
+DONE, IN_FLIGHT, WAITING, SKIPPED, PARKED = "done", "in flight", "waiting", "skipped", "parked"
 
 
 @dataclass(frozen=True)
 class LibraryStatus:
-    planned: list[str]
-    skipped: dict[str, str]
-    done: set[str]
-    in_flight: dict[str, Story]
-    """Where the ledger's last word of a concept is that it was begun: of a library whose command
-    died, those that it will go on with."""
-    parked: dict[str, str]
+    """A row for each concept: see ``folder.write_index``."""
+
+    rows: list[dict[str, Any]]
+
+    def having(self, status: str) -> dict[str, str]:
+        """Name -> reason of the concepts with that status."""
+        return {row["concept"]: row["reason"] for row in self.rows if row["status"] == status}
 
     def lines(self) -> list[str]:
         """For people."""
-        waiting = len(self.planned) - sum(
-            map(len, (self.skipped, self.done, self.in_flight, self.parked))
+        counts = Counter(row["status"] for row in self.rows)
+        told = ", ".join(
+            f"{counts[status]} {status}" for status in (DONE, IN_FLIGHT, WAITING, SKIPPED, PARKED)
         )
-        lines = [
-            f"{len(self.planned)} concepts: {len(self.done)} done, {len(self.in_flight)} in "
-            f"flight, {waiting} waiting, {len(self.skipped)} skipped, {len(self.parked)} parked"
-        ]
-        for name, story in self.in_flight.items():
-            lines.append(
-                f"  in flight: {shown.line(name)}: on {story.worker} from step {story.step}"
-            )
-        for what, reasons in (("parked", self.parked), ("skipped", self.skipped)):
-            lines += [f"  {what}: {shown.line(n)}: {shown.line(why)}" for n, why in reasons.items()]
+        lines = [f"{len(self.rows)} concepts: {told}"]
+        for status in (IN_FLIGHT, PARKED, SKIPPED):
+            lines += [
+                f"  {status}: {shown.line(name)}: {shown.line(reason)}"
+                for name, reason in self.having(status).items()
+            ]
         return lines
 
 
 def library_status(path: str) -> LibraryStatus:
-    """Raises ConfigError for a folder that holds no library."""
+    """From the catalogue, the cards and the ledger. Raises ConfigError for a folder that holds no
+    library."""
     folder = LibraryFolder(path)
     folder.config()
-    rows = folder.catalogue()
-    prints = {row["concept"]: row["fingerprint"] for row in rows if not row["skipped"]}
-    stories = {
-        name: story
-        for name, story in fold(read_ledger(folder.file(LEDGER))).items()
-        if story.fingerprint == prints.get(name)
-    }
-    done = {n for n, card in folder.cards(prints).items() if card.fingerprint == prints[n]}
+    concepts = folder.catalogue()
+    stories = fold(read_ledger(folder.file(LEDGER)))
+    cards = folder.cards(row["concept"] for row in concepts if not row["skipped"])
     return LibraryStatus(
-        [row["concept"] for row in rows],
-        {row["concept"]: row["skipped"] for row in rows if row["skipped"]},
-        done,
-        {n: s for n, s in stories.items() if s.worker and n not in done and not s.parked},
-        {n: s.parked for n, s in stories.items() if s.parked and n not in done},
+        [_row(row, cards.get(row["concept"]), stories.get(row["concept"])) for row in concepts]
     )
+
+
+def _row(concept: dict[str, Any], card: Card | None, story: Story | None) -> dict[str, Any]:
+    own = concept["fingerprint"]
+    if card is not None and card.fingerprint != own:
+        card = None
+    if story is None or story.fingerprint != own:
+        story = Story()
+    status, reason = WAITING, story.tries.reason
+    if concept["skipped"]:
+        status, reason = SKIPPED, concept["skipped"]
+    elif card is not None:
+        status, reason = DONE, ""
+    elif story.parked:
+        status, reason = PARKED, story.parked
+    elif story.worker:  # by the last word of the ledger: its command may have died
+        status, reason = IN_FLIGHT, f"on {story.worker} from step {story.step}"
+    row: dict[str, Any] = {name: concept[name] for name in ("concept", "folder", "pictures")}
+    row |= {"captions": concept["captions"], "planned_steps": concept["steps"]}
+    row |= {"status": status, "reason": reason, "fingerprint": own}
+    row["attempts"] = story.tries.failures + (card is not None)
+    if card is not None:
+        names = ("steps", "stopped", "seconds", "first_loss", "last_loss", "adapter_sha256")
+        row |= {name: getattr(card, name) for name in names}
+    return row
 
 
 def retry_parked(path: str) -> list[str]:
     """Let the next start try again what is parked; returns its names. Who calls it has claimed the
     folder. Raises as :func:`library_status`."""
-    parked = list(library_status(path).parked)
+    parked = list(library_status(path).having(PARKED))
     ledger = LibraryLedger(LibraryFolder(path).file(LEDGER))
     for name in parked:
         ledger.retry(name)

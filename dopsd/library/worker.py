@@ -7,7 +7,9 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,8 +54,10 @@ class Job:
     """Of ``data.concept_weights``."""
     metadata: dict[str, str]
     """Of the files that it leaves."""
+    first: int
+    """Step at which it begins: 0, or where an earlier attempt left a state."""
     files: dict[str, bytes]
-    """Of the learner's state, where an earlier attempt left one."""
+    """Of that state, if there is one."""
     losses: Losses
 
 
@@ -87,6 +91,7 @@ class SavedState:
 class News:
     """What a worker tells while it trains."""
 
+    concept: str
     step: int
     state: SavedState | None
 
@@ -127,15 +132,13 @@ class LibraryWorker:
         engine.reset(self._begin)
         run = _ConceptRun(config, job.losses, self._progress, began)
         plan = plan_of_groups(config, job.groups, {job.concept: job.weight})
-        source = FusedSource(config, self._fetch(plan), engine, self._device, _dump_nothing)
+        fetch = BlocksAhead(partial(self._blocks, plan), config.learner.steps)
+        source = FusedSource(config, fetch, engine, self._device, _dump_nothing)
         learner = Learner(config, engine, source, run, run.publish)
-        first = 0
         if job.files:
-            state = LearnerState.from_files(job.files)
-            learner.restore(state)
-            first = state.step
-        self._progress.begin(first)
-        whole = learner.run(first, config.learner.steps)
+            learner.restore(LearnerState.from_files(job.files))
+        self._progress.begin(job.concept, job.first)
+        whole = learner.run(job.first, config.learner.steps)
         weights, steps = learner.weights, run.steps
         assert isinstance(weights, ReplicatedWeights), "adapters: lora, as the library checks"
         assert steps is not None
@@ -154,16 +157,40 @@ class LibraryWorker:
         """How far the job is; its newest state that was not told yet."""
         return self._progress.take()
 
-    def _fetch(self, plan: Plan) -> Callable[[int], Iterator[tuple[Any, bool]]]:
-        """As the coordinator's blocks reach a learner that is alone."""
+    def _blocks(self, plan: Plan, step: int) -> list[tuple[Any, bool]]:
+        """What a learner that is alone gets of a step: (block, is real)."""
+        planned = plan.step(step).micro_batches
+        share = rank_share(len(planned), plan.micro_batches_per_step, 0, 1)
+        return [
+            (
+                encoded_block(read_cached(planned[index], self._captions, self._rows, plan.seed)),
+                real,
+            )
+            for index, real in share
+        ]
 
-        def fetch(step: int) -> Iterator[tuple[Any, bool]]:
-            planned = plan.step(step).micro_batches
-            for index, real in rank_share(len(planned), plan.micro_batches_per_step, 0, 1):
-                batch = read_cached(planned[index], self._captions, self._rows, plan.seed)
-                yield encoded_block(batch), real
 
-        return fetch
+class BlocksAhead:
+    """Reads the blocks of the next step while one is trained, up to ``stop``; in one thread, so
+    that ``read`` need not be safe for several."""
+
+    def __init__(self, read: Callable[[int], list[tuple[Any, bool]]], stop: int) -> None:
+        self._read, self._stop = read, stop
+        self._thread = ThreadPoolExecutor(1)
+        self._next: tuple[int, Future[list[tuple[Any, bool]]]] | None = None
+
+    def __call__(self, step: int) -> Iterator[tuple[Any, bool]]:
+        blocks = self._taken(step)
+        if step + 1 < self._stop:
+            self._next = step + 1, self._thread.submit(self._read, step + 1)
+        else:
+            self._thread.shutdown(wait=False)
+        yield from blocks
+
+    def _taken(self, step: int) -> list[tuple[Any, bool]]:
+        if self._next is not None and self._next[0] == step:
+            return self._next[1].result()
+        return self._thread.submit(self._read, step).result()
 
 
 class _Progress:
@@ -171,12 +198,12 @@ class _Progress:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._step = 0
+        self._concept, self._step = "", 0
         self._state: SavedState | None = None
 
-    def begin(self, step: int) -> None:
+    def begin(self, concept: str, step: int) -> None:
         with self._lock:
-            self._step, self._state = step, None
+            self._concept, self._step, self._state = concept, step, None
 
     def stepped(self, step: int) -> None:
         with self._lock:
@@ -188,7 +215,7 @@ class _Progress:
 
     def take(self) -> News:
         with self._lock:
-            news = News(self._step, self._state)
+            news = News(self._concept, self._step, self._state)
             self._state = None
             return news
 

@@ -14,7 +14,7 @@ from tests.helpers.paths import ROOT
 JOBS = ROOT / "jobs"
 
 
-@pytest.mark.parametrize("command", ["train", "prepare", "preflight", "evaluate"])
+@pytest.mark.parametrize("command", ["train", "prepare", "preflight", "evaluate", "library"])
 def test_job_works_where_the_package_is_not_installed(command: str, tmp_path: Path) -> None:
     shutil.copytree(JOBS, tmp_path / "jobs")
     (tmp_path / "dopsd" / "cli").mkdir(parents=True)

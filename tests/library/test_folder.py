@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from dopsd import storage
-from dopsd.errors import ConfigError
+from dopsd.errors import ConfigError, DataError
 from dopsd.library.catalogue import Concept
 from dopsd.library.folder import CARD, LORA, Card, LibraryFolder
+from dopsd.library.lora import concept_lora
 from dopsd.ownership import digest_of
 from tests.helpers.tiny import make_config
 
@@ -83,3 +84,24 @@ def test_the_catalogue_says_why_a_concept_is_skipped(library: LibraryFolder) -> 
     assert (first["concept"], first["skipped"], first["fingerprint"]) == ("<b>", "", "f")
     assert second["skipped"] == "too few pictures: 1" and ".." not in second["folder"]
     assert library.config().model.base == "base"
+
+
+def test_a_lora_may_be_named_by_library_and_concept(tmp_path: Path) -> None:
+    library = LibraryFolder(str(tmp_path / "a:b"))
+    names = ["pets:rex=1", "aya", "lonely"]
+    concepts = [Concept(name, 4, 4, 120) for name in names[:2]]
+    concepts.append(Concept("lonely", 1, 1, 120, "too few pictures: 1"))
+    library.begin(make_config("base"), concepts, {"pets:rex=1": "f", "aya": "f"})
+    library.keep(card("pets:rex=1"), FILES)
+    adapter = f"{library.concept('pets:rex=1')}/{LORA}"
+    assert concept_lora(f"{library.path}:pets:rex=1") == adapter
+    assert concept_lora(f"mine={library.path}:pets:rex=1") == f"mine={adapter}"
+    for other in ("s3://bucket/lora.safetensors", "runs/a=b", "mine=runs/x", f"{library.path}"):
+        assert concept_lora(other) == other
+    for concept, line in {
+        "pets:rax": r"'pets:rax' is no concept of the data \(did you mean 'pets:rex=1'\?\)",
+        "aya": "'aya': not trained yet",
+        "lonely": r"'lonely': it is skipped \(too few pictures: 1\)",
+    }.items():
+        with pytest.raises(DataError, match=line):
+            concept_lora(f"{library.path}:{concept}")

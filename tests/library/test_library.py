@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -18,7 +19,8 @@ from dopsd.driver.train import train
 from dopsd.library.folder import LEDGER, LibraryFolder
 from dopsd.library.ledger import fold, read_ledger
 from dopsd.library.run import LibrarySummary, train_library
-from dopsd.library.status import library_status
+from dopsd.library.status import DONE, SKIPPED, library_status
+from dopsd.library.verify import verify_library
 from dopsd.models.lora import checksum
 from dopsd.records import unpack
 from tests.helpers.runs import quiet, run_config
@@ -75,10 +77,15 @@ def test_every_concept_is_done_or_has_its_reason(library: LibrarySummary, folder
     assert library.problems == [] and library.trained == 3
     assert (library.counts.done, library.counts.skipped, library.counts.parked) == (3, 1, 0)
     status = library_status(library.folder)
-    assert status.done == CONCEPTS.keys() - {"lonely"} and not status.in_flight
-    assert status.skipped["lonely"].startswith("too few pictures: 1, library.min_images: 3")
+    done = status.having(DONE).keys()
+    assert done == CONCEPTS.keys() - {"lonely"}
+    assert status.having(SKIPPED)["lonely"].startswith("too few pictures: 1, library.min_images: 3")
+    index = pq.read_table(f"{library.folder}/index.parquet").to_pylist()
+    assert [row["status"] for row in index] == [row["status"] for row in status.rows]
+    told = verify_library(library.folder).lines()
+    assert told == [f"3 of 3 concepts are done and whole, {3 * STEPS} steps once in the ledger"]
     stories = fold(read_ledger(f"{library.folder}/{LEDGER}"))
-    assert {n: s.spans for n, s in stories.items()} == {n: [(0, STEPS)] for n in status.done}
+    assert {n: s.spans for n, s in stories.items()} == {n: [(0, STEPS)] for n in done}
     written = {path.relative_to(folder).parts[0] for path in folder.rglob("*")}
     assert written == {"source", "shards", "library"}
     assert not any((folder / "library" / "state").rglob("*.*"))

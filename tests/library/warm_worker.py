@@ -111,6 +111,7 @@ def main(base: str, folder: Path, out: Path, words: list[str]) -> None:
             groups[name],
             1.0,
             {},
+            state.step if state else 0,
             state.files if state else {},
             state.losses if state else [],
         )

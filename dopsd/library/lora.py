@@ -1,0 +1,33 @@
+"""``LIB:CONCEPT`` where a command takes a LoRA."""
+
+from __future__ import annotations
+
+import re
+
+from dopsd import shown, storage
+from dopsd.data.order import check_concepts
+from dopsd.errors import DataError
+from dopsd.library.folder import CONFIG, LORA, LibraryFolder
+
+
+def concept_lora(lora: str) -> str:
+    """The path of the adapter that ``[NAME=]LIB:CONCEPT`` stands for, with the name before it; any
+    other text, such as a path, as it is. A library is told by its folder, since both names may hold
+    colons. Raises DataError for a concept that the library does not have, or not yet."""
+    name, equals, path = lora.partition("=")
+    if not equals or "/" in name or ":" in name:  # the "=", if any, is the path's own
+        name, equals, path = "", "", lora
+    for colon in re.finditer(":(?!//)", path):
+        folder, concept = path[: colon.start()], path[colon.end() :]
+        if folder and storage.exists(storage.join(folder, CONFIG)):
+            return f"{name}{equals}{_adapter(LibraryFolder(folder), concept)}"
+    return lora
+
+
+def _adapter(library: LibraryFolder, concept: str) -> str:
+    known = {row["concept"]: row["skipped"] for row in library.catalogue()}
+    check_concepts(f"--lora {library.path}", [concept], known)
+    if library.card(concept) is None:
+        why = f"it is skipped ({known[concept]})" if known[concept] else "not trained yet"
+        raise DataError(f"--lora {library.path}: {shown.value(concept)}: {why}")
+    return storage.join(library.concept(concept), LORA)

@@ -1,0 +1,292 @@
+"""The loop of a library's command: who trains what, what is written, what is told."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from dopsd import __version__, shown
+from dopsd.config import RunConfig
+from dopsd.data.concepts import ConceptGroup, concept_groups
+from dopsd.data.manifest import Manifest
+from dopsd.driver.progress import Report, Show
+from dopsd.errors import DopsdError, WorkerError
+from dopsd.export import lora_metadata
+from dopsd.library.catalogue import Catalogue, Concept
+from dopsd.library.folder import LEDGER, LORA, TEACHER, Card, LibraryFolder
+from dopsd.library.ledger import LibraryLedger, fold, read_ledger
+from dopsd.library.pool import Ended, Event, Finished, Joined, Told, WorkerPool
+from dopsd.library.recipe import Recipes
+from dopsd.library.scheduler import Assignment, Counts, Scheduler
+from dopsd.library.speed import Pace
+from dopsd.library.status import library_status
+from dopsd.library.worker import Job, Trained
+from dopsd.ownership import digest_of
+
+_LOADS = 3
+"""Workers in a row that may die before they have loaded the base."""
+
+
+@dataclass(frozen=True)
+class LibrarySummary:
+    """How a library stands when its command ends."""
+
+    folder: str
+    counts: Counts
+    trained: int
+    """Concepts that this start trained."""
+    seconds: float
+    busy: float
+    """Share of the workers' time in which they trained."""
+    problems: list[str]
+
+
+class LibraryTraining:
+    """Moves concepts from the queue through workers into the folder.
+
+    ``manifest`` says where their rows are, ``prints`` which fingerprints those have that train.
+    ``workers`` are opened for as long as :meth:`train` lasts.
+    """
+
+    def __init__(
+        self,
+        recipes: Recipes,
+        manifest: Manifest,
+        catalogue: Catalogue,
+        prints: Mapping[str, str],
+        folder: LibraryFolder,
+        workers: Callable[[], WorkerPool],
+        show: Show,
+    ) -> None:
+        self.config, self.manifest, self._show = recipes.config, manifest, show
+        self.folder, self.catalogue, self._recipes = folder, catalogue, recipes
+        self._prints, self._workers = prints, workers
+        self.scheduler = _scheduler(self.config, folder, catalogue, prints)
+        self.ledger = LibraryLedger(folder.file(LEDGER))
+        self.groups: dict[str, tuple[ConceptGroup, ...]] = concept_groups(self.manifest)
+        self._began: dict[str, int] = {}
+        """Step at which each concept in flight began."""
+        self._loads = 0
+        self._trained = 0
+        self._pace = Pace(sum(c.steps for c in catalogue.trained if self._is_open(c.name)))
+
+    def way_on(self) -> str:
+        """What an interrupted command says."""
+        counts = self.scheduler.counts
+        return f"{counts.done} of {counts.planned} concepts are done, the same command goes on"
+
+    def train(self) -> LibrarySummary:
+        began, scheduler = time.monotonic(), self.scheduler
+        counts = scheduler.counts
+        self.ledger.start(counts.planned, counts.waiting)
+        self._tell(*self._opening())
+        try:
+            if not scheduler.finished:
+                self._run()
+        finally:
+            self.ledger.flush()
+            self.folder.write_index(library_status(self.folder.path).rows)
+        problems = list(self.ledger.notices)
+        problems += [f"parked: {shown.line(n)}: {why}" for n, why in scheduler.parked.items()]
+        return LibrarySummary(
+            self.folder.path,
+            scheduler.counts,
+            self._trained,
+            time.monotonic() - began,
+            self._pace.busy,
+            problems,
+        )
+
+    def _run(self) -> None:
+        with self._workers() as self._pool:
+            self._fill()
+            while not self.scheduler.finished:
+                for event in self._pool.poll():
+                    self._take(event)
+                if why := self.scheduler.stopped:
+                    raise WorkerError(f"{why}; `dopsd library status` lists them")
+                for given in self.scheduler.assign():
+                    self._begin(given)
+                self._fill()
+                self._show("library", self._line())
+
+    def _fill(self) -> None:
+        """Ask for as many workers as there is work for."""
+        counts = self.scheduler.counts
+        self._pool.grow(counts.waiting + counts.in_flight)
+
+    def _begin(self, given: Assignment) -> None:
+        name = given.concept
+        concept = self.catalogue.concepts[name]
+        kept = self.folder.load_state(name, self._prints[name])
+        config = self._recipes.config_of(name, concept.steps)
+        metadata = lora_metadata(config, self.manifest)
+        metadata |= {"dopsd.concept": name, "dopsd.data": self._prints[name]}
+        job = Job(
+            name,
+            config,
+            self.groups[name],
+            config.data.concept_weights.get(name, 1.0),
+            metadata,
+            kept[0].step if kept else 0,
+            kept[1] if kept else {},
+            list(kept[0].losses) if kept else [],
+        )
+        self._began[name] = job.first
+        self.ledger.begin(given, self._prints[name], job.first)
+        if given.fresh:
+            self._pool.renew(given.worker)
+        self._pool.train(given.worker, job)
+        self._pace.begin(given.worker, job.first)
+
+    def _take(self, event: Event) -> None:
+        if isinstance(event, Joined):
+            self._loads = 0
+            self.scheduler.join(event.worker)
+            self._pace.join(event.worker)
+        elif isinstance(event, Told):
+            self._told(event)
+        elif isinstance(event, Finished):
+            self._finish(event.worker, event.result)
+        else:
+            self._ended(event)
+
+    def _told(self, event: Told) -> None:
+        self._pace.step(event.worker, event.news.step)
+        if (state := event.news.state) is not None:
+            name = self.scheduler.in_flight[event.worker].concept
+            own = self._prints[name]
+            self.folder.save_state(name, own, state.step, state.losses, state.files)
+            self.ledger.saved(name, own, state.step)
+
+    def _finish(self, worker: str, result: Trained) -> None:
+        given = self.scheduler.in_flight[worker]
+        concept = self.catalogue.concepts[given.concept]
+        files = {LORA: result.lora}
+        if result.teacher is not None:
+            files[TEACHER] = result.teacher
+        self.folder.keep(self._card(concept, given, result, files), files)
+        self.ledger.done(concept.name, self._prints[concept.name], result.steps)
+        self.folder.drop_state(concept.name)
+        self.scheduler.finish(worker)
+        self._pace.end(worker, concept.steps - self._began[concept.name])
+        self._trained += 1
+        self._tell(f"  done:   {_result_line(concept, result, worker)}")
+
+    def _card(
+        self, concept: Concept, given: Assignment, result: Trained, files: Mapping[str, bytes]
+    ) -> Card:
+        return Card(
+            concept=concept.name,
+            fingerprint=self._prints[concept.name],
+            pictures=concept.pictures,
+            captions=concept.captions,
+            planned_steps=concept.steps,
+            steps=result.steps,
+            stopped=result.stopped,
+            attempt=given.attempt,
+            seconds=round(result.seconds, 3),
+            first_loss=result.losses[0],
+            last_loss=result.losses[1],
+            adapter_sha256=result.adapter_sha256,
+            files={name: digest_of([payload]) for name, payload in files.items()},
+            dopsd=__version__,
+        )
+
+    def _ended(self, event: Ended) -> None:
+        self._pace.leave(event.worker)
+        given = self.scheduler.in_flight.get(event.worker)
+        if given is None:
+            self._failed_to_load(event)
+            return
+        name = given.concept
+        parked = self.scheduler.end(event.worker, event.outcome, event.reason)
+        self.ledger.end(name, self._prints[name], event.outcome, event.reason)
+        if parked is not None:
+            self.ledger.park(name, self._prints[name], parked)
+            self.folder.drop_state(name)
+            self._tell(f"  parked: {shown.line(name)}: {parked}")
+        else:
+            told = shown.line(event.reason)
+            self._tell(f"  again:  {shown.line(name)}: {event.outcome.value}: {told}")
+
+    def _failed_to_load(self, event: Ended) -> None:
+        """A worker that never was: no concept's fault."""
+        self.scheduler.leave(event.worker)
+        if isinstance(event.error, DopsdError):
+            raise event.error
+        self._loads += 1
+        if self._loads >= _LOADS:
+            raise WorkerError(
+                f"{self._loads} workers in a row ended before they had loaded the base: "
+                f"{event.reason}"
+            )
+
+    def _is_open(self, name: str) -> bool:
+        return name not in self.scheduler.done and name not in self.scheduler.parked
+
+    def _opening(self) -> list[str]:
+        counts, gone = self.scheduler.counts, self._removed()
+        lines = [
+            f"library: {counts.planned} concepts: {counts.done} done, {counts.skipped} skipped, "
+            f"{counts.parked} parked, {counts.waiting} to train"
+        ]
+        for kind, own in self.catalogue.skips_by_kind():
+            example = f"{shown.value(own[0].name)}: {own[0].skip}"
+            lines.append(f"  skipped: {len(own)} x {kind}, e.g. {example}")
+        if self.catalogue.unnamed:
+            lines.append(f"  left aside: {self.catalogue.unnamed} pictures without a concept")
+        if gone:
+            lines.append(
+                f"  kept: {len(gone)} concepts that are not in the data any more, e.g. "
+                f"{shown.value(gone[0])}"
+            )
+        return lines
+
+    def _removed(self) -> list[str]:
+        before = fold(read_ledger(self.folder.file(LEDGER)))
+        return sorted(before.keys() - self.catalogue.concepts.keys())
+
+    def _line(self) -> str:
+        counts = self.scheduler.counts
+        return (
+            f"{counts.done}/{counts.planned} done, {counts.skipped} skipped, {counts.parked} "
+            f"parked; {counts.in_flight} in flight on {self._pool.size} workers, "
+            f"{self._pace.told()}"
+        )
+
+    def _tell(self, *lines: str) -> None:
+        self._show("library", Report(lines))
+
+
+def _scheduler(
+    config: RunConfig, folder: LibraryFolder, catalogue: Catalogue, prints: Mapping[str, str]
+) -> Scheduler:
+    """What earlier starts left of the work."""
+    stories = {
+        name: story
+        for name, story in fold(read_ledger(folder.file(LEDGER))).items()
+        if prints.get(name) == story.fingerprint or not story.fingerprint
+    }
+    names = [concept.name for concept in catalogue.trained]
+    done = {n for n, card in folder.cards(names).items() if card.fingerprint == prints[n]}
+    return Scheduler(
+        names,
+        config.library.retries,
+        config.library.max_parked,
+        done=done,
+        skipped=catalogue.skipped,
+        parked={n: s.parked for n, s in stories.items() if s.parked and n not in done},
+        tries={n: s.tries for n, s in stories.items()},
+    )
+
+
+def _result_line(concept: Concept, result: Trained, worker: str) -> str:
+    first, last = result.losses
+    loss = "" if first is None or last is None else f"loss {first:.4f} -> {last:.4f}, "
+    why = f" ({result.stopped})" if result.stopped else ""
+    return (
+        f"{shown.line(concept.name)}: {loss}{result.steps} steps{why}, {result.seconds:.1f} s on "
+        f"{worker}"
+    )

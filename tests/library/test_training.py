@@ -1,0 +1,157 @@
+"""A library's loop over real actors that compute nothing: whatever dies, every concept is done once
+or parked by name."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dopsd.errors import ConfigError, WorkerError
+from dopsd.library.catalogue import catalogue_of
+from dopsd.library.folder import LEDGER, LORA, LibraryFolder
+from dopsd.library.ledger import fold, read_ledger
+from dopsd.library.pool import WorkerPool
+from dopsd.library.recipe import Fingerprints
+from dopsd.library.recipe import Recipes as LibraryRecipes
+from dopsd.library.status import PARKED, library_status, retry_parked
+from dopsd.library.training import LibrarySummary, LibraryTraining
+from dopsd.library.verify import verify_library
+from dopsd.ray_cluster.placement import Role
+from tests.library.fake_worker import FakeWorker, adapter
+from tests.library.test_catalogue import config, listed, with_fingerprints
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+STEPS = 10
+
+
+class Crash(Exception):
+    """The command dies."""
+
+
+def start(
+    folder: Path,
+    names: list[str],
+    show: Callable[[], None] = lambda: None,
+    step_s: float = 60.0,
+    overrides: tuple[str, ...] = (),
+) -> LibrarySummary:
+    run = config(
+        f"run.folder={folder}/library",
+        f"library.steps={{min: {STEPS}, max: {STEPS}}}",
+        *overrides,
+    )
+    sizes = dict.fromkeys(names, 4)
+    recipes, manifest = LibraryRecipes(run), with_fingerprints(sizes)
+    catalogue = catalogue_of(run, listed(sizes), recipes)
+    of = Fingerprints(recipes, manifest)
+    prints = {c.name: of.of(c.name, c.steps) for c in catalogue.trained}
+    library = LibraryFolder(f"{folder}/library")
+    library.begin(run, catalogue.concepts.values(), prints)
+    (folder / "pids").mkdir(exist_ok=True)
+
+    def pool() -> WorkerPool:
+        role = Role("library", 3, 0.1, 0.0)
+        return WorkerPool(FakeWorker, (f"{folder}/pids",), role, start_s=60.0, step_s=step_s)
+
+    training = LibraryTraining(
+        recipes, manifest, catalogue, prints, library, pool, lambda phase, event: show()
+    )
+    return training.train()
+
+
+def kill_one(folder: Path) -> bool:
+    """SIGKILL for a worker that trains; whether there was one."""
+    for file in (folder / "pids").iterdir():
+        try:
+            os.kill(int(file.name), signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+        finally:
+            file.unlink(missing_ok=True)
+        return True
+    return False
+
+
+def check_done(folder: Path, names: list[str]) -> None:
+    """Each of ``names`` has the adapter that training it alone gives, and each step stands once
+    behind it."""
+    library = LibraryFolder(f"{folder}/library")
+    cards, stories = library.cards(names), fold(read_ledger(library.file(LEDGER)))
+    assert cards.keys() == set(names)
+    for name in names:
+        assert cards[name].adapter_sha256 == adapter(name, STEPS)
+        assert Path(library.concept(name), LORA).read_bytes() == adapter(name, STEPS).encode()
+        spans = stories[name].spans
+        assert [step for first, last in spans for step in range(first, last)] == list(range(STEPS))
+    assert not list(Path(library.path, "state").iterdir())
+    report = verify_library(library.path)
+    assert not report.problems and report.verified == len(names)
+
+
+@pytest.mark.parametrize(
+    ("count", "kills", "crashes"),
+    [(40, 3, 2), pytest.param(1000, 20, 5, marks=pytest.mark.nightly)],
+)
+def test_kills_and_crashes_cost_nothing(
+    tmp_path: Path, count: int, kills: int, crashes: int
+) -> None:
+    names = [f"pets/{number:04}" for number in range(count)]
+    left, began, shown = [kills], time.monotonic(), [0]
+
+    def trouble() -> None:
+        shown[0] += 1
+        if left[0] and time.monotonic() - began > 2 * (kills - left[0] + 1):
+            left[0] -= kill_one(tmp_path)
+
+    for crash in range(crashes):
+
+        def ends(at: float = time.monotonic() + 3.0) -> None:
+            trouble()
+            if time.monotonic() > at:
+                raise Crash
+
+        with pytest.raises(Crash):
+            start(tmp_path, names, ends)
+        assert not library_status(f"{tmp_path}/library").having(PARKED), crash
+    while True:
+        summary = start(tmp_path, names, trouble)
+        if not left[0] or summary.counts.done == count:
+            break
+    assert summary.counts.done == count and summary.counts.conserved
+    check_done(tmp_path, names)
+
+
+def test_concepts_that_fail_are_parked_by_name_and_the_others_do_not_notice(tmp_path: Path) -> None:
+    bad = {
+        "nan a": "step 5: loss or gradients are not finite, 6 steps in a row, attempt 2",
+        "oom b": "its worker died: ",
+        "hang c": "no step within 2 s (timeouts.step), at step 3; its worker was ended, attempt 2",
+    }
+    good = [*(f"pets/{number}" for number in range(9)), "warm d"]
+    summary = start(tmp_path, [*good, *bad], step_s=2.0, overrides=("library.retries=1",))
+    assert (summary.counts.done, summary.counts.parked) == (len(good), len(bad))
+    parked = library_status(f"{tmp_path}/library").having(PARKED)
+    assert parked.keys() == bad.keys()
+    assert all(parked[name].startswith(why) for name, why in bad.items())
+    check_done(tmp_path, good)
+    assert start(tmp_path, [*good, *bad]).trained == 0, "what is parked stays so"
+    assert retry_parked(f"{tmp_path}/library") == sorted(bad)
+    assert not library_status(f"{tmp_path}/library").having(PARKED)
+    # Added, changed and removed concepts: exactly the others of these train.
+    again = start(tmp_path, [*good[1:], "pets/new"])
+    assert again.trained == 1 and again.counts.done == len(good)
+
+
+def test_a_bad_recipe_stops_early_with_the_commonest_reason(tmp_path: Path) -> None:
+    names = [f"nan {number:02}" for number in range(30)]
+    with pytest.raises(WorkerError, match=r"^4 of 30 concepts are parked .* not finite.*nan 00"):
+        start(tmp_path, names, overrides=("library.retries=0",))
+    assert len(library_status(f"{tmp_path}/library").having(PARKED)) >= 4
+    with pytest.raises(ConfigError, match="holds no library"):
+        library_status(str(tmp_path))
