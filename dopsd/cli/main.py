@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from dopsd import __version__, processes
 from dopsd.cli.evaluate import evaluate
 from dopsd.cli.generate import generate
+from dopsd.cli.job import job
 from dopsd.cli.last_resort import report_crash
 from dopsd.cli.plan import plan
 from dopsd.cli.preflight import preflight
@@ -50,6 +51,7 @@ app.command("config")(show_config)
 app.command()(status)
 app.command()(stats)
 app.command()(plan)
+app.command()(job)
 app.command()(preflight)
 app.command()(evaluate)
 app.command()(report)
