@@ -87,3 +87,12 @@ def test_recipes_and_presets_are_read_by_name(python: Path, tmp_path: Path) -> N
         path.stem: json.loads(path.read_text())
         for path in (ROOT / "configs/deepspeed").glob("*.json")
     }
+
+
+def test_it_is_found_from_any_folder(wheel: Path, python: Path, tmp_path: Path) -> None:
+    """Also beside a folder of the package's name, such as a checkout's parent."""
+    (tmp_path / "dopsd" / "docs").mkdir(parents=True)
+    assert run([str(python), "-m", "dopsd", "--version"], tmp_path).strip()
+    (entries,) = (n for n in zipfile.ZipFile(wheel).namelist() if n.endswith("entry_points.txt"))
+    text = zipfile.ZipFile(wheel).read(entries).decode()
+    assert "dopsd = dopsd.__main__:main" in text

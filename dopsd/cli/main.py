@@ -15,6 +15,7 @@ from dopsd.cli.benchmark import benchmark
 from dopsd.cli.doctor import doctor
 from dopsd.cli.evaluate import evaluate
 from dopsd.cli.generate import generate
+from dopsd.cli.job import job
 from dopsd.cli.last_resort import report_crash
 from dopsd.cli.library import app as library
 from dopsd.cli.plan import plan
@@ -55,6 +56,7 @@ app.command()(stats)
 app.command()(plan)
 app.command()(doctor)
 app.command()(benchmark)
+app.command()(job)
 app.command()(preflight)
 app.command()(evaluate)
 app.command()(report)

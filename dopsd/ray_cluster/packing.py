@@ -1,4 +1,4 @@
-"""Would Ray find a place for every worker? Plain bin packing over the nodes of a manifest."""
+"""Would Ray find a place for every worker? Plain bin packing over the nodes of a cluster."""
 
 from __future__ import annotations
 

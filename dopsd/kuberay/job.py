@@ -1,0 +1,207 @@
+"""What `dopsd job` prints: a run or a cluster, and what goes with it."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, Literal
+
+from dopsd import storage
+from dopsd.config import RunConfig, dump_config
+from dopsd.errors import ConfigError
+from dopsd.kuberay import pods
+from dopsd.kuberay.network import network_policy
+from dopsd.kuberay.pods import CONFIG_FILE, CONFIG_FOLDER, Manifest, Setting
+from dopsd.kuberay.sizes import sizes_of
+from dopsd.kuberay.windows import Windows
+from dopsd.plan import make_plan
+
+Kind = Literal["rayjob", "raycluster"]
+KINDS: tuple[Kind, ...] = ("rayjob", "raycluster")
+_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+_LONGEST = 47
+"""Characters of a RayJob's name; KubeRay appends to it."""
+_DAY = 86_400
+_RETRIES = 3
+"""New clusters, each of which goes on from S3."""
+_SUBMISSIONS = 4
+"""Of one cluster: a head that was lost comes back, and the run is submitted to it again."""
+_SPOT_MINUTES = 3.0
+"""Between two checkpoints at most, where a machine may go with 25 s of notice."""
+_SPOT_RESTARTS = 100
+"""Each machine that goes takes one of its workers' restarts."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is asked for."""
+
+    config: RunConfig
+    image: str
+    bucket: str
+    """s3://BUCKET or s3://BUCKET/FOLDER, under which runs and shards lie."""
+    kind: Kind = "rayjob"
+    queue: str | None = None
+    """Of Kueue."""
+    spot: bool = False
+    gpus_of_a_pod: int = 4
+    volume: bool = False
+    """Models are read from the volume `dopsd-models`, which `dopsd fetch` filled."""
+
+    @property
+    def name(self) -> str:
+        """Of everything; the run's, as Kubernetes takes names. Raises ConfigError for one that
+        cannot be."""
+        name = re.sub(r"[^a-z0-9]+", "-", self.config.run.name.lower()).strip("-")
+        if not _NAME.fullmatch(name) or len(name) > _LONGEST:
+            raise ConfigError(
+                f"run.name: {self.config.run.name!r}, allowed for a job: letters, digits and "
+                f"hyphens, a letter first, at most {_LONGEST}"
+            )
+        return name
+
+
+def documents(job: Job) -> list[Manifest]:
+    """The objects, none of which shares a part with another. Raises ConfigError and ModelError in
+    one line."""
+    _check(job)
+    config = in_cluster(job)
+    plan = make_plan(config)
+    sizes = sizes_of(config, plan, job.gpus_of_a_pod, job.volume)
+    setting = Setting(job.name, job.image, Windows.of(plan), job.volume, job.kind == "rayjob")
+    fewest = sizes.fewest if job.spot else sizes.pods
+    cluster = {
+        "rayVersion": version("ray"),  # the operator refuses token authentication without it
+        "authOptions": {"mode": "token", "secretName": pods.TOKEN},
+        "autoscalerOptions": pods.autoscaler(),
+        "headGroupSpec": pods.head(setting, sizes.head),
+        "workerGroupSpecs": [pods.workers(setting, sizes.worker, sizes.pods, fewest, job.spot)],
+    }
+    main = _cluster(job, setting, cluster)
+    parts = [main, network_policy(setting), _disruption_budget(setting)]
+    if job.kind == "rayjob":
+        main = _ray_job(job, setting, cluster)
+        parts = [_config_map(setting, config), main, *parts[1:]]
+    copies: list[Manifest] = json.loads(json.dumps(parts))
+    return copies
+
+
+def in_cluster(job: Job) -> RunConfig:
+    """The config as the run has it there: everything on S3, and gone on with whatever happens."""
+    values: dict[str, Any] = job.config.model_dump(mode="json")
+    run, data, root = values["run"], values["data"], job.bucket.rstrip("/")
+    run |= {"folder": storage.join(root, "runs", job.name), "resume": "auto", "overwrite": False}
+    if not (data["shards"] and storage.is_remote(data["shards"])):
+        data["shards"] = storage.join(root, "shards", job.name)
+    if data["source"] and not _is_everywhere(data["source"]):
+        data["source"] = None  # the shards were prepared from it
+    if job.spot:
+        values["checkpoint"]["every_minutes"] = _SPOT_MINUTES
+        values["inference"]["max_restarts"] = _SPOT_RESTARTS
+        values["learner"]["min_workers"] = values["learner"]["min_workers"] or 1
+    return RunConfig.model_validate(values)
+
+
+def _is_everywhere(source: str) -> bool:
+    return storage.is_remote(source) or source.startswith("shapes:")
+
+
+def _check(job: Job) -> None:
+    if not storage.is_remote(job.bucket) or not job.bucket.split("://", 1)[1].strip("/"):
+        raise ConfigError(f"--bucket: {job.bucket!r}, allowed: s3://BUCKET or s3://BUCKET/FOLDER")
+    if not job.image.strip() or any(sign.isspace() for sign in job.image):
+        raise ConfigError(f"--image: {job.image!r}, allowed: REGISTRY/NAME:TAG")
+    if job.config.data.prior.prompts and not storage.is_remote(job.config.data.prior.prompts):
+        raise ConfigError(
+            f"data.prior.prompts: {job.config.data.prior.prompts}, allowed for a job: s3://"
+        )
+
+
+def _metadata(job: Job, setting: Setting) -> Manifest:
+    labels = dict(setting.labels)
+    if job.queue:
+        labels["kueue.x-k8s.io/queue-name"] = job.queue
+    return {"name": setting.name, "labels": labels}
+
+
+def _cluster(job: Job, setting: Setting, spec: Manifest) -> Manifest:
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayCluster",
+        "metadata": _metadata(job, setting),
+        "spec": spec,
+    }
+
+
+def _ray_job(job: Job, setting: Setting, cluster: Manifest) -> Manifest:
+    spec: Manifest = {
+        "entrypoint": f"dopsd train {CONFIG_FOLDER}/{CONFIG_FILE}",
+        "submissionMode": "K8sJobMode",
+        "submitterConfig": {"backoffLimit": _SUBMISSIONS},
+        "submitterPodTemplate": pods.submitter(setting),
+        "backoffLimit": _RETRIES,
+        "activeDeadlineSeconds": 7 * _DAY,
+        **_ending(job),
+        "rayClusterSpec": cluster,
+    }
+    if job.queue is None:
+        # One pod that is never scheduled must not hold the others' GPUs.
+        spec["preRunningDeadlineSeconds"] = 3600
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayJob",
+        "metadata": _metadata(job, setting),
+        "spec": spec,
+    }
+
+
+def _ending(job: Job) -> Manifest:
+    """GPUs go back at once; after a failure the head stays a day, with its logs.
+
+    Kueue may suspend a job, and KubeRay lets it suspend only what it shuts down itself; then the
+    logs in the run folder are all that stays.
+    """
+    if job.queue:
+        return {"shutdownAfterJobFinishes": True, "ttlSecondsAfterFinished": 60}
+
+    def rule(policy: str, seconds: int, **condition: str) -> Manifest:
+        return {"policy": policy, "condition": {**condition, "ttlSeconds": seconds}}
+
+    return {
+        "deletionStrategy": {
+            "deletionRules": [
+                rule("DeleteWorkers", 0, jobStatus="SUCCEEDED"),
+                rule("DeleteCluster", 600, jobStatus="SUCCEEDED"),
+                rule("DeleteWorkers", 60, jobStatus="FAILED"),
+                rule("DeleteCluster", _DAY, jobStatus="FAILED"),
+                # It never got as far as a job of Ray.
+                rule("DeleteWorkers", 60, jobDeploymentStatus="Failed"),
+                rule("DeleteCluster", _DAY, jobDeploymentStatus="Failed"),
+            ]
+        }
+    }
+
+
+def _config_map(setting: Setting, config: RunConfig) -> Manifest:
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": f"{setting.name}-run", "labels": setting.labels},
+        "data": {CONFIG_FILE: dump_config(config)},
+    }
+
+
+def _disruption_budget(setting: Setting) -> Manifest:
+    """The head is never evicted: the run would end with it, and begin again from its newest
+    checkpoint."""
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": {"name": f"{setting.name}-head", "labels": setting.labels},
+        "spec": {
+            "maxUnavailable": 0,
+            "selector": {"matchLabels": {**setting.labels, "ray.io/node-type": "head"}},
+        },
+    }

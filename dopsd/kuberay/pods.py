@@ -1,0 +1,236 @@
+"""The pods of a cluster: what every container is allowed, given and asked for.
+
+Each of them meets Kubernetes' `restricted` Pod Security Standard.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from dopsd.kuberay.sizes import PodSize
+from dopsd.kuberay.windows import Windows
+
+Manifest = dict[str, Any]
+
+CREDENTIALS, TOKEN, ACCOUNT, MODELS = (
+    "dopsd-credentials",
+    "dopsd-ray-token",
+    "dopsd",
+    "dopsd-models",
+)
+"""Names of what is made once (cluster/once.yaml, cluster/README.md): Secrets, service account, and
+volume of models."""
+CONFIG_FOLDER, CONFIG_FILE, CACHE = "/etc/dopsd", "run.yaml", "/cache/huggingface"
+HEALTH = {
+    "RAY_health_check_period_ms": "2000",
+    "RAY_health_check_failure_threshold": "20",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "120",
+    "RAY_grpc_keepalive_timeout_ms": "90000",
+}
+"""A link that is away for a while is no lost host (docs/faults.md says the same)."""
+PORTS = {"metrics": 8080}
+HEAD_PORTS = {
+    "gcs-server": 6379,
+    "dashboard": 8265,
+    "client": 10001,
+    **PORTS,
+    "as-metrics": 44217,
+    "dash-metrics": 44227,
+}
+SPOT_LABELS = {
+    "karpenter.sh/capacity-type": "spot",
+    "eks.amazonaws.com/capacityType": "SPOT",
+    "cloud.google.com/gke-spot": "true",
+    "kubernetes.azure.com/scalesetpriority": "spot",
+}
+"""How the clouds call a machine that they may take away."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all pods of a cluster share."""
+
+    name: str
+    image: str
+    windows: Windows
+    offline: bool
+    """Models lie on the volume `dopsd-models`, and nobody asks the hub."""
+    configured: bool
+    """The run's config is mounted."""
+
+    @property
+    def labels(self) -> dict[str, str]:
+        return {"app.kubernetes.io/name": "dopsd", "app.kubernetes.io/instance": self.name}
+
+
+def pod_security() -> Manifest:
+    """The image's user: nothing needs root."""
+    return {
+        "runAsNonRoot": True,
+        "runAsUser": 1000,
+        "runAsGroup": 100,
+        "fsGroup": 100,
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def container_security() -> Manifest:
+    return {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+
+
+def head(setting: Setting, size: PodSize) -> Manifest:
+    """The group that takes no work: Ray's own services and what asks for 0 CPUs (the driver, the
+    coordinator, Ray Train's controller)."""
+    pod = _pod(setting, size, "ray-head", HEAD_PORTS)
+    pod["priorityClassName"] = "dopsd-head"
+    return {
+        "rayStartParams": {"num-cpus": "0"},
+        "template": {"metadata": _metadata(setting, stays=True), "spec": pod},
+    }
+
+
+def workers(setting: Setting, size: PodSize, pods: int, fewest: int, spot: bool) -> Manifest:
+    """The one group of workers: its pods are equally large, since Ray may place the roles in any
+    order."""
+    pod = _pod(setting, size, "ray-worker", PORTS)
+    pod["priorityClassName"] = "dopsd-worker"
+    if size.gpus:  # GPU nodes are usually tainted, so that nothing else lands on them
+        pod["tolerations"] = [
+            {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+        ]
+    if spot:
+        pod["tolerations"] = pod.get("tolerations", []) + [
+            {"key": key, "operator": "Exists", "effect": "NoSchedule"} for key in SPOT_LABELS
+        ]
+        pod["affinity"] = {"nodeAffinity": _required(SPOT_LABELS)}
+    return {
+        "groupName": "gpu" if size.gpus else "cpu",
+        "replicas": pods,
+        "minReplicas": fewest,
+        "maxReplicas": pods,
+        "rayStartParams": {},
+        "template": {"metadata": _metadata(setting, stays=not spot), "spec": pod},
+    }
+
+
+def submitter(setting: Setting) -> Manifest:
+    """Submits the run and follows it. The operator's own template has no security context, and is
+    refused where a namespace enforces one."""
+    container = {
+        "name": "submitter",
+        "image": setting.image,
+        "securityContext": container_security(),
+        "resources": {
+            "requests": {"cpu": "200m", "memory": "512Mi", "ephemeral-storage": "1Gi"},
+            "limits": {"cpu": "1", "memory": "1Gi", "ephemeral-storage": "1Gi"},
+        },
+    }
+    return {
+        "metadata": {"labels": setting.labels},
+        "spec": {
+            "restartPolicy": "Never",
+            "automountServiceAccountToken": False,
+            "securityContext": pod_security(),
+            "containers": [container],
+        },
+    }
+
+
+def autoscaler() -> Manifest:
+    """Of its sidecar, for whoever switches it on."""
+    return {
+        "securityContext": container_security(),
+        "resources": {
+            "requests": {"cpu": "500m", "memory": "512Mi"},
+            "limits": {"cpu": "500m", "memory": "512Mi"},
+        },
+    }
+
+
+def _pod(setting: Setting, size: PodSize, name: str, ports: dict[str, int]) -> Manifest:
+    amounts = {
+        "cpu": str(size.cpus),
+        "memory": f"{size.memory}Gi",
+        "ephemeral-storage": f"{size.disk}Gi",
+    }
+    if size.gpus:
+        amounts["nvidia.com/gpu"] = str(size.gpus)
+    volumes = _volumes(setting, size)
+    container = {
+        "name": name,
+        "image": setting.image,
+        "securityContext": container_security(),
+        # Absent where the service account brings an identity of the cloud.
+        "envFrom": [{"secretRef": {"name": CREDENTIALS, "optional": True}}],
+        "env": [{"name": key, "value": value} for key, value in _environment(setting).items()],
+        "ports": [{"name": key, "containerPort": port} for key, port in ports.items()],
+        # Ray reads its CPUs and GPUs from the limits.
+        "resources": {"requests": amounts, "limits": dict(amounts)},
+        "volumeMounts": [mount for mount, _ in volumes],
+    }
+    return {
+        "terminationGracePeriodSeconds": setting.windows.grace,
+        "serviceAccountName": ACCOUNT,
+        "automountServiceAccountToken": False,
+        "securityContext": pod_security(),
+        "containers": [container],
+        "volumes": [volume for _, volume in volumes],
+    }
+
+
+def _environment(setting: Setting) -> dict[str, str]:
+    windows = setting.windows
+    return {
+        "HF_HOME": CACHE,
+        **({"HF_HUB_OFFLINE": "1"} if setting.offline else {}),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        **HEALTH,
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(windows.drain),
+        # Ray kills the driver of a job that is stopped after 3 s otherwise.
+        "RAY_JOB_STOP_WAIT_TIME_S": str(windows.stop),
+    }
+
+
+def _volumes(setting: Setting, size: PodSize) -> list[tuple[Manifest, Manifest]]:
+    """(mount, volume) of each."""
+    shm = {"medium": "Memory", "sizeLimit": f"{size.shm}Gi"}
+    found = [
+        _volume("shared-memory", "/dev/shm", emptyDir=shm),
+        _volume("ray", "/tmp/ray", emptyDir={"sizeLimit": f"{size.scratch}Gi"}),
+    ]
+    if setting.offline:
+        claim = {"claimName": MODELS, "readOnly": True}
+        mount, volume = _volume("cache", "/cache", persistentVolumeClaim=claim)
+        found.append((mount | {"readOnly": True}, volume))
+    else:
+        limit = {"sizeLimit": f"{size.cache}Gi"} if size.cache else {}
+        found.append(_volume("cache", "/cache", emptyDir=limit))
+    if setting.configured:
+        mount, volume = _volume("run", CONFIG_FOLDER, configMap={"name": f"{setting.name}-run"})
+        found.append((mount | {"readOnly": True}, volume))
+    return found
+
+
+def _volume(name: str, path: str, **source: Manifest) -> tuple[Manifest, Manifest]:
+    return {"name": name, "mountPath": path}, {"name": name, **source}
+
+
+def _metadata(setting: Setting, stays: bool) -> Manifest:
+    metadata: Manifest = {"labels": setting.labels}
+    if stays:  # a node that is tidied up costs minutes of every GPU
+        metadata["annotations"] = {
+            "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+            "karpenter.sh/do-not-disrupt": "true",
+        }
+    return metadata
+
+
+def _required(labels: dict[str, str]) -> Manifest:
+    """A node with one of them."""
+    terms = [
+        {"matchExpressions": [{"key": key, "operator": "In", "values": [value]}]}
+        for key, value in labels.items()
+    ]
+    return {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
