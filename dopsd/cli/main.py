@@ -11,6 +11,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from typer.core import TyperGroup
 
 from dopsd import __version__, processes
+from dopsd.cli.data import app as data
 from dopsd.cli.evaluate import evaluate
 from dopsd.cli.generate import generate
 from dopsd.cli.last_resort import report_crash
@@ -54,6 +55,7 @@ app.command()(evaluate)
 app.command()(report)
 app.command()(verify)
 app.command()(checkpoint)
+app.add_typer(data, name="data", help="What a data set is, before any config.")
 app.add_typer(shapes, name="shapes", help="The embedded tiny world.")
 app.add_typer(reproduce, name="reproduce", help="The paper's comparison, trained and judged here.")
 

@@ -14,7 +14,8 @@ from dopsd.data.captions import check_caption_keys, check_prompt_pairs
 from dopsd.data.join import without_prior
 from dopsd.data.manifest import Manifest, has_manifest, load_manifest
 from dopsd.data.plan import Plan, RowRef
-from dopsd.data.prepare.run import load_prepared, prepare, prepare_settings
+from dopsd.data.prepare.run import load_prepared, prepare
+from dopsd.data.prepare.settings import prepare_settings
 from dopsd.data.read import ReadSpec, RowGroups, read_micro_batch, samples_of
 from dopsd.data.references import check_references
 from dopsd.data.sample import Sample
