@@ -39,10 +39,14 @@ def train(
     else:
         run = load_config(config or DEFAULT, overrides)
     quiet()
+    from dopsd.driver.checks import finished_already
     from dopsd.driver.progress import Progress, clock
     from dopsd.driver.train import train as launch
     from dopsd.run_folder.log import loss_steps
 
+    if resume is not None and (line := finished_already(run)):
+        say(line)
+        return
     with Progress() as progress:
         summary = launch(
             run,
