@@ -14,17 +14,20 @@ from dopsd import storage
 from dopsd.config import RunConfig
 from dopsd.data.manifest import find_manifest, has_manifest
 from dopsd.errors import ConfigError, DopsdError
+from dopsd.models.lora import STUDENT
 from dopsd.ownership import OwnedFolder, carries_our_mark, digest_of
 from dopsd.run_folder.checkpoint_files import remove_all_steps, steps
 from dopsd.run_folder.files import (
     CHECKPOINTS,
     CONFIG_FILE,
     DEBUG,
+    DIFFUSERS_FILE,
     FINAL,
     LEDGER_FILE,
     LORA_FILE,
     METRICS_FILE,
     MODULES,
+    OLD_TEACHER,
     PREFLIGHT,
     PREVIEW,
     REPORT_FILE,
@@ -32,7 +35,7 @@ from dopsd.run_folder.files import (
     SHARDS,
     SKIPPED_FILE,
     SUMMARY_FILE,
-    TEACHER_FILE,
+    TEACHER_FOLDER,
     TENSORBOARD,
     TIMELINE_FILE,
     TRANSFORMERS,
@@ -66,9 +69,9 @@ def planned(config: RunConfig) -> list[str]:
     if config.adapters == "full":
         names += [f"{name}/" for name in TRANSFORMERS.values()]
     else:
-        names += [LORA_FILE, TEACHER_FILE]
+        names += [LORA_FILE, DIFFUSERS_FILE, f"{TEACHER_FOLDER}/"]
     if config.adapters == "lora+modules":
-        names += MODULES.values()
+        names.append(MODULES[STUDENT])
     if config.debug.dump_trajectories:
         names.append(f"{DEBUG}/")
     if config.preview.samples:
@@ -194,7 +197,7 @@ def _adopt_run(own: OwnedFolder) -> None:
     folders = (CHECKPOINTS, DEBUG, PREVIEW, PREFLIGHT, TENSORBOARD, SHARDS, *TRANSFORMERS.values())
     found = [name for name in _FILES if name in names]
     found += [f"{name}/" for name in folders if name in names]
-    loras = (LORA_FILE, TEACHER_FILE, *MODULES.values())
+    loras = (LORA_FILE, DIFFUSERS_FILE, MODULES[STUDENT], *OLD_TEACHER)
     found += [name for name in loras if name in names and carries_our_mark(own.file(name))]
     for folder in TRANSFORMERS.values():
         files = [f"{folder}/{name}" for name, _ in storage.list_files(own.file(folder))]
