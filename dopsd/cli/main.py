@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from dopsd import __version__, processes
 from dopsd.cli.benchmark import benchmark
+from dopsd.cli.data import app as data
 from dopsd.cli.doctor import doctor
 from dopsd.cli.evaluate import evaluate
 from dopsd.cli.generate import generate
@@ -63,6 +64,7 @@ app.command()(report)
 app.command()(verify)
 app.command()(checkpoint)
 app.add_typer(library, name="library", help="Many concepts, an adapter of each.")
+app.add_typer(data, name="data", help="What a data set is, before any config.")
 app.add_typer(shapes, name="shapes", help="The embedded tiny world.")
 app.add_typer(reproduce, name="reproduce", help="The paper's comparison, trained and judged here.")
 

@@ -55,9 +55,13 @@ def train(
     if resume_if_there:
         run.run.resume = "auto"
     quiet()
+    from dopsd.driver.checks import finished_already
     from dopsd.driver.progress import Progress
     from dopsd.driver.train import train as launch
 
+    if resume is not None and (line := finished_already(run)):
+        say(line)
+        return
     with Progress() as progress:
         summary = launch(
             run,

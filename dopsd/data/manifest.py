@@ -7,6 +7,7 @@ plan and the start-up checks need without opening a shard.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -157,14 +158,20 @@ class Manifest(_Record):
             lines.append(f"reference pictures of a sample: {counts}")
         if self.quarantined:
             lines.append(f"quarantined: {self.seen - self.samples} of {self.seen}")
-            kinds: Counter[str] = Counter()
-            for entry in self.quarantined:
-                kinds[entry.reason.split(":")[0]] += entry.samples
-            first = {entry.reason.split(":")[0]: entry for entry in reversed(self.quarantined)}
-            for kind, count in kinds.most_common():
-                entry = first[kind]
-                lines.append(f"  {count} x {kind}, e.g. {entry.where}: {entry.reason}")
+            lines += quarantine_lines(self.quarantined)
         return lines + [f"note: {note}" for note in self.notes]
+
+
+def quarantine_lines(entries: Sequence[Quarantined]) -> list[str]:
+    """Each kind of reason with its count and its first sample."""
+    kinds: Counter[str] = Counter()
+    for entry in entries:
+        kinds[entry.reason.split(":")[0]] += entry.samples
+    first = {entry.reason.split(":")[0]: entry for entry in reversed(entries)}
+    return [
+        f"  {count} x {kind}, e.g. {first[kind].where}: {first[kind].reason}"
+        for kind, count in kinds.most_common()
+    ]
 
 
 def save_manifest(shards: str, manifest: Manifest) -> None:

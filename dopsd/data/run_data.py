@@ -17,7 +17,8 @@ from dopsd.data.join import without_prior
 from dopsd.data.manifest import Manifest, RowRef, has_manifest, load_manifest
 from dopsd.data.order import PlannedGroup, check_concepts
 from dopsd.data.plan import Plan
-from dopsd.data.prepare.run import load_prepared, prepare, prepare_settings
+from dopsd.data.prepare.run import load_prepared, prepare
+from dopsd.data.prepare.settings import prepare_settings
 from dopsd.data.read import ReadSpec, RowGroups, read_micro_batch, samples_of
 from dopsd.data.references import check_references
 from dopsd.data.sample import Sample

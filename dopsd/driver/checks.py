@@ -33,7 +33,8 @@ from dopsd.models import FAMILIES, resolve_vlm
 from dopsd.models.attention import check_attention, takes_masks
 from dopsd.models.merge import absolute_merge
 from dopsd.models.quantize import check_quantize
-from dopsd.run_folder.files import RunFolder
+from dopsd.readers import Object, read_json
+from dopsd.run_folder.files import SUMMARY_FILE, RunFolder
 
 
 def check_options(config: RunConfig, preset: dict[str, Any]) -> None:
@@ -127,6 +128,22 @@ def refuse_existing(config: RunConfig, replace: bool = False) -> None:
             f"run.folder: {run.path} holds an unfinished run, saved at step {saved[-1]}; allowed: "
             f"{way}, or --overwrite to lose it"
         )
+
+
+def finished_already(config: RunConfig) -> str | None:
+    """What to say of a run that has nothing left to train, in place of resuming it; else None."""
+    run = RunFolder(config.run.folder)
+    if not run.is_finished:
+        return None
+    trained = read_json(run.file(SUMMARY_FILE), Object).get("steps")
+    if not isinstance(trained, int) or trained < config.learner.steps:
+        return None
+    folder = shlex.quote(run.path)
+    return (
+        f"{run.path}: this run is finished, all {trained} steps are trained; nothing was changed. "
+        f"Its results: {folder}, its page: dopsd report {folder}; to train on, resume it with a "
+        "larger learner.steps (learner.schedule: constant)"
+    )
 
 
 def tell_left(show: Show, left: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from dopsd.contexts.vlm import image_tokens
 from dopsd.data.buckets import Bucket, buckets
 from dopsd.data.captions import every_prompt
 from dopsd.data.manifest import Manifest, PrepareSettings
-from dopsd.data.prepare.run import prepare_settings
+from dopsd.data.prepare.settings import prepare_settings
 from dopsd.data.run_data import captions_of, sample_count
 from dopsd.driver.progress import Report, Show
 from dopsd.errors import ConfigError, DataError

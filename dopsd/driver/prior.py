@@ -17,7 +17,8 @@ from dopsd.data.buckets import parse_bucket
 from dopsd.data.join import joined
 from dopsd.data.manifest import MANIFEST, Manifest, has_manifest
 from dopsd.data.prepare.folder import KIND
-from dopsd.data.prepare.run import load_prepared, prepare, prepare_settings
+from dopsd.data.prepare.run import load_prepared, prepare
+from dopsd.data.prepare.settings import prepare_settings
 from dopsd.data.sources.rows import CAPTION_KEY
 from dopsd.driver.progress import Show
 from dopsd.errors import ConfigError, StorageError

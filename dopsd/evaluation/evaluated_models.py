@@ -9,12 +9,12 @@ from dataclasses import replace
 from dopsd import storage
 from dopsd.errors import ConfigError
 from dopsd.evaluation.spec import EvaluatedModel
-from dopsd.models.lora import STUDENT, TEACHER
+from dopsd.models.lora import STUDENT
 from dopsd.models.transformer_folder import is_transformer
-from dopsd.run_folder.files import LORA_FILE, MODULES, TEACHER_FILE, TRANSFORMERS
+from dopsd.run_folder.files import LORA_FILE, MODULES, TRANSFORMERS
 
-_MODULES = {LORA_FILE: MODULES[STUDENT], TEACHER_FILE: MODULES[TEACHER]}
-"""What a run leaves beside a LoRA when it trained more."""
+_MODULES = {LORA_FILE: MODULES[STUDENT]}
+"""What a run leaves beside a LoRA when it trained more, the teacher's alike."""
 
 
 def evaluated_models(loras: Sequence[str], stack: bool = False) -> tuple[EvaluatedModel, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from dopsd.models.lora import STUDENT, TEACHER
 from dopsd.policy.bundle import Bundle
 from dopsd.run_folder.files import (
     DEBUG,
+    DIFFUSERS_FILE,
     LORA_FILE,
     MODULES,
     PREVIEW,
@@ -85,7 +86,7 @@ class Exporter:
         """A version's adapters as files in the run folder's ``folder``."""
         for adapter, state in _both(weights):
             lora, modules = (weights_file(folder, version, adapter, kind) for kind in (False, True))
-            self._write(lora, modules, adapter, state, dtype)
+            self._write((lora,), modules, adapter, state, dtype)
 
     def export(self, weights: Weights) -> None:
         """The exports of a finished run. Collective."""
@@ -93,12 +94,13 @@ class Exporter:
             for adapter in (STUDENT, TEACHER) if weights.averages else (STUDENT,):
                 self._transformer(adapter, weights)
             return
-        for (adapter, state), file in zip(_both(weights), (LORA_FILE, TEACHER_FILE)):
-            self._write(file, MODULES[adapter], adapter, state)
+        files = {STUDENT: (LORA_FILE, DIFFUSERS_FILE), TEACHER: (TEACHER_FILE,)}
+        for adapter, state in _both(weights):
+            self._write(files[adapter], MODULES[adapter], adapter, state)
 
     def _write(
         self,
-        lora_path: str,
+        lora_paths: Sequence[str],
         modules_path: str,
         adapter: str,
         state: dict[str, Tensor],
@@ -112,7 +114,8 @@ class Exporter:
         payload = lora_file(
             own, lora.rank, lora.alpha, named, dtype, rank_stabilized=lora.rank_stabilized
         )
-        self._client.write(lora_path, payload)
+        for path in lora_paths:
+            self._client.write(path, payload)
         if extra := {name: tensor for name, tensor in state.items() if name not in own}:
             self._client.write(modules_path, modules_file(extra, named))
 

@@ -15,9 +15,15 @@ CHECKPOINTS = "checkpoints"
 """Folder of the checkpoints, ``step-000200/`` and so on."""
 CONFIG_FILE = "config.yaml"
 """The resolved config; a folder that has it holds a run."""
-LORA_FILE, TEACHER_FILE = "lora.safetensors", "teacher_lora.safetensors"
-MODULES = {STUDENT: "modules.safetensors", TEACHER: "teacher_modules.safetensors"}
+LORA_FILE, DIFFUSERS_FILE = "lora.safetensors", "pytorch_lora_weights.safetensors"
+"""The student's LoRA, and the same under the name that `load_lora_weights(RUN)` looks for."""
+TEACHER_FOLDER = "teacher"
+"""A folder of its own: a loader that takes any LoRA of the run folder finds the student's."""
+TEACHER_FILE = f"{TEACHER_FOLDER}/{LORA_FILE}"
+MODULES = {STUDENT: "modules.safetensors", TEACHER: f"{TEACHER_FOLDER}/modules.safetensors"}
 """What `adapters: lora+modules` trains beside the LoRA."""
+OLD_TEACHER = ("teacher_lora.safetensors", "teacher_modules.safetensors")
+"""Where older versions of dopsd put the teacher's."""
 TRANSFORMERS = {STUDENT: "transformer", TEACHER: "teacher_transformer"}
 """Folders of `adapters: full`."""
 METRICS_FILE, SUMMARY_FILE, TIMELINE_FILE = "metrics.jsonl", "summary.json", "timeline.jsonl"

@@ -14,6 +14,7 @@ from dopsd import storage
 from dopsd.config import RunConfig
 from dopsd.data.manifest import find_manifest, has_manifest
 from dopsd.errors import ConfigError, DopsdError
+from dopsd.models.lora import STUDENT
 from dopsd.ownership import OwnedFolder, carries_our_mark, digest_of
 from dopsd.run_folder.checkpoint_files import remove_all_steps, steps
 from dopsd.run_folder.files import (
@@ -21,6 +22,7 @@ from dopsd.run_folder.files import (
     CONFIG_FILE,
     DEATH_LOG_MARK,
     DEBUG,
+    DIFFUSERS_FILE,
     FINAL,
     LEDGER_FILE,
     LOGS,
@@ -28,6 +30,7 @@ from dopsd.run_folder.files import (
     METRICS_FILE,
     MODULES,
     NOTICES_FILE,
+    OLD_TEACHER,
     PREFLIGHT,
     PREVIEW,
     REPORT_FILE,
@@ -35,7 +38,7 @@ from dopsd.run_folder.files import (
     SHARDS,
     SKIPPED_FILE,
     SUMMARY_FILE,
-    TEACHER_FILE,
+    TEACHER_FOLDER,
     TENSORBOARD,
     TIMELINE_FILE,
     TRANSFORMERS,
@@ -71,9 +74,9 @@ def planned(config: RunConfig) -> list[str]:
     if config.adapters == "full":
         names += [f"{name}/" for name in TRANSFORMERS.values()]
     else:
-        names += [LORA_FILE, TEACHER_FILE]
+        names += [LORA_FILE, DIFFUSERS_FILE, f"{TEACHER_FOLDER}/"]
     if config.adapters == "lora+modules":
-        names += MODULES.values()
+        names.append(MODULES[STUDENT])
     if config.debug.dump_trajectories:
         names.append(f"{DEBUG}/")
     if config.preview.samples:
@@ -207,7 +210,7 @@ def _adopt_run(own: OwnedFolder) -> None:
     folders = (CHECKPOINTS, DEBUG, PREVIEW, PREFLIGHT, TENSORBOARD, SHARDS, *TRANSFORMERS.values())
     found = [name for name in _FILES if name in names]
     found += [f"{name}/" for name in folders if name in names]
-    loras = (LORA_FILE, TEACHER_FILE, *MODULES.values())
+    loras = (LORA_FILE, DIFFUSERS_FILE, MODULES[STUDENT], *OLD_TEACHER)
     found += [name for name in loras if name in names and carries_our_mark(own.file(name))]
     for folder in TRANSFORMERS.values():
         files = [f"{folder}/{name}" for name, _ in storage.list_files(own.file(folder))]

@@ -123,7 +123,7 @@ def test_norms_and_embedders_are_trained_beside_a_lora_with_every_other_option(
     assert summary.adapted["norms"] > 8 and summary.adapted["embedders"] > 4
     base = transformer(tiny_base / "transformer")
     modules = load_file(str(summary.modules))
-    teacher = load_file(str(Path(summary.folder) / "teacher_modules.safetensors"))
+    teacher = load_file(str(Path(summary.folder) / "teacher/modules.safetensors"))
     assert modules.keys() == teacher.keys() < base.keys()
     assert all((modules[name] != base[name]).any() for name in modules)
     assert distance(teacher, {n: base[n] for n in teacher}) < distance(

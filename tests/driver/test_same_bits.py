@@ -31,7 +31,7 @@ TABLE = {
     "hash seed 4242": ([], {"PYTHONHASHSEED": "4242"}),
 }
 """What differs from the first run: overrides, and the environment."""
-ADAPTERS = ("lora.safetensors", "teacher_lora.safetensors")
+ADAPTERS = ("lora.safetensors", "teacher/lora.safetensors")
 
 
 def train(folder: Path, overrides: list[str], environment: dict[str, str]) -> Path:

@@ -64,6 +64,9 @@ def run(tiny_base, images, tmp_path_factory):
     return start
 
 
+LORAS = ("lora.safetensors", "pytorch_lora_weights.safetensors", "teacher/lora.safetensors")
+
+
 def cut_off(whole: str, folder: Path, step: int) -> None:
     """Make ``folder`` what ``whole`` was before its checkpoint of ``step`` was written."""
     for name, _ in storage.list_files(whole):
@@ -71,8 +74,9 @@ def cut_off(whole: str, folder: Path, step: int) -> None:
     for path in (folder / "checkpoints").glob("step-*"):
         if int(path.name.removeprefix("step-")) >= step:
             shutil.rmtree(path)
-    for name in ("summary.json", "report.html", "lora.safetensors", "teacher_lora.safetensors"):
+    for name in ("summary.json", "report.html", *LORAS):
         (folder / name).unlink()
+    (folder / "teacher").rmdir()
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +98,13 @@ def test_run_folder_holds_everything(reference):
         "report.html",
         "tensorboard",
         "lora.safetensors",
-        "teacher_lora.safetensors",
+        "pytorch_lora_weights.safetensors",
+        "teacher",
         "shards",
     }
+    assert all((folder / name).stat().st_size for name in LORAS)
+    same = (folder / name for name in LORAS[:2])
+    assert len({path.read_bytes() for path in same}) == 1, "diffusers finds the student"
     # 2 layers and 2 refiners, each with q, k, v, out and w1, w2, w3.
     assert set(reference.adapted.values()) == {4} and len(reference.adapted) == 7
     lines = metrics(reference)
@@ -229,7 +237,7 @@ def test_lora_metadata_says_where_it_comes_from(reference, tiny_base):
 
 
 def test_training_moves_both_adapters(reference):
-    student, teacher = ups(reference.lora), ups(Path(reference.folder) / "teacher_lora.safetensors")
+    student, teacher = ups(reference.lora), ups(Path(reference.folder) / "teacher/lora.safetensors")
     assert min(student.values()) > 0
     assert 0 < max(teacher.values()) < max(student.values())
 

@@ -13,7 +13,7 @@ import pytest
 from dopsd.cli.main import main
 from dopsd.config import RunConfig, load_config
 from dopsd.data.manifest import Manifest
-from dopsd.data.sources.concepts import Listed
+from dopsd.data.sources.listed import Listed
 from dopsd.errors import ConfigError, DataError, DopsdError
 from dopsd.library.catalogue import Catalogue, catalogue_of, prepared_samples
 from dopsd.library.recipe import Fingerprints, Recipes

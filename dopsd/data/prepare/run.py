@@ -46,6 +46,8 @@ from dopsd.data.prepare.folder import (
     remove_shards,
 )
 from dopsd.data.prepare.layout import Shard, lay_out
+from dopsd.data.prepare.outcome import drop_duplicates, quarantine
+from dopsd.data.prepare.settings import prepare_settings
 from dopsd.data.prepare.shards import Inspector, write_shard
 from dopsd.data.ray_data import absolute_path, map_items, shipping_errors
 from dopsd.data.schema import shard_generation
@@ -63,12 +65,6 @@ _ASIDE = ".pictures-"
 
 Progress = Callable[[str, int, int], None]
 """(what is being done, how many are done, of how many)."""
-
-
-def prepare_settings(data: DataSection, seed: int) -> PrepareSettings:
-    """The part of a run config that decides the content of the shards."""
-    names = PrepareSettings.model_fields.keys() - {"seed"}
-    return PrepareSettings(seed=seed, **{name: getattr(data, name) for name in names})
 
 
 def prepare(
@@ -277,45 +273,6 @@ def _map(
 def _shipped(batch: pa.Table, function: Callable[..., pa.Table], **arguments: Any) -> pa.Table:
     with shipping_errors():
         return function(batch, **arguments)
-
-
-def drop_duplicates(rows: list[SourceRow], usable: dict[int, Inspected]) -> None:
-    """Of usable samples with one id the first is kept, the others get a ``problem``."""
-    first: dict[str, str] = {}
-    for index in list(usable):
-        row = rows[index]
-        if row.sample_id in first:
-            row.problem = f"duplicate id {row.sample_id!r}: first in {first[row.sample_id]}"
-            del usable[index]
-        else:
-            first[row.sample_id] = row.where
-
-
-def quarantine(listed: Source, settings: PrepareSettings) -> tuple[Quarantined, ...]:
-    """The samples that are not used. Raises DataError when they are more than the settings allow,
-    with the notes of the source, which may say why."""
-    rows = listed.rows
-    bad = tuple(
-        Quarantined(
-            where=row.where,
-            sample_id=row.sample_id,
-            reason=row.problem,
-            samples=row.samples,
-            concept=row.concept or "",
-        )
-        for row in rows
-        if row.problem is not None
-    )
-    lost, seen = sum(entry.samples for entry in bad), sum(row.samples for row in rows)
-    if len(bad) == len(rows) or lost > settings.max_bad_fraction * seen:
-        first = "; ".join(f"{entry.where}: {entry.reason}" for entry in bad[:3])
-        more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
-        notes = "".join(f"; note: {note}" for note in listed.notes[:8])
-        raise DataError(
-            f"{lost} of {seen} samples are bad, data.max_bad_fraction allows "
-            f"{settings.max_bad_fraction}: {first}{more}{notes}"
-        )
-    return bad
 
 
 def _manifest(

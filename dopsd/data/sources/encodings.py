@@ -28,7 +28,7 @@ def decoded(data: bytes, encoding: str) -> str:
     try:
         if not (wide and b"\0" in data):
             text = data.decode("utf-8-sig")
-            if 4 * data.count(0) <= len(data):
+            if 3 * data.count(0) <= len(data):
                 return text
             raise ValueError(f"not UTF-8 (full of zeros){_advice(data)}")
     except UnicodeDecodeError as error:

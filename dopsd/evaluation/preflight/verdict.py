@@ -7,7 +7,9 @@ from typing import Literal
 
 import numpy as np
 
-Outcome = Literal["closer", "no_closer", "unclear"]
+Outcome = Literal["closer", "no_closer", "unclear", "too_few"]
+ENOUGH = 4
+"""Samples from which on there is a verdict: noises of a few targets say nothing of others."""
 _ROUNDS = 4000
 _SEED = 0
 """Of the bootstrap: the same distances give the same interval."""
@@ -43,11 +45,17 @@ class TeacherVerdict:
     def sentence(self) -> str:
         """The verdict in one line, with its numbers."""
         noises = f"{self.noises} noise{'s' if self.noises > 1 else ''} each"
+        samples = f"{self.samples} sample{'s' if self.samples > 1 else ''}"
         numbers = (
-            f"in {self.closer} of {self.samples} samples, mean distance ratio "
-            f"{_number(self.ratio)} [{_number(self.low)}, {_number(self.high)}] "
-            f"({self.metric}, {noises})"
+            f"in {self.closer} of {samples}, mean distance ratio "
+            f"{_number(self.ratio)} [{_number(self.low)}, {_number(self.high)}] against "
+            f"{1 - self.margin:.2f} needed ({self.metric}, {noises})"
         )
+        if self.outcome == "too_few":
+            return (
+                f"no verdict from {samples} (the teacher is closer {numbers}): {ENOUGH} and more "
+                "are needed; look at the sheet"
+            )
         if self.outcome == "closer":
             return f"the teacher is closer to the target than the student {numbers}: it can draw it"
         if self.outcome == "no_closer":
@@ -66,11 +74,11 @@ class TeacherVerdict:
 def judge(student: np.ndarray, teacher: np.ndarray, metric: str, margin: float) -> TeacherVerdict:
     """The verdict on distances [samples, noises] of student and teacher, paired by noise.
 
-    The teacher is `closer` when the whole 95% interval of the ratio of mean distances lies below
-    1 - ``margin``, `no_closer` when the whole interval lies above it, and `unclear` otherwise.
-    The bootstrap has two levels, samples and then the noises of each: pictures of one target are
-    not independent, and with a handful of targets the second level offsets what the first one
-    alone would understate.
+    Fewer than ``ENOUGH`` samples give none. The teacher is `closer` when the whole 95% interval of
+    the ratio of mean distances lies below 1 - ``margin``, `no_closer` when the whole interval lies
+    above it, and `unclear` otherwise. The bootstrap has two levels, samples and then the noises of
+    each: pictures of one target are not independent, and with a handful of targets the second level
+    offsets what the first one alone would understate.
     """
     assert student.shape == teacher.shape and student.ndim == 2 and student.size
     samples, noises = student.shape
@@ -84,6 +92,8 @@ def judge(student: np.ndarray, teacher: np.ndarray, metric: str, margin: float) 
     ratio = _ratio(teacher.mean(), student.mean())
     bound = 1 - margin
     outcome: Outcome = "closer" if high < bound else "no_closer" if low > bound else "unclear"
+    if samples < ENOUGH:
+        outcome = "too_few"
     return TeacherVerdict(
         outcome=outcome,
         metric=metric,

@@ -17,7 +17,8 @@ from dopsd.data.manifest import Manifest, PrepareSettings, load_manifest
 from dopsd.data.prepare import run as prepare_run
 from dopsd.data.prepare.folder import owned
 from dopsd.data.prepare.layout import lay_out
-from dopsd.data.prepare.run import load_prepared, prepare, prepare_settings
+from dopsd.data.prepare.run import load_prepared, prepare
+from dopsd.data.prepare.settings import prepare_settings
 from dopsd.data.schema import SCHEMA
 from dopsd.errors import DataError, StorageError
 from tests.data.samples import SMALL, picture, write_folder, write_jsonl

@@ -29,8 +29,8 @@ def test_a_clear_teacher_gets_its_numbers():
     assert (verdict.closer, verdict.samples, verdict.noises) == (8, 8, 2)
     assert verdict.sentence() == (
         "the teacher is closer to the target than the student in 8 of 8 samples, mean distance "
-        f"ratio {verdict.ratio:.2f} [{verdict.low:.2f}, {verdict.high:.2f}] (latent, 2 noises "
-        "each): it can draw it"
+        f"ratio {verdict.ratio:.2f} [{verdict.low:.2f}, {verdict.high:.2f}] against 0.90 "
+        "needed (latent, 2 noises each): it can draw it"
     )
     assert judge(student, teacher, "latent", 0.1) == verdict, "no chance in it"
 
@@ -44,8 +44,8 @@ def test_a_teacher_that_sees_no_more_is_no_closer():
 
 
 def test_mixed_samples_are_not_called_a_result():
-    student = np.array([[1.0], [1.0], [1.0]])
-    verdict = judge(student, np.array([[0.5], [0.6], [1.3]]), "latent", 0.1)
+    student = np.array([[1.0], [1.0], [1.0], [1.0]])
+    verdict = judge(student, np.array([[0.5], [0.6], [1.3], [0.9]]), "latent", 0.1)
     assert verdict.outcome == "unclear" and not verdict.can_teach
     assert "raise preflight.samples" in verdict.sentence()
 
@@ -65,11 +65,12 @@ def test_a_good_teacher_mostly_passes():
 @pytest.mark.parametrize(
     ("student", "teacher", "outcome"),
     [
-        ([[0, 0], [0, 0]], [[0, 0], [0, 0]], "no_closer"),
-        ([[0, 0], [0, 0]], [[1, 0], [0, 1]], "no_closer"),
-        ([[1, 1], [1, 1]], [[0, 0], [0, 0]], "closer"),
-        ([[0, 0], [1, 1]], [[1, 1], [0, 0]], "unclear"),
-        ([[1]], [[0.2]], "closer"),
+        ([[0, 0]] * 4, [[0, 0]] * 4, "no_closer"),
+        ([[0, 0]] * 4, [[1, 0], [0, 1]] * 2, "no_closer"),
+        ([[1, 1]] * 4, [[0, 0]] * 4, "closer"),
+        ([[0, 0], [1, 1]] * 2, [[1, 1], [0, 0]] * 2, "unclear"),
+        ([[1]], [[0.2]], "too_few"),
+        ([[1, 1]] * 3, [[0.1, 0.2]] * 3, "too_few"),
     ],
 )
 def test_zeros_and_a_single_picture(student, teacher, outcome):
@@ -77,3 +78,13 @@ def test_zeros_and_a_single_picture(student, teacher, outcome):
     assert verdict.outcome == outcome
     json.dumps(dataclasses.asdict(verdict), allow_nan=False)
     assert "nan" not in verdict.sentence()
+    assert verdict.can_teach == (outcome == "closer")
+
+
+def test_one_picture_gives_no_verdict():
+    sentence = judge(np.array([[1.0, 1.0]]), np.array([[0.1, 0.1]]), "latent", 0.1).sentence()
+    assert sentence == (
+        "no verdict from 1 sample (the teacher is closer in 1 of 1 sample, mean distance ratio "
+        "0.10 [0.10, 0.10] against 0.90 needed (latent, 2 noises each)): 4 and more are needed; "
+        "look at the sheet"
+    )
