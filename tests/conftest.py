@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dopsd.ray_cluster.process import set_up
+from tests.gpu import DEVICE as GPU_TESTS
 from tests.helpers.faulty_s3 import Faults, FaultyS3
 from tests.helpers.ports import free_port
 
@@ -27,14 +28,15 @@ os.environ.setdefault("AWS_ACCESS_KEY_ID", "testing")
 os.environ.setdefault("AWS_SECRET_ACCESS_KEY", "testing")
 os.environ.setdefault("AWS_DEFAULT_REGION", "us-east-1")
 
-# On a machine with GPUs the tests run as they do here: nothing that this process starts sees one.
-set_up("cpu")
+# On a machine with GPUs the tests run as they do here: nothing that this process starts sees one,
+# but where those of tests/gpu are asked for.
+set_up(os.environ.get(GPU_TESTS, "cpu"))
 
 # Under nohup the end of the terminal ends nothing, which the tests of signals would pass on.
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-TIERS = ("ray", "integration", "nightly")
+TIERS = ("ray", "integration", "nightly", "gpu")
 """Markers of the tests that may start Ray; without one of them a test is a unit test. What a tier
 is stands in pyproject.toml."""
 
