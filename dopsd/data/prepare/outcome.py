@@ -43,7 +43,11 @@ def quarantined(rows: Sequence[SourceRow]) -> tuple[Quarantined, ...]:
     """Those of the samples that have a ``problem``."""
     return tuple(
         Quarantined(
-            where=row.where, sample_id=row.sample_id, reason=row.problem, samples=row.samples
+            where=row.where,
+            sample_id=row.sample_id,
+            reason=row.problem,
+            samples=row.samples,
+            concept=row.concept or "",
         )
         for row in rows
         if row.problem is not None
