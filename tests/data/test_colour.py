@@ -45,7 +45,7 @@ def test_srgb_stays_to_the_bit() -> None:
     assert found.profile == "srgb" and np.array_equal(np.asarray(found.image), np.asarray(image))
 
 
-@pytest.mark.parametrize("profile", [b"nonsense", srgb()[:200]])
+@pytest.mark.parametrize("profile", [b"nonsense", srgb()[:200]], ids=["nonsense", "cut"])
 def test_a_broken_profile_is_left_out(profile: bytes) -> None:
     image = picture(3)
     found = decode(png(image, icc_profile=profile))
