@@ -55,23 +55,6 @@ def test_every_recipe_stands_in_the_table_of_what_it_takes():
     assert len(recipes) == 12 and recipes == named & recipes
 
 
-def test_its_rows_are_those_of_the_results():
-    """Which are those that the stored scores give: tests/docs/test_results.py."""
-    results = (ROOT / "docs" / "results.md").read_text().partition("at half the learning rate")[0]
-    full = {tuple(row[:2]): row for row in cells(results) if len(row) == 8}
-    rows = [row for row in cells(TEXT.partition("## How good")[2]) if len(row) == 5][1:]
-    assert len(rows) == 4
-    for who, *numbers in rows:
-        bars, ring = full["bars", who], full["ring", who]
-        assert numbers == [bars[3], bars[5], ring[3], ring[5]], who
-
-
-def cells(text: str) -> list[list[str]]:
-    """Rows of all tables, without the rules under their heads."""
-    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line[:2] == "| "]
-    return [row for row in rows if not set(row[0]) <= set("- ")]
-
-
 def test_preflight_alone_has_a_run_folder_of_its_own():
     """One that holds a run is refused."""
     assert values("preflight", "run.folder")

@@ -85,7 +85,7 @@ def load_trained_base(
     config: RunConfig,
     family: Family,
     device: torch.device | str,
-    attention: str | None,
+    attention: str | None = None,
     key: str = "model.attention",
 ) -> nn.Module:
     """The frozen transformer that a run trains on, ``model.merge`` in it; ``key`` names

@@ -76,5 +76,5 @@ def test_jsonl_beside_its_images(ray_cluster: None, bucket: str, source: str) ->
 
 
 def test_a_folder_that_is_not_there(bucket: str) -> None:
-    with pytest.raises(DataError, match=r"no such folder, \.jsonl or \.parquet file"):
+    with pytest.raises(DataError, match=r"no such folder, \.jsonl"):
         prepare(f"{bucket}/nowhere", f"{bucket}/x", SETTINGS)

@@ -248,8 +248,8 @@ def test_every_role_finds_a_place_in_any_order(where: str) -> None:
     [
         (["rollout.workers=6"], "learner 3 of 4: needs 4 CPU and 1 GPU, left: head-0 0 CPU 0 GPU"),
         (["learner.gpus=8"], "learner 1 of 4: needs 4 CPU and 8 GPU"),
-        (["encoder.cpus=17"], "encoder 1 of 1: needs 17 CPU and 0.1 GPU"),
-        (["rollout.cpus=15"], "rollout 2 of 4: needs 15 CPU and 0.9 GPU"),
+        (["encoder.cpus=27"], "encoder 1 of 1: needs 27 CPU and 0.1 GPU"),
+        (["rollout.cpus=15"], "rollout 3 of 4: needs 15 CPU and 0.9 GPU"),
     ],
 )
 def test_a_config_that_does_not_fit_is_noticed(overrides: list[str], message: str) -> None:

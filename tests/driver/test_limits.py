@@ -40,6 +40,7 @@ def told(captions: list[dict[str, str]], *overrides: str) -> list[str]:
         lines.extend(report.lines)
 
     check_captions(config, Shards(captions), FAMILIES["z_image"]("shapes"), show)
+    assert lines.pop(0).startswith("Captions: the shortest has "), "whatever their lengths"
     return lines
 
 
@@ -59,6 +60,17 @@ def test_a_long_caption_is_named_with_its_sample_and_count():
 def test_what_stands_beside_a_text_counts():
     (line,) = told([{"caption": "red " * 205}])
     assert line.startswith("WARNING: the contexts of the teacher of 1 of 1 samples")
+
+
+def test_the_shortest_and_the_longest_are_told():
+    lines: list[str] = []
+    check_captions(
+        load_config("shapes"),
+        Shards([{"caption": SHORT}, {"caption": "red"}]),
+        FAMILIES["z_image"]("shapes"),
+        lambda phase, report: lines.extend(report.lines),
+    )
+    assert lines == ["Captions: the shortest has 1 tokens ('red'), the longest 3; 216 are read"]
 
 
 def test_many_are_counted_and_the_first_named():

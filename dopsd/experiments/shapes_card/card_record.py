@@ -91,7 +91,7 @@ def write(card: Card, folder: Path) -> None:
 
     Raises ConfigError where files of somebody else have these names.
     """
-    texts = {CARD: json.dumps(asdict(card), indent=1) + "\n", CARD_PAGE: markdown(card)}
+    texts = {CARD: json.dumps(asdict(card)) + "\n", CARD_PAGE: markdown(card)}
     own = owned(folder, "--weights")
     own.check(*texts)
     own.write_all({name: text.encode() for name, text in texts.items()})
