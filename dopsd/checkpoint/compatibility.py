@@ -11,7 +11,7 @@ from dopsd.config import RunConfig
 from dopsd.config.load import shown_values
 
 _FREE_SECTIONS = (
-    *("run", "encoder", "rollout", "teacher", "inference", "timeouts", "checkpoint"),
+    *("run", "encoder", "rollout", "teacher", "inference", "timeouts", "library", "checkpoint"),
     *("preview", "preflight", "debug", "trackers", "device", "transport"),
 )
 _FREE_KEYS = (

@@ -220,6 +220,15 @@ class LibraryFolder:
             storage.remove(storage.join(folder, file))
         storage.remove_if_empty(folder)
 
+    def drop_other_states(self, names: Iterable[str]) -> None:
+        """Nothing but ``names`` is in flight: what others left, whose command died before it could
+        clear up, goes."""
+        known = {digest(name) for name in names}
+        for path, _ in storage.list_files(self.file(STATE)):
+            if path.partition("/")[0] not in known:
+                storage.remove(self.file(STATE, path))
+                storage.remove_if_empty(self.file(STATE, path.rpartition("/")[0]))
+
     def _state(self, name: str) -> str:
         return self.file(STATE, digest(name))
 

@@ -203,7 +203,8 @@ class WorkerPool:
             yield self._gone(member, Outcome.FAILED, _reason(failed), failed)
             return
         except RayError as error:
-            lost = member.node and member.node not in _nodes()
+            taken = getattr(error, "preempted", False)  # its node was drained
+            lost = taken or (member.node and member.node not in _nodes())
             outcome = Outcome.LOST if lost else Outcome.DIED
             yield self._gone(member, outcome, f"its worker died: {error_message(error)}", error)
             return

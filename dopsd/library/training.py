@@ -81,6 +81,7 @@ class LibraryTraining:
         counts = scheduler.counts
         self.ledger.start(counts.planned, counts.waiting)
         self._tell(*self._opening())
+        self.folder.drop_other_states(filter(self._is_open, self._prints))
         try:
             if not scheduler.finished:
                 self._run()

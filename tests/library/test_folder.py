@@ -69,7 +69,12 @@ def test_where_a_concept_stands_is_whole_or_absent(library: LibraryFolder) -> No
     assert library.load_state("<b>", "another recipe") is None
     (state / "00000040-student.safetensors").write_bytes(b"s41")
     assert library.load_state("<b>", "f") is None
+    library.drop_other_states(["<b>"])
+    assert state.exists()
     library.drop_state("<b>")
+    assert not state.exists()
+    library.save_state("<b>", "f", 20, [], FILES)
+    library.drop_other_states(["../x"])
     assert not state.exists()
 
 
