@@ -21,6 +21,9 @@ _FREE_KEYS = (
     *("learner.max_nonfinite", "learner.bucket_mb", "model.attention", "model.compile"),
     # What they stand for is compared by the fingerprint of the data.
     *("data.source", "data.shards", "data.shapes_count", "data.max_bad_fraction"),
+    *("data.columns", "data.caption_files", "data.caption_lines", "data.caption_encoding"),
+    *("data.follow_links", "data.folder_repeats", "data.min_side", "data.max_enlarge"),
+    "data.token",
     # A fused learner computes the same, at lag 0, which is compared.
     *("data.context_cache", "source"),
 )

@@ -29,7 +29,7 @@ class RoomNeeded:
         cast, decay = DTYPES[config.model.dtype].itemsize, config.method.teacher_decay
         sent = 0 if config.source == "fused" else cast
         if config.adapters != "full":
-            files = 3 if config.adapters == "lora" else 2  # the student's LoRA has two names
+            files = 3  # the student's LoRA has two names
             return cls(numel * (_FP32 * (2 + _MOMENTS) + 2 * sent), numel * _FP32 * files)
         averages = config.method.objective != "sft" and 0.0 < decay < 1.0
         masters = 2 if averages else 1

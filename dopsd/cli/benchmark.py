@@ -35,5 +35,8 @@ def benchmark(
     quiet()
     from dopsd.experiments.benchmark.run import benchmark as measure
     from dopsd.experiments.benchmark.table import markdown
+    from dopsd.lease import claimed
 
-    say_lines(markdown(measure(size.value, out, say)))
+    with claimed(out, "--out", tell=say):
+        found = measure(size.value, out, say)
+    say_lines(markdown(found))

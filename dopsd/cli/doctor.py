@@ -20,7 +20,7 @@ def doctor(
     """Look at this machine, and at what CONFIG needs: a line each, ok or what to do.
 
     Exit code 1 where something would stop a run. S3 and the hub are asked only for what CONFIG
-    names; nothing is downloaded.
+    names; no weights are downloaded.
     """
     quiet()
     run = load_config(config, overrides) if config is not None else None

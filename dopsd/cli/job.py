@@ -35,7 +35,8 @@ def job(
     volume: Annotated[
         bool,
         typer.Option(
-            "--volume", help="Models lie on the claim dopsd-models (dopsd fetch); no hub is asked."
+            "--volume",
+            help="Models lie on the claim dopsd-models (hf download fills it); no hub is asked.",
         ),
     ] = False,
 ) -> None:

@@ -160,9 +160,15 @@ def _render(config: RunConfig, concept: str, folder: Path) -> str:
     return str(write_concept_set(concept, folder, config.data.shapes_count, config.run.seed))
 
 
+def concept_weights(config: RunConfig, manifest: Manifest) -> dict[str, float]:
+    """How often samples of a concept come, relative to others: the config's word before that of
+    the source (kohya's repeats); 1 where neither says."""
+    return {**manifest.repeats, **config.data.concept_weights}
+
+
 def plan_of(config: RunConfig, manifest: Manifest) -> Plan:
     """The run's plan: which samples each step holds."""
-    weights: dict[str, float] = {**manifest.repeats, **config.data.concept_weights}
+    weights = concept_weights(config, manifest)
     groups: tuple[PlannedGroup, ...] = manifest.row_groups
     if chosen := config.data.concepts:
         check_concepts("data.concept_weights", weights, manifest.concepts)

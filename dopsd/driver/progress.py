@@ -43,6 +43,8 @@ _PHASES = {
     "prompts": "writing prompts",
     "draw": "drawing",
     "score": "scoring",
+    "metrics": "scoring",
+    "diversity": "drawing for diversity",
 }
 
 

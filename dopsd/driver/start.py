@@ -36,6 +36,8 @@ def decide(
     where one is required, and under `auto` for what is whole but not of this config or dopsd.
     """
     run = RunFolder(config.run.folder)
+    if replace and resume != "never":
+        raise ConfigError(f"--overwrite with run.resume: {resume}, allowed: run.resume=never")
     if resume == "never":
         refuse_existing(config, replace)
         return "begin"
@@ -49,6 +51,11 @@ def decide(
         return "finished"
     if _has_good_checkpoint(config, run):
         return "go on"
+    if run.is_finished:  # what it exported is all that is left of it
+        raise CheckpointError(
+            f"{run.checkpoints}: no good checkpoint of the finished run to train on from; allowed: "
+            "another run.folder, or run.resume=never with run.overwrite=true"
+        )
     tell(f"The run in {run.path} has saved no checkpoint yet: it begins anew, its shards stay")
     return "begin"
 

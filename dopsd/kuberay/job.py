@@ -16,6 +16,7 @@ from dopsd.kuberay.network import network_policy
 from dopsd.kuberay.pods import CONFIG_FILE, CONFIG_FOLDER, Manifest, Setting
 from dopsd.kuberay.sizes import sizes_of
 from dopsd.kuberay.windows import Windows
+from dopsd.models.merge import MergedLora
 from dopsd.plan import make_plan
 
 Kind = Literal["rayjob", "raycluster"]
@@ -48,7 +49,7 @@ class Job:
     spot: bool = False
     gpus_of_a_pod: int = 4
     volume: bool = False
-    """Models are read from the volume `dopsd-models`, which `dopsd fetch` filled."""
+    """Models are read from the volume `dopsd-models`, filled beforehand (`hf download`)."""
 
     @property
     def name(self) -> str:
@@ -117,6 +118,9 @@ def _check(job: Job) -> None:
         raise ConfigError(
             f"data.prior.prompts: {job.config.data.prior.prompts}, allowed for a job: s3://"
         )
+    for entry in job.config.model.merge:
+        if not storage.is_remote(MergedLora.parse(entry).path):
+            raise ConfigError(f"model.merge: {entry}, allowed for a job: s3://")
 
 
 def _metadata(job: Job, setting: Setting) -> Manifest:

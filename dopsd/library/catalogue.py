@@ -134,9 +134,10 @@ def _tallied(config: RunConfig, samples: Iterable[Listed]) -> dict[str, _Tally]:
             tally.lost[problem.partition(":")[0]] += 1
             continue
         tally.pictures += 1
-        tally.captions += len(captions)
-        if (keys and keys.isdisjoint(captions)) or (
-            pairs and not any(pair <= {*captions} for pair in pairs)
+        tally.captions += 1 if captions is None else len(captions)
+        if captions is not None and (
+            (keys and keys.isdisjoint(captions))
+            or (pairs and not any(pair <= {*captions} for pair in pairs))
         ):
             tally.unusable += 1
     return tallies

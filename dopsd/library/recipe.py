@@ -20,9 +20,11 @@ from dopsd.config import RunConfig
 from dopsd.config.base import MOST
 from dopsd.config.messages import one_line
 from dopsd.data.manifest import Manifest
+from dopsd.data.run_data import concept_weights
 from dopsd.errors import ConfigError
 from dopsd.learner.zero.engine import preset_stage, read_preset
 from dopsd.models.fingerprint import model_identity
+from dopsd.models.merge import merged_record
 from dopsd.models.pretrained import resolve_base
 
 METHOD = 1
@@ -30,7 +32,8 @@ METHOD = 1
 anew."""
 _DECIDES: dict[str, Any] = {
     "run": {"seed", "determinism"},
-    "model": {"family", "dtype", "vlm", "vlm_revision"},
+    "model": {"family", "dtype", "vlm", "vlm_revision", "quantize"},
+    "encoder": {"quantize"},
     "context": True,
     "data": {"caption_keys", "caption_dropout"},
     "method": True,
@@ -153,7 +156,7 @@ class Fingerprints:
         """32 hex digits of all that the concept's adapter depends on. Of shards that were prepared
         by an older dopsd it depends on every other concept, too."""
         data = self.manifest.concept_fingerprints.get(name, self.manifest.fingerprint)
-        weight = self.recipes.config.data.concept_weights.get(name, 1.0)
+        weight = concept_weights(self.recipes.config, self.manifest).get(name, 1.0)
         values = [self._common, self._recipe(name), steps, data, weight]
         text = json.dumps(values, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
@@ -163,7 +166,8 @@ class Fingerprints:
         model, settings = self.recipes.config.model, self.manifest.settings
         folder = Path(resolve_base(model.base)) / "transformer"
         identity = model_identity(str(folder) if folder.is_dir() else model.base, model.revision)
-        return [METHOD, identity, settings.seed, settings.rows_per_group]
+        merged = merged_record(model.merge)
+        return [METHOD, identity, merged, settings.seed, settings.rows_per_group]
 
     def _recipe(self, name: str) -> str:
         return _decisive(self.recipes.shared(name).model_dump_json(include=_DECIDES))

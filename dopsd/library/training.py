@@ -10,6 +10,7 @@ from dopsd import __version__, shown
 from dopsd.config import RunConfig
 from dopsd.data.concepts import ConceptGroup, concept_groups
 from dopsd.data.manifest import Manifest
+from dopsd.data.run_data import concept_weights
 from dopsd.driver.progress import Report, Show
 from dopsd.errors import DopsdError, WorkerError
 from dopsd.export import lora_metadata
@@ -128,7 +129,7 @@ class LibraryTraining:
             name,
             config,
             self.groups[name],
-            config.data.concept_weights.get(name, 1.0),
+            concept_weights(config, self.manifest).get(name, 1.0),
             metadata,
             kept[0].step if kept else 0,
             kept[1] if kept else {},

@@ -34,7 +34,8 @@ def check_quantize(name: str, key: str, on_cpu: bool = False) -> None:
 
 
 def for_transformer(name: str, dtype: torch.dtype, skeleton: Any) -> Any:
-    """diffusers' config for a transformer; None for ``none``. ``skeleton``: it without weights."""
+    """diffusers' config for a transformer; ``name`` is not ``none``. ``skeleton``: it without
+    weights."""
     import diffusers
 
     keep = outside_of_blocks(skeleton)

@@ -59,7 +59,7 @@ def weights_file(folder: str, version: int, adapter: str, modules: bool = False)
     return f"{folder}/weights/v{version:06d}.{adapter}{kind}.safetensors"
 
 
-FINAL = (SUMMARY_FILE, REPORT_FILE, REQUEST_FILE, *TRANSFORMERS.values())
+FINAL = (SUMMARY_FILE, REPORT_FILE, REQUEST_FILE, *OLD_TEACHER, *TRANSFORMERS.values())
 """What a resumed run writes anew: of a folder of shards no old one may stay among the new."""
 
 

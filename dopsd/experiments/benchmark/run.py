@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -18,6 +19,7 @@ from dopsd.errors import DeadlineError, ResourceError
 from dopsd.experiments.benchmark.meter import Meter
 from dopsd.experiments.benchmark.sizes import SIZES, Size, base_of, config_of
 from dopsd.ownership import OwnedFolder
+from dopsd.run_folder.files import METRICS_FILE
 from dopsd.run_folder.log import read_metric_lines
 
 PLAIN = "plain"
@@ -95,13 +97,14 @@ def _measure(row: dict[str, Any], config: RunConfig, size: Size, path: Path) -> 
     if row["name"] == PLAIN:
         words = ["-m", "dopsd.experiments.benchmark.plain", file]
     at: dict[int, tuple[float, float]] = {}
+    started = time.time()
     with log.open("wb") as out:
         process = subprocess.Popen([sys.executable, *words], stdout=out, stderr=out)
         try:
             with Meter(process.pid) as meter:
                 last, moved = 0, time.monotonic()
                 while process.poll() is None:
-                    steps = _steps(config)
+                    steps = _steps(config, started)
                     if steps > last:
                         last, moved = steps, time.monotonic()
                         at[steps] = (meter.cpu_seconds(), moved)
@@ -135,9 +138,13 @@ def _measure(row: dict[str, Any], config: RunConfig, size: Size, path: Path) -> 
     )
 
 
-def _steps(config: RunConfig) -> int:
-    """That the row has finished."""
-    return len(read_metric_lines(config.run.folder)) if Path(config.run.folder).exists() else 0
+def _steps(config: RunConfig, since: float) -> int:
+    """That the row has finished. Before it began there may be an earlier benchmark's."""
+    file = Path(config.run.folder) / METRICS_FILE
+    with suppress(FileNotFoundError):
+        if file.stat().st_mtime >= since:
+            return len(read_metric_lines(config.run.folder))
+    return 0
 
 
 def _peaks(lines: list[dict[str, Any]]) -> dict[str, float]:

@@ -21,7 +21,7 @@ class Cost:
     """Of one run: ``forwards`` of the transformer per sample and optimizer step, backward passes
     counted as two; FLOPs of one; samples of the run."""
 
-    forwards: int
+    forwards: float
     forward_flops: float
     samples: int
 
@@ -31,7 +31,7 @@ class Cost:
 
     def __str__(self) -> str:
         return (
-            f"{self.samples} samples x {self.forwards} forwards x {self.forward_flops:.3g} FLOP "
+            f"{self.samples} samples x {self.forwards:g} forwards x {self.forward_flops:.3g} FLOP "
             f"/ {GPU_FLOPS:.3g} FLOP/s = {self.hours:.1f} GPU hours"
         )
 
@@ -57,7 +57,8 @@ def training_cost(config: RunConfig) -> Cost:
     kept, and the teacher's where there is one. In a fused run the rollout's forward is the
     training forward."""
     states = config.method.steps
-    each = 1 + _BACKWARD + int(config.learner.gradient_checkpointing)
+    every = config.learner.checkpoint_every
+    each = 1 + _BACKWARD + (1 / every if every else 0)
     each += int(config.method.objective != "sft")
     samples = config.learner.steps * config.learner.global_batch
     return Cost(states * each, forward_flops(config), samples)
