@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from dopsd.config import RunConfig, load_config
@@ -18,7 +19,7 @@ from dopsd.errors import ConfigError, ModelError
 from dopsd.evaluation.generate import load_lora
 from dopsd.export import lora_file
 from dopsd.learner.student import Student, build_student
-from dopsd.learner.zero.engine import read_preset
+from dopsd.learner.zero.engine import ZeroEngine, engine_config, read_preset
 from dopsd.models import FAMILIES, quantize
 from dopsd.models.base import Family
 from dopsd.models.lora import STUDENT, TEACHER, activate, checksum
@@ -48,8 +49,8 @@ def student_of(base: tuple[str, Path], kind: str) -> Student:
     return build_student(config, family, "cpu", with_teacher=True)
 
 
-def velocity(student: Student) -> Tensor:
-    """From the same inputs for every student of a base."""
+def velocity(student: Student, call: Callable[..., Tensor] | None = None) -> Tensor:
+    """From the same inputs for every student of a base; ``call``: in place of its own."""
     generator = torch.Generator().manual_seed(7)
     shape = student.family.latent_shape(64, 64)
     latents = torch.randn(1, *shape, generator=generator)
@@ -59,7 +60,7 @@ def velocity(student: Student) -> Tensor:
     tensors = {"embeds": embeds}
     if not student.family.text_format.padded:
         tensors["lengths"] = torch.tensor([TOKENS])
-    return student(latents, torch.tensor([0.75]), tensors)
+    return (call or student)(latents, torch.tensor([0.75]), tensors)
 
 
 def gradients(student: Student) -> dict[str, Tensor]:
@@ -129,6 +130,44 @@ def test_casting_and_moving_the_model_leaves_the_quantised_weights(
     student.to("cpu")
     assert resident_bytes(student) == size
     assert torch.equal(velocity(student), before)
+
+
+@pytest.fixture
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This process as the only rank."""
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_deepspeed_neither_casts_nor_sends_quantised_weights(
+    alone: None, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = student_of(("z_image", tiny_base), "int8")
+    before = resident_bytes(student)
+    held = {name: b for name, b in student.named_buffers() if is_quantized(b)}
+    sent: list[Tensor] = []
+    broadcast = dist.broadcast
+
+    def counted(tensor: Tensor, **options: Any) -> Any:
+        sent.append(tensor)
+        return broadcast(tensor, **options)
+
+    monkeypatch.setattr(dist, "broadcast", counted)
+    config = config_of(tiny_base, "int8", "learner.micro_batch=1", "learner.global_batch=2")
+    settings = engine_config(config, read_preset("zero1"), accumulation=1)
+    engine = ZeroEngine(student, settings, config.learner)
+    assert resident_bytes(student) == before and len(held) > 20
+    assert sent and not any(is_quantized(tensor) for tensor in sent)
+    bits = {name: held[name].qdata.clone() for name in held}
+    first = {name: p.detach().clone() for name, p in engine.trained().items()}
+    for _ in range(2):  # B begins at zero, so that A moves in the second step alone
+        assert engine.backward(velocity(student, engine.velocity).square().mean())
+    assert not any(torch.equal(first[name], p) for name, p in engine.trained().items())
+    assert all(torch.equal(bits[name], held[name].qdata) for name in held)
 
 
 def test_student_and_teacher_stand_on_the_same_base(base: tuple[str, Path]) -> None:
