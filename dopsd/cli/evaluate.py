@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dopsd import storage
-from dopsd.cli.options import COUNT_MOST, SHARE_MOST, STEPS_MOST, Pixels, TakeOver, quiet
+from dopsd.cli.options import COUNT_MOST, SHARE_MOST, STEPS_MOST, Partial, Pixels, TakeOver, quiet
 from dopsd.errors import ConfigError
 from dopsd.terminal import say, say_lines
 
@@ -80,6 +80,7 @@ def evaluate(
         float, typer.Option(min=0, max=SHARE_MOST, help="GPUs of each worker, if any.")
     ] = 1.0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    partial_lora: Partial = False,
     take_over: TakeOver = False,
 ) -> None:
     """Draw with base and trained models from equal noise, and score: a table with intervals."""
@@ -124,6 +125,7 @@ def evaluate(
         workers=workers,
         cpus=cpus,
         gpus=gpus,
+        partial=partial_lora,
     )
     resolve_models(spec)  # before a VLM writes prompts
     check_out(out)

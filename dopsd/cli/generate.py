@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dopsd.cli.options import SEED_MOST, STEPS_MOST, Pixels, TakeOver, quiet
+from dopsd.cli.options import SEED_MOST, STEPS_MOST, Partial, Pixels, TakeOver, quiet
 from dopsd.terminal import say
 
 
@@ -38,6 +38,7 @@ def generate(
     height: Pixels = None,
     seed: Annotated[int, typer.Option(min=0, max=SEED_MOST, help="Picture i uses seed + i.")] = 0,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    partial_lora: Partial = False,
     take_over: TakeOver = False,
 ) -> None:
     """Draw pictures with the base, or with what was trained of it."""
@@ -88,6 +89,7 @@ def generate(
         [read_reference(path) for path in reference or []],
         modules,
         transformer,
+        partial_lora,
     )
     drawn = 0
     with (

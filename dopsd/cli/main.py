@@ -19,6 +19,7 @@ from dopsd.cli.generate import generate
 from dopsd.cli.job import job
 from dopsd.cli.last_resort import report_crash
 from dopsd.cli.library import app as library
+from dopsd.cli.lora import app as lora
 from dopsd.cli.plan import plan
 from dopsd.cli.preflight import preflight
 from dopsd.cli.prepare import prepare
@@ -65,6 +66,7 @@ app.command()(verify)
 app.command()(checkpoint)
 app.add_typer(library, name="library", help="Many concepts, an adapter of each.")
 app.add_typer(data, name="data", help="What a data set is, before any config.")
+app.add_typer(lora, name="lora", help="What a LoRA file is.")
 app.add_typer(shapes, name="shapes", help="The embedded tiny world.")
 app.add_typer(reproduce, name="reproduce", help="The paper's comparison, trained and judged here.")
 

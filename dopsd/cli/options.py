@@ -22,6 +22,7 @@ COUNT_MOST = 10**6
 SHARE_MOST = 1e6
 """CPUs or GPUs of a worker; a bound refuses infinity and NaN too."""
 SECONDS_MOST = 1e9
+Partial = Annotated[bool, typer.Option("--partial", help="Load a LoRA that fits the base in part.")]
 TakeOver = Annotated[
     bool,
     typer.Option(

@@ -128,14 +128,16 @@ def decode_png(data: bytes) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _formats() -> tuple[str, ...]:
-    found = list(FORMATS)
+    Image.init()
+    found = [name for name in FORMATS if name in Image.OPEN]  # an older Pillow has no AVIF
     for name, module in _PLUG_INS.items():
         if importlib.util.find_spec(module) is None:
             continue
         plug_in = importlib.import_module(module)  # of JPEG XL that alone is enough
         if name == "HEIF":
             plug_in.register_heif_opener()
-        found.append(name)
+        if name in Image.OPEN:
+            found.append(name)
     return tuple(found)
 
 

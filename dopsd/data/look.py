@@ -24,6 +24,7 @@ from dopsd.scratch import temporary_folder
 PICTURES = 60
 """Pictures of a contact sheet, taken evenly from all."""
 _THUMBNAIL = 256
+_THREADS = 32
 _BAR = 24
 """Characters of the longest bar."""
 Progress = Callable[[str, int, int], None]
@@ -120,7 +121,7 @@ def _inspect(
     todo = [at for at, row in enumerate(rows) if row.problem is None]
     total = len(todo) + sum(group.rows for group in listed.groups)
     done = 0
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
         found = pool.map(lambda at: inspector.inspect(rows[at]), todo)
         for at, inspected in zip(todo, found, strict=True):
             rows[at].problem = inspected.reason or None

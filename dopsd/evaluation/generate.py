@@ -16,6 +16,7 @@ from dopsd.data.images import BadImage, check_shape, decode_image
 from dopsd.errors import ConfigError, ModelError
 from dopsd.models.base import DTYPES, Family
 from dopsd.models.lora import bind_parameters
+from dopsd.models.lora_fit import lora_fit
 from dopsd.models.transformer_folder import bind_folder, transformer_files
 
 _MIN_REFERENCE_SIDE = 64
@@ -49,14 +50,15 @@ def generate(
     references: Sequence[Image.Image] = (),
     modules: str | None = None,
     transformer: str | None = None,
+    partial: bool = False,
 ) -> Iterator[Image.Image]:
     """One picture per prompt with the stock few-step sampler, guidance off.
 
     Picture i uses ``torch.Generator`` seed ``seed + i``; ``references`` are shown with every
     prompt, in order. ``modules``: a file of what was trained beside the LoRA; ``transformer``: a
-    folder (local or s3://) in place of the base's. Raises ModelError for weights that are missing
-    or do not fit, for references to a family that takes none, or for a size that the family's
-    patches do not allow.
+    folder (local or s3://) in place of the base's; ``partial``: the LoRA may fit in part. Raises
+    ModelError for weights that are missing or do not fit, for references to a family that takes
+    none, or for a size that the family's patches do not allow.
     """
     if references and not family.takes_references:
         raise ModelError(
@@ -75,7 +77,7 @@ def generate(
     if modules is not None:
         load_modules(pipeline.transformer, modules, storage.read_bytes(modules))
     if lora is not None:
-        load_lora(pipeline, lora, storage.read_bytes(lora), "lora")
+        load_lora(pipeline, lora, storage.read_bytes(lora), "lora", partial)
     # The pipeline may change its list, so it gets a copy each time.
     for number, prompt in enumerate(prompts):
         options: dict[str, Any] = {"max_sequence_length": family.kept_tokens()}
@@ -118,13 +120,18 @@ def sample(
     return images
 
 
-def load_lora(pipeline: Any, path: str, payload: bytes, adapter: str) -> None:
+def load_lora(
+    pipeline: Any, path: str, payload: bytes, adapter: str, partial: bool = False
+) -> None:
     """Load a LoRA file's bytes under the name ``adapter``; ``path`` names it to the user.
 
-    Raises ModelError when the file is no LoRA, or when nothing of it fits the pipeline.
+    Raises ModelError when the file is no LoRA, when nothing of it fits the pipeline, or unless
+    ``partial`` when something does not.
     """
+    fit = lora_fit(pipeline, pipeline.transformer, path, payload)
+    fit.check(path, partial)
     try:
-        pipeline.load_lora_weights(load(payload), adapter_name=adapter)
+        pipeline.load_lora_weights(fit.fitting_state(), adapter_name=adapter)
     except (SafetensorError, ValueError) as error:
         raise ModelError(f"{path}: no LoRA that loads ({str(error).splitlines()[0]})") from None
     except RuntimeError as error:

@@ -10,6 +10,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any
 
+import diffusers
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
@@ -36,6 +37,7 @@ from dopsd.evaluation.spec import EvaluateSpec, resolve
 from dopsd.evaluation.worker import EvaluationWorker
 from dopsd.models import FAMILIES
 from dopsd.models.fingerprint import fingerprint, model_identity
+from dopsd.models.lora_fit import lora_fit
 from dopsd.models.pretrained import MissingWeights
 from dopsd.models.transformer_folder import digest_of, transformer_files
 from dopsd.ray_cluster.connect import cluster_resources, connect, node_resources
@@ -107,15 +109,18 @@ def evaluate(spec: EvaluateSpec, show: Show = lambda phase, message: None) -> Re
 def _read_loras(spec: EvaluateSpec) -> dict[str, bytes]:
     """Bytes of every LoRA, and of what was trained beside it, by its path.
 
-    Raises ModelError for a file that is no safetensors, or whose layers have other sizes than the
-    base's.
+    Raises ModelError for a file that is no safetensors, whose layers have other sizes than the
+    base's, or that fits the base in part, unless the spec allows that.
     """
     payloads = {path: storage.read_bytes(path) for model in spec.models for path in model.files}
     if not payloads:
         return {}
-    modules = FAMILIES[spec.family](spec.base, spec.revision).skeleton().named_modules()
+    family = FAMILIES[spec.family](spec.base, spec.revision)
+    skeleton = family.skeleton()
     sizes = {
-        name: module.in_features for name, module in modules if isinstance(module, torch.nn.Linear)
+        name: module.in_features
+        for name, module in skeleton.named_modules()
+        if isinstance(module, torch.nn.Linear)
     }
     for path, payload in payloads.items():
         try:
@@ -129,6 +134,9 @@ def _read_loras(spec: EvaluateSpec) -> dict[str, bytes]:
                     f"{path}: made for another base: its {name} takes {tensor.shape[1]} features, "
                     f"here it takes {sizes[name]}"
                 )
+    pipeline = getattr(diffusers, family.pipeline_class)
+    for path in {path for model in spec.models for path in model.loras}:
+        lora_fit(pipeline, skeleton, path, payloads[path]).check(path, spec.partial)
     return payloads
 
 

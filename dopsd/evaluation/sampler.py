@@ -89,7 +89,7 @@ class EvaluationSampler:
             load_modules(self.pipeline.transformer, model.modules, payloads[-1])
         names = [f"lora{number}" for number in range(len(model.loras))]
         for name, path, payload in zip(names, model.loras, payloads):
-            load_lora(self.pipeline, path, payload, name)
+            load_lora(self.pipeline, path, payload, name, self.spec.partial)
         if names:
             self.pipeline.set_adapters(names)
         self._loaded = model

@@ -87,6 +87,8 @@ class EvaluateSpec:
     """Until a worker has loaded its models and answered for the first time."""
     step_seconds: float = 900.0
     """For each later answer."""
+    partial: bool = False
+    """LoRAs may fit the base in part."""
     restarts: int = 3
     """How often a worker that died or hangs is replaced, all workers together."""
 

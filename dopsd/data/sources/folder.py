@@ -81,6 +81,8 @@ def _lists(
         if name in files.problems:
             continue
         if base not in METADATA and not is_authors_list(path, settings):
+            source = storage.join(files.root, name)
+            files.notes.append(f"{name}: a list, not read (data.source={source} reads it)")
             continue
         if place in places:
             files.notes.append(f"{name}: left aside, {places[place]} lies beside it")
