@@ -36,7 +36,7 @@ def job(
         bool,
         typer.Option(
             "--volume",
-            help="Models lie on the claim dopsd-models (hf download fills it); no hub is asked.",
+            help="Models lie on the claim dopsd-models (filled by hf download); no hub.",
         ),
     ] = False,
 ) -> None:
