@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from dopsd import __version__, processes
 from dopsd.cli.evaluate import evaluate
+from dopsd.cli.fetch import fetch
 from dopsd.cli.generate import generate
 from dopsd.cli.job import job
 from dopsd.cli.last_resort import report_crash
@@ -50,6 +51,7 @@ app.command()(generate)
 app.command("config")(show_config)
 app.command()(status)
 app.command()(stats)
+app.command()(fetch)
 app.command()(plan)
 app.command()(job)
 app.command()(preflight)

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from dopsd.errors import ModelError
+from dopsd.models.hub import hub_errors, hub_problem
 from dopsd.models.weight_index import WeightIndex
 from dopsd.readers import read_json
 
@@ -42,6 +43,8 @@ def load_vlm(
             vlm, config=config, dtype=dtype, revision=revision, use_safetensors=True
         ).model
     except (OSError, ValueError) as error:
+        if not Path(vlm).is_dir() and (problem := hub_problem(error, vlm, revision)):
+            raise ModelError(f"model.vlm: {problem}") from error
         reason = str(error).partition("\n")[0]
         raise ModelError(f"model.vlm: {vlm} is no image-text model ({reason})") from error
     for part in ("visual", "language_model"):
@@ -101,7 +104,8 @@ def _encoder_folder(base: str, revision: str | None) -> Path:
         return folder
     from huggingface_hub import snapshot_download
 
-    root = snapshot_download(base, revision=revision, allow_patterns=["text_encoder/*"])
+    with hub_errors("model.base", base, revision):
+        root = snapshot_download(base, revision=revision, allow_patterns=["text_encoder/*"])
     return Path(root) / "text_encoder"
 
 

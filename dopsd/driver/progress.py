@@ -39,6 +39,7 @@ _PHASES = {
     "train": "training",
     "preview": "drawing the contact sheet",
     "trials": "training",
+    "fetch": "fetching models",
     "prompts": "writing prompts",
     "draw": "drawing",
     "score": "scoring",

@@ -9,6 +9,7 @@ from typing import Any
 
 from dopsd.config import RunConfig
 from dopsd.errors import ModelError
+from dopsd.models.hub import hub_errors
 from dopsd.models.pretrained import part_config, resolve_base, resolve_vlm
 from dopsd.plan.architecture import Architecture, architecture
 from dopsd.plan.encoder import Encoder, encoder
@@ -75,7 +76,8 @@ def _vlm_config(vlm: str, revision: str | None) -> dict[str, Any]:
         return read_json(str(path), Object, ModelError, where=f"model.vlm: {path}")
     from huggingface_hub import hf_hub_download
 
-    file = hf_hub_download(vlm, "config.json", revision=revision)
+    with hub_errors("model.vlm", vlm, revision):
+        file = hf_hub_download(vlm, "config.json", revision=revision)
     return read_json(file, Object, ModelError, where=f"model.vlm: {file}")
 
 
