@@ -15,6 +15,7 @@ from dopsd.cli.benchmark import benchmark
 from dopsd.cli.data import app as data
 from dopsd.cli.doctor import doctor
 from dopsd.cli.evaluate import evaluate
+from dopsd.cli.fetch import fetch
 from dopsd.cli.generate import generate
 from dopsd.cli.job import job
 from dopsd.cli.last_resort import report_crash
@@ -55,6 +56,7 @@ app.command()(generate)
 app.command("config")(show_config)
 app.command()(status)
 app.command()(stats)
+app.command()(fetch)
 app.command()(plan)
 app.command()(doctor)
 app.command()(benchmark)

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from dopsd.errors import ModelError
-from dopsd.models.hub import hub_errors
+from dopsd.models.hub import hub_errors, hub_problem
 from dopsd.models.quantize import for_encoder
 from dopsd.models.weight_index import WeightIndex
 from dopsd.readers import read_json
@@ -77,6 +77,8 @@ def _vlm_config(vlm: str, revision: str | None) -> Any:
     try:
         config = AutoConfig.from_pretrained(vlm, revision=revision)
     except (OSError, ValueError) as error:
+        if not Path(vlm).is_dir() and (problem := hub_problem(error, vlm, revision)):
+            raise ModelError(f"model.vlm: {problem}") from error
         reason = str(error).partition("\n")[0]
         raise ModelError(f"model.vlm: {vlm} is no image-text model ({reason})") from error
     if type(config) not in AutoModelForImageTextToText._model_mapping:

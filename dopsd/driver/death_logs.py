@@ -10,8 +10,6 @@ import shlex
 import threading
 from collections.abc import Callable, Iterator
 
-from ray.exceptions import RayError
-
 from dopsd import shown, storage
 from dopsd.errors import DopsdError, StorageError
 from dopsd.ray_cluster.dead_workers import DeadWorker, dead_workers, log_tail
@@ -34,6 +32,8 @@ class DeathLogs:
         self._folder, self._tell = folder, tell
         self._seen: set[str] = set()
         self._kept: list[str] = []
+        self._gone: set[str] = set()
+        """Nodes that answered no more: one wait for each."""
         self._looking = threading.Lock()
         self._over = threading.Event()
 
@@ -57,7 +57,7 @@ class DeathLogs:
 
     def look(self) -> None:
         """Once; whoever looks at the same time waits for it."""
-        with self._looking, contextlib.suppress(OSError, RayError, DopsdError):
+        with self._looking, contextlib.suppress(Exception):  # Ray may be ending
             for worker in dead_workers():
                 if worker.worker_id not in self._seen and len(self._kept) < _MOST:
                     self._seen.add(worker.worker_id)
@@ -69,8 +69,9 @@ class DeathLogs:
 
     def _keep(self, worker: DeadWorker) -> None:
         died = f"{worker.role}: process {worker.pid} on {worker.host} died"
-        tail = log_tail(worker)
+        tail = None if worker.node_id in self._gone else log_tail(worker)
         if tail is None:
+            self._gone.add(worker.node_id)
             self._tell(f"{died}, and its log with the node")
             return
         head = f"{DEATH_LOG_MARK}{died}: {shown.line(' '.join(worker.why.split()))}\n\n"

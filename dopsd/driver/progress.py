@@ -40,6 +40,7 @@ _PHASES = {
     "library": "library",
     "preview": "drawing the contact sheet",
     "trials": "training",
+    "fetch": "fetching models",
     "prompts": "writing prompts",
     "draw": "drawing",
     "score": "scoring",

@@ -51,9 +51,8 @@ class Supervisor:
         """When the run ends at the latest, after a signal: ``time.monotonic()``."""
         self._windows = StopWindows.here()
         self._windows_told = False
-        self.notices = self._windows.at_start()
-        """What a person should know: coordinators that were replaced, and windows that are short.
-        """
+        self.notices: list[str] = []
+        """Coordinators that were replaced."""
         self.first_step = 0.0
         """Seconds from the command to the first step of this process."""
         self.coordinator = launch(0)
@@ -86,6 +85,7 @@ class Supervisor:
             except BaseException as error:
                 problem.append(error)
 
+        self._show("start", Report(self._windows.at_start()))
         self._start()
         thread = threading.Thread(target=fit, daemon=True)
         started, moved = -1, (time.monotonic(), -1)
@@ -166,7 +166,7 @@ class Supervisor:
         """Once, that a stop leaves no time to save."""
         if not self._windows_told and (lines := self._windows.measured(status)):
             self._windows_told = True
-            self.notices += lines
+            self._show("train", Report(lines))
 
     def _status_on_disk(self, error: CoordinatorLost) -> RunStatus:
         """What the coordinator would have said after training: its files are written before the

@@ -49,7 +49,7 @@ class Job:
     spot: bool = False
     gpus_of_a_pod: int = 4
     volume: bool = False
-    """Models are read from the volume `dopsd-models`, filled beforehand (`hf download`)."""
+    """Models are read from the volume `dopsd-models`, which `dopsd fetch` filled."""
 
     @property
     def name(self) -> str:

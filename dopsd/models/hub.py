@@ -1,58 +1,97 @@
-"""What the hub refuses, in one line that names the model and what to do."""
+"""What goes wrong with the hub, as one line: key, repository, status, and what to do."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from dopsd import shown
-from dopsd.errors import ModelError, message_line
+from dopsd.errors import DopsdError, ModelError, message_line
+
+_TOKEN = "HF_TOKEN (in a cluster: of the Secret dopsd-credentials)"
+_AGAIN = "the same command, which goes on where it stopped"
 
 
-def licence_remedy(model: str) -> str:
+def licence_remedy(repository: str) -> str:
     """Of a gated repository."""
-    return (
-        f"accept its licence at https://huggingface.co/{model}, and set HF_TOKEN in every node's "
-        "environment"
-    )
+    from huggingface_hub import constants
+
+    page = f"{constants.ENDPOINT}/{repository}"
+    return f"accept its licence at {page}, and give that account's token as {_TOKEN}"
 
 
 @contextmanager
-def hub_errors(key: str, model: str, revision: str | None = None) -> Iterator[None]:
-    """Whatever the hub says of ``model``, which ``key`` names in the config, becomes one
-    ModelError."""
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
+def hub_errors(key: str, repository: str, revision: str | None = None) -> Iterator[None]:
+    """Turn what the hub answers, or does not, into a ModelError in the name of ``key``; whatever
+    else goes wrong stays what it is."""
     try:
         yield
-    except GatedRepoError:
-        raise ModelError(f"{key}: {model} is gated; {licence_remedy(model)}") from None
-    except RevisionNotFoundError:
-        raise ModelError(f"{key}: {model} has no revision {shown.value(revision)}") from None
-    except RepositoryNotFoundError:
-        raise ModelError(
-            f"{key}: {model} is no repository of the hub, or a private one; allowed: owner/name, "
-            "for private ones with HF_TOKEN in every node's environment"
-        ) from None
-    except LocalEntryNotFoundError:
-        raise ModelError(
-            f"{key}: {model} is not in the cache, and the hub does not answer; allowed: a network "
-            "(HF_ENDPOINT, HF_HUB_OFFLINE unset), or a local folder (`dopsd doctor` looks)"
-        ) from None
-    except EntryNotFoundError as error:
-        raise ModelError(f"{key}: {model}: {_reason(error)}") from None
-    except (HfHubHTTPError, OSError) as error:
-        raise ModelError(
-            f"{key}: {model} cannot be had from the hub ({_reason(error)}); `dopsd doctor` looks"
-        ) from None
+    except DopsdError:
+        raise
+    except Exception as error:  # the library raises kinds without a common base
+        if problem := hub_problem(error, repository, revision):
+            raise ModelError(f"{key}: {problem}") from None
+        raise
 
 
-def _reason(error: Exception) -> str:
-    return shown.line(message_line(error), 300)
+def hub_problem(error: BaseException, repository: str, revision: str | None = None) -> str | None:
+    """What ``error``, or what it came from, says of the hub's ``repository``; None when it is none
+    of the hub's."""
+    from httpx2 import HTTPError
+    from huggingface_hub import errors
+
+    chain = list(_chain(error))
+    for each in chain:
+        if isinstance(each, HTTPError) and getattr(each, "response", None) is not None:
+            return _refused(each, repository, revision)
+    if any(isinstance(each, errors.OfflineModeIsEnabled) for each in chain):
+        return _not_here(repository)
+    for each in chain:
+        if isinstance(each, HTTPError):
+            what = f"{type(each).__name__}: {message_line(each)}"
+            return f"{repository}: the hub is not reached ({what}); allowed: {_AGAIN}"
+    if any(isinstance(each, errors.LocalEntryNotFoundError) for each in chain):
+        return _not_here(repository)
+    return None
+
+
+def _not_here(repository: str) -> str:
+    return (
+        f"{repository}: not in HF_HOME, and the hub is not asked (HF_HUB_OFFLINE); allowed: "
+        "`dopsd fetch CONFIG --to HF_HOME` where there is a network"
+    )
+
+
+def _refused(error: BaseException, repository: str, revision: str | None) -> str:
+    from huggingface_hub import constants, errors
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    page = f"{constants.ENDPOINT}/{repository}"
+    if isinstance(error, errors.GatedRepoError):
+        return f"{repository}: {status}, gated; allowed: {licence_remedy(repository)}"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{repository}: {status}, no revision {revision!r}; allowed: one of {page}"
+    if isinstance(error, errors.RemoteEntryNotFoundError):
+        return f"{repository}: {status}, it lacks a file that is read; allowed: a whole model"
+    if status == 404 or isinstance(error, errors.RepositoryNotFoundError):
+        return (
+            f"{repository}: {status}, no such repository, or a private one; allowed: its right "
+            f"name, or a token that may read it as {_TOKEN}"
+        )
+    if status in (401, 403):
+        return f"{repository}: {status}, not allowed; allowed: a token that may read it as {_TOKEN}"
+    if status == 429:
+        return (
+            f"{repository}: 429, rate limited; allowed: waiting some minutes, or {_TOKEN}, which "
+            "is granted more"
+        )
+    return f"{repository}: {status}, the hub fails; allowed: {_AGAIN}, some minutes later"
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """``error`` and what it came from."""
+    seen: set[int] = set()
+    each: BaseException | None = error
+    while each is not None and id(each) not in seen:
+        seen.add(id(each))
+        yield each
+        each = each.__cause__ or each.__context__

@@ -12,7 +12,7 @@ import torch
 
 from dopsd import shown
 from dopsd.errors import DopsdError, ModelError, message_line
-from dopsd.models.hub import hub_errors
+from dopsd.models.hub import hub_errors, hub_problem
 from dopsd.readers import Object, read_json
 
 
@@ -27,7 +27,11 @@ def missing_weights_errors(who: str, model: str) -> Iterator[None]:
         yield
     except MissingWeights:
         raise
+    except ModelError as error:  # the hub's own line
+        raise MissingWeights(str(error)) from None
     except (OSError, ImportError, ValueError, KeyError) as error:
+        if problem := hub_problem(error, model):
+            raise MissingWeights(f"{who}: {model} is not available ({problem})") from None
         reason = next((line for line in str(error).splitlines() if line.strip()), "")
         raise MissingWeights(
             f"{who}: {model} is not available ({type(error).__name__}: {reason.strip()})"
@@ -43,6 +47,8 @@ def loading_errors(base: str) -> Iterator[None]:
     except (DopsdError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # diffusers and transformers raise many kinds
+        if not os.path.isdir(base) and (problem := hub_problem(error, base)):
+            raise ModelError(f"model.base: {problem}") from error
         raise ModelError(
             f"{base}: cannot be loaded: {type(error).__name__}: {message_line(error)}"
         ) from error
@@ -59,7 +65,7 @@ def check_config(who: str, model: str) -> None:
         raise MissingWeights(f"{who}: {model} is no folder and no hub id (owner/name)")
     from huggingface_hub import hf_hub_download
 
-    with missing_weights_errors(who, model):
+    with missing_weights_errors(who, model), hub_errors(who, model):
         hf_hub_download(model, "config.json")
 
 

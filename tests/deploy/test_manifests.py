@@ -194,13 +194,6 @@ def test_example_secrets_hold_no_secret() -> None:
         assert set(values.values()) == {"CHANGE-ME"}
 
 
-def test_monitor_finds_the_ports() -> None:
-    (monitor,) = documents(CLUSTER / "monitoring" / "podmonitor.yaml")
-    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
-    for container in containers("rayjob.yaml"):
-        assert endpoint["port"] in [port["name"] for port in container["ports"]]
-
-
 # --- image and pins ----------------------------------------------------------------------------
 
 
@@ -213,6 +206,8 @@ def test_one_image_everywhere() -> None:
     images = {c["image"] for name in kuberay_manifests() for c in containers(name)}
     launcher = yaml.safe_load((CLUSTER / "launcher-aws.yaml").read_text())
     images.add(launcher["docker"]["image"])
+    _, fetch = documents(CLUSTER / "models.yaml")
+    images.add(fetch["spec"]["template"]["spec"]["containers"][0]["image"])
     project = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert project is not None
     assert images == {f"YOUR_REGISTRY/dopsd:{project[1]}"}
