@@ -148,7 +148,7 @@ def test_generate_takes_a_run_folder(tmp_path, capsys, monkeypatch):
         (tmp_path / name).write_bytes(b"")
     assert main(["generate", "x", "--lora", str(tmp_path)]) == 0
     assert asked[0][2] == f"{tmp_path}/lora.safetensors"
-    assert asked[0][-2] == f"{tmp_path}/modules.safetensors"
+    assert asked[0][-3] == f"{tmp_path}/modules.safetensors"
 
 
 def test_generate_asks_for_the_revision(capsys, monkeypatch):
