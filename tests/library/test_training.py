@@ -78,15 +78,22 @@ def done_lines(event: Event) -> int:
     return sum(line.startswith("  done:") for line in lines)
 
 
-def kill_one(folder: Path) -> bool:
-    """SIGKILL for a worker that trains; whether there was one."""
+def kill_one(folder: Path, struck: set[str]) -> bool:
+    """SIGKILL for a worker that trains, none of a concept in ``struck``, which would be parked as
+    one that kills; whether there was one."""
     for file in (folder / "pids").iterdir():
+        try:
+            if (concept := file.read_text()) in {"", *struck}:
+                continue
+        except FileNotFoundError:
+            continue
         try:
             os.kill(int(file.name), signal.SIGKILL)
         except ProcessLookupError:
             continue
         finally:
             file.unlink(missing_ok=True)
+        struck.add(concept)
         return True
     return False
 
@@ -115,14 +122,14 @@ def test_kills_and_crashes_cost_nothing(
     tmp_path: Path, count: int, kills: int, crashes: int
 ) -> None:
     names = [f"pets/{number:04}" for number in range(count)]
-    left, done = kills, 0
+    left, done, struck = kills, 0, set()
 
     def trouble(event: Event) -> None:
         """A kill after every so many concepts."""
         nonlocal left, done
         done += done_lines(event)
         if left and done >= count // (2 * kills + 2) * (kills - left + 1):
-            left -= kill_one(tmp_path)
+            left -= kill_one(tmp_path, struck)
 
     for _ in range(crashes):
         until = done + count // (2 * crashes)
