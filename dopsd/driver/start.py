@@ -13,7 +13,7 @@ from dopsd.config.load import shown_values
 from dopsd.config.outputs import Resume
 from dopsd.data.manifest import has_manifest, load_manifest
 from dopsd.data.run_data import check_source
-from dopsd.driver.checks import refuse_existing
+from dopsd.driver.checks import finished_already, refuse_existing
 from dopsd.driver.summary import Summary
 from dopsd.errors import CheckpointError, ConfigError
 from dopsd.run_folder.checkpoint_files import steps
@@ -42,6 +42,9 @@ def decide(
         refuse_existing(config, replace)
         return "begin"
     if resume == "require":
+        if line := finished_already(config):
+            tell(line)
+            return "finished"
         _refuse_without_checkpoint(run)
         return "go on"
     if not run.exists:

@@ -11,9 +11,9 @@ from dopsd.errors import ConfigError
 from dopsd.evaluation.spec import EvaluatedModel
 from dopsd.models.lora import STUDENT
 from dopsd.models.transformer_folder import is_transformer
-from dopsd.run_folder.files import LORA_FILE, MODULES, TRANSFORMERS
+from dopsd.run_folder.files import DIFFUSERS_FILE, LORA_FILE, MODULES, TRANSFORMERS
 
-_MODULES = {LORA_FILE: MODULES[STUDENT]}
+_MODULES = dict.fromkeys((LORA_FILE, DIFFUSERS_FILE), MODULES[STUDENT])
 """What a run leaves beside a LoRA when it trained more, the teacher's alike."""
 
 
@@ -28,11 +28,9 @@ def evaluated_models(loras: Sequence[str], stack: bool = False) -> tuple[Evaluat
         path = path.rstrip("/")
         if not path.endswith(".safetensors"):
             path = storage.join(path, LORA_FILE)
-        stem = posixpath.splitext(posixpath.basename(path))[0]
-        folder = posixpath.basename(posixpath.dirname(path))
-        models.append(
-            EvaluatedModel(name or (folder if stem == "lora" and folder else stem), (path,))
-        )
+        folder, file = posixpath.basename(posixpath.dirname(path)), posixpath.basename(path)
+        said = folder if folder and file in _MODULES else posixpath.splitext(file)[0]
+        models.append(EvaluatedModel(name or said, (path,)))
     if stack:
         if len(models) < 2:
             raise ConfigError(f"--stack: {len(models)} LoRAs, allowed: two or more")

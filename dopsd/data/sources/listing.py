@@ -138,7 +138,8 @@ def _local(folder: str, files: Files, follow: bool) -> Iterator[tuple[str, str]]
             if not os.path.islink(path):
                 continue
             target = os.path.realpath(path)
-            circle = target in entered or f"{root}/".startswith(f"{target}/")
+            inside_already = f"{target}/".startswith(f"{root}/")
+            circle = inside_already or target in entered or f"{root}/".startswith(f"{target}/")
             if follow and not circle:
                 entered.add(target)
                 continue
