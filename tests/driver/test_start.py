@@ -83,6 +83,20 @@ def test_an_unfinished_run_goes_on_from_what_is_saved(folder):
     assert decide(config_of(folder, workers=1, steps=20), "auto") == "go on"
 
 
+def test_a_finished_run_is_left_alone_and_never_begun_anew(folder):
+    said: list[str] = []
+    config = finished(folder)  # without a checkpoint: it was removed to save room
+    assert decide(config, "require", tell=said.append) == "finished"
+    assert "this run is finished, all 8 steps are trained" in said[0]
+    assert decide(config, "auto") == "finished"
+    with pytest.raises(CheckpointError, match="no good checkpoint of the finished run to train on"):
+        decide(config_of(folder, steps=20), "auto")
+    with pytest.raises(
+        ConfigError, match=r"--overwrite with run.resume: auto, allowed: run.resume"
+    ):
+        decide(config, "auto", replace=True)
+
+
 def test_an_unfinished_run_without_a_checkpoint_begins_anew(folder):
     said: list[str] = []
     config = begun(folder)

@@ -202,6 +202,14 @@ def test_links_are_followed_when_they_are_to_be(tmp_path: Path) -> None:
     assert "0" in look(source, follow_links=True).samples
 
 
+def test_a_link_to_what_the_source_holds_adds_nothing(tmp_path: Path) -> None:
+    pictures(tmp_path / "dog", 2)
+    caption_all(tmp_path)
+    (tmp_path / "hound").symlink_to(tmp_path / "dog", target_is_directory=True)
+    seen = look(tmp_path, follow_links=True)
+    assert set(seen.samples) == {"dog/0", "dog/1"}
+
+
 # -- tars and Arrow ------------------------------------------------------------------------------
 
 
