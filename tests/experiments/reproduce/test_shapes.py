@@ -72,8 +72,8 @@ def test_it_trains_evaluates_and_draws_and_trains_nothing_twice(
     grid = Image.open(tmp_path / "grid-bars.png")
     assert grid.width >= len(drawn) * 192, "one column for the base and for each variant"
     trained = set((tmp_path / "prior-s0.txt").read_text().splitlines())
-    asked = [json.loads(row)["prompt"] for row in (tmp_path / "evaluation/prompts.jsonl").open()]
-    assert len(trained) == 3 and trained.isdisjoint(asked)
+    drawn_of = [json.loads(row)["prompt"] for row in (tmp_path / "evaluation/prompts.jsonl").open()]
+    assert len(trained) == 3 and trained.isdisjoint(drawn_of)
 
     for variant in (*VARIANTS, ADAPTER):
         config = with_absolute_paths(config_of(Trial(variant, "bars", 0, 5e-4), budget, "."))
