@@ -91,9 +91,7 @@ def test_a_finished_run_is_left_alone_and_never_begun_anew(folder):
     assert decide(config, "auto") == "finished"
     with pytest.raises(CheckpointError, match="no good checkpoint of the finished run to train on"):
         decide(config_of(folder, steps=20), "auto")
-    with pytest.raises(
-        ConfigError, match=r"--overwrite with run.resume: auto, allowed: "
-    ):
+    with pytest.raises(ConfigError, match=r"--overwrite with run.resume: auto, allowed: "):
         decide(config, "auto", replace=True)
 
 
