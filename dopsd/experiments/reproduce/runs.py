@@ -38,6 +38,12 @@ def pending(trials: Sequence[Trial], budget: Budget, folder: str) -> list[Trial]
     return left
 
 
+def adapters_of(trials: Sequence[Trial]) -> list[Trial]:
+    """The training adapters that ``trials`` need, each once: a seed's serves all its concepts."""
+    needed = [trial.adapter for trial in trials if trial.variant.on_adapter]
+    return list({adapter.name: adapter for adapter in needed}.values())
+
+
 def train_all(
     trials: Sequence[Trial],
     budget: Budget,
@@ -53,8 +59,7 @@ def train_all(
     ``begin(title)`` gives the progress of a part, a context manager.
     """
     left = pending(trials, budget, folder)
-    adapters = dict.fromkeys(trial.adapter for trial in left if trial.variant.on_adapter)
-    stages = [pending(list(adapters), budget, folder), left]
+    stages = [pending(adapters_of(left), budget, folder), left]
     for concept, seed in dict.fromkeys((t.concept, t.seed) for t in chain(*stages)):
         with begin(f"contexts of {concept}, seed {seed}") as progress:
             every = config_of(Trial(NEEDS_ALL, concept, seed, RATES[0]), budget, folder)

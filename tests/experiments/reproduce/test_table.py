@@ -10,7 +10,7 @@ import pytest
 from dopsd.driver.checks import with_absolute_paths
 from dopsd.errors import ConfigError, DataError
 from dopsd.experiments.reproduce.rates import Tried, candidates, chosen, tried
-from dopsd.experiments.reproduce.runs import pending, seconds_of
+from dopsd.experiments.reproduce.runs import adapters_of, pending, seconds_of
 from dopsd.experiments.reproduce.table import (
     BASE_TITLE,
     Line,
@@ -61,6 +61,8 @@ def test_trials_differ_in_what_their_rows_say_alone() -> None:
 def test_the_adapter_sees_the_bases_own_pictures_alone_and_is_one_for_all_concepts() -> None:
     (bars, ring) = trials([v for v in VARIANTS if v.on_adapter], seeds=1)
     assert bars.adapter == ring.adapter
+    assert adapters_of([*trials(VARIANTS, seeds=1), bars]) == [bars.adapter]
+    assert [a.seed for a in adapters_of(trials(VARIANTS, seeds=2))] == [0, 1]
     made = config_of(bars.adapter, FULL, "runs/x")
     assert made.data.concept_weights == {"bars": 0} and made.data.prior.weight == 1
     assert (made.method.objective, made.learner.lr) == ("sft", 1e-4)
