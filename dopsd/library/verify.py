@@ -19,6 +19,9 @@ class LibraryReport:
     planned: int
     verified: int = 0
     steps: int = 0
+    changed: list[str] = field(default_factory=list)
+    """Whole, but of other data or another recipe than the catalogue's: the next training has them
+    anew."""
     problems: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
@@ -27,6 +30,11 @@ class LibraryReport:
             f"{self.verified} of {self.planned} concepts are done and whole, {self.steps} steps "
             "once in the ledger"
         )
+        if self.changed:
+            line += (
+                f"; {len(self.changed)} were trained of other data or by another recipe: "
+                f"{shown.value(self.changed[:3])}"
+            )
         if self.problems:
             line += f"; {len(self.problems)} disagree"
         return [*self.problems, line]
@@ -54,18 +62,18 @@ def verify_library(path: str, concept: str | None = None) -> LibraryReport:
             if story is not None and story.fingerprint == expected and story.done:
                 report.problems.append(f"{shown.line(name)}: done by the ledger, but not by a card")
             continue
-        if problem := _problem(folder, card, expected, stories.get(name, Story())):
+        if problem := _problem(folder, card, stories.get(name, Story())):
             report.problems.append(f"{shown.line(name)}: {problem}")
+        elif card.fingerprint != expected:
+            report.changed.append(name)
         else:
             report.verified += 1
             report.steps += card.steps
     return report
 
 
-def _problem(folder: LibraryFolder, card: Card, expected: str, story: Story) -> str:
+def _problem(folder: LibraryFolder, card: Card, story: Story) -> str:
     """What is wrong with a concept that is done; empty when nothing is."""
-    if expected and card.fingerprint != expected:
-        return "trained of other data or by another recipe than the catalogue's"
     for name, written in card.files.items():
         path = storage.join(folder.concept(card.concept), name)
         try:

@@ -66,3 +66,8 @@ def test_a_shard_of_fewer_rows_is_named(tmp_path: Path) -> None:
     write(tmp_path, "a dog", rows=1)
     with pytest.raises(DataError, match="row group 0 ends before row 1"):
         RowGroups(str(tmp_path), SPEC).row(RowRef(SHARD, 0, 1))
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=rf"/{SHARD}: no such file, but the manifest names it$"):
+        caption(RowGroups(str(tmp_path), SPEC))

@@ -151,43 +151,41 @@ def test_pictures_of_another_library_version_are_never_mixed(spec, library, monk
     assert folder() != before
 
 
-def test_noise_depends_on_seed_and_prompt_alone(spec):
+def test_noise_depends_on_seed_and_prompt_alone_and_the_output_may_be_on_s3(spec, bucket):
     spec = replace(spec, models=())
     evaluate(spec)
     whole = pictures(spec.out)
-    alone = replace(spec, prompts=(PROMPTS[2],), out=f"{spec.out}-alone", batch=1)
-    evaluate(alone)
-    ((name, png),) = pictures(alone.out).items()
+    alone = replace(spec, prompts=(PROMPTS[2],), out=f"{bucket}/evaluation", batch=1)
+    results = evaluate(alone)
+    assert storage.read_bytes(f"{alone.out}/results.json").decode() == results.to_json()
+    (path,) = (each for each, _ in storage.list_files(alone.out) if each.endswith(".png"))
+    (png,) = (each for name, each in whole.items() if path.endswith(name.rpartition("/")[2]))
     difference = [
-        np.asarray(Image.open(io.BytesIO(each))).astype(int) for each in (png, whole[name])
+        np.asarray(Image.open(io.BytesIO(each))).astype(int)
+        for each in (png, storage.read_bytes(path))
     ]
     assert abs(difference[0] - difference[1]).max() <= 1
-
-
-def test_the_output_folder_may_be_on_s3(spec, bucket):
-    spec = replace(spec, models=(), prompts=PROMPTS[:2], out=f"{bucket}/evaluation")
-    results = evaluate(spec)
-    text = storage.read_bytes(f"{spec.out}/results.json").decode()
-    assert text == results.to_json()
     seen = []
-    assert evaluate(spec, lambda phase, status: seen.append(status)) == results
-    assert seen[0] == "2 of 2 pictures"
+    assert evaluate(alone, lambda phase, status: seen.append(status)) == results
+    assert seen[0] == "1 of 1 pictures"
 
 
 def test_references_are_what_pictures_are_held_against(spec, dino_folder, tmp_path):
+    choice = MetricChoice("dino", str(dino_folder))
     spec = replace(
-        spec, models=(), prompts=PROMPTS[:1], metrics=(MetricChoice("dino", str(dino_folder)),)
+        spec, models=(), prompts=(PROMPTS[0], EvalPrompt("a red dog", "dog")), metrics=(choice,)
     )
     evaluate(spec)  # draws; nothing to compare with
-    (path,) = Path(spec.out, "pictures").rglob("*.png")
-    itself = replace(PROMPTS[0], references=(str(path),))
-    equal = evaluate(replace(spec, prompts=(itself,))).row(BASE, "cat").values["dino"]
-    assert equal.value == pytest.approx(1, abs=1e-5)
+    (itself,) = Path(spec.out, "pictures").rglob(PROMPTS[0].image_name(0))
     other = tmp_path / "other.png"
     Image.fromarray(random_image(32, 16, 5)).save(other)
-    against = replace(PROMPTS[0], references=(str(other),))
-    different = evaluate(replace(spec, prompts=(against,))).row(BASE, "cat").values["dino"]
-    assert different.value < 0.9999
+    held = tuple(
+        replace(prompt, references=(str(path),))
+        for prompt, path in zip(spec.prompts, (itself, other), strict=True)
+    )
+    results = evaluate(replace(spec, prompts=held))
+    assert results.row(BASE, "cat").values["dino"].value == pytest.approx(1, abs=1e-5)
+    assert results.row(BASE, "dog").values["dino"].value < 0.9999
 
 
 def test_references_are_opened_as_training_opens_them(tiny_base: Path) -> None:

@@ -9,6 +9,7 @@ from dopsd.errors import ConfigError, DataError
 from dopsd.library.catalogue import Concept
 from dopsd.library.folder import CARD, LORA, Card, LibraryFolder
 from dopsd.library.lora import concept_lora
+from dopsd.library.verify import verify_library
 from dopsd.ownership import digest_of
 from tests.helpers.tiny import make_config
 
@@ -89,6 +90,21 @@ def test_the_catalogue_says_why_a_concept_is_skipped(library: LibraryFolder) -> 
     assert (first["concept"], first["skipped"], first["fingerprint"]) == ("<b>", "", "f")
     assert second["skipped"] == "too few pictures: 1" and ".." not in second["folder"]
     assert library.config().model.base == "base"
+
+
+def test_what_was_trained_of_other_data_is_whole_and_told(
+    library: LibraryFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    library.keep(card("<b>", "of before"), FILES)
+    report = verify_library(library.path)
+    assert (report.verified, report.changed, report.problems) == (0, ["<b>"], [])
+    assert "1 were trained of other data or by another recipe: ['<b>']" in report.lines()[-1]
+    assert concept_lora(f"{library.path}:<b>").endswith(LORA)
+    assert "'<b>': trained of other data or by another recipe" in capsys.readouterr().err
+    Path(library.concept("<b>"), LORA).write_bytes(b"damaged")
+    report = verify_library(library.path)
+    assert report.changed == []
+    assert report.problems == ["<b>: lora.safetensors does not hold what its card says"]
 
 
 def test_a_lora_may_be_named_by_library_and_concept(tmp_path: Path) -> None:

@@ -41,7 +41,9 @@ class Training:
     step: int = 0
 
 
-def _drive(name: str, config: RunConfig, take_over: bool, board: Any) -> float:
+def _drive(
+    run: Callable[..., Any], name: str, config: RunConfig, take_over: bool, board: Any
+) -> float:
     """The task. Returns the seconds that the training took."""
     sent: set[str] = set()
     began, last = time.monotonic(), float("-inf")
@@ -58,7 +60,7 @@ def _drive(name: str, config: RunConfig, take_over: bool, board: Any) -> float:
             sent.update(lines)
             board.tell.remote(name, phase, step, lines)
 
-    train(config, show, replace=True, take_over=take_over)
+    run(config, show, replace=True, take_over=take_over)
     return time.monotonic() - began
 
 
@@ -70,11 +72,16 @@ class Trainings:
     """
 
     def __init__(
-        self, configs: dict[str, RunConfig], at_once: int, take_over: bool = False
+        self,
+        configs: dict[str, RunConfig],
+        at_once: int,
+        take_over: bool = False,
+        run: Callable[..., Any] = train,
     ) -> None:
         """``configs``, with absolute paths, by name, in the order of their beginning;
-        ``take_over``: their folders, even from living processes."""
+        ``take_over``: their folders, even from living processes; ``run`` trains one."""
         self._waiting, self._at_once, self._take_over = list(configs.items()), at_once, take_over
+        self._run = run
         self._references: dict[Any, Training] = {}
         self._error: DopsdError | None = None
         self.done: list[tuple[str, float]] = []
@@ -102,7 +109,8 @@ class Trainings:
                 while self._waiting and len(self._references) < self._at_once:
                     name, config = self._waiting.pop(0)
                     training = Training(name, config, time.monotonic())
-                    self._references[drive.remote(name, config, self._take_over, board)] = training
+                    task = drive.remote(self._run, name, config, self._take_over, board)
+                    self._references[task] = training
                 ended, _ = ray.wait(list(self._references), timeout=1.0)
                 for reference in ended:
                     self._take(reference)

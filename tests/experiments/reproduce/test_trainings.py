@@ -3,42 +3,54 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dopsd.config import RunConfig
+from dopsd.driver.progress import Report
 from dopsd.errors import DeadlineError, ModelError
 from dopsd.experiments.reproduce.progress_board import ProgressBoard
 from dopsd.experiments.reproduce.trainings import Training, Trainings, _hear
 from dopsd.experiments.reproduce.variants import FULL, VARIANTS, Trial, config_of
 
 
-def config(folder: Path, name: str, steps: int = 1, targets: list[str] | None = None) -> RunConfig:
-    budget = replace(FULL, steps=steps, batch=2, images=2)
-    made = config_of(Trial(VARIANTS[0], "bars", 0, 5e-4), budget, str(folder)).model_dump()
+def config(folder: Path, name: str) -> RunConfig:
+    made = config_of(Trial(VARIANTS[0], "bars", 0, 5e-4), FULL, str(folder)).model_dump()
     made["run"] |= {"name": name, "folder": str(folder / name)}
-    made["data"] |= {"shards": str(folder / f"shards-{name}"), "prior": {}}
-    made["lora"] |= {"targets": targets or "default"}
     return RunConfig.model_validate(made)
 
 
-@pytest.mark.integration
+def run(config: RunConfig, show, replace: bool, take_over: bool) -> None:
+    """In place of a training: a bad one fails, the other goes on until the failure is known."""
+    folder = Path(config.run.folder)
+    show("train", Report([f"{config.run.name} begins"]))
+    (folder.parent / f"begun-{config.run.name}").touch()
+    if config.run.name == "bad":
+        raise ModelError("no_such_module matches nothing")
+    deadline = time.monotonic() + 60
+    while not (folder.parent / "failed").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    folder.mkdir()
+
+
 @pytest.mark.usefixtures("ray_cluster")
 def test_after_a_failure_none_begins_and_those_that_run_are_finished(tmp_path: Path):
-    configs = {
-        "bad": config(tmp_path, "bad", targets=["no_such_module"]),
-        "good": config(tmp_path, "good"),
-        "later": config(tmp_path, "later"),
-    }
-    work = Trainings(configs, at_once=2)
+    configs = {name: config(tmp_path, name) for name in ("bad", "good", "later")}
+    work = Trainings(configs, at_once=2, run=run)
     seen: set[tuple[str, ...]] = set()
+
+    def show() -> None:
+        seen.add(tuple(each.name for each in work.running))
+        if seen >= {("good",)}:
+            (tmp_path / "failed").touch()
+
     with pytest.raises(ModelError, match=r"^bad: .*no_such_module"):
-        work.train(lambda: seen.add(tuple(each.name for each in work.running)))
+        work.train(show)
     assert ("good",) in seen and not any("later" in names for names in seen)
     assert [name for name, _ in work.done] == ["good"]
-    assert (tmp_path / "good" / "lora.safetensors").exists()
+    assert {path.name for path in tmp_path.glob("begun-*")} == {"begun-bad", "begun-good"}
+    assert (tmp_path / "good").is_dir() and "good: good begins" in work.lines
 
 
 def test_a_training_that_falls_silent_is_late(tmp_path: Path):
