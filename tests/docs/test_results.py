@@ -1,10 +1,12 @@
-"""The tables of README.md and docs/results.md are those of the shipped base's card."""
+"""The tables of README.md and docs/results.md are those of the shipped base's card, and of what
+`dopsd reproduce` wrote."""
 
 from __future__ import annotations
 
 import json
 
 from dopsd import shapes
+from dopsd.experiments.reproduce.table import markdown, read
 from tests.docs.pages import ROOT
 
 RESULTS = (ROOT / "docs" / "results.md").read_text()
@@ -39,6 +41,14 @@ def test_the_readmes_rows_are_those_of_the_results() -> None:
             assert [drawn, crisp] == [row[3], row[4]], (who, concept)
             share = float(row[6].split()[0]) / float(base[6].split()[0])
             assert abs(float(kept.strip("*")) - share) < 0.006, (who, concept, share)
+
+
+def test_the_results_hold_the_table_of_the_comparison() -> None:
+    lines = read(str(ROOT / "docs" / "reproduce" / "bars.json"))
+    assert len(lines) == 7 and markdown(lines).strip() in RESULTS
+    kept = {line.title: f"{line.crisp.value:.2f}" for line in lines}
+    for title, share in {"D-OPSD (EMA 0.9999)": "0.92", "SFT": "0.12"}.items():
+        assert kept[title] == share
 
 
 def test_gates_that_are_not_met_are_named() -> None:
