@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from dopsd.errors import ModelError
 from dopsd.models import ZImage
+from dopsd.models.checksum import checksum
 from dopsd.models.lora import (
     STUDENT,
     TEACHER,
     activate,
     adapter_parameters,
     bind_parameters,
-    checksum,
     inject,
     lora_layers,
     resolve_targets,
