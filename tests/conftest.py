@@ -100,10 +100,10 @@ def ray_cluster() -> Iterator[None]:
     """One local Ray cluster for every test that needs actors: 4 logical CPUs on 2 real ones."""
     import ray
 
-    from dopsd.ray_cluster.connect import NAMESPACE, QUIET
+    from dopsd.ray_cluster.connect import ENVIRONMENT, NAMESPACE
     from dopsd.ray_cluster.local import start_local
 
-    start_local(QUIET, num_cpus=4, namespace=NAMESPACE, object_store_memory=512 * 2**20)
+    start_local(ENVIRONMENT, num_cpus=4, namespace=NAMESPACE, object_store_memory=512 * 2**20)
     yield
     ray.shutdown()
 

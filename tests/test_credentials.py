@@ -13,8 +13,9 @@ from dopsd.data.manifest import Manifest, PrepareSettings, Quarantined, save_man
 from dopsd.data.sources.read import read_source
 from dopsd.driver.progress import Progress, Report
 from dopsd.errors import ConfigError, DataError, DopsdError
+from dopsd.evaluation.image_scores import ImageScores
 from dopsd.evaluation.prompts import EvalPrompt, read_prompts, write_prompts
-from dopsd.evaluation.results import ImageScores, summarize
+from dopsd.evaluation.results import summarize
 from dopsd.evaluation.spec import EvaluatedModel
 from dopsd.export import lora_metadata
 from dopsd.report.page import write_report

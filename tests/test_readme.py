@@ -52,7 +52,7 @@ def test_every_recipe_stands_in_the_table_of_what_it_takes():
     rows = TEXT.partition("## What it takes")[2].partition("## ")[0]
     named = set(re.findall(r"`(\w+)`(?=[,| ])", re.sub(r"^\| recipe.*$", "", rows, flags=re.M)))
     recipes = {file.stem for file in (ROOT / "configs").glob("*.yaml")}
-    assert len(recipes) == 8 and recipes == named & recipes
+    assert len(recipes) == 10 and recipes == named & recipes
 
 
 def test_its_rows_are_those_of_the_results():
@@ -90,7 +90,7 @@ def test_prior_prompts_of_the_evaluation_are_not_trained_on():
 
 def test_what_the_commands_write_is_ignored():
     """`ray job submit --working-dir .` would upload it."""
-    ignored = set((ROOT / ".gitignore").read_text().split())
+    ignored = {f"/{line.lstrip('/')}" for line in (ROOT / ".gitignore").read_text().split()}
     local = [path for path in values("prepare", "data.shards") if "://" not in path]
     shards = {f"/{path.split('/')[0]}/" for path in local}
     out = {f"/{path.split('/')[0]}/" for path in values("evaluate", "--out")}

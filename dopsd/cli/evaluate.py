@@ -50,6 +50,12 @@ def evaluate(
         list[int] | None,
         typer.Option(min=1, max=STEPS_MOST, help="Sampler steps; may be repeated. Default: 4."),
     ] = None,
+    steps_kept: Annotated[
+        bool,
+        typer.Option(
+            "--steps-kept", help="Draw with 2, 4, 8 and 30 steps: is few-step ability kept?"
+        ),
+    ] = False,
     seeds: Annotated[
         int, typer.Option(min=1, max=COUNT_MOST, help="Pictures per prompt: seeds 0, 1, ...")
     ] = 1,
@@ -81,12 +87,15 @@ def evaluate(
     from dopsd.contexts.lengths import cut_prompts
     from dopsd.driver.progress import Progress, Report
     from dopsd.evaluation.evaluated_models import as_trained, evaluated_models
-    from dopsd.evaluation.folder import TABLE, check_out
+    from dopsd.evaluation.folder import PAGE, RESULTS, TABLE, check_out
     from dopsd.evaluation.prompts import PRIOR, read_prompts
     from dopsd.evaluation.run import evaluate as run
     from dopsd.evaluation.spec import EvaluateSpec, MetricChoice, resolve_models
+    from dopsd.evaluation.steps_kept import STEPS
     from dopsd.lease import claimed
     from dopsd.models import FAMILIES
+    from dopsd.report.page import EVALUATION, write_report
+    from dopsd.run_folder.files import RunFolder
     from dopsd.signals import interruptible
 
     if device not in ("auto", "cpu", "cuda"):
@@ -107,7 +116,7 @@ def evaluate(
         dtype=dtype,
         height=height,
         width=width,
-        steps=tuple(steps or [4]),
+        steps=tuple(sorted({*(steps or []), *STEPS})) if steps_kept else tuple(steps or [4]),
         seeds=tuple(range(seeds)),
         batch=batch,
         device=device,  # type: ignore[arg-type]
@@ -140,6 +149,10 @@ def evaluate(
         results = run(replace(spec, prompts=tuple(unique.values())), progress.show)
     say_lines(results.markdown())
     say(f"Table: {storage.join(out, TABLE)}")
+    say(f"Page: {storage.join(out, PAGE)}")
+    run_folder, _, name = out.rstrip("/").rpartition("/")
+    if f"{name}/{RESULTS}" == EVALUATION and RunFolder(run_folder or ".").exists:
+        say(f"Run page: {write_report(run_folder or '.')}")
 
 
 def _prompts(

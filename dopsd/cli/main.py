@@ -14,6 +14,7 @@ from dopsd import __version__, processes
 from dopsd.cli.evaluate import evaluate
 from dopsd.cli.generate import generate
 from dopsd.cli.last_resort import report_crash
+from dopsd.cli.plan import plan
 from dopsd.cli.preflight import preflight
 from dopsd.cli.prepare import prepare
 from dopsd.cli.reproduce import app as reproduce
@@ -47,6 +48,7 @@ app.command()(prepare)
 app.command()(generate)
 app.command("config")(show_config)
 app.command()(stats)
+app.command()(plan)
 app.command()(preflight)
 app.command()(evaluate)
 app.command()(report)

@@ -32,7 +32,7 @@ TakeOver = Annotated[
 
 def quiet() -> None:
     """Ask libraries not to narrate; call it before they are imported."""
-    from dopsd.ray_cluster.connect import QUIET
+    from dopsd.ray_cluster.connect import ENVIRONMENT
 
-    for key, value in QUIET.items():
+    for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)

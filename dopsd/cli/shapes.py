@@ -80,6 +80,7 @@ def card(
     """Measure the base with the oracle and hold it against its gates."""
     import torch
 
+    from dopsd.experiments.shapes_base import save
     from dopsd.experiments.shapes_card import card as cards
     from dopsd.experiments.shapes_card import card_record, effect
     from dopsd.experiments.shapes_card.card_gates import gates
@@ -88,6 +89,11 @@ def card(
     if threads:
         torch.set_num_threads(threads)
     folder = weights or weights_path()
+    if write:
+        save.owned(folder, "--weights").check(save.CARD, save.CARD_PAGE)
+    if pictures:
+        sheets = [cards.sheet_name(setting) for setting in cards.settings(has_undistilled=True)]
+        cards.own_pictures(pictures).check(*sheets)
     result = cards.measure(folder, samples, tuple(range(seeds)), pictures)
     result.effects = effect.measure(cards.load(folder), tuple(range(effect_seeds)))
     result.gates = gates(result)

@@ -29,7 +29,9 @@ class ModelSection(Section):
         "bfloat16", description="Compute dtype of transformer and encoders; EMA stays fp32."
     )
     attention: str | None = Field(
-        None, description="diffusers attention backend (e.g. `flash`, `native`); default: its own."
+        None,
+        description="diffusers attention backend of whatever does not train (e.g. `flash`, `sage`, "
+        "`native`): rollout, teacher, pictures; default: its own. Learners: `learner.attention`.",
     )
     compile: bool = Field(
         False,

@@ -51,6 +51,21 @@ class PreflightSection(Section):
     )
 
 
+class PlanSection(Section):
+    """Before training: does what the run needs fit the GPUs?"""
+
+    mode: Literal["warn", "strict", "off"] = Field(
+        "warn",
+        description="Before training, compute what each role needs (`dopsd plan`): say so and warn "
+        "of a GPU that is too small, refuse to train on it (`strict`), or do not look.",
+    )
+    card: str | None = Field(
+        None,
+        description="The GPU that is planned for, one of those that `dopsd plan --card` lists. "
+        "Default: the smallest of this machine, if it has one.",
+    )
+
+
 class RunSection(Section):
     """Name, folder and seed of the run."""
 
@@ -58,6 +73,12 @@ class RunSection(Section):
     folder: str = Field("runs/run", description="Run folder (local or s3://).")
     seed: Seed = Field(0, description="Seed of noise, order, captions and LoRA init.")
     overwrite: bool = Field(False, description="Replace an existing run folder.")
+    determinism: Literal["off", "strict"] = Field(
+        "off",
+        description="`strict`: deterministic kernels alone, so that two runs on like GPUs are "
+        "asked to agree bit by bit; slower, and an operator that has none stops the run with its "
+        "name. `off`: gradients on GPUs vary from run to run. CPUs are deterministic either way.",
+    )
 
 
 class DebugSection(Section):

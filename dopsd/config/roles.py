@@ -93,6 +93,11 @@ class LearnerSection(RoleSection):
         description="Of `adapters: full`: weights are gathered, published, loaded and written in "
         "pieces of this many MB (a larger tensor is a piece of its own).",
     )
+    attention: str | None = Field(
+        None,
+        description="diffusers attention backend of the learners, fused ones' teacher included; "
+        "only those with a backward (e.g. `flash`, `_native_cudnn`). Default: `native`.",
+    )
     gradient_checkpointing: bool = Field(False, description="Recompute activations in backward.")
     restarts: NonNegative = Field(
         3,

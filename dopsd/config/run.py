@@ -18,6 +18,7 @@ from dopsd.config.model import LoraSection, ModelSection
 from dopsd.config.outputs import (
     CheckpointSection,
     DebugSection,
+    PlanSection,
     PreflightSection,
     PreviewSection,
     RunSection,
@@ -66,6 +67,7 @@ class RunConfig(Section):
     learner: LearnerSection = Field(default_factory=LearnerSection)
     timeouts: TimeoutSection = Field(default_factory=TimeoutSection)
     checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
+    plan: PlanSection = Field(default_factory=PlanSection)
     preview: PreviewSection = Field(default_factory=PreviewSection)
     preflight: PreflightSection = Field(default_factory=PreflightSection)
     debug: DebugSection = Field(default_factory=DebugSection)

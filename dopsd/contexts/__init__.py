@@ -79,7 +79,7 @@ class EncoderFactory:
     device: str
 
     def __call__(self) -> ContextEncoder:
-        set_up(self.device)
+        set_up(self.device, self.config.run.determinism)
         encoder = encoder_class(self.config.context.name)
         with loading_errors(self.config.model.base):
             built: ContextEncoder = encoder.from_config(self.config, self.device)

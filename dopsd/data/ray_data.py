@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -68,6 +69,7 @@ def map_items(
     """
     if not items:
         return
+    failure: DopsdError | None = None
     try:
         with DataContext.current(quiet_context()):
             blocks = min(-(-len(items) // size), _MOST_TASKS)
@@ -75,7 +77,12 @@ def map_items(
             data = data.map_batches(function, batch_size=size, batch_format="pyarrow", **options)
             yield from data.iter_batches(batch_size=None, batch_format="pyarrow")
     except Exception as error:
-        raise unwrap_error(error, who) from None
+        failure = unwrap_error(error, who)
+    if failure is not None:
+        # Ray ends actors that nobody refers to. Frames of the error do, in cycles, and would hold
+        # CPUs and GPUs until Python happens to look for those.
+        gc.collect()
+        raise failure
 
 
 def absolute_path(path: str) -> str:

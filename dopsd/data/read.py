@@ -218,7 +218,7 @@ class SegmentReader:
     idle worker process after a second and starts another for the next task, which costs more than
     all reading and forgets the row groups that it kept.
 
-    Captions are drawn with the plan's seed.
+    Captions are drawn with the plan's seed. A subclass may make other blocks of the micro-batches.
     """
 
     def __init__(self, plan: Plan, shards: str, read_spec: ReadSpec) -> None:
@@ -230,6 +230,9 @@ class SegmentReader:
         (span,) = segment.to_pylist()
         for number in range(span["start"], span["stop"]):
             with shipping_errors():
-                batch = self._plan.micro_batch_at(number)
-                values = read_micro_batch(batch, self._groups, self._plan.seed)
-            yield pa.Table.from_pylist([values], schema=READ_SCHEMA)
+                block = self._block(self._plan.micro_batch_at(number))
+            yield block
+
+    def _block(self, batch: MicroBatch) -> pa.Table:
+        values = read_micro_batch(batch, self._groups, self._plan.seed)
+        return pa.Table.from_pylist([values], schema=READ_SCHEMA)

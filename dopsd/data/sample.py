@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from torch import Tensor
 
-from dopsd.records import Context
+if TYPE_CHECKING:  # readers import this module, and start twice as fast without torch
+    from torch import Tensor
+
+    from dopsd.records import Context
 
 
 @dataclass(frozen=True)

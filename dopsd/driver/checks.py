@@ -29,7 +29,7 @@ from dopsd.errors import (
 from dopsd.evaluation.metrics import make_distance
 from dopsd.learner.zero.engine import offloads_optimizer, preset_stage
 from dopsd.models import FAMILIES, resolve_vlm
-from dopsd.models.base import check_attention
+from dopsd.models.attention import check_attention, takes_masks
 from dopsd.run_folder.files import RunFolder
 
 
@@ -39,6 +39,8 @@ def check_options(config: RunConfig, preset: dict[str, Any]) -> None:
     ``preset``: DeepSpeed's, as ``read_preset`` gives it.
     """
     check_attention(config.model.attention)
+    check_attention(config.learner.attention, "learner.attention", trains=True)
+    _check_rows(config, preset)
     preflight = config.preflight
     named = preflight.metric if preflight.metric != "auto" else preflight.model and "dino"
     if preflight.mode == "strict" and named in ("dino", "clip"):
@@ -59,6 +61,20 @@ def check_options(config: RunConfig, preset: dict[str, Any]) -> None:
                 "learner.optimizer: adamw8bit with offload_optimizer in learner.deepspeed, "
                 "allowed: one of both"
             )
+
+
+def _check_rows(config: RunConfig, preset: dict[str, Any]) -> None:
+    """Rows of unequal length take a forward each where attention takes no mask, and stage 3 needs
+    equally many forwards on every learner."""
+    learner = config.learner
+    if preset_stage(preset) < 3 or learner.micro_batch == 1 or takes_masks(learner.attention):
+        return
+    if not FAMILIES[config.model.family].text_format.padded:
+        raise ConfigError(
+            f"learner.attention: {learner.attention} with learner.micro_batch: "
+            f"{learner.micro_batch} and ZeRO stage 3, allowed: learner.micro_batch: 1, or a "
+            "backend that takes a mask, such as native"
+        )
 
 
 def check_context(config: RunConfig, zero_stage: int = 1) -> None:

@@ -119,6 +119,8 @@ def report_lines(result: Preflight, run: RunFolder) -> list[str]:
         prefix + result.verdict.sentence(),
         f"  pictures       {run.file(PREFLIGHT_SHEET)}",
         f"  every number   {run.file(PREFLIGHT_REPORT)}",
+        ("  WARNING: " if result.framing.zooms else "  framing        ")
+        + result.framing.sentence(),
     ]
     for role in ("student", "teacher"):
         views: list[ContextView] = [getattr(sample, f"{role}_context") for sample in result.samples]

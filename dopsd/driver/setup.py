@@ -29,12 +29,13 @@ from dopsd.driver.checks import (
 )
 from dopsd.driver.folders import check_folders
 from dopsd.driver.limits import check_captions, check_limits, tell_of_cut_prompts
+from dopsd.driver.plan import check_plan
 from dopsd.driver.prior import check_prior, with_prior
 from dopsd.driver.progress import Report, Show
 from dopsd.learner.zero.engine import preset_stage, read_preset
 from dopsd.lease import Lease, claimed
 from dopsd.models import FAMILIES, Family
-from dopsd.models.base import set_attention
+from dopsd.models.attention import set_attention
 from dopsd.models.trained import TrainableParameters
 from dopsd.ray_cluster.connect import connect, local_cpus, node_resources, starts_here
 from dopsd.ray_cluster.placement import (
@@ -130,8 +131,10 @@ def check_run(config: RunConfig, show: Show) -> CheckedRun:
     trained, skeleton = TrainableParameters(config, family), family.skeleton()
     trainable = trained.describe(skeleton)
     room = RoomNeeded.of(config, trained.numel(skeleton))
+    check_plan(config, show, alone=starts_here())
     if starts_here():  # then what an attention backend needs is here, or nowhere
         set_attention(skeleton, config.model.attention)
+        set_attention(skeleton, config.learner.attention, "learner.attention")
     return CheckedRun(config, preset, trainable, room)
 
 

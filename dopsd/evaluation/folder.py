@@ -8,9 +8,10 @@ from dopsd import storage
 from dopsd.errors import StorageError
 from dopsd.ownership import OwnedFolder
 
-RESULTS, TABLE, PROMPTS = "results.json", "results.md", "prompts.jsonl"
+RESULTS, TABLE, PAGE = "results.json", "results.md", "results.html"
+PROMPTS = "prompts.jsonl"
 PICTURES, SCORES, REFERENCES = "pictures/", "scores/", "references/"
-_MADE = (RESULTS, TABLE, PROMPTS, PICTURES, SCORES, REFERENCES)
+_MADE = (RESULTS, TABLE, PAGE, PROMPTS, PICTURES, SCORES, REFERENCES)
 
 
 def owned(out: str) -> OwnedFolder:

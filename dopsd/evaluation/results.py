@@ -8,22 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dopsd import shown
+from dopsd.evaluation.comparison import Comparison, compare
+from dopsd.evaluation.diversity import Diversity
+from dopsd.evaluation.image_scores import ImageScores, by_prompt
 from dopsd.evaluation.metrics.base import Column
 from dopsd.evaluation.spec import BASE, EvaluatedModel
+from dopsd.evaluation.steps_kept import StepsKept, steps_kept
 from dopsd.intervals import Value, as_json, bootstrap, mean, wilson
-
-
-@dataclass(frozen=True)
-class ImageScores:
-    """What every metric said of one picture."""
-
-    model: str
-    steps: int
-    group: str
-    prior: bool
-    prompt: str
-    seed: int
-    values: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -65,6 +56,9 @@ class Results:
     missing: dict[str, str] = field(default_factory=dict)
     """Why a metric was not measured, by its name."""
     settings: dict[str, Any] = field(default_factory=dict)
+    steps_kept: StepsKept = field(default_factory=lambda: StepsKept([], []))
+    comparisons: list[Comparison] = field(default_factory=list)
+    diversity: list[Diversity] = field(default_factory=list)
 
     def row(self, model: str, group: str) -> Row:
         """Of a table of one number of steps."""
@@ -111,6 +105,7 @@ class Results:
                     for r in self.relatives
                 ],
             )
+        lines += self._steps_kept() + self._comparisons(names) + self._diversity()
         if self.missing:
             lines += ["", "Not measured:", ""]
             lines += [f"- {shown.cell(reason)}" for reason in self.missing.values()]
@@ -118,6 +113,56 @@ class Results:
         lines += ["rest. Seeds of one prompt count as one draw.", ""]
         lines += [f"- {name}: {self.columns[name].meaning}" for name in names]
         return "\n".join(lines) + "\n"
+
+    def _steps_kept(self) -> list[str]:
+        sentences = [
+            f"- {shown.cell(verdict.model)}, {verdict.sentence}"
+            for verdict in self.steps_kept.verdicts
+        ]
+        return ["", "Steps kept:", "", *sentences] if sentences else []
+
+    def _comparisons(self, names: Sequence[str]) -> list[str]:
+        rows: dict[tuple[str, str, int, str], list[Comparison]] = {}
+        for comparison in self.comparisons:
+            key = (comparison.model, comparison.against, comparison.steps, comparison.group)
+            rows.setdefault(key, []).append(comparison)
+        if not rows:
+            return []
+        compared = [name for name in names if any(c.column == name for c in self.comparisons)]
+        lines = ["", "Win rates from the same noise (0.5: no difference; ties are half a win):", ""]
+        return lines + _table(
+            ["model", "against", "steps", "prompts", "pictures", *compared],
+            [
+                [
+                    shown.cell(model),
+                    shown.cell(against),
+                    str(steps),
+                    f"{shown.cell(group)} ({max(c.prompts for c in row)})",
+                    str(max(c.pictures for c in row)),
+                    *(str(next((c.rate for c in row if c.column == n), "")) for n in compared),
+                ]
+                for (model, against, steps, group), row in rows.items()
+            ],
+        )
+
+    def _diversity(self) -> list[str]:
+        rows = [
+            [
+                shown.cell(found.model),
+                str(found.steps),
+                f"{shown.cell(found.group)} ({found.prompts})",
+                str(found.drawings),
+                found.distance,
+                str(found.value),
+                str(found.ratio or ""),
+            ]
+            for found in self.diversity
+        ]
+        if not rows:
+            return []
+        titles = ["model", "steps", "prompts", "drawings", "distance", "diversity", "x base"]
+        text = "Diversity, the mean distance of two drawings of one prompt:"
+        return ["", text, "", *_table(titles, rows)]
 
 
 def _table(titles: list[str], rows: list[list[str]]) -> list[str]:
@@ -163,7 +208,16 @@ def summarize(
         if (mark := cells.get((against, row.steps, row.group)))
         and (ratio := _ratio(cells[row.model, row.steps, row.group], mark, name))
     ]
-    return Results(rows, relatives, columns, missing, settings)
+    names = [model.name for model in models]
+    return Results(
+        rows,
+        relatives,
+        columns,
+        missing,
+        settings,
+        steps_kept=steps_kept(scores, names, columns),
+        comparisons=compare(cells, names, columns),
+    )
 
 
 def _marks(row: Row, models: Sequence[EvaluatedModel]) -> list[str]:
@@ -177,17 +231,8 @@ def _marks(row: Row, models: Sequence[EvaluatedModel]) -> list[str]:
     return parts if len(loras) > 1 else []
 
 
-def _by_prompt(cell: Sequence[ImageScores], column: str) -> dict[str, float]:
-    """Mean over a prompt's seeds: pictures of one prompt are no independent draws."""
-    values: dict[str, list[float]] = {}
-    for score in cell:
-        if column in score.values:
-            values.setdefault(score.prompt, []).append(score.values[column])
-    return {prompt: mean(scores) for prompt, scores in values.items()}
-
-
 def _estimate(cell: Sequence[ImageScores], column: str, rate: bool) -> Value:
-    values = list(_by_prompt(cell, column).values())
+    values = list(by_prompt(cell, column).values())
     if rate:
         # A prompt is one draw, whatever its seeds; a bootstrap of equal values had no width.
         return Value(mean(values), *wilson(sum(values), len(values)))
@@ -196,7 +241,7 @@ def _estimate(cell: Sequence[ImageScores], column: str, rate: bool) -> Value:
 
 def _ratio(cell: Sequence[ImageScores], mark: Sequence[ImageScores], column: str) -> Value | None:
     """Ratio of the means over the prompts of both, or None where there is nothing to divide by."""
-    ours, theirs = _by_prompt(cell, column), _by_prompt(mark, column)
+    ours, theirs = by_prompt(cell, column), by_prompt(mark, column)
     pairs = [(ours[prompt], theirs[prompt]) for prompt in ours if prompt in theirs]
     if not pairs or not sum(base for _, base in pairs):
         return None

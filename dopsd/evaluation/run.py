@@ -17,7 +17,17 @@ from safetensors.torch import load
 from dopsd import storage
 from dopsd.data.images import BadImage, decode_image
 from dopsd.errors import ConfigError, ModelError
-from dopsd.evaluation.folder import PICTURES, PROMPTS, RESULTS, SCORES, TABLE, check_out, owned
+from dopsd.evaluation.diversity import DIVERSITY, Drawings, distance_of
+from dopsd.evaluation.folder import (
+    PAGE,
+    PICTURES,
+    PROMPTS,
+    RESULTS,
+    SCORES,
+    TABLE,
+    check_out,
+    owned,
+)
 from dopsd.evaluation.metrics import METRICS, make_metric
 from dopsd.evaluation.prompts import prompts_file
 from dopsd.evaluation.results import Results, summarize
@@ -31,6 +41,7 @@ from dopsd.models.transformer_folder import digest_of, transformer_files
 from dopsd.ray_cluster.connect import cluster_resources, connect, node_resources
 from dopsd.ray_cluster.job_pool import Job, JobPool
 from dopsd.ray_cluster.placement import Role, uses_gpus, wait_for_resources
+from dopsd.report.evaluation import evaluation_page
 
 Show = Callable[[str, str], None]
 """Called with a phase (`draw`, `score`) and what is being done now."""
@@ -74,14 +85,22 @@ def evaluate(spec: EvaluateSpec, show: Show = lambda phase, message: None) -> Re
                     scores.add(pool, choice, partial(show, "score"))
                 except MissingWeights as error:
                     missing[choice.name] = str(error)
+        drawings = Drawings(spec.out, sets)
+        measured = [choice for choice in spec.metrics if choice.name not in missing]
+        if drawings:
+            try:
+                choice = distance_of(measured, spec.base)
+                drawings.add(pool, choice, partial(show, "score"))
+            except MissingWeights as error:
+                missing[DIVERSITY] = str(error)
     columns = {
-        name: column
-        for choice in spec.metrics
-        if choice.name not in missing
-        for name, column in METRICS[choice.name].columns.items()
+        name: column for choice in measured for name, column in METRICS[choice.name].columns.items()
     }
     results = summarize(scores.all(), spec.models, columns, missing, _settings(spec))
-    own.write_all({RESULTS: results.to_json().encode(), TABLE: results.markdown().encode()})
+    results.diversity = drawings.all()
+    record, table = results.to_json(), results.markdown()
+    page = evaluation_page(record, table, spec.out)
+    own.write_all({RESULTS: record.encode(), TABLE: table.encode(), PAGE: page.encode()})
     return results
 
 

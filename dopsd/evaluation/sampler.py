@@ -12,6 +12,7 @@ from dopsd.evaluation.generate import load_lora, load_modules, sample
 from dopsd.evaluation.spec import BASE, EvaluatedModel, EvaluateSpec
 from dopsd.method.noise import NoisePurpose, sample_noise
 from dopsd.models import FAMILIES
+from dopsd.models.attention import takes_masks
 from dopsd.models.base import DTYPES
 from dopsd.models.transformer_folder import bind_folder
 
@@ -56,15 +57,20 @@ class EvaluationSampler:
             sample_noise(seed, self.purpose, text, self.shape)
             for seed, text in zip(seeds, prompts, strict=True)
         ]
-        images = sample(
-            self.pipeline,
-            list(prompts),
-            steps,
-            self.height,
-            self.width,
-            latents=torch.stack(noise).to(self.device),
-            max_sequence_length=self.family.kept_tokens(),
-        )
+        # Texts of unequal length share a call only where attention takes a mask.
+        together = len(noise) if takes_masks(self.spec.attention) else 1
+        images: list[Any] = []
+        for start in range(0, len(noise), together):
+            part = slice(start, start + together)
+            images += sample(
+                self.pipeline,
+                list(prompts[part]),
+                steps,
+                self.height,
+                self.width,
+                latents=torch.stack(noise[part]).to(self.device),
+                max_sequence_length=self.family.kept_tokens(),
+            )
         return [encode_png(image) for image in images]
 
     def _load(self, model: EvaluatedModel, payloads: Sequence[bytes]) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 from dopsd import storage
 from dopsd.errors import StorageError, message_line
 from dopsd.evaluation.folder import SCORES
+from dopsd.evaluation.image_scores import ImageScores
 from dopsd.evaluation.metrics import make_metric
-from dopsd.evaluation.metrics.base import Column
+from dopsd.evaluation.metrics.base import Column, Metric
 from dopsd.evaluation.prompts import EvalPrompt
-from dopsd.evaluation.results import ImageScores
 from dopsd.evaluation.spec import BASE, EvaluatedModel, MetricChoice
 from dopsd.evaluation.worker import GeneratedImage
 from dopsd.models.fingerprint import fingerprint, model_identity
@@ -93,11 +93,9 @@ class Scores:
     def add(self, pool: JobPool, choice: MetricChoice, tell: Callable[[str], None]) -> None:
         """Measure a metric where it is not measured yet. Raises MissingWeights, and as ``pool``."""
         metric = make_metric(choice.name, choice.model)
-        identity = model_identity(metric.model) if metric.model else None
-        key = fingerprint([metric.name, metric.version, _READING, identity])
-        folder = storage.join(self.out, SCORES, f"{metric.name}-{key}")
+        folder = score_folder(self.out, metric)
         known = {
-            image_set.name: _read(
+            image_set.name: read_scores(
                 storage.join(folder, f"{image_set.name}.json"), metric.columns, tell
             )
             for image_set in self.sets
@@ -135,7 +133,7 @@ class Scores:
             nonlocal measured
             image_set, chunk = chunks.pop(job)
             known[image_set.name].update(zip((task.key for task in chunk), values, strict=True))
-            payload = sealed({_VALUES: known[image_set.name]})
+            payload = score_file(known[image_set.name])
             storage.write_bytes(storage.join(folder, f"{image_set.name}.json"), payload)
             measured += len(chunk)
             tell(f"{metric.name}: {measured} pictures measured now, {total} in all")
@@ -173,7 +171,19 @@ class Scores:
         return _Task(image, key, targets)
 
 
-def _read(
+def score_folder(out: str, metric: Metric, *what: str) -> str:
+    """Where the numbers of a metric with these weights lie; ``what``: which, if not its own."""
+    identity = model_identity(metric.model) if metric.model else None
+    key = fingerprint([metric.name, metric.version, _READING, identity])
+    return storage.join(out, SCORES, "-".join([*what, metric.name, key]))
+
+
+def score_file(values: Mapping[str, Mapping[str, float]]) -> bytes:
+    """What :func:`read_scores` reads: numbers by key."""
+    return sealed({_VALUES: values})
+
+
+def read_scores(
     path: str, columns: Mapping[str, Column], tell: Callable[[str], None]
 ) -> dict[str, dict[str, float]]:
     """The numbers of a file by key; none when it is missing. One that is damaged, or holds what the

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 from dopsd.data.images import decode_image
 from dopsd.evaluation.metrics import make_metric
-from dopsd.evaluation.metrics.base import Metric, MetricInput
+from dopsd.evaluation.metrics.base import ImageDistance, Metric, MetricInput
 from dopsd.evaluation.prompts import EvalPrompt
 from dopsd.evaluation.sampler import EvaluationSampler
 from dopsd.evaluation.spec import EvaluatedModel, EvaluateSpec, MetricChoice
+from dopsd.intervals import mean
 from dopsd.method.noise import NoisePurpose
 from dopsd.ray_cluster.process import use_device
 
@@ -53,14 +55,8 @@ class EvaluationWorker:
         self, choice: MetricChoice, images: Sequence[GeneratedImage], targets: Mapping[str, bytes]
     ) -> list[dict[str, float]]:
         """A metric's columns of every picture; ``targets``: image bytes by digest."""
-        self._sampler = None
-        if self._metric is None or self._metric[0] != choice:
-            self._metric = None  # before the next is loaded
-            metric = make_metric(choice.name, choice.model, self.device)
-            metric.load()
-            self._metric = (choice, metric)
         opened = {digest: decode_image(payload) for digest, payload in targets.items()}
-        return self._metric[1].measure(
+        return self._loaded(choice).measure(
             [
                 MetricInput(
                     decode_image(image.png),
@@ -72,3 +68,19 @@ class EvaluationWorker:
                 for image in images
             ]
         )
+
+    def apart(self, choice: MetricChoice, drawn: Sequence[bytes]) -> float:
+        """The mean distance of every two of these pictures, by a metric that compares them."""
+        metric = self._loaded(choice)
+        assert isinstance(metric, ImageDistance)
+        pairs = list(combinations(map(decode_image, drawn), 2))
+        return mean(metric.distance([a for a, _ in pairs], [b for _, b in pairs]))
+
+    def _loaded(self, choice: MetricChoice) -> Metric:
+        self._sampler = None
+        if self._metric is None or self._metric[0] != choice:
+            self._metric = None  # before the next is loaded
+            metric = make_metric(choice.name, choice.model, self.device)
+            metric.load()
+            self._metric = (choice, metric)
+        return self._metric[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from ray.train import FailureConfig, ScalingConfig
@@ -9,6 +10,7 @@ from ray.train import RunConfig as TrainRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from dopsd.config import RunConfig
+from dopsd.learner.collectives import collective_seconds
 from dopsd.learner.rendezvous import LoopbackTorchConfig
 from dopsd.learner.train_loop import train_worker
 from dopsd.ray_cluster.connect import NAMESPACE
@@ -33,6 +35,8 @@ def learner_trainer(
     config: RunConfig, roles: Roles, arguments: dict[str, Any], scratch: str
 ) -> TorchTrainer:
     """Ray Train's trainer. ``arguments``: see ``train_worker``; ``scratch``: a folder for Ray."""
+    # ``checkpoint.requests`` looks for nodes that are drained; Ray's own watcher is a process more.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     learner, section = roles.learner, config.learner
     elastic = learner.min_workers is not None
     # Whoever counts restarts is the coordinator: of fixed learners, those that look for one on its
@@ -42,7 +46,10 @@ def learner_trainer(
     scaling: Any = ScalingConfig  # type checkers see the class of Ray Train's first version
     common: dict[str, Any] = {
         "train_loop_config": arguments,
-        "torch_config": torch_config(backend="nccl" if learner.gpus else "gloo"),
+        "torch_config": torch_config(
+            backend="nccl" if learner.gpus else "gloo",
+            timeout_s=collective_seconds(config.timeouts),
+        ),
         "scaling_config": scaling(
             num_workers=(learner.needed, learner.workers) if elastic else learner.workers,
             elastic_resize_monitor_interval_s=section.resize_interval_s,

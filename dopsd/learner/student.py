@@ -35,7 +35,9 @@ def build_student(
 ) -> Student:
     """The module to train: base, LoRA or all weights, activation checkpointing as asked."""
     dtype = DTYPES[config.model.dtype]
-    transformer: Any = family.load_transformer(dtype, device, config.model.attention)
+    # Named even when it is the default: what the environment names for diffusers may not train.
+    attention = config.learner.attention or "native"
+    transformer: Any = family.load_transformer(dtype, device, attention, "learner.attention")
     trained = TrainableParameters(config, family)
     two = with_teacher and config.adapters == "lora"
     trained.prepare(transformer, (STUDENT, TEACHER) if two else (STUDENT,))

@@ -17,6 +17,7 @@ from dopsd.checkpoint.slices import SliceReader
 from dopsd.config import RunConfig
 from dopsd.coordinator.client import ActorConnection, CoordinatorClient, retry
 from dopsd.errors import DopsdError
+from dopsd.learner.collectives import collective_seconds, hold_on
 from dopsd.learner.exporter import Exporter
 from dopsd.learner.learner import Learner
 from dopsd.learner.sources import DisaggregatedSource, FusedSource
@@ -40,8 +41,9 @@ def train_worker(arguments: dict[str, Any]) -> None:
     """``arguments``: config (dict), preset (DeepSpeed), coordinator (name), namespace, metadata (of
     exported files)."""
     device = get_device()
-    set_up(device.type)  # before anything else can: DeepSpeed looks for GPUs when it is imported
     config = RunConfig.model_validate(arguments["config"])
+    # Before anything else can: DeepSpeed looks for GPUs when it is imported.
+    set_up(device.type, config.run.determinism)
     timeouts, learner = config.timeouts, config.learner
     context = train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -99,6 +101,7 @@ def run_learner(
     student = build_student(config, family, where, with_teacher=fused)
     accumulation = -(-config.learner.micro_batches // client.world) * config.method.steps
     engine = ZeroEngine(student, engine_config(config, preset, accumulation), config.learner)
+    hold_on(collective_seconds(config.timeouts))
 
     exporter = Exporter(config, family, metadata, client, begin.bundle)
     begin.bundle = None  # or its weights would stay in the store to the end

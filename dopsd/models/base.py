@@ -13,7 +13,8 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
-from dopsd.errors import ModelError, message_line
+from dopsd.errors import ModelError
+from dopsd.models.attention import set_attention
 from dopsd.models.pretrained import check_transformer, loading_errors, part_config, resolve_base
 from dopsd.readers import checked
 from dopsd.records import Context
@@ -77,12 +78,16 @@ class Family(ABC):
         check_transformer(self.base, self.transformer_class, self.name, revision, key)
 
     def load_transformer(
-        self, dtype: torch.dtype, device: torch.device | str, attention: str | None = None
+        self,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        attention: str | None = None,
+        key: str = "model.attention",
     ) -> nn.Module:
-        """The frozen transformer (``requires_grad`` off, eval mode) on ``device``. Raises
-        ModelError as :func:`set_attention` does."""
+        """The frozen transformer (``requires_grad`` off, eval mode) on ``device``. ``key`` names
+        ``attention`` to the user. Raises ModelError as :func:`set_attention` does."""
         transformer = self._load_part(self.transformer_class, "transformer", dtype)
-        set_attention(transformer, attention)
+        set_attention(transformer, attention, key)
         frozen: nn.Module = transformer.requires_grad_(False).eval().to(device)
         return frozen
 
@@ -120,6 +125,7 @@ class Family(ABC):
             )
         set_attention(pipeline.transformer, attention)
         pipeline.set_progress_bar_config(disable=True)
+        pipeline.vae.enable_slicing()  # a decoder's memory is that of one picture, not of a call's
         return pipeline.to(device)
 
     def load_vae(self, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
@@ -242,34 +248,6 @@ class Family(ABC):
                 revision=self.revision,
                 use_safetensors=True,
             )
-
-
-def check_attention(name: str | None) -> None:
-    """Raises ModelError for an attention backend that diffusers does not know."""
-    if name is None:
-        return
-    from diffusers.models.attention_dispatch import AttentionBackendName
-
-    known = [backend.value for backend in AttentionBackendName]
-    if name not in known:
-        public = ", ".join(sorted(backend for backend in known if not backend.startswith("_")))
-        raise ModelError(f"model.attention: {name!r}, allowed: a backend of diffusers: {public}")
-
-
-def set_attention(transformer: Any, name: str | None) -> None:
-    """Switch ``transformer`` to an attention backend of diffusers; None leaves its own.
-
-    Raises ModelError for an unknown one, or one whose package or device is missing here.
-    """
-    check_attention(name)
-    if name is None:
-        return
-    try:
-        transformer.set_attention_backend(name)
-    except (ImportError, RuntimeError, ValueError) as error:
-        raise ModelError(
-            f"model.attention: {name!r} cannot be used here: {message_line(error)}"
-        ) from None
 
 
 def as_pixels(images: list[np.ndarray], vae: Any) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dopsd.method.schedule import scheduler_sigmas
+from dopsd.models.attention import attention_of, takes_masks
 from dopsd.models.base import LEVELS, Family, TextFormat, as_pixels
 from dopsd.records import Context
 
@@ -83,6 +84,14 @@ class ZImage(Family):
     def velocity(
         self, transformer: nn.Module, latents: Tensor, sigma: Tensor, context: Context
     ) -> Tensor:
+        groups = _rows_alike(transformer, context)
+        if len(groups) > 1:
+            parts = [
+                ZImage.velocity(self, transformer, latents[rows], sigma[rows], context.rows(rows))
+                for rows in groups
+            ]
+            order = torch.tensor([row for rows in groups for row in rows])
+            return torch.cat(parts)[order.argsort()]
         # The transformer's time runs from 0 (noise) to 1 (image), and it points at the image:
         # t = 1 - sigma, output = x0 - eps = -u.
         dtype = context.tensors["embeds"].dtype
@@ -115,3 +124,19 @@ def features_list(context: Context) -> list[Tensor]:
     """Rows of ``embeds`` [B, L, D] cut to their ``lengths``: B tensors [L_i, D]."""
     lengths = context.tensors["lengths"].tolist()
     return [row[:length] for row, length in zip(context.tensors["embeds"], lengths)]
+
+
+def _rows_alike(transformer: nn.Module, context: Context) -> list[list[int]]:
+    """The batch's rows, grouped by the tokens that they take, where attention takes no mask.
+
+    The transformer fills a text up to a multiple, and masks what rows of one batch differ by.
+    """
+    lengths = context.tensors["lengths"].tolist()
+    if len(set(lengths)) == 1 or takes_masks(attention_of(transformer)):
+        return []
+    from diffusers.models.transformers.transformer_z_image import SEQ_MULTI_OF
+
+    groups: dict[int, list[int]] = {}
+    for row, length in enumerate(lengths):
+        groups.setdefault(-(-length // SEQ_MULTI_OF), []).append(row)
+    return list(groups.values())

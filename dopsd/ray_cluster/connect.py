@@ -10,18 +10,21 @@ import ray
 
 from dopsd import processes
 from dopsd.ray_cluster.local import start_local
+from dopsd.ray_cluster.process import EXPANDABLE
 from dopsd.ray_cluster.ray_private import own_signals, session, started_processes
 
 NAMESPACE = "dopsd"
 ADDRESS = "RAY_ADDRESS"
-QUIET = {
+ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
     "DIFFUSERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TOKENIZERS_PARALLELISM": "false",
+    # Ray Train's learners allocate before anything of ours runs (see ``process.use_device``).
+    "PYTORCH_CUDA_ALLOC_CONF": os.environ.get("PYTORCH_CUDA_ALLOC_CONF", EXPANDABLE),
 }
-"""Libraries narrate; the run's own display says what matters."""
+"""Of every process of a run. Libraries narrate: the run's own display says what matters."""
 
 
 _started: set[str] = set()
@@ -43,11 +46,11 @@ def connect() -> dict[str, float]:
             address=address,
             namespace=NAMESPACE,
             log_to_driver=False,
-            runtime_env={"env_vars": QUIET},
+            runtime_env={"env_vars": ENVIRONMENT},
         )
     else:
         start_local(
-            QUIET,
+            ENVIRONMENT,
             num_cpus=local_cpus(),
             namespace=NAMESPACE,
             logging_level=logging.WARNING,

@@ -5,8 +5,13 @@ from __future__ import annotations
 import os
 import resource
 import sys
+from typing import Literal
 
 import torch
+
+EXPANDABLE = "expandable_segments:True"
+"""Of CUDA's allocator. Batches have many sizes: segments of fixed size would leave memory that
+nobody can use."""
 
 
 def use_device(device: str) -> None:
@@ -18,6 +23,7 @@ def use_device(device: str) -> None:
     """
     kind = torch.device(device).type
     os.environ["DS_ACCELERATOR"] = kind
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", EXPANDABLE)
     if kind == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if deepspeed := sys.modules.get("deepspeed.accelerator"):
@@ -26,23 +32,30 @@ def use_device(device: str) -> None:
             raise RuntimeError(f"this process computes on {kind}, but DeepSpeed chose {chosen}")
 
 
-def set_up(device: str) -> None:
-    """``use_device``, and one thread on the CPU; on a GPU, ask torch and cuBLAS for deterministic
-    kernels.
+def set_up(device: str, determinism: Literal["off", "strict"] = "off") -> None:
+    """``use_device``, one thread on the CPU, and deterministic kernels alone when ``strict``: an
+    operator that has none then raises RuntimeError.
 
-    Call it before the first CUDA call. Kernels that have no deterministic form only warn.
+    Call it before the first matrix product: cuBLAS reads its variable then. There is no middle:
+    while torch only warns, attention's backward on a GPU takes the kernel that varies.
     """
     use_device(device)
     if device.startswith("cpu"):
         torch.set_num_threads(1)
-        return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.cudnn.benchmark = False
+    strict = determinism == "strict"
+    if strict:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(strict)
+    # It would write nan into whatever is allocated: a kernel each, for a fault of other programs.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def peak_memory_mb() -> float:
-    """Peak memory of this process in MB: allocated on the GPU when it uses one, else resident."""
+    """Peak memory of this process in MB: on the GPU, when it uses one, what was allocated since the
+    last call; else what was resident since its start."""
     if torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated() / 2**20
+        peak = torch.cuda.max_memory_allocated() / 2**20
+        torch.cuda.reset_peak_memory_stats()
+        return peak
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,4 +1,5 @@
-"""The curves of the run page, what a run measured at each optimizer step, as inline SVG.
+"""The curves of the run page as inline SVG: what was measured at each optimizer step, or at a few
+numbers of sampler steps.
 
 Charts are drawn at phone size, so that text keeps its size on any screen.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from markupsafe import Markup
 
@@ -26,12 +28,14 @@ Scale = Callable[[float], float]
 
 @dataclass
 class Series:
-    """One line: ``values`` by optimizer step (NaN leaves a gap)."""
+    """One line: ``values`` by optimizer step (NaN leaves a gap); ``ends``: an interval of each,
+    which is marked."""
 
     name: str
     values: Sequence[float]
     faint: bool = False
     stepped: bool = False
+    ends: Sequence[tuple[float, float]] = ()
 
 
 def curves(run: RunFiles) -> Markup:
@@ -69,10 +73,18 @@ def curves(run: RunFiles) -> Markup:
     return Markup('<div class="charts">{}</div>').format(Markup().join(charts))
 
 
-def chart(title: str, series: Sequence[Series], unit: str = "", log: bool = False) -> Markup:
-    """A figure with ``series`` over their index, the optimizer step. ``log``: logarithmic y axis,
-    for positive values. Empty when there is nothing to draw."""
-    values = [v for line in series for v in line.values if math.isfinite(v) and (v > 0 or not log)]
+def chart(
+    title: str,
+    series: Sequence[Series],
+    unit: str = "",
+    log: bool = False,
+    at: Sequence[int] | None = None,
+) -> Markup:
+    """A figure with ``series`` over their index, the optimizer step, or over a few numbers ``at``,
+    evenly spaced. ``log``: logarithmic y axis, for positive values. Empty when there is nothing to
+    draw."""
+    drawn = [v for line in series for v in (*line.values, *chain.from_iterable(line.ends))]
+    values = [v for v in drawn if math.isfinite(v) and (v > 0 or not log)]
     if not values:
         return Markup()
     steps = max(len(line.values) for line in series)
@@ -87,6 +99,18 @@ def chart(title: str, series: Sequence[Series], unit: str = "", log: bool = Fals
         share = (scale(value) - low) / ((high - low) or 1.0)
         return HEIGHT - _BOTTOM - (HEIGHT - _BOTTOM - _TOP) * share
 
+    def marks(line: Series) -> list[tuple[float, float, float]]:
+        """(x, top, bottom) of each interval; an end without a bound is the edge."""
+        found = []
+        for number, (lower, upper) in enumerate(line.ends):
+            if math.isfinite(line.values[number]) and math.isfinite(lower):
+                top = y(upper) if math.isfinite(upper) else _TOP
+                found.append((x(number), top, y(lower)))
+        return found
+
+    labels = [(step, step) for step in sorted({round((steps - 1) * q / 4) for q in range(5)})]
+    if at is not None:
+        labels = list(enumerate(at))
     shown = [(number, line.name) for number, line in enumerate(series) if not line.faint]
     return fill(
         "chart",
@@ -97,9 +121,8 @@ def chart(title: str, series: Sequence[Series], unit: str = "", log: bool = Fals
         height=HEIGHT,
         ends=(_LEFT, WIDTH - _RIGHT),
         rules=[(tick, y(tick)) for tick in ticks],
-        steps=[(step, x(step)) for step in sorted({round((steps - 1) * q / 4) for q in range(5)})],
-        last=steps - 1,
-        lines=[(line, _paths(line, x, y, log)) for line in series],
+        steps=[(label, x(step)) for step, label in labels],
+        lines=[(line, _paths(line, x, y, log), marks(line)) for line in series],
     )
 
 

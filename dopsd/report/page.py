@@ -6,6 +6,7 @@ Each section is a function of ``SECTIONS`` from the run's files to HTML. Whateve
 
 from __future__ import annotations
 
+import shlex
 from collections import defaultdict
 from collections.abc import Callable
 from functools import lru_cache
@@ -13,13 +14,16 @@ from typing import Any
 
 from markupsafe import Markup
 
+from dopsd import storage
 from dopsd.config import DataSection, RunConfig, dump_config
 from dopsd.config.load import dump_yaml
+from dopsd.errors import DataError
 from dopsd.readers import read_json
 from dopsd.report.chart import curves
+from dopsd.report.evaluation import steps_kept
 from dopsd.report.lanes import timeline
 from dopsd.report.pictures import DrawnSample, inline, read_drawn
-from dopsd.report.records import PreflightRecord
+from dopsd.report.records import EvaluationRecord, PreflightRecord
 from dopsd.report.run_files import RunFiles, read_run_files
 from dopsd.report.templates import fill, nothing
 from dopsd.run_folder.files import (
@@ -31,6 +35,8 @@ from dopsd.run_folder.files import (
 )
 from dopsd.run_folder.outputs import check_report, owned
 
+EVALUATION = "evaluation/results.json"
+"""Of a run folder: what ``dopsd evaluate --out RUN/evaluation`` found."""
 _QUARANTINED = 50
 """Quarantined samples that are listed; the manifest has all."""
 _WALL = "wall_seconds"
@@ -106,8 +112,8 @@ def _preflight(run: RunFiles) -> Markup:
     if not {PREFLIGHT_REPORT, PREFLIGHT_SHEET} <= dict(run.files).keys():
         return nothing("Not run (preflight.mode is off, or the objective has no teacher).")
     path = RunFolder(run.folder).file(PREFLIGHT_REPORT)
-    sentence = read_json(path, PreflightRecord).verdict.sentence
-    return fill("preflight", sentence=sentence, sheet=run.picture(PREFLIGHT_SHEET))
+    record = read_json(path, PreflightRecord)
+    return fill("preflight", record=record, sheet=run.picture(PREFLIGHT_SHEET))
 
 
 _NOT_DRAWN = "Nothing was drawn (preview.samples, or the run is not finished)."
@@ -124,6 +130,17 @@ def _over_training(run: RunFiles) -> Markup:
 def _trajectories(run: RunFiles) -> Markup:
     samples = _drawn(run)
     return fill("trajectories", samples=samples) if samples else nothing(_NOT_DRAWN)
+
+
+def _steps_kept(run: RunFiles) -> Markup:
+    if EVALUATION not in dict(run.files):
+        command = shlex.join(["dopsd", "evaluate", "--lora", run.folder, "--steps-kept"])
+        out = shlex.quote(storage.join(run.folder, EVALUATION.rpartition("/")[0]))
+        return nothing(f"Not drawn. {command} --out {out} (with the run's --base) does it.")
+    try:
+        return steps_kept(read_json(RunFolder(run.folder).file(EVALUATION), EvaluationRecord))
+    except DataError as error:  # the folder is the user's to fill
+        return nothing(str(error))
 
 
 def _data(run: RunFiles) -> Markup:
@@ -166,6 +183,7 @@ SECTIONS: tuple[tuple[str, Callable[[RunFiles], Markup]], ...] = (
     ("Timeline", _timeline),
     ("Preflight", _preflight),
     ("Over training", _over_training),
+    ("Steps kept", _steps_kept),
     ("Trajectories", _trajectories),
     ("Data", _data),
     ("Config", _config),

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field
 
 from dopsd.errors import DataError
+from dopsd.intervals import Value
 from dopsd.readers import checked
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -66,6 +67,62 @@ class PreflightRecord(BaseModel):
     """``preflight/report.json``."""
 
     verdict: Verdict
+    framing: Verdict | None = None
+    """None in those of an older dopsd."""
+
+
+class ValueRecord(BaseModel):
+    """A mean or ratio with its interval; null for an end without a bound."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+    def __str__(self) -> str:
+        return str(Value.read(self.model_dump()))
+
+
+class PointRecord(BaseModel):
+    steps: Annotated[int, Field(ge=1)]
+    value: ValueRecord
+    ratio: ValueRecord | None
+
+
+class CurveRecord(BaseModel):
+    model: str
+    column: str
+    prior: bool
+    prompts: int
+    points: list[PointRecord]
+
+
+class StepsVerdictRecord(BaseModel):
+    model: str
+    outcome: str
+    sentence: str
+
+
+class StepsKeptRecord(BaseModel):
+    verdicts: list[StepsVerdictRecord] = []
+    curves: list[CurveRecord] = []
+
+
+class DiversityRecord(BaseModel):
+    model: str
+    steps: int
+    group: str
+    distance: str
+    prompts: int
+    drawings: int
+    value: ValueRecord
+    ratio: ValueRecord | None
+
+
+class EvaluationRecord(BaseModel):
+    """``results.json`` of an evaluation; those of an older dopsd have neither."""
+
+    steps_kept: StepsKeptRecord = StepsKeptRecord()
+    diversity: list[DiversityRecord] = []
 
 
 def spans(entries: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:

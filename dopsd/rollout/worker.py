@@ -49,7 +49,7 @@ class InferenceWorker:
     """A frozen base with the adapters of its role: rollout, teacher, or both (shared)."""
 
     def __init__(self, config: RunConfig, device: str, adapters: tuple[str, ...]) -> None:
-        set_up(device)
+        set_up(device, config.run.determinism)
         self.config = config
         self.device = device
         self.adapters = adapters

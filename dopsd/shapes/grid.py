@@ -1,8 +1,8 @@
-"""Contact sheets of tiny pictures, as PNG files."""
+"""Contact sheets of tiny pictures, as PNG."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from io import BytesIO
 
 import torch
 from PIL import Image
@@ -23,8 +23,8 @@ def from_image(image: Image.Image) -> Tensor:
     return data.view(image.height, image.width, 3).permute(2, 0, 1).float() / 255
 
 
-def save_grid(images: Tensor, path: Path, columns: int = 12, factor: int = 2) -> Path:
-    """Write [N, 3, H, W] pictures in rows of ``columns``, enlarged by a whole ``factor``."""
+def grid_png(images: Tensor, columns: int = 12, factor: int = 2) -> bytes:
+    """[N, 3, H, W] pictures in rows of ``columns``, enlarged by a whole ``factor``, as a PNG."""
     count, _, height, width = images.shape
     rows = -(-count // columns)
     gap = 2
@@ -33,6 +33,6 @@ def save_grid(images: Tensor, path: Path, columns: int = 12, factor: int = 2) ->
     for index, image in enumerate(show(images.float(), factor)):
         top, left = index // columns * cell_h, index % columns * cell_w
         sheet[:, top : top + cell_h - gap, left : left + cell_w - gap] = image
-    path.parent.mkdir(parents=True, exist_ok=True)
-    to_image(sheet).save(path, optimize=True)
-    return path
+    buffer = BytesIO()
+    to_image(sheet).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()

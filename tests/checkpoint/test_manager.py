@@ -92,7 +92,8 @@ def test_a_folder_that_another_driver_claims_is_written_no_more(
         saver.save(2, {}, ())
         assert saver.wait(60) and written == [2] and saver.heard == []
         path = tmp_path / LEASE
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"token": "another", "pid": 7}))
+        other = json.dumps(json.loads(path.read_text()) | {"token": "another", "pid": 7})
+        storage.write_bytes(str(path), other.encode())  # atomic: the heart reads at any moment
         due_after_poll(saver, 3)
         assert "was taken over by another process (process 7 on " in str(saver.heard[0])
         saver.save(4, {}, ())

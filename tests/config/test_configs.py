@@ -21,7 +21,7 @@ from dopsd.models import FAMILIES
 from tests.helpers.paths import CONFIGS
 
 RECIPES = sorted(CONFIGS.glob("*.yaml"))
-COUNT = 8
+COUNT = 10
 """Recipes that there are: a test over all of them cannot pass over none."""
 DEMO = CONFIGS / "shapes.yaml"
 
@@ -112,7 +112,7 @@ def test_preset_is_zero_and_the_summing_of_gradients_only(name: str, stage: int)
 
 SECTIONS = (
     "run, model, context, data, method, adapters, lora, source, max_policy_lag, transport, device, "
-    "encoder, rollout, teacher, inference, learner, timeouts, checkpoint, preview, preflight, "
+    "encoder, rollout, teacher, inference, learner, timeouts, checkpoint, plan, preview, preflight, "
     "debug, trackers"
 )
 LEARNER = ", ".join(type(RunConfig.model_fields["learner"].default_factory()).model_fields)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -45,6 +47,12 @@ def write(folder: Path, caption: str, rows: int = 2) -> bytes:
 
 def caption(groups: RowGroups) -> str:
     return groups.row(RowRef(SHARD, 0, 0))["captions"]["caption"]
+
+
+def test_readers_start_without_torch() -> None:
+    code = "import sys, dopsd.data.read; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]
 
 
 def test_a_caption_of_which_a_bit_has_turned_is_found(tmp_path: Path) -> None:

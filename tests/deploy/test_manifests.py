@@ -297,7 +297,7 @@ def test_job_runs_from_s3() -> None:
 def test_every_role_finds_a_place_in_any_order(where: str) -> None:
     available = launcher_nodes() if where.startswith("launcher") else nodes(where)
     roles = resolve_roles(job_config(), sum(node.gpus for node in available)).all()
-    assert [role.name for role in roles] == ["encoder", "rollout", "teacher", "learner"]
+    assert [role.name for role in roles] == ["encoder", "rollout", "learner"]
     for role_order in itertools.permutations(roles):
         for node_order in itertools.permutations(available):
             placed, left = place(role_order, node_order)
@@ -318,10 +318,10 @@ def test_learners_fit_into_one_pod_of_their_group() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["rollout.workers=4"], "learner 3 of 4: needs 2 CPU and 1 GPU, left: head-0 0 CPU 0 GPU"),
+        (["rollout.workers=6"], "learner 3 of 4: needs 2 CPU and 1 GPU, left: head-0 0 CPU 0 GPU"),
         (["learner.gpus=8"], "learner 1 of 4: needs 2 CPU and 8 GPU"),
-        (["encoder.cpus=17"], "encoder 1 of 1: needs 17 CPU and 1 GPU"),
-        (["rollout.cpus=8", "teacher.cpus=15"], "teacher 1 of 1: needs 15 CPU and 1 GPU"),
+        (["encoder.cpus=17"], "encoder 1 of 1: needs 17 CPU and 0.1 GPU"),
+        (["rollout.cpus=15"], "rollout 2 of 4: needs 15 CPU and 0.9 GPU"),
     ],
 )
 def test_a_config_that_does_not_fit_is_noticed(overrides: list[str], message: str) -> None:

@@ -93,7 +93,7 @@ def test_all_weights_go_on_from_a_checkpoint_and_none_changes(full: Summary) -> 
         found = transformer(folder / name)
         assert all(torch.equal(found[each], expected[each]) for each in expected), name
     assert [line["teacher_lag"] for line in metrics(resumed)] == [0, 1, 2]
-    assert verify_run(folder).agrees
+    assert verify_run(str(folder)).agrees
 
 
 def test_norms_and_embedders_are_trained_beside_a_lora_with_every_other_option(

@@ -56,6 +56,8 @@ def test_a_teacher_that_sees_the_target_can_draw_it(seeing):
     assert verdict.student > 0.9, "the base has no word for bars"
     assert shown[0] == f"Preflight: {verdict.sentence()}"
     assert str(Path(config.run.folder) / "preflight" / "contact_sheet.png") in shown[1]
+    assert found.framing.outcome == "kept" and found.framing.told == 8, found.framing.sentence()
+    assert f"  framing        {found.framing.sentence()}" in shown
 
 
 def test_the_files_hold_every_number_and_the_pictures(seeing):
@@ -64,6 +66,7 @@ def test_the_files_hold_every_number_and_the_pictures(seeing):
     report = json.loads((folder / "report.json").read_text())
     assert report["verdict"]["outcome"] == "closer"
     assert report["verdict"]["sentence"] == found.verdict.sentence()
+    assert report["framing"]["sentence"] == found.framing.sentence()
     assert len(report["samples"]) == 8
     for sample in report["samples"]:
         student, teacher = sample["student_context"], sample["teacher_context"]
@@ -73,7 +76,7 @@ def test_the_files_hold_every_number_and_the_pictures(seeing):
         assert teacher["text"] == f"<|im_start|>user\n{picture}{prompt}"
         assert teacher["tokens"] == student["tokens"] + 18
         assert not student["truncated"] and not teacher["truncated"]
-        assert len(sample["student"]) == len(sample["teacher"]) == 2
+        assert len(sample["student"]) == len(sample["teacher"]) == len(sample["framing"]) == 2
     sheet = Image.open(folder / "contact_sheet.png")
     assert 3 * 192 < sheet.width < 4 * 192 and sheet.height > 8 * 192
 

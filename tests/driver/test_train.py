@@ -172,12 +172,12 @@ def test_a_run_resumed_fused_after_damage_with_other_learners_and_stage_agrees(r
         run(resume=reference, learner={"lr": 1e-3})
 
 
-KILLS = [
-    *(Fault(1, "rollout", False, 0.0), Fault(1, "encoder", False, 0.0)),
-    *(Fault(1, "teacher", False, 0.0), Fault(3, "learner", False, 0.0)),
-    Fault(3, "coordinator", False, 0.0),
+ROLES = ("rollout", "encoder", "teacher", "learner", "coordinator")
+KILLS = [Fault(2, role, False, 0.0) for role in ROLES]
+HANGS = [
+    *(Fault(1, "teacher", True, 0.0), Fault(2, "learner", True, 0.0)),
+    *(Fault(3, "learner", False, 0.0), Fault(3, "coordinator", False, 0.0)),
 ]
-HANGS = [Fault(1, "teacher", True, 0.0), Fault(2, "learner", True, 0.0), *KILLS[-2:]]
 """Of workers and learners alone the tests of coordinator and supervisor see the same in seconds."""
 
 
@@ -327,4 +327,5 @@ def test_the_demo(ray_cluster, tmp_path, steps):
         assert f"<h2>{title}</h2>" in dom
     for part in ("rollout-0", "learner-1", f"after {steps} steps", "32x32", "Quarantined: none"):
         assert part in dom, part
-    assert 'class="nothing"' not in dom, "every section has something to show"
+    assert dom.count('class="nothing"') == 1, "every section but Steps kept has something to show"
+    assert "dopsd evaluate" in dom.partition("<h2>Steps kept</h2>")[2].partition("<h2>")[0]

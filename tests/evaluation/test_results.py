@@ -7,8 +7,9 @@ import math
 
 import pytest
 
+from dopsd.evaluation.image_scores import ImageScores
 from dopsd.evaluation.metrics.base import Column
-from dopsd.evaluation.results import ImageScores, summarize
+from dopsd.evaluation.results import summarize
 from dopsd.evaluation.spec import BASE, EvaluatedModel
 from dopsd.intervals import bootstrap, mean, wilson
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dopsd.evaluation.metrics.base import Column
-from dopsd.evaluation.scoring import _read
+from dopsd.evaluation.scoring import read_scores
 from dopsd.seal import sealed
 
 COLUMNS = {"ok": Column("is it", rate=True), "distance": Column("how far", False)}
@@ -29,15 +29,15 @@ BAD = {
 
 def test_numbers_are_read_back(tmp_path: Path) -> None:
     path = tmp_path / "set.json"
-    assert _read(str(path), COLUMNS, pytest.fail) == {}
+    assert read_scores(str(path), COLUMNS, pytest.fail) == {}
     path.write_bytes(sealed({"scores": GOOD}))
-    assert _read(str(path), COLUMNS, pytest.fail) == GOOD
+    assert read_scores(str(path), COLUMNS, pytest.fail) == GOOD
 
 
 @pytest.mark.parametrize("kind", BAD)
 def test_a_file_that_is_not_whole_is_set_aside(tmp_path: Path, kind: str) -> None:
     path, told = tmp_path / "set.json", []
     path.write_bytes(BAD[kind])
-    assert _read(str(path), COLUMNS, told.append) == {}
+    assert read_scores(str(path), COLUMNS, told.append) == {}
     assert len(told) == 1 and str(path) in told[0] and "measured again" in told[0]
     assert (tmp_path / "set.json.damaged").read_bytes() == BAD[kind] and not path.exists()

@@ -103,3 +103,18 @@ def test_a_learner_trains_on_the_cpu(tiny_base: Path, tmp_path: Path) -> None:
     words = ["0", "1", str(free_port()), str(tiny_base), str(tmp_path / "out"), "zero1:float32"]
     python("-m", "tests.learner.zero.zero_rank", *words)
     assert (tmp_path / "out").is_file()
+
+
+FLAGS = """
+import torch
+from dopsd.ray_cluster.process import set_up
+set_up("cuda", "{}")
+print(torch.are_deterministic_algorithms_enabled(),
+      torch.is_deterministic_algorithms_warn_only_enabled(),
+      torch.utils.deterministic.fill_uninitialized_memory)
+"""
+
+
+@pytest.mark.parametrize("asked, enabled", [("off", "False"), ("strict", "True")])
+def test_determinism_is_strict_or_off(asked: str, enabled: str) -> None:
+    assert python("-c", FLAGS.format(asked)).split()[-3:] == [enabled, "False", "False"]

@@ -31,6 +31,19 @@ def test_long_series_are_averaged_down():
     assert len(drawn) < 10_000
 
 
+def test_a_few_numbers_of_steps_are_labelled_evenly_with_their_intervals():
+    line = Series("tuned", [0.5, 0.9, math.nan, 1.0], ends=[(0.4, 0.6), (0.8, math.inf)])
+    drawn = chart("Kept", [line], at=[2, 4, 8, 30])
+    labels = re.findall(r'<text x="([\d.]+)" y="[\d.]+" class="(?:start|mid|end)">(\d+)<', drawn)
+    labels = [(float(x), name) for x, name in labels if float(x) >= 46]
+    assert [name for _, name in labels] == ["2", "4", "8", "30"]
+    gaps = {round(b - a, 1) for (a, _), (b, _) in zip(labels, labels[1:])}
+    assert max(gaps) - min(gaps) < 0.2
+    marks = re.findall(r'class="mark c0" d="M([\d.]+),([\d.]+)V([\d.]+)"', drawn)
+    assert [float(x) for x, *_ in marks] == [x for x, _ in labels[:2]]
+    assert all(8 <= float(top) < float(bottom) <= HEIGHT for _, top, bottom in marks)
+
+
 def test_smooth_is_the_mean_of_the_last_values():
     assert smooth([1.0, 3.0, 5.0, math.nan], 2) == [1.0, 2.0, 4.0, 5.0]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
@@ -21,8 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from dopsd import storage
 from dopsd.data.manifest import Manifest
 from dopsd.data.plan import MicroBatch, Plan, RowRef
-from dopsd.data.ray_data import shipping_errors
-from dopsd.data.read import ReadSpec, RowGroups, read_micro_batch
+from dopsd.data.read import ReadSpec, RowGroups, SegmentReader, read_micro_batch
 from dopsd.data.schema import without_generation
 from dopsd.errors import DataError, DopsdError, message_line
 from dopsd.readers import Object, checked, read_json
@@ -208,24 +207,17 @@ def read_cached(batch: MicroBatch, groups: RowGroups, rows: CachedRows, seed: in
     return EncodedBatch(SampleInfo.of(values), *join_samples(samples))
 
 
-class CachedSegmentReader:
-    """As ``read.SegmentReader``, of contexts that were encoded before."""
+class CachedSegmentReader(SegmentReader):
+    """Of contexts that were encoded before: its blocks are those that encoders make."""
 
     def __init__(
         self, plan: Plan, shards: str, read_spec: ReadSpec, context_cache: ContextCache
     ) -> None:
-        captions = replace(read_spec, images=False, reference_pixels=0)
-        self._plan, self._groups = plan, RowGroups(shards, captions)
+        super().__init__(plan, shards, replace(read_spec, images=False, reference_pixels=0))
         self._rows = CachedRows(context_cache)
 
-    def __call__(self, segment: pa.Table) -> Iterator[pa.Table]:
-        """A block of the stream per micro-batch of the segment, as encoders make them."""
-        (span,) = segment.to_pylist()
-        for number in range(span["start"], span["stop"]):
-            with shipping_errors():
-                micro = self._plan.micro_batch_at(number)
-                batch = read_cached(micro, self._groups, self._rows, self._plan.seed)
-            yield encoded_block(batch)
+    def _block(self, batch: MicroBatch) -> pa.Table:
+        return encoded_block(read_cached(batch, self._groups, self._rows, self._plan.seed))
 
 
 ENCODED_SCHEMA = pa.schema(

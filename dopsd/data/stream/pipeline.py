@@ -36,6 +36,8 @@ from dopsd.records import EncodedBatch, SampleInfo
 
 _READING_CPUS = 0.1
 """What all readers of a stream hold: they wait most of the time, and roles may leave no more."""
+_CPUS_OF_TWO_READERS = 8
+"""Fewer CPUs are busy with everything else: a second reader is a process to start for nothing."""
 BlockRef = tuple[int, int, ray.ObjectRef]
 """(step, index within the step, reference of the block). Pass the reference to a task, which
 receives the block itself, and there call :func:`load_encoded`."""
@@ -72,15 +74,16 @@ def encoded_stream(
     workers: int = 1,
     num_cpus: float = 1.0,
     num_gpus: float = 0.0,
-    readers: int = 2,
+    readers: int | None = None,
     ahead: int | None = None,
     start_s: float = 900.0,
 ) -> EncodedStream:
     """Every micro-batch of the steps [start_step, stop_step), encoded, in plan order.
 
     With a ``context_cache`` contexts are read, and no encoder starts. Otherwise
-    ``workers`` encoder actors take ``num_cpus`` and ``num_gpus`` each; ``readers`` actors share
-    0.1 CPUs; ``read_spec``: what they read of each sample.
+    ``workers`` encoder actors take ``num_cpus`` and ``num_gpus`` each; ``readers`` actors
+    (default: two, but one where the cluster has fewer than 8 CPUs) share 0.1 CPUs; ``read_spec``:
+    what they read of each sample.
     Nothing starts before the first ``next``, which waits until every encoder is loaded. At most
     ``ahead`` micro-batches (default: two steps, at least 4) are read, encoded or waiting beyond
     what was taken. Closing the iterator ends the pool. Errors of tasks and encoders are raised
@@ -103,8 +106,11 @@ def encoded_stream(
         ]
         expected = map(plan.key_at, range(first, last))
         executor: Any = None
+        pool = readers or (
+            2 if ray.cluster_resources().get("CPU", 0) >= _CPUS_OF_TWO_READERS else 1
+        )
         try:
-            with ray.data.DataContext.current(_context(window_size, size, readers, start_s)):
+            with ray.data.DataContext.current(_context(window_size, size, pool, start_s)):
                 data: ray.data.Dataset = ray.data.from_items(spans, override_num_blocks=len(spans))
                 reading: tuple[Any, ...] = (plan, folder, read_spec)
                 data = data.map_batches(
@@ -112,8 +118,8 @@ def encoded_stream(
                     fn_constructor_args=(*reading, context_cache) if context_cache else reading,
                     batch_size=1,
                     batch_format="pyarrow",
-                    compute=ray.data.ActorPoolStrategy(size=readers),
-                    num_cpus=_READING_CPUS / readers,
+                    compute=ray.data.ActorPoolStrategy(size=pool),
+                    num_cpus=_READING_CPUS / pool,
                 )
                 if context_cache is None:
                     data = data.map_batches(
@@ -137,7 +143,7 @@ def encoded_stream(
             # Whoever reads a context cache has readers alone.
             who, count, cpus, gpus = ("encoder", workers, num_cpus, num_gpus)
             if context_cache:
-                who, count, cpus, gpus = ("reader", readers, _READING_CPUS / readers, 0.0)
+                who, count, cpus, gpus = ("reader", pool, _READING_CPUS / pool, 0.0)
             raise DeadlineError(
                 f"{who} timed out after {start_s:g} s while loading {count} actors of "
                 f"{cpus:g} CPUs and {gpus:g} GPUs (timeouts.startup={start_s:g})"

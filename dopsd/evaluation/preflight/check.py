@@ -19,6 +19,7 @@ from dopsd.contexts import ContextEncoder, ContextView
 from dopsd.data.images import encode_png
 from dopsd.data.sample import Sample
 from dopsd.evaluation.preflight.distance import load_distance
+from dopsd.evaluation.preflight.framing import Framing, FramingVerdict, framing, judge_framing
 from dopsd.evaluation.preflight.verdict import TeacherVerdict, judge
 from dopsd.method.noise import NoisePurpose, batch_noise
 from dopsd.models import FAMILIES
@@ -31,7 +32,8 @@ TITLES = ("target", "student (base)")
 
 @dataclass
 class SampleCheck:
-    """One sample: its contexts as the encoder reads them, and a distance for each noise."""
+    """One sample: its contexts as the encoder reads them, and for each noise a distance and how the
+    teacher's picture lies on the target."""
 
     sample_id: str
     prompt: str
@@ -39,6 +41,7 @@ class SampleCheck:
     teacher_context: ContextView
     student: list[float]
     teacher: list[float]
+    framing: list[Framing | None]
 
 
 @dataclass
@@ -46,6 +49,7 @@ class Preflight:
     """What the preflight found, and the contact sheet (PNG) to see it by."""
 
     verdict: TeacherVerdict
+    framing: FramingVerdict
     samples: list[SampleCheck]
     sheet: bytes
 
@@ -58,7 +62,8 @@ class Preflight:
                 entry[role]["truncated"] = getattr(sample, role).truncated
             samples.append(entry)
         verdict = {"sentence": self.verdict.sentence(), **asdict(self.verdict)}
-        return {"verdict": verdict, "samples": samples}
+        framed = {"sentence": self.framing.sentence(), **asdict(self.framing)}
+        return {"verdict": verdict, "framing": framed, "samples": samples}
 
 
 def check_teacher(
@@ -88,7 +93,8 @@ def check_teacher(
         target = Image.fromarray(sample.target)
         generated = [_generate(config, family, pipeline, sample, role, device) for role in context]
         student, teacher = (distance(target, images) for images in generated)
-        checks.append(SampleCheck(sample.sample_id, sample.prompt, *view, student, teacher))
+        framed = [framing(target, image) for image in generated[-1]]
+        checks.append(SampleCheck(sample.sample_id, sample.prompt, *view, student, teacher, framed))
         rows.append([target, *(images[0] for images in generated)])
     verdict = judge(
         np.array([check.student for check in checks]),
@@ -102,7 +108,12 @@ def check_teacher(
         for check in checks
     ]
     titles = (*TITLES, f"teacher (base, sees {config.context.needs.teacher_sees})")
-    return Preflight(verdict, checks, encode_png(contact_sheet(titles, rows, captions)))
+    return Preflight(
+        verdict,
+        judge_framing([check.framing for check in checks]),
+        checks,
+        encode_png(contact_sheet(titles, rows, captions)),
+    )
 
 
 @torch.no_grad()

@@ -6,8 +6,11 @@ import shutil
 from pathlib import Path
 
 from dopsd.experiments.shapes_base import base, save, turbo, vae
+from dopsd.ownership import OwnedFolder
 
 STAGES = ("vae", "base", "turbo")
+
+_WORK = (save.LOG, *(f"{name}.{end}" for name in (*STAGES, "pool") for end in ("ckpt", "tmp")))
 
 
 def build(
@@ -21,11 +24,14 @@ def build(
 
     ``work``: folder of checkpoints and of ``build.log``; the same one resumes. ``out``: the weights
     folder to write. ``stage``: `vae` writes no weights, `base` the undistilled model.
-    ``base_steps`` and ``turbo_rounds`` are the lengths of the two schedules.
+    ``base_steps`` and ``turbo_rounds`` are the lengths of the two schedules. Raises ConfigError for
+    a folder that holds what no record shows to be ours.
     """
     if stage != "vae":
         save.owned(out).check(save.LOG)  # before days of training
-    work.mkdir(parents=True, exist_ok=True)
+    made = OwnedFolder(str(work), "build", "--work")
+    made.check(*_WORK)
+    made.claim(*_WORK)
     autoencoder = vae.train(work)
     if stage == "vae":
         return work

@@ -19,6 +19,8 @@ LIMIT = 12_000_000
 HASH_FILE = "sha256.txt"
 UNDISTILLED = "transformer_undistilled"
 LOG = "build.log"
+CARD = "card.json"
+CARD_PAGE = "README.md"
 _MADE = (
     *("vae/", "text_encoder/", "tokenizer/", "transformer/", "scheduler/", "vlm/"),
     *(f"{UNDISTILLED}/", "model_index.json", HASH_FILE),
@@ -61,12 +63,15 @@ def write_pipeline(
     return folder
 
 
-def owned(folder: Path) -> OwnedFolder:
-    """The weights folder and its record; one of a dopsd that kept none is ours by its hash."""
-    own, hashed = OwnedFolder(str(folder), "base", "--out"), folder / HASH_FILE
+def owned(folder: Path, key: str = "--out") -> OwnedFolder:
+    """The weights folder and its record; one of a dopsd that kept none is ours by its hash.
+
+    ``key``: what a refusal calls it.
+    """
+    own, hashed = OwnedFolder(str(folder), "base", key), folder / HASH_FILE
     known = own.record() is not None or not hashed.is_file()
     if not known and hashed.read_text().strip() == weights_hash(folder):
-        names = (name for name in (*_MADE, LOG) if (folder / name).exists())
+        names = (name for name in (*_MADE, LOG, CARD, CARD_PAGE) if (folder / name).exists())
         own.adopt(*names, *_made_files(folder))
     return own
 

@@ -21,9 +21,10 @@ from dopsd.experiments.shapes_base.nets import ChatTokenizer, Transformer, Vae, 
 from dopsd.experiments.shapes_base.save import UNDISTILLED, weights_hash
 from dopsd.experiments.shapes_card.card_record import Card, Row, describe
 from dopsd.intervals import Value, bootstrap, mean, wilson
+from dopsd.ownership import OwnedFolder
 from dopsd.shapes import concepts, oracle, world
 from dopsd.shapes.concepts import Prompt
-from dopsd.shapes.grid import save_grid
+from dopsd.shapes.grid import grid_png
 
 GUIDANCE = 1.5
 
@@ -215,14 +216,24 @@ def measure_row(
     values = evaluate(prompts, torch.cat(images), kind)
     row = Row(name, kind, beside, steps, guidance, len(prompts), values)
     if pictures:
-        title = row.name.replace(", ", "_").replace(" + ", "_").replace(" ", "")
         shown = images[0][:24]
         if beside:
             # Under each line of context pictures what was drawn beside them.
             context = world.render([p.scene for p in prompts[:24]])
             shown = torch.cat([context[:12], shown[:12], context[12:], shown[12:]])
-        save_grid(shown, pictures / f"{title}.png")
+        own_pictures(pictures).write(sheet_name(setting), grid_png(shown))
     return row
+
+
+def own_pictures(folder: Path) -> OwnedFolder:
+    """Where contact sheets are written, with the record of them."""
+    return OwnedFolder(str(folder), "card pictures", "--pictures")
+
+
+def sheet_name(setting: Setting) -> str:
+    """File name of a row's contact sheet."""
+    name, kind, beside, steps, guidance = setting
+    return f"{name}_{kind}{'_picture' if beside else ''}_{steps}steps_guidance{guidance:g}.png"
 
 
 def _reconstruction(model: Model, count: int) -> Row:

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from dopsd.experiments.shapes_base.save import CARD, CARD_PAGE, owned
 from dopsd.intervals import Value, mean, wilson
 
 
@@ -83,9 +84,14 @@ def describe(row: Row) -> str:
 
 
 def write(card: Card, folder: Path) -> None:
-    """Write ``card.json`` and the model card ``README.md`` beside the weights."""
-    (folder / "card.json").write_text(json.dumps(asdict(card), indent=1) + "\n")
-    (folder / "README.md").write_text(markdown(card))
+    """Write ``card.json`` and the model card ``README.md`` beside the weights.
+
+    Raises ConfigError where files of somebody else have these names.
+    """
+    texts = {CARD: json.dumps(asdict(card), indent=1) + "\n", CARD_PAGE: markdown(card)}
+    own = owned(folder, "--weights")
+    own.check(*texts)
+    own.write_all({name: text.encode() for name, text in texts.items()})
 
 
 def markdown(card: Card) -> str:

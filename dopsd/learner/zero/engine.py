@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dopsd.config import LearnerSection, RunConfig
 from dopsd.config.recipes import preset_file
 from dopsd.errors import CheckpointError, ConfigError
+from dopsd.learner.gradient_check import GradientCheck
 from dopsd.learner.student import Student
 from dopsd.learner.zero.adamw8bit import adamw8bit
 from dopsd.learner.zero.deepspeed_private import flat_parts, set_from_whole
@@ -138,6 +139,7 @@ class ZeroEngine:
         """DeepSpeed's ZeRO optimizer, whose state ``optimizer_state.py`` knows."""
         self.stage = self.engine.zero_optimization_stage()
         self.rank, self.world = int(self.engine.global_rank), int(self.engine.world_size)
+        self._check: GradientCheck | None = GradientCheck(self.trained())
         self._full_rows = int(config["train_micro_batch_size_per_gpu"])
 
     def velocity(self, latents: Tensor, sigma: Tensor, context: dict[str, Tensor]) -> Tensor:
@@ -159,10 +161,14 @@ class ZeroEngine:
         """Accumulate d(loss)/d(weights), SUMMED over ranks; True when this updated the weights.
 
         DeepSpeed averages over ranks and divides by the accumulation; both are undone here, so
-        that the loss is normalised once, by the samples of the global batch.
+        that the loss is normalised once, by the samples of the global batch. Raises ModelError in
+        the first step when a trained tensor got no gradient, before anything is updated.
         """
         self.engine.backward(loss * self.world, scale_wrt_gas=False)
         boundary = bool(self.engine.is_gradient_accumulation_boundary())
+        if boundary and self._check is not None:
+            self._check.finish()
+            self._check = None
         self.engine.step()
         return boundary
 

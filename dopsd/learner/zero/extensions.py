@@ -29,8 +29,10 @@ def build_needed(config: dict[str, Any]) -> None:
     """
     from deepspeed.accelerator import get_accelerator
 
-    # An all-reduce for inference on CPUs, which DeepSpeed builds although training never calls it.
-    forbid_extension(_SHARED_MEMORY)
+    if get_accelerator().device_name() == "cpu":
+        # An all-reduce for inference, which DeepSpeed builds although training never calls it. On
+        # a GPU it does not, and to say so would make it probe every kernel that it knows.
+        forbid_extension(_SHARED_MEMORY)
     optimizer = config.get("optimizer", {}).get("params", {})
     if optimizer.get("torch_adam", True):
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,6 +23,7 @@ from dopsd.data.stream.pipeline import encoded_stream, load_encoded
 from dopsd.errors import DataError, WorkerError
 from tests.data.encoders import BrokenFactory, PixelFactory
 from tests.data.samples import SMALL, write_folder
+from tests.helpers.titles import titled
 
 READ_SPEC = ReadSpec(caption_dropout=0.3)
 ENTRIES = {"context": "pixels", "empty_prompt": True}
@@ -82,6 +84,10 @@ def test_on_s3_after_a_failure_read_as_the_encoders_encode(
     folder = f"{shards}/encoded-123"
     with pytest.raises(WorkerError, match="encoder: RuntimeError: out of patience"):
         run(data, Failing(), [])
+    deadline = time.monotonic() + 30
+    while titled("_EncodeGroup"):
+        assert time.monotonic() < deadline, "encoders outlive the failure"
+        time.sleep(0.1)
     left = [name for name, _ in storage.list_files(folder)]
     assert left == [".dopsd.json"], "a file is there whole or not at all"
     with pytest.raises(DataError, match=r"not finished \(it has no encoded.json\)"):

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import ray
 
@@ -24,6 +23,7 @@ from dopsd.data.stream.pipeline import encoded_stream, load_encoded
 from dopsd.errors import DataError, DeadlineError, ModelError, WorkerError
 from tests.data.encoders import BrokenFactory, FailingEncoder, PixelFactory
 from tests.data.samples import SMALL, picture, write_jsonl
+from tests.helpers.titles import titled
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 SIZES = ((32, 32), (40, 28))
@@ -177,20 +177,14 @@ def test_it_never_runs_further_ahead_than_asked(data: tuple[Manifest, str], ahea
 
 def test_the_same_processes_read_all_of_a_stream(data: tuple[Manifest, str]) -> None:
     """Ray ends task workers that are idle for a second, and starts others: readers are actors."""
-    stream = open_stream(data, 0, 12)
+    stream = open_stream(data, 0, 12, readers=2)
     next(stream)
-    first = reading()
+    first = titled("SegmentReader")
     assert len(first) == 2
-    time.sleep(2.5)
+    time.sleep(2.5)  # longer than Ray lets a worker of tasks be idle
     assert len(list(stream)) == 35
-    assert reading() == first
+    assert titled("SegmentReader") == first
     stream.close()
-
-
-def reading() -> set[int]:
-    """Processes that read for a stream, by the titles that Ray gives them."""
-    children = psutil.Process().children(recursive=True)
-    return {child.pid for child in children if "SegmentReader" in " ".join(child.cmdline())}
 
 
 def running(log: Path) -> list[int]:

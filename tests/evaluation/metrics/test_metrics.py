@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.ImageFilter import GaussianBlur
 from transformers import CLIPModel, Dinov2Model
 
 from dopsd.errors import ConfigError
@@ -80,16 +81,29 @@ def test_clip_s_is_the_cosine_of_picture_and_prompt(clip_folder, loaded):
     assert [value["clip_s"] for value in values] == pytest.approx(expected, abs=1e-5)
 
 
+def sharpness(pixels: np.ndarray) -> float:
+    shown = MetricInput(Image.fromarray(pixels.round().astype(np.uint8)))
+    return make_metric("sharpness").measure([shown])[0]["sharpness"]
+
+
 def test_sharpness_by_hand():
-    flat = Image.new("RGB", (8, 8), (90, 10, 200))
-    stripes = np.zeros((5, 6, 3), dtype=np.uint8)
+    assert sharpness(np.full((8, 8, 3), (90, 10, 200))) == 0
+    stripes = np.zeros((5, 6, 3))
     stripes[:, ::2] = 255
-    values = make_metric("sharpness").measure(
-        [MetricInput(flat), MetricInput(Image.fromarray(stripes))]
-    )
-    assert values[0]["sharpness"] == pytest.approx(0, abs=1e-10)
-    # A white column between black ones: -4 + 2 (above, below) = -2; a black one: +2.
-    assert values[1]["sharpness"] == pytest.approx(4, abs=1e-4)
+    # Across each column |2 Y - left - right| = 2, down nothing; the columns lie 0.5 off the mean.
+    assert sharpness(stripes) == pytest.approx(4, abs=1e-4)
+
+
+def test_sharpness_falls_with_blur_and_with_lost_grain_but_not_with_contrast():
+    rng = np.random.default_rng(0)
+    scene = np.kron(rng.integers(60, 196, (8, 8, 3)), np.ones((8, 8, 1)))
+    grain = rng.choice([-24, 24], (64, 64, 1)) + np.zeros(3)
+    image = Image.fromarray((scene + grain).astype(np.uint8))
+    blurred = [np.asarray(image.filter(GaussianBlur(radius))) for radius in (0.5, 1, 2)]
+    values = [sharpness(pixels) for pixels in (scene + grain, *blurred)]
+    assert values == sorted(values, reverse=True) and values[2] < values[0] / 3
+    assert sharpness(scene + grain / 4) < values[0] / 2, "its edges are as they were"
+    assert sharpness(30 + (scene + grain) / 3) == pytest.approx(values[0], rel=0.02)
 
 
 def test_the_oracle_counts_what_the_prompt_names():

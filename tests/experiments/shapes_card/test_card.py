@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import pytest
 from typer.testing import CliRunner
 
 from dopsd.cli import shapes as shapes_cli
+from dopsd.errors import ConfigError
 from dopsd.experiments.shapes_card.card import evaluate, prompts_of
 from dopsd.experiments.shapes_card.card_gates import gates
 from dopsd.experiments.shapes_card.card_record import Card, Effect, Row, markdown, pooled, write
@@ -114,6 +116,30 @@ def test_a_card_survives_the_file(tmp_path):
     text = (tmp_path / "README.md").read_text()
     assert text == markdown(card) and "few-step gap, full" in text
     assert "| bars | dopsd | 0.500 [" in text
+
+
+def test_a_card_takes_the_place_of_our_own_alone(tmp_path):
+    card = Card("abc", 10, (0,), _rows())
+    write(card, tmp_path / "ours")
+    write(replace(card, sha256="other"), tmp_path / "ours")
+    assert "other" in (tmp_path / "ours" / "card.json").read_text()
+    for folder, name in (("ours", "README.md"), ("theirs", "README.md"), ("theirs", "notes.txt")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / name).write_text("mine")
+        with pytest.raises(ConfigError, match=f"--weights: .*{folder}"):
+            write(card, tmp_path / folder)
+        assert (tmp_path / folder / name).read_text() == "mine"
+        (tmp_path / folder / name).unlink()
+
+
+@pytest.mark.parametrize("words", [["card", "--pictures"], ["build-base", "--work"]])
+def test_a_folder_of_somebody_is_refused_before_anything_is_computed(words, tmp_path):
+    (tmp_path / "build.log").write_text("mine")
+    out = ["--out", str(tmp_path / "out")] if words[0] == "build-base" else []
+    done = CliRunner().invoke(shapes_cli.app, [*words, str(tmp_path), *out])
+    assert isinstance(done.exception, ConfigError), done.output
+    assert str(done.exception).startswith(words[1]) and "build.log" in str(done.exception)
+    assert [path.name for path in tmp_path.iterdir()] == ["build.log"]
 
 
 def test_the_command_line_renders_a_concept_and_names_a_wrong_one(tmp_path):
