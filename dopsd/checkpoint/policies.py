@@ -43,7 +43,7 @@ def bucket_files(bundles: Mapping[int, Bundle]) -> tuple[dict[str, bytes], dict[
         files: dict[str, list[str]] = {}
         for adapter, buckets in bundle.refs.items():
             digests = [bundle.checksums[bucket_key(adapter, n)] for n in range(len(buckets))]
-            files[adapter] = [f"bucket-{digest[:24]}.safetensors" for digest in digests]
+            files[adapter] = [f"bucket-{digest}.safetensors" for digest in digests]
             refs |= zip(files[adapter], buckets)
         versions[version] = {
             "files": files,
@@ -63,7 +63,11 @@ def restored_bundles(checkpoint: Checkpoint, put: Put) -> dict[int, Bundle]:
     return {
         version: Bundle.restored(
             version,
-            {role: checkpoint.files[policy_file(version, role)] for role in (STUDENT, TEACHER)},
+            {
+                role: checkpoint.files[policy_file(version, role)]
+                for role in (STUDENT, TEACHER)
+                if policy_file(version, role) in checkpoint.files
+            },
             put,
         )
         for version in checkpoint.manifest.policy_versions
