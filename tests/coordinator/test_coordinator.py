@@ -162,7 +162,7 @@ def test_a_changed_adapter_changes_the_next_rollout(tiny_base, parameters):
     finished = []
     for version in (0, 1):
         refs = bundle_of(parameters, version, bytes).refs
-        worker.load(refs[STUDENT], refs["teacher"])
+        worker.load(version, refs[STUDENT], refs["teacher"])
         payload, _ = worker.generate(version, encoded(0, 0))
         finished.append(Trajectory.from_bytes(payload).states)
     assert torch.equal(finished[0][0], finished[1][0]), "same noise"
