@@ -199,11 +199,11 @@ class WorkerPool:
         """
         finished: list[Finished] = []
         retry: list[Key] = []
+        ready = self._ready()
         for worker in self.workers:
             while worker.calls:
                 call = worker.calls[0]
-                ready, _ = ray.wait([call.done], timeout=0, fetch_local=False)
-                if not ready:
+                if call.done not in ready:
                     if time.monotonic() - call.started > self._deadline(worker):
                         retry += self._restart(worker, self._timed_out(worker, call))
                     break
@@ -220,6 +220,14 @@ class WorkerPool:
                     break
                 finished += self._ended(worker, value)
         return finished, retry
+
+    def _ready(self) -> set[ray.ObjectRef]:
+        """What has ended, by one question for all workers."""
+        pending = self.pending()
+        if not pending:
+            return set()
+        ended, _ = ray.wait(pending, num_returns=len(pending), timeout=0, fetch_local=False)
+        return set(ended)
 
     def _failed(self, worker: PooledWorker, error: RayTaskError) -> list[Key]:
         """The worker's first call raised; returns what has to be generated again.
