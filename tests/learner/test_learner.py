@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dopsd.checkpoint.learner_state import LearnerState
 from dopsd.coordinator.messages import CheckpointRequest
@@ -32,7 +33,7 @@ class Engine:
         self.breaks: set[int] = set()
         """Steps whose update is not finite."""
         self.weight = torch.zeros(1)
-        self.losses: list[float] = []
+        self.losses: list[torch.Tensor] = []
 
     def layout(self) -> FlatLayout:
         return FlatLayout({"weight": (1,)}, torch.float32)
@@ -53,7 +54,7 @@ class Engine:
         return torch.zeros_like(state)
 
     def backward(self, loss: torch.Tensor) -> bool:
-        self.losses.append(float(loss))
+        self.losses.append(loss)
         return True
 
     def skipped(self) -> bool:
@@ -125,8 +126,26 @@ def test_the_loss_is_a_mean_over_the_global_batch_and_padding_counts_nothing() -
     learner, engine, client = learner_of(set())
     assert learner.run(0, 1)
     assert client.lines[0]["loss"] == pytest.approx(1.0)
-    assert engine.losses == pytest.approx([2 / (SAMPLES * STATES)] * 12 + [0.0] * 4)
+    losses = [float(loss) for loss in engine.losses]
+    assert losses == pytest.approx([2 / (SAMPLES * STATES)] * 12 + [0.0] * 4)
     assert client.shares[0].micro_batches == {n: (f"{n}a", f"{n}b") for n in range(3)}
+
+
+class Reads(TorchDispatchMode):
+    """Counts how often a value of a tensor is read, for which a GPU has to be waited for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_loss_is_read_once_in_a_step_however_many_states_it_has() -> None:
+    learner, engine, _ = learner_of(set())
+    with Reads() as reads:
+        assert learner.run(0, 3)
+    assert len(engine.losses) == 3 * 4 * STATES and reads.count == 3
 
 
 def test_a_skipped_step_moves_no_teacher_and_has_no_loss() -> None:
