@@ -17,7 +17,8 @@ from safetensors.torch import save as _safetensors_save
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-_META_KEY = "dopsd"
+META_KEY = "dopsd"
+"""Under which a payload's ``meta`` stands in the header of safetensors."""
 
 
 def pack(tensors: dict[str, Tensor], meta: dict[str, Any]) -> bytes:
@@ -30,15 +31,17 @@ def pack(tensors: dict[str, Tensor], meta: dict[str, Any]) -> bytes:
         # safetensors refuses tensors that share memory.
         flat[name] = tensor.clone() if storage in storages else tensor
         storages.add(storage)
-    return _safetensors_save(flat, metadata={_META_KEY: json.dumps(meta, ensure_ascii=False)})
+    return _safetensors_save(flat, metadata={META_KEY: json.dumps(meta, ensure_ascii=False)})
 
 
-def unpack(payload: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Inverse of :func:`pack`. Raises ValueError when the header is not dopsd's."""
+def unpack(payload: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Inverse of :func:`pack`, of anything that holds its bytes. Raises ValueError when the header
+    is not dopsd's."""
+    payload = bytes(payload)
     header_size = int.from_bytes(payload[:8], "little")
     try:
         header = json.loads(payload[8 : 8 + header_size])
-        meta = json.loads(header["__metadata__"][_META_KEY])
+        meta = json.loads(header["__metadata__"][META_KEY])
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             "not a dopsd record: its safetensors header has no 'dopsd' entry"

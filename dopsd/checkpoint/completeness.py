@@ -27,7 +27,9 @@ def missing(config: RunConfig, manifest: CheckpointManifest) -> str | None:
     if full and versions:
         needed.append(POLICIES)
     elif not full:
-        needed += [policy_file(v, role) for v in versions for role in (STUDENT, TEACHER)]
+        # A student that nobody rolls out is not published.
+        roles = (STUDENT, TEACHER) if config.method.objective == "dopsd" else (TEACHER,)
+        needed += [policy_file(v, role) for v in versions for role in roles]
     if absent := [name for name in needed if name not in manifest.files]:
         return f"incomplete, {absent[0]} is not in it"
     return _missing_slices(manifest) if full else None

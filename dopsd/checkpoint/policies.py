@@ -14,8 +14,9 @@ from typing import Any
 
 from dopsd import storage
 from dopsd.checkpoint.folder import Checkpoint, policy_file
+from dopsd.models.checksum import checksum
 from dopsd.models.lora import STUDENT, TEACHER
-from dopsd.policy.buckets import bucket_key
+from dopsd.policy.buckets import bucket_key, unpack_bucket
 from dopsd.policy.bundle import Bundle
 
 POLICIES = "policies.json"
@@ -43,11 +44,10 @@ def bucket_files(bundles: Mapping[int, Bundle]) -> tuple[dict[str, bytes], dict[
         files: dict[str, list[str]] = {}
         for adapter, buckets in bundle.refs.items():
             digests = [bundle.checksums[bucket_key(adapter, n)] for n in range(len(buckets))]
-            files[adapter] = [f"bucket-{digest[:24]}.safetensors" for digest in digests]
+            files[adapter] = [f"bucket-{digest}.safetensors" for digest in digests]
             refs |= zip(files[adapter], buckets)
         versions[version] = {
             "files": files,
-            "checksums": bundle.checksums,
             "modules": bundle.modules,
             "teacher_version": bundle.teacher_version,
         }
@@ -63,7 +63,11 @@ def restored_bundles(checkpoint: Checkpoint, put: Put) -> dict[int, Bundle]:
     return {
         version: Bundle.restored(
             version,
-            {role: checkpoint.files[policy_file(version, role)] for role in (STUDENT, TEACHER)},
+            {
+                role: checkpoint.files[policy_file(version, role)]
+                for role in (STUDENT, TEACHER)
+                if policy_file(version, role) in checkpoint.files
+            },
             put,
         )
         for version in checkpoint.manifest.policy_versions
@@ -72,14 +76,23 @@ def restored_bundles(checkpoint: Checkpoint, put: Put) -> dict[int, Bundle]:
 
 def _restored_buckets(checkpoint: Checkpoint, put: Put) -> dict[int, Bundle]:
     @cache
-    def ref(name: str) -> Any:
-        return put(storage.read_bytes(storage.join(checkpoint.path, name)))
+    def stored(name: str) -> tuple[Any, str]:
+        """A bucket's reference and its checksum, computed anew: files are held to their SHA-256."""
+        payload = storage.read_bytes(storage.join(checkpoint.path, name))
+        return put(payload), checksum(unpack_bucket(payload))
 
     return {
         int(version): Bundle(
             int(version),
-            {adapter: tuple(map(ref, names)) for adapter, names in entry["files"].items()},
-            entry["checksums"],
+            {
+                adapter: tuple(stored(name)[0] for name in names)
+                for adapter, names in entry["files"].items()
+            },
+            {
+                bucket_key(adapter, index): stored(name)[1]
+                for adapter, names in entry["files"].items()
+                for index, name in enumerate(names)
+            },
             entry["modules"],
             streamed=True,
             teacher_version=entry["teacher_version"],

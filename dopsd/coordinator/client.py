@@ -148,7 +148,7 @@ class CoordinatorClient:
         boxes: list[ObjectRefBox] = self._call("fetch", step, self.rank, self.world)
         return boxes
 
-    def put(self, payload: bytes) -> Any:
+    def put(self, payload: Any) -> Any:
         """Store bytes; returns their reference."""
         return self._connection.put(payload)
 

@@ -16,6 +16,7 @@ from dopsd.config import RunConfig
 from dopsd.coordinator.admission import Admission, Key
 from dopsd.coordinator.direct_transport import DirectTransport
 from dopsd.coordinator.messages import ObjectRefBox
+from dopsd.coordinator.under_way import UnderWay
 from dopsd.coordinator.worker_pool import WorkerPool
 from dopsd.errors import WorkerError
 from dopsd.models.lora import STUDENT, TEACHER
@@ -35,7 +36,8 @@ class InFlightMicroBatch:
     key: Key
     block: ray.ObjectRef
     version: int
-    stage: int = 0
+    stage: int | None = None
+    """Of the pool that it waits for or is with; None while it is not under way."""
     losses: int = 0
     """How often it was lost and generated again."""
     inputs: list[ray.ObjectRef] = field(default_factory=list)
@@ -102,6 +104,7 @@ class Dispatcher:
         self.blocks: deque[tuple[Key, ray.ObjectRef]] = deque()
         self._items: dict[Key, InFlightMicroBatch] = {}
         self._waiting: list[list[Key]] = [[] for _ in self.pools]
+        self._under_way = UnderWay()
         self.missing.clear()
         for pool in self.pools:
             pool.reset()
@@ -181,6 +184,7 @@ class Dispatcher:
             self.admission.admit(key)
             version = policy_version(key[0], self.config.max_policy_lag)
             item = self._items[key] = InFlightMicroBatch(key, block, version, inputs=[block])
+            self._place(item, 0)
             if self.pools:
                 self._waiting[0].append(key)
             else:
@@ -199,9 +203,8 @@ class Dispatcher:
             waiting.sort()
             while waiting:
                 item = self._items[waiting[0]]
-                under_way = (i for i in self._items.values() if i.result is None)
-                coming = [i.version for i in under_way if i.stage < stage]
-                if coming and min(coming) < item.version:
+                oldest = self._under_way.oldest_before(stage)
+                if oldest is not None and oldest < item.version:
                     break
                 bundle = bundles[item.version]
                 worker = pool.free_worker(bundle)
@@ -226,7 +229,8 @@ class Dispatcher:
                 item = self._items[done.key]
                 if stage + 1 < len(self.pools):
                     direct = [] if done.states is None else [done.states]
-                    item.stage, item.inputs = stage + 1, [item.block, done.result, *direct]
+                    self._place(item, stage + 1)
+                    item.inputs = [item.block, done.result, *direct]
                     self._waiting[stage + 1].append(item.key)
                 else:
                     self._finish(item, done.result)
@@ -262,14 +266,20 @@ class Dispatcher:
         if item.losses >= limit:
             step, index = item.key
             raise WorkerError(f"step {step} micro-batch {index} was lost {limit} times")
-        item.stage, item.inputs = 0, [item.block]
+        self._place(item, 0)
+        item.inputs = [item.block]
         if block_lost:
             self.missing.add(item.key)
         else:
             self._waiting[0].append(item.key)
 
+    def _place(self, item: InFlightMicroBatch, stage: int | None) -> None:
+        self._under_way.move(item.version, item.stage, stage)
+        item.stage = stage
+
     def _finish(self, item: InFlightMicroBatch, result: ray.ObjectRef) -> None:
         self.admission.finish(item.key)
+        self._place(item, None)
         item.result, item.inputs = result, []
         if self.pools:
             self._done(item, result)

@@ -81,7 +81,8 @@ def checkpoint_files(
     that are whole models. ``limit``: seconds that a transfer may take."""
     index, buckets = bucket_files(bundles)
     refs = {name: box.ref for name, box in files.items()} | whole_files(bundles)
-    payloads = dict(zip(refs, ray.get(list(refs.values()), timeout=limit)))
+    # Published weights are arrays in the object store.
+    payloads = dict(zip(refs, map(bytes, ray.get(list(refs.values()), timeout=limit))))
 
     fetches = {name: partial(fetch_bytes, ref, limit) for name, ref in buckets.items()}
     return payloads | index, tuple(v for v in sorted(bundles) if bundles[v].refs), fetches

@@ -131,7 +131,7 @@ class WorkerPool:
             if worker.loading or time.monotonic() < worker.retry_after:
                 continue
             if worker.bundle is not bundle:
-                ack = self._load(worker.handle, bundle)
+                ack = self._load(worker, bundle)
                 worker.calls.append(Call(None, bundle, ack, None, time.monotonic()))
             elif self.direct_transport is not None and self.direct_transport.opening():
                 continue
@@ -141,11 +141,16 @@ class WorkerPool:
                 best = worker
         return best
 
-    def _load(self, handle: Any, bundle: Bundle) -> ray.ObjectRef:
+    def _load(self, worker: PooledWorker, bundle: Bundle) -> ray.ObjectRef:
         if bundle.streamed:
             # References inside a bundle are not resolved on the way: a bucket at a time is enough.
-            return handle.load_buckets.remote(bundle, fetch_bytes)
-        return handle.load.remote(*(bundle.refs[a] for a in self.adapters))
+            return worker.handle.load_buckets.remote(bundle, fetch_bytes)
+        bound = worker.bundle.checksums if worker.bundle else {}
+        payloads = (
+            None if bound.get(adapter) == bundle.checksums[adapter] else bundle.refs[adapter]
+            for adapter in self.adapters
+        )
+        return worker.handle.load.remote(bundle.version, *payloads)
 
     def submit(
         self, worker: PooledWorker, key: Key, bundle: Bundle, *inputs: ray.ObjectRef
@@ -194,11 +199,11 @@ class WorkerPool:
         """
         finished: list[Finished] = []
         retry: list[Key] = []
+        ready = self._ready()
         for worker in self.workers:
             while worker.calls:
                 call = worker.calls[0]
-                ready, _ = ray.wait([call.done], timeout=0, fetch_local=False)
-                if not ready:
+                if call.done not in ready:
                     if time.monotonic() - call.started > self._deadline(worker):
                         retry += self._restart(worker, self._timed_out(worker, call))
                     break
@@ -215,6 +220,14 @@ class WorkerPool:
                     break
                 finished += self._ended(worker, value)
         return finished, retry
+
+    def _ready(self) -> set[ray.ObjectRef]:
+        """What has ended, by one question for all workers."""
+        pending = self.pending()
+        if not pending:
+            return set()
+        ended, _ = ray.wait(pending, num_returns=len(pending), timeout=0, fetch_local=False)
+        return set(ended)
 
     def _failed(self, worker: PooledWorker, error: RayTaskError) -> list[Key]:
         """The worker's first call raised; returns what has to be generated again.

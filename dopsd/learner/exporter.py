@@ -11,6 +11,7 @@ from dopsd.config import RunConfig
 from dopsd.coordinator.client import CoordinatorClient
 from dopsd.coordinator.messages import CheckpointRequest
 from dopsd.export import lora_file, modules_file, write_transformer
+from dopsd.learner.adapter_publisher import AdapterPublisher
 from dopsd.learner.publisher import BucketPublisher
 from dopsd.learner.weights import ReplicatedWeights, ShardedWeights, Weights
 from dopsd.models.base import DTYPES, Family
@@ -46,7 +47,7 @@ class Exporter:
         restored: Bundle | None = None,
     ) -> None:
         self.config, self.family, self._metadata, self._client = config, family, metadata, client
-        self._publisher: BucketPublisher | None = None
+        self._publisher: BucketPublisher | AdapterPublisher | None = None
         self._restored = restored
 
     def publish(self, version: int, weights: Weights) -> CheckpointRequest:
@@ -58,32 +59,28 @@ class Exporter:
         if (
             version in kept_versions(self.config)
             and isinstance(weights, ReplicatedWeights)
-            and small_enough(self.config, weights.student)
+            and small_enough(self.config, weights.layout.numel)
         ):
             self._keep(PREVIEW, version, weights, DTYPES[self.config.model.dtype])
         return request
 
     def _bundle(self, version: int, weights: Weights) -> Bundle:
         """The bundle of a version; of rank 0, whose references are real. Collective."""
-        client = self._client
         if self.config.source == "fused":
             return Bundle(version, {}, {}, 0)
-        if isinstance(weights, ShardedWeights):
-            if self._publisher is None:
-                self._publisher = BucketPublisher(
-                    self.config.method, weights, client.put, client.rank == 0, self._restored
-                )
+        if self._publisher is None:
+            method, put, speaks = self.config.method, self._client.put, self._client.rank == 0
+            if isinstance(weights, ShardedWeights):
+                self._publisher = BucketPublisher(method, weights, put, speaks, self._restored)
                 self._restored = None
-            return self._publisher.bundle(version)
-        if client.rank:
-            return Bundle(version, {}, {}, 0)
-        dtype = DTYPES[self.config.model.dtype]
-        return Bundle.create(version, weights.student, weights.ema.tensors, dtype, client.put)
+            else:
+                self._publisher = AdapterPublisher(method, weights, put, speaks)
+        return self._publisher.bundle(version)
 
     def _keep(
         self, folder: str, version: int, weights: Weights, dtype: torch.dtype = torch.float32
     ) -> None:
-        """A version's adapters as files in the run folder's ``folder``."""
+        """A version's adapters as files in the run folder's ``folder``. Collective."""
         for adapter, state in _both(weights):
             lora, modules = (weights_file(folder, version, adapter, kind) for kind in (False, True))
             self._write((lora,), modules, adapter, state, dtype)
@@ -139,5 +136,6 @@ class Exporter:
 
 
 def _both(weights: Weights) -> tuple[tuple[str, dict[str, Tensor]], ...]:
+    """Collective."""
     assert isinstance(weights, ReplicatedWeights), "refused by the config"
-    return (STUDENT, weights.student), (TEACHER, weights.ema.tensors)
+    return (STUDENT, weights.full(STUDENT)), (TEACHER, weights.full(TEACHER))

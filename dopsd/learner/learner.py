@@ -187,12 +187,13 @@ class Learner:
             )
 
     def _step(self, step: int) -> StepResult:
-        loss, compute, encode, updated, last = 0.0, 0.0, 0.0, False, None
+        loss: Tensor | float = 0.0
+        compute, encode, updated, last = 0.0, 0.0, False, None
         trained = {}
         for micro in self._source(step):
             began = time.perf_counter()
             part, updated = self._accumulate(micro)
-            loss += part
+            loss = loss + part
             compute += (seconds := time.perf_counter() - began)
             self._note("train", step, seconds)
             self._note_encoding(micro, step)
@@ -201,7 +202,10 @@ class Learner:
             if micro.real:
                 trained[micro.info.index] = micro.info.sample_ids
         assert updated and last is not None, f"step {step}: wrong number of backward passes"
-        return StepResult(loss, compute, encode, last, trained)
+        began = time.perf_counter()
+        value = float(loss)  # a GPU that is still at work is waited for here, once in a step
+        compute += time.perf_counter() - began
+        return StepResult(value, compute, encode, last, trained)
 
     def _note(self, task: str, step: int, seconds: float) -> None:
         """A task of this learner that ended just now."""
@@ -216,9 +220,12 @@ class Learner:
             lane = f"encoder:{stats['worker']}"
             self._spans.append(Span(lane, "encode", step, began, stats["ended"]))
 
-    def _accumulate(self, micro: LearnerMicroBatch) -> tuple[float, bool]:
-        """Backward at each state on its own, so that one state's activations are alive."""
-        total, updated = 0.0, False
+    def _accumulate(self, micro: LearnerMicroBatch) -> tuple[Tensor | float, bool]:
+        """Backward at each state on its own, so that one state's activations are alive. Returns the
+        loss, float64 where it was computed: reading it would wait for the device; and whether the
+        weights were updated."""
+        total: Tensor | float = 0.0
+        updated = False
         states = self.config.method.steps
         velocity: Tensor | None = None
         while True:
@@ -232,7 +239,7 @@ class Learner:
             losses = state_loss(velocity, term.target, term.weight)
             loss = losses.sum() * (float(micro.real) / (micro.info.step_samples * states))
             updated = self.engine.backward(loss)
-            total += float(loss.detach())
+            total = total + loss.detach().double()
             velocity = velocity.detach()
 
     def _hand_over(self, version: int) -> CheckpointRequest:

@@ -6,11 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from dopsd.config import MethodSection
 from dopsd.learner.weights import ShardedWeights
+from dopsd.models.checksum import checksum
 from dopsd.models.lora import STUDENT, TEACHER
-from dopsd.policy.buckets import bucket_key, pack_bucket
+from dopsd.policy.buckets import BUCKET, bucket_key
 from dopsd.policy.bundle import Bundle
+from dopsd.policy.flat import HostBuffer
 from dopsd.policy.versions import teacher_version
 
 
@@ -34,7 +38,7 @@ class BucketPublisher:
         self,
         method: MethodSection,
         weights: ShardedWeights,
-        put: Callable[[bytes], Any],
+        put: Callable[[np.ndarray], Any],
         speaks: bool,
         restored: Bundle | None = None,
     ) -> None:
@@ -42,6 +46,7 @@ class BucketPublisher:
         self._every = method.teacher_sync_every
         self._rolls_out = method.objective == "dopsd"
         self._live = weights.decay == 0.0
+        self._host = HostBuffer()
         self._restored, self._teacher = restored, _sent_before(restored, speaks)
 
     def bundle(self, version: int) -> Bundle:
@@ -77,13 +82,12 @@ class BucketPublisher:
 
     def _send(self, adapter: str) -> _Sent:
         refs, checksums = [], []
-        for tensors in self._weights.gather(adapter):
+        for layout, flat in self._weights.flats(adapter):
             if self._speaks:
-                payload, digest = pack_bucket(tensors)
+                payload = self._host.begin(layout, flat, {"record": BUCKET})
+                checksums.append(checksum(layout.views(flat)))  # its answer is behind the copy
                 refs.append(self._put(payload))
-                checksums.append(digest)
-                del payload
-            del tensors  # before the next bucket is gathered
+            del flat  # before the next bucket is gathered
         return _Sent(tuple(refs), tuple(checksums))
 
 

@@ -18,50 +18,68 @@ from dopsd.learner.zero.optimizer_state import (
     restore_slices,
     updates_taken,
 )
-from dopsd.method.ema import Ema
-from dopsd.models.finite import first_nonfinite
 from dopsd.models.lora import STUDENT, TEACHER
 from dopsd.policy.buckets import cut
+from dopsd.policy.flat import FlatLayout
 
 
 class ReplicatedWeights:
-    """A LoRA, with a few modules perhaps: small enough that every rank holds all of it, in fp32.
+    """A LoRA, with a few modules perhaps: small enough that every rank holds all of it as it is
+    computed with. The fp32 masters are the optimizer's, and the teacher's average lies beside
+    AdamW's moments.
 
     ``fused``: the engine has a teacher adapter of its own.
     """
 
     def __init__(self, engine: ZeroEngine, decay: float, fused: bool) -> None:
-        self._engine, self._fused = engine, fused
-        self.student = engine.full_weights(STUDENT)
-        self.ema = Ema(self.student, decay)
+        self._engine, self.decay, self._fused = engine, decay, fused
+        self.layout = engine.layout()
+        self._bound = False
+        engine.start_average()
+
+    @property
+    def teacher_moves(self) -> bool:
+        """Whether the teacher is another one after an update."""
+        return self.decay < 1.0
 
     def update(self) -> None:
-        """Follow an update of the optimizer. Collective."""
-        self.student = self._engine.full_weights(STUDENT)
-        self.ema.update(self.student)
+        """Follow an update of the optimizer: each rank for its own part."""
+        if self.teacher_moves:
+            self._engine.update_average(1.0 - self.decay)
 
     def nonfinite(self) -> str:
-        """A tensor that holds infinity or nan, in words; empty when all are finite. Collective."""
-        if trained := self._engine.nonfinite():
-            return trained
-        name = first_nonfinite(self.ema.tensors)  # equal on every rank
-        return f"teacher {name}" if name else ""
+        """A tensor that holds infinity or nan, in words; empty when all are finite. The teacher's
+        average is among the optimizer's state. Collective."""
+        return self._engine.nonfinite()
 
     def bind_teacher(self) -> None:
         """A fused learner's teacher adapter takes the teacher's weights. Collective."""
-        if self._fused:
-            self._engine.write_teacher(self.ema.tensors)
+        if self._fused and (self.teacher_moves or not self._bound):
+            self._engine.write_teacher()
+            self._bound = True
+
+    def flat(self, adapter: str) -> Tensor:
+        """Student or teacher as ``layout`` says, on the device; the teacher whole on rank 0 alone.
+        Collective."""
+        return self._engine.flat_student() if adapter == STUDENT else self._engine.flat_average()
+
+    def full(self, adapter: str) -> dict[str, Tensor]:
+        """The same in fp32 on the CPU of every rank, for files. Collective."""
+        if adapter == TEACHER:
+            return self._engine.full_average()
+        return self._engine.full_weights(STUDENT)
 
     def state(self, step: int) -> LearnerState:
         """Everything that a learner needs to resume at ``step``. Collective."""
         updates, moments = optimizer_state(self._engine.zero, self._engine.trained())
-        return LearnerState(step, self.student, self.ema.tensors, updates, moments)
+        return LearnerState(step, self.full(STUDENT), self.full(TEACHER), updates, moments)
 
     def restore(self, state: LearnerState) -> None:
         """Inverse of :meth:`state`; every rank is given all of it. Collective."""
         self._engine.restore(state.student, state.updates, state.moments)
-        self.student = self._engine.full_weights(STUDENT)
-        self.ema.tensors = state.ema
+        self._engine.start_average()  # anew: the optimizer's state is another one
+        self._engine.set_average(state.ema)
+        self._bound = False
 
 
 class ShardedWeights:
@@ -79,6 +97,7 @@ class ShardedWeights:
         """Whether the teacher has weights of its own: neither the base's nor the student's."""
         parameters = engine.trained()
         self.dtype = next(iter(parameters.values())).dtype
+        self.shapes = engine.layout().shapes
         self.sizes = {name: whole_numel(p) * self.dtype.itemsize for name, p in parameters.items()}
         """Bytes of each tensor as it is published."""
         self.buckets = cut(self.sizes, bucket_bytes)
@@ -113,30 +132,24 @@ class ShardedWeights:
             raise CheckpointError(f"checkpoint: {min(missing)} is missing")
         restore_slices(self._engine.zero, parameters, state.meta["updates"], state.read)
 
-    def gather(self, adapter: str) -> Iterator[dict[str, Tensor]]:
-        """The buckets of student or teacher in turn, on rank 0's CPU and empty elsewhere.
-
-        Collective: every rank has to take all of them.
-        """
+    def flats(self, adapter: str) -> Iterator[tuple[FlatLayout, Tensor]]:
+        """The buckets of student or teacher in turn, and how they lie, on the device; the
+        teacher's whole on rank 0 alone. Collective: every rank has to take all of them."""
         averaged = adapter == TEACHER and self.averages
+        flat = self._engine.flat_average if averaged else self._engine.flat_student
         for names in self.buckets:
             # Nothing here may hold a bucket while the next one is gathered.
-            yield self._average(names) if averaged else self._student(names)
+            yield self._layout(names), flat(names)
 
-    def _student(self, names: list[str]) -> dict[str, Tensor]:
-        parameters = {name: self._engine.trained()[name] for name in names}
-        with self._engine.gathered(list(parameters.values()), modify=False):
-            if self._engine.rank:
-                return {}
-            return {name: p.detach().to("cpu", copy=True) for name, p in parameters.items()}
+    def gather(self, adapter: str) -> Iterator[dict[str, Tensor]]:
+        """The same as tensors by name, on rank 0's CPU and empty elsewhere."""
+        for layout, flat in self.flats(adapter):
+            whole = {} if self._engine.rank else layout.views(flat)
+            yield {name: tensor.to("cpu", copy=True) for name, tensor in whole.items()}
+            del flat, whole
 
-    def _average(self, names: list[str]) -> dict[str, Tensor]:
-        averages = {}
-        for name in names:
-            full = self._engine.full_average(name)
-            if not self._engine.rank:
-                averages[name] = full.to(self.dtype).to("cpu", copy=True)
-        return averages
+    def _layout(self, names: list[str]) -> FlatLayout:
+        return FlatLayout({name: self.shapes[name] for name in names}, self.dtype)
 
 
 Weights = ReplicatedWeights | ShardedWeights

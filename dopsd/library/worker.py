@@ -34,7 +34,8 @@ from dopsd.learner.weights import ReplicatedWeights, Weights
 from dopsd.learner.zero.engine import ZeroEngine, engine_config
 from dopsd.library.stopping import stops
 from dopsd.models import FAMILIES
-from dopsd.models.lora import STUDENT, TEACHER, checksum
+from dopsd.models.checksum import sha256
+from dopsd.models.lora import STUDENT, TEACHER
 from dopsd.ray_cluster.process import set_up
 from dopsd.run_folder.ledger import TrainedShare
 from dopsd.run_folder.log import loss_steps
@@ -142,13 +143,14 @@ class LibraryWorker:
         weights, steps = learner.weights, run.steps
         assert isinstance(weights, ReplicatedWeights), "adapters: lora, as the library checks"
         assert steps is not None
+        student, keep = weights.full(STUDENT), config.library.keep
         return Trained(
-            _lora(job, STUDENT, weights.student),
-            _lora(job, TEACHER, weights.ema.tensors) if "teacher" in config.library.keep else None,
+            _lora(job, STUDENT, student),
+            _lora(job, TEACHER, weights.full(TEACHER)) if "teacher" in keep else None,
             steps,
             "" if whole else f"no gain after {steps} of {config.learner.steps} steps",
             run.first_and_last_loss(),
-            checksum(weights.student),
+            sha256(student),
             time.perf_counter() - began,
             run.first_step_seconds,
         )

@@ -170,13 +170,3 @@ def bind_parameters(parameters: Mapping[str, Tensor], state: dict[str, Tensor]) 
             )
     for name, parameter in parameters.items():
         parameter.copy_(state[name])
-
-
-def checksum(state: dict[str, Tensor]) -> str:
-    """SHA-256 over names, dtypes and bytes, in order of name: 64 hex digits."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu()
-        digest.update(f"{name}:{tensor.dtype}:{list(tensor.shape)};".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -118,7 +118,9 @@ class Demand:
             weights += min(LIVE_PARAMETERS, self.frozen + trained) * size * (ranks > 1)
         moments = 2 if self.config.learner.optimizer == "adamw8bit" else 2 * FP32
         state = trained * (FP32 + moments) / ranks
-        average = trained * FP32 / ranks if 0 < self.config.method.teacher_decay < 1 else 0.0
+        # A LoRA's teacher has weights of its own even where they do not move, or are the student's.
+        kept = self.config.adapters == "lora" or 0 < self.config.method.teacher_decay < 1
+        average = trained * FP32 / ranks if kept else 0.0
         states = 0.0 if optimizer_away else state + average
         peak = max(
             activations(self.model, shape, self.adapter, size, True, again)

@@ -1,11 +1,15 @@
-"""Whole models in pieces of bounded size: which parameters share a piece, and its checksum."""
+"""Whole models in pieces of bounded size: which parameters share a piece, and what it is called."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
-from dopsd.models.lora import checksum
-from dopsd.records import pack, unpack
+from dopsd.records import unpack
+
+BUCKET = "bucket"
+"""What the payload of one calls itself."""
 
 
 def cut(sizes: dict[str, int], limit: int) -> list[list[str]]:
@@ -27,13 +31,8 @@ def bucket_key(adapter: str, index: int) -> str:
     return f"{adapter}/{index:05d}"
 
 
-def pack_bucket(tensors: dict[str, Tensor]) -> tuple[bytes, str]:
-    """A bucket as it travels, and its checksum. ``tensors`` are in the inference dtype."""
-    return pack(tensors, {"record": "bucket"}), checksum(tensors)
-
-
-def unpack_bucket(payload: bytes) -> dict[str, Tensor]:
-    """Inverse of :func:`pack_bucket`."""
+def unpack_bucket(payload: Any) -> dict[str, Tensor]:
+    """The tensors of a bucket's payload, in the inference dtype."""
     tensors, meta = unpack(payload)
-    assert meta["record"] == "bucket", f"expected a bucket, not {meta}"
+    assert meta["record"] == BUCKET, f"expected a bucket, not {meta}"
     return tensors

@@ -6,12 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dopsd.errors import AcknowledgementError
-from dopsd.models.lora import STUDENT, TEACHER, checksum
-from dopsd.records import pack, unpack
+from dopsd.models.checksum import checksum
+from dopsd.records import unpack
 
 
 @dataclass(frozen=True)
@@ -19,9 +18,10 @@ class Bundle:
     """Weights after ``version`` optimizer steps: a reference to safetensors bytes per adapter, or,
     of whole models (``streamed``), a tuple of references, one per bucket.
 
-    Tensors are in the inference dtype already, so that ``checksums`` (SHA-256 per adapter, or per
-    bucket under ``bucket_key``) can be compared with what a worker has bound. A worker fetches the
-    adapters of its role only.
+    Tensors are in the inference dtype already, so that ``checksums`` (per adapter, or per bucket
+    under ``bucket_key``) can be compared with what a worker has bound. A worker fetches the
+    adapters of its role only, and of those what it has not bound already; an adapter that nobody
+    serves is not there.
     """
 
     version: int
@@ -34,40 +34,22 @@ class Bundle:
     """Where the teacher is published less often than the student: the teacher's own version."""
 
     @classmethod
-    def create(
-        cls,
-        version: int,
-        student: dict[str, Tensor],
-        teacher: dict[str, Tensor],
-        dtype: torch.dtype,
-        put: Callable[[bytes], Any],
-    ) -> Bundle:
-        """From fp32 master weights of both adapters; ``put`` stores bytes, as ray.put does."""
-        refs, checksums = {}, {}
-        for adapter, state in ((STUDENT, student), (TEACHER, teacher)):
-            cast = {name: tensor.detach().to("cpu", dtype) for name, tensor in state.items()}
-            refs[adapter] = put(pack(cast, {"version": version, "adapter": adapter}))
-            checksums[adapter] = checksum(cast)
-        return cls(version, refs, checksums, len(student))
-
-    @classmethod
     def restored(
         cls, version: int, payloads: dict[str, bytes], put: Callable[[bytes], Any]
     ) -> Bundle:
         """From the payloads of an earlier bundle, as a checkpoint keeps them."""
         refs, checksums, modules = {}, {}, 0
         for adapter, payload in payloads.items():
-            written, state = read_payload(payload, adapter)
-            assert written == version, f"payload of version {written}, expected {version}"
+            state = read_payload(payload, adapter)
             refs[adapter], checksums[adapter], modules = put(payload), checksum(state), len(state)
         return cls(version, refs, checksums, modules)
 
 
-def read_payload(payload: bytes, adapter: str) -> tuple[int, dict[str, Tensor]]:
-    """(version, tensors) of one adapter's payload."""
+def read_payload(payload: Any, adapter: str) -> dict[str, Tensor]:
+    """The tensors of one adapter's payload."""
     tensors, meta = unpack(payload)
     assert meta["adapter"] == adapter, f"payload of {meta['adapter']}, expected {adapter}"
-    return int(meta["version"]), tensors
+    return tensors
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,7 @@ CANCELLATIONS = 30
 
 def fetch_bytes(ref: ray.ObjectRef, limit: float | None = None) -> bytes:
     """``ray.get`` as something that can be sent to an actor; ``limit``: seconds it may take."""
-    payload: bytes = ray.get(ref, timeout=limit)
-    return payload
+    return bytes(ray.get(ref, timeout=limit))
 
 
 def run_task(

@@ -23,7 +23,8 @@ from dopsd.method.objective import state_weights
 from dopsd.method.rollout import rollout, score
 from dopsd.models import FAMILIES
 from dopsd.models.base import DTYPES
-from dopsd.models.lora import STUDENT, TEACHER, activate, bind_parameters, checksum
+from dopsd.models.checksum import checksum
+from dopsd.models.lora import STUDENT, TEACHER, activate, bind_parameters
 from dopsd.models.merge import load_trained_base
 from dopsd.models.sampling import batch_velocity, training_sigmas
 from dopsd.models.trained import TrainableParameters
@@ -63,26 +64,28 @@ class InferenceWorker:
             compile_blocks(self.transformer)
         self.version = self.teacher_version = -1
         self._bound: dict[str, str] = {}
-        """Checksums of the buckets that are bound, read back from the parameters."""
+        """Checksums of the adapters or buckets that are bound, read back from the parameters."""
         self._kept: dict[int, Tensor] = {}
 
-    def load(self, *payloads: bytes) -> Acknowledgement:
-        """Bind a version's weights, one payload for each of the worker's adapters, in order.
+    def load(self, version: int, *payloads: Any) -> Acknowledgement:
+        """Bind a version's weights, one payload for each of the worker's adapters, in order; None
+        for those that are bound already, as a teacher's that does not move.
 
         Returns what the model's parameters now hold.
         """
-        versions, checksums, modules = set(), {}, 0
+        kept, self._bound, modules = self._bound, {}, 0
         self.version = self.teacher_version = -1  # until all is bound: it may end half way
+        bound: dict[str, str] = {}
         for adapter, payload in zip(self.adapters, payloads, strict=True):
-            version, state = read_payload(payload, adapter)
-            self.trained.bind(self.transformer, adapter, state)
-            bound = self.trained.parameters(self.transformer, adapter)
-            checksums[adapter] = checksum({name: p.data for name, p in bound.items()})
-            modules = len(bound)
-            versions.add(version)
-        (self.version,) = versions
-        self.teacher_version = self.version
-        return Acknowledgement(self.version, checksums, modules)
+            own = self.trained.parameters(self.transformer, adapter)
+            if payload is None:
+                bound[adapter] = kept[adapter]
+            else:
+                bind_parameters(own, read_payload(payload, adapter))
+                bound[adapter] = checksum({name: p.data for name, p in own.items()})
+            modules = len(own)
+        self._bound, self.version, self.teacher_version = bound, version, version
+        return Acknowledgement(version, dict(bound), modules)
 
     def load_buckets(self, bundle: Bundle, fetch: Callable[[Any], bytes]) -> Acknowledgement:
         """Bind a version of a whole model in place, one bucket at a time.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from dopsd.config import RunConfig
 from dopsd.models.base import DTYPES
 from dopsd.run_folder.files import PREVIEW
@@ -32,7 +30,6 @@ def kept_versions(config: RunConfig) -> list[int]:
     return sorted({version for version in wanted if 0 < version < last})
 
 
-def small_enough(config: RunConfig, state: dict[str, Tensor]) -> bool:
-    """Whether an adapter is within ``preview.max_weights_mb``."""
-    size = sum(tensor.numel() for tensor in state.values()) * DTYPES[config.model.dtype].itemsize
-    return size <= config.preview.max_weights_mb * 2**20
+def small_enough(config: RunConfig, numel: int) -> bool:
+    """Whether an adapter of ``numel`` weights is within ``preview.max_weights_mb``."""
+    return numel * DTYPES[config.model.dtype].itemsize <= config.preview.max_weights_mb * 2**20

@@ -16,7 +16,7 @@ from dopsd.models import FAMILIES
 from dopsd.models.base import DTYPES
 from dopsd.models.lora import STUDENT
 from dopsd.models.trained import TrainableParameters
-from dopsd.policy.bundle import Bundle
+from tests.helpers.bundles import made_bundle
 from tests.helpers.tiny import make_config
 
 
@@ -60,7 +60,7 @@ def test_a_lora_needs_what_its_files_take(tiny_base) -> None:
     needed = RoomNeeded.of(config, sum(tensor.numel() for tensor in state.values()))
     moments = {f"{name}.{key}": state[name] for name in state for key in ("exp_avg", "exp_avg_sq")}
     stored: list[bytes] = []
-    Bundle.create(1, state, state, DTYPES[config.model.dtype], stored.append)
+    made_bundle(1, state, state, DTYPES[config.model.dtype], stored.append)
     written = [*LearnerState(1, state, state, 1, moments).to_files().values(), *stored]
     exported = [lora_file(state, 64, 64, {})] * 3
     for size, files in ((needed.checkpoint, written), (needed.export, exported)):

@@ -19,10 +19,10 @@ from dopsd.method.ema import Ema
 from dopsd.method.objective import state_loss
 from dopsd.method.terms import stored_terms
 from dopsd.models.lora import STUDENT, TEACHER
-from dopsd.policy.bundle import Bundle
 from dopsd.records import EncodedBatch, SampleInfo, TrainingBatch
 from dopsd.rollout.worker import InferenceWorker
 from tests.config.test_configs import RECIPES
+from tests.helpers.bundles import made_bundle
 from tests.helpers.tiny import random_image
 from tests.learner.whole import whole_bundle
 
@@ -74,8 +74,8 @@ class Served:
             for worker in self.workers:
                 worker.load_buckets(bundle, bytes)
             return
-        bundle = Bundle.create(version, models[STUDENT], models[TEACHER], torch.float32, bytes)
-        self.workers[0].load(*(bundle.refs[adapter] for adapter in (STUDENT, TEACHER)))
+        bundle = made_bundle(version, models[STUDENT], models[TEACHER], torch.float32, bytes)
+        self.workers[0].load(version, *(bundle.refs[adapter] for adapter in (STUDENT, TEACHER)))
 
     def batch(self, version: int, block: pa.Table) -> TrainingBatch:
         first, last = self.workers[0], self.workers[-1]

@@ -19,7 +19,7 @@ from transformers import Qwen3Model, Qwen3VLModel
 from dopsd.contexts import vlm_weights
 from dopsd.contexts.vlm_weights import load_vlm
 from dopsd.errors import ModelError
-from dopsd.models.lora import checksum
+from dopsd.models.checksum import checksum
 
 NAME = "layers.1.self_attn.q_proj.weight"
 

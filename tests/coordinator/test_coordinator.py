@@ -23,6 +23,7 @@ from dopsd.ray_cluster.placement import resolve_roles
 from dopsd.records import EncodedBatch, SampleInfo, TrainingBatch, Trajectory
 from dopsd.rollout.worker import InferenceWorker
 from dopsd.run_folder.log import RunLog
+from tests.helpers.bundles import made_bundle
 from tests.helpers.tiny import make_config, make_context, random_state
 
 STEPS, PER_STEP, SIDE, LAG = 5, 2, 16, 2
@@ -75,7 +76,7 @@ def parameters(tiny_base):
 
 def bundle_of(parameters, version: int, put=ray.put) -> Bundle:
     student, teacher = random_state(parameters, version), random_state(parameters, version + 500)
-    return Bundle.create(version, student, teacher, torch.float32, put)
+    return made_bundle(version, student, teacher, torch.float32, put)
 
 
 def run(config, parameters, during=None) -> dict[tuple[int, int], bytes]:
@@ -161,7 +162,7 @@ def test_a_changed_adapter_changes_the_next_rollout(tiny_base, parameters):
     finished = []
     for version in (0, 1):
         refs = bundle_of(parameters, version, bytes).refs
-        worker.load(refs[STUDENT], refs["teacher"])
+        worker.load(version, refs[STUDENT], refs["teacher"])
         payload, _ = worker.generate(version, encoded(0, 0))
         finished.append(Trajectory.from_bytes(payload).states)
     assert torch.equal(finished[0][0], finished[1][0]), "same noise"

@@ -108,6 +108,34 @@ def test_a_lost_block_is_awaited_once_more(stages):
     assert rollout.submitted[-1] == ("block again",) and not dispatcher.missing
 
 
+def test_a_stage_waits_for_what_an_older_version_has_not_brought_yet(stages, monkeypatch):
+    """At lag 0: a lost micro-batch of version 0 comes to the teacher before those of version 1."""
+    dispatcher, rollout, teacher, _ = stages
+    monkeypatch.setattr(Pool, "submit", lambda pool, worker, key, *_: pool.submitted.append(key))
+    dispatcher.rewind(0)
+    bundles = {version: Bundle(version, {}, {}, 0) for version in (0, 1)}
+
+    def move(**ended: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """What the teacher is given after the roll-outs of ``ended`` came, or came to nothing."""
+        rollout.finished = [Finished(key, Reference("rolled")) for key in ended.get("rolled", [])]
+        teacher.finished = [Finished(key, Reference("scored")) for key in ended.get("scored", [])]
+        teacher.again = ended.get("again", [])
+        teacher.submitted.clear()
+        dispatcher.collect()
+        dispatcher.advance(1, bundles)
+        return list(teacher.submitted)
+
+    first, second = (0, 0), (1, 0)
+    dispatcher.blocks.extend([(first, Reference("block")), (second, Reference("block"))])
+    assert move() == []
+    assert move(rolled=[second]) == [], "version 0 is still on its way"
+    assert move(rolled=[first]) == [first, second]
+    assert move(again=[first]) == []
+    assert move(rolled=[first], again=[second]) == [first]
+    assert move(scored=[first], rolled=[second]) == [second]
+    assert move(scored=[second]) == [] and dispatcher.ready({first, second})
+
+
 def test_it_is_not_generated_for_ever(stages):
     dispatcher, rollout, _, _ = stages
     with pytest.raises(WorkerError, match=r"^step 0 micro-batch 0 was lost 4 times$"):

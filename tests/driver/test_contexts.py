@@ -23,10 +23,10 @@ from dopsd.method.terms import fused_terms
 from dopsd.models import Flux2Klein
 from dopsd.models.lora import STUDENT, TEACHER, activate, adapter_parameters
 from dopsd.models.sampling import batch_velocity
-from dopsd.policy.bundle import Bundle
 from dopsd.records import EncodedBatch, SampleInfo, TrainingBatch, unpack
 from dopsd.rollout.baselines import baseline_targets
 from dopsd.rollout.worker import InferenceWorker
+from tests.helpers.bundles import made_bundle
 from tests.helpers.loras import ups
 from tests.helpers.runs import metrics, quiet
 from tests.helpers.tiny import make_config, random_image, random_state
@@ -66,8 +66,8 @@ def worker(request: Any, tiny_flux2: Path) -> InferenceWorker:
         random_state(adapter_parameters(made.transformer, adapter), seed)
         for seed, adapter in enumerate((STUDENT, TEACHER))
     )
-    bundle = Bundle.create(3, student, teacher, torch.float32, bytes)
-    made.load(*(bundle.refs[adapter] for adapter in (STUDENT, TEACHER)))
+    bundle = made_bundle(3, student, teacher, torch.float32, bytes)
+    made.load(3, *(bundle.refs[adapter] for adapter in (STUDENT, TEACHER)))
     return made
 
 

@@ -16,10 +16,10 @@ from dopsd.learner.sources import DisaggregatedSource, FusedSource
 from dopsd.method.noise import batch_noise, batch_uniform
 from dopsd.models import FAMILIES
 from dopsd.models.lora import TEACHER
-from dopsd.policy.bundle import Bundle
 from dopsd.records import Context, EncodedBatch, SampleInfo
 from dopsd.rollout.baselines import baseline_targets
 from dopsd.rollout.worker import InferenceWorker
+from tests.helpers.bundles import made_bundle
 from tests.helpers.tiny import make_config, random_image, random_state
 
 
@@ -95,7 +95,7 @@ def test_a_teacher_worker_and_a_fused_learner_make_the_same_terms(method, encode
     block = pa.table({"payload": [batch.to_bytes()]})
     worker = InferenceWorker(config, "cpu", (TEACHER,))
     teacher = random_state(worker.trained.parameters(worker.transformer, TEACHER), 1)
-    worker.load(Bundle.create(7, {}, teacher, torch.float32, bytes).refs[TEACHER])
+    worker.load(7, made_bundle(7, {}, teacher).refs[TEACHER])
     payload, _ = worker.teach(7, block)
     device = torch.device("cpu")
     apart = DisaggregatedSource(lambda step: iter([(payload, True)]), device, torch.float32)

@@ -101,26 +101,25 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
         nonlocal peak
         if measuring:
             peak = max(peak, settled_bytes(bound))
-        payloads.append(payload)
+        payloads.append(bytes(payload))  # as a store does: its memory is used again
         return len(payloads) - 1
 
-    def watched(gather, adapter: str):
-        """The same buckets; counts tensors of one that are alive when the next is there."""
-
-        def seen(tensors: dict) -> dict:
-            nonlocal kept
+    def watched(flats, adapter: str):
+        """The same buckets; counts those that are alive when the next is there."""
+        nonlocal kept
+        for layout, flat in flats(adapter):
             kept += sum(each() is not None for each in before)
-            before[:] = [weakref.ref(tensor) for tensor in tensors.values()]
-            return tensors
-
-        yield from map(seen, gather(adapter))
+            before[:] = [weakref.ref(flat)]
+            yield layout, flat
+            del flat
 
     def publish(version: int, weights: ShardedWeights) -> CheckpointRequest:
         nonlocal bound, measuring, publisher
         if publisher is None:
             weights.buckets = cut(weights.sizes, LIMIT)
-            bound = LIMIT + max(weights.sizes.values())
-            weights.gather = partial(watched, weights.gather)
+            # On the device, and its copy on the host with a header.
+            bound = 2 * max(LIMIT, max(weights.sizes.values())) + 2**14
+            weights.flats = partial(watched, weights.flats)
             publisher = BucketPublisher(config.method, weights, put, speaks=rank == 0)
         measuring = version == EVERY  # both are published of it; looking takes long
         if measuring:

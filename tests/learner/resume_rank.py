@@ -123,7 +123,7 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
 def write_weights(engine: ZeroEngine, folder: Path, name: str, rank: int) -> None:
     """Masters, moments and averages, gathered, as ``NAME.safetensors``."""
     masters = engine.full_weights(STUDENT)
-    averages = {name: engine.full_average(name) for name in masters}
+    averages = engine.full_average()
     _, moments = optimizer_state(engine.zero, engine.trained())
     if rank == 0:
         state = {f"{name}.master": tensor for name, tensor in masters.items()}

@@ -110,7 +110,7 @@ def test_publication_takes_a_bucket_not_a_model(case, ranks):
     found = ranks[case]
     assert found["buckets"] > 8
     # One tensor is larger than the limit and makes a bucket of its own.
-    assert LIMIT / 2 < found["peak"] <= found["largest"] + LIMIT < 0.6 * found["model_bytes"]
+    assert LIMIT / 2 < found["peak"] <= 2 * found["largest"] + 2**14 < found["model_bytes"]
     assert found["kept"] == 0, "a bucket is gone when the next one is gathered"
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from dopsd.learner.weights import ReplicatedWeights
-from dopsd.models.lora import STUDENT
+from dopsd.models.lora import STUDENT, TEACHER
+from dopsd.policy.flat import FlatLayout
 from tests.helpers.tiny import make_config
 
 UPDATES = 3
@@ -20,13 +21,27 @@ class Engine:
     def __init__(self) -> None:
         self.weights = {"up": torch.zeros(2, 3), "down": torch.randn(3, 2)}
         self.teacher: dict[str, torch.Tensor] = {}
+        self.written = 0
+
+    def layout(self) -> FlatLayout:
+        return FlatLayout({n: tuple(t.shape) for n, t in self.weights.items()}, torch.float32)
 
     def full_weights(self, adapter: str) -> dict[str, torch.Tensor]:
         assert adapter == STUDENT
         return {name: tensor.clone() for name, tensor in self.weights.items()}
 
-    def write_teacher(self, tensors: dict[str, torch.Tensor]) -> None:
-        self.teacher = tensors
+    def start_average(self) -> None:
+        self.average = self.full_weights(STUDENT)
+
+    def update_average(self, weight: float) -> None:
+        for name, tensor in self.average.items():
+            tensor.lerp_(self.weights[name], weight)
+
+    def full_average(self) -> dict[str, torch.Tensor]:
+        return self.average
+
+    def write_teacher(self) -> None:
+        self.teacher, self.written = self.average, self.written + 1
 
 
 def trained(source: str, **method: Any) -> tuple[Engine, dict[str, torch.Tensor], Any]:
@@ -51,11 +66,14 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 def test_a_frozen_teacher_stays_the_base_and_a_live_one_is_the_student(source: str) -> None:
     for teacher in ("frozen", "live"):
         engine, start, weights = trained(source, teacher=teacher)
-        assert equal(weights.student, engine.weights) and not equal(weights.student, start)
+        student = weights.full(STUDENT)
+        assert equal(student, engine.weights) and not equal(student, start)
         expected = start if teacher == "frozen" else engine.weights
-        assert equal(weights.ema.tensors, expected), teacher
+        assert equal(weights.full(TEACHER), expected), teacher
         # Published with the bundle, or bound to the learner's own second adapter.
         assert equal(engine.teacher, expected if source == "fused" else {}), teacher
+        often = {"frozen": 1, "live": UPDATES}[teacher] if source == "fused" else 0
+        assert engine.written == often, "a teacher that does not move is bound once"
 
 
 def test_the_average_lags_behind_the_student() -> None:
@@ -64,4 +82,4 @@ def test_the_average_lags_behind_the_student() -> None:
         expected = first
         for update in range(1, UPDATES + 1):
             expected = 0.9 * expected + 0.1 * (first + update)
-        torch.testing.assert_close(weights.ema.tensors[name], expected)
+        torch.testing.assert_close(weights.full(TEACHER)[name], expected)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dopsd.policy.buckets import bucket_key, cut, pack_bucket
+from dopsd.policy.buckets import bucket_key, cut
 from dopsd.policy.bundle import Bundle
+from tests.helpers.bundles import pack_bucket
 
 LIMIT = 2**18
 

@@ -21,7 +21,7 @@ from dopsd.library.ledger import fold, read_ledger
 from dopsd.library.run import LibrarySummary, train_library
 from dopsd.library.status import DONE, SKIPPED, library_status
 from dopsd.library.verify import verify_library
-from dopsd.models.lora import checksum
+from dopsd.models.checksum import sha256
 from dopsd.records import unpack
 from tests.helpers.runs import quiet, run_config
 from tests.helpers.tiny import random_image
@@ -104,7 +104,7 @@ def test_a_later_concept_of_a_warm_worker_is_bit_for_bit_that_of_a_run_alone(
     assert card is not None and (card.steps, card.planned_steps) == (STEPS, STEPS)
     checkpoint = Path(summary.folder) / "checkpoints" / f"step-{STEPS:06d}" / STUDENT_FILE
     student, _ = unpack(checkpoint.read_bytes())
-    assert checksum(student) == card.adapter_sha256
+    assert sha256(student) == card.adapter_sha256
     path = f"{LibraryFolder(library.folder).concept(name)}/lora.safetensors"
     assert summary.lora is not None
     mine, theirs = load_file(path), load_file(summary.lora)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,13 +15,13 @@ from torch import Tensor, nn
 from dopsd.errors import ModelError
 from dopsd.models import ZImage
 from dopsd.models.checkpointing import checkpoint_every
+from dopsd.models.checksum import checksum, sha256
 from dopsd.models.lora import (
     STUDENT,
     TEACHER,
     activate,
     adapter_parameters,
     bind_parameters,
-    checksum,
     inject,
     lora_layers,
     resolve_targets,
@@ -295,12 +296,15 @@ def test_bind_refuses_what_does_not_fit_and_changes_nothing(change, line: str) -
     assert checksum(adapter_parameters(transformer, STUDENT)) == before
 
 
-def test_checksum_sees_one_value_one_name_one_dtype_and_no_order() -> None:
+@pytest.mark.parametrize("digest", [checksum, sha256])
+def test_a_digest_sees_one_value_one_name_one_dtype_and_no_order(
+    digest: Callable[[dict[str, Tensor]], str],
+) -> None:
     state = {"a": torch.zeros(3, 4), "b": torch.ones(2)}
-    reference = checksum(state)
+    reference = digest(state)
     assert len(reference) == 64
-    assert checksum(dict(reversed(state.items()))) == reference
-    assert checksum({"a": torch.zeros(4, 3).T, "b": torch.ones(2)}) == reference
+    assert digest(dict(reversed(state.items()))) == reference
+    assert digest({"a": torch.zeros(4, 3).T, "b": torch.ones(2)}) == reference
     changed = torch.zeros(3, 4)
     changed[2, 3] = 1e-38
     others = [
@@ -310,9 +314,6 @@ def test_checksum_sees_one_value_one_name_one_dtype_and_no_order() -> None:
         {"a": state["a"], "c": state["b"]},
         {"a": state["a"]},
     ]
-    assert len({reference, *map(checksum, others)}) == 6
-    assert checksum({"a": torch.ones(2).bfloat16()}) != checksum({"a": torch.zeros(2).bfloat16()})
-
-
-def test_checksum_takes_scalars() -> None:
-    assert checksum({"a": torch.tensor(1.0)}) != checksum({"a": torch.tensor(2.0)})
+    assert len({reference, *map(digest, others)}) == 6
+    assert digest({"a": torch.ones(2).bfloat16()}) != digest({"a": torch.zeros(2).bfloat16()})
+    assert digest({"a": torch.tensor(1.0)}) != digest({"a": torch.tensor(2.0)})

@@ -12,11 +12,12 @@ import torch
 from dopsd.config import RunConfig
 from dopsd.errors import AcknowledgementError, ModelError
 from dopsd.models.lora import STUDENT, TEACHER
-from dopsd.policy.buckets import cut, pack_bucket
+from dopsd.policy.buckets import cut
 from dopsd.policy.bundle import Bundle, check_acknowledgement
 from dopsd.policy.versions import policy_version, teacher_version
 from dopsd.records import EncodedBatch, SampleInfo, TrainingBatch
 from dopsd.rollout.worker import InferenceWorker
+from tests.helpers.bundles import pack_bucket
 from tests.helpers.tiny import make_context, random_state
 from tests.learner.full_rank import full_config
 from tests.learner.whole import whole_bundle

@@ -59,6 +59,11 @@ def whole_numel(parameter: nn.Parameter) -> int:
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
+def whole_shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    """Shape of the whole parameter."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
 def owned_span(parameter: Any) -> tuple[int, int]:
     """[start, stop) of the flattened parameter that this rank owns; may be empty."""
     if hasattr(parameter, "ds_tensor"):

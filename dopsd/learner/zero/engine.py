@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any, Literal
 
@@ -18,14 +19,17 @@ from dopsd.learner.student import Student
 from dopsd.learner.zero.adamw8bit import adamw8bit
 from dopsd.learner.zero.deepspeed_private import flat_parts, set_from_whole
 from dopsd.learner.zero.extensions import build_needed
+from dopsd.learner.zero.flat_weights import flat_average, flat_parameters, layout_of
 from dopsd.learner.zero.optimizer_state import (
     AVERAGE,
-    begin,
     forget_updates,
     own_nonfinite,
+    set_average,
     set_optimizer_state,
+    start_average,
 )
 from dopsd.models.lora import STUDENT, TEACHER, activate, bind_parameters
+from dopsd.policy.flat import FlatLayout
 from dopsd.readers import Object, checked, read_json
 
 _OWNED = (
@@ -211,7 +215,8 @@ class ZeroEngine:
     @torch.no_grad()
     def reset(self, weights: dict[str, Tensor]) -> None:
         """Be as an engine that begins with these fp32 weights of the student and has trained
-        nothing. Only between two optimizer steps. Collective."""
+        nothing. An average that was kept is gone too: whoever trains next starts its own. Only
+        between two optimizer steps. Collective."""
         self.restore(weights, 0, {})
         forget_updates(self.zero)
 
@@ -220,11 +225,9 @@ class ZeroEngine:
         return self.student.trained.parameters(self.student.transformer, adapter)
 
     def start_average(self) -> None:
-        """Keep an fp32 average of the masters beside AdamW's moments, sharded as they are.
-
-        Only before the first update: the average begins at the weights.
-        """
-        begin(self.zero, 0, averaged=True)
+        """Keep an fp32 average of the masters beside AdamW's moments, sharded as they are; it
+        begins at the weights as they are."""
+        start_average(self.zero)
 
     @torch.no_grad()
     def update_average(self, weight: float) -> None:
@@ -232,12 +235,37 @@ class ZeroEngine:
         for flat in flat_parts(self.zero):
             self.zero.optimizer.state[flat][AVERAGE].lerp_(flat.detach(), weight)
 
-    def full_average(self, name: str) -> Tensor:
-        """The average of one parameter, fp32, whole. Collective."""
+    def layout(self) -> FlatLayout:
+        """How the trained tensors lie in a flat one."""
+        return layout_of(self.trained())
+
+    def flat_student(self, names: Iterable[str] | None = None) -> Tensor:
+        """The trained tensors, or those of ``names``, [numel] in the compute dtype on the device.
+        Collective under ZeRO-3."""
+        parameters = self._some(names)
+        return flat_parameters(parameters, self.gathered(list(parameters.values()), modify=False))
+
+    def flat_average(self, names: Iterable[str] | None = None, everywhere: bool = False) -> Tensor:
+        """Their average, the same, on rank 0 or ``everywhere``; one collective."""
+        return flat_average(self._some(names), self.engine.device, self.world, everywhere)
+
+    def _some(self, names: Iterable[str] | None) -> dict[str, nn.Parameter]:
+        trained = self.trained()
+        return trained if names is None else {name: trained[name] for name in names}
+
+    def full_average(self) -> dict[str, Tensor]:
+        """The average, fp32, whole, on the CPU. Collective."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        full: Tensor = safe_get_full_optimizer_state(self.trained()[name], AVERAGE)
-        return full.detach()
+        return {
+            name: safe_get_full_optimizer_state(parameter, AVERAGE).detach().cpu().clone()
+            for name, parameter in self.trained().items()
+        }
+
+    @torch.no_grad()
+    def set_average(self, average: dict[str, Tensor]) -> None:
+        """Inverse of :meth:`full_average`. Collective."""
+        set_average(self.trained(), average)
 
     def gather(self, value: Any) -> list[Any]:
         """A small value of every rank, by rank. Collective."""
@@ -265,8 +293,9 @@ class ZeroEngine:
         return weights
 
     @torch.no_grad()
-    def write_teacher(self, weights: dict[str, Tensor]) -> None:
-        """Copy fp32 EMA weights into the frozen teacher adapter. Collective under ZeRO-3."""
+    def write_teacher(self) -> None:
+        """The frozen teacher adapter takes the average. Collective."""
+        weights = self.layout().views(self.flat_average(everywhere=True))
         parameters = self.trained(TEACHER)
         with self.gathered(list(parameters.values())):
             bind_parameters(parameters, weights)

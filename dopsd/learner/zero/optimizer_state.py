@@ -33,7 +33,7 @@ from dopsd.models.finite import all_finite
 MASTER = "master"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 AVERAGE = "average"
-"""The teacher's weights, of a run whose weights are all trained."""
+"""The teacher's weights."""
 _WORDS = {MASTER: "student", AVERAGE: "teacher"}
 Read = Callable[[str, int, int], Tensor]
 """(name, start, stop): those elements of a flattened tensor, fp32 on the CPU."""
@@ -83,7 +83,7 @@ def set_optimizer_state(
         take_plain_moments(zero.optimizer, flat_parts(zero), step, partial(link_state, zero))
 
 
-def begin(zero: Any, step: int, averaged: bool = False) -> None:
+def begin(zero: Any, step: int) -> None:
     """AdamW's state after ``step`` updates, as its first update makes it; where there is none yet,
     with moments of zero."""
     adam = isinstance(zero.optimizer, (torch.optim.Adam, torch.optim.AdamW))
@@ -94,16 +94,34 @@ def begin(zero: Any, step: int, averaged: bool = False) -> None:
         for key in MOMENTS:
             if key not in state:
                 state[key] = torch.zeros_like(flat.data)
-        if averaged:
-            state[AVERAGE] = flat.detach().clone()
     link_state(zero)
 
 
 def forget_updates(zero: Any) -> None:
-    """AdamW's state before its first update, which makes it anew. Not of its 8-bit kind."""
+    """AdamW's state before its first update, which makes it anew, and no average beside it. Not of
+    its 8-bit kind."""
     for flat in flat_parts(zero):
         zero.optimizer.state.pop(flat, None)
     unlink_state(zero)
+
+
+def start_average(zero: Any) -> None:
+    """Keep an fp32 average of the masters beside AdamW's moments, sharded as they are. It begins at
+    the masters as they are now."""
+    flats = flat_parts(zero)
+    if not all(zero.optimizer.state.get(flat) for flat in flats):
+        begin(zero, 0)
+        if is_eight_bit(zero.optimizer):
+            take_plain_moments(zero.optimizer, flats, 0, partial(link_state, zero))
+    for flat in flats:
+        zero.optimizer.state[flat][AVERAGE] = flat.detach().clone()
+    link_state(zero)
+
+
+def set_average(parameters: dict[str, nn.Parameter], average: dict[str, Tensor]) -> None:
+    """Set an average that was started from the whole one, which every rank is given."""
+    for name, parameter in parameters.items():
+        set_from_whole(parameter, AVERAGE, average[name])
 
 
 def own_slices(zero: Any, parameters: dict[str, nn.Parameter]) -> Iterator[Slice]:

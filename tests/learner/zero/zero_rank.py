@@ -31,7 +31,8 @@ from dopsd.learner.zero.engine import ZeroEngine, engine_config, read_preset
 from dopsd.learner.zero.optimizer_state import updates_taken
 from dopsd.method.terms import stored_terms
 from dopsd.models import FAMILIES
-from dopsd.models.lora import checksum
+from dopsd.models.checksum import checksum
+from dopsd.models.lora import STUDENT, TEACHER
 from dopsd.ray_cluster.process import set_up
 from dopsd.records import SampleInfo, TrainingBatch
 from dopsd.run_folder.ledger import TrainedShare
@@ -140,7 +141,7 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
     client = RecordingClient(save)
 
     def publish(version: int, weights: ReplicatedWeights) -> CheckpointRequest:
-        weights_at.append({name: tensor.clone() for name, tensor in weights.student.items()})
+        weights_at.append(weights.full(STUDENT))
         return CheckpointRequest(
             save=version == SAVED and words in ([], ["adamw8bit"], ["modules"])
         )
@@ -156,6 +157,7 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
     changed = [any(not torch.equal(a[n], b[n]) for n in a) for a, b in pairwise(weights_at)]
     updates = updates_taken(engine.zero)
     sound = learner.weights.nonfinite()
+    student, teacher = (learner.weights.full(adapter) for adapter in (STUDENT, TEACHER))
     found = {
         "sound": sound,
         "loss": [line.get("loss") for line in client.lines],
@@ -165,8 +167,8 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
         "updates": updates,
         "micro_batches": [sorted(share.micro_batches) for share in client.shares],
         "skipped": [share.skipped for share in client.shares],
-        "weights": {name: t.flatten().tolist() for name, t in learner.weights.student.items()},
-        "teacher": {name: t.flatten().tolist() for name, t in learner.weights.ema.tensors.items()},
+        "weights": {name: t.flatten().tolist() for name, t in student.items()},
+        "teacher": {name: t.flatten().tolist() for name, t in teacher.items()},
     }
     return found | {"broken": break_weights(learner, rank, world)}
 
