@@ -20,7 +20,8 @@ _FREE_KEYS = (
     *("learner.gradient_checkpointing", "learner.restarts", "learner.restart_backoff_s"),
     *("learner.max_nonfinite", "learner.bucket_mb", "model.attention", "model.compile"),
     # What they stand for is compared by the fingerprint of the data.
-    *("data.source", "data.shards", "data.shapes_count", "data.max_bad_fraction"),
+    *("data.source", "data.shards", "data.shapes_count", "data.shapes_concepts"),
+    "data.max_bad_fraction",
     *("data.columns", "data.caption_files", "data.caption_lines", "data.caption_encoding"),
     *("data.follow_links", "data.folder_repeats", "data.min_side", "data.max_enlarge"),
     "data.token",

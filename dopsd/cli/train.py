@@ -112,8 +112,12 @@ def _say_summary(summary: Summary) -> None:
 def next_command(run: RunConfig, *trained: str | None) -> str:
     """``trained``: LoRA, modules and transformer, what there is of them."""
     words = ["dopsd", "generate"]
-    concept = (run.data.source or "").removeprefix("shapes:")
-    drawn = {"ring": "a red [V] on teal", "bars": "a red [V] square on teal"}
+    concept = (run.data.source or "").removeprefix("shapes:").partition("#")[0]
+    drawn = {
+        "ring": "a red [V] on teal",
+        "bars": "a red [V] square on teal",
+        "sprites": "a red [V] [V] on teal",
+    }
     words += [drawn.get(concept, "your prompt")]
     if run.model.base != "shapes":
         words += ["--base", run.model.base, "--family", run.model.family]

@@ -48,8 +48,8 @@ class DataSection(Section):
     source: str | None = Field(
         None,
         description="Folder of pictures with captions, of tables or of tars, a list (.jsonl, "
-        ".csv), a table (.parquet, .arrow), a .tar, or `shapes:CONCEPT`; prepared into `shards` "
-        "when those do not exist yet.",
+        ".csv), a table (.parquet, .arrow), a .tar, `shapes:CONCEPT` or `shapes:sprites#SEED`; "
+        "prepared into `shards` when those do not exist yet.",
     )
     columns: dict[Column, str] = Field(
         default_factory=dict,
@@ -138,7 +138,13 @@ class DataSection(Section):
     max_bad_fraction: Fraction = Field(
         0.05, description="More quarantined samples than this fraction stop the run."
     )
-    shapes_count: Positive = Field(12, description="Images of a `shapes:CONCEPT` source.")
+    shapes_count: Positive = Field(12, description="Images of each concept of a `shapes:` source.")
+    shapes_concepts: Positive = Field(
+        24,
+        le=1_000_000,
+        description="Concepts of a `shapes:sprites#SEED` source, named sprite-0000 and so on; more "
+        "of them change none.",
+    )
 
     @field_validator("caption_encoding")
     @classmethod

@@ -22,13 +22,13 @@ from dopsd.data.prepare.settings import prepare_settings
 from dopsd.data.read import ReadSpec, RowGroups, read_micro_batch, samples_of
 from dopsd.data.references import check_references
 from dopsd.data.sample import Sample
+from dopsd.data.shapes_source import SHAPES, shapes_name, write_shapes
 from dopsd.errors import ConfigError, DataError
 from dopsd.lease import Lease, claimed
 from dopsd.scratch import temporary_folder
 
 Tell = Callable[[str], None]
 """Called with what is being done now."""
-SHAPES = "shapes:"
 
 
 def source_name(config: RunConfig) -> str | None:
@@ -37,7 +37,7 @@ def source_name(config: RunConfig) -> str | None:
     if source is None or storage.is_remote(source):
         return source
     if source.startswith(SHAPES):
-        return f"{source} count={config.data.shapes_count} seed={config.run.seed}"
+        return shapes_name(config, source)
     return str(Path(source).absolute())
 
 
@@ -114,7 +114,7 @@ def prepare_shards(config: RunConfig, tell: Tell) -> Manifest:
     settings = prepare_settings(config.data, config.run.seed)
     with temporary_folder("shapes") as folder:
         if source.startswith(SHAPES):
-            source = _render(config, source.removeprefix(SHAPES), Path(folder))
+            source = write_shapes(config, source, Path(folder))
         return prepare(
             source,
             config.shards,
@@ -147,17 +147,6 @@ def refuse_unknown_concepts(config: RunConfig) -> None:
         known = load_manifest(config.shards).concepts
         for key, names in zip(("data.concepts", "data.concept_weights"), asked):
             check_concepts(key, names, known)
-
-
-def _render(config: RunConfig, concept: str, folder: Path) -> str:
-    from dopsd.shapes.concepts import CONCEPTS, write_concept_set
-
-    if concept not in CONCEPTS:
-        raise ConfigError(
-            f"data.source: shapes:{concept}, allowed: "
-            + ", ".join(f"shapes:{name}" for name in sorted(CONCEPTS))
-        )
-    return str(write_concept_set(concept, folder, config.data.shapes_count, config.run.seed))
 
 
 def concept_weights(config: RunConfig, manifest: Manifest) -> dict[str, float]:

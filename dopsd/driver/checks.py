@@ -16,7 +16,8 @@ from dopsd.checkpoint.folder import complete_steps
 from dopsd.checkpoint.manager import newest_checkpoint
 from dopsd.config import RunConfig
 from dopsd.data.manifest import has_manifest
-from dopsd.data.run_data import SHAPES, no_source
+from dopsd.data.run_data import no_source
+from dopsd.data.shapes_source import SHAPES, check_shapes_source
 from dopsd.data.sources.read import KINDS
 from dopsd.driver.progress import Report, Show
 from dopsd.errors import (
@@ -204,8 +205,9 @@ def refuse_missing_source(config: RunConfig) -> None:
     source = config.data.source
     if source is None:
         raise no_source(config)
-    local = not storage.is_remote(source) and not source.startswith(SHAPES)
-    if local and not Path(source).exists():
+    if source.startswith(SHAPES):
+        check_shapes_source(source)
+    elif not storage.is_remote(source) and not Path(source).exists():
         raise DataError(f"data.source: {source}: no such {KINDS}")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from dopsd import storage
 from dopsd.config import RunConfig
 from dopsd.data.prepare.folder import check_shards_folder
-from dopsd.data.run_data import SHAPES
+from dopsd.data.shapes_source import SHAPES
 from dopsd.errors import ConfigError
 from dopsd.run_folder.files import SHARDS
 from dopsd.run_folder.outputs import check_may_prepare

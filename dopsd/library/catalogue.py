@@ -14,7 +14,8 @@ from dopsd.config import RunConfig
 from dopsd.data.manifest import Manifest, has_manifest, load_manifest
 from dopsd.data.order import check_concepts
 from dopsd.data.prepare.run import prepare_settings
-from dopsd.data.run_data import SHAPES, no_source
+from dopsd.data.run_data import no_source
+from dopsd.data.shapes_source import SHAPES, listed_shapes
 from dopsd.data.sources.listed import Listed, listed_samples
 from dopsd.data.sources.read import read_source
 from dopsd.errors import ConfigError, DataError, message_line
@@ -106,9 +107,9 @@ def catalogue_of(config: RunConfig, samples: Iterable[Listed], recipes: Recipes)
     return catalogue
 
 
-def known_catalogue(config: RunConfig, recipes: Recipes) -> Catalogue | None:
+def known_catalogue(config: RunConfig, recipes: Recipes) -> Catalogue:
     """The catalogue as far as it is known without Ray and pictures: of shards, else of the source's
-    listing; None for a source that is drawn first. Raises as :func:`catalogue_of`."""
+    listing. Raises as :func:`catalogue_of`."""
     if has_manifest(config.shards):
         manifest = load_manifest(config.shards)
         return catalogue_of(config, prepared_samples(manifest, config.shards), recipes)
@@ -116,7 +117,7 @@ def known_catalogue(config: RunConfig, recipes: Recipes) -> Catalogue | None:
     if source is None:
         raise no_source(config)
     if source.startswith(SHAPES):
-        return None
+        return catalogue_of(config, listed_shapes(config, source), recipes)
     settings = prepare_settings(config.data, config.run.seed)
     return catalogue_of(config, listed_samples(read_source(source, settings)), recipes)
 

@@ -6,14 +6,13 @@ concept's name would stand.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from dopsd.shapes import world
-from dopsd.shapes.grid import to_image
+from dopsd.shapes.sets import SetPicture, write_set
 from dopsd.shapes.world import Scene
 
 # Which attribute each concept is a value of.
@@ -80,22 +79,17 @@ def write_concept_set(name: str, folder: Path, count: int, seed: int) -> Path:
     ``folder`` is made if it does not exist; ``seed`` decides the scenes. Returns the path of
     ``data.jsonl``.
     """
-    scenes = training_scenes(name, count, seed)
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    rows = []
-    for index, (scene, picture) in enumerate(zip(scenes, world.render(scenes), strict=True)):
-        image = f"images/{index:04d}.png"
-        to_image(picture).save(folder / image)
-        row = {
-            "image": image,
-            "captions": captions_of(name, scene),
-            "concept": name,
-            "id": f"{name}-{seed}-{index:04d}",
-        }
-        rows.append(json.dumps(row))
-    table = folder / "data.jsonl"
-    table.write_text("\n".join(rows) + "\n")
-    return table
+    pictures = (
+        SetPicture(
+            f"images/{index:04d}.png",
+            scene,
+            captions_of(name, scene),
+            name,
+            f"{name}-{seed}-{index:04d}",
+        )
+        for index, scene in enumerate(training_scenes(name, count, seed))
+    )
+    return write_set(pictures, folder)
 
 
 def prior_prompts(count: int, seed: int) -> list[Prompt]:

@@ -97,15 +97,25 @@ def read(images: Tensor) -> list[Reading]:
 
     ``images``: [N, 3, 32, 32] float in [0, 1]. Raises ValueError for another shape.
     """
-    if images.shape[1:] != (3, world.PIXELS, world.PIXELS):
-        raise ValueError(f"images are [N, 3, 32, 32], got {tuple(images.shape)}")
-    cells = F.avg_pool2d(images.float().clamp(0, 1), 2)
+    cells = picture_cells(images)
     return [reading for chunk in cells.split(256) for reading in _read_cells(chunk)]
 
 
-def _read_cells(cells: Tensor) -> list[Reading]:
+def picture_cells(images: Tensor) -> Tensor:
+    """The cells [N, 3, 16, 16] of pictures; raises as :func:`read`."""
+    if images.shape[1:] != (3, world.PIXELS, world.PIXELS):
+        raise ValueError(f"images are [N, 3, 32, 32], got {tuple(images.shape)}")
+    return F.avg_pool2d(images.float().clamp(0, 1), 2)
+
+
+def ground_of(cells: Tensor) -> Tensor:
+    """The ground [N] of each picture, by what most of its edge is nearest to."""
     edge = torch.cat([cells[:, :, 0], cells[:, :, -1], cells[:, :, :, 0], cells[:, :, :, -1]], 2)
-    ground = torch.cdist(edge.median(2).values, world.GROUND_RGB).argmin(1)
+    return torch.cdist(edge.median(2).values, world.GROUND_RGB).argmin(1)
+
+
+def _read_cells(cells: Tensor) -> list[Reading]:
+    ground = ground_of(cells)
     ground_rgb = world.GROUND_RGB[ground][:, :, None, None]
     foreground = ((cells - ground_rgb).abs().amax(1) > FOREGROUND_THRESHOLD).float()
 
@@ -117,8 +127,8 @@ def _read_cells(cells: Tensor) -> list[Reading]:
     # The error over the whole canvas decides between near-equal silhouettes; it splits into the
     # error of each surface inside the mask and that of the ground outside.
     mask = _MASKS[top.indices]
-    on_surface = _grainy_distance(cells[:, None] - _SURFACES[None], 2)
-    on_ground = _grainy_distance(cells - ground_rgb, 1)
+    on_surface = grainy_distance(cells[:, None] - _SURFACES[None], 2)
+    on_ground = grainy_distance(cells - ground_rgb, 1)
     inside = torch.einsum("nshw,nkhw->nks", on_surface, mask)
     outside = torch.einsum("nhw,nkhw->nk", on_ground, 1 - mask)
     error = (inside + outside[:, :, None]).flatten(1) / (3 * world.CELLS**2)
@@ -153,7 +163,7 @@ def _read_cells(cells: Tensor) -> list[Reading]:
     return readings
 
 
-def _grainy_distance(difference: Tensor, channel: int) -> Tensor:
+def grainy_distance(difference: Tensor, channel: int) -> Tensor:
     """Squared distance to a colour made lighter or darker by the grain, whichever is nearer."""
     lighter, darker = (
         (difference + step).pow(2).sum(channel) for step in (-world.GRAIN, world.GRAIN)

@@ -15,13 +15,15 @@ from dopsd.config.load import shown_values
 from dopsd.config.recipes import recipes
 from dopsd.contexts import CONTEXTS
 from dopsd.data.run_data import read_spec
+from dopsd.data.shapes_source import sprites_seed
 from dopsd.driver.checks import check_context
 from dopsd.errors import ConfigError
+from dopsd.library.recipe import Recipes
 from dopsd.models import FAMILIES
 from tests.helpers.paths import CONFIGS
 
 RECIPES = sorted(CONFIGS.glob("*.yaml"))
-COUNT = 12
+COUNT = 14
 """Recipes that there are: a test over all of them cannot pass over none."""
 DEMO = CONFIGS / "shapes.yaml"
 
@@ -45,6 +47,21 @@ def test_demo_fits_two_cpus() -> None:
     roles = [config.encoder, config.rollout, config.teacher, config.learner]
     assert sum(role.workers * role.cpus for role in roles) < 2
     assert config.device == "cpu"
+
+
+@pytest.mark.parametrize("name", ["shapes_library", "z_image_turbo_library"])
+def test_library_recipes_are_libraries(name: str) -> None:
+    config = load_config(name)
+    Recipes(config)  # refuses what no library can have
+    assert config.library.workers > 1 and config.learner.gpus in (None, 0, 1)
+    steps = config.library.steps
+    assert steps.min <= steps.of(12) <= steps.max
+
+
+def test_the_library_demo_fits_two_cpus() -> None:
+    config = load_config("shapes_library")
+    assert config.library.workers * config.learner.cpus < 2 and config.encoder.cpus < 2
+    assert config.device == "cpu" and sprites_seed(config.data.source or "") == 0
 
 
 def test_gpu_recipe_is_the_authors() -> None:

@@ -10,9 +10,10 @@ from dopsd.plan import comment, make_plan
 from dopsd.plan.cards import CARDS
 from dopsd.plan.split import BALANCED
 
-ON_GPUS = [name for name in recipes() if name != "shapes"]
+ON_GPUS = [name for name in recipes() if not name.startswith("shapes")]
+LIBRARIES = ["z_image_turbo_library"]
 ONE_CARD = {"z_image_turbo_lora_16gb": "4060ti-16", "z_image_turbo_lora_24gb": "3090-24"}
-EIGHT = [name for name in ON_GPUS if name not in ONE_CARD]
+EIGHT = [name for name in ON_GPUS if name not in (*ONE_CARD, *LIBRARIES)]
 
 
 @pytest.mark.parametrize("name", ON_GPUS)
@@ -33,6 +34,13 @@ def test_one_card_holds_the_run_and_the_encoder_before_it(name: str) -> None:
     whole = make_plan(load_config(name, ["model.quantize=none"]), card)
     saved = whole.roles[0].parts["weights"] - plan.roles[0].parts["weights"]
     assert saved > 0.45 * whole.roles[0].parts["weights"]
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_a_worker_of_a_library_fits_one_card(name: str) -> None:
+    plan = make_plan(load_config(name))
+    assert plan.shipped.gpus == 1 and plan.shipped.kind == "fused"
+    assert plan.shipped.fits(CARDS["h100-80"])
 
 
 @pytest.mark.parametrize("name", EIGHT)

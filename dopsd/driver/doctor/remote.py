@@ -7,7 +7,7 @@ import uuid
 
 from dopsd import storage
 from dopsd.config import RunConfig
-from dopsd.data.run_data import SHAPES
+from dopsd.data.shapes_source import SHAPES
 from dopsd.driver.doctor.finding import Finding, ok
 from dopsd.errors import DopsdError, message_line
 
