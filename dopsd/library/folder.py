@@ -27,7 +27,7 @@ from dopsd.readers import Object, checked, read_json
 from dopsd.seal import sealed, unsealed
 
 CONFIG, CATALOGUE, LEDGER = "library.yaml", "catalog.parquet", "ledger.jsonl"
-INDEX = "index.parquet"
+INDEX, PAGE, PAGES = "index.parquet", "index.html", "pages/"
 CONCEPTS, STATE = "concepts/", "state/"
 LORA, TEACHER, CARD = "lora.safetensors", "teacher_lora.safetensors", "card.json"
 SHEET = "sheet.webp"
@@ -102,6 +102,14 @@ class LibraryFolder:
     def write_index(self, rows: Sequence[dict[str, Any]]) -> None:
         """Write what became of each concept; it can always be made again (status.py)."""
         self._own.write(INDEX, _parquet(pa.Table.from_pylist(list(rows), schema=_INDEX)))
+
+    def write_page(self, files: Mapping[str, bytes]) -> None:
+        """Write the files of the page (page.py) in the place of those of an earlier one. Raises
+        ConfigError where something of somebody else, or one of ours that was changed, is there."""
+        before = [name for name in self._own.entries() if name.startswith(PAGES)]
+        self._own.check(*files, *before)
+        self._own.write_all(files)
+        self._own.remove(set(before) - files.keys())
 
     def config(self) -> RunConfig:
         """The config with which the library was started last. Raises ConfigError where none is."""

@@ -6,6 +6,7 @@ import base64
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from dopsd import __version__, shown
 from dopsd.config import RunConfig
@@ -13,12 +14,13 @@ from dopsd.data.concepts import ConceptGroup, concept_groups
 from dopsd.data.manifest import Manifest
 from dopsd.data.run_data import concept_weights
 from dopsd.driver.progress import Report, Show
-from dopsd.errors import DopsdError, WorkerError
+from dopsd.errors import ConfigError, DopsdError, StorageError, WorkerError
 from dopsd.export import lora_metadata
 from dopsd.library.card import Card
 from dopsd.library.catalogue import Catalogue, Concept
 from dopsd.library.folder import LEDGER, LORA, SHEET, TEACHER, LibraryFolder
 from dopsd.library.ledger import LibraryLedger, fold, read_ledger
+from dopsd.library.page import write_page
 from dopsd.library.pool import Ended, Event, Finished, Joined, Told, WorkerPool
 from dopsd.library.recipe import Recipes
 from dopsd.library.scheduler import Assignment, Counts, Scheduler, Tries
@@ -92,8 +94,10 @@ class LibraryTraining:
                 self._run()
         finally:
             self.ledger.flush()
-            self.folder.write_index(library_status(self.folder.path).rows)
-        problems = list(self.ledger.notices)
+            rows = library_status(self.folder.path).rows
+            self.folder.write_index(rows)
+            unwritten = self._write_page(rows)
+        problems = [*self.ledger.notices, *unwritten]
         problems += [f"parked: {shown.line(n)}: {why}" for n, why in scheduler.parked.items()]
         if self._undrawn:
             name, why = next(iter(self._undrawn.items()))
@@ -108,6 +112,14 @@ class LibraryTraining:
             self._pace.busy,
             problems,
         )
+
+    def _write_page(self, rows: list[dict[str, Any]]) -> list[str]:
+        """Returns why it could not be written, if so: no adapter is lost by that."""
+        try:
+            write_page(self.folder, rows)
+        except (ConfigError, StorageError) as error:
+            return [f"the page was not made: {error}"]
+        return []
 
     def _run(self) -> None:
         with self._workers() as self._pool:
