@@ -47,7 +47,9 @@ def train(config: ConfigPath, overrides: Overrides = None, take_over: TakeOver =
     run = load_config(config, overrides)
     quiet()
     from dopsd.driver.progress import Progress, clock
+    from dopsd.library.folder import PAGE
     from dopsd.library.run import train_library
+    from dopsd.storage import join
 
     with Progress() as progress:
         summary = train_library(run, progress.show, take_over=take_over)
@@ -59,6 +61,7 @@ def train(config: ConfigPath, overrides: Overrides = None, take_over: TakeOver =
         f"{counts.parked} parked"
     )
     say(f"  library  {summary.folder}")
+    say(f"  page     {join(summary.folder, PAGE)}")
     for problem in summary.problems:
         say(f"  warning: {problem}")
     if counts.parked:
@@ -90,6 +93,19 @@ def verify(
         say(line)
     if report.problems:
         raise typer.Exit(1)
+
+
+@app.command()
+def page(library: LibraryPath, take_over: TakeOver = False) -> None:
+    """Make the page to browse a library anew: cards with pictures, search, failures first."""
+    from dopsd.lease import claimed
+    from dopsd.library.page import write_library_page
+    from dopsd.library.status import check_holds_library
+
+    check_holds_library(library)
+    with claimed(library, "LIB", take_over=take_over, tell=say):
+        written = write_library_page(library)
+    say(written)
 
 
 @app.command()

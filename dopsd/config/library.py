@@ -81,9 +81,10 @@ class LibrarySection(Section):
         description="Stop when more than this share of the concepts is parked, which is no bad "
         "concept but a bad recipe. Three may always be, unless this is 0.",
     )
-    keep: list[Literal["lora", "teacher"]] = Field(
-        default_factory=lambda: ["lora"],  # type: ignore[arg-type]
-        description="Of each concept: the student's LoRA, and the teacher's as well.",
+    keep: list[Literal["lora", "teacher", "sheet"]] = Field(
+        default_factory=lambda: ["lora", "sheet"],  # type: ignore[arg-type]
+        description="Of each concept: the student's LoRA, the teacher's as well, and a contact "
+        "sheet of `preview.samples` of its samples with its scores.",
     )
     overrides: dict[str, dict[str, float | int | str]] = Field(
         default_factory=dict,
@@ -95,8 +96,10 @@ class LibrarySection(Section):
 
     @model_validator(mode="after")
     def _one_worker_for_all(self) -> LibrarySection:
-        if "lora" not in self.keep:
-            raise ValueError(f"library.keep: {self.keep}, allowed: lora, or lora and teacher")
+        if "lora" not in self.keep or len(self.keep) > len(set(self.keep)):
+            raise ValueError(
+                f"library.keep: {self.keep}, allowed: lora, and beside it teacher, sheet or both"
+            )
         for pattern, keys in self.overrides.items():
             for key in keys:
                 if key in OVERRIDABLE:

@@ -57,8 +57,9 @@ class Estimate:
 
     @property
     def adapter_bytes(self) -> float:
-        """That stay of each concept: bf16."""
-        return 2.0 * self.plan.demand.trained * len(self.plan.config.library.keep)
+        """That stay of each concept: bf16. A contact sheet is small beside them."""
+        adapters = {"lora", "teacher"}.intersection(self.plan.config.library.keep)
+        return 2.0 * self.plan.demand.trained * len(adapters)
 
     @property
     def context_bytes(self) -> float:

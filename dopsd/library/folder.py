@@ -1,23 +1,25 @@
 """The folder of a library: where everything of a concept lies, and the cards that say what is done.
 
 ``card.json`` is written last. One that can be read, whose fingerprint is that of the concept as it
-would be trained now and whose adapter is there, IS the concept's being done; nothing else is.
+would be trained now and whose adapter is there, IS the concept's being done; nothing else is. A
+contact sheet that is lost costs no training.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from dopsd import storage
 from dopsd.config import RunConfig, dump_config
 from dopsd.config.load import parse_config
 from dopsd.errors import ConfigError, DataError
+from dopsd.library.card import Card, Count
 from dopsd.library.catalogue import Concept
 from dopsd.library.names import digest, folder_of
 from dopsd.ownership import FileDigest, OwnedFolder, digest_of
@@ -25,9 +27,10 @@ from dopsd.readers import Object, checked, read_json
 from dopsd.seal import sealed, unsealed
 
 CONFIG, CATALOGUE, LEDGER = "library.yaml", "catalog.parquet", "ledger.jsonl"
-INDEX = "index.parquet"
+INDEX, PAGE, PAGES = "index.parquet", "index.html", "pages/"
 CONCEPTS, STATE = "concepts/", "state/"
 LORA, TEACHER, CARD = "lora.safetensors", "teacher_lora.safetensors", "card.json"
+SHEET = "sheet.webp"
 _RESUME = "resume.json"
 _SIDE_BY_SIDE = 16
 """Cards that are read at a time."""
@@ -47,42 +50,18 @@ _INDEX = pa.schema(
         ("seconds", pa.float64()),
         ("first_loss", pa.float64()),
         ("last_loss", pa.float64()),
+        ("metric", pa.string()),
+        ("base_distance", pa.float64()),
+        ("student_distance", pa.float64()),
+        ("sharpness_ratio", pa.float64()),
+        ("no_sheet", pa.string()),
+        ("thumbnail", pa.binary()),
         ("fingerprint", pa.string()),
         ("adapter_sha256", pa.string()),
     ]
 )
-"""``status``: done, in flight, waiting, skipped or parked; ``attempts``: failed ones included."""
-
-Count = Annotated[int, Field(ge=0)]
-
-
-class Card(BaseModel):
-    """What became of a concept."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    format: Literal["dopsd-card"] = "dopsd-card"
-    version: Literal[1] = 1
-    concept: str
-    fingerprint: str
-    pictures: Count
-    captions: Count
-    planned_steps: Count
-    steps: Count
-    """That were trained: fewer where ``stopped`` says why."""
-    stopped: str = ""
-    attempt: Count
-    """In which it succeeded."""
-    seconds: Annotated[float, Field(ge=0)]
-    """Of the attempt that ended it, from the concept's arrival at the worker."""
-    first_loss: float | None
-    last_loss: float | None
-    """Means of the first and of the last steps."""
-    adapter_sha256: str
-    """Of the fp32 student as it was trained, before it was cast."""
-    files: dict[str, FileDigest]
-    dopsd: str
-    """Version."""
+"""``status``: done, in flight, waiting, skipped or parked; ``attempts``: failed ones included.
+Distances, ratio and thumbnail (WebP) are those of the concept's contact sheet: see card.py."""
 
 
 class Resume(BaseModel):
@@ -124,6 +103,14 @@ class LibraryFolder:
         """Write what became of each concept; it can always be made again (status.py)."""
         self._own.write(INDEX, _parquet(pa.Table.from_pylist(list(rows), schema=_INDEX)))
 
+    def write_page(self, files: Mapping[str, bytes]) -> None:
+        """Write the files of the page (page.py) in the place of those of an earlier one. Raises
+        ConfigError where something of somebody else, or one of ours that was changed, is there."""
+        before = [name for name in self._own.entries() if name.startswith(PAGES)]
+        self._own.check(*files, *before)
+        self._own.write_all(files)
+        self._own.remove(set(before) - files.keys())
+
     def config(self) -> RunConfig:
         """The config with which the library was started last. Raises ConfigError where none is."""
         try:
@@ -144,7 +131,8 @@ class LibraryFolder:
     def keep(self, card: Card, files: Mapping[str, bytes]) -> None:
         """Write what a concept leaves, its card last. Of an older adapter the card goes first."""
         folder = self.concept(card.concept)
-        storage.remove(storage.join(folder, CARD))
+        for old in (CARD, *({TEACHER, SHEET} - files.keys())):
+            storage.remove(storage.join(folder, old))
         for name, payload in files.items():
             storage.write_bytes(storage.join(folder, name), payload, durable=True)
         payload = sealed(card.model_dump(mode="json"))
@@ -174,7 +162,8 @@ class LibraryFolder:
             card = checked(unsealed(read_json(path, Object)), path, Card, DataError)
         except (DataError, ValueError, FileNotFoundError):
             return None
-        whole = all(sizes.get(file) == written.bytes for file, written in card.files.items())
+        needed = {file: written for file, written in card.files.items() if file != SHEET}
+        whole = all(sizes.get(file) == written.bytes for file, written in needed.items())
         return card if whole and card.concept == name else None
 
     def save_state(

@@ -8,7 +8,8 @@ from typing import Any
 
 from dopsd import shown
 from dopsd.errors import ConfigError
-from dopsd.library.folder import LEDGER, Card, LibraryFolder
+from dopsd.library.card import Card
+from dopsd.library.folder import LEDGER, LibraryFolder
 from dopsd.library.ledger import LibraryLedger, Story, fold, read_ledger
 
 DONE, IN_FLIGHT, WAITING, SKIPPED, PARKED = "done", "in flight", "waiting", "skipped", "parked"
@@ -73,7 +74,11 @@ def _row(concept: dict[str, Any], card: Card | None, story: Story | None) -> dic
     row["attempts"] = story.tries.failures + (card is not None)
     if card is not None:
         names = ("steps", "stopped", "seconds", "first_loss", "last_loss", "adapter_sha256")
-        row |= {name: getattr(card, name) for name in names}
+        row |= {name: getattr(card, name) for name in (*names, "no_sheet")}
+        row["thumbnail"] = card.thumbnail or None
+        if (scores := card.scores) is not None:
+            row |= {"metric": scores.metric, "sharpness_ratio": scores.sharpness}
+            row |= {"base_distance": scores.base, "student_distance": scores.student}
     return row
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from dopsd import __version__, shown
 from dopsd.config import RunConfig
@@ -12,14 +14,16 @@ from dopsd.data.concepts import ConceptGroup, concept_groups
 from dopsd.data.manifest import Manifest
 from dopsd.data.run_data import concept_weights
 from dopsd.driver.progress import Report, Show
-from dopsd.errors import DopsdError, WorkerError
+from dopsd.errors import ConfigError, DopsdError, StorageError, WorkerError
 from dopsd.export import lora_metadata
+from dopsd.library.card import Card
 from dopsd.library.catalogue import Catalogue, Concept
-from dopsd.library.folder import LEDGER, LORA, TEACHER, Card, LibraryFolder
+from dopsd.library.folder import LEDGER, LORA, SHEET, TEACHER, LibraryFolder
 from dopsd.library.ledger import LibraryLedger, fold, read_ledger
+from dopsd.library.page import write_page
 from dopsd.library.pool import Ended, Event, Finished, Joined, Told, WorkerPool
 from dopsd.library.recipe import Recipes
-from dopsd.library.scheduler import Assignment, Counts, Scheduler
+from dopsd.library.scheduler import Assignment, Counts, Scheduler, Tries
 from dopsd.library.speed import Pace
 from dopsd.library.status import library_status
 from dopsd.library.worker import Job, Trained
@@ -70,6 +74,8 @@ class LibraryTraining:
         """Step at which each concept in flight began."""
         self._loads = 0
         self._trained = 0
+        self._undrawn: dict[str, str] = {}
+        """Concepts of this start without a sheet, and why."""
         self._pace = Pace(sum(c.steps for c in catalogue.trained if self._is_open(c.name)))
 
     def way_on(self) -> str:
@@ -88,9 +94,16 @@ class LibraryTraining:
                 self._run()
         finally:
             self.ledger.flush()
-            self.folder.write_index(library_status(self.folder.path).rows)
-        problems = list(self.ledger.notices)
+            rows = library_status(self.folder.path).rows
+            self.folder.write_index(rows)
+            unwritten = self._write_page(rows)
+        problems = [*self.ledger.notices, *unwritten]
         problems += [f"parked: {shown.line(n)}: {why}" for n, why in scheduler.parked.items()]
+        if self._undrawn:
+            name, why = next(iter(self._undrawn.items()))
+            problems.append(
+                f"{len(self._undrawn)} adapters have no sheet, e.g. {shown.value(name)}: {why}"
+            )
         return LibrarySummary(
             self.folder.path,
             scheduler.counts,
@@ -99,6 +112,14 @@ class LibraryTraining:
             self._pace.busy,
             problems,
         )
+
+    def _write_page(self, rows: list[dict[str, Any]]) -> list[str]:
+        """Returns why it could not be written, if so: no adapter is lost by that."""
+        try:
+            write_page(self.folder, rows)
+        except (ConfigError, StorageError) as error:
+            return [f"the page was not made: {error}"]
+        return []
 
     def _run(self) -> None:
         with self._workers() as self._pool:
@@ -134,6 +155,8 @@ class LibraryTraining:
             kept[0].step if kept else 0,
             kept[1] if kept else {},
             list(kept[0].losses) if kept else [],
+            # Drawing may be what its worker died of.
+            draw=not self.scheduler.tries.get(name, Tries()).deaths,
         )
         self._began[name] = job.first
         self.ledger.begin(given, self._prints[name], job.first)
@@ -168,17 +191,22 @@ class LibraryTraining:
         files = {LORA: result.lora}
         if result.teacher is not None:
             files[TEACHER] = result.teacher
+        if result.sheet is not None:
+            files[SHEET] = result.sheet.webp
         self.folder.keep(self._card(concept, given, result, files), files)
         self.ledger.done(concept.name, self._prints[concept.name], result.steps)
         self.folder.drop_state(concept.name)
         self.scheduler.finish(worker)
         self._pace.end(worker, concept.steps - self._began[concept.name])
         self._trained += 1
+        if result.no_sheet:
+            self._undrawn[concept.name] = result.no_sheet
         self._tell(f"  done:   {_result_line(concept, result, worker)}")
 
     def _card(
         self, concept: Concept, given: Assignment, result: Trained, files: Mapping[str, bytes]
     ) -> Card:
+        sheet = result.sheet
         return Card(
             concept=concept.name,
             fingerprint=self._prints[concept.name],
@@ -192,6 +220,9 @@ class LibraryTraining:
             first_loss=result.losses[0],
             last_loss=result.losses[1],
             adapter_sha256=result.adapter_sha256,
+            scores=sheet.scores if sheet else None,
+            thumbnail=base64.urlsafe_b64encode(sheet.thumbnail) if sheet else b"",
+            no_sheet=result.no_sheet,
             files={name: digest_of([payload]) for name, payload in files.items()},
             dopsd=__version__,
         )
@@ -288,7 +319,11 @@ def _result_line(concept: Concept, result: Trained, worker: str) -> str:
     first, last = result.losses
     loss = "" if first is None or last is None else f"loss {first:.4f} -> {last:.4f}, "
     why = f" ({result.stopped})" if result.stopped else ""
+    if result.sheet is not None:
+        scores = result.sheet.scores
+        loss += f"distance {scores.base:.3g} -> {scores.student:.3g}, "
+    undrawn = f"; no sheet: {result.no_sheet}" if result.no_sheet else ""
     return (
         f"{shown.line(concept.name)}: {loss}{result.steps} steps{why}, {result.seconds:.1f} s on "
-        f"{worker}"
+        f"{worker}{undrawn}"
     )

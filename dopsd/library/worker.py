@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributed import HashStore
 
+from dopsd import shown
 from dopsd.checkpoint.learner_state import LearnerState, SlicedState
 from dopsd.config import RunConfig
 from dopsd.coordinator.admission import rank_share
@@ -25,6 +26,7 @@ from dopsd.data.context_cache.files import CachedRows, ContextCache, encoded_blo
 from dopsd.data.plan import Plan
 from dopsd.data.read import RowGroups
 from dopsd.data.run_data import plan_of_groups, read_spec
+from dopsd.errors import message_line
 from dopsd.export import lora_file
 from dopsd.intervals import mean
 from dopsd.learner.learner import Learner
@@ -32,6 +34,7 @@ from dopsd.learner.sources import FusedSource
 from dopsd.learner.student import build_student
 from dopsd.learner.weights import ReplicatedWeights, Weights
 from dopsd.learner.zero.engine import ZeroEngine, engine_config
+from dopsd.library.sheet import Sheet, SheetSampler
 from dopsd.library.stopping import stops
 from dopsd.models import FAMILIES
 from dopsd.models.checksum import sha256
@@ -60,6 +63,8 @@ class Job:
     files: dict[str, bytes]
     """Of that state, if there is one."""
     losses: Losses
+    draw: bool = True
+    """Its sheet, where the library keeps one."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,9 @@ class Trained:
     seconds: float
     first_step_seconds: float
     """From the job's arrival to its first finished step."""
+    sheet: Sheet | None = None
+    no_sheet: str = ""
+    """Why there is none, where drawing failed."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +114,10 @@ class LibraryWorker:
     ) -> None:
         self.config, self._preset, self._device = config, preset, torch.device(device)
         spec = replace(read_spec(config), images=False, reference_pixels=0)
-        self._rows, self._captions = CachedRows(cache), RowGroups(config.shards, spec)
+        self._cache, self._rows = cache, CachedRows(cache)
+        self._captions = RowGroups(config.shards, spec)
         self._engine: ZeroEngine | None = None
+        self._sheets: SheetSampler | None = None
         self._begin: dict[str, Tensor] = {}
         self._progress = _Progress()
 
@@ -123,6 +133,8 @@ class LibraryWorker:
         settings = engine_config(self.config, self._preset, accumulation)
         self._engine = ZeroEngine(student, settings, self.config.learner)
         self._begin = self._engine.full_weights(STUDENT)
+        if "sheet" in self.config.library.keep and self.config.preview.samples:
+            self._sheets = SheetSampler(self.config, self._cache, student)
 
     def train(self, job: Job) -> Trained:
         """Train a concept to its end. Raises as ``Learner.run`` does, and DataError for a row that
@@ -144,7 +156,7 @@ class LibraryWorker:
         assert isinstance(weights, ReplicatedWeights), "adapters: lora, as the library checks"
         assert steps is not None
         student, keep = weights.full(STUDENT), config.library.keep
-        return Trained(
+        trained = Trained(
             _lora(job, STUDENT, student),
             _lora(job, TEACHER, weights.full(TEACHER)) if "teacher" in keep else None,
             steps,
@@ -154,6 +166,20 @@ class LibraryWorker:
             time.perf_counter() - began,
             run.first_step_seconds,
         )
+        # The adapter is made: nothing that drawing does or fails at can reach it.
+        sheet, why = self._drawn(job)
+        return replace(trained, seconds=time.perf_counter() - began, sheet=sheet, no_sheet=why)
+
+    def _drawn(self, job: Job) -> tuple[Sheet | None, str]:
+        """(the concept's sheet, why there is none although one is kept)."""
+        if self._sheets is None:
+            return None, ""
+        if not job.draw:
+            return None, "a worker died of this concept, perhaps while it drew"
+        try:
+            return self._sheets.draw(job.groups, self._device), ""
+        except Exception as error:  # models, autoencoders and pictures fail in many ways
+            return None, shown.line(message_line(error), 300)
 
     def news(self) -> News:
         """How far the job is; its newest state that was not told yet."""

@@ -25,6 +25,7 @@ PROMPT_TOKENS = 512
 """At which the stock pipelines cut a prompt."""
 LEVELS = 1000
 """Resolution at which flow matching reads a pipeline's schedule."""
+_NO_TEXT_ENCODER = {"text_encoder": None, "tokenizer": None}
 
 
 @dataclass(frozen=True)
@@ -121,13 +122,26 @@ class Family(ABC):
         """The stock diffusers pipeline, to draw pictures with; without ``text_encoder`` it takes
         contexts only. ``quantize``: as :meth:`load_transformer`. Raises ModelError as
         :func:`set_attention` does."""
-        import diffusers
-
-        given: dict[str, Any] = {}
-        if not text_encoder:
-            given = {"text_encoder": None, "tokenizer": None}
+        given: dict[str, Any] = {} if text_encoder else dict(_NO_TEXT_ENCODER)
         if quantize != "none":
             given["transformer"] = self.load_transformer(dtype, device, quantize=quantize)
+        pipeline = self._pipeline(dtype, given)
+        set_attention(pipeline.transformer, attention)
+        return pipeline.to(device)
+
+    def pipeline_around(
+        self, transformer: nn.Module, dtype: torch.dtype, device: torch.device | str
+    ) -> Any:
+        """The stock pipeline, which takes contexts only, around a ``transformer`` of this family
+        that is there already and stays as it is: the autoencoder alone is loaded."""
+        pipeline = self._pipeline(dtype, {**_NO_TEXT_ENCODER, "transformer": transformer})
+        pipeline.vae.requires_grad_(False).to(device)
+        return pipeline
+
+    def _pipeline(self, dtype: torch.dtype, given: dict[str, Any]) -> Any:
+        """The stock pipeline on the CPU; ``given``: parts that are not loaded."""
+        import diffusers
+
         with loading_errors(self.base):
             pipeline = getattr(diffusers, self.pipeline_class).from_pretrained(
                 self.base,
@@ -136,10 +150,9 @@ class Family(ABC):
                 use_safetensors=True,
                 **given,
             )
-        set_attention(pipeline.transformer, attention)
         pipeline.set_progress_bar_config(disable=True)
         pipeline.vae.enable_slicing()  # a decoder's memory is that of one picture, not of a call's
-        return pipeline.to(device)
+        return pipeline
 
     def load_vae(self, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
         """The frozen autoencoder on ``device``."""

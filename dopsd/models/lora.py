@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 
 STUDENT, TEACHER = "student", "teacher"
+BASE = "base"
+"""No adapter has this name: active, it leaves the base alone."""
 MAGNITUDE = "lora_magnitude_vector"
 """Name of DoRA's magnitudes: that of PEFT's own files, which diffusers reads too."""
 
@@ -138,7 +140,8 @@ def lora_layers(transformer: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
 
 
 def activate(transformer: nn.Module, adapter: str) -> None:
-    """Make ``adapter`` the one that the forward pass uses; ``requires_grad`` is not touched."""
+    """Make ``adapter`` the one that the forward pass uses, none of them for ``BASE``;
+    ``requires_grad`` is not touched."""
     for _, layer in lora_layers(transformer):
         layer._active_adapter = [adapter]
 

@@ -114,7 +114,8 @@ def test_data_that_no_library_can_have_is_refused(samples, overrides, line) -> N
             "library.overrides={a: {learner.warmup_steps: 121}}",
             "learner.warmup_steps: 121, allowed: at most library.steps.min (120)",
         ),
-        ("library.keep=[teacher]", "library.keep: ['teacher'], allowed: lora, or lora and teacher"),
+        ("library.keep=[sheet]", "library.keep: ['sheet'], allowed: lora, and beside it teacher,"),
+        ("library.keep=[lora, lora]", "library.keep: ['lora', 'lora'], allowed: lora, and beside"),
         ("library.max_parked=2", "library.max_parked: 2, allowed: at most 1"),
     ],
 )

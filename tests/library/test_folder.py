@@ -6,8 +6,9 @@ import pytest
 
 from dopsd import storage
 from dopsd.errors import ConfigError, DataError
+from dopsd.library.card import Card
 from dopsd.library.catalogue import Concept
-from dopsd.library.folder import CARD, LORA, Card, LibraryFolder
+from dopsd.library.folder import CARD, LORA, SHEET, LibraryFolder
 from dopsd.library.lora import concept_lora
 from dopsd.library.verify import verify_library
 from dopsd.ownership import digest_of
@@ -16,7 +17,7 @@ from tests.helpers.tiny import make_config
 FILES = {LORA: b"weights"}
 
 
-def card(name: str, fingerprint: str = "f") -> Card:
+def card(name: str, fingerprint: str = "f", files: dict[str, bytes] = FILES) -> Card:
     return Card(
         concept=name,
         fingerprint=fingerprint,
@@ -29,7 +30,7 @@ def card(name: str, fingerprint: str = "f") -> Card:
         first_loss=0.5,
         last_loss=0.25,
         adapter_sha256="a",
-        files={name: digest_of([payload]) for name, payload in FILES.items()},
+        files={name: digest_of([payload]) for name, payload in files.items()},
         dopsd="0",
     )
 
@@ -56,6 +57,21 @@ def test_a_card_that_is_whole_is_a_concept_that_is_done(library: LibraryFolder) 
     assert library.card("<b>") is None, "an adapter that was cut off"
     Path(library.concept("<b>"), LORA).unlink()
     assert library.card("<b>") is None
+
+
+def test_a_sheet_that_is_lost_is_told_and_costs_no_training(library: LibraryFolder) -> None:
+    files = {**FILES, SHEET: b"pictures"}
+    library.keep(card("<b>", files=files), files)
+    path = Path(library.concept("<b>"), SHEET)
+    path.write_bytes(b"scribble")
+    told = "'<b>': sheet.webp does not hold what its card says".replace("'", "")
+    assert verify_library(library.path).problems[0] == told
+    path.unlink()
+    assert library.card("<b>") == card("<b>", files=files)
+    assert verify_library(library.path).problems[0].startswith("<b>: sheet.webp: ")
+    path.write_bytes(b"of an older adapter")
+    library.keep(card("<b>"), FILES)
+    assert not path.exists()
 
 
 def test_where_a_concept_stands_is_whole_or_absent(library: LibraryFolder) -> None:

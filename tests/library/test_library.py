@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from dopsd.checkpoint.learner_state import STUDENT_FILE
 from dopsd.config import RunConfig
 from dopsd.driver.train import train
-from dopsd.library.folder import LEDGER, LibraryFolder
+from dopsd.library.folder import LEDGER, LORA, PAGE, SHEET, LibraryFolder
 from dopsd.library.ledger import fold, read_ledger
 from dopsd.library.run import LibrarySummary, train_library
 from dopsd.library.status import DONE, SKIPPED, library_status
@@ -70,7 +70,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def library(tiny_base: Path, folder: Path, ray_cluster: None) -> LibrarySummary:
-    return train_library(library_config(tiny_base, folder, "library"), quiet)
+    return train_library(
+        library_config(tiny_base, folder, "library", preview={"samples": 2}), quiet
+    )
 
 
 def test_every_concept_is_done_or_has_its_reason(library: LibrarySummary, folder: Path) -> None:
@@ -82,10 +84,16 @@ def test_every_concept_is_done_or_has_its_reason(library: LibrarySummary, folder
     assert status.having(SKIPPED)["lonely"].startswith("too few pictures: 1, library.min_images: 3")
     index = pq.read_table(f"{library.folder}/index.parquet").to_pylist()
     assert [row["status"] for row in index] == [row["status"] for row in status.rows]
+    page = Path(library.folder, PAGE).read_text()
+    assert "&lt;img onerror=alert(1)&gt;" in page and page.count("data:image/webp") == len(done)
+    assert all(bool(row["thumbnail"]) == (row["status"] == DONE) for row in index)
     told = verify_library(library.folder).lines()
     assert told == [f"3 of 3 concepts are done and whole, {3 * STEPS} steps once in the ledger"]
     stories = fold(read_ledger(f"{library.folder}/{LEDGER}"))
     assert {n: s.spans for n, s in stories.items()} == {n: [(0, STEPS)] for n in done}
+    card = LibraryFolder(library.folder).card("CON")
+    assert card is not None and card.files.keys() == {LORA, SHEET}
+    assert card.scores is not None and card.scores.metric == "latent"
     written = {path.relative_to(folder).parts[0] for path in folder.rglob("*")}
     assert written == {"source", "shards", "library"}
     assert not any((folder / "library" / "state").rglob("*.*"))

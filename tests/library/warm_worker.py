@@ -1,19 +1,26 @@
 """A library's worker without Ray: ``python -m tests.library.warm_worker BASE FOLDER OUT WORD...``
 
 trains the concepts that the words name, one after the other, and writes the SHA-256 of each adapter
-to ``OUT``. ``b:resume`` trains `b` from a state that an earlier attempt at it would have left.
+and of its sheet to ``OUT``. ``b:resume`` trains `b` from a state that an earlier attempt at it
+would have left; ``plain`` as the first word keeps no sheets.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import sys
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
+import torch
+from PIL import Image
+
 from dopsd.config import RunConfig
 from dopsd.contexts.training import TrainingEncoderFactory
-from dopsd.data.concepts import concept_groups
+from dopsd.data.concepts import ConceptGroup, concept_groups
 from dopsd.data.context_cache.files import ContextCache
 from dopsd.data.context_cache.writer import GroupWriter
 from dopsd.data.manifest import Manifest, PrepareSettings, RowGroup
@@ -23,7 +30,9 @@ from dopsd.data.run_data import read_spec
 from dopsd.data.sources.rows import ByteRange, SourceRow
 from dopsd.learner.zero.engine import read_preset
 from dopsd.library.recipe import Recipes
+from dopsd.library.sheet import THUMBNAIL_BYTES, Sheet
 from dopsd.library.worker import Job, LibraryWorker, SavedState
+from dopsd.models.lora import checksum, lora_layers
 from tests.data.samples import picture
 from tests.helpers.runs import run_config
 
@@ -32,7 +41,7 @@ SIZES = {"a": 3, "b": 4, "c": 3}
 SETTINGS = PrepareSettings(pixel_area=1024, bucket_multiple=8, rows_per_group=4, seed=3)
 
 
-def library_config(base: str, folder: Path) -> RunConfig:
+def library_config(base: str, folder: Path, sheets: bool) -> RunConfig:
     return run_config(
         Path(base),
         folder / "library",
@@ -40,7 +49,12 @@ def library_config(base: str, folder: Path) -> RunConfig:
         data={"shards": str(folder / "shards")},
         source="fused",
         learner={"workers": 1, "lr": 1e-2, "micro_batch": 1},
-        library={"steps": {"min": STEPS, "max": STEPS}, "overrides": {"c": {"learner.lr": 5e-2}}},
+        library={
+            "steps": {"min": STEPS, "max": STEPS},
+            "overrides": {"c": {"learner.lr": 5e-2}},
+            "keep": ["lora", "sheet"] if sheets else ["lora"],
+        },
+        preview={"samples": 2},
         checkpoint={"every_steps": SAVED},
     )
 
@@ -94,15 +108,48 @@ def write_data(config: RunConfig, folder: Path) -> tuple[Manifest, ContextCache]
     return manifest, cache
 
 
+def check_sheet(sheet: Sheet) -> None:
+    """Two rows of three pictures, a thumbnail of one, and scores of an adapter that moved."""
+    with Image.open(io.BytesIO(sheet.webp)) as image:
+        assert image.format == "WEBP" and image.width > 3 * 192
+    with Image.open(io.BytesIO(sheet.thumbnail)) as image:
+        assert (image.format, len(sheet.thumbnail) <= THUMBNAIL_BYTES) == ("WEBP", True)
+    scores = sheet.scores
+    assert scores.metric == "latent" and scores.base > 0 and scores.student != scores.base
+    assert scores.sharpness is not None and scores.sharpness != 1.0
+
+
+def check_left_as_it_was(worker: LibraryWorker, groups: Sequence[ConceptGroup]) -> None:
+    """Drawing once more changes nothing of the model: neither bits, nor modes, nor what trains."""
+    assert worker._engine is not None and worker._sheets is not None
+    student = worker._engine.student
+
+    def state() -> tuple[object, ...]:
+        layers = [layer.active_adapters for _, layer in lora_layers(student.transformer)]
+        modes = [(m.training, type(m)) for m in student.modules()]
+        return (
+            layers,
+            modes,
+            [(n, p.requires_grad, p.grad is None) for n, p in student.named_parameters()],
+            checksum(dict(student.named_parameters())),
+            torch.get_rng_state().tolist(),
+        )
+
+    before = state()
+    worker._sheets.draw(groups, torch.device("cpu"))
+    assert state() == before
+
+
 def main(base: str, folder: Path, out: Path, words: list[str]) -> None:
-    config = library_config(base, folder)
+    plain = words[0] == "plain"
+    config = library_config(base, folder, sheets=not plain)
     manifest, cache = write_data(config, folder)
     recipes, groups = Recipes(config), concept_groups(manifest)
     worker = LibraryWorker(config, read_preset(config.learner.deepspeed), cache, "cpu")
     worker.load()
     states: dict[str, SavedState] = {}
     told = {}
-    for word in words:
+    for word in words[plain:]:
         name, _, resumes = word.partition(":")
         state = states[name] if resumes else None
         job = Job(
@@ -115,13 +162,21 @@ def main(base: str, folder: Path, out: Path, words: list[str]) -> None:
             state.files if state else {},
             state.losses if state else [],
         )
+        before = torch.get_rng_state()
         trained = worker.train(job)
+        assert trained.no_sheet == "" and (trained.sheet is None) == plain
+        if trained.sheet is not None:
+            assert torch.equal(torch.get_rng_state(), before), "training draws nothing of torch's"
+            check_left_as_it_was(worker, groups[name])
         news = worker.news()
         assert news.step == trained.steps == STEPS
         if news.state is not None:
             assert news.state.step == SAVED
             states[name] = news.state
         told[word] = trained.adapter_sha256
+        if trained.sheet is not None:
+            told[f"{word}:sheet"] = hashlib.sha256(trained.sheet.webp).hexdigest()
+            check_sheet(trained.sheet)
     out.write_text(json.dumps(told))
 
 
