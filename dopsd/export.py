@@ -23,6 +23,7 @@ from dopsd.data.manifest import Manifest
 from dopsd.errors import ModelError
 from dopsd.models.finite import first_nonfinite
 from dopsd.models.merge import merged_record
+from dopsd.models.warm_start import initial_record
 
 _PREFIX = "transformer."
 
@@ -149,5 +150,6 @@ def lora_metadata(config: RunConfig, manifest: Manifest) -> dict[str, str]:
             f"{trained} seed={config.run.seed}"
         ),
         "dopsd.data": manifest.fingerprint,
-        **merged_record(config.model.merge),
+        **merged_record(config.model.merge, config.model.merge_sha256),
+        **initial_record(config),
     }
