@@ -55,7 +55,6 @@ class _PeftConfig(BaseModel):
     r: Annotated[int, Field(ge=1)]
     lora_alpha: float
     use_rslora: bool = False
-    use_dora: bool = False
     rank_pattern: dict[str, Any] = {}
     alpha_pattern: dict[str, Any] = {}
 
@@ -72,7 +71,9 @@ def lora_digest(path: str, key: str) -> str:
     return _digest(path, payload, any(n.startswith(_PEFT) for n in _names(payload)))
 
 
-def read_lora_file(path: str, key: str, family: Family, sha256: str | None = None) -> LoraFile:
+def read_lora_file(
+    path: str, key: str, family: Family | type[Family], sha256: str | None = None
+) -> LoraFile:
     """``sha256``: what the file has to have. Raises ModelError in the name of ``key`` for what
     cannot be read, is not finite, or is another file."""
     where = f"{key}: {path}"
@@ -86,7 +87,7 @@ def read_lora_file(path: str, key: str, family: Family, sha256: str | None = Non
     digest = _digest(path, payload, any(name.startswith(_PEFT) for name in tensors))
     if sha256 is not None and digest != sha256:
         raise other_file(where, digest, f"{key}_sha256", sha256)
-    return LoraFile(where, _by_module(tensors, path, family, key), _metadata(payload), digest)
+    return LoraFile(where, _by_module(tensors, path, family, key), file_metadata(payload), digest)
 
 
 def other_file(where: str, found: str, key: str, wanted: str) -> ModelError:
@@ -106,6 +107,12 @@ def _payload(path: str, key: str) -> bytes:
         raise ModelError(f"{key}: {error}") from None
 
 
+def file_metadata(payload: bytes) -> dict[str, str]:
+    """What a safetensors file says of itself; nothing of what is none."""
+    said = _header(payload).get("__metadata__")
+    return {str(k): str(v) for k, v in said.items()} if isinstance(said, dict) else {}
+
+
 def _header(payload: bytes) -> dict[str, Any]:
     """Of a safetensors file; empty for what is none, which whoever loads it will say."""
     size = int.from_bytes(payload[:8], "little")
@@ -120,10 +127,6 @@ def _names(payload: bytes) -> list[str]:
     return list(_header(payload))
 
 
-def _metadata(payload: bytes) -> dict[str, str]:
-    return dict(_header(payload).get("__metadata__") or {})
-
-
 def _digest(path: str, payload: bytes, peft: bool) -> str:
     digest = hashlib.sha256(payload)
     if peft and storage.exists(beside := _peft_config(path)):
@@ -132,7 +135,7 @@ def _digest(path: str, payload: bytes, peft: bool) -> str:
 
 
 def _by_module(
-    tensors: dict[str, Tensor], path: str, family: Family, key: str
+    tensors: dict[str, Tensor], path: str, family: Family | type[Family], key: str
 ) -> dict[str, Tensor]:
     where = f"{key}: {path}"
     if any(name.startswith(_PEFT) for name in tensors):
@@ -176,6 +179,6 @@ def _peft_strength(path: str, key: str) -> float:
     config = checked(
         read_json(beside, dict[str, Any], ModelError, where=where), where, _PeftConfig, ModelError
     )
-    if config.use_dora or config.rank_pattern or config.alpha_pattern:
-        raise ModelError(f"{where}: DoRA, or ranks that differ, allowed: a plain LoRA of one rank")
+    if config.rank_pattern or config.alpha_pattern:
+        raise ModelError(f"{where}: ranks that differ, allowed: a LoRA of one rank")
     return config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)
