@@ -23,6 +23,7 @@ from dopsd.data.manifest import Manifest
 from dopsd.errors import ModelError
 from dopsd.models.finite import first_nonfinite
 from dopsd.models.merge import merged_record
+from dopsd.models.warm_start import initial_record
 
 _PREFIX = "transformer."
 
@@ -43,13 +44,21 @@ def lora_file(
     """
     from safetensors.torch import save
 
-    strength = alpha / (math.sqrt(rank) if rank_stabilized else rank)
-    tensors = {}
-    for name, tensor in state.items():
-        scale = strength if ".lora_B." in name else 1.0
-        tensors[_PREFIX + name] = (tensor.detach().float().cpu() * scale).to(dtype).contiguous()
+    whole = folded(state, rank, alpha, rank_stabilized=rank_stabilized)
+    tensors = {_PREFIX + name: tensor.to(dtype).contiguous() for name, tensor in whole.items()}
     _require_finite(tensors)
     return same_bytes(save(tensors, metadata={"format": "pt", **metadata}))
+
+
+def folded(
+    state: dict[str, Tensor], rank: int, alpha: float, *, rank_stabilized: bool = False
+) -> dict[str, Tensor]:
+    """Adapter weights in fp32 on the CPU, their strength in B."""
+    strength = alpha / (math.sqrt(rank) if rank_stabilized else rank)
+    return {
+        name: tensor.detach().float().cpu() * (strength if ".lora_B." in name else 1.0)
+        for name, tensor in state.items()
+    }
 
 
 def _require_finite(tensors: dict[str, Tensor]) -> None:
@@ -124,6 +133,11 @@ def write_transformer(
 
 def lora_metadata(config: RunConfig, manifest: Manifest) -> dict[str, str]:
     """What the exported file says of itself: base model, recipe, data fingerprint."""
+    return described(config, manifest.fingerprint)
+
+
+def described(config: RunConfig, data: str) -> dict[str, str]:
+    """The same, of data whose fingerprint is known."""
     method, lora = config.method, config.lora
     objective: str = method.objective
     if objective == "off_policy":
@@ -148,6 +162,7 @@ def lora_metadata(config: RunConfig, manifest: Manifest) -> dict[str, str]:
             f"global_batch={config.learner.global_batch} max_policy_lag={config.max_policy_lag} "
             f"{trained} seed={config.run.seed}"
         ),
-        "dopsd.data": manifest.fingerprint,
-        **merged_record(config.model.merge),
+        "dopsd.data": data,
+        **merged_record(config.model.merge, config.model.merge_sha256),
+        **initial_record(config),
     }

@@ -9,6 +9,7 @@ from typing import Any
 from dopsd.checkpoint.folder import CheckpointManifest
 from dopsd.config import RunConfig
 from dopsd.config.load import shown_values
+from dopsd.models.merge import MergedLora
 
 _FREE_SECTIONS = (
     *("run", "encoder", "rollout", "teacher", "inference", "timeouts", "library", "checkpoint"),
@@ -72,6 +73,7 @@ def config_drift(
     if seeds[0] != seeds[1]:
         return "run.seed", *seeds
     before, after = _flat(earlier), _flat(shown_values(config))
+    _compare_by_content(before, after)
     for key in sorted(before.keys() | after.keys()):
         # A key that one of the two dopsds does not know stands at its default in the other.
         old = before.get(key, _DEFAULTS.get(key))
@@ -79,6 +81,30 @@ def config_drift(
         if old != new and not _free(key, config, step):
             return key, new, old
     return None
+
+
+def _compare_by_content(before: dict[str, Any], after: dict[str, Any]) -> None:
+    """Of files whose digests both configs hold these are compared, and paths are not."""
+    for key in ("lora.init", "model.merge"):
+        old, new = (side.pop(f"{key}_sha256", None) for side in (before, after))
+        if not old or not new:
+            continue
+        files = _by_content(before[key], old), _by_content(after[key], new)
+        before[key] = after[key] if files[0] == files[1] else _told(before[key], old)
+        if files[0] != files[1]:
+            after[key] = _told(after[key], new)
+
+
+def _by_content(files: str | list[str], digests: str | list[str]) -> Any:
+    if isinstance(files, str):
+        return digests
+    return [(MergedLora.parse(file).scale, sha) for file, sha in zip(files, digests)]
+
+
+def _told(files: str | list[str], digests: str | list[str]) -> Any:
+    if isinstance(files, str):
+        return f"{files} (sha256 {digests[:12]})"
+    return [_told(file, digest) for file, digest in zip(files, digests)]
 
 
 def _free(key: str, config: RunConfig, step: int) -> bool:

@@ -15,6 +15,7 @@ from dopsd.cli.benchmark import benchmark
 from dopsd.cli.data import app as data
 from dopsd.cli.doctor import doctor
 from dopsd.cli.evaluate import evaluate
+from dopsd.cli.export import export
 from dopsd.cli.fetch import fetch
 from dopsd.cli.generate import generate
 from dopsd.cli.job import job
@@ -53,6 +54,7 @@ app = typer.Typer(
 app.command()(train)
 app.command()(prepare)
 app.command()(generate)
+app.command()(export)
 app.command("config")(show_config)
 app.command()(status)
 app.command()(stats)

@@ -8,6 +8,8 @@ from pydantic import Field
 
 from dopsd.config.base import Positive, Quantize, Section
 
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
 
 class ModelSection(Section):
     """The base, and how it is computed."""
@@ -50,6 +52,11 @@ class ModelSection(Section):
         "diffusers' or PEFT's keys, all of which must fit): added to the base's weights for "
         "training, not for drawing. So a training adapter is used.",
     )
+    merge_sha256: list[Digest] = Field(
+        default_factory=list,
+        description="SHA-256 of each file of `model.merge`, filled in when a run begins: the run "
+        "is resumed with the same files, wherever they lie. Given, the files must have them.",
+    )
 
 
 class LoraSection(Section):
@@ -74,6 +81,17 @@ class LoraSection(Section):
     )
     rank_stabilized: bool = Field(
         False, description="rsLoRA: scale by alpha / sqrt(rank), in place of alpha / rank."
+    )
+    init: str | None = Field(
+        None,
+        description="A LoRA (`.safetensors`, local or s3://) from which student and teacher begin, "
+        "at its own strength: dopsd's, diffusers', ComfyUI's, kohya's or PEFT's keys. Rank and "
+        "modules must be those of this config. Default: the base.",
+    )
+    init_sha256: Digest | None = Field(
+        None,
+        description="SHA-256 of `lora.init`, filled in when a run begins: the run is resumed with "
+        "the same file, wherever it lies. Given, the file must have it.",
     )
 
     @property

@@ -55,7 +55,7 @@ def _one_model(c: RunConfig) -> bool:
 _OFF_POLICY = "with method.objective: {c.method.objective}, allowed:"
 _CONTEXT = "with context.name: {c.context.name}, allowed:"
 _WITHOUT_TOKENS = " or ".join(n for n, needs in CONTEXT_NEEDS.items() if not needs.reference_tokens)
-PATHS = ("run.folder", "data.source", "data.shards", "data.prior.prompts")
+PATHS = ("run.folder", "data.source", "data.shards", "data.prior.prompts", "lora.init")
 """Keys that name a folder or file of the user, here or on S3."""
 RULES = (
     Rule(
@@ -137,6 +137,11 @@ RULES = (
         lambda c: c.adapters != "lora" and bool(c.model.merge),
         "model.merge: given with adapters: {c.adapters}, allowed: none (what is trained could not "
         "be told from what was merged, and is drawn without it)",
+    ),
+    Rule(
+        lambda c: c.adapters != "lora" and c.lora.init is not None,
+        "lora.init: given with adapters: {c.adapters}, allowed: adapters: lora (a LoRA is no start "
+        "of whole weights)",
     ),
     Rule(
         lambda c: c.adapters != "lora" and c.inference.shared,

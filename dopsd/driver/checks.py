@@ -32,6 +32,7 @@ from dopsd.evaluation.metrics import make_distance
 from dopsd.learner.zero.engine import offloads_optimizer, preset_stage
 from dopsd.models import FAMILIES, resolve_vlm
 from dopsd.models.attention import check_attention, takes_masks
+from dopsd.models.lora_files import absolute_lora
 from dopsd.models.merge import absolute_merge
 from dopsd.models.quantize import check_quantize
 from dopsd.readers import Object, read_json
@@ -227,6 +228,8 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
         if path and not storage.is_remote(path) and not path.startswith(SHAPES):
             setattr(section, key, str(Path(path).absolute()))
     config.model.merge = [absolute_merge(entry) for entry in config.model.merge]
+    if config.lora.init:
+        config.lora.init = absolute_lora(config.lora.init)
     models = ((config.model, "base"), (config.model, "vlm"), (config.preflight, "model"))
     for model, key in models:
         path = getattr(model, key)

@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 
-from dopsd import storage
+from dopsd import shown, storage
 from dopsd.checkpoint.compatibility import RunIdentity
 from dopsd.checkpoint.room import RoomNeeded, refuse_without_room
 from dopsd.config import RunConfig
@@ -43,8 +43,10 @@ from dopsd.learner.zero.engine import preset_stage, read_preset
 from dopsd.lease import Lease, claimed
 from dopsd.models import FAMILIES, Family
 from dopsd.models.attention import set_attention
+from dopsd.models.lora_digests import with_digests
 from dopsd.models.merge import check_merge
 from dopsd.models.trained import TrainableParameters
+from dopsd.models.warm_start import initial_lora
 from dopsd.ray_cluster.connect import connect, local_cpus, node_resources, starts_here
 from dopsd.ray_cluster.placement import (
     Role,
@@ -131,7 +133,7 @@ def check_run(config: RunConfig, show: Show) -> CheckedRun:
     check_limits(config, family)
     check_prior(config)
     tell_of_cut_prompts(config, family, show)
-    config = with_absolute_paths(config)
+    config = with_digests(with_absolute_paths(config))
     check_folders(config)
     storage.check_writable("run.folder", config.run.folder)
     storage.check_writable("data.shards", config.shards)
@@ -139,6 +141,7 @@ def check_run(config: RunConfig, show: Show) -> CheckedRun:
     refuse_unknown_concepts(config)
     trained, skeleton = TrainableParameters(config, family), family.skeleton()
     trainable = trained.describe(skeleton)
+    _check_warm_start(trained, skeleton, show)
     check_merge(skeleton, family, config.model.merge)
     room = RoomNeeded.of(config, trained.numel(skeleton))
     check_plan(config, show, alone=starts_here())
@@ -146,6 +149,14 @@ def check_run(config: RunConfig, show: Show) -> CheckedRun:
         set_attention(skeleton, config.model.attention)
         set_attention(skeleton, config.learner.attention, "learner.attention")
     return CheckedRun(config, preset, trainable, room)
+
+
+def _check_warm_start(trained: TrainableParameters, skeleton: Any, show: Show) -> None:
+    """Say how much of `lora.init` fits. Raises ModelError unless all does."""
+    if initial_lora(trained, skeleton):
+        count, lora = len(trained.adapted(skeleton)), trained.config.lora
+        fit = f"{count} of {count} modules fit, rank {lora.rank}"
+        tell_line(show, f"Begins from {shown.value(lora.init, quoted=False)}: {fit}")
 
 
 def _family(config: RunConfig) -> Family:

@@ -121,6 +121,9 @@ def _check(job: Job) -> None:
     for entry in job.config.model.merge:
         if not storage.is_remote(MergedLora.parse(entry).path):
             raise ConfigError(f"model.merge: {entry}, allowed for a job: s3://")
+    init = job.config.lora.init
+    if init and not storage.is_remote(init):
+        raise ConfigError(f"lora.init: {init}, allowed for a job: s3://")
 
 
 def _metadata(job: Job, setting: Setting) -> Manifest:

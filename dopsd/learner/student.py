@@ -14,6 +14,7 @@ from dopsd.models.lora import STUDENT, TEACHER
 from dopsd.models.merge import load_trained_base
 from dopsd.models.quantize import as_buffers
 from dopsd.models.trained import TrainableParameters
+from dopsd.models.warm_start import initial_lora
 from dopsd.records import Context
 
 
@@ -27,6 +28,8 @@ class Student(nn.Module):
         super().__init__()
         self.family, self.trained = family, trained
         self.transformer = transformer
+        self.start: dict[str, Tensor] = {}
+        """fp32 weights with which the student begins, where they are not its module's own."""
 
     def forward(self, latents: Tensor, sigma: Tensor, context: dict[str, Tensor]) -> Tensor:
         """Velocity [B, C, h, w] float32 of ``latents`` [B, C, h, w] at ``sigma`` [B]."""
@@ -42,7 +45,13 @@ def build_student(
     transformer: Any = load_trained_base(config, family, device, attention, "learner.attention")
     trained = TrainableParameters(config, family)
     two = with_teacher and config.adapters == "lora"
-    trained.prepare(transformer, (STUDENT, TEACHER) if two else (STUDENT,))
+    adapters = (STUDENT, TEACHER) if two else (STUDENT,)
+    start = initial_lora(trained, transformer)
+    trained.prepare(transformer, adapters)
+    for adapter in adapters if start else ():
+        trained.bind(transformer, adapter, start)
     as_buffers(transformer)
     checkpoint_every(transformer, config.learner.checkpoint_every)
-    return Student(family, transformer, trained)
+    student = Student(family, transformer, trained)
+    student.start = start
+    return student

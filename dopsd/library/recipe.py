@@ -26,6 +26,7 @@ from dopsd.learner.zero.engine import preset_stage, read_preset
 from dopsd.models.fingerprint import model_identity
 from dopsd.models.merge import merged_record
 from dopsd.models.pretrained import resolve_base
+from dopsd.models.warm_start import initial_record
 
 METHOD = 1
 """Counts what changes an adapter of the same data and recipe: a library of an older count trains
@@ -38,7 +39,7 @@ _DECIDES: dict[str, Any] = {
     "data": {"caption_keys", "caption_dropout"},
     "method": True,
     "adapters": True,
-    "lora": True,
+    "lora": {"rank", "alpha", "targets", "modules_to_train", "dora", "rank_stabilized"},
     "source": True,
     "learner": {
         *("steps", "global_batch", "micro_batch", "optimizer", "lr", "weight_decay", "betas"),
@@ -166,8 +167,9 @@ class Fingerprints:
         model, settings = self.recipes.config.model, self.manifest.settings
         folder = Path(resolve_base(model.base)) / "transformer"
         identity = model_identity(str(folder) if folder.is_dir() else model.base, model.revision)
-        merged = merged_record(model.merge)
-        return [METHOD, identity, merged, settings.seed, settings.rows_per_group]
+        config = self.recipes.config
+        loras = merged_record(model.merge, model.merge_sha256) | initial_record(config)
+        return [METHOD, identity, loras, settings.seed, settings.rows_per_group]
 
     def _recipe(self, name: str) -> str:
         return _decisive(self.recipes.shared(name).model_dump_json(include=_DECIDES))

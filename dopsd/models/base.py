@@ -71,6 +71,11 @@ class Family(ABC):
     lora_all_linear: ClassVar[tuple[str, ...]] = ()
     """What `lora.targets: all-linear` means; empty: every linear module."""
     text_format: ClassVar[TextFormat]
+    comfyui_prefix: ClassVar[str] = "transformer."
+    """Of a LoRA's keys in every ComfyUI that reads one."""
+    kohya_names: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """(pattern of a module's name, kohya's name of it) where that is not the name itself with
+    underscores; a name that ends in qkv stands for three modules."""
     takes_references: ClassVar[bool] = False
     """Whether ``velocity`` and ``draw`` take contexts with reference images."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from os.path import isdir
 
 from dopsd.errors import DopsdError, ModelError, message_line
 
@@ -17,6 +18,11 @@ def licence_remedy(repository: str) -> str:
 
     page = f"{constants.ENDPOINT}/{repository}"
     return f"accept its licence at {page}, and give that account's token as {_TOKEN}"
+
+
+def is_hub_id(model: str) -> bool:
+    """Whether a model's name can be ``owner/name`` of the hub, and is no folder here."""
+    return model.count("/") == 1 and not model.startswith((".", "/", "~")) and not isdir(model)
 
 
 @contextmanager

@@ -64,7 +64,7 @@ class LoraFit:
     def fitting_state(self) -> dict[str, Tensor]:
         """The tensors of the modules that fit."""
         fitting = {*self.fitting}
-        return {key: tensor for key, tensor in self.state.items() if _module(key) in fitting}
+        return {key: tensor for key, tensor in self.state.items() if module_of(key) in fitting}
 
 
 def lora_fit(pipeline: Any, transformer: nn.Module, path: str, payload: bytes) -> LoraFit:
@@ -84,7 +84,7 @@ def lora_fit(pipeline: Any, transformer: nn.Module, path: str, payload: bytes) -
     }
     modules: dict[str, list[str]] = {}
     for key in state:
-        modules.setdefault(_module(key), []).append(key)
+        modules.setdefault(module_of(key), []).append(key)
     fitting, unfit, differ = [], [], False
     for module, keys in modules.items():
         own = module.removeprefix(_PREFIX) if module.startswith(_PREFIX) else ""
@@ -94,13 +94,14 @@ def lora_fit(pipeline: Any, transformer: nn.Module, path: str, payload: bytes) -
             unfit.append(module)
             differ |= own in sizes
     # What the conversion left out without a word: it never makes fewer modules of more.
-    lost = len({_module(key) for key in raw}) - len(modules)
+    lost = len({module_of(key) for key in raw}) - len(modules)
     unfit += ["one that diffusers leaves out"] * max(0, lost)
     ranks = {tensor.shape[0] for key, tensor in state.items() if ".lora_A." in key}
     return LoraFit(tuple(fitting), tuple(unfit), differ, tuple(sorted(ranks)), state)
 
 
-def _module(key: str) -> str:
+def module_of(key: str) -> str:
+    """The module that a tensor of a LoRA file belongs to, as the file names it."""
     match = _PART.search(key)
     return key[: match.start()] if match else key
 

@@ -6,32 +6,23 @@ which takes the few-step distillation out of a base, is put under a run and left
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, Field
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor, nn
 
 from dopsd import shown, storage
 from dopsd.config import RunConfig
-from dopsd.errors import ModelError, StorageError, message_line
+from dopsd.errors import ModelError
 from dopsd.models.base import DTYPES, Family
-from dopsd.models.finite import first_nonfinite
-from dopsd.readers import checked, read_json
+from dopsd.models.lora_files import absolute_lora, lora_digest, read_lora_file
 
 _KEY = "model.merge"
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
-_PEFT, _PEFT_CONFIG = "base_model.model.", "adapter_config.json"
-_OURS = "transformer."
 MOST_SCALE = 100.0
 
 
@@ -65,20 +56,9 @@ class MergedLora:
 def absolute_merge(entry: str) -> str:
     """The entry with a local path made absolute: workers stand in other folders."""
     lora = MergedLora.parse(entry)
-    if storage.is_remote(lora.path):
-        return entry
-    return str(replace(lora, path=os.path.abspath(os.path.expanduser(lora.path))))
-
-
-class _PeftConfig(BaseModel):
-    """What is read of PEFT's ``adapter_config.json``."""
-
-    r: Annotated[int, Field(ge=1)]
-    lora_alpha: float
-    use_rslora: bool = False
-    use_dora: bool = False
-    rank_pattern: dict[str, Any] = {}
-    alpha_pattern: dict[str, Any] = {}
+    return (
+        entry if storage.is_remote(lora.path) else str(replace(lora, path=absolute_lora(lora.path)))
+    )
 
 
 def load_trained_base(
@@ -95,19 +75,22 @@ def load_trained_base(
     """
     dtype, quantize = DTYPES[config.model.dtype], config.model.quantize
     transformer = family.load_transformer(dtype, device, attention, key, quantize)
-    merge(transformer, family, config.model.merge)
+    merge(transformer, family, config.model.merge, config.model.merge_sha256)
     return transformer
 
 
 @torch.no_grad()
-def merge(transformer: nn.Module, family: Family, entries: Sequence[str]) -> None:
+def merge(
+    transformer: nn.Module, family: Family, entries: Sequence[str], digests: Sequence[str] = ()
+) -> None:
     """Add ``scale * B @ A`` of every entry to the weights, in fp32, in place.
 
-    Raises ModelError, before a weight of its file has changed, unless each module of the file is
-    a linear one of ``transformer`` and fits.
+    ``digests``: what the files have to have, if that is known. Raises ModelError, before a weight
+    of its file has changed, unless each module of the file is a linear one of ``transformer`` and
+    fits.
     """
-    for entry in map(MergedLora.parse, entries):
-        for name, (down, up) in _read(entry, family, transformer).items():
+    for entry, digest in _with_digests(entries, digests):
+        for name, (down, up) in _read(entry, family, transformer, digest).items():
             weight = transformer.get_parameter(f"{name}.weight")
             delta = up.to(weight.device).float() @ down.to(weight.device).float()
             weight.copy_(weight.float() + entry.scale * delta)
@@ -119,81 +102,35 @@ def check_merge(skeleton: nn.Module, family: Family, entries: Sequence[str]) -> 
         _read(entry, family, skeleton)
 
 
-def merged_record(entries: Sequence[str]) -> dict[str, str]:
+def merged_record(entries: Sequence[str], digests: Sequence[str] = ()) -> dict[str, str]:
     """What an exported file says of what its base was merged with; nothing where it was not."""
-    if not entries:
-        return {}
-    rows = []
-    for entry in map(MergedLora.parse, entries):
-        digest = hashlib.sha256(storage.read_bytes(entry.path)).hexdigest()
-        rows.append(
-            {"file": posixpath.basename(entry.path), "scale": entry.scale, "sha256": digest}
-        )
-    return {"dopsd.merged": json.dumps(rows)}
+    rows = [
+        {
+            "file": posixpath.basename(entry.path),
+            "scale": entry.scale,
+            "sha256": digest or lora_digest(entry.path, _KEY),
+        }
+        for entry, digest in _with_digests(entries, digests)
+    ]
+    return {"dopsd.merged": json.dumps(rows)} if rows else {}
+
+
+def _with_digests(
+    entries: Sequence[str], digests: Sequence[str]
+) -> Iterator[tuple[MergedLora, str | None]]:
+    known: Sequence[str | None] = digests or [None] * len(entries)
+    return zip(map(MergedLora.parse, entries), known, strict=True)
 
 
 def _read(
-    entry: MergedLora, family: Family, transformer: nn.Module
+    entry: MergedLora, family: Family, transformer: nn.Module, digest: str | None = None
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """{module name: (A [r, in], B [out, r])} of a file, its own strength folded into B."""
-    where = f"{_KEY}: {entry.path}"
-    try:
-        tensors = load(storage.read_bytes(entry.path))
-    except FileNotFoundError:
-        raise ModelError(f"{where}: no such file, allowed: a LoRA (.safetensors)") from None
-    except StorageError as error:
-        raise ModelError(f"{_KEY}: {error}") from None
-    except SafetensorError as error:
-        raise ModelError(f"{where}: not a safetensors file ({message_line(error)})") from None
-    if name := first_nonfinite(tensors):
-        raise ModelError(f"{where}: {name} is not finite")
-    pairs = _pairs(_by_module(tensors, entry.path, family, where), where)
+    file = read_lora_file(entry.path, _KEY, family, digest)
+    pairs = _pairs(file.tensors, file.where)
     for name, (down, up) in pairs.items():
-        _check_fit(name, down, up, transformer, where)
+        _check_fit(name, down, up, transformer, file.where)
     return pairs
-
-
-def _by_module(
-    tensors: dict[str, Tensor], path: str, family: Family, where: str
-) -> dict[str, Tensor]:
-    """The tensors under ``<module>.lora_A.weight`` and ``.lora_B.weight``."""
-    if any(name.startswith(_PEFT) for name in tensors):
-        strength = _peft_strength(path, where)
-        return {
-            name.removeprefix(_PEFT): tensor * strength if ".lora_B." in name else tensor
-            for name, tensor in tensors.items()
-        }
-    import diffusers
-
-    # Of other programs' keys (diffusion_model., lora_unet_, .alpha) diffusers knows the meaning.
-    try:
-        converted = getattr(diffusers, family.pipeline_class).lora_state_dict(dict(tensors))
-    except Exception as error:  # its converters raise many kinds
-        raise ModelError(
-            f"{where}: keys that diffusers cannot read ({message_line(error)})"
-        ) from None
-    return {name.removeprefix(_OURS): tensor for name, tensor in converted.items()}
-
-
-def _peft_strength(path: str, where: str) -> float:
-    """alpha / r, which PEFT keeps beside the file."""
-    beside = storage.join(posixpath.dirname(path), _PEFT_CONFIG)
-    if not storage.exists(beside):
-        raise ModelError(
-            f"{where}: keys of PEFT, but no {_PEFT_CONFIG} beside it, which says how strong they "
-            "are; allowed: both, or a file with diffusers' keys"
-        )
-    config = checked(
-        read_json(beside, dict[str, Any], ModelError, where=f"{_KEY}: {beside}"),
-        f"{_KEY}: {beside}",
-        _PeftConfig,
-        ModelError,
-    )
-    if config.use_dora or config.rank_pattern or config.alpha_pattern:
-        raise ModelError(
-            f"{_KEY}: {beside}: DoRA, or ranks that differ, allowed: a plain LoRA of one rank"
-        )
-    return config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)
 
 
 def _pairs(tensors: dict[str, Tensor], where: str) -> dict[str, tuple[Tensor, Tensor]]:

@@ -56,6 +56,13 @@ class TrainableParameters:
             total += linear.out_features if lora.dora else 0
         return total
 
+    def adapted(self, transformer: nn.Module) -> list[str]:
+        """Names of the modules of a bare transformer on which the LoRA lies, sorted; none of
+        `full`. Raises ModelError for targets that match nothing."""
+        if self.kind == "full":
+            return []
+        return sorted({name for names in self._targets(transformer).values() for name in names})
+
     def prepare(self, transformer: nn.Module, adapters: tuple[str, ...]) -> None:
         """Add LoRA layers for ``adapters`` in place, and set ``requires_grad`` on what is trained
         when the student is among them. Raises ModelError for what matches nothing."""

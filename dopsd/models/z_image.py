@@ -30,6 +30,7 @@ class ZImage(Family):
         "feed_forward.w2",
         "feed_forward.w3",
     )
+    comfyui_prefix: ClassVar[str] = "diffusion_model."
     text_format: ClassVar[TextFormat] = TextFormat(layers=(-2,), thinking=True, padded=False)
 
     @property

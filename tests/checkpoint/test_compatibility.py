@@ -102,3 +102,26 @@ def test_keys_that_another_version_did_not_know_stand_at_their_default():
     assert incompatibility(load_config("configs/shapes.yaml"), older, SAME) is None
     changed = load_config("configs/shapes.yaml", ["learner.eps=1e-6"])
     assert incompatibility(changed, older, SAME) == "learner.eps: 1e-06, the checkpoint has 1e-08"
+
+
+def test_files_that_a_run_begins_with_are_compared_by_content() -> None:
+    def overrides(path: str, digest: str, scale: float = 0.5) -> list[str]:
+        merged = f'model.merge=["{path}@{scale}"]'
+        own = [f"lora.init={path}", f"lora.init_sha256='{digest * 64}'"]
+        return [merged, f"model.merge_sha256=['{digest * 64}']", *own]
+
+    def line(now: list[str], then: list[str]) -> str | None:
+        return incompatibility(load_config("configs/shapes.yaml", now), manifest(then), SAME)
+
+    before = overrides("/a", "1")
+    assert line(before, before) is None
+    assert line(overrides("/moved", "1"), before) is None
+    told = "lora.init: /a (sha256 222222222222), the checkpoint has /a (sha256 111111111111)"
+    assert line(overrides("/a", "2"), before) == told
+    told = "model.merge: ['/a@0.5 (sha256 222222222222)'], the checkpoint has"
+    assert str(line(overrides("/a", "2")[:2], before[:2])).startswith(told)
+    assert str(line(overrides("/a", "1", 1.0), before)).startswith("model.merge: ['/a@1.0 (sha")
+    assert str(line([], before)).startswith("lora.init: None, the checkpoint has /a")
+    older = before[::2]  # of a dopsd that knew no digests
+    assert line(before, older) is None
+    assert line(overrides("/moved", "1"), older) == "lora.init: /moved, the checkpoint has /a"

@@ -159,6 +159,13 @@ def test_a_fingerprint_changes_with_its_own_data_and_recipe_alone() -> None:
     for other in ("learner.lr=1e-3", "run.seed=1", "lora.rank=8", "method.steps=2"):
         assert prints({"a": 5, "b": 6}, other)["a"] != before["a"]
     assert prints({"a": 5, "b": 6}, steps=121)["a"] != before["a"]
+    init = prints({"a": 5, "b": 6}, "lora.init=/a", f"lora.init_sha256='{'1' * 64}'")
+    assert init["a"] != before["a"] and init["b"] != before["b"]
+    other = prints({"a": 5, "b": 6}, "lora.init=/a", f"lora.init_sha256='{'2' * 64}'")
+    assert other["a"] != init["a"]
+    # Files with a known digest are not read again, whether they are there or not.
+    merged = "model.merge=[/gone]", f"model.merge_sha256=['{'3' * 64}']"
+    assert prints({"a": 5, "b": 6}, *merged)["a"] != before["a"]
     one = prints({"a": 5, "b": 6}, "library.overrides={a: {learner.lr: 1e-3}}")
     assert one["a"] != before["a"] and one["b"] == before["b"]
 

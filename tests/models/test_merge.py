@@ -15,6 +15,7 @@ from dopsd.config import load_config
 from dopsd.driver.checks import with_absolute_paths
 from dopsd.errors import ConfigError, ModelError
 from dopsd.models import FAMILIES
+from dopsd.models.lora_digests import with_digests
 from dopsd.models.merge import MergedLora, check_merge, load_trained_base, merge, merged_record
 
 NAME = "layers.0.attention.to_q"
@@ -83,6 +84,15 @@ def test_a_run_trains_on_it_and_its_file_says_so(family, tmp_path, monkeypatch):
     )
     (row,) = json.loads(merged_record(config.model.merge)["dopsd.merged"])
     assert (row["file"], row["scale"], len(row["sha256"])) == ("a.safetensors", 0.5, 64)
+    known = with_digests(config)
+    assert known.model.merge_sha256 == [row["sha256"]] and with_digests(known) == known
+    written(tmp_path / "a.safetensors", lora(family, scale=2.0))
+    for again in (lambda: with_digests(known), lambda: load_trained_base(known, family, "cpu")):
+        with pytest.raises(ModelError, match=r"^model\.merge: .*another file than the run began"):
+            again()
+    with pytest.raises(ModelError, match=r"^model\.merge_sha256: 1 for 0 files"):
+        known.model.merge = []
+        with_digests(known)
     assert merged_record([]) == {}
     with pytest.raises(ConfigError, match=r"^model\.merge: given with adapters: full"):
         load_config(None, ["data.source=x", 'model.merge=["a"]', "adapters=full"])

@@ -24,10 +24,10 @@ from dopsd.evaluation.preflight.verdict import TeacherVerdict, judge
 from dopsd.method.noise import NoisePurpose, batch_noise
 from dopsd.models import FAMILIES
 from dopsd.models.base import DTYPES, Family
+from dopsd.models.trained import TrainableParameters
+from dopsd.models.warm_start import for_pipeline, initial_lora
 from dopsd.records import Context
 from dopsd.report.sheet import contact_sheet
-
-TITLES = ("target", "student (base)")
 
 
 @dataclass
@@ -91,6 +91,12 @@ def check_teacher(
         attention=model.attention,
         quantize=model.quantize,
     )
+    begins = "base"
+    if start := initial_lora(TrainableParameters(config, family), pipeline.transformer):
+        begins = "warm start"
+        pipeline.load_lora_weights(
+            for_pipeline(config, start), adapter_name=begins.replace(" ", "_")
+        )
     distance = load_distance(metric, config.preflight.model, family, pipeline, device)
     checks, rows = [], []
     for sample, view, context in zip(samples, views, contexts):
@@ -111,7 +117,11 @@ def check_teacher(
         f"{check.teacher[0]:.2f}"
         for check in checks
     ]
-    titles = (*TITLES, f"teacher (base, sees {config.context.needs.teacher_sees})")
+    titles = (
+        "target",
+        f"student ({begins})",
+        f"teacher ({begins}, sees {config.context.needs.teacher_sees})",
+    )
     return Preflight(
         verdict,
         judge_framing([check.framing for check in checks]),

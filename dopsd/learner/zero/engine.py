@@ -141,6 +141,9 @@ class ZeroEngine:
         self.stage = self.engine.zero_optimization_stage()
         self.rank, self.world = int(self.engine.global_rank), int(self.engine.world_size)
         self._check: GradientCheck | None = GradientCheck(self.trained())
+        if student.start:  # the masters would begin as what the compute dtype leaves of it
+            self.restore(student.start, 0, {})
+            student.start = {}
         self._full_rows = int(config["train_micro_batch_size_per_gpu"])
 
     def velocity(self, latents: Tensor, sigma: Tensor, context: dict[str, Tensor]) -> Tensor:
