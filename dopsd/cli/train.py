@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +10,7 @@ from dopsd.cli.options import CONFIG, Overrides, TakeOver, quiet
 from dopsd.config import RunConfig, load_config
 from dopsd.config.recipes import DEFAULT
 from dopsd.errors import ConfigError
+from dopsd.run_folder.commands import next_command
 from dopsd.run_folder.files import RunFolder
 from dopsd.terminal import say
 
@@ -107,27 +107,6 @@ def _say_summary(summary: Summary) -> None:
             say(f"  {what:<29} {value}")
     for problem in summary.problems:
         say(f"  warning: {problem}")
-
-
-def next_command(run: RunConfig, *trained: str | None) -> str:
-    """``trained``: LoRA, modules and transformer, what there is of them."""
-    words = ["dopsd", "generate"]
-    concept = (run.data.source or "").removeprefix("shapes:").partition("#")[0]
-    drawn = {
-        "ring": "a red [V] on teal",
-        "bars": "a red [V] square on teal",
-        "sprites": "a red [V] [V] on teal",
-    }
-    words += [drawn.get(concept, "your prompt")]
-    if run.model.base != "shapes":
-        words += ["--base", run.model.base, "--family", run.model.family]
-        words += ["--dtype", run.model.dtype]
-        words += ["--revision", run.model.revision] if run.model.revision else []
-    steps = run.preview.steps or run.method.steps
-    words += ["--steps", str(steps)]
-    for option, path in zip(("--lora", "--modules", "--transformer"), trained):
-        words += [] if path is None else [option, path]
-    return shlex.join(words)
 
 
 def resumed_config(folder: str, config: str | None, overrides: list[str] | None) -> RunConfig:

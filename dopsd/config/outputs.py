@@ -107,6 +107,11 @@ class PreviewSection(Section):
     samples: NonNegative = Field(
         4, description="Samples drawn on contact sheet and run page; 0 leaves both drawings out."
     )
+    prompts: list[str] | str = Field(
+        default_factory=list,
+        description="Own prompts, drawn under the base and every adapter that is kept, each from "
+        "its own fixed noise: a list of 64 at most, or a text file with one a line.",
+    )
     steps: SamplerSteps | None = Field(None, description="Sampler steps. Default: method.steps.")
     every: NonNegative = Field(
         0,
@@ -118,3 +123,8 @@ class PreviewSection(Section):
         description="Adapters larger than this (MB, one of them in model.dtype) are not kept, and "
         "only start and end are drawn.",
     )
+
+    @property
+    def draws(self) -> bool:
+        """Whether there is anything to draw, and so adapters to keep."""
+        return bool(self.samples or self.prompts)

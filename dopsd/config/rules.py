@@ -228,6 +228,11 @@ RULES = (
         "no references)",
     ),
     Rule(
+        lambda c: bool(c.preview.prompts) and c.context.needs.references,
+        f"preview.prompts: given {_CONTEXT} none (the student draws beside reference pictures, and "
+        "a prompt alone has none)",
+    ),
+    Rule(
         lambda c: not c.data.source and not c.data.shards,
         "data.source: missing, allowed: a folder, .jsonl or .parquet file, or shapes:CONCEPT (or "
         "prepared shards under data.shards)",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -40,6 +41,11 @@ def parse_bucket(name: str) -> Bucket:
     """Inverse of ``str(bucket)``."""
     width, height = name.split("x")
     return Bucket(int(width), int(height))
+
+
+def commonest(counts: Mapping[str, int]) -> Bucket:
+    """Of buckets by name the one with the most samples; of several the last by name."""
+    return parse_bucket(max(counts, key=lambda name: (counts[name], name)))
 
 
 def buckets(pixel_area: int, multiple: int) -> tuple[Bucket, ...]:

@@ -9,6 +9,7 @@ import ray
 
 from dopsd import storage
 from dopsd.config import RunConfig
+from dopsd.data.buckets import Bucket, commonest
 from dopsd.data.manifest import Manifest
 from dopsd.data.run_data import preview_samples
 from dopsd.data.sample import Sample
@@ -30,23 +31,27 @@ from dopsd.run_folder.files import (
     weights_file,
 )
 from dopsd.run_folder.outputs import owned
-from dopsd.run_folder.preview_files import kept_versions
+from dopsd.run_folder.preview_files import kept_versions, prompt_path
+from dopsd.run_folder.tracked_pictures import TrackedPicture
+from dopsd.run_folder.trackers import track_pictures
 
 Stored = tuple[int, tuple[list[ray.ObjectRef], ...] | None]
 """A version and references of student's and teacher's files; None for the base."""
 
 
-def draw_preview(config: RunConfig, manifest: Manifest, role: Role) -> str:
-    """Draw the run's LoRA: the contact sheet, whose path is returned, and the history.
+def draw_preview(config: RunConfig, manifest: Manifest, role: Role) -> list[str]:
+    """Draw the run's LoRA, and those kept on the way: the contact sheet, the history, and the own
+    prompts, which the trackers get as well. Returns what of that went wrong.
 
-    ``role``: whose resources the task takes. Raises DeadlineError or WorkerError.
+    ``role``: whose resources the tasks take. Raises DeadlineError or WorkerError.
     """
     samples = preview_samples(config, manifest, config.preview.samples)
+    prompts = list(config.preview.prompts)
     stored: list[Stored] = [(0, None)]
     stored += [(version, tuple(map(_put, paths))) for version, paths in _kept(config)]
     drawn: dict[str, bytes] = run_task(
         PREVIEW,
-        f"drawing {len(samples)} rows",
+        f"drawing {len(samples)} rows and {len(prompts)} prompts",
         role,
         config.timeouts.startup + config.timeouts.step,
         _draw,
@@ -54,9 +59,20 @@ def draw_preview(config: RunConfig, manifest: Manifest, role: Role) -> str:
         samples,
         stored,
         role.device,
+        commonest(manifest.buckets),
     )
     owned(config.run.folder).write_all(drawn)
-    return RunFolder(config.run.folder).file(PREVIEW_SHEET)
+    pictures = [
+        TrackedPicture(version, index, prompt, drawn[prompt_path(version, index)])
+        for version, _ in stored
+        for index, prompt in enumerate(prompts)
+    ]
+    if not pictures:
+        return []
+    doing, limit = f"sending {len(pictures)} pictures", config.timeouts.step
+    # Where the metrics were sent from: the trackers' own variables are those of Ray's workers.
+    problems: list[str] = run_task("trackers", doing, role, limit, track_pictures, config, pictures)
+    return problems
 
 
 def _kept(config: RunConfig) -> list[tuple[int, tuple[list[str], list[str]]]]:
@@ -100,9 +116,10 @@ def _put(paths: list[str]) -> list[ray.ObjectRef]:
 
 
 def _draw(
-    config: RunConfig, samples: list[Sample], stored: list[Stored], device: str
+    config: RunConfig, samples: list[Sample], stored: list[Stored], device: str, bucket: Bucket
 ) -> dict[str, bytes]:
-    sampler = PreviewSampler(config, samples, device)
+    prompts, size = list(config.preview.prompts), (bucket.height, bucket.width)
+    sampler = PreviewSampler(config, samples, device, prompts, size)
 
     def reader(roles: tuple[list[ray.ObjectRef], ...]) -> Callable[[], Adapters]:
         student: Files = [partial(fetch_bytes, ref) for ref in roles[0]]
@@ -111,4 +128,4 @@ def _draw(
 
     versions = [(number, reader(refs) if refs else None) for number, refs in stored]
     drawn = sample_history(sampler, versions)
-    return drawn | {PREVIEW_SHEET: sampler.sheet()}
+    return drawn | ({PREVIEW_SHEET: sampler.sheet()} if samples else {})

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dopsd import storage
 from dopsd.config import RunConfig
 from dopsd.config.data import PRIOR
-from dopsd.data.buckets import parse_bucket
+from dopsd.data.buckets import commonest
 from dopsd.data.join import joined
 from dopsd.data.manifest import MANIFEST, Manifest, has_manifest
 from dopsd.data.prepare.folder import KIND
@@ -141,7 +141,7 @@ def _spec(config: RunConfig, manifest: Manifest) -> tuple[EvaluateSpec, list[int
     prior = config.data.prior
     assert prior.prompts is not None
     prompts = read_prompts(prior.prompts)
-    bucket = parse_bucket(max(manifest.buckets, key=lambda name: (manifest.buckets[name], name)))
+    bucket = commonest(manifest.buckets)
     seeds = [config.run.seed + index // len(prompts) for index in range(prior.count)]
     spec = EvaluateSpec(
         out="",  # nothing of an evaluation is written

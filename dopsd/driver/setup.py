@@ -39,6 +39,7 @@ from dopsd.driver.limits import check_captions, check_limits, tell_of_cut_prompt
 from dopsd.driver.plan import check_plan
 from dopsd.driver.prior import check_prior, with_prior
 from dopsd.driver.progress import Show
+from dopsd.driver.sample_prompts import with_sample_prompts
 from dopsd.learner.zero.engine import preset_stage, read_preset
 from dopsd.lease import Lease, claimed
 from dopsd.models import FAMILIES, Family
@@ -131,6 +132,7 @@ def check_run(config: RunConfig, show: Show) -> CheckedRun:
     check_options(config, preset)
     family = _family(config)
     check_limits(config, family)
+    config = with_sample_prompts(config, family)
     check_prior(config)
     tell_of_cut_prompts(config, family, show)
     config = with_digests(with_absolute_paths(config))

@@ -8,6 +8,8 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from dopsd import storage
+from dopsd.config import RunConfig
 from dopsd.coordinator.messages import RunStatus
 from dopsd.driver.preview import draw_preview
 from dopsd.driver.setup import RunSetup
@@ -18,6 +20,7 @@ from dopsd.report.page import write_report
 from dopsd.run_folder.files import (
     LORA_FILE,
     MODULES,
+    PREVIEW_SHEET,
     REPORT_FILE,
     SUMMARY_FILE,
     TRANSFORMERS,
@@ -99,12 +102,14 @@ def finish(summary: Summary, setup: RunSetup, began: float) -> Summary:
     end_if_asked()
     seal_outputs(summary.folder)
     config = setup.config
-    if config.preview.samples:
-        setup.show("preview", f"{config.preview.samples} rows")
+    if config.preview.draws:
+        setup.show("preview", _to_draw(config))
         try:
-            summary.sheet = draw_preview(config, setup.manifest, setup.roles.learner)
+            summary.problems += draw_preview(config, setup.manifest, setup.roles.learner)
         except (DopsdError, OSError) as error:
             summary.problems.append(str(error))
+        sheet = RunFolder(summary.folder).file(PREVIEW_SHEET)
+        summary.sheet = sheet if storage.exists(sheet) else None
     summary.seconds = time.monotonic() - began
     # The page shows the summary, which names the page.
     summary.page = RunFolder(summary.folder).file(REPORT_FILE)
@@ -116,6 +121,12 @@ def finish(summary: Summary, setup: RunSetup, began: float) -> Summary:
         summary.problems.append(f"run page: {' '.join(str(error).split())}")
         write_summary(summary)
     return summary
+
+
+def _to_draw(config: RunConfig) -> str:
+    rows, prompts = config.preview.samples, len(config.preview.prompts)
+    parts = [f"{rows} rows"] * bool(rows) + [f"{prompts} prompts"] * bool(prompts)
+    return " and ".join(parts)
 
 
 def write_summary(summary: Summary) -> None:

@@ -18,22 +18,30 @@ from dopsd import storage
 from dopsd.config import DataSection, RunConfig, dump_config
 from dopsd.config.load import dump_yaml
 from dopsd.errors import DataError
+from dopsd.models.lora import STUDENT
 from dopsd.readers import read_json
 from dopsd.report.chart import curves
 from dopsd.report.evaluation import steps_kept
 from dopsd.report.lanes import timeline
-from dopsd.report.pictures import DrawnSample, inline, read_drawn
+from dopsd.report.pictures import DrawnSample, inline, read_drawn, read_prompts
 from dopsd.report.records import EvaluationRecord, PreflightRecord
 from dopsd.report.run_files import RunFiles, read_run_files
 from dopsd.report.templates import fill, nothing
+from dopsd.run_folder.commands import next_command
 from dopsd.run_folder.files import (
+    LORA_FILE,
+    MODULES,
     PREFLIGHT_REPORT,
     PREFLIGHT_SHEET,
+    PREVIEW,
     PREVIEW_SHEET,
     REPORT_FILE,
+    TRANSFORMERS,
     RunFolder,
+    weights_file,
 )
 from dopsd.run_folder.outputs import check_report, owned
+from dopsd.run_folder.preview_files import kept_versions
 
 EVALUATION = "evaluation/results.json"
 """Of a run folder: what ``dopsd evaluate --out RUN/evaluation`` found."""
@@ -127,6 +135,35 @@ def _over_training(run: RunFiles) -> Markup:
     return nothing(_NOT_DRAWN)
 
 
+def _prompts(run: RunFiles) -> Markup:
+    if run.history and (prompts := read_prompts(run.history, run.picture)):
+        return fill("prompts", prompts=prompts)
+    if not run.config.preview.prompts:
+        return nothing("None: preview.prompts takes a list, or a file with one a line.")
+    return nothing("Not drawn yet: they are, from the adapters kept on the way, after training.")
+
+
+def _use(run: RunFiles) -> Markup:
+    folder, names = RunFolder(run.folder), dict(run.files)
+
+    def paths(*wanted: str) -> list[str | None]:
+        return [folder.file(name) if name in names else None for name in wanted]
+
+    transformer = TRANSFORMERS[STUDENT]
+    trained = paths(LORA_FILE, MODULES[STUDENT])
+    if any(name.startswith(f"{transformer}/") for name in names):
+        trained.append(folder.file(transformer))
+    if not any(trained):
+        return nothing("Nothing is exported yet.")
+    kept = []
+    for version in kept_versions(run.config):
+        lora, modules = (weights_file(PREVIEW, version, STUDENT, kind) for kind in (False, True))
+        if lora in names:
+            command = next_command(run.config, *paths(lora, modules))
+            kept.append((version, lora, command))
+    return fill("use", last=next_command(run.config, *trained), kept=kept)
+
+
 def _trajectories(run: RunFiles) -> Markup:
     samples = _drawn(run)
     return fill("trajectories", samples=samples) if samples else nothing(_NOT_DRAWN)
@@ -182,7 +219,9 @@ SECTIONS: tuple[tuple[str, Callable[[RunFiles], Markup]], ...] = (
     ("Curves", curves),
     ("Timeline", _timeline),
     ("Preflight", _preflight),
+    ("Prompts", _prompts),
     ("Over training", _over_training),
+    ("Draw with it", _use),
     ("Steps kept", _steps_kept),
     ("Trajectories", _trajectories),
     ("Data", _data),

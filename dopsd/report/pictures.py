@@ -12,7 +12,7 @@ from PIL import Image
 
 from dopsd.report.records import HistoryRecord, StateRecord
 from dopsd.report.sheet import cut
-from dopsd.run_folder.preview_files import strip_path, target_path
+from dopsd.run_folder.preview_files import prompt_path, strip_path, target_path
 
 _PIXEL_ART = 96
 """Pictures up to this side are shown as they are, enlarged without smoothing."""
@@ -20,8 +20,14 @@ _THUMBNAIL = 256
 """Largest side of a picture in the page; the run folder holds larger ones."""
 
 
-def inline(picture: Image.Image, alt: str, limit: int = _THUMBNAIL) -> Markup:
-    """``<img>`` with the picture inside: PNG when small, else a JPEG of at most ``limit``."""
+def inline(
+    picture: Image.Image, alt: str, limit: int = _THUMBNAIL, group: str = "", file: str = ""
+) -> Markup:
+    """``<img>`` with the picture inside: PNG when small, else a JPEG of at most ``limit``.
+
+    ``group``: of the pictures that are looked through together, from the first to the last;
+    ``file``: where in the run folder the whole picture lies.
+    """
     buffer = io.BytesIO()
     small = max(picture.size) <= _PIXEL_ART
     if small:
@@ -34,8 +40,17 @@ def inline(picture: Image.Image, alt: str, limit: int = _THUMBNAIL) -> Markup:
     data = base64.b64encode(buffer.getvalue()).decode()
     width, height = picture.size
     return Markup(
-        '<img class="{}" src="data:image/{};base64,{}" alt="{}" width="{}" height="{}">'
-    ).format("pixel" if small else "", kind, data, alt, width, height)
+        '<img class="{}" src="data:image/{};base64,{}" alt="{}" width="{}" height="{}"{}{}>'
+    ).format(
+        "pixel" if small else "",
+        kind,
+        data,
+        alt,
+        width,
+        height,
+        Markup(' data-group="{}"').format(group) if group else "",
+        Markup(' data-file="{}"').format(file) if file else "",
+    )
 
 
 @dataclass
@@ -74,3 +89,33 @@ def read_drawn(history: HistoryRecord, picture: Callable[[str], Image.Image]) ->
                 drawings.append(Drawing(row.version, row.states, student, teacher))
         samples.append(DrawnSample(sample.prompt, picture(target_path(index)), drawings))
     return samples
+
+
+@dataclass
+class PromptDrawing:
+    """An own prompt under one version of the student."""
+
+    version: int
+    file: str
+    picture: Image.Image
+
+
+@dataclass
+class DrawnPrompt:
+    """An own prompt, and its drawings by version."""
+
+    prompt: str
+    drawings: list[PromptDrawing]
+
+
+def read_prompts(
+    history: HistoryRecord, picture: Callable[[str], Image.Image]
+) -> list[DrawnPrompt]:
+    """Every own prompt of a run's history, as :func:`read_drawn` its samples."""
+    found = []
+    for index, prompt in enumerate(history.prompts):
+        versions = [drawn.version for drawn in history.pictures if drawn.prompt == index]
+        files = {version: prompt_path(version, index) for version in versions}
+        drawings = [PromptDrawing(v, file, picture(file)) for v, file in files.items()]
+        found.append(DrawnPrompt(prompt.prompt, drawings))
+    return found

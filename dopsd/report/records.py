@@ -52,11 +52,19 @@ class SampleRecord(BaseModel):
     prompt: str
 
 
+class PictureRecord(BaseModel):
+    version: Annotated[int, Field(ge=0)]
+    prompt: Annotated[int, Field(ge=0)]
+
+
 class HistoryRecord(BaseModel):
     """``preview/history.json``."""
 
     samples: list[SampleRecord]
     rows: list[DrawnRecord]
+    prompts: list[SampleRecord] = []
+    pictures: list[PictureRecord] = []
+    """Both empty in those of an older dopsd."""
 
 
 class Verdict(BaseModel):

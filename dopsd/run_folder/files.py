@@ -48,6 +48,8 @@ DEBUG = "debug"
 """Folder of recorded trajectories and the weights behind them."""
 TENSORBOARD = "tensorboard"
 """Folder of TensorBoard's event file."""
+WANDB_FILE = "wandb.json"
+"""Which of W&B's runs this one is."""
 SHARDS = "shards"
 """Folder of the prepared shards of a run without ``data.shards``."""
 
@@ -59,7 +61,7 @@ def weights_file(folder: str, version: int, adapter: str, modules: bool = False)
     return f"{folder}/weights/v{version:06d}.{adapter}{kind}.safetensors"
 
 
-FINAL = (SUMMARY_FILE, REPORT_FILE, REQUEST_FILE, *OLD_TEACHER, *TRANSFORMERS.values())
+FINAL = (SUMMARY_FILE, REPORT_FILE, REQUEST_FILE, WANDB_FILE, *OLD_TEACHER, *TRANSFORMERS.values())
 """What a resumed run writes anew: of a folder of shards no old one may stay among the new."""
 
 

@@ -79,7 +79,7 @@ def planned(config: RunConfig) -> list[str]:
         names.append(MODULES[STUDENT])
     if config.debug.dump_trajectories:
         names.append(f"{DEBUG}/")
-    if config.preview.samples:
+    if config.preview.draws:
         names.append(f"{PREVIEW}/")
     if config.preflight.mode != "off":
         names.append(f"{PREFLIGHT}/")

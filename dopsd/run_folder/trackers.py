@@ -7,6 +7,7 @@ never stops training.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import queue
 import threading
@@ -14,7 +15,9 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +26,30 @@ from dopsd.config import RunConfig
 from dopsd.config.load import dump_config, shown_values
 from dopsd.credentials import redact
 from dopsd.errors import ConfigError
-from dopsd.run_folder.files import TENSORBOARD
+from dopsd.readers import read_json
+from dopsd.run_folder.files import TENSORBOARD, WANDB_FILE, RunFolder
 from dopsd.run_folder.outputs import owned
+from dopsd.run_folder.tracked_pictures import TrackedPicture
 from dopsd.scratch import temporary_folder
 
 _MODULES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
 _ROLES = ("encoder", "rollout", "teacher", "learner", "queue")
+Entry = tuple[int, dict[str, float] | int | list[TrackedPicture]]
+"""A step and its metrics, or the step until which they were sent before; or pictures."""
 _WAITING = 1000
 """Steps that a slow tracker may be behind before it is given up."""
 _CLOSE_SECONDS = 20.0
 _UPLOAD_INTERVAL = 60.0
+
+
+_AFTER = "prompts/after_steps"
+
+
+@dataclass(frozen=True)
+class WandBRecord:
+    """``wandb.json`` of the run folder: which of W&B's runs this one is."""
+
+    id: str
 
 
 class Tracker(ABC):
@@ -44,6 +61,9 @@ class Tracker(ABC):
     def rewind(self, step: int) -> bool:
         """Forget ``step`` and what follows; False when that cannot be done."""
         return False
+
+    def pictures(self, pictures: Sequence[TrackedPicture]) -> None:  # noqa: B027
+        """Take the pictures of own prompts; not every tracker does."""
 
     def close(self) -> None:  # noqa: B027
         """Send what is left."""
@@ -72,13 +92,27 @@ def open_trackers(config: RunConfig) -> list[TrackerThread]:
     ]
 
 
+def track_pictures(config: RunConfig, pictures: Sequence[TrackedPicture]) -> list[str]:
+    """Send what was drawn after training to the trackers that show pictures. Returns what went
+    wrong; nothing is raised for it, and each has a bounded time."""
+    makers: dict[str, Callable[[], Tracker]] = {
+        "tensorboard": lambda: TensorBoard(config, goes_on=True),
+        "wandb": lambda: WandB(config, goes_on=True),
+    }
+    threads = [TrackerThread(name, makers[name]) for name in config.trackers if name in makers]
+    for thread in threads:
+        thread.pictures(pictures)
+        thread.close()
+    return [thread.problem for thread in threads if thread.problem]
+
+
 class TrackerThread:
     """A tracker behind a queue and a thread. ``problem`` is why it was given up, if it was."""
 
     def __init__(self, name: str, make: Callable[[], Tracker]) -> None:
         self.name, self._make = name, make
         self.problem: str | None = None
-        self._queue: queue.Queue[tuple[int, dict[str, float] | int] | None] = queue.Queue(_WAITING)
+        self._queue: queue.Queue[Entry | None] = queue.Queue(_WAITING)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -91,7 +125,11 @@ class TrackerThread:
         if step or sent >= 0:
             self._put((step, sent))
 
-    def _put(self, entry: tuple[int, dict[str, float] | int] | None) -> None:
+    def pictures(self, pictures: Sequence[TrackedPicture]) -> None:
+        """Queue pictures; never waits."""
+        self._put((0, list(pictures)))
+
+    def _put(self, entry: Entry | None) -> None:
         if self.problem is None:
             try:
                 self._queue.put_nowait(entry)
@@ -114,7 +152,9 @@ class TrackerThread:
             tracker, known = self._make(), -1
             while (entry := self._queue.get()) is not None:
                 step, what = entry
-                if isinstance(what, int):
+                if isinstance(what, list):
+                    tracker.pictures(what)
+                elif isinstance(what, int):
                     known = -1 if tracker.rewind(step) else max(known, what)
                 elif step > known:
                     tracker.step(step, what)
@@ -135,9 +175,12 @@ def grouped(metrics: dict[str, Any]) -> dict[str, float]:
 
 
 class TensorBoard(Tracker):
-    """An event file under the run folder; a remote folder gets a copy now and then."""
+    """An event file under the run folder; a remote folder gets a copy now and then.
 
-    def __init__(self, config: RunConfig) -> None:
+    ``goes_on``: a file beside that of the training, which TensorBoard reads as one.
+    """
+
+    def __init__(self, config: RunConfig, goes_on: bool = False) -> None:
         from tensorboardX import SummaryWriter
 
         self._run, self._folder = config.run.folder, storage.join(config.run.folder, TENSORBOARD)
@@ -148,7 +191,8 @@ class TensorBoard(Tracker):
         self._local, self._uploaded = local, time.monotonic()
         self._new_writer = partial(SummaryWriter, local, flush_secs=10)
         self._writer = self._open()
-        self._writer.add_text("config", f"```\n{redact(dump_config(config))}```")
+        if not goes_on:
+            self._writer.add_text("config", f"```\n{redact(dump_config(config))}```")
 
     def _open(self, **options: Any) -> Any:
         """A writer, whose event file the run folder's record knows as the run's own."""
@@ -164,6 +208,12 @@ class TensorBoard(Tracker):
         if self._remote and time.monotonic() - self._uploaded > _UPLOAD_INTERVAL:
             self._writer.flush()
             self._upload()
+
+    def pictures(self, pictures: Sequence[TrackedPicture]) -> None:
+        for picture in pictures:
+            self._writer.add_image(picture.name, picture.pixels, picture.version, dataformats="HWC")
+        for name, prompt in {picture.name: picture.prompt for picture in pictures}.items():
+            self._writer.add_text(name, prompt)
 
     def rewind(self, step: int) -> bool:
         self._writer.close()
@@ -183,11 +233,17 @@ class TensorBoard(Tracker):
 
 
 class WandB(Tracker):
-    """A W&B run; key, project and mode come from W&B's own environment variables."""
+    """A W&B run; key, project and mode come from W&B's own environment variables.
 
-    def __init__(self, config: RunConfig) -> None:
+    ``goes_on``: the run that the training sent its metrics to, where the run folder knows it.
+    """
+
+    def __init__(self, config: RunConfig, goes_on: bool = False) -> None:
         import wandb
 
+        self._wandb, record = wandb, RunFolder(config.run.folder).file(WANDB_FILE)
+        known = goes_on and storage.exists(record)
+        same = {"id": read_json(record, WandBRecord).id, "resume": "allow"} if known else {}
         self._scratch, folder = ExitStack(), config.run.folder
         remote = storage.is_remote(folder)
         # Beside older runs' files, which W&B leaves alone: each run of its own has a new folder.
@@ -196,14 +252,24 @@ class WandB(Tracker):
             name=config.run.name,
             config=shown_values(config),
             dir=place,
+            **same,
             # Neither code, command line nor console: they may hold what is nobody's business.
             settings=wandb.Settings(
                 console="off", quiet=True, save_code=False, disable_git=True, x_disable_meta=True
             ),
         )
+        if not known:
+            owned(folder).write(WANDB_FILE, json.dumps({"id": self._run.id}).encode())
 
     def step(self, step: int, values: dict[str, float]) -> None:
         self._run.log(values, step=step)
+
+    def pictures(self, pictures: Sequence[TrackedPicture]) -> None:
+        # W&B takes no earlier step again, so pictures have an axis of their own.
+        self._run.define_metric("prompts/*", step_metric=_AFTER)
+        for version, drawn in groupby(pictures, key=lambda picture: picture.version):
+            shown = {p.name: self._wandb.Image(p.pixels, caption=p.prompt) for p in drawn}
+            self._run.log({_AFTER: version, **shown})
 
     def close(self) -> None:
         self._run.finish()

@@ -24,6 +24,7 @@ from tests import losses
 from tests.chaos import harness as chaos
 from tests.chaos.harness import Fault
 from tests.helpers.browser import open_page
+from tests.helpers.events import tracked_images
 from tests.helpers.loras import difference, ups
 from tests.helpers.ports import listening
 from tests.helpers.runs import metrics, quiet, run_config, write_images
@@ -251,7 +252,7 @@ def test_a_run_at_lag_two_on_s3_is_bitwise_the_one_that_goes_on_here(run, refere
         run={"folder": f"{bucket}/runs/one"},
         inference={"shared": True},
         debug={"dump_trajectories": 1},
-        preview={"samples": 1, "every": 2},
+        preview={"samples": 1, "every": 2, "prompts": ["a red cat", "a blue mat"]},
     )
     # From step 2 on, with versions 0 to 2, which the checkpoint has to hold.
     resumed = run(
@@ -261,12 +262,18 @@ def test_a_run_at_lag_two_on_s3_is_bitwise_the_one_that_goes_on_here(run, refere
         resume=other,
         resume_before=4,
     )
-    assert difference(resumed.lora, other.lora) == 0.0, "also when adapters are kept for pictures"
+    assert difference(resumed.lora, other.lora) == 0.0, "also when own prompts are drawn"
     assert difference(reference.lora, other.lora) > 0.0, "stale policies train otherwise"
     for summary in (other, resumed):
         assert [line["student_lag"] for line in metrics(summary)] == [0, 1, 2, 2, 2]
     history = json.loads(storage.read_bytes(f"{other.folder}/preview/history.json"))
     assert [row["version"] for row in history["rows"]] == [0, 2, 4, STEPS]
+    drawn = [(row["version"], row["prompt"]) for row in history["pictures"]]
+    assert drawn == [(version, prompt) for version in (0, 2, 4, STEPS) for prompt in (0, 1)]
+    events = [name for name, _ in storage.list_files(other.folder) if "/events." in name]
+    images = (tracked_images(storage.read_bytes(f"{other.folder}/{name}")) for name in events)
+    tracked = {tag: steps for found in images for tag, steps in found.items()}
+    assert tracked == {f"prompts/{n:02d}": [0, 2, 4, STEPS] for n in (0, 1)}
     lines = storage.read_bytes(f"{other.folder}/metrics.jsonl").splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(STEPS))
     for name in (
@@ -309,6 +316,7 @@ def test_the_demo(ray_cluster, tmp_path, steps):
     those of tests/assets/losses/shapes.json. Meanwhile nothing listens beyond this machine."""
     folder = tmp_path / "run"
     settings = [f"run.folder={folder}", f"learner.steps={steps}", "preview.samples=2"]
+    settings.append("preview.prompts=['a red [V] square on teal']")
     phases: list[str] = []
     ports: dict[str, str] = {}
 
@@ -333,7 +341,14 @@ def test_the_demo(ray_cluster, tmp_path, steps):
     assert console == []
     for title, _ in SECTIONS:
         assert f"<h2>{title}</h2>" in dom
-    for part in ("rollout-0", "learner-1", f"after {steps} steps", "32x32", "Quarantined: none"):
+    for part in (
+        "rollout-0",
+        "learner-1",
+        f"after {steps} steps",
+        "32x32",
+        "a red [V] square",
+        "Quarantined: none",
+    ):
         assert part in dom, part
     assert dom.count('class="nothing"') == 1, "every section but Steps kept has something to show"
     assert "dopsd evaluate" in dom.partition("<h2>Steps kept</h2>")[2].partition("<h2>")[0]

@@ -11,25 +11,18 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
-from tensorboardX.proto.event_pb2 import Event
+from PIL import Image
 
 from dopsd import storage
 from dopsd.cli.main import main
+from dopsd.data.images import encode_png
 from dopsd.run_folder import trackers
 from dopsd.run_folder.files import TENSORBOARD
 from dopsd.run_folder.log import RunLog
+from dopsd.run_folder.tracked_pictures import TrackedPicture
 from dopsd.run_folder.trackers import TrackerThread, grouped, open_trackers
+from tests.helpers.events import events, tracked_images
 from tests.helpers.tiny import make_config
-
-
-def events(payload: bytes) -> list[Event]:
-    """The records of an event file: length, its checksum, data, its checksum."""
-    found, at = [], 0
-    while at < len(payload):
-        size = int.from_bytes(payload[at : at + 8], "little")
-        found.append(Event.FromString(payload[at + 12 : at + 12 + size]))
-        at += size + 16
-    return found
 
 
 def scalars(payload: bytes) -> dict[tuple[str, int], float]:
@@ -39,6 +32,13 @@ def scalars(payload: bytes) -> dict[tuple[str, int], float]:
         for value in event.summary.value
         if value.HasField("simple_value")
     }
+
+
+def picture(version: int, number: int, prompt: str) -> TrackedPicture:
+    return TrackedPicture(version, number, prompt, encode_png(Image.new("RGB", (6, 4), "teal")))
+
+
+PICTURES = [picture(v, n, p) for v in (0, 3) for n, p in enumerate(["a red cat", "a mat"])]
 
 
 @pytest.mark.parametrize("remote", [False, True], ids=["local", "s3"])
@@ -62,6 +62,26 @@ def test_tensorboard_reads_back_what_the_run_log_was_told(remote, tmp_path, requ
     assert values["rollout/seconds", 2] == 1.0
     assert not any(tag.startswith("step") for tag, _ in values)
     assert b"secret" not in payload and b"s3://***@bucket" in payload
+
+
+def test_pictures_drawn_afterwards_are_in_tensorboard_beside_the_metrics(tmp_path):
+    config = make_config("base", run={"folder": str(tmp_path)})
+    trackers.TensorBoard(config).close()
+    config.trackers = ["tensorboard", "mlflow"]  # which takes none
+    time.sleep(1.1)  # the names of event files hold seconds
+    assert trackers.track_pictures(config, PICTURES) == []
+    first, second = sorted((tmp_path / TENSORBOARD).iterdir())
+    assert tracked_images(first.read_bytes()) == {}
+    assert tracked_images(second.read_bytes()) == {"prompts/00": [0, 3], "prompts/01": [0, 3]}
+    assert b"a red cat" in second.read_bytes()
+
+
+def test_a_tracker_that_cannot_take_pictures_is_told_and_raises_nothing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    config = make_config("base", run={"folder": str(tmp_path)})
+    config.trackers = ["wandb"]
+    (problem,) = trackers.track_pictures(config, PICTURES)
+    assert problem.startswith("trackers: wandb failed (ModuleNotFoundError")
 
 
 def test_metrics_are_grouped_by_role():
@@ -133,8 +153,13 @@ def test_wandb_is_told_metrics_and_neither_code_nor_command_line(tmp_path, monke
     told = {}
 
     class Run:
-        def log(self, values, step):
+        id = "abc123"
+
+        def log(self, values, step=None):
             told[step] = values
+
+        def define_metric(self, name, step_metric):
+            told[name] = step_metric
 
         def finish(self):
             told["finished"] = True
@@ -147,9 +172,17 @@ def test_wandb_is_told_metrics_and_neither_code_nor_command_line(tmp_path, monke
     tracker = trackers.WandB(config)
     tracker.step(4, {"loss": 0.5})
     tracker.close()
+    assert "id" not in told, "W&B names its runs itself"
     assert told["name"] == "cat" and told[4] == {"loss": 0.5} and told["finished"]
     assert told["config"]["learner"]["lr"] == config.learner.lr
     assert told["settings"]["save_code"] is False and told["settings"]["disable_git"] is True
+    # What is drawn afterwards goes to the same of its runs, with steps of its own.
+    fake.Image = lambda pixels, caption: (pixels.shape, caption)
+    config.trackers = ["wandb"]
+    assert trackers.track_pictures(config, PICTURES[:1]) == []
+    assert (told["id"], told["resume"]) == ("abc123", "allow")
+    assert told["prompts/*"] == "prompts/after_steps"
+    assert told[None] == {"prompts/after_steps": 0, "prompts/00": ((4, 6, 3), "a red cat")}
 
 
 def test_mlflow_is_told_every_key_of_the_config(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ teacher's velocities at its states, and the teacher's own rollout. In the run fo
 - ``trajectories/v000020-s00.safetensors``: sample 0 under version 20, as in docs/trajectories.md;
 - ``history/v000020-s00.png``: its strip, two rows of K + 1 pictures: the student's clean estimate
   at each state and its drawing, the teacher's at the same states and its own drawing;
+- ``prompts/v000020-p00.png``: own prompt 0 (`preview.prompts`) as the student draws it;
 - ``history/target-s00.png``, and ``history.json``, which says what is what.
 """
 
@@ -33,7 +34,7 @@ from dopsd.models.sampling import batch_velocity, training_sigmas
 from dopsd.records import EncodedBatch, SampleInfo, TrainingBatch
 from dopsd.report.sheet import strip
 from dopsd.run_folder.files import PREVIEW
-from dopsd.run_folder.preview_files import HISTORY, strip_path, target_path
+from dopsd.run_folder.preview_files import HISTORY, prompt_path, strip_path, target_path
 from dopsd.run_folder.trajectories import trajectory_record
 
 Adapters = tuple[Files, Files]
@@ -45,7 +46,7 @@ def sample_history(
 ) -> dict[str, bytes]:
     """Files of the run folder, by path. ``versions``: numbers in order, each with what reads its
     adapters; None stands for the base. The last adapters stay loaded."""
-    files, rows = {}, []
+    files, rows, pictures = {}, [], []
     for version, read in versions:
         if read is not None:
             sampler.load(*read())
@@ -56,10 +57,14 @@ def sample_history(
             estimates, image = _strip(sampler, scored, own)
             files[strip_path(version, index)] = encode_png(image)
             rows.append({"version": version, "sample": index, "states": estimates})
+        for index in range(len(sampler.prompts)):
+            files[prompt_path(version, index)] = encode_png(sampler.generate_prompt(index))
+            pictures.append({"version": version, "prompt": index})
     for index, sample in enumerate(sampler.samples):
         files[target_path(index)] = encode_png(strip([[Image.fromarray(sample.target)]]))
     samples = [{"id": s.sample_id, "prompt": s.prompt} for s in sampler.samples]
-    record = {"samples": samples, "rows": rows}
+    prompts = [{"prompt": prompt} for prompt in sampler.prompts]
+    record = {"samples": samples, "rows": rows, "prompts": prompts, "pictures": pictures}
     files[HISTORY] = (json.dumps(record, ensure_ascii=False, indent=1) + "\n").encode()
     return files
 

@@ -32,15 +32,28 @@ class PreviewSampler:
     """The stock pipeline with the contexts of a few samples: draws them under any adapters.
 
     ``samples`` hold their images. Base and student draw under the student's context.
+    ``prompts``: texts alone, drawn as pictures of ``size``, (height, width).
     """
 
-    def __init__(self, config: RunConfig, samples: list[Sample], device: str) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        samples: list[Sample],
+        device: str,
+        prompts: Sequence[str] = (),
+        size: tuple[int, int] = (0, 0),
+    ) -> None:
         self.config, self.samples, self.device = config, samples, device
+        self.prompts, self._size = prompts, size
         self.dtype = DTYPES[config.model.dtype]
         self.family = FAMILIES[config.model.family](config.model.base, config.model.revision)
         encoder = EncoderFactory(config, device)()
         self.contexts = [encoder.encode([sample]) for sample in samples]
         """(student's, teacher's) of each sample."""
+        self._prompt_contexts = [
+            encoder.encode_student([Sample(_noise_id(index), prompt, None)])
+            for index, prompt in enumerate(prompts)
+        ]
         del encoder
         self.pipeline = self.family.load_pipeline(
             self.dtype,
@@ -126,8 +139,20 @@ class PreviewSampler:
         """The sample's picture by the stock sampler."""
         self.use(role)
         height, width = self.samples[index].target.shape[:2]
+        return self._draw(self.context(index, role), self.noise(index), height, width)
+
+    def generate_prompt(self, index: int) -> Image.Image:
+        """The student's picture of an own prompt, by the stock sampler; before any ``load`` the
+        base's. Its noise is fixed by its place among the prompts, whatever it says."""
+        self.use(STUDENT)
+        shape = self.family.latent_shape(*self._size)
+        seed = self.config.run.seed
+        noise = batch_noise(seed, NoisePurpose.PREVIEW, (_noise_id(index),), shape)
+        context = self._prompt_contexts[index].to(self.device, self.dtype)
+        return self._draw(context, noise.to(self.device), *self._size)
+
+    def _draw(self, context: Context, noise: Tensor, height: int, width: int) -> Image.Image:
         steps = self.config.preview.steps or self.config.method.steps
-        context, noise = self.context(index, role), self.noise(index)
         with torch.no_grad():
             images: Any = self.family.generate(self.pipeline, context, noise, steps, height, width)
         image: Image.Image = images[0]
@@ -143,3 +168,8 @@ class PreviewSampler:
         titles = (*TITLES, f"teacher (sees {self.config.context.needs.teacher_sees})")
         prompts = [sample.prompt for sample in self.samples]
         return encode_png(contact_sheet(titles, rows, prompts))
+
+
+def _noise_id(index: int) -> str:
+    """In place of a sample's id."""
+    return f"preview.prompts/{index}"

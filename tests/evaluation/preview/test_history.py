@@ -8,8 +8,10 @@ import json
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load
 
 from dopsd.data.sample import Sample
+from dopsd.evaluation.generate import sample
 from dopsd.evaluation.preview.history import sample_history
 from dopsd.evaluation.preview.sampler import PreviewSampler
 from dopsd.export import lora_file
@@ -18,7 +20,13 @@ from dopsd.models import FAMILIES
 from dopsd.models.lora import STUDENT, adapter_parameters, inject, resolve_targets
 from dopsd.records import unpack
 from dopsd.report.sheet import cut
-from dopsd.run_folder.preview_files import HISTORY, kept_versions, small_enough, strip_path
+from dopsd.run_folder.preview_files import (
+    HISTORY,
+    kept_versions,
+    prompt_path,
+    small_enough,
+    strip_path,
+)
 from tests.helpers.tiny import make_config, random_image, random_state
 
 
@@ -28,15 +36,15 @@ from tests.helpers.tiny import make_config, random_image, random_state
         (80, 0, 4, [20, 40, 60]),
         (80, 30, 4, [30, 60]),
         (80, 0, 0, []),
+        (80, 30, "prompts", [30, 60]),
         (2, 0, 4, [1]),
         (1, 0, 4, []),
         (4, 1, 1, [1, 2, 3]),
     ],
 )
 def test_quarters_of_the_run_or_every_n(steps, every, samples, versions):
-    config = make_config(
-        "base", learner={"steps": steps}, preview={"every": every, "samples": samples}
-    )
+    preview = {"prompts": ["a cat"], "samples": 0} if samples == "prompts" else {"samples": samples}
+    config = make_config("base", learner={"steps": steps}, preview={"every": every, **preview})
     assert kept_versions(config) == versions
 
 
@@ -47,20 +55,25 @@ def test_large_weights_are_not_kept():
 
 
 @pytest.fixture(scope="module")
-def drawn(tiny_base):
-    """Two samples of different shapes, under the base and under random adapters."""
-    config = make_config(tiny_base, lora={"rank": 4, "alpha": 8}, method={"steps": 3})
+def loras(tiny_base) -> list[bytes]:
+    """Random ones of student and teacher."""
     family = FAMILIES["z_image"](str(tiny_base))
     transformer = family.load_transformer(torch.float32, "cpu")
     inject(transformer, resolve_targets(transformer, "default", family.lora_targets), 4, 8, 0)
     parameters = adapter_parameters(transformer, STUDENT)
-    loras = [lora_file(random_state(parameters, seed), 4, 8, {}) for seed in (1, 2)]
+    return [lora_file(random_state(parameters, seed), 4, 8, {}) for seed in (1, 2)]
+
+
+@pytest.fixture(scope="module")
+def drawn(tiny_base, loras):
+    """Two samples of different shapes and two prompts, under the base and under the adapters."""
+    config = make_config(tiny_base, lora={"rank": 4, "alpha": 8}, method={"steps": 3})
     adapters = tuple([lambda payload=payload: payload] for payload in loras)
     samples = [
         Sample("one", "a red cat", random_image(32, 32, 0)),
         Sample("two", "a blue mat", random_image(24, 48, 1)),
     ]
-    sampler = PreviewSampler(config, samples, "cpu")
+    sampler = PreviewSampler(config, samples, "cpu", ["a green cat", "a red cat"], (24, 32))
     return config, sampler, sample_history(sampler, [(0, None), (5, lambda: adapters)])
 
 
@@ -85,6 +98,26 @@ def test_the_last_column_is_what_the_stock_sampler_draws(drawn):
         assert difference(base, sampler.generate(index, "base")) <= 2
         assert difference(base, student[-1]) > 2, "the adapters draw something else"
         assert difference(student[-2], student[-1]) == 0, "the last estimate is the drawing"
+
+
+def test_own_prompts_are_what_the_stock_pipeline_draws_under_every_version(drawn, loras):
+    config, sampler, files = drawn
+    record = json.loads(files[HISTORY])
+    assert [prompt["prompt"] for prompt in record["prompts"]] == ["a green cat", "a red cat"]
+    pairs = [(drawing["version"], drawing["prompt"]) for drawing in record["pictures"]]
+    assert pairs == [(0, 0), (0, 1), (5, 0), (5, 1)]
+    pictures = {pair: picture(files, prompt_path(*pair)) for pair in pairs}
+    assert {image.size for image in pictures.values()} == {(32, 24)}
+    # Text encoder included, from a noise that anybody can draw again.
+    stock = sampler.family.load_pipeline(torch.float32, "cpu")
+    stock.load_lora_weights(load(loras[0]))
+    shape = sampler.family.latent_shape(24, 32)
+    for prompt, text in enumerate(sampler.prompts):
+        name = f"preview.prompts/{prompt}"
+        noise = sample_noise(config.run.seed, NoisePurpose.PREVIEW, name, shape)
+        (expected,) = sample(stock, [text], 3, 24, 32, latents=noise[None])
+        assert difference(pictures[5, prompt], expected) <= 2
+        assert difference(pictures[0, prompt], expected) > 2, "the base's is another"
 
 
 def test_records_hold_the_trajectories_behind_the_pictures(drawn):
