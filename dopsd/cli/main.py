@@ -17,6 +17,7 @@ from dopsd.cli.doctor import doctor
 from dopsd.cli.evaluate import evaluate
 from dopsd.cli.fetch import fetch
 from dopsd.cli.generate import generate
+from dopsd.cli.init import init
 from dopsd.cli.job import job
 from dopsd.cli.last_resort import report_crash
 from dopsd.cli.library import app as library
@@ -44,12 +45,12 @@ class _Commands(TyperGroup):
 app = typer.Typer(
     cls=_Commands,
     no_args_is_help=True,
-    add_completion=False,
     help="Tune step-distilled text-to-image models by on-policy self-distillation (D-OPSD).",
     pretty_exceptions_enable=False,
 )
 
 
+app.command()(init)
 app.command()(train)
 app.command()(prepare)
 app.command()(generate)
