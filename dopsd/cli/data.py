@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dopsd import storage
 from dopsd.cli.options import Overrides
-from dopsd.config import parse_config
+from dopsd.config import RunConfig, parse_config
 from dopsd.errors import ConfigError, DataError
-from dopsd.terminal import say
+from dopsd.terminal import say, say_lines
+
+if TYPE_CHECKING:
+    from dopsd.data.look import Look
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -32,6 +35,9 @@ def look_at(
     page: Annotated[str, typer.Option(help="Where the page goes; empty: none is written.")] = (
         "data-look.html"
     ),
+    as_json: Annotated[
+        bool, typer.Option("--json", help="For programs; no page is written.")
+    ] = False,
 ) -> None:
     """Say what training would make of SOURCE, as text and as a page with its pictures.
 
@@ -42,15 +48,34 @@ def look_at(
             key = override.split("=")[0]
             raise ConfigError(f"{key}: no key of the section data, allowed: data.KEY=VALUE")
     config = parse_config("", "", [f"data.source={json.dumps(source)}", *(overrides or [])])
+    from dopsd.report.look import check_page, write_look
+
+    page = "" if as_json else page
+    if page:
+        check_page(page)
+    found = looked_at(config, source, shown=not as_json)
+    if as_json:
+        say_lines(json.dumps(found.record(), indent=1))
+        return
+    if page:
+        write_look(page, found)
+        say(f"Page: {page}")
+    if not found.rows:
+        raise DataError(f"data.source: {source}: no sample can be used")
+    say(f"Next: dopsd train CONFIG {shlex.join([f'data.source={source}', *(overrides or [])])}")
+
+
+def looked_at(config: RunConfig, source: str, shown: bool = True) -> Look:
+    """What ``source`` holds by the section data of ``config``, told line by line where it is
+    ``shown``. Raises DataError when it cannot be read at all."""
     from dopsd.data.look import look
     from dopsd.data.prepare.settings import prepare_settings
     from dopsd.driver.progress import Progress
-    from dopsd.report.look import check_page, write_look
 
-    if page:
-        check_page(page)
     path = source if storage.is_remote(source) else os.path.abspath(source)
     settings = prepare_settings(config.data, config.run.seed)
+    if not shown:
+        return look(path, settings, lambda stage, done, total: None)
     with Progress() as progress:
 
         def tell(stage: str, done: int, total: int) -> None:
@@ -59,9 +84,4 @@ def look_at(
         found = look(path, settings, tell)
     for line in found.lines():
         say(line)
-    if page:
-        write_look(page, found)
-        say(f"Page: {page}")
-    if not found.rows:
-        raise DataError(f"data.source: {source}: no sample can be used")
-    say(f"Next: dopsd train CONFIG {shlex.join([f'data.source={source}', *(overrides or [])])}")
+    return found

@@ -18,6 +18,7 @@ from dopsd.cli.evaluate import evaluate
 from dopsd.cli.export import export
 from dopsd.cli.fetch import fetch
 from dopsd.cli.generate import generate
+from dopsd.cli.init import init
 from dopsd.cli.job import job
 from dopsd.cli.last_resort import report_crash
 from dopsd.cli.library import app as library
@@ -45,12 +46,12 @@ class _Commands(TyperGroup):
 app = typer.Typer(
     cls=_Commands,
     no_args_is_help=True,
-    add_completion=False,
     help="Tune step-distilled text-to-image models by on-policy self-distillation (D-OPSD).",
     pretty_exceptions_enable=False,
 )
 
 
+app.command()(init)
 app.command()(train)
 app.command()(prepare)
 app.command()(generate)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image
 
@@ -83,6 +84,19 @@ class Look:
             bar = "█" * max(1, round(_BAR * count / most))
             lines.append(f"  {bucket:>9} {bar} {count}")
         return lines + self._problems()
+
+    def record(self) -> dict[str, Any]:
+        """For programs: counts, and what cannot be used with its reason."""
+        return {
+            "source": self.source,
+            "samples": self.seen,
+            "usable": len(self.rows),
+            "concepts": self.concepts,
+            "captions": self.caption_keys,
+            "buckets": self.buckets,
+            "quarantined": [entry.model_dump() for entry in self.quarantined],
+            "notes": self.notes,
+        }
 
     def _problems(self) -> list[str]:
         lines = quarantine_lines(self.quarantined)

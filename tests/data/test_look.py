@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -67,3 +68,13 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     (tmp_path / "empty").mkdir()
     assert main(["data", "look", str(tmp_path / "empty"), "--page", ""]) == 1
     assert "no samples in it" in capsys.readouterr().err
+
+
+def test_a_program_reads_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_folder(tmp_path / "set/cat", 2)
+    (source / "000.png").write_bytes(b"")
+    arguments = ["data", "look", str(tmp_path / "set"), "data.pixel_area=1024", "--json"]
+    assert main(arguments) == 0 and not Path("data-look.html").exists()
+    found = json.loads(capsys.readouterr().out)
+    assert (found["samples"], found["usable"], found["concepts"]) == (2, 1, {"cat": 1})
+    assert found["quarantined"][0]["reason"] == "zero bytes"

@@ -1,0 +1,1 @@
+"""`dopsd init`: a recipe of one's own, from five answers."""
