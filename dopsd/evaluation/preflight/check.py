@@ -24,6 +24,7 @@ from dopsd.evaluation.preflight.verdict import TeacherVerdict, judge
 from dopsd.method.noise import NoisePurpose, batch_noise
 from dopsd.models import FAMILIES
 from dopsd.models.base import DTYPES, Family
+from dopsd.models.merge import drawn_merged, merge
 from dopsd.records import Context
 from dopsd.report.sheet import contact_sheet
 
@@ -91,6 +92,7 @@ def check_teacher(
         attention=model.attention,
         quantize=model.quantize,
     )
+    merge(pipeline.transformer, family, drawn_merged(config))
     distance = load_distance(metric, config.preflight.model, family, pipeline, device)
     checks, rows = [], []
     for sample, view, context in zip(samples, views, contexts):
