@@ -56,7 +56,8 @@ class Context:
     ``tensors``: every entry has the batch as first dimension. Z-Image uses ``embeds`` [B, L, D]
     (features, zero-padded to the longest) and ``lengths`` [B] int64 (valid tokens of each row).
     FLUX.2-klein uses ``embeds`` alone (every row as long as the limit) and, for reference images,
-    ``reference``, ``reference_ids`` and ``reference_lengths`` (``Family.reference_tokens``).
+    ``reference``, ``reference_ids`` and ``reference_lengths`` (``Family.reference_tokens``). Krea 2
+    and Qwen-Image use ``embeds`` and ``lengths``; Krea's D is that of all its layers side by side.
     """
 
     tensors: dict[str, Tensor]

@@ -98,6 +98,22 @@ def tiny_flux2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_krea2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same for Krea 2 (see tests/helpers/tiny_krea2.py)."""
+    from tests.helpers.tiny_krea2 import save_krea2
+
+    return save_krea2(tmp_path_factory.mktemp("krea2"))
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same for Qwen-Image 2.1 (see tests/helpers/tiny_qwen_image.py)."""
+    from tests.helpers.tiny_qwen_image import save_qwen_image
+
+    return save_qwen_image(tmp_path_factory.mktemp("qwen_image"))
+
+
+@pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One local Ray cluster for every test that needs actors: 4 logical CPUs on 2 real ones."""
     import ray

@@ -12,6 +12,8 @@ from dopsd.config.data import MAX_PIXELS
 
 REFERENCE_FAMILIES = ("flux2_klein",)
 """Families whose transformer takes reference pictures as tokens beside the image's own."""
+VLM_FAMILIES: tuple[str, ...] = ("krea2", "qwen_image")
+"""Families whose text encoder is itself a VLM: the context `vlm` needs no other."""
 MAX_REFERENCE_PIXELS = 2048**2
 """Prepared shards hold reference pictures of at most this many pixels."""
 

@@ -14,7 +14,9 @@ Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 class ModelSection(Section):
     """The base, and how it is computed."""
 
-    family: Literal["z_image", "flux2_klein"] = Field("z_image", description="Model family.")
+    family: Literal["z_image", "flux2_klein", "krea2", "qwen_image"] = Field(
+        "z_image", description="Model family."
+    )
     base: str = Field(
         "shapes",
         description="Pipeline folder or hub id; `shapes` is the embedded tiny world.",
@@ -23,7 +25,7 @@ class ModelSection(Section):
         None,
         description="VLM folder or hub id whose language model carries the text encoder's "
         "weights. Default: the folder `vlm` inside a local base, else the Qwen3-VL of the text "
-        "encoder's size.",
+        "encoder's size. Not of krea2 and qwen_image, whose text encoder is a VLM.",
     )
     revision: str | None = Field(None, description="Hub revision of the base.")
     vlm_revision: str | None = Field(None, description="Hub revision of the VLM.")
@@ -57,6 +59,11 @@ class ModelSection(Section):
         description="SHA-256 of each file of `model.merge`, filled in when a run begins: the run "
         "is resumed with the same files, wherever they lie. Given, the files must have them.",
     )
+    draw_merged: bool = Field(
+        False,
+        description="Whether a run's own pictures (preflight, previews, prior samples) are drawn "
+        "with `model.merge` too, as a few-step LoRA has to be.",
+    )
 
 
 class LoraSection(Section):
@@ -67,7 +74,7 @@ class LoraSection(Section):
     targets: list[str] | Literal["default", "all-linear"] = Field(
         "default",
         description="Module name suffixes, `default` (the authors' list of the family) or "
-        "`all-linear` (of FLUX.2-klein: of its blocks). Every entry must match.",
+        "`all-linear` (but for Z-Image: of the blocks). Every entry must match.",
     )
     modules_to_train: list[str] = Field(
         default_factory=lambda: ["norms", "embedders"],

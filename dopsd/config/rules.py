@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dopsd import shown
 from dopsd.config.base import Section
-from dopsd.config.context import CONTEXT_NEEDS, REFERENCE_FAMILIES
+from dopsd.config.context import CONTEXT_NEEDS, REFERENCE_FAMILIES, VLM_FAMILIES
 from dopsd.credentials import holds_credentials
 
 if TYPE_CHECKING:
@@ -144,6 +144,11 @@ RULES = (
         "of whole weights)",
     ),
     Rule(
+        lambda c: c.model.draw_merged and not c.model.merge,
+        "model.draw_merged: true without model.merge, allowed: false (there is nothing to draw "
+        "with)",
+    ),
+    Rule(
         lambda c: c.adapters != "lora" and c.inference.shared,
         "inference.shared: true with adapters: {c.adapters}, allowed: false (student and teacher "
         "differ in the model's own weights, so each needs a model)",
@@ -209,6 +214,11 @@ RULES = (
     Rule(
         lambda c: c.model.vlm is not None and not c.context.needs.vlm,
         f"model.vlm: given {_CONTEXT} none (nothing is shown to a VLM)",
+    ),
+    Rule(
+        lambda c: c.model.vlm is not None and c.model.family in VLM_FAMILIES,
+        "model.vlm: given with model.family: {c.model.family}, allowed: none (its text encoder is "
+        "a VLM and sees the target)",
     ),
     Rule(
         lambda c: c.context.needs.prompt_pairs and bool(c.data.caption_keys),

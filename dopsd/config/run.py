@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from dopsd.config.base import Device, NonNegative, Section
-from dopsd.config.context import ContextSection
+from dopsd.config.context import VLM_FAMILIES, ContextSection
 from dopsd.config.data import DataSection
 from dopsd.config.library import LibrarySection
 from dopsd.config.method import MethodSection
@@ -88,6 +88,11 @@ class RunConfig(Section):
     def shards(self) -> str:
         """Folder of the prepared shards."""
         return self.data.shards or f"{self.run.folder.rstrip('/')}/shards"
+
+    @property
+    def separate_vlm(self) -> bool:
+        """Whether the context needs a VLM beside the base: `model.vlm`."""
+        return self.context.needs.vlm and self.model.family not in VLM_FAMILIES
 
     @model_validator(mode="after")
     def _combinations(self) -> RunConfig:

@@ -19,7 +19,7 @@ class TextLength:
 
     def __init__(self, family: Family, asked: int = PROMPT_TOKENS, beside: int = 0) -> None:
         self.limit = family.kept_tokens(asked)
-        self.tokenizer = load_tokenizer(family.base, family.revision)
+        self.tokenizer = load_tokenizer(family)
         self._text = TextEncoder(None, self.tokenizer, family.text_format, self.limit)
         self._beside = beside
         self.empty = self._text.view("").tokens + beside
@@ -27,19 +27,18 @@ class TextLength:
 
     def own_tokens(self, text: str) -> int:
         """The tokens of a text itself, without what stands around it."""
-        whole = len(self.tokenizer(self._text.template(text))["input_ids"]) + self._beside
-        return whole - self.empty
+        return self._text.view(text).tokens + self._beside - self.empty
 
     def tokens_if_cut(self, text: str) -> int | None:
         """The tokens of a text that is longer than what is kept; None of one that is read whole.
 
         Raises DataError for a text that holds a special token.
         """
-        templated = self._text.template(text)
+        self._text.template(text)
         # No tokenizer makes more tokens of a text than it has bytes.
         if len(text.encode()) + self.empty <= self.limit:
             return None
-        tokens = len(self.tokenizer(templated)["input_ids"]) + self._beside
+        tokens = self._text.view(text).tokens + self._beside
         return tokens if tokens > self.limit else None
 
 

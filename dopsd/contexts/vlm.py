@@ -1,11 +1,12 @@
 """The `vlm` context: the student reads the prompt, the teacher sees [target image, prompt].
 
-One frozen VLM serves both: its language model carries the weights of the pipeline's text encoder.
+One frozen VLM serves both: the pipeline's text encoder where that is one, else a VLM whose language
+model carries the text encoder's weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,13 @@ from torch import Tensor
 
 from dopsd.config import RunConfig
 from dopsd.contexts import ContextView
+from dopsd.contexts.image_processor import load_image_processor
 from dopsd.contexts.text import (
     TextEncoder,
     chat_text,
+    load_encoder,
     load_tokenizer,
+    reads_last_layer,
     refuse_special_tokens,
     text_features,
     tokenize,
@@ -27,9 +31,7 @@ from dopsd.contexts.vlm_weights import load_vlm
 from dopsd.data.sample import Sample
 from dopsd.errors import ModelError
 from dopsd.models import FAMILIES, resolve_vlm
-from dopsd.models.base import DTYPES
-from dopsd.models.pretrained import MissingWeights, missing_weights_errors
-from dopsd.models.torchvision import torchvision_problem
+from dopsd.models.base import DTYPES, Family
 from dopsd.records import Context
 
 
@@ -59,25 +61,10 @@ class VlmEncoder:
 
     @classmethod
     def from_config(cls, config: RunConfig, device: str) -> VlmEncoder:
-        """Load from the base pipeline and the VLM of ``config``."""
-        from transformers import AutoTokenizer
-
+        """Load from the base pipeline, and the VLM of ``config`` where that is another model."""
         family = FAMILIES[config.model.family](config.model.base, config.model.revision)
-        vlm = resolve_vlm(config.model.base, config.model.vlm, config.model.revision)
-        revision = config.model.vlm_revision
-        model = load_vlm(
-            vlm,
-            family.base,
-            DTYPES[config.model.dtype],
-            device,
-            revision=revision,
-            base_revision=family.revision,
-            quantize=config.encoder.quantize,
-        )
-        processor = load_image_processor(config)
-        tokenizer = load_tokenizer(family.base, family.revision)
-        vlm_tokenizer = AutoTokenizer.from_pretrained(vlm, revision=revision)
-        vlm_tokenizer.padding_side = tokenizer.padding_side
+        tokenizer = load_tokenizer(family)
+        model, vlm_tokenizer = _load(config, family, device, tokenizer)
         context = config.context
         return cls(
             model,
@@ -88,7 +75,7 @@ class VlmEncoder:
                 family.kept_tokens(context.text_tokens),
             ),
             vlm_tokenizer,
-            processor,
+            load_image_processor(config),
             family.kept_tokens(context.image_text_tokens),
         )
 
@@ -120,17 +107,18 @@ class VlmEncoder:
         # Positions continue through the padding, as in the text context: where the transformer
         # attends to padding, it should be the padding that it knows.
         positions, _ = self.model.get_rope_index(ids, types, image_grid_thw=grids)
-        output = self.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            pixel_values=pixels["pixel_values"].to(self.model.device, self.model.dtype),
-            image_grid_thw=grids,
-            mm_token_type_ids=types,
-            output_hidden_states=True,
-            use_cache=False,
-        )
-        return text_features(output.hidden_states, mask, self.text.format)
+        with reads_last_layer(self.text.model, self.text.format):
+            output = self.model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                pixel_values=pixels["pixel_values"].to(self.model.device, self.model.dtype),
+                image_grid_thw=grids,
+                mm_token_type_ids=types,
+                output_hidden_states=True,
+                use_cache=False,
+            )
+        return text_features(output.hidden_states, mask, self.text.format, self.text.dropped)
 
     def views(self, samples: Sequence[Sample]) -> list[tuple[ContextView, ContextView]]:
         _, merged = self._pixels([sample.target for sample in samples])
@@ -138,7 +126,8 @@ class VlmEncoder:
         views = []
         for sample, count in zip(samples, merged):
             seen = self.image_template(sample.prompt, int(count))
-            views.append((self.text.view(sample.prompt), view_of(self.vlm_tokenizer, seen, limit)))
+            view = view_of(self.vlm_tokenizer, seen, limit, self.text.dropped)
+            views.append((self.text.view(sample.prompt), view))
         return views
 
     def _pixels(self, images: list[np.ndarray]) -> tuple[Any, Tensor]:
@@ -149,37 +138,34 @@ class VlmEncoder:
     def image_template(self, prompt: str, image_tokens: int) -> str:
         """The chat text of the teacher's context, one placeholder per image token."""
         refuse_special_tokens(self.vlm_tokenizer, prompt)
-        content = [{"type": "image"}, {"type": "text", "text": prompt}]
-        text = chat_text(self.vlm_tokenizer, content, enable_thinking=self.text.format.thinking)
+        if template := self.text.format.template:
+            text = template.text(prompt, with_image=True)
+        else:
+            content = [{"type": "image"}, {"type": "text", "text": prompt}]
+            text = chat_text(self.vlm_tokenizer, content, enable_thinking=self.text.format.thinking)
         placeholder = self.vlm_tokenizer.convert_ids_to_tokens(self.image_token)
         if text.count(placeholder) != 1:
             raise ModelError("model.vlm: its chat template does not place exactly one image")
         return text.replace(placeholder, placeholder * image_tokens, 1)
 
 
-def load_image_processor(config: RunConfig) -> Any:
-    """The VLM's image processor, for images of the sizes that the config allows. Raises
-    MissingWeights."""
-    from transformers import AutoImageProcessor
+def _load(config: RunConfig, family: Family, device: str, tokenizer: Any) -> tuple[Any, Any]:
+    """The VLM's backbone, and the tokenizer of its texts with an image."""
+    if family.encoder_sees:
+        return load_encoder(config, family, device), tokenizer
+    from transformers import AutoTokenizer
 
     vlm = resolve_vlm(config.model.base, config.model.vlm, config.model.revision)
-    try:
-        with missing_weights_errors("model.vlm", f"the image processor of {vlm}"):
-            processor = AutoImageProcessor.from_pretrained(vlm, revision=config.model.vlm_revision)
-    except MissingWeights:
-        if problem := torchvision_problem():  # of which transformers says nothing
-            raise MissingWeights(f"model.vlm: no image processor: torchvision {problem}") from None
-        raise
-    processor.size = {
-        "shortest_edge": config.context.image_min_pixels,
-        "longest_edge": config.context.image_max_pixels,
-    }
-    return processor
-
-
-def image_tokens(config: RunConfig, sizes: Iterable[tuple[int, int]]) -> int:
-    """Language tokens of an image, at most, of images of these (width, height); nothing is
-    computed."""
-    processor = load_image_processor(config)
-    patches = (processor.get_number_of_image_patches(height, width) for width, height in sizes)
-    return int(max(patches) // processor.merge_size**2)
+    revision = config.model.vlm_revision
+    model = load_vlm(
+        vlm,
+        family.base,
+        DTYPES[config.model.dtype],
+        device,
+        revision=revision,
+        base_revision=family.revision,
+        quantize=config.encoder.quantize,
+    )
+    vlm_tokenizer = AutoTokenizer.from_pretrained(vlm, revision=revision)
+    vlm_tokenizer.padding_side = tokenizer.padding_side
+    return model, vlm_tokenizer

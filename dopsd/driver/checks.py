@@ -87,9 +87,16 @@ def _check_rows(config: RunConfig, preset: dict[str, Any]) -> None:
     """Rows of unequal length take a forward each where attention takes no mask, and stage 3 needs
     equally many forwards on every learner."""
     learner = config.learner
-    if preset_stage(preset) < 3 or learner.micro_batch == 1 or takes_masks(learner.attention):
+    if preset_stage(preset) < 3 or learner.micro_batch == 1:
         return
-    if not FAMILIES[config.model.family].text_format.padded:
+    text = FAMILIES[config.model.family].text_format
+    if text.equal_lengths:
+        raise ConfigError(
+            f"learner.micro_batch: {learner.micro_batch} with model.family: {config.model.family} "
+            "and ZeRO stage 3, allowed: 1 (texts of other lengths take a forward each, and stage 3 "
+            "needs equally many on every learner)"
+        )
+    if not text.padded and not takes_masks(learner.attention):
         raise ConfigError(
             f"learner.attention: {learner.attention} with learner.micro_batch: "
             f"{learner.micro_batch} and ZeRO stage 3, allowed: learner.micro_batch: 1, or a "
@@ -108,7 +115,7 @@ def check_context(config: RunConfig, zero_stage: int = 1) -> None:
             "a forward each, and stage 3 needs equally many on every learner)"
         )
     FAMILIES[config.model.family](config.model.base, config.model.revision)
-    if config.context.needs.vlm:
+    if config.separate_vlm:
         resolve_vlm(config.model.base, config.model.vlm, config.model.revision)
 
 

@@ -44,18 +44,18 @@ def made_of(config: RunConfig, manifest: Manifest) -> Entries:
     that a key that it ignores makes no difference.
     """
     model, context, needs = config.model, config.context, config.context.needs
-    family = FAMILIES[model.family]
-    kept_tokens = family(model.base, model.revision).kept_tokens
+    family = FAMILIES[model.family](model.base, model.revision)
+    kept_tokens, text = family.kept_tokens, family.text_format
     reads = read_spec(config)
     entries: Entries = {
         "context": context.name,
         "family": model.family,
         "dtype": model.dtype,
         "text_encoder": _identity(model.base, "text_encoder", model.revision),
-        "tokenizer": _identity(model.base, "tokenizer", model.revision),
-        "layers": ",".join(map(str, family.text_format.layers)),
-        "thinking": family.text_format.thinking,
-        "padded": family.text_format.padded,
+        "tokenizer": _identity(model.base, family.tokenizer_folder, model.revision),
+        "layers": ",".join(map(str, text.layers)),
+        "thinking": text.thinking,
+        "padded": text.padded,
         "text_tokens": kept_tokens(context.text_tokens),
         "teacher": config.method.objective != "sft",
         "latents": config.method.needs_targets,
@@ -65,14 +65,17 @@ def made_of(config: RunConfig, manifest: Manifest) -> Entries:
     }
     if config.encoder.quantize != "none":  # left out, so that older caches fit
         entries["quantize"] = config.encoder.quantize
+    if text.template is not None:
+        entries["template"] = text.template.text("{}", with_image=needs.vlm)
     if reads.prompt_pairs:
         entries["prompt_pairs"] = [list(pair) for pair in reads.prompt_pairs]
     else:
         entries["caption_keys"] = sorted(reads.caption_keys or manifest.caption_keys)
-    if needs.vlm:
+    if config.separate_vlm:
         vlm = resolve_vlm(model.base, model.vlm, model.revision)
+        entries["vlm"] = model_identity(vlm, model.vlm_revision)
+    if needs.vlm:
         entries |= {
-            "vlm": model_identity(vlm, model.vlm_revision),
             "image_text_tokens": kept_tokens(context.image_text_tokens),
             "image_min_pixels": context.image_min_pixels,
             "image_max_pixels": context.image_max_pixels,

@@ -26,7 +26,7 @@ from dopsd.readers import Object, read_json
 RECORD = "dopsd-models.json"
 """What was fetched, with digests."""
 _FORMAT = "dopsd-models"
-_PARTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
+_PARTS = ("processor", "scheduler", "text_encoder", "tokenizer", "transformer", "vae")
 """Of a pipeline; a repository may hold the same weights once more in other forms."""
 _KINDS = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")
 _CHUNK = 2**24
@@ -112,7 +112,7 @@ def _wanted(config: RunConfig, folder: str) -> Iterator[Wanted]:
     of_a_part = tuple(f"{part}/{kind}" for part in _PARTS for kind in _KINDS)
     if not os.path.isdir(base):
         yield Wanted("model.base", base, model.revision, (INDEX, *of_a_part))
-    if config.context.needs.vlm:
+    if config.separate_vlm:
         vlm = resolve_vlm(_local(base, model.revision, folder), model.vlm)
         if not os.path.isdir(vlm):
             yield Wanted("model.vlm", vlm, model.vlm_revision, _KINDS)

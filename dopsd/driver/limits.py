@@ -7,8 +7,8 @@ import time
 from dopsd import shown
 from dopsd.config import RunConfig
 from dopsd.contexts import encoder_class
+from dopsd.contexts.image_processor import image_tokens
 from dopsd.contexts.lengths import TextLength, cut_lines, cut_prompts
-from dopsd.contexts.vlm import image_tokens
 from dopsd.data.buckets import Bucket, buckets
 from dopsd.data.captions import every_prompt
 from dopsd.data.manifest import Manifest, PrepareSettings
@@ -28,7 +28,8 @@ def check_limits(config: RunConfig, family: Family) -> None:
     contexts that the base cannot read or in which no text has room."""
     for bucket in _buckets(config):
         family.latent_shape(bucket.height, bucket.width)
-    longest = family.part_config("text_encoder").get("max_position_embeddings")
+    encoder = family.part_config("text_encoder")
+    longest = encoder.get("text_config", encoder).get("max_position_embeddings")
     keys = ["text_tokens", *(["image_text_tokens"] if config.context.needs.vlm else [])]
     for key in keys:
         asked = getattr(config.context, key)

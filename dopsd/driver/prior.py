@@ -27,6 +27,7 @@ from dopsd.evaluation.spec import BASE, EvaluatedModel, EvaluateSpec
 from dopsd.evaluation.worker import EvaluationWorker
 from dopsd.method.noise import NoisePurpose
 from dopsd.models.fingerprint import fingerprint, model_identity
+from dopsd.models.merge import drawn_merged, merged_record
 from dopsd.models.pretrained import resolve_base
 from dopsd.ownership import OwnedFolder
 from dopsd.ray_cluster.job_pool import Job, JobPool
@@ -93,6 +94,7 @@ def with_prior(
     }
     if spec.quantize != "none":  # left out, so that older samples are found
         identity["quantize"] = spec.quantize
+    identity |= merged_record(spec.merge)
     folder = f"{PRIOR}-{fingerprint(identity)}"
     shards = storage.join(config.shards, folder)
     if not has_manifest(shards):
@@ -152,6 +154,7 @@ def _spec(config: RunConfig, manifest: Manifest) -> tuple[EvaluateSpec, list[int
         dtype=config.model.dtype,
         attention=config.model.attention,
         quantize=config.model.quantize,
+        merge=drawn_merged(config),
         height=bucket.height,
         width=bucket.width,
         steps=(prior.steps or config.preview.steps or config.method.steps,),

@@ -84,7 +84,7 @@ def generate(
         if references:
             options["image"] = list(references)
         options["generator"] = torch.Generator("cpu").manual_seed(seed + number)
-        yield sample(pipeline, [prompt], steps, height, width, **options)[0]
+        yield sample(family, pipeline, [prompt], steps, height, width, **options)[0]
 
 
 def read_reference(path: str) -> Image.Image:
@@ -103,21 +103,24 @@ def read_reference(path: str) -> Image.Image:
 
 
 def sample(
-    pipeline: Any, prompts: list[str], steps: int, height: int, width: int, **options: Any
+    family: Family,
+    pipeline: Any,
+    prompts: list[str],
+    steps: int,
+    height: int,
+    width: int,
+    **options: Any,
 ) -> list[Image.Image]:
-    """The stock few-step sampler, guidance off. ``options``: a ``generator`` or ``latents``
-    [B, C, h, w] float32, ``image``, a list of reference pictures, and ``max_sequence_length``,
-    the tokens at which a prompt is cut."""
+    """The stock few-step sampler, guidance off. ``options``: as ``Family.stock_options``."""
     # The pipeline rewrites the list that it is given, so it gets a copy.
-    images: list[Image.Image] = pipeline(
+    images = pipeline(
         prompt=list(prompts),
         height=height,
         width=width,
         num_inference_steps=steps,
-        guidance_scale=0.0,
-        **options,
+        **family.stock_options(steps, options),
     ).images
-    return images
+    return [family.finished(image) for image in images]
 
 
 def load_lora(

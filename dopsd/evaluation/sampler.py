@@ -14,6 +14,7 @@ from dopsd.method.noise import NoisePurpose, sample_noise
 from dopsd.models import FAMILIES
 from dopsd.models.attention import takes_masks
 from dopsd.models.base import DTYPES
+from dopsd.models.merge import merge
 from dopsd.models.transformer_folder import bind_folder
 
 
@@ -34,6 +35,7 @@ class EvaluationSampler:
         self.pipeline: Any = self.family.load_pipeline(
             DTYPES[spec.dtype], device, attention=spec.attention, quantize=spec.quantize
         )
+        merge(self.pipeline.transformer, self.family, spec.merge)
         self._loaded = EvaluatedModel(BASE)
         self._altered = False
         """Whether weights of the base's transformer were replaced."""
@@ -58,11 +60,13 @@ class EvaluationSampler:
             for seed, text in zip(seeds, prompts, strict=True)
         ]
         # Texts of unequal length share a call only where attention takes a mask.
-        together = len(noise) if takes_masks(self.spec.attention) else 1
+        masked = takes_masks(self.spec.attention) and not self.family.text_format.equal_lengths
+        together = len(noise) if masked else 1
         images: list[Any] = []
         for start in range(0, len(noise), together):
             part = slice(start, start + together)
             images += sample(
+                self.family,
                 self.pipeline,
                 list(prompts[part]),
                 steps,
@@ -81,6 +85,7 @@ class EvaluationSampler:
             self.pipeline.transformer = self.family.load_transformer(
                 DTYPES[self.spec.dtype], self.device, self.spec.attention
             )
+            merge(self.pipeline.transformer, self.family, self.spec.merge)
         self._altered = model.transformer is not None or model.modules is not None
         if model.transformer is not None:
             kind = self.family.transformer_class

@@ -71,6 +71,8 @@ class EvaluateSpec:
     """Attention backend of diffusers; None: its own choice."""
     quantize: str = "none"
     """As ``model.quantize`` of a run, of the base that samples of a prior are drawn by."""
+    merge: tuple[str, ...] = ()
+    """As ``model.merge`` of a run, under every model that is drawn by."""
     height: int | None = None
     """None: 32 for ``shapes``, else 1024."""
     width: int | None = None

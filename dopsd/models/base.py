@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
+from PIL import Image
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
@@ -17,6 +17,7 @@ from dopsd.errors import ModelError
 from dopsd.models.attention import set_attention
 from dopsd.models.pretrained import check_transformer, loading_errors, part_config, resolve_base
 from dopsd.models.quantize import for_transformer
+from dopsd.models.text_format import TextFormat
 from dopsd.readers import checked
 from dopsd.records import Context
 
@@ -25,20 +26,6 @@ PROMPT_TOKENS = 512
 """At which the stock pipelines cut a prompt."""
 LEVELS = 1000
 """Resolution at which flow matching reads a pipeline's schedule."""
-_NO_TEXT_ENCODER = {"text_encoder": None, "tokenizer": None}
-
-
-@dataclass(frozen=True)
-class TextFormat:
-    """How a family's transformer wants a prompt read."""
-
-    layers: tuple[int, ...]
-    """Entries of the text encoder's ``hidden_states`` that are concatenated into features."""
-    thinking: bool
-    """``enable_thinking`` of the chat template."""
-    padded: bool
-    """Every row is as long as the limit, and the transformer attends to the padding; otherwise
-    padding is zero and ``lengths`` tells where a row ends."""
 
 
 class _Vae(BaseModel):
@@ -70,7 +57,8 @@ class Family(ABC):
     """Module name suffixes of the authors' LoRA recipe."""
     lora_all_linear: ClassVar[tuple[str, ...]] = ()
     """What `lora.targets: all-linear` means; empty: every linear module."""
-    text_format: ClassVar[TextFormat]
+    text_format: TextFormat
+    """A family whose pipelines differ in it sets their own when it is made."""
     comfyui_prefix: ClassVar[str] = "transformer."
     """Of a LoRA's keys in every ComfyUI that reads one."""
     kohya_names: ClassVar[tuple[tuple[str, str], ...]] = ()
@@ -78,6 +66,11 @@ class Family(ABC):
     underscores; a name that ends in qkv stands for three modules."""
     takes_references: ClassVar[bool] = False
     """Whether ``velocity`` and ``draw`` take contexts with reference images."""
+    encoder_sees: ClassVar[bool] = False
+    """Whether the text encoder is itself a VLM, which the context `vlm` shows its images to."""
+    tokenizer_folder: ClassVar[str] = "tokenizer"
+    processor_folder: ClassVar[str | None] = None
+    """Subfolder with the image processor of such a text encoder, where the pipeline has one."""
 
     def __init__(self, base: str, revision: str | None = None, key: str = "model.base") -> None:
         self.base = resolve_base(base, key)
@@ -127,7 +120,7 @@ class Family(ABC):
         """The stock diffusers pipeline, to draw pictures with; without ``text_encoder`` it takes
         contexts only. ``quantize``: as :meth:`load_transformer`. Raises ModelError as
         :func:`set_attention` does."""
-        given: dict[str, Any] = {} if text_encoder else dict(_NO_TEXT_ENCODER)
+        given = self.given_parts(text_encoder)
         if quantize != "none":
             given["transformer"] = self.load_transformer(dtype, device, quantize=quantize)
         pipeline = self._pipeline(dtype, given)
@@ -139,7 +132,7 @@ class Family(ABC):
     ) -> Any:
         """The stock pipeline, which takes contexts only, around a ``transformer`` of this family
         that is there already and stays as it is: the autoencoder alone is loaded."""
-        pipeline = self._pipeline(dtype, {**_NO_TEXT_ENCODER, "transformer": transformer})
+        pipeline = self._pipeline(dtype, {**self.given_parts(False), "transformer": transformer})
         pipeline.vae.requires_grad_(False).to(device)
         return pipeline
 
@@ -158,6 +151,10 @@ class Family(ABC):
         pipeline.set_progress_bar_config(disable=True)
         pipeline.vae.enable_slicing()  # a decoder's memory is that of one picture, not of a call's
         return pipeline
+
+    def given_parts(self, text_encoder: bool) -> dict[str, Any]:
+        """Parts of the stock pipeline that it does not load itself; see :meth:`load_pipeline`."""
+        return {} if text_encoder else {"text_encoder": None, "tokenizer": None}
 
     def load_vae(self, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
         """The frozen autoencoder on ``device``."""
@@ -218,6 +215,18 @@ class Family(ABC):
         self, pipeline: Any, context: Context, noise: Tensor, steps: int, height: int, width: int
     ) -> Any:
         """Run the stock sampler, guidance off, from ``noise`` [B, C, h, w]: B PIL images."""
+
+    def stock_options(self, steps: int, options: dict[str, Any]) -> dict[str, Any]:
+        """Options of the stock sampler that is called with prompts, guidance off.
+
+        ``options``: a ``generator`` or ``latents`` [B, C, h, w] float32, ``image``, a list of
+        reference pictures, and ``max_sequence_length``, the tokens at which a prompt is cut.
+        """
+        return {"guidance_scale": 0.0, **options}
+
+    def finished(self, image: Image.Image) -> Image.Image:
+        """A picture of the stock sampler as RGB."""
+        return image
 
     @abstractmethod
     def decode(self, pipeline: Any, latents: Tensor) -> Any:

@@ -13,7 +13,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from dopsd.method.rollout import rollout
 from dopsd.method.schedule import scheduler_sigmas
-from dopsd.models.base import LEVELS, Family, TextFormat, as_pixels
+from dopsd.models.base import LEVELS, Family, as_pixels
+from dopsd.models.patches import pack, patchify, unpack, unpatchify
+from dopsd.models.rows import rows_by, velocity_by_rows
+from dopsd.models.text_format import TextFormat
 from dopsd.records import Context
 
 _REFERENCE_TIME = 10
@@ -55,7 +58,7 @@ class Flux2Klein(Family):
         "attn.to_qkv_mlp_proj",
         "attn.to_out",
     )
-    text_format: ClassVar[TextFormat] = TextFormat(layers=(9, 18, 27), thinking=False, padded=True)
+    text_format = TextFormat(layers=(9, 18, 27), thinking=False, padded=True)
     kohya_names: ClassVar[tuple[tuple[str, str], ...]] = (
         (r"transformer_blocks\.(\d+)\.attn\.to_[qkv]", r"double_blocks_\1_img_attn_qkv"),
         (r"transformer_blocks\.(\d+)\.attn\.add_[qkv]_proj", r"double_blocks_\1_txt_attn_qkv"),
@@ -101,12 +104,8 @@ class Flux2Klein(Family):
     ) -> Tensor:
         groups = _rows_alike(context)
         if len(groups) > 1:
-            parts = [
-                self.velocity(transformer, latents[rows], sigma[rows], context.rows(rows))
-                for rows in groups
-            ]
-            order = torch.tensor([row for rows in groups for row in rows])
-            return torch.cat(parts)[order.argsort()]
+            alike = partial(self.velocity, transformer)
+            return velocity_by_rows(alike, groups, latents, sigma, context)
         embeds, device = context.tensors["embeds"], latents.device
         tokens = pack(latents).to(embeds.dtype)
         hidden, ids = tokens, position_ids(*latents.shape[-2:], device=device)
@@ -186,26 +185,6 @@ class Flux2Klein(Family):
         return pipeline.image_processor.postprocess(images, output_type="pil")
 
 
-def pack(latents: Tensor) -> Tensor:
-    """Latents [B, C, h, w] as tokens [B, h * w, C]."""
-    return latents.flatten(2).transpose(1, 2)
-
-
-def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
-    """Inverse of :func:`pack`."""
-    return tokens.transpose(1, 2).unflatten(2, (height, width))
-
-
-def patchify(latents: Tensor) -> Tensor:
-    """The VAE's latents [B, c, 2 h, 2 w] as [B, 4 c, h, w]: a patch of 2x2 is one position."""
-    return nn.functional.pixel_unshuffle(latents, 2)
-
-
-def unpatchify(latents: Tensor) -> Tensor:
-    """Inverse of :func:`patchify`."""
-    return nn.functional.pixel_shuffle(latents, 2)
-
-
 def position_ids(
     height: int,
     width: int,
@@ -230,8 +209,5 @@ def _rows_alike(context: Context) -> list[list[int]]:
     """The batch's rows, grouped by the sizes of their references; none without references."""
     if "reference" not in context.tensors:
         return []
-    groups: dict[bytes, list[int]] = {}
-    lengths = context.tensors["reference_lengths"].tolist()
-    for row, (ids, length) in enumerate(zip(context.tensors["reference_ids"], lengths)):
-        groups.setdefault(ids[:length].numpy().tobytes(), []).append(row)
-    return list(groups.values())
+    ids, lengths = context.tensors["reference_ids"], context.tensors["reference_lengths"].tolist()
+    return rows_by(row[:length].numpy().tobytes() for row, length in zip(ids, lengths))

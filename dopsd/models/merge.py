@@ -1,7 +1,8 @@
 """`model.merge`: LoRAs added to the base's weights before anything is trained on it.
 
-What is trained then lies on top of them, and pictures are drawn without: so a training adapter,
-which takes the few-step distillation out of a base, is put under a run and left away afterwards.
+What is trained then lies on top of them. Pictures are drawn without, so a training adapter, which
+takes the few-step distillation out of a base, is put under a run and left away afterwards; or with
+`model.draw_merged`, as a LoRA that gives a base its few steps asks for.
 """
 
 from __future__ import annotations
@@ -77,6 +78,11 @@ def load_trained_base(
     transformer = family.load_transformer(dtype, device, attention, key, quantize)
     merge(transformer, family, config.model.merge, config.model.merge_sha256)
     return transformer
+
+
+def drawn_merged(config: RunConfig) -> tuple[str, ...]:
+    """The LoRAs that a run's pictures are drawn with, under whatever it trains."""
+    return tuple(config.model.merge) if config.model.draw_merged else ()
 
 
 @torch.no_grad()

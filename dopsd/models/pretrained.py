@@ -133,10 +133,20 @@ def part_config(base: str, subfolder: str, revision: str | None = None) -> dict[
     return _read_json(base, f"{subfolder}/config.json", revision, "model.base")
 
 
+def pipeline_config(
+    base: str, revision: str | None = None, key: str = "model.base"
+) -> dict[str, Any]:
+    """``model_index.json`` of a pipeline: its parts, and what it says of itself.
+
+    Raises ModelError, in the name of ``key``, for what is no pipeline.
+    """
+    return _read_json(base, INDEX, revision, key)
+
+
 def check_transformer(base: str, kind: str, family: str, revision: str | None, key: str) -> None:
     """Raises ModelError, in the name of ``key``, unless ``base`` is a pipeline whose transformer
     is a ``kind``, the class of ``family``."""
-    entry = _read_json(base, INDEX, revision, key).get("transformer")
+    entry = pipeline_config(base, revision, key).get("transformer")
     named = entry[-1] if isinstance(entry, list) and entry else None
     if named != kind:
         found = "missing" if named is None else shown.value(named, quoted=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 
 from dopsd.method.schedule import scheduler_sigmas
 from dopsd.models.attention import attention_of, takes_masks
-from dopsd.models.base import LEVELS, Family, TextFormat, as_pixels
+from dopsd.models.base import LEVELS, Family, as_pixels
+from dopsd.models.rows import rows_by, velocity_by_rows
+from dopsd.models.text_format import TextFormat
 from dopsd.records import Context
 
 
@@ -31,7 +34,7 @@ class ZImage(Family):
         "feed_forward.w3",
     )
     comfyui_prefix: ClassVar[str] = "diffusion_model."
-    text_format: ClassVar[TextFormat] = TextFormat(layers=(-2,), thinking=True, padded=False)
+    text_format = TextFormat(layers=(-2,), thinking=True, padded=False)
 
     @property
     def latent_pixels(self) -> int:
@@ -87,12 +90,8 @@ class ZImage(Family):
     ) -> Tensor:
         groups = _rows_alike(transformer, context)
         if len(groups) > 1:
-            parts = [
-                ZImage.velocity(self, transformer, latents[rows], sigma[rows], context.rows(rows))
-                for rows in groups
-            ]
-            order = torch.tensor([row for rows in groups for row in rows])
-            return torch.cat(parts)[order.argsort()]
+            alike = partial(ZImage.velocity, self, transformer)
+            return velocity_by_rows(alike, groups, latents, sigma, context)
         # The transformer's time runs from 0 (noise) to 1 (image), and it points at the image:
         # t = 1 - sigma, output = x0 - eps = -u.
         dtype = context.tensors["embeds"].dtype
@@ -137,7 +136,4 @@ def _rows_alike(transformer: nn.Module, context: Context) -> list[list[int]]:
         return []
     from diffusers.models.transformers.transformer_z_image import SEQ_MULTI_OF
 
-    groups: dict[int, list[int]] = {}
-    for row, length in enumerate(lengths):
-        groups.setdefault(-(-length // SEQ_MULTI_OF), []).append(row)
-    return list(groups.values())
+    return rows_by(-(-length // SEQ_MULTI_OF) for length in lengths)

@@ -37,6 +37,10 @@ class Stack:
     """Weights of the normalisation layers of a block."""
     targets: tuple[str, ...] = ()
     """What `lora.targets: default` adapts in it."""
+    times: int = 1
+    """How often a token passes through it: once for each of a stack of features."""
+    repeated: bool = True
+    """Whether gradient checkpointing recomputes it: diffusers' ``_repeated_blocks``."""
 
     @property
     def weights(self) -> int:
@@ -70,7 +74,8 @@ class Architecture:
 
     @property
     def blocks(self) -> int:
-        return sum(stack.count for stack in self.stacks)
+        """Those that may be recomputed."""
+        return sum(stack.count for stack in self.stacks if stack.repeated)
 
     def recomputed(self, every: int) -> int:
         """How many blocks each ``every``-th is; 0 is none."""
@@ -99,7 +104,13 @@ class Architecture:
 
 def architecture(family: str, config: dict[str, Any]) -> Architecture:
     """``config``: of the transformer, as diffusers writes it."""
-    return {"z_image": _z_image, "flux2_klein": _flux2_klein}[family](config)
+    made = {
+        "z_image": _z_image,
+        "flux2_klein": _flux2_klein,
+        "krea2": _krea2,
+        "qwen_image": _qwen_image,
+    }
+    return made[family](config)
 
 
 def _z_image(config: dict[str, Any]) -> Architecture:
@@ -186,6 +197,109 @@ def _flux2_klein(config: dict[str, Any]) -> Architecture:
         other=0,
         channels=channels,
         text_width=context,
+        patch=1,
+        multiple=1,
+    )
+
+
+def _krea2(config: dict[str, Any]) -> Architecture:
+    head, heads = config["attention_head_dim"], config["num_attention_heads"]
+    width, channels, layers = heads * head, config["in_channels"], config["num_text_layers"]
+    text, text_heads = config["text_hidden_dim"], config["text_num_attention_heads"]
+
+    def linears(wide: int, keys: int, hidden: int, over: Tokens) -> tuple[Linear, ...]:
+        return (
+            Linear("attn.to_q", wide, wide, over),
+            Linear("attn.to_k", wide, keys, over),
+            Linear("attn.to_v", wide, keys, over),
+            Linear("attn.to_out.0", wide, wide, over),
+            Linear("ff.gate", wide, hidden, over),
+            Linear("ff.up", wide, hidden, over),
+            Linear("ff.down", hidden, wide, over),
+            Linear("attn.to_gate", wide, wide, over),
+        )
+
+    whole = linears(
+        width, config["num_key_value_heads"] * head, config["intermediate_size"], "both"
+    )
+    text_head = text // text_heads
+    text_keys = config["text_num_key_value_heads"] * text_head
+    fusion = linears(text, text_keys, config["text_intermediate_size"], "text")
+    targets = tuple(layer.name for layer in whole[:-1])
+    norms = 2 * text + 2 * text_head
+    return Architecture(
+        "krea2",
+        width,
+        (
+            Stack("layer", config["num_layers"], "both", whole, 8 * width + 2 * head, targets),
+            Stack(
+                "layerwise",
+                config["num_layerwise_text_blocks"],
+                "text",
+                fusion,
+                norms,
+                targets,
+                times=layers,
+                repeated=False,
+            ),
+            Stack(
+                "refiner",
+                config["num_refiner_text_blocks"],
+                "text",
+                fusion,
+                norms,
+                targets,
+                repeated=False,
+            ),
+        ),
+        (
+            Linear("img_in", channels, width, "image", bias=True),
+            Linear("txt_in.linear_1", text, width, "text", bias=True),
+            Linear("txt_in.linear_2", width, width, "text", bias=True),
+            Linear("time_embed.linear_1", config["timestep_embed_dim"], width, "sample", bias=True),
+            Linear("time_embed.linear_2", width, width, "sample", bias=True),
+            Linear("time_mod_proj", width, 6 * width, "sample", bias=True),
+            Linear("final_layer.linear", width, channels, "image", bias=True),
+        ),
+        other=layers + text + 3 * width,
+        channels=channels,
+        text_width=layers * text,
+        patch=1,
+        multiple=1,
+    )
+
+
+def _qwen_image(config: dict[str, Any]) -> Architecture:
+    head = config["attention_head_dim"]
+    width, channels = config["num_attention_heads"] * head, config["in_channels"]
+    hidden, text = config["mlp_ratio"] * width, config["context_in_dim"]
+    linears = (
+        *(
+            Linear(name, width, width, "both")
+            for name in ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")
+        ),
+        Linear("img_mlp.proj", width, hidden, "both"),
+        Linear("img_mlp.gate_layer", width, hidden, "both"),
+        Linear("img_mlp.out", hidden, width, "both"),
+    )
+    targets = tuple(layer.name for layer in linears)
+    return Architecture(
+        "qwen_image",
+        width,
+        (Stack("layer", config["num_layers"], "both", linears, 2 * head, targets),),
+        (
+            Linear("img_in", channels, width, "image"),
+            Linear("txt_in.in_layer", text, width, "text"),
+            Linear("txt_in.out_layer", width, width, "text"),
+            Linear("time_text_embed.linear_1", 256, width, "sample"),
+            Linear("time_text_embed.linear_2", width, width, "sample"),
+            Linear("modulation", width, 4 * width, "sample"),
+            Linear("norm_out", width, width, "sample"),
+            Linear("proj_out", width, config["out_channels"], "image"),
+        ),
+        other=text,
+        channels=channels,
+        text_width=text,
         patch=1,
         multiple=1,
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from dopsd.config import RunConfig
 from dopsd.errors import ModelError
+from dopsd.models import FAMILIES
 from dopsd.models.hub import hub_errors
 from dopsd.models.pretrained import part_config, resolve_base, resolve_vlm
 from dopsd.plan.architecture import Architecture, architecture
@@ -26,8 +27,8 @@ class Base:
     transformer: Architecture
     encoder: Encoder
     """Text encoder, or the VLM that stands for it."""
-    vae_factor: int
-    """Pixels along a side of one latent of the VAE."""
+    latent_pixels: int
+    """Pixels along a side of one position of the latents."""
     download_gb: float | None
     """Of a node that loads every part; None: not known. A local folder's is 0."""
     gated: tuple[str, ...]
@@ -40,13 +41,12 @@ def base_of(config: RunConfig) -> Base:
     where, revision = shipped_folder(resolve_base(model.base)), model.revision
     transformer = part_config(where, "transformer", revision)
     ids = [model.base]
-    if config.context.needs.vlm:
+    if config.separate_vlm:
         vlm = resolve_vlm(where, model.vlm, revision)
         language = _vlm_config(vlm, model.vlm_revision)
         ids.append(vlm)
     else:
         language = part_config(where, "text_encoder", revision)
-    blocks = part_config(where, "vae", revision)["block_out_channels"]
     known = {name: entry for name, entry in _known().items() if name in ids}
     remote = [name for name in ids if name != "shapes" and not Path(name).expanduser().is_dir()]
     sizes = [sum(known[name]["download_gb"].values()) for name in remote if name in known]
@@ -54,7 +54,7 @@ def base_of(config: RunConfig) -> Base:
         return Base(
             architecture(model.family, transformer),
             encoder(language),
-            2 ** (len(blocks) - 1),
+            FAMILIES[model.family](where, revision).latent_pixels,
             sum(sizes) if len(sizes) == len(remote) else None,
             tuple(name for name in remote if known.get(name, {}).get("gated")),
         )

@@ -198,7 +198,7 @@ class Demand:
         return [self._shape(bucket, rows, text, pictures) for bucket in self._buckets]
 
     def _shape(self, bucket: Bucket, rows: int, text: float, pictures: int) -> Shape:
-        side = self.base.vae_factor * 2
+        side = self.base.latent_pixels * self.model.patch
         tokens = (bucket.width // side) * (bucket.height // side)
         multiple = self.model.multiple
         image = filled(tokens, multiple) + pictures * tokens
@@ -217,7 +217,7 @@ class Demand:
 
     def _latents(self) -> float:
         """Bytes of the latents of one picture, fp32."""
-        bucket, side = self._buckets[0], self.base.vae_factor * (1 if self.model.patch == 2 else 2)
+        bucket, side = self._buckets[0], self.base.latent_pixels
         return FP32 * self.model.channels * (bucket.width // side) * (bucket.height // side)
 
 

@@ -54,6 +54,10 @@ class Bytes:
 _ACTIVATIONS = {
     ("z_image", 2): Bytes(31.7, {"layer": 69.4}, 17.4, 86.0),
     ("z_image", 4): Bytes(63.0, {"layer": 90.8}, 49.9, 111.6),
+    ("krea2", 2): Bytes(29.9, {"layer": 50.4, "layerwise": 249.8, "refiner": 20.8}, 24.2, 66.3),
+    ("krea2", 4): Bytes(59.3, {"layer": 87.8, "layerwise": 449.8, "refiner": 37.5}, 25.7, 109.8),
+    ("qwen_image", 2): Bytes(42.2, {"layer": 62.1}, 10.2, 74.6),
+    ("qwen_image", 4): Bytes(84.1, {"layer": 108.1}, 20.1, 132.8),
     ("flux2_klein", 2): Bytes(44.0, {"double": 48.1, "single": 40.1}, 56.5, 78.6),
     ("flux2_klein", 4): Bytes(85.1, {"double": 88.1, "single": 64.1}, 112.5, 140.6),
 }
@@ -68,13 +72,15 @@ def flops(
     forward = attention = 0.0
     for stack in model.stacks:
         attention += stack.count * _pairs(stack, shape) * model.width
-        forward += stack.count * sum(_product(layer, shape) for layer in stack.linears)
+        products = sum(_product(layer, shape) for layer in stack.linears)
+        forward += stack.count * stack.times * products
     outside = sum(_product(layer, shape) for layer in model.outside)
     down_up = 0.0
     if adapter.rank:
         for stack, layer in model.adapted(adapter.targets):
             pair = layer.inputs + layer.outputs
-            down_up += stack.count * 2.0 * shape.tokens(layer.over) * adapter.rank * pair
+            rows = stack.times * shape.tokens(layer.over)
+            down_up += stack.count * 2.0 * rows * adapter.rank * pair
     once = forward + outside + down_up + _FORWARD * attention
     if not learns:
         return once
@@ -102,15 +108,17 @@ def activations(
     if not learns:
         return cost.forward * whole
     again = model.recomputed(checkpointing) / model.blocks
-    inputs = again * sum(s.count * size * shape.tokens(s.over) for s in model.stacks) * model.width
-    stored = 0.0
+    inputs = kept = 0.0
     for stack in model.stacks:
-        tokens = shape.tokens(stack.over)
-        stored += stack.count * cost.stored[stack.kind] * tokens * model.width
+        tokens = stack.count * shape.tokens(stack.over) * model.width
+        share = again if stack.repeated else 0.0
+        inputs += share * size * tokens
+        kept += (1.0 - share) * cost.stored[stack.kind] * tokens
     if adapter.rank:
         for stack, layer in model.adapted(adapter.targets):
-            stored += stack.count * size * shape.tokens(layer.over) * adapter.rank
-    kept = (1.0 - again) * stored
+            share = again if stack.repeated else 0.0
+            rows = stack.count * stack.times * shape.tokens(layer.over)
+            kept += (1.0 - share) * size * rows * adapter.rank
     if not checkpointing:
         return kept + cost.edge * whole
     gradients = size * model.lora_weights(adapter.targets, adapter.rank) if adapter.rank else 0

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from dopsd.config import RunConfig, dump_config, load_config, parse_config
-from dopsd.config.context import CONTEXT_NEEDS, REFERENCE_FAMILIES
+from dopsd.config.context import CONTEXT_NEEDS, REFERENCE_FAMILIES, VLM_FAMILIES
 from dopsd.config.load import shown_values
 from dopsd.config.recipes import recipes
 from dopsd.contexts import CONTEXTS
@@ -423,6 +423,7 @@ def test_what_contexts_need_is_what_encoders_and_families_have() -> None:
     assert CONTEXTS.keys() == CONTEXT_NEEDS.keys()
     taking = {name for name, family in FAMILIES.items() if family.takes_references}
     assert taking == {*REFERENCE_FAMILIES}
+    assert {name for name, family in FAMILIES.items() if family.encoder_sees} == {*VLM_FAMILIES}
 
 
 @pytest.mark.parametrize("objective", ["dopsd", "sft", "off_policy", "sft_on_teacher"])

@@ -26,9 +26,11 @@ from tests.helpers.bundles import made_bundle
 from tests.helpers.tiny import random_image
 from tests.learner.whole import whole_bundle
 
-SIZE = (32, 48)
+SIZE = (32, 64)
 TINY = [
     "model.vlm=null",
+    "model.merge=[]",
+    "model.draw_merged=false",
     "model.dtype=float32",
     "model.quantize=none",
     "device=cpu",
@@ -44,9 +46,16 @@ FAMILIES = [path for path in RECIPES if not path.stem.startswith("shapes")]
 
 
 @pytest.fixture(params=FAMILIES, ids=lambda path: path.stem)
-def config(request, tiny_base: Path, tiny_flux2: Path) -> RunConfig:
+def config(
+    request, tiny_base: Path, tiny_flux2: Path, tiny_krea2: Path, tiny_qwen_image: Path
+) -> RunConfig:
     family = load_config(request.param).model.family
-    base = {"z_image": tiny_base, "flux2_klein": tiny_flux2}[family]
+    base = {
+        "z_image": tiny_base,
+        "flux2_klein": tiny_flux2,
+        "krea2": tiny_krea2,
+        "qwen_image": tiny_qwen_image,
+    }[family]
     return load_config(request.param, [*TINY, f"model.base={base}"])
 
 

@@ -9,7 +9,7 @@ import pytest
 import transformers
 
 from dopsd.config import load_config
-from dopsd.contexts.vlm import load_image_processor
+from dopsd.contexts.image_processor import load_image_processor
 from dopsd.models.pretrained import MissingWeights
 from dopsd.models.torchvision import torchvision_problem
 

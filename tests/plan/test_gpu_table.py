@@ -10,6 +10,7 @@ from dopsd.plan.velocity import Adapter, Shape, activations, flops
 
 GIB = 2**30
 Z, K4, K9 = "z_image_turbo_lora", "flux2_klein_4b_edit_lora", "flux2_klein_9b_edit_lora"
+KREA, QWEN = "krea2_turbo_vlm_lora", "qwen_image_vlm_lora"
 LORA = Adapter("default", 64)
 IMAGE = 4096
 """Tokens of 1024 x 1024 pixels."""
@@ -34,6 +35,15 @@ TRACED = [
     (K9, 4, 2 * IMAGE, 512, False, False, 5.9, 647.9),
     (K9, 1, IMAGE, 512, True, True, 2.5, 244.1),
     (K9, 1, IMAGE, 512, True, False, 24.4, 168.3),
+    # Of these, blocks beyond the fourth are by arithmetic: each adds as much as the one before.
+    (KREA, 1, IMAGE, 128, False, False, 0.715, 117.2),
+    (KREA, 1, IMAGE, 1024, False, False, 0.877, 149.4),
+    (KREA, 1, IMAGE, 128, True, False, 35.2, 254.4),
+    (KREA, 1, IMAGE, 128, True, True, 3.3, 371.0),
+    (KREA, 1, IMAGE, 1024, True, True, 6.84, 471.8),
+    (QWEN, 1, IMAGE, 128, False, False, 0.679, 69.5),
+    (QWEN, 1, IMAGE, 128, True, False, 32.3, 153.5),
+    (QWEN, 1, IMAGE, 1024, True, True, 2.71, 272.8),
 ]
 
 
@@ -48,7 +58,13 @@ def test_memory_and_flops_of_a_velocity(row: tuple) -> None:
 
 @pytest.mark.parametrize(
     ("recipe", "billions", "lora", "all_linear"),
-    [(Z, 6.155, 158.8, None), (K4, 3.876, 37.36, 96.34), (K9, 9.079, 79.69, 174.1)],
+    [
+        (Z, 6.155, 158.8, None),
+        (K4, 3.876, 37.36, 96.34),
+        (K9, 9.079, 79.69, 174.1),
+        (KREA, 12.82, 205.2, 228.5),
+        (QWEN, 7.115, 167.8, 167.8),
+    ],
 )
 def test_parameters(recipe: str, billions: float, lora: float, all_linear: float | None) -> None:
     model = make_plan(load_config(recipe)).base.transformer

@@ -22,6 +22,7 @@ from dopsd.models.base import DTYPES
 from dopsd.models.flux2_klein import position_ids
 from dopsd.models.lora import STUDENT
 from dopsd.models.trained import TrainableParameters
+from dopsd.plan.architecture import architecture as made_of
 from dopsd.records import Context
 
 
@@ -71,7 +72,7 @@ def trace(config: RunConfig, family: Family, call: Call, **changes: Any) -> Trac
             torch.empty(call.rows, *family.latent_shape(*call.size)),
             torch.empty(call.rows),
         )
-        width = architecture.get("cap_feat_dim") or architecture["joint_attention_dim"]
+        width = made_of(family.name, architecture).text_width
         context = {"embeds": torch.empty(call.rows, call.text, width, dtype=dtype)}
         if call.references:
             _, h, w = family.latent_shape(*call.size)

@@ -34,7 +34,7 @@ def models_of(config: RunConfig) -> list[Model]:
     """Raises ModelError when the base does not tell its VLM."""
     model = config.model
     found = [Model("model.base", model.base, model.revision)]
-    if config.context.needs.vlm and (model.vlm or model.base != "shapes"):
+    if config.separate_vlm and (model.vlm or model.base != "shapes"):
         vlm = model.vlm or resolve_vlm(shipped_folder(model.base), None, model.revision)
         found.append(Model("model.vlm", vlm, model.vlm_revision))
     preflight = config.preflight

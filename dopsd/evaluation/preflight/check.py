@@ -24,6 +24,7 @@ from dopsd.evaluation.preflight.verdict import TeacherVerdict, judge
 from dopsd.method.noise import NoisePurpose, batch_noise
 from dopsd.models import FAMILIES
 from dopsd.models.base import DTYPES, Family
+from dopsd.models.merge import drawn_merged, merge
 from dopsd.models.trained import TrainableParameters
 from dopsd.models.warm_start import for_pipeline, initial_lora
 from dopsd.records import Context
@@ -91,6 +92,7 @@ def check_teacher(
         attention=model.attention,
         quantize=model.quantize,
     )
+    merge(pipeline.transformer, family, drawn_merged(config))
     begins = "base"
     if start := initial_lora(TrainableParameters(config, family), pipeline.transformer):
         begins = "warm start"

@@ -18,6 +18,7 @@ from dopsd.method.noise import NoisePurpose, batch_noise
 from dopsd.models import FAMILIES
 from dopsd.models.base import DTYPES
 from dopsd.models.lora import STUDENT, TEACHER, bind_parameters
+from dopsd.models.merge import drawn_merged, merge
 from dopsd.models.transformer_folder import bind_files
 from dopsd.records import Context
 from dopsd.report.sheet import contact_sheet
@@ -62,6 +63,7 @@ class PreviewSampler:
             attention=config.model.attention,
             quantize=config.model.quantize,
         )
+        merge(self.pipeline.transformer, self.family, drawn_merged(config))
         self._modules: dict[str, dict[str, Tensor]] = {}
         """By role: what was trained beside its LoRA; and the base's own."""
         self._files: dict[str, Files] = {}

@@ -12,6 +12,8 @@ from diffusers import ZImageTransformer2DModel
 
 from dopsd.data.sample import Sample
 from dopsd.evaluation.preview.sampler import BASE, PreviewSampler
+from dopsd.export import lora_file
+from dopsd.models import ZImage
 from dopsd.models.lora import STUDENT, TEACHER
 from tests.helpers.tiny import make_config, random_image
 from tests.models.test_transformer_folder import runs
@@ -54,6 +56,31 @@ def test_whole_models_take_turns_in_one_transformer(own, tiny_base, runs) -> Non
         sampler.use(role)
         assert same(weights(sampler), wanted), role
     assert sampler.generate(0, BASE).tobytes() != sampler.generate(0, STUDENT).tobytes()
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_a_few_step_lora_is_drawn_with_where_that_is_asked_for(drawn, tiny_base, tmp_path) -> None:
+    family = ZImage(str(tiny_base))
+    name = "layers.0.attention.to_q"
+    linear = family.skeleton().get_submodule(name)
+    state = {
+        f"{name}.lora_A.weight": torch.randn(2, linear.in_features),
+        f"{name}.lora_B.weight": torch.randn(linear.out_features, 2),
+    }
+    path = tmp_path / "few-steps.safetensors"
+    path.write_bytes(lora_file(state, 2, 2, {}))
+    plain = sampler_of(tiny_base)
+    found = sampler_of(tiny_base, model={"merge": [str(path)], "draw_merged": drawn})
+    before, after = weights(plain), weights(found)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == ({f"{name}.weight"} if drawn else set())
+    pictures = [sampler.generate(0, BASE).tobytes() for sampler in (plain, found)]
+    assert (pictures[0] != pictures[1]) is drawn
+
+
+def test_nothing_to_draw_with_is_one_line(tiny_base) -> None:
+    with pytest.raises(ValueError, match=r"model\.draw_merged: true without model\.merge, allowed"):
+        make_config(tiny_base, model={"draw_merged": True})
 
 
 def test_modules_go_with_their_lora(tiny_base, runs) -> None:
