@@ -23,7 +23,7 @@ from dopsd.models import FAMILIES
 from tests.helpers.paths import CONFIGS
 
 RECIPES = sorted(CONFIGS.glob("*.yaml"))
-COUNT = 14
+COUNT = 16
 """Recipes that there are: a test over all of them cannot pass over none."""
 DEMO = CONFIGS / "shapes.yaml"
 
