@@ -59,8 +59,8 @@ class ReplicatedWeights:
             self._bound = True
 
     def flat(self, adapter: str) -> Tensor:
-        """Student or teacher as ``layout`` says, on the device; the teacher whole on rank 0 alone.
-        Collective."""
+        """Student or teacher as ``layout`` says, on the device; what is sharded is whole on rank 0
+        alone. Collective."""
         return self._engine.flat_student() if adapter == STUDENT else self._engine.flat_average()
 
     def full(self, adapter: str) -> dict[str, Tensor]:
@@ -133,8 +133,8 @@ class ShardedWeights:
         restore_slices(self._engine.zero, parameters, state.meta["updates"], state.read)
 
     def flats(self, adapter: str) -> Iterator[tuple[FlatLayout, Tensor]]:
-        """The buckets of student or teacher in turn, and how they lie, on the device; the
-        teacher's whole on rank 0 alone. Collective: every rank has to take all of them."""
+        """The buckets of student or teacher in turn, and how they lie, on the device; of
+        what is sharded whole on rank 0 alone. Collective: every rank has to take all of them."""
         averaged = adapter == TEACHER and self.averages
         flat = self._engine.flat_average if averaged else self._engine.flat_student
         for names in self.buckets:

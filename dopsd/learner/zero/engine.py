@@ -19,7 +19,7 @@ from dopsd.learner.student import Student
 from dopsd.learner.zero.adamw8bit import adamw8bit
 from dopsd.learner.zero.deepspeed_private import flat_parts, set_from_whole
 from dopsd.learner.zero.extensions import build_needed
-from dopsd.learner.zero.flat_weights import flat_average, flat_parameters, layout_of
+from dopsd.learner.zero.flat_weights import flat_sharded, flat_whole, layout_of
 from dopsd.learner.zero.optimizer_state import (
     AVERAGE,
     forget_updates,
@@ -244,13 +244,15 @@ class ZeroEngine:
 
     def flat_student(self, names: Iterable[str] | None = None) -> Tensor:
         """The trained tensors, or those of ``names``, [numel] in the compute dtype on the device.
-        Collective under ZeRO-3."""
-        parameters = self._some(names)
-        return flat_parameters(parameters, self.gathered(list(parameters.values()), modify=False))
+        Under ZeRO-3 one collective, whose result is rank 0's alone."""
+        if self.stage < 3:
+            return flat_whole(self._some(names))
+        return flat_sharded(self._some(names), None, self.engine.device, self.world)
 
     def flat_average(self, names: Iterable[str] | None = None, everywhere: bool = False) -> Tensor:
         """Their average, the same, on rank 0 or ``everywhere``; one collective."""
-        return flat_average(self._some(names), self.engine.device, self.world, everywhere)
+        device = self.engine.device
+        return flat_sharded(self._some(names), AVERAGE, device, self.world, everywhere)
 
     def _some(self, names: Iterable[str] | None) -> dict[str, nn.Parameter]:
         trained = self.trained()
@@ -314,12 +316,11 @@ class ZeroEngine:
         finally:
             activate(self.student.transformer, STUDENT)
 
-    def gathered(self, parameters: list[nn.Parameter], modify: bool = True) -> Any:
-        """A context in which ``parameters`` are whole; with ``modify``, rank 0's changes stay."""
+    def gathered(self, parameters: list[nn.Parameter]) -> Any:
+        """A context in which ``parameters`` are whole; rank 0's changes stay."""
         if self.stage < 3:
             return nullcontext()
-        rank = 0 if modify else None
-        return self._deepspeed.zero.GatheredParameters(parameters, modifier_rank=rank)
+        return self._deepspeed.zero.GatheredParameters(parameters, modifier_rank=0)
 
 
 def _fill(tensor: Tensor, missing: int) -> Tensor:

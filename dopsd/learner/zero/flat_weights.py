@@ -6,13 +6,10 @@ weights whole already.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from dopsd.learner.zero.deepspeed_private import own_part, owned_span, whole_shape
-from dopsd.learner.zero.optimizer_state import AVERAGE
 from dopsd.policy.flat import FlatLayout
 
 
@@ -23,19 +20,22 @@ def layout_of(parameters: dict[str, nn.Parameter]) -> FlatLayout:
 
 
 @torch.no_grad()
-def flat_parameters(parameters: dict[str, nn.Parameter], gathered: Any) -> Tensor:
-    """[numel] of the parameters, which are the masters cast. ``gathered``: the context in which
-    they are whole."""
+def flat_whole(parameters: dict[str, nn.Parameter]) -> Tensor:
+    """[numel] of the parameters, which are the masters cast and whole on this rank."""
     dtype = next(iter(parameters.values())).dtype
-    with gathered:
-        return torch.cat([p.detach().flatten().to(dtype) for p in parameters.values()])
+    return torch.cat([p.detach().flatten().to(dtype) for p in parameters.values()])
 
 
 @torch.no_grad()
-def flat_average(
-    parameters: dict[str, nn.Parameter], device: torch.device, world: int, everywhere: bool
+def flat_sharded(
+    parameters: dict[str, nn.Parameter],
+    key: str | None,
+    device: torch.device,
+    world: int,
+    everywhere: bool = False,
 ) -> Tensor:
-    """[numel] of the average, cast, on rank 0 or ``everywhere``; elsewhere only part of it is set.
+    """[numel] of the masters, or of ``key`` of the optimizer's state, cast, on rank 0 or
+    ``everywhere``; elsewhere only part of it is set.
 
     Every rank adds its own part to zeros, as integers: the bits stay as they are, and they could
     not in a sum of numbers, where -0 + 0 is 0. Collective.
@@ -46,7 +46,7 @@ def flat_average(
     for place, parameter in zip(flat[: layout.numel].split(layout.sizes), parameters.values()):
         start, stop = owned_span(parameter)
         if stop > start:
-            place[start:stop] = own_part(parameter, AVERAGE)[: stop - start]
+            place[start:stop] = own_part(parameter, key)[: stop - start]
     if world > 1:
         bits = flat.view(torch.int32)
         if everywhere:

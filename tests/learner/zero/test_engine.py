@@ -143,6 +143,17 @@ def test_two_ranks_train_as_one_plain_loop(stage, two_ranks, plain):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("stage", STAGES)
+def test_what_is_published_is_the_masters_cast_for_one_collective(stage, dtype, two_ranks):
+    found = two_ranks[f"{stage}:{dtype}"]
+    assert found["differ"] == []
+    versions = STEPS + 1
+    # Only ZeRO-3 has to gather what every other stage holds whole on every rank.
+    assert found["collectives"]["student"] == [1 if stage == "zero3" else 0] * versions
+    assert found["collectives"]["teacher"] == [1] * versions
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stage", STAGES)
 def test_a_weight_that_is_not_finite_is_known_on_every_rank(stage, dtype, two_ranks):
     found = two_ranks[f"{stage}:{dtype}"]
     assert found["sound"] == "" and found["broken"].startswith("student ")

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor.debug import CommDebugMode
 
 from dopsd.checkpoint.learner_state import LearnerState
 from dopsd.config import RunConfig
@@ -138,9 +139,18 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
                 (place / name).write_bytes(payload)
 
     weights_at: list[dict] = []
+    collectives: dict[str, list[int]] = {STUDENT: [], TEACHER: []}
+    differ: list[str] = []
     client = RecordingClient(save)
 
     def publish(version: int, weights: ReplicatedWeights) -> CheckpointRequest:
+        for adapter, counts in collectives.items():
+            with CommDebugMode() as calls:
+                flat = weights.flat(adapter)
+            counts.append(calls.get_total_counts())
+            whole = {name: t.to(flat.dtype) for name, t in weights.full(adapter).items()}
+            if checksum(weights.layout.views(flat)) != checksum(whole):
+                differ.append(f"{adapter} {version}")
         weights_at.append(weights.full(STUDENT))
         return CheckpointRequest(
             save=version == SAVED and words in ([], ["adamw8bit"], ["modules"])
@@ -160,6 +170,8 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
     student, teacher = (learner.weights.full(adapter) for adapter in (STUDENT, TEACHER))
     found = {
         "sound": sound,
+        "collectives": collectives,
+        "differ": differ,
         "loss": [line.get("loss") for line in client.lines],
         "grad_norm": [line.get("grad_norm") for line in client.lines],
         "changed": changed,
