@@ -21,7 +21,11 @@ def job(
         str, typer.Option(help="s3://BUCKET[/FOLDER]: runs/NAME and shards/NAME lie under it.")
     ] = "",
     kind: Annotated[
-        str, typer.Option(help="rayjob: a run with its cluster; raycluster: a cluster that stays.")
+        str,
+        typer.Option(
+            help="rayjob: a run with its cluster; rayjob-library: a library with workers that come "
+            "and go; raycluster: a cluster that stays."
+        ),
     ] = "rayjob",
     queue: Annotated[
         str | None, typer.Option(help="Queue of Kueue, which starts all pods or none.")
@@ -51,10 +55,14 @@ def job(
     chosen = load_config(config, overrides)
     quiet()
     from dopsd.kuberay import Job, documents
-    from dopsd.kuberay.job import KINDS
+    from dopsd.kuberay.job import KINDS, in_cluster
     from dopsd.kuberay.text import as_yaml
+    from dopsd.library.recipe import check_library
 
     if kind not in KINDS:
         raise ConfigError(f"--kind: {kind!r}, allowed: {', '.join(KINDS)}")
     asked = Job(chosen, image, bucket, kind, queue, spot, gpus_per_pod, volume)
-    say_lines(as_yaml(documents(asked)))
+    made = documents(asked)
+    if asked.library:
+        check_library(in_cluster(asked))
+    say_lines(as_yaml(made))

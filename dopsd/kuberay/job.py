@@ -1,4 +1,4 @@
-"""What `dopsd job` prints: a run or a cluster, and what goes with it."""
+"""What `dopsd job` prints: a run, a library or a cluster, and what goes with it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from dopsd.kuberay.windows import Windows
 from dopsd.models.merge import MergedLora
 from dopsd.plan import make_plan
 
-Kind = Literal["rayjob", "raycluster"]
-KINDS: tuple[Kind, ...] = ("rayjob", "raycluster")
+Kind = Literal["rayjob", "rayjob-library", "raycluster"]
+KINDS: tuple[Kind, ...] = ("rayjob", "rayjob-library", "raycluster")
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _LONGEST = 47
 """Characters of a RayJob's name; KubeRay appends to it."""
@@ -52,6 +52,15 @@ class Job:
     """Models are read from the volume `dopsd-models`, which `dopsd fetch` filled."""
 
     @property
+    def library(self) -> bool:
+        """Its workers are a library's, which come and go while it runs: from one of them on."""
+        return self.kind == "rayjob-library"
+
+    @property
+    def carries_config(self) -> bool:
+        return self.kind != "raycluster"
+
+    @property
     def name(self) -> str:
         """Of everything; the run's, as Kubernetes takes names. Raises ConfigError for one that
         cannot be."""
@@ -70,19 +79,21 @@ def documents(job: Job) -> list[Manifest]:
     _check(job)
     config = in_cluster(job)
     plan = make_plan(config)
-    sizes = sizes_of(config, plan, job.gpus_of_a_pod, job.volume)
-    setting = Setting(job.name, job.image, Windows.of(plan), job.volume, job.kind == "rayjob")
-    fewest = sizes.fewest if job.spot else sizes.pods
+    sizes = sizes_of(config, plan, job.gpus_of_a_pod, job.volume, job.library)
+    windows = Windows.of(plan)
+    setting = Setting(job.name, job.image, windows, job.volume, job.carries_config, job.library)
+    fewest = sizes.fewest if job.spot or job.library else sizes.pods
     cluster = {
         "rayVersion": version("ray"),  # the operator refuses token authentication without it
         "authOptions": {"mode": "token", "secretName": pods.TOKEN},
+        **({"enableInTreeAutoscaling": True} if job.library else {}),
         "autoscalerOptions": pods.autoscaler(),
         "headGroupSpec": pods.head(setting, sizes.head),
         "workerGroupSpecs": [pods.workers(setting, sizes.worker, sizes.pods, fewest, job.spot)],
     }
     main = _cluster(job, setting, cluster)
     parts = [main, network_policy(setting), _disruption_budget(setting)]
-    if job.kind == "rayjob":
+    if job.carries_config:
         main = _ray_job(job, setting, cluster)
         parts = [_config_map(setting, config), main, *parts[1:]]
     copies: list[Manifest] = json.loads(json.dumps(parts))
@@ -100,6 +111,7 @@ def in_cluster(job: Job) -> RunConfig:
         data["source"] = None  # the shards were prepared from it
     if job.spot:
         values["checkpoint"]["every_minutes"] = _SPOT_MINUTES
+    if job.spot and not job.library:  # a library's workers come and go anyway
         values["inference"]["max_restarts"] = _SPOT_RESTARTS
         values["learner"]["min_workers"] = values["learner"]["min_workers"] or 1
     return RunConfig.model_validate(values)
@@ -110,6 +122,11 @@ def _is_everywhere(source: str) -> bool:
 
 
 def _check(job: Job) -> None:
+    if job.library and job.queue:
+        raise ConfigError(
+            f"--queue: {job.queue} with --kind {job.kind}, allowed: none (Kueue starts all pods or "
+            "none, and a library begins with one of them)"
+        )
     if not storage.is_remote(job.bucket) or not job.bucket.split("://", 1)[1].strip("/"):
         raise ConfigError(f"--bucket: {job.bucket!r}, allowed: s3://BUCKET or s3://BUCKET/FOLDER")
     if not job.image.strip() or any(sign.isspace() for sign in job.image):
@@ -143,8 +160,9 @@ def _cluster(job: Job, setting: Setting, spec: Manifest) -> Manifest:
 
 
 def _ray_job(job: Job, setting: Setting, cluster: Manifest) -> Manifest:
+    config = f"{CONFIG_FOLDER}/{CONFIG_FILE}"
     spec: Manifest = {
-        "entrypoint": f"dopsd train {CONFIG_FOLDER}/{CONFIG_FILE}",
+        "entrypoint": f"dopsd {'library train' if job.library else 'train'} {config}",
         "submissionMode": "K8sJobMode",
         "submitterConfig": {"backoffLimit": _SUBMISSIONS},
         "submitterPodTemplate": pods.submitter(setting),
@@ -167,10 +185,11 @@ def _ray_job(job: Job, setting: Setting, cluster: Manifest) -> Manifest:
 def _ending(job: Job) -> Manifest:
     """GPUs go back at once; after a failure the head stays a day, with its logs.
 
-    Kueue may suspend a job, and KubeRay lets it suspend only what it shuts down itself; then the
-    logs in the run folder are all that stays.
+    Kueue may suspend a job, and KubeRay lets it suspend only what it shuts down itself; where Ray
+    scales the workers, KubeRay takes no rule that deletes them alone. Then the logs in the run
+    folder are all that stays.
     """
-    if job.queue:
+    if job.queue or job.library:
         return {"shutdownAfterJobFinishes": True, "ttlSecondsAfterFinished": 60}
 
     def rule(policy: str, seconds: int, **condition: str) -> Manifest:

@@ -6,12 +6,14 @@ from typing import Any
 
 from dopsd.kuberay.pods import HEAD_PORTS, Manifest, Setting
 
+_API = 6443
 _METRICS = ("metrics", "as-metrics", "dash-metrics")
 
 
 def network_policy(setting: Setting) -> Manifest:
     """Ray runs any code for whoever reaches its ports: its own pods, KubeRay's operator (the
-    dashboard) and Prometheus (metrics) do. Out go names, and HTTPS to S3, hub and identity."""
+    dashboard) and Prometheus (metrics) do. Out go names, and HTTPS to S3, hub and identity; with an
+    autoscaler also Kubernetes' own server, wherever its service leads."""
     own = {"podSelector": {"matchLabels": setting.labels}}
     operator = _anywhere("kuberay-operator")
     prometheus = _anywhere("prometheus")
@@ -30,7 +32,7 @@ def network_policy(setting: Setting) -> Manifest:
             "egress": [
                 {"to": [own]},
                 {"ports": [_port(53, "UDP"), _port(53)]},
-                {"ports": [_port(443)]},
+                {"ports": [_port(443), *([_port(_API)] if setting.scaled else [])]},
             ],
         },
     }

@@ -58,6 +58,8 @@ class Setting:
     """Models lie on the volume `dopsd-models`, and nobody asks the hub."""
     configured: bool
     """The run's config is mounted."""
+    scaled: bool = False
+    """Ray's autoscaler, a sidecar of the head, asks Kubernetes for workers."""
 
     @property
     def labels(self) -> dict[str, str]:
@@ -85,6 +87,7 @@ def head(setting: Setting, size: PodSize) -> Manifest:
     coordinator, Ray Train's controller)."""
     pod = _pod(setting, size, "ray-head", HEAD_PORTS)
     pod["priorityClassName"] = "dopsd-head"
+    pod["automountServiceAccountToken"] = setting.scaled
     return {
         "rayStartParams": {"num-cpus": "0"},
         "template": {"metadata": _metadata(setting, stays=True), "spec": pod},
@@ -107,7 +110,7 @@ def workers(setting: Setting, size: PodSize, pods: int, fewest: int, spot: bool)
         pod["affinity"] = {"nodeAffinity": _required(SPOT_LABELS)}
     return {
         "groupName": "gpu" if size.gpus else "cpu",
-        "replicas": pods,
+        "replicas": fewest if setting.scaled else pods,
         "minReplicas": fewest,
         "maxReplicas": pods,
         "rayStartParams": {},
@@ -139,7 +142,7 @@ def submitter(setting: Setting) -> Manifest:
 
 
 def autoscaler() -> Manifest:
-    """Of its sidecar, for whoever switches it on."""
+    """Of its sidecar, which a library has and others may switch on."""
     return {
         "securityContext": container_security(),
         "resources": {

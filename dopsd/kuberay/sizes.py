@@ -11,7 +11,7 @@ from dopsd.config import RunConfig
 from dopsd.errors import ConfigError
 from dopsd.plan import Plan
 from dopsd.ray_cluster.packing import Node, place
-from dopsd.ray_cluster.placement import Role, resolve_roles
+from dopsd.ray_cluster.placement import Role, Roles, resolve_roles
 
 GIB = 2**30
 _CPUS_OF_A_GPU = 4
@@ -66,21 +66,27 @@ class Sizes:
     pods: int
     """Workers."""
     fewest: int
-    """Of them, with which an elastic run starts."""
+    """Of them, with which an elastic run or a library starts."""
 
 
-def sizes_of(config: RunConfig, plan: Plan, gpus_of_a_pod: int, volume: bool) -> Sizes:
-    """``gpus_of_a_pod``: of the nodes that there are; ``volume``: models are read from one.
+def sizes_of(
+    config: RunConfig, plan: Plan, gpus_of_a_pod: int, volume: bool, library: bool = False
+) -> Sizes:
+    """``gpus_of_a_pod``: of the nodes that there are; ``volume``: models are read from one;
+    ``library``: the plan is of one of its workers.
 
     Raises ConfigError for a worker that no such pod holds.
     """
     gpus = 0 if config.device == "cpu" else gpus_of_a_pod
-    roles = roles_of(config)
+    roles = library_roles(config) if library else roles_of(config)
     cpus = _cpus_of_a_pod(roles, gpus)
     pods = pods_for(roles, cpus, gpus)
+    if library and (encoder := _resolved(config).encoder):
+        pods_for([encoder], cpus, gpus)  # before the workers, in their place
     few = [_fewest(role) for role in roles]
     processes = math.ceil(sum(role.workers for role in roles) / pods)
-    loaded = plan.host / GIB / pods + processes * _LIBRARIES
+    host = plan.host * (config.library.workers if library else 1)
+    loaded = host / GIB / pods + processes * _LIBRARIES
     download = plan.base.download_gb
     cache = 0.0 if volume else (_UNKNOWN_DOWNLOAD if download is None else download) * 1.2
     worker = PodSize(
@@ -96,10 +102,21 @@ def sizes_of(config: RunConfig, plan: Plan, gpus_of_a_pod: int, volume: bool) ->
 
 def roles_of(config: RunConfig) -> list[Role]:
     """What has to find a place on a cluster with as many GPUs as the run wants."""
-    roles = resolve_roles(config, 0.0 if config.device == "cpu" else math.inf)
+    roles = _resolved(config)
     if config.data.context_cache == "require":
         roles = replace(roles, encoder=None)
     return roles.all()
+
+
+def _resolved(config: RunConfig) -> Roles:
+    return resolve_roles(config, 0.0 if config.device == "cpu" else math.inf)
+
+
+def library_roles(config: RunConfig) -> list[Role]:
+    """What has to find a place for a library while it trains: its workers, of which one is enough.
+    Its encoders are gone then."""
+    learner = _resolved(config).learner
+    return [replace(learner, name="library", workers=config.library.workers, min_workers=1)]
 
 
 def pods_for(roles: Sequence[Role], cpus: int, gpus: int) -> int:

@@ -17,8 +17,9 @@ from dopsd.config import load_config, parse_config
 from dopsd.kuberay import Job, documents
 from dopsd.kuberay.job import in_cluster
 from dopsd.kuberay.pods import HEALTH
-from dopsd.kuberay.sizes import GIB, roles_of, sizes_of
+from dopsd.kuberay.sizes import GIB, library_roles, roles_of, sizes_of
 from dopsd.kuberay.windows import Windows
+from dopsd.library.recipe import check_library
 from dopsd.plan import make_plan
 from dopsd.ray_cluster.packing import Node, place
 from tests.deploy.crd import UniqueKeyLoader, errors, load_schemas
@@ -32,10 +33,15 @@ VARIANTS = {
     for kind in ("rayjob", "raycluster")
     for choice in itertools.product((False, True), repeat=len(CHOICES))
 }
+VARIANTS |= {
+    "rayjob-library": ("rayjob-library", (False, False, False)),
+    "rayjob-library-spot-volume": ("rayjob-library", (False, True, True)),
+}
 
 
 def job_of(variant: str = "rayjob", recipe: str = "z_image_turbo_lora", **options: Any) -> Job:
     kind, (queue, spot, volume) = VARIANTS[variant]
+    recipe = "z_image_turbo_library" if kind == "rayjob-library" else recipe
     config = load_config(recipe, options.pop("overrides", ["run.name=my-concept"]))
     name = "gpus" if queue else None
     return Job(config, IMAGE, BUCKET, kind, name, spot, volume=volume, **options)
@@ -92,7 +98,8 @@ def test_every_pod_is_restricted(variant: str) -> None:
     for template in templates(objects):
         pod = template["spec"]
         assert violations(pod) == []
-        assert pod["automountServiceAccountToken"] is False
+        scales = variant.startswith("rayjob-library") and template is templates(objects)[0]
+        assert pod["automountServiceAccountToken"] is scales
         for container in pod["containers"]:
             asked, most = (container["resources"][key] for key in ("requests", "limits"))
             assert {"cpu", "memory", "ephemeral-storage"} <= asked.keys() & most.keys()
@@ -228,6 +235,44 @@ def test_spot_machines_are_asked_for_and_left_in_time() -> None:
     assert 1 <= group["minReplicas"] <= group["replicas"] == group["maxReplicas"]
 
 
+@pytest.mark.parametrize("gpus", [1, 4])
+def test_a_library_shrinks_to_one_pod_and_grows_to_all_its_workers(gpus: int) -> None:
+    objects = printed(job_of("rayjob-library-spot-volume", gpus_of_a_pod=gpus))
+    cluster, spec = cluster_of(objects), objects["RayJob"]["spec"]
+    config = parse_config(objects["ConfigMap"]["data"]["run.yaml"], "run.yaml")
+    assert spec["entrypoint"] == "dopsd library train /etc/dopsd/run.yaml"
+    assert cluster["enableInTreeAutoscaling"] is True
+    (group,) = cluster["workerGroupSpecs"]
+    assert (group["minReplicas"], group["replicas"]) == (1, 1)
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    nodes = [Node(str(n), float(limits["cpu"]), gpus) for n in range(group["maxReplicas"])]
+    (role,) = library_roles(config)
+    assert (role.workers, role.needed) == (config.library.workers, 1) == (64, 1)
+    place([role], nodes)
+    with pytest.raises(ValueError, match="of 64: needs 4 CPU and 1 GPU"):
+        place([role], nodes[1:])
+    # KubeRay refuses rules that delete workers alone beside its autoscaler.
+    assert spec["shutdownAfterJobFinishes"] is True and "deletionStrategy" not in spec
+    check_library(config)
+    assert config.checkpoint.every_minutes == 3 and config.shards == "s3://bucket/shards/my-concept"
+    assert group["template"]["spec"]["affinity"], "spot machines"
+    ports = [
+        port["port"]
+        for rule in objects["NetworkPolicy"]["spec"]["egress"]
+        for port in rule.get("ports", [])
+    ]
+    assert 6443 in ports, "the autoscaler asks Kubernetes for pods"
+    assert "enableInTreeAutoscaling" not in cluster_of(printed(job_of("rayjob-spot")))
+
+
+def test_a_library_needs_memory_for_the_workers_of_a_pod() -> None:
+    def memory(gpus: int) -> int:
+        config = in_cluster(job_of("rayjob-library"))
+        return sizes_of(config, make_plan(config), gpus, True, library=True).worker.memory
+
+    assert memory(1) <= memory(4) <= 4 * memory(1)
+
+
 @pytest.mark.parametrize("variant", ["rayjob", "raycluster"])
 def test_identity_without_keys(variant: str) -> None:
     objects = printed(job_of(variant))
@@ -298,6 +343,14 @@ def test_the_command_prints_what_reads_back(capsys) -> None:
         (
             ["--image", "i", "--bucket", BUCKET, "learner.gpus=8"],
             "--gpus-per-pod: 4, and 64 pods of ",
+        ),
+        (
+            ["--image", "i", "--bucket", BUCKET, "--kind", "rayjob-library"],
+            "source: disaggregated in a library, allowed: fused",
+        ),
+        (
+            ["--image", "i", "--bucket", BUCKET, "--kind", "rayjob-library", "--queue", "q"],
+            "--queue: q with --kind rayjob-library, allowed: none",
         ),
     ],
 )

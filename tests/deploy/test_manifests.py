@@ -99,7 +99,7 @@ def kuberay_manifests() -> list[str]:
 
 
 def test_every_kuberay_manifest_is_found() -> None:
-    assert kuberay_manifests() == ["raycluster.yaml", "rayjob.yaml"]
+    assert kuberay_manifests() == ["raycluster.yaml", "rayjob-library.yaml", "rayjob.yaml"]
 
 
 @pytest.mark.parametrize("name", kuberay_manifests())
@@ -163,7 +163,7 @@ def test_launcher_file_passes_rays_schema() -> None:
 COMMAND = re.compile(r"^#     (dopsd job .+)$", re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", ["rayjob.yaml", "raycluster.yaml"])
+@pytest.mark.parametrize("name", kuberay_manifests())
 def test_it_is_what_its_command_prints(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = (CLUSTER / name).read_text()
     (command,) = COMMAND.findall(text)
