@@ -54,10 +54,15 @@ class Pace:
         worked = self._worked + sum(now - since for since, _, _ in self._training.values())
         return min(1.0, worked / there) if there else 0.0
 
+    @property
+    def per_minute(self) -> float:
+        """Concepts done per minute."""
+        seconds = self._now() - self._began
+        return 60 * self._concepts / seconds if seconds else 0.0
+
     def told(self) -> str:
         """In a few words."""
         seconds = self._now() - self._began
         trained = self._steps + sum(now - first for _, first, now in self._training.values())
-        minutes = f"{60 * self._concepts / seconds:.1f} concepts/min" if seconds else ""
         left = clock(seconds / trained * max(0, self._left - trained)) if trained else "--"
-        return f"busy {self.busy:.0%}; {minutes}; ETA {left}"
+        return f"busy {self.busy:.0%}; {self.per_minute:.1f} concepts/min; ETA {left}"

@@ -19,6 +19,7 @@ from dopsd.export import lora_metadata
 from dopsd.library.card import Card
 from dopsd.library.catalogue import Catalogue, Concept
 from dopsd.library.folder import LEDGER, LORA, SHEET, TEACHER, LibraryFolder
+from dopsd.library.gauges import LibraryMetrics
 from dopsd.library.ledger import LibraryLedger, fold, read_ledger
 from dopsd.library.page import write_page
 from dopsd.library.pool import Ended, Event, Finished, Joined, Told, WorkerPool
@@ -74,6 +75,7 @@ class LibraryTraining:
         """Step at which each concept in flight began."""
         self._loads = 0
         self._trained = 0
+        self._notices: list[str] = []
         self._undrawn: dict[str, str] = {}
         """Concepts of this start without a sheet, and why."""
         self._pace = Pace(sum(c.steps for c in catalogue.trained if self._is_open(c.name)))
@@ -97,7 +99,7 @@ class LibraryTraining:
             rows = library_status(self.folder.path).rows
             self.folder.write_index(rows)
             unwritten = self._write_page(rows)
-        problems = [*self.ledger.notices, *unwritten]
+        problems = [*self.ledger.notices, *self._notices, *unwritten]
         problems += [f"parked: {shown.line(n)}: {why}" for n, why in scheduler.parked.items()]
         if self._undrawn:
             name, why = next(iter(self._undrawn.items()))
@@ -122,17 +124,26 @@ class LibraryTraining:
         return []
 
     def _run(self) -> None:
-        with self._workers() as self._pool:
-            self._fill()
-            while not self.scheduler.finished:
-                for event in self._pool.poll():
-                    self._take(event)
-                if why := self.scheduler.stopped:
-                    raise WorkerError(f"{why}; `dopsd library status` lists them")
-                for given in self.scheduler.assign():
-                    self._begin(given)
+        metrics, pace = LibraryMetrics(), self._pace
+        try:
+            with self._workers() as self._pool:
                 self._fill()
-                self._show("library", self._line())
+                while not self.scheduler.finished:
+                    self._turn()
+                    metrics.tell(self.scheduler.counts, pace.per_minute, pace.busy)
+        finally:
+            self._notices += metrics.close(self.scheduler.counts, pace.per_minute, pace.busy)
+
+    def _turn(self) -> None:
+        """What workers did since the last turn, and what they are given now."""
+        for event in self._pool.poll():
+            self._take(event)
+        if why := self.scheduler.stopped:
+            raise WorkerError(f"{why}; `dopsd library status` lists them")
+        for given in self.scheduler.assign():
+            self._begin(given)
+        self._fill()
+        self._show("library", self._line())
 
     def _fill(self) -> None:
         """Ask for as many workers as there is work for."""

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from dopsd.kuberay.pods import HEAD_PORTS, PORTS
+from dopsd.library.gauges import LibraryGauges
 from dopsd.run_folder.trackers import RayMetrics
 from tests.deploy.policy import violations
 from tests.helpers.paths import ROOT
@@ -29,6 +30,7 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
 
     monkeypatch.setattr("ray.util.metrics.Gauge", Gauge)
     RayMetrics()
+    LibraryGauges()
     return found
 
 

@@ -141,7 +141,7 @@ def test_a_page_takes_the_place_of_the_last_and_of_nothing_else(library: Library
     write_page(library, [row("one")])
     assert list(written(library)) == [PAGE] and not Path(library.path, PAGES).exists()
     Path(library.path, PAGE).write_text("my own")
-    with pytest.raises(ConfigError, match=r"index\.html is not as dopsd left it"):
+    with pytest.raises(ConfigError, match=r"index\.html not as dopsd left it"):
         write_page(library, [row("one")])
 
 
