@@ -18,6 +18,7 @@ from dopsd.models import FAMILIES
 from dopsd.models.base import DTYPES, TextFormat
 from dopsd.models.pretrained import missing_weights_errors
 from dopsd.models.quantize import for_encoder
+from dopsd.models.stored import bring_weights
 from dopsd.records import Context
 
 
@@ -44,6 +45,7 @@ class TextEncoder:
         if torch.device(device).type != "cpu":  # tensor by tensor, never whole on the host
             options["device_map"] = {"": device}
         dtype = DTYPES[config.model.dtype]
+        bring_weights(f"{family.base}/text_encoder")
         model = AutoModel.from_pretrained(
             family.base,
             subfolder="text_encoder",
