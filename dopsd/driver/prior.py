@@ -196,7 +196,7 @@ def draw_samples(
     with JobPool(
         EvaluationWorker,
         (spec, learner.device, NoisePurpose.PRIOR),
-        Role("prior", learner.needed, learner.cpus, learner.gpus),
+        Role("prior", learner.needed, learner.cpus, learner.gpus, labels=learner.labels),
         start_s=config.timeouts.startup,
         step_s=config.timeouts.step,
         restarts=RESTARTS,
