@@ -19,13 +19,15 @@ class ModelSection(Section):
     )
     base: str = Field(
         "shapes",
-        description="Pipeline folder or hub id; `shapes` is the embedded tiny world.",
+        description="Pipeline folder, hub id, or `s3://` folder that `dopsd fetch --to s3://...` "
+        "filled (one copy on each node, under HF_HOME); `shapes` is the embedded tiny world.",
     )
     vlm: str | None = Field(
         None,
-        description="VLM folder or hub id whose language model carries the text encoder's "
-        "weights. Default: the folder `vlm` inside a local base, else the Qwen3-VL of the text "
-        "encoder's size. Not of krea2 and qwen_image, whose text encoder is a VLM.",
+        description="VLM folder, hub id or `s3://` as of `base`, whose language model carries the "
+        "text encoder's weights. Default: the folder `vlm` inside the base's folder, else the "
+        "Qwen3-VL of the text encoder's size. Not of krea2 and qwen_image, whose text encoder is a "
+        "VLM.",
     )
     revision: str | None = Field(None, description="Hub revision of the base.")
     vlm_revision: str | None = Field(None, description="Hub revision of the VLM.")

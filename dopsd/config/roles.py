@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
@@ -30,6 +31,26 @@ def _whole_beyond_one(gpus: float) -> float:
 
 
 Share = Annotated[float, Field(ge=0, le=10_000), AfterValidator(_countable)]
+_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
+_LABEL_KEY = re.compile(rf"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]{{0,251}}[A-Za-z0-9])?/)?{_NAME}")
+_LABEL_CHOICE = re.compile(rf"!?(?:{_NAME}|in\({_NAME}(?:, ?{_NAME})*\))")
+
+
+def _label_key(key: str) -> str:
+    if not _LABEL_KEY.fullmatch(key):
+        raise PydanticCustomError("label", "a label of Ray, such as ray.io/market-type")
+    return key
+
+
+def _label_choice(choice: str) -> str:
+    if not _LABEL_CHOICE.fullmatch(choice):
+        raise PydanticCustomError("label", "a value, in(a, b), !value or !in(a, b)")
+    return choice
+
+
+Labels = dict[
+    Annotated[str, AfterValidator(_label_key)], Annotated[str, AfterValidator(_label_choice)]
+]
 
 
 class RoleSection(Section):
@@ -41,6 +62,12 @@ class RoleSection(Section):
         None,
         description="GPUs of each worker: a part of one, or whole ones. Default: 1 on a GPU "
         "device, else 0.",
+    )
+    labels: Labels = Field(
+        default_factory=dict,
+        description="Ray labels of the nodes that may hold a worker, all of them: a value, "
+        "`in(a, b)`, or either after `!` for all nodes but those (`ray.io/market-type: "
+        "on-demand`, `ray.io/accelerator-type: H100`).",
     )
 
 

@@ -20,6 +20,7 @@ from dopsd.models import FAMILIES
 from dopsd.models.base import DTYPES, Family
 from dopsd.models.pretrained import missing_weights_errors
 from dopsd.models.quantize import for_encoder
+from dopsd.models.stored import bring_weights
 from dopsd.models.text_format import Template, TextFormat
 from dopsd.records import Context
 
@@ -90,6 +91,7 @@ def load_encoder(config: RunConfig, family: Family, device: str) -> Any:
     if torch.device(device).type != "cpu":  # tensor by tensor, never whole on the host
         options["device_map"] = {"": device}
     dtype = DTYPES[config.model.dtype]
+    bring_weights(f"{family.base}/text_encoder")
     model = AutoModel.from_pretrained(
         family.base,
         subfolder="text_encoder",

@@ -17,6 +17,7 @@ from torch import Tensor
 from dopsd.errors import ModelError
 from dopsd.models.hub import hub_errors, hub_problem
 from dopsd.models.quantize import for_encoder
+from dopsd.models.stored import bring_weights
 from dopsd.models.weight_index import WeightIndex
 from dopsd.readers import read_json
 
@@ -151,6 +152,7 @@ def _own_weights(
 def _folder(model: str, revision: str | None, part: str = "") -> Path:
     folder = Path(model).expanduser() / part
     if folder.is_dir():
+        bring_weights(folder)
         return folder
     from huggingface_hub import snapshot_download
 

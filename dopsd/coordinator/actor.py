@@ -55,6 +55,7 @@ class CoordinatorActor(Coordinator):
                 workers=role.workers,
                 num_cpus=role.cpus,
                 num_gpus=role.gpus,
+                options=role.label_options,
                 ahead=max(4, ahead),
                 start_s=config.timeouts.startup,
             )

@@ -113,7 +113,7 @@ class WorkerPool:
         # A class of the role's name: Ray's process titles and its dashboard tell roles apart.
         worker = type(f"{role.name.capitalize()}Worker", (InferenceWorker,), {})
         actor: Any = (ray.remote(**switched) if direct else ray.remote)(worker)
-        self._actor = actor.options(num_cpus=role.cpus, num_gpus=role.gpus, max_restarts=0)
+        self._actor = actor.options(**role.options, max_restarts=0)
         self.workers = [
             PooledWorker(f"{role.name}-{i}", self._launch()) for i in range(role.workers)
         ]

@@ -220,6 +220,7 @@ def _encode(setup: RunSetup, role: Role, show: Show) -> list[str]:
             workers=role.workers,
             num_cpus=role.cpus,
             num_gpus=role.gpus,
+            options=role.label_options,
             progress=lambda stage, count, total: show("prepare", f"{stage}: {count}/{total}"),
         )
         done = "are encoded"

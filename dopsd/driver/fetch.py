@@ -6,61 +6,25 @@ names, with HF_HUB_OFFLINE=1 and no network.
 
 from __future__ import annotations
 
-import fnmatch
-import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dopsd import storage
 from dopsd.config import RunConfig
 from dopsd.disk import free_bytes, free_space, megabytes
-from dopsd.errors import ConfigError, ModelError
+from dopsd.driver.wanted_models import Listed, Tell, Wanted, wanted_models
+from dopsd.errors import ConfigError
 from dopsd.models.hub import hub_errors
-from dopsd.models.pretrained import INDEX, resolve_base, resolve_vlm
+from dopsd.models.pretrained import INDEX
+from dopsd.ownership import digest_of
 from dopsd.readers import Object, read_json
 
 RECORD = "dopsd-models.json"
 """What was fetched, with digests."""
 _FORMAT = "dopsd-models"
-_PARTS = ("processor", "scheduler", "text_encoder", "tokenizer", "transformer", "vae")
-"""Of a pipeline; a repository may hold the same weights once more in other forms."""
-_KINDS = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")
-_CHUNK = 2**24
-
-Tell = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A repository of the hub, and which of its files are read."""
-
-    key: str
-    repository: str
-    revision: str | None
-    patterns: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Fetched:
-    """One file of it, as it lies in the folder."""
-
-    file: str
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class _Listed:
-    """One file of a repository, as the hub lists it."""
-
-    name: str
-    bytes: int
-    sha256: str | None
-    """None of small files, which the hub knows by another digest."""
 
 
 def fetch(config: RunConfig, folder: str, tell: Tell = lambda line: None) -> list[str]:
@@ -71,16 +35,16 @@ def fetch(config: RunConfig, folder: str, tell: Tell = lambda line: None) -> lis
     """
     repositories: dict[str, Any] = {}
     total, lines = 0, []
-    for wanted in _wanted(config, folder):
+    for wanted in wanted_models(config, partial(_local, folder)):
         commit, files = _fetch(wanted, folder, tell)
-        size = sum(file.bytes for file in files)
+        size = sum(file["bytes"] for file in files)
         total += size
         repositories[wanted.repository] = {
             "revision": wanted.revision,
             "commit": commit,
-            "files": [asdict(file) for file in files],
+            "files": files,
         }
-        lines.append(f"{wanted.repository}@{commit[:12]}: {len(files)} files, {megabytes(size)}")
+        lines.append(f"{wanted.called(commit)}: {len(files)} files, {megabytes(size)}")
     if not repositories:
         return ["Nothing to fetch: every model of this config lies in a local folder."]
     path = storage.join(folder, RECORD)
@@ -104,24 +68,7 @@ def _earlier(path: str) -> dict[str, Any]:
     return earlier
 
 
-def _wanted(config: RunConfig, folder: str) -> Iterator[Wanted]:
-    """In the order in which they can be known: which VLM goes with a base says the base's own
-    config."""
-    model = config.model
-    base = resolve_base(model.base)
-    of_a_part = tuple(f"{part}/{kind}" for part in _PARTS for kind in _KINDS)
-    if not os.path.isdir(base):
-        yield Wanted("model.base", base, model.revision, (INDEX, *of_a_part))
-    if config.separate_vlm:
-        vlm = resolve_vlm(_local(base, model.revision, folder), model.vlm)
-        if not os.path.isdir(vlm):
-            yield Wanted("model.vlm", vlm, model.vlm_revision, _KINDS)
-    preflight = config.preflight
-    if preflight.mode != "off" and preflight.model and not os.path.isdir(preflight.model):
-        yield Wanted("preflight.model", preflight.model, None, _KINDS)
-
-
-def _local(base: str, revision: str | None, folder: str) -> str:
+def _local(folder: str, base: str, revision: str | None) -> str:
     """Where a base lies by now."""
     if os.path.isdir(base):
         return base
@@ -132,13 +79,13 @@ def _local(base: str, revision: str | None, folder: str) -> str:
     return str(Path(index).parent)
 
 
-def _fetch(wanted: Wanted, folder: str, tell: Tell) -> tuple[str, list[Fetched]]:
+def _fetch(wanted: Wanted, folder: str, tell: Tell) -> tuple[str | None, list[dict[str, Any]]]:
     from huggingface_hub import hf_hub_download
 
     repository, revision = wanted.repository, wanted.revision
-    commit, listed = _listing(wanted)
+    commit, listed = wanted.listing()
     _refuse_without_room(wanted, folder, commit, listed)
-    fetched = []
+    fetched: list[dict[str, Any]] = []
     for number, file in enumerate(listed):
         tell(f"{repository}: {file.name} ({megabytes(file.bytes)}), {number} of {len(listed)}")
         for force in (False, True):
@@ -150,57 +97,26 @@ def _fetch(wanted: Wanted, folder: str, tell: Tell) -> tuple[str, list[Fetched]]
                     cache_dir=_cache(folder),
                     force_download=force,
                 )
-            found = _measured(path, file.name)
-            if found.bytes == file.bytes and file.sha256 in (None, found.sha256):
+            found = digest_of(storage.read_parts(path))
+            if file.is_whole(found):
                 break
         else:
-            raise ModelError(
-                f"{wanted.key}: {repository}: {file.name}: {found.bytes} bytes that are not the "
-                "hub's; allowed: the same command, some minutes later"
-            )
-        fetched.append(found)
+            raise wanted.other_bytes(file, found)
+        fetched.append({"file": file.name, **found.model_dump()})
     return commit, fetched
 
 
-def _listing(wanted: Wanted) -> tuple[str, list[_Listed]]:
-    """(commit, files that are read) of a repository. Raises ModelError when it has none."""
-    from huggingface_hub import HfApi, constants
-
-    with hub_errors(wanted.key, wanted.repository, wanted.revision):
-        api = HfApi(endpoint=constants.ENDPOINT)
-        info = api.model_info(wanted.repository, revision=wanted.revision, files_metadata=True)
-    listed = [
-        _Listed(entry.rfilename, entry.size or 0, entry.lfs.sha256 if entry.lfs else None)
-        for entry in info.siblings or []
-        if any(_matches(entry.rfilename, pattern) for pattern in wanted.patterns)
-    ]
-    if not listed:
-        raise ModelError(f"{wanted.key}: {wanted.repository}: holds nothing of a model")
-    return str(info.sha), listed
-
-
-def _matches(name: str, pattern: str) -> bool:
-    """In the folder of the pattern, and not below it."""
-    return name.count("/") == pattern.count("/") and fnmatch.fnmatchcase(name, pattern)
-
-
-def _refuse_without_room(wanted: Wanted, folder: str, commit: str, listed: list[_Listed]) -> None:
+def _refuse_without_room(
+    wanted: Wanted, folder: str, commit: str | None, listed: list[Listed]
+) -> None:
     snapshot = Path(_cache(folder), f"models--{wanted.repository.replace('/', '--')}")
-    there = snapshot / "snapshots" / commit
+    there = snapshot / "snapshots" / str(commit)
     lacking = sum(file.bytes for file in listed if not (there / file.name).exists())
     if lacking > free_bytes(folder):
         raise ConfigError(
             f"--to: {folder}: {free_space(folder)}, but {wanted.repository} takes "
             f"{megabytes(lacking)} more; allowed: a folder on a disk with as much room"
         )
-
-
-def _measured(path: str, name: str) -> Fetched:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while part := file.read(_CHUNK):
-            digest.update(part)
-    return Fetched(name, os.path.getsize(path), digest.hexdigest())
 
 
 def _cache(folder: str) -> str:

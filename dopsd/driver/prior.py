@@ -28,7 +28,7 @@ from dopsd.evaluation.worker import EvaluationWorker
 from dopsd.method.noise import NoisePurpose
 from dopsd.models.fingerprint import fingerprint, model_identity
 from dopsd.models.merge import drawn_merged, merged_record
-from dopsd.models.pretrained import resolve_base
+from dopsd.models.pretrained import portable_base
 from dopsd.ownership import OwnedFolder
 from dopsd.ray_cluster.job_pool import Job, JobPool
 from dopsd.ray_cluster.placement import Role
@@ -148,7 +148,7 @@ def _spec(config: RunConfig, manifest: Manifest) -> tuple[EvaluateSpec, list[int
     spec = EvaluateSpec(
         out="",  # nothing of an evaluation is written
         prompts=tuple(prompts[index % len(prompts)] for index in range(prior.count)),
-        base=resolve_base(config.model.base),
+        base=portable_base(config.model.base),
         family=config.model.family,
         revision=config.model.revision,
         dtype=config.model.dtype,
@@ -199,7 +199,7 @@ def draw_samples(
     with JobPool(
         EvaluationWorker,
         (spec, learner.device, NoisePurpose.PRIOR),
-        Role("prior", learner.needed, learner.cpus, learner.gpus),
+        Role("prior", learner.needed, learner.cpus, learner.gpus, labels=learner.labels),
         start_s=config.timeouts.startup,
         step_s=config.timeouts.step,
         restarts=RESTARTS,

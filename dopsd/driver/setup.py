@@ -48,11 +48,12 @@ from dopsd.models.lora_digests import with_digests
 from dopsd.models.merge import check_merge
 from dopsd.models.trained import TrainableParameters
 from dopsd.models.warm_start import initial_lora
-from dopsd.ray_cluster.connect import connect, local_cpus, node_resources, starts_here
+from dopsd.ray_cluster.connect import connect, local_cpus, nodes, starts_here
 from dopsd.ray_cluster.placement import (
     Role,
     Roles,
     refuse_too_large,
+    refuse_unlabelled,
     resolve_roles,
     wait_for_resources,
 )
@@ -95,6 +96,7 @@ class RunSetup(CheckedRun):
             refuse_too_large(resolve_roles(config, math.inf).all(), local_cpus())
         show("prepare", "starting Ray")
         roles = resolve_roles(config, connect().get("GPU", 0.0))
+        refuse_unlabelled(roles.all(), nodes())
         claim_shards(config)
         manifest = data(config, partial(show, "prepare"))
         check_captions(config, manifest, _family(config), show)
@@ -105,7 +107,7 @@ class RunSetup(CheckedRun):
         ResourceError."""
         limit = self.config.timeouts.startup
         wanted = roles or self.roles.all()
-        wait_for_resources(wanted, ray.cluster_resources, limit, node_resources)
+        wait_for_resources(wanted, ray.cluster_resources, limit, nodes)
 
     def with_prior(self, before_drawing: Callable[[], Any] = lambda: None) -> RunSetup:
         """With the samples of the base that train beside the data; raises as

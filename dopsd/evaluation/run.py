@@ -40,7 +40,7 @@ from dopsd.models.fingerprint import fingerprint, model_identity
 from dopsd.models.lora_fit import lora_fit
 from dopsd.models.pretrained import MissingWeights
 from dopsd.models.transformer_folder import digest_of, transformer_files
-from dopsd.ray_cluster.connect import cluster_resources, connect, node_resources
+from dopsd.ray_cluster.connect import cluster_resources, connect, nodes
 from dopsd.ray_cluster.job_pool import Job, JobPool
 from dopsd.ray_cluster.placement import Role, uses_gpus, wait_for_resources
 from dopsd.report.evaluation import evaluation_page
@@ -70,7 +70,7 @@ def evaluate(spec: EvaluateSpec, show: Show = lambda phase, message: None) -> Re
     own = owned(spec.out)
     own.claim(PICTURES, SCORES)
     own.write(PROMPTS, prompts_file(own.file(PROMPTS), spec.prompts))
-    wait_for_resources([role], cluster_resources, spec.start_seconds, node_resources)
+    wait_for_resources([role], cluster_resources, spec.start_seconds, nodes)
     with JobPool(
         EvaluationWorker,
         (spec, role.device),

@@ -13,7 +13,7 @@ from dopsd.evaluation.metrics import make_metric
 from dopsd.evaluation.prompts import EvalPrompt
 from dopsd.models import FAMILIES
 from dopsd.models.base import DTYPES
-from dopsd.models.pretrained import resolve_base
+from dopsd.models.pretrained import portable_base
 from dopsd.models.transformer_folder import transformer_files
 from dopsd.shapes.world import PIXELS
 
@@ -130,7 +130,7 @@ def resolve_models(spec: EvaluateSpec) -> EvaluateSpec:
     spec = replace(
         spec,
         out=_absolute(spec.out),
-        base=_local(resolve_base(spec.base, "base")),
+        base=_local(portable_base(spec.base, "base")),
         height=spec.height or side,
         width=spec.width or side,
         metrics=spec.metrics or tuple(map(MetricChoice, defaults)),

@@ -58,6 +58,7 @@ def learner_trainer(
                 "CPU": learner.cpus,
                 **({"GPU": learner.gpus} if learner.gpus else {}),
             },
+            label_selector=dict(learner.labels) or None,
         ),
         "run_config": TrainRunConfig(
             name="ray_train",

@@ -18,7 +18,8 @@ import ray
 from ray.exceptions import RayError
 from ray.train.torch import TorchTrainer
 
-from dopsd.ray_cluster.placement import Roles, learners_that_fit
+from dopsd.ray_cluster.labels import has_labels
+from dopsd.ray_cluster.placement import Node, Roles, learners_that_fit
 from dopsd.ray_cluster.ray_private import (
     ElasticScalingPolicy,
     NoopDecision,
@@ -49,30 +50,38 @@ class ClusterCapacity:
     save_seconds: float
     """How long a growth waits for the checkpoint before it goes without."""
 
-    def nodes(self) -> dict[str, dict[str, float]]:
-        """Resources of the nodes that stay, by id: those that Ray will drain are gone already."""
+    def nodes(self) -> dict[str, Node]:
+        """The nodes that stay, by id: those that Ray will drain are gone already."""
         draining = draining_nodes()
         return {
-            node["NodeID"]: node["Resources"]
+            node["NodeID"]: Node(node["Resources"], node["Labels"])
             for node in ray.nodes()
             if node["Alive"] and node["NodeID"] not in draining
         }
 
     def total(self) -> dict[str, float]:
         """CPUs and GPUs of those nodes."""
-        nodes = self.nodes().values()
+        nodes = [node.resources for node in self.nodes().values()]
         return {kind: sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU")}
+
+    def fit(self, total: dict[str, float]) -> int:
+        """Learners that a cluster of that size holds beside the other roles, where they may be."""
+        learner, fit = self.roles.learner, learners_that_fit(self.roles, total)
+        if learner.labels:
+            fit = min(fit, sum(node.holds(learner) for node in self.nodes().values()))
+        return fit
 
     def free(self) -> int:
         """Learners that could start at this moment, each on one node."""
-        stay, learner = self.nodes(), self.roles.learner
+        learner = self.roles.learner
+        may = {i for i, node in self.nodes().items() if has_labels(node.labels, learner.labels)}
         asked = {k: n for k, n in (("CPU", learner.cpus), ("GPU", learner.gpus)) if n}
         if not asked:
             return learner.workers
         return sum(
             min(math.floor(free.get(kind, 0.0) / n + 1e-6) for kind, n in asked.items())
             for node, free in free_resources_per_node().items()
-            if node in stay
+            if node in may
         )
 
     def ask(self, method: str) -> Any:
@@ -109,7 +118,7 @@ class SharedClusterScalingPolicy(ElasticScalingPolicy):
 
     def _count_possible_workers(self, reserved_resources: Any) -> int:
         total = self._capacity.total()
-        fit = learners_that_fit(self._capacity.roles, total)
+        fit = self._capacity.fit(total)
         if self._running:
             return fit if fit < self._running else min(fit, self._running + self._capacity.free())
         if self._refused is not None and self._refused[0] == total:

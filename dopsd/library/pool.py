@@ -123,7 +123,7 @@ class WorkerPool:
         self._start_s, self._step_s = start_s, step_s
         remote: Any = ray.remote  # whose types do not know of concurrency groups
         actor: Any = remote(concurrency_groups={TALK: 1})(_Actor)
-        self._actor = actor.options(num_cpus=role.cpus, num_gpus=role.gpus, max_restarts=0)
+        self._actor = actor.options(**role.options, max_restarts=0)
         self._members: dict[str, _Member] = {}
         self._numbers = itertools.count()
 

@@ -17,6 +17,7 @@ from dopsd.errors import ModelError
 from dopsd.models.attention import set_attention
 from dopsd.models.pretrained import check_transformer, loading_errors, part_config, resolve_base
 from dopsd.models.quantize import for_transformer
+from dopsd.models.stored import bring_weights
 from dopsd.models.text_format import TextFormat
 from dopsd.readers import checked
 from dopsd.records import Context
@@ -140,6 +141,9 @@ class Family(ABC):
         """The stock pipeline on the CPU; ``given``: parts that are not loaded."""
         import diffusers
 
+        for part in ("transformer", "vae", "text_encoder"):
+            if part not in given:
+                bring_weights(f"{self.base}/{part}")
         with loading_errors(self.base):
             pipeline = getattr(diffusers, self.pipeline_class).from_pretrained(
                 self.base,
@@ -291,6 +295,7 @@ class Family(ABC):
         if torch.device(device).type != "cpu":
             options["device_map"] = {"": str(device)}
 
+        bring_weights(f"{self.base}/{subfolder}")
         with loading_errors(f"{self.base}/{subfolder}"):
             return getattr(diffusers, name).from_pretrained(
                 self.base,

@@ -7,6 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dopsd import storage
+from dopsd.models.stored import local_copy, stored_identity
+
 _PART = 2**20
 """Bytes read at either end of a large file."""
 
@@ -18,11 +21,16 @@ def fingerprint(values: Any) -> str:
 
 
 def model_identity(model: str, revision: str | None = None) -> str:
-    """What identifies weights: a local folder's files, or a hub id with its commit.
+    """What identifies weights: a local folder's files, a hub id with its commit, or a model on S3
+    with its record's digests.
 
-    Of every file: name, size, and its bytes (of large ones the first and last MiB, so that a model
-    of many gigabytes is told in a moment).
+    Of every file of a local one: name, size, and its bytes (of large ones the first and last MiB,
+    so that a model of many gigabytes is told in a moment).
     """
+    if storage.is_remote(model):
+        model = local_copy(model, "base")
+    if identity := stored_identity(model):
+        return identity
     folder = Path(model)
     if not folder.is_dir():
         return f"{model}@{_commit(model, revision)}"

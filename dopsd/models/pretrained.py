@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from dopsd import shown
+from dopsd import shown, storage
 from dopsd.errors import DopsdError, ModelError, message_line
 from dopsd.models.hub import hub_errors, hub_problem
+from dopsd.models.stored import local_copy
 from dopsd.readers import Object, read_json
 
 
@@ -79,18 +80,29 @@ _VLMS = {
 
 
 def resolve_base(base: str, key: str = "model.base") -> str:
-    """``shapes`` is the embedded world; an existing folder or a hub id is itself.
+    """``shapes`` is the embedded world; an existing folder or a hub id is itself; of a model on S3
+    it is this node's copy (models/stored.py).
 
-    ``key`` names the base to the user. Raises ModelError for a path-like name that is no folder.
+    ``key`` names the base to the user. Raises ModelError for a path-like name that is no folder,
+    and as ``local_copy`` does.
     """
     if base == "shapes":
         from dopsd.shapes import weights_path
 
         return str(weights_path())
-    return _checked_name(base, key, "no folder, no hub id (owner/name), not 'shapes'")
+    return _checked_name(base, key, "no folder, no hub id (owner/name), no s3://, not 'shapes'")
+
+
+def portable_base(base: str, key: str = "model.base") -> str:
+    """As :func:`resolve_base`, for a process on another node, which makes its own copy of what lies
+    on S3."""
+    folder = resolve_base(base, key)
+    return base if storage.is_remote(base) else folder
 
 
 def _checked_name(model: str, key: str, problem: str) -> str:
+    if storage.is_remote(model):
+        return local_copy(model, key)
     folder = os.path.expanduser(model)
     if os.path.isdir(folder):
         return folder
@@ -100,13 +112,14 @@ def _checked_name(model: str, key: str, problem: str) -> str:
 
 
 def resolve_vlm(base: str, vlm: str | None, revision: str | None = None) -> str:
-    """The VLM's folder or hub id. By default the folder ``vlm`` inside a local base, else the
-    Qwen3-VL whose language model has the size of the base's text encoder (at ``revision``).
+    """The VLM's folder (this node's copy of one on S3) or hub id. By default the folder ``vlm``
+    inside the base's folder, else the Qwen3-VL whose language model has the size of the base's text
+    encoder (at ``revision``).
 
     Raises ModelError when there is none.
     """
     if vlm is not None:
-        return _checked_name(vlm, "model.vlm", "no folder and no hub id (owner/name)")
+        return _checked_name(vlm, "model.vlm", "no folder, no hub id (owner/name), no s3://")
     base = resolve_base(base)
     folder = Path(base) / "vlm"
     if folder.is_dir():
@@ -121,7 +134,7 @@ def resolve_vlm(base: str, vlm: str | None, revision: str | None = None) -> str:
         return _VLMS[size]
     raise ModelError(
         f"model.vlm: missing, {base!r} has no folder `vlm`, and its text encoder is {described}; "
-        "allowed: a folder or hub id of a VLM whose language model has the text encoder's shape"
+        "allowed: a folder, hub id or s3:// of a VLM with a language model of that shape"
     )
 
 

@@ -12,9 +12,11 @@ from dopsd.errors import ModelError
 from dopsd.models import FAMILIES
 from dopsd.models.hub import hub_errors
 from dopsd.models.pretrained import part_config, resolve_base, resolve_vlm
+from dopsd.models.stored import stored_bytes
 from dopsd.plan.architecture import Architecture, architecture
 from dopsd.plan.encoder import Encoder, encoder
 from dopsd.readers import Object, read_json
+from dopsd.storage import is_remote
 
 _SHIPPED = Path(__file__).parent / "bases"
 _KNOWN = Path(__file__).parent / "known.json"
@@ -30,7 +32,8 @@ class Base:
     latent_pixels: int
     """Pixels along a side of one position of the latents."""
     download_gb: float | None
-    """Of a node that loads every part; None: not known. A local folder's is 0."""
+    """Of a node that loads every part, off the hub or S3; None: not known. A local folder's is 0.
+    """
     gated: tuple[str, ...]
     """Hub ids whose licence has to be accepted first, by a token of the user."""
 
@@ -44,12 +47,13 @@ def base_of(config: RunConfig) -> Base:
     if config.separate_vlm:
         vlm = resolve_vlm(where, model.vlm, revision)
         language = _vlm_config(vlm, model.vlm_revision)
-        ids.append(vlm)
+        ids.append(model.vlm if model.vlm and is_remote(model.vlm) else vlm)
     else:
         language = part_config(where, "text_encoder", revision)
     known = {name: entry for name, entry in _known().items() if name in ids}
     remote = [name for name in ids if name != "shapes" and not Path(name).expanduser().is_dir()]
     sizes = [sum(known[name]["download_gb"].values()) for name in remote if name in known]
+    sizes += [stored_bytes(name, "model.base") / 1e9 for name in remote if is_remote(name)]
     try:
         return Base(
             architecture(model.family, transformer),

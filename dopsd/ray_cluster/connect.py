@@ -10,6 +10,7 @@ import ray
 
 from dopsd import cpus, processes
 from dopsd.ray_cluster.local import start_local
+from dopsd.ray_cluster.placement import Node
 from dopsd.ray_cluster.process import EXPANDABLE
 from dopsd.ray_cluster.ray_private import own_signals, session, started_processes
 
@@ -86,6 +87,8 @@ def cluster_resources() -> dict[str, float]:
     return dict(ray.cluster_resources())
 
 
-def node_resources() -> list[dict[str, float]]:
-    """The same of each node that is alive."""
-    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+def nodes() -> list[Node]:
+    """Those that are alive."""
+    return [
+        Node(dict(node["Resources"]), dict(node["Labels"])) for node in ray.nodes() if node["Alive"]
+    ]

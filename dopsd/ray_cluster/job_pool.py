@@ -56,9 +56,7 @@ class JobPool:
     ) -> None:
         self.role, self.start_s, self.step_s, self.restarts = role, start_s, step_s, restarts
         self._arguments = arguments
-        self._actor: Any = ray.remote(worker).options(
-            num_cpus=role.cpus, num_gpus=role.gpus, max_restarts=0
-        )
+        self._actor: Any = ray.remote(worker).options(**role.options, max_restarts=0)
         self._workers: list[_Worker] = []
         self._numbers = itertools.count()
 

@@ -4,12 +4,30 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from dopsd.config import Device, RoleSection, RunConfig
 from dopsd.errors import ResourceError
+from dopsd.ray_cluster.labels import has_labels, told
 from dopsd.ray_cluster.local import is_private
+
+
+@dataclass(frozen=True)
+class Node:
+    """What Ray says of one that is alive."""
+
+    resources: Mapping[str, float]
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def holds(self, role: Role) -> int:
+        """Workers of ``role`` for which it is large enough, and for which it has the labels."""
+        if not has_labels(self.labels, role.labels):
+            return 0
+        asked = [("CPU", role.cpus), ("GPU", role.gpus)]
+        room = [math.floor(self.resources.get(kind, 0.0) / n + 1e-6) for kind, n in asked if n]
+        return min([*room, role.workers])
 
 
 @dataclass(frozen=True)
@@ -22,6 +40,18 @@ class Role:
     gpus: float
     min_workers: int | None = None
     """Of an elastic role; ``workers`` are the most then."""
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Of the nodes that may hold one."""
+
+    @property
+    def label_options(self) -> dict[str, Any]:
+        """Of Ray's actors and tasks."""
+        return {"label_selector": dict(self.labels)} if self.labels else {}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of Ray's actors and tasks: what a worker takes, and where."""
+        return {"num_cpus": self.cpus, "num_gpus": self.gpus, **self.label_options}
 
     @property
     def needed(self) -> int:
@@ -62,7 +92,7 @@ def resolve_roles(config: RunConfig, cluster_gpus: float) -> Roles:
 
     def role(name: str, section: RoleSection) -> Role:
         gpus = (section.gpus if section.gpus is not None else 1.0) if cuda else 0.0
-        return Role(name, section.workers, section.cpus, gpus)
+        return Role(name, section.workers, section.cpus, gpus, labels=section.labels)
 
     disaggregated = config.source == "disaggregated"
     on_policy = config.method.objective == "dopsd"
@@ -124,27 +154,45 @@ def learners_that_fit(roles: Roles, resources: dict[str, float]) -> int:
     return max(fewest, fit(cpus - 1.0))
 
 
-def unplaced(roles: Sequence[Role], nodes: Sequence[dict[str, float]]) -> str | None:
-    """A role of which no single node holds a worker, or None. ``nodes``: what each has."""
+def unplaced(roles: Sequence[Role], nodes: Sequence[Node]) -> str | None:
+    """A role for whose workers no node is large enough or has the labels, or with labels too few
+    nodes; None when there is none."""
     for role in roles:
-        if not any(
-            node.get("CPU", 0.0) + 1e-6 >= role.cpus and node.get("GPU", 0.0) + 1e-6 >= role.gpus
-            for node in nodes
-        ):
+        room = sum(node.holds(role) for node in nodes)
+        if role.labels and not any(has_labels(node.labels, role.labels) for node in nodes):
+            return f"no node has the labels of a {role.name} worker ({told(role.labels)})"
+        if not room:
+            where = f" with {told(role.labels)}" if role.labels else ""
             return (
-                f"no node has the {role.cpus:g} CPU and {role.gpus:g} GPU of a {role.name} worker"
+                f"no node{where} has the {role.cpus:g} CPU and {role.gpus:g} GPU of a {role.name} "
+                "worker"
+            )
+        if role.labels and room < role.needed:
+            return (
+                f"nodes with {told(role.labels)} have room for {room} of {role.needed} {role.name} "
+                "workers"
             )
     return None
+
+
+def refuse_unlabelled(roles: Sequence[Role], nodes: Sequence[Node]) -> None:
+    """Raises ResourceError for a role whose labels no node has, where no other can join."""
+    for role in roles:
+        if is_private() and not any(has_labels(node.labels, role.labels) for node in nodes):
+            raise ResourceError(
+                f"{role.name}.labels: {told(role.labels)}, but this machine, where all of the run "
+                "happens, has none such; allowed: none, or RAY_ADDRESS of a cluster with such nodes"
+            )
 
 
 def wait_for_resources(
     roles: Sequence[Role],
     resources: Callable[[], dict[str, float]],
     deadline: float,
-    nodes: Callable[[], list[dict[str, float]]] | None = None,
+    nodes: Callable[[], list[Node]] | None = None,
 ) -> None:
     """Wait until the cluster (which may be scaling up) is large enough; one that nobody can join
-    never grows. ``nodes``: what each of its nodes has, where that is known.
+    never grows. ``nodes``: its nodes, where they are known.
 
     Raises ResourceError with the sum after ``deadline`` seconds.
     """

@@ -29,7 +29,7 @@ def run_task(
     Raises DeadlineError after ``limit`` seconds (the task is ended), WorkerError in the name of
     ``who``, or the task's own DopsdError.
     """
-    task = ray.remote(num_cpus=role.cpus, num_gpus=role.gpus, max_retries=1)(work)
+    task: Any = ray.remote(**role.options, max_retries=1)(work)
     reference = task.remote(*arguments)
     try:
         return ray.get(reference, timeout=limit)

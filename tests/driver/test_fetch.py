@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from dopsd import storage
 from dopsd.cli.main import main
 from dopsd.driver import fetch as fetching
+from dopsd.driver import fetch_to_s3
 from dopsd.driver.fetch import RECORD
 from dopsd.errors import ModelError
 from dopsd.models import ZImage
+from dopsd.models.stored import RECORD as STORED
 from tests.helpers.stub_hub import COMMIT, StubHub
 
 BASE, VLM = "owner/base", "owner/vlm"
@@ -154,3 +157,72 @@ def test_a_record_of_somebody_else_stays(hub, tmp_path, capsys):
     assert fetched(tmp_path) == 1
     assert "no record of dopsd fetch; allowed: another folder" in capsys.readouterr().err
     assert (tmp_path / RECORD).read_text() == '{"mine": 1}'
+
+
+def to_s3(bucket: str, folder: str) -> int:
+    return main(["fetch", *CONFIG, "--to", f"{bucket}/{folder}"])
+
+
+def test_to_s3_a_folder_of_each_model_with_its_record(hub, bucket, capsys):
+    assert to_s3(bucket, "models") == 0
+    said = capsys.readouterr().out
+    base, vlm = f"{bucket}/models/{BASE}", f"{bucket}/models/{VLM}"
+    assert f"Next: dopsd train ... model.base={base} model.vlm={vlm}" in said
+    record = json.loads(storage.read_bytes(f"{base}/{STORED}"))
+    assert record["source"] == BASE and record["commit"] == COMMIT
+    assert record["files"].keys() == READ.keys()
+    for name, content in READ.items():
+        assert storage.read_bytes(f"{base}/{name}") == content
+        assert record["files"][name]["sha256"] == hashlib.sha256(content).hexdigest()
+    assert storage.names(vlm) >= {"config.json", "model.safetensors", STORED}
+    hub.asked.clear()
+    assert to_s3(bucket, "models") == 0
+    assert "(0.0 MB of it new)" in capsys.readouterr().out
+    assert not [path for _, path in hub.asked if path.endswith("safetensors")]
+
+
+def test_to_s3_what_was_cut_is_no_model_and_goes_on(hub, bucket, capsys):
+    hub.cut = "vae/model.safetensors"
+    assert to_s3(bucket, "cut") == 1
+    base = f"{bucket}/cut/{BASE}"
+    assert not storage.exists(f"{base}/{STORED}")
+    hub.cut = ""
+    hub.asked.clear()
+    assert to_s3(bucket, "cut") == 0
+    loaded = [path for _, path in hub.asked if path.endswith("transformer/part.safetensors")]
+    assert storage.exists(f"{base}/{STORED}") and not loaded
+
+
+def test_to_s3_another_revision_replaces_the_first(hub, bucket):
+    assert to_s3(bucket, "twice") == 0
+    base = f"{bucket}/twice/{BASE}"
+    changed = dict(READ, **{"vae/model.safetensors": b"other"})
+    del changed["tokenizer/merges.txt"]
+    hub.files = FILES | {BASE: changed}
+    assert to_s3(bucket, "twice") == 0
+    record = json.loads(storage.read_bytes(f"{base}/{STORED}"))
+    assert record["files"].keys() == changed.keys()
+    assert storage.read_bytes(f"{base}/vae/model.safetensors") == b"other"
+    assert not storage.exists(f"{base}/tokenizer/merges.txt")
+
+
+def test_to_s3_nothing_of_somebody_else_is_replaced(hub, bucket, capsys):
+    storage.write_bytes(f"{bucket}/theirs/{BASE}/vae/model.safetensors", b"theirs")
+    assert to_s3(bucket, "theirs") == 1
+    *_, said = capsys.readouterr().err.splitlines()
+    assert "that dopsd did not make: vae" in said
+    assert storage.read_bytes(f"{bucket}/theirs/{BASE}/vae/model.safetensors") == b"theirs"
+
+
+def test_to_s3_what_it_refuses_is_one_line(hub, bucket, faults, capsys):
+    faults.add("denied", "/denied/.*safetensors", method="PUT|POST", times=100)
+    assert to_s3(bucket, "denied") == 1
+    *_, said = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"dopsd: {bucket}/denied/{BASE}/") and "AccessDenied" in said
+
+
+def test_to_s3_a_full_disk_on_the_way(hub, bucket, capsys, monkeypatch):
+    monkeypatch.setattr(fetch_to_s3, "free_bytes", lambda path: 10)
+    assert to_s3(bucket, "full") == 1
+    *_, said = capsys.readouterr().err.splitlines()
+    assert said.startswith("dopsd: --to: ") and "; allowed: a TMPDIR on a disk" in said

@@ -5,10 +5,14 @@ import time
 import pytest
 
 from dopsd.config import load_config
-from dopsd.errors import ResourceError
+from dopsd.errors import ConfigError, ResourceError
+from dopsd.ray_cluster import placement
+from dopsd.ray_cluster.labels import has_labels
 from dopsd.ray_cluster.placement import (
+    Node,
     learners_that_fit,
     refuse_too_large,
+    refuse_unlabelled,
     resolve_roles,
     shortfall,
     wait_for_resources,
@@ -61,14 +65,60 @@ def test_waiting_for_a_cluster_that_scales_up_ends_at_the_deadline():
 
 def test_a_worker_fits_one_node_or_none():
     roles = roles_of(0.0, "learner.cpus=3")
-    small, large = {"CPU": 2.0}, {"CPU": 4.0, "GPU": 1.0}
+    small, large = Node({"CPU": 2.0}), Node({"CPU": 4.0, "GPU": 1.0})
     wait_for_resources(roles.all(), lambda: {"CPU": 10.0}, 0.1, lambda: [small, large])
     with pytest.raises(ResourceError, match="no node has the 3 CPU and 0 GPU of a learner worker"):
         wait_for_resources(roles.all(), lambda: {"CPU": 10.0}, 0.1, lambda: [small] * 5)
     on_gpus = roles_of(4.0, "learner.cpus=3")
-    apart = [{"CPU": 2.0, "GPU": 4.0}, {"CPU": 8.0}]
+    apart = [Node({"CPU": 2.0, "GPU": 4.0}), Node({"CPU": 8.0})]
     with pytest.raises(ResourceError, match="no node has the 3 CPU and 1 GPU of a learner worker"):
         wait_for_resources(on_gpus.all(), lambda: {"CPU": 10.0, "GPU": 4.0}, 0.1, lambda: apart)
+
+
+MARKET = "ray.io/market-type"
+
+
+def test_a_role_stays_on_nodes_with_its_labels():
+    roles = roles_of(0.0, f"rollout.labels={{{MARKET}: on-demand}}", "rollout.workers=3")
+    assert roles.rollout.options["label_selector"] == {MARKET: "on-demand"}
+    assert "label_selector" not in roles.teacher.options
+    spot, kept = Node({"CPU": 9.0}, {MARKET: "spot"}), Node({"CPU": 2.0}, {MARKET: "on-demand"})
+
+    def wait(*nodes):
+        wait_for_resources(roles.all(), lambda: {"CPU": 20.0}, 0.1, lambda: list(nodes))
+
+    wait(spot, kept, kept)
+    line = rf"no node has the labels of a rollout worker \({MARKET}: on-demand\)"
+    with pytest.raises(ResourceError, match=line):
+        wait(spot, spot)
+    line = f"nodes with {MARKET}: on-demand have room for 2 of 3 rollout workers"
+    with pytest.raises(ResourceError, match=line):
+        wait(spot, kept)
+
+
+def test_labels_that_nobody_brings_are_refused_at_once(monkeypatch):
+    roles = roles_of(0.0, f"teacher.labels={{{MARKET}: spot}}").all()
+    refuse_unlabelled(roles, [Node({})])
+    monkeypatch.setattr(placement, "is_private", lambda: True)
+    refuse_unlabelled(roles, [Node({}), Node({}, {MARKET: "spot"})])
+    with pytest.raises(ResourceError, match=rf"^teacher\.labels: {MARKET}: spot, but this machine"):
+        refuse_unlabelled(roles, [Node({})])
+
+
+@pytest.mark.parametrize(
+    ("choice", "chosen"),
+    [("a", "a"), ("!a", "bc-"), ("in(a, b)", "ab"), ("!in(a,b)", "c-")],
+)
+def test_labels_are_chosen_as_ray_chooses_them(choice, chosen):
+    nodes = {name: {"kind": name} for name in "abc"} | {"-": {}}
+    found = [name for name in nodes if has_labels(nodes[name], {"kind": choice})]
+    assert found == list(chosen)
+
+
+@pytest.mark.parametrize("labels", ["{a b: c}", "{a: -c}", "{a: 'in()'}", "{a: '!!b'}"])
+def test_what_is_no_label_is_refused(labels):
+    with pytest.raises(ConfigError, match=r"^rollout\.labels"):
+        roles_of(0.0, f"rollout.labels={labels}")
 
 
 def test_a_role_that_one_machine_cannot_hold_is_named():

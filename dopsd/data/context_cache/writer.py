@@ -7,6 +7,7 @@ resumes with the files that are missing.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -52,12 +53,14 @@ def write_context_cache(
     workers: int = 1,
     num_cpus: float = 1.0,
     num_gpus: float = 0.0,
+    options: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> CacheRecord:
     """Encode the whole data set into ``folder``; files that are there already are kept.
 
     ``entries``: what ``encoder_factory`` and ``read_spec`` stand for, with their ``fingerprint``;
-    ``workers`` encoder actors take ``num_cpus`` and ``num_gpus`` each. Ray must be initialised.
+    ``workers`` encoder actors take ``num_cpus`` and ``num_gpus`` each, with more of Ray's
+    ``options``. Ray must be initialised.
     Raises DopsdErrors of encoders and reading with their own message, ConfigError where a file of
     somebody else's is in the way.
     """
@@ -85,6 +88,7 @@ def write_context_cache(
         compute=ray.data.ActorPoolStrategy(size=max(1, min(workers, len(todo)))),
         num_cpus=num_cpus,
         num_gpus=num_gpus,
+        **(options or {}),
     )
     for batch in tables:
         done += sum(batch["rows"].to_pylist())

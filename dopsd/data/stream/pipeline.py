@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -74,6 +74,7 @@ def encoded_stream(
     workers: int = 1,
     num_cpus: float = 1.0,
     num_gpus: float = 0.0,
+    options: Mapping[str, Any] | None = None,
     readers: int | None = None,
     ahead: int | None = None,
     start_s: float = 900.0,
@@ -81,7 +82,8 @@ def encoded_stream(
     """Every micro-batch of the steps [start_step, stop_step), encoded, in plan order.
 
     With a ``context_cache`` contexts are read, and no encoder starts. Otherwise
-    ``workers`` encoder actors take ``num_cpus`` and ``num_gpus`` each; ``readers`` actors
+    ``workers`` encoder actors take ``num_cpus`` and ``num_gpus`` each, with more of Ray's
+    ``options``; ``readers`` actors
     (default: two, but one where the cluster has fewer than 8 CPUs) share 0.1 CPUs; ``read_spec``:
     what they read of each sample.
     Nothing starts before the first ``next``, which waits until every encoder is loaded. At most
@@ -130,6 +132,7 @@ def encoded_stream(
                         compute=ray.data.ActorPoolStrategy(size=workers),
                         num_cpus=num_cpus,
                         num_gpus=num_gpus,
+                        **(options or {}),
                     )
                 blocks, executor = execute(data)
                 opened.append(executor)

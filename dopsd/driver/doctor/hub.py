@@ -1,4 +1,4 @@
-"""The models of a config: in a local folder, in the cache, or to be had from the hub."""
+"""The models of a config: in a local folder, on S3, in the cache, or to be had from the hub."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from pathlib import Path
 
 from dopsd import shown
 from dopsd.config import RunConfig
+from dopsd.disk import megabytes
 from dopsd.driver.doctor.finding import Finding, Level, ok
 from dopsd.errors import ModelError, message_line
 from dopsd.evaluation.metrics import make_distance
 from dopsd.models.hub import licence_remedy
 from dopsd.models.pretrained import resolve_vlm
+from dopsd.models.stored import stored_bytes
 from dopsd.plan.bases import shipped_folder
 from dopsd.ray_cluster.connect import starts_here
+from dopsd.storage import is_remote
 
 _SECONDS = 20.0
 
@@ -24,7 +27,7 @@ class Model:
     key: str
     """That names it in the config."""
     name: str
-    """Folder or hub id."""
+    """Folder, hub id or s3://."""
     revision: str | None = None
     needed: bool = True
     """Whether a run stops without it."""
@@ -76,6 +79,13 @@ def _check(model: Model) -> Finding:
         if configs:
             return ok(model.key, f"{model.name}: a folder with {configs[0]}")
         return _bad(model, "a folder without model_index.json or config.json", "check the path")
+    if is_remote(model.name):
+        try:
+            size = stored_bytes(model.name, model.key)
+        except ModelError as error:
+            words = message_line(error).removeprefix(f"{model.key}: ")
+            return Finding(model.key, "stop", words, "`dopsd fetch CONFIG --to s3://...`")
+        return ok(model.key, f"{model.name}: {megabytes(size)}, with digests")
     if model.name.startswith((".", "/", "~")) or model.name.count("/") != 1:
         return _bad(model, "no folder and no hub id (owner/name)", "check the path")
     cached = is_cached(model)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dopsd.evaluation.metrics.base import Column, ImageDistance, Metric, MetricInput
 from dopsd.models.pretrained import MissingWeights, missing_weights_errors, resolve_base
+from dopsd.models.stored import bring_weights
 from dopsd.shapes.grid import from_image
 
 _LUMA = torch.tensor([0.299, 0.587, 0.114])
@@ -111,6 +112,7 @@ class Latent(ImageDistance):
 
         with missing_weights_errors(self.name, self.model):
             base = resolve_base(self.model, f"metric {self.name}")
+            bring_weights(f"{base}/vae")
             vae = AutoModel.from_pretrained(base, subfolder="vae", use_safetensors=True)
             self._vae = vae.eval().to(self.device)
 
