@@ -97,6 +97,11 @@ class Family(ABC):
             self.transformer_class, "transformer", dtype, device, **options
         )
         set_attention(transformer, attention, key)
+        for parameter in transformer.parameters():
+            # diffusers leaves some norms in fp32, DeepSpeed none: what learns and what teaches it
+            # have to be the same model.
+            if parameter.dtype == torch.float32:
+                parameter.data = parameter.data.to(dtype)
         frozen: nn.Module = transformer.requires_grad_(False).eval().to(device)
         return frozen
 

@@ -23,7 +23,14 @@ from dopsd.models.krea2 import position_ids
 from dopsd.models.lora import STUDENT, adapter_parameters, inject, resolve_targets
 from dopsd.models.patches import pack, patchify, unpack
 from dopsd.records import Context
-from tests.helpers.tiny import HEIGHT, IMAGE_TOKEN_SIDE, IMAGE_WIDTH, random_image, random_state
+from tests.helpers.tiny import (
+    HEIGHT,
+    IMAGE_TOKEN_SIDE,
+    IMAGE_WIDTH,
+    WIDTH,
+    random_image,
+    random_state,
+)
 from tests.helpers.tiny_krea2 import (
     BLOCKS,
     FUSION_BLOCKS,
@@ -277,6 +284,24 @@ def test_every_target_matches_and_the_stock_pipeline_loads_the_export(
     states = states_of(family, transformer, encoder.encode(PROMPTS), noise, 2)
     torch.testing.assert_close(states[-1], after[-1], atol=1e-4, rtol=1e-4)
     assert (after[-1] - before[-1]).abs().mean() > 0.01
+
+
+def test_every_role_computes_in_one_dtype(family: Krea2) -> None:
+    """The stock pipeline keeps norms in fp32; DeepSpeed would not, and the learner would differ
+    from its teacher."""
+    pipeline = family.load_pipeline(torch.bfloat16, "cpu", text_encoder=False)
+    assert pipeline.transformer.final_layer.norm.weight.dtype == torch.float32
+    transformer = family.load_transformer(torch.bfloat16, "cpu")
+    assert {parameter.dtype for parameter in transformer.parameters()} == {torch.bfloat16}
+    context = Context(
+        {"embeds": torch.randn(1, 5, 2 * WIDTH).bfloat16(), "lengths": torch.tensor([5])}
+    )
+    latents, sigma = torch.randn(1, *LATENT), torch.tensor([0.5])
+    with torch.no_grad():
+        ours = family.velocity(transformer, latents, sigma, context)
+        theirs = family.velocity(pipeline.transformer, latents, sigma, context)
+    assert ours.dtype == torch.float32
+    assert (ours - theirs).norm() / theirs.norm() < 0.05
 
 
 def test_the_layers_are_those_of_the_pipeline(family: Krea2) -> None:
