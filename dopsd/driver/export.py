@@ -55,7 +55,7 @@ def export_lora(source: str, format: LoraFormat, dtype: str, which: str, out: st
     paths = _free(format, out)
     lora = trained_lora(source, which)
     state = spelled(lora.state, format, FAMILIES[lora.family])
-    files = [_payload(state, DTYPES[dtype], dtype, lora.metadata)]
+    files = [safetensors_payload(state, DTYPES[dtype], dtype, lora.metadata)]
     if format == "peft":
         files.append(_peft_config(lora))
     for path, payload in zip(paths, files, strict=True):
@@ -154,9 +154,11 @@ def _free(format: str, out: str) -> list[str]:
     return paths
 
 
-def _payload(
+def safetensors_payload(
     state: dict[str, Tensor], dtype: torch.dtype, named: str, metadata: dict[str, str]
 ) -> bytes:
+    """A file of ``state``. Raises ModelError for what ``dtype``, to the user ``named``, cannot
+    hold."""
     tensors = {name: tensor.to(dtype).contiguous() for name, tensor in state.items()}
     if name := first_nonfinite(tensors):
         raise ModelError(f"--dtype: {named} cannot hold {name}; allowed: bf16, fp32")
