@@ -126,8 +126,7 @@ class Family(ABC):
         """The stock diffusers pipeline, to draw pictures with; without ``text_encoder`` it takes
         contexts only. ``quantize``: as :meth:`load_transformer`. Raises ModelError as
         :func:`set_attention` does."""
-        import diffusers
-
+        diffusers = _without_bars()
         given: dict[str, Any] = {}
         if not text_encoder:
             given = {"text_encoder": None, "tokenizer": None}
@@ -264,8 +263,7 @@ class Family(ABC):
         **options: Any,
     ) -> Any:
         """Tensor by tensor to ``device``: a GPU's model is never whole on the host."""
-        import diffusers
-
+        diffusers = _without_bars()
         if torch.device(device).type != "cpu":
             options["device_map"] = {"": str(device)}
 
@@ -278,6 +276,16 @@ class Family(ABC):
                 use_safetensors=True,
                 **options,
             )
+
+
+def _without_bars() -> Any:
+    """diffusers, which draws a bar for every model that it loads, as transformers does for it."""
+    import diffusers
+    from transformers.utils import logging
+
+    diffusers.utils.logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    return diffusers
 
 
 def as_pixels(images: list[np.ndarray], vae: Any) -> Tensor:
