@@ -12,12 +12,20 @@ from dopsd.terminal import say
 
 def generate(
     prompts: Annotated[list[str], typer.Argument(help="One picture per prompt.")],
-    base: Annotated[str, typer.Option(help="Pipeline folder, hub id or `shapes`.")] = "shapes",
-    family: Annotated[str, typer.Option(help="Model family.")] = "z_image",
+    base: Annotated[
+        str | None,
+        typer.Option(help="Pipeline folder, hub id or `shapes`; default: the LoRA's, or `shapes`."),
+    ] = None,
+    family: Annotated[
+        str | None, typer.Option(help="Model family; default: the LoRA's, or z_image.")
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Hub revision of the base.")] = None,
     lora: Annotated[
-        str | None,
-        typer.Option(help="LoRA file, run folder or LIBRARY:CONCEPT, local or s3://."),
+        list[str] | None,
+        typer.Option(
+            metavar="LORA[@WEIGHT]",
+            help="LoRA file, run folder or LIBRARY:CONCEPT, local or s3:// (repeatable).",
+        ),
     ] = None,
     modules: Annotated[
         str | None, typer.Option(help="File of modules trained beside the LoRA.")
@@ -33,11 +41,16 @@ def generate(
     out: Annotated[
         str, typer.Option(help="Folder of the pictures; those drawn there before are replaced.")
     ] = "generated",
-    steps: Annotated[int, typer.Option(min=1, max=STEPS_MOST, help="Sampler steps.")] = 4,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, max=STEPS_MOST, help="Sampler steps; default: the LoRA's, or 4."),
+    ] = None,
     width: Pixels = None,
     height: Pixels = None,
     seed: Annotated[int, typer.Option(min=0, max=SEED_MOST, help="Picture i uses seed + i.")] = 0,
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    dtype: Annotated[
+        str | None, typer.Option(help="float32 or bfloat16; default: bfloat16 on a GPU.")
+    ] = None,
     partial_lora: Partial = False,
     take_over: TakeOver = False,
 ) -> None:
@@ -49,6 +62,7 @@ def generate(
     from dopsd.contexts.lengths import cut_prompts
     from dopsd.data.drawn import drawn_png
     from dopsd.errors import ConfigError
+    from dopsd.evaluation.drawn_with import Said, WeightedLora, said_by
     from dopsd.evaluation.evaluated_models import as_trained, evaluated_models
     from dopsd.evaluation.generate import check_out, read_reference
     from dopsd.evaluation.generate import generate as draw
@@ -59,27 +73,38 @@ def generate(
     from dopsd.ray_cluster.process import use_device
     from dopsd.signals import interruptible
 
+    loras = []
+    for given in map(WeightedLora.parse, lora or []):
+        path = concept_lora(given.path)
+        if path.endswith(".safetensors"):
+            loras.append(given.at(path))
+            continue
+        (run,) = map(as_trained, evaluated_models([path]))
+        loras += [given.at(own) for own in run.loras]
+        if lora and len(lora) > 1 and (run.modules or run.transformer):
+            raise ConfigError(f"--lora: {path} is more than a LoRA, allowed: it alone")
+        modules, transformer = modules or run.modules, transformer or run.transformer
+    said = Said() if base and family else said_by(loras)
+    key = "--base" if base or not said.base else f"--lora {loras[0].path}: its base"
+    base, family = base or said.base or "shapes", family or said.family or "z_image"
+    steps = steps or said.steps or 4
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = dtype or ("bfloat16" if device == "cuda" else "float32")
     for option, value, allowed in (("family", family, FAMILIES), ("dtype", dtype, DTYPES)):
         if value not in allowed:
             raise ConfigError(f"--{option}: {value!r}, allowed: {', '.join(allowed)}")
-    lora = lora and concept_lora(lora)
-    if lora is not None and not lora.endswith(".safetensors"):
-        (run,) = map(as_trained, evaluated_models([lora]))
-        lora, modules = next(iter(run.loras), None), modules or run.modules
-        transformer = transformer or run.transformer
     storage.check_writable("--out", out)
     paths = [storage.join(out, f"{number:03d}.png") for number in range(len(prompts))]
     check_out(out, paths)
-    model = FAMILIES[family](base, revision, "--base")
+    model = FAMILIES[family](base, revision, key)
     for line in cut_prompts(model, prompts):
         say(line)
     side = 32 if base == "shapes" else 1024
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     use_device(device)
     pictures = draw(
         model,
         prompts,
-        lora,
+        loras,
         steps,
         height or side,
         width or side,
@@ -98,6 +123,8 @@ def generate(
     ):
         check_out(out, paths)
         for picture in pictures:
-            storage.write_bytes(paths[drawn], drawn_png(picture))
+            words = {"prompt": prompts[drawn], "seed": str(seed + drawn), "steps": str(steps)}
+            words |= {"lora": " ".join(map(str, loras))} if loras else {}
+            storage.write_bytes(paths[drawn], drawn_png(picture, words))
             say(f"{paths[drawn]}  {prompts[drawn]}")
             drawn += 1

@@ -26,6 +26,7 @@ from dopsd.cli.lora import app as lora
 from dopsd.cli.plan import plan
 from dopsd.cli.preflight import preflight
 from dopsd.cli.prepare import prepare
+from dopsd.cli.push import push
 from dopsd.cli.reproduce import app as reproduce
 from dopsd.cli.run import checkpoint, report, show_config, stats, status, verify
 from dopsd.cli.shapes import app as shapes
@@ -56,6 +57,7 @@ app.command()(train)
 app.command()(prepare)
 app.command()(generate)
 app.command()(export)
+app.command()(push)
 app.command("config")(show_config)
 app.command()(status)
 app.command()(stats)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+from collections.abc import Mapping
 
 from PIL import Image, PngImagePlugin
 
@@ -19,10 +20,13 @@ from dopsd.errors import StorageError
 _KEY = "dopsd"
 
 
-def drawn_png(image: Image.Image) -> bytes:
-    """An RGB image as the PNG of a drawn picture; equal pixels give equal bytes."""
+def drawn_png(image: Image.Image, said: Mapping[str, str] | None = None) -> bytes:
+    """An RGB image as the PNG of a drawn picture; equal pixels give equal bytes. ``said``: texts in
+    the file, such as the prompt."""
     info = PngImagePlugin.PngInfo()
     info.add_text(_KEY, _digest(image))
+    for key, text in (said or {}).items():
+        info.add_itxt(key, text)
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", pnginfo=info)
     return buffer.getvalue()

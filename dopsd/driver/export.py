@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -21,6 +23,7 @@ from dopsd.models.hub import is_hub_id
 from dopsd.models.lora import MAGNITUDE, STUDENT, TEACHER
 from dopsd.models.lora_files import file_metadata, read_lora_file
 from dopsd.models.lora_formats import LoraFormat, spelled
+from dopsd.readers import Object, read_json
 from dopsd.records import unpack
 from dopsd.run_folder.files import LORA_FILE, OLD_TEACHER, PREVIEW, TEACHER_FILE, RunFolder
 from dopsd.run_folder.files import weights_file as kept_file
@@ -55,7 +58,7 @@ def export_lora(source: str, format: LoraFormat, dtype: str, which: str, out: st
     paths = _free(format, out)
     lora = trained_lora(source, which)
     state = spelled(lora.state, format, FAMILIES[lora.family])
-    files = [_payload(state, DTYPES[dtype], dtype, lora.metadata)]
+    files = [safetensors_payload(state, DTYPES[dtype], dtype, lora.metadata)]
     if format == "peft":
         files.append(_peft_config(lora))
     for path, payload in zip(paths, files, strict=True):
@@ -154,9 +157,11 @@ def _free(format: str, out: str) -> list[str]:
     return paths
 
 
-def _payload(
+def safetensors_payload(
     state: dict[str, Tensor], dtype: torch.dtype, named: str, metadata: dict[str, str]
 ) -> bytes:
+    """A file of ``state``. Raises ModelError for what ``dtype``, to the user ``named``, cannot
+    hold."""
     tensors = {name: tensor.to(dtype).contiguous() for name, tensor in state.items()}
     if name := first_nonfinite(tensors):
         raise ModelError(f"--dtype: {named} cannot hold {name}; allowed: bf16, fp32")
@@ -178,4 +183,6 @@ def _peft_config(lora: TrainedLora) -> bytes:
     )
     with temporary_folder("peft") as folder:
         config.save_pretrained(folder)
-        return storage.read_bytes(storage.join(folder, _ADAPTER_CONFIG))
+        values: dict[str, Any] = read_json(storage.join(folder, _ADAPTER_CONFIG), Object)
+    values["target_modules"] = sorted(values["target_modules"])  # which PEFT holds as a set
+    return (json.dumps(values, indent=2, sort_keys=True) + "\n").encode()

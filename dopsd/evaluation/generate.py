@@ -14,6 +14,7 @@ from dopsd import storage
 from dopsd.data.drawn import is_drawn
 from dopsd.data.images import BadImage, check_shape, decode_image
 from dopsd.errors import ConfigError, ModelError
+from dopsd.evaluation.drawn_with import WeightedLora
 from dopsd.models.base import DTYPES, Family
 from dopsd.models.lora import bind_parameters
 from dopsd.models.lora_fit import lora_fit
@@ -40,7 +41,7 @@ def check_out(folder: str, paths: Sequence[str]) -> None:
 def generate(
     family: Family,
     prompts: list[str],
-    lora: str | None,
+    lora: str | Sequence[WeightedLora] | None,
     steps: int,
     height: int,
     width: int,
@@ -54,7 +55,8 @@ def generate(
 ) -> Iterator[Image.Image]:
     """One picture per prompt with the stock few-step sampler, guidance off.
 
-    Picture i uses ``torch.Generator`` seed ``seed + i``; ``references`` are shown with every
+    ``lora``: a file, or several with their weights. Picture i uses ``torch.Generator`` seed
+    ``seed + i``; ``references`` are shown with every
     prompt, in order. ``modules``: a file of what was trained beside the LoRA; ``transformer``: a
     folder (local or s3://) in place of the base's; ``partial``: the LoRA may fit in part. Raises
     ModelError for weights that are missing or do not fit, for references to a family that takes
@@ -66,7 +68,8 @@ def generate(
             "no reference pictures)"
         )
     family.latent_shape(height, width)
-    for path, what in ((lora, "LoRA"), (modules, "modules")):
+    loras = [WeightedLora(lora)] if isinstance(lora, str) else list(lora or [])
+    for path, what in (*((each.path, "LoRA") for each in loras), (modules, "modules")):
         if path is not None and not storage.exists(path):
             raise ModelError(f"{path}: no such {what} file")
     if transformer is not None:
@@ -76,8 +79,11 @@ def generate(
         bind_folder(pipeline.transformer, transformer, family.transformer_class)
     if modules is not None:
         load_modules(pipeline.transformer, modules, storage.read_bytes(modules))
-    if lora is not None:
-        load_lora(pipeline, lora, storage.read_bytes(lora), "lora", partial)
+    names = [f"lora{number}" for number in range(len(loras))]
+    for name, each in zip(names, loras):
+        load_lora(pipeline, each.path, storage.read_bytes(each.path), name, partial)
+    if names:
+        pipeline.set_adapters(names, [each.weight for each in loras])
     # The pipeline may change its list, so it gets a copy each time.
     for number, prompt in enumerate(prompts):
         options: dict[str, Any] = {"max_sequence_length": family.kept_tokens()}

@@ -144,8 +144,7 @@ class Family(ABC):
 
     def _pipeline(self, dtype: torch.dtype, given: dict[str, Any]) -> Any:
         """The stock pipeline on the CPU; ``given``: parts that are not loaded."""
-        import diffusers
-
+        diffusers = _without_bars()
         for part in ("transformer", "vae", "text_encoder"):
             if part not in given:
                 bring_weights(f"{self.base}/{part}")
@@ -295,8 +294,7 @@ class Family(ABC):
         **options: Any,
     ) -> Any:
         """Tensor by tensor to ``device``: a GPU's model is never whole on the host."""
-        import diffusers
-
+        diffusers = _without_bars()
         if torch.device(device).type != "cpu":
             options["device_map"] = {"": str(device)}
 
@@ -310,6 +308,16 @@ class Family(ABC):
                 use_safetensors=True,
                 **options,
             )
+
+
+def _without_bars() -> Any:
+    """diffusers, which draws a bar for every model that it loads, as transformers does for it."""
+    import diffusers
+    from transformers.utils import logging
+
+    diffusers.utils.logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    return diffusers
 
 
 def as_pixels(images: list[np.ndarray], vae: Any) -> Tensor:

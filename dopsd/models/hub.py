@@ -26,20 +26,24 @@ def is_hub_id(model: str) -> bool:
 
 
 @contextmanager
-def hub_errors(key: str, repository: str, revision: str | None = None) -> Iterator[None]:
+def hub_errors(
+    key: str, repository: str, revision: str | None = None, may: str = "read"
+) -> Iterator[None]:
     """Turn what the hub answers, or does not, into a ModelError in the name of ``key``; whatever
-    else goes wrong stays what it is."""
+    else goes wrong stays what it is. ``may``: what a token has to allow."""
     try:
         yield
     except DopsdError:
         raise
     except Exception as error:  # the library raises kinds without a common base
-        if problem := hub_problem(error, repository, revision):
+        if problem := hub_problem(error, repository, revision, may):
             raise ModelError(f"{key}: {problem}") from None
         raise
 
 
-def hub_problem(error: BaseException, repository: str, revision: str | None = None) -> str | None:
+def hub_problem(
+    error: BaseException, repository: str, revision: str | None = None, may: str = "read"
+) -> str | None:
     """What ``error``, or what it came from, says of the hub's ``repository``; None when it is none
     of the hub's."""
     from httpx2 import HTTPError
@@ -48,7 +52,7 @@ def hub_problem(error: BaseException, repository: str, revision: str | None = No
     chain = list(_chain(error))
     for each in chain:
         if isinstance(each, HTTPError) and getattr(each, "response", None) is not None:
-            return _refused(each, repository, revision)
+            return _refused(each, repository, revision, may)
     if any(isinstance(each, errors.OfflineModeIsEnabled) for each in chain):
         return _not_here(repository)
     for each in chain:
@@ -67,7 +71,7 @@ def _not_here(repository: str) -> str:
     )
 
 
-def _refused(error: BaseException, repository: str, revision: str | None) -> str:
+def _refused(error: BaseException, repository: str, revision: str | None, may: str) -> str:
     from huggingface_hub import constants, errors
 
     status = getattr(getattr(error, "response", None), "status_code", None)
@@ -81,10 +85,12 @@ def _refused(error: BaseException, repository: str, revision: str | None) -> str
     if status == 404 or isinstance(error, errors.RepositoryNotFoundError):
         return (
             f"{repository}: {status}, no such repository, or a private one; allowed: its right "
-            f"name, or a token that may read it as {_TOKEN}"
+            f"name, or a token that may {may} it as {_TOKEN}"
         )
     if status in (401, 403):
-        return f"{repository}: {status}, not allowed; allowed: a token that may read it as {_TOKEN}"
+        return (
+            f"{repository}: {status}, not allowed; allowed: a token that may {may} it as {_TOKEN}"
+        )
     if status == 429:
         return (
             f"{repository}: 429, rate limited; allowed: waiting some minutes, or {_TOKEN}, which "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -13,6 +14,7 @@ from dopsd import storage
 from dopsd.cli.main import main
 from dopsd.cli.train import next_command
 from dopsd.config import RunConfig, load_config
+from dopsd.evaluation.drawn_with import WeightedLora
 from dopsd.evaluation.generate import sample
 from dopsd.export import lora_file
 from dopsd.models import FAMILIES
@@ -95,10 +97,29 @@ def test_generate_draws_with_and_without_a_lora(tiny_base, tmp_path, capsys):
     for extra in ([], ["--lora", str(lora)]):
         out = tmp_path / f"out{len(extra)}"
         assert main(["generate", "a red cat", "a mat", *size, "--out", str(out), *extra]) == 0
-        assert "001.png  a mat" in capsys.readouterr().out
+        told = capsys.readouterr()
+        assert "001.png  a mat" in told.out and "Loading" not in told.err
         drawn.append(Image.open(out / "000.png"))
     assert drawn[0].size == (16, 32)
     assert drawn[0].tobytes() != drawn[1].tobytes()
+    # Base, family and steps are what the file says; two halves are the whole.
+    said = {"dopsd.base": str(tiny_base), "dopsd.family": "z_image", "dopsd.recipe": "dopsd K=2 x"}
+    lora.write_bytes(lora_file(state, 4, 8, said))
+    words = ["generate", "ein \u00dc", "--seed", "3", *size[:4], "--out", str(tmp_path / "said")]
+    for weights in (["@1"], ["@0.5", "@0.5"]):
+        asked = [word for weight in weights for word in ("--lora", f"{lora}{weight}")]
+        assert main([*words, *asked]) == 0
+        drawn.append(Image.open(tmp_path / "said" / "000.png").convert("RGB"))
+    with Image.open(tmp_path / "said" / "000.png") as picture:
+        picture.load()
+        texts = {key: picture.info[key] for key in ("prompt", "seed", "steps", "lora")}
+    halves = "lora.safetensors@0.5 lora.safetensors@0.5"
+    assert texts == {"prompt": "ein \u00dc", "seed": "3", "steps": "2", "lora": halves}
+    whole, parts = (np.asarray(picture, dtype=int) for picture in drawn[2:])
+    assert np.abs(whole - parts).max() <= 2
+    for weight in ("nan", "1e3"):
+        assert main(["generate", "x", "--lora", f"{lora}@{weight}"]) == 1
+        assert "allowed: FILE or FILE@weight" in " ".join(capsys.readouterr().err.split())
 
 
 def test_generate_draws_with_a_transformer_on_s3(tiny_base, tmp_path, bucket):
@@ -147,7 +168,7 @@ def test_generate_takes_a_run_folder(tmp_path, capsys, monkeypatch):
     for name in ("lora.safetensors", "modules.safetensors"):
         (tmp_path / name).write_bytes(b"")
     assert main(["generate", "x", "--lora", str(tmp_path)]) == 0
-    assert asked[0][2] == f"{tmp_path}/lora.safetensors"
+    assert asked[0][2] == [WeightedLora(f"{tmp_path}/lora.safetensors")]
     assert asked[0][-3] == f"{tmp_path}/modules.safetensors"
 
 
