@@ -22,8 +22,23 @@ from dopsd.terminal import say, say_lines
 RunPath = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, local or s3://.")]
 
 
-def report(run: RunPath) -> None:
+def report(
+    run: RunPath,
+    live: Annotated[
+        bool, typer.Option("--serve", help="Serve it on this machine instead; it refreshes itself.")
+    ] = False,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="With --serve. Default: a free one.")
+    ] = None,
+) -> None:
     """Write the run page of a run, finished or not: one self-contained HTML file in its folder."""
+    if port is not None and not live:
+        raise ConfigError("--port: given without --serve, allowed: with it")
+    if live:
+        from dopsd.report.live import serve
+
+        serve(run, port or 0)
+        return
     from dopsd.report.page import write_report
 
     say(write_report(run))
