@@ -22,8 +22,41 @@ from dopsd.terminal import say, say_lines
 RunPath = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, local or s3://.")]
 
 
-def report(run: RunPath) -> None:
-    """Write the run page of a run, finished or not: one self-contained HTML file in its folder."""
+def report(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Run folders, local or s3://.")
+    ],
+    live: Annotated[
+        bool, typer.Option("--serve", help="Serve it on this machine instead; it refreshes itself.")
+    ] = False,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="With --serve. Default: a free one.")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(help="Of several runs: the page. Default: comparison.html.")
+    ] = None,
+) -> None:
+    """Write the run page of a run, finished or not: one self-contained HTML file in its folder.
+    Several runs are compared on a page of its own: pictures, curves, what their configs differ in.
+    """
+    if port is not None and not live:
+        raise ConfigError("--port: given without --serve, allowed: with it")
+    if len(runs) > 1:
+        if live:
+            raise ConfigError(f"--serve: {len(runs)} runs, allowed: one")
+        from dopsd.report.comparison import write_comparison
+
+        write_comparison(out or "comparison.html", runs)
+        say(out or "comparison.html")
+        return
+    if out is not None:
+        raise ConfigError("--out: given with one run, allowed: with several")
+    (run,) = runs
+    if live:
+        from dopsd.report.live import serve
+
+        serve(run, port or 0)
+        return
     from dopsd.report.page import write_report
 
     say(write_report(run))

@@ -14,10 +14,11 @@ _QUARANTINED = 50
 _MARK = b'<meta name="generator" content="dopsd">'
 
 
-def check_page(path: str) -> None:
-    """Raises ConfigError when something that dopsd did not make has the page's place."""
+def check_page(path: str, option: str = "--page") -> None:
+    """Raises ConfigError when something that dopsd did not make has the page's place, which
+    ``option`` names."""
     if storage.exists(path) and _MARK not in storage.read_bytes(path, 0, 4096):
-        raise ConfigError(f"--page: {path} is no page of dopsd's; allowed: another path")
+        raise ConfigError(f"{option}: {path} is no page of dopsd's; allowed: another path")
 
 
 def write_look(path: str, look: Look) -> None:

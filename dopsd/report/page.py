@@ -41,7 +41,7 @@ from dopsd.run_folder.files import (
     weights_file,
 )
 from dopsd.run_folder.outputs import check_report, owned
-from dopsd.run_folder.preview_files import kept_versions
+from dopsd.run_folder.preview_files import kept_versions, prompt_path
 
 EVALUATION = "evaluation/results.json"
 """Of a run folder: what ``dopsd evaluate --out RUN/evaluation`` found."""
@@ -68,7 +68,20 @@ def write_report(folder: str) -> str:
 def render(run: RunFiles) -> str:
     """The whole page."""
     sections = [(title, section(run)) for title, section in SECTIONS]
-    return fill("page", sections=sections, run_name=run.config.run.name, folder=run.folder)
+    return fill(
+        "page",
+        sections=[(title, content) for title, content in sections if content],
+        run_name=run.config.run.name,
+        folder=run.folder,
+        state=run.state,
+        live=run.live,
+    )
+
+
+def named_pictures(run: RunFiles) -> set[str]:
+    """The files of the folder that the page names for its pictures."""
+    drawn = run.history.pictures if run.history else []
+    return {PREFLIGHT_SHEET, PREVIEW_SHEET, *(prompt_path(d.version, d.prompt) for d in drawn)}
 
 
 def _summary(run: RunFiles) -> Markup:
@@ -121,7 +134,9 @@ def _preflight(run: RunFiles) -> Markup:
         return nothing("Not run (preflight.mode is off, or the objective has no teacher).")
     path = RunFolder(run.folder).file(PREFLIGHT_REPORT)
     record = read_json(path, PreflightRecord)
-    return fill("preflight", record=record, sheet=run.picture(PREFLIGHT_SHEET))
+    return fill(
+        "preflight", record=record, sheet=run.picture(PREFLIGHT_SHEET), file=PREFLIGHT_SHEET
+    )
 
 
 _NOT_DRAWN = "Nothing was drawn (preview.samples, or the run is not finished)."
@@ -131,7 +146,7 @@ def _over_training(run: RunFiles) -> Markup:
     if samples := _drawn(run):
         return fill("over_training", samples=samples)
     if PREVIEW_SHEET in dict(run.files):
-        return inline(run.picture(PREVIEW_SHEET), "contact sheet", limit=1200)
+        return inline(run.picture(PREVIEW_SHEET), "contact sheet", limit=1200, file=PREVIEW_SHEET)
     return nothing(_NOT_DRAWN)
 
 
@@ -139,7 +154,7 @@ def _prompts(run: RunFiles) -> Markup:
     if run.history and (prompts := read_prompts(run.history, run.picture)):
         return fill("prompts", prompts=prompts)
     if not run.config.preview.prompts:
-        return nothing("None: preview.prompts takes a list, or a file with one a line.")
+        return Markup()
     return nothing("Not drawn yet: they are, from the adapters kept on the way, after training.")
 
 
@@ -153,15 +168,16 @@ def _use(run: RunFiles) -> Markup:
     trained = paths(LORA_FILE, MODULES[STUDENT])
     if any(name.startswith(f"{transformer}/") for name in names):
         trained.append(folder.file(transformer))
-    if not any(trained):
-        return nothing("Nothing is exported yet.")
     kept = []
     for version in kept_versions(run.config):
         lora, modules = (weights_file(PREVIEW, version, STUDENT, kind) for kind in (False, True))
         if lora in names:
             command = next_command(run.config, *paths(lora, modules))
             kept.append((version, lora, command))
-    return fill("use", last=next_command(run.config, *trained), kept=kept)
+    if not kept and not any(trained):
+        return nothing("Nothing is exported yet.")
+    last = next_command(run.config, *trained) if any(trained) else ""
+    return fill("use", last=last, kept=kept)
 
 
 def _trajectories(run: RunFiles) -> Markup:
@@ -211,21 +227,21 @@ def _files(run: RunFiles) -> Markup:
     for name, size in run.files:
         if name != REPORT_FILE:
             folders[name.rpartition("/")[0]].append((name, size))
-    return fill("files", folders=sorted(folders.items()))
+    return fill("files", folders=sorted(folders.items()), links=not run.live)
 
 
 SECTIONS: tuple[tuple[str, Callable[[RunFiles], Markup]], ...] = (
+    ("Prompts", _prompts),
+    ("Over training", _over_training),
+    ("Preflight", _preflight),
+    ("Draw with it", _use),
     ("Summary", _summary),
     ("Curves", curves),
     ("Timeline", _timeline),
-    ("Preflight", _preflight),
-    ("Prompts", _prompts),
-    ("Over training", _over_training),
-    ("Draw with it", _use),
     ("Steps kept", _steps_kept),
     ("Trajectories", _trajectories),
     ("Data", _data),
     ("Config", _config),
     ("Files", _files),
 )
-"""Title and content, in the order of the page."""
+"""Title and content, in the order of the page: pictures first. One without content is left out."""

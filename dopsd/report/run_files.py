@@ -38,6 +38,15 @@ class RunFiles:
     history: HistoryRecord | None
     files: list[tuple[str, int]]
     """(path inside the folder, bytes) of every file, by path."""
+    live: bool = False
+    """Its page is served, and not a file in the folder."""
+
+    @property
+    def state(self) -> str:
+        """How the run stands, in a few words."""
+        if self.summary:
+            return f"finished, {self.summary.steps} steps"
+        return f"not finished: step {len(self.metrics)} of {self.config.learner.steps}"
 
     def picture(self, name: str) -> Image.Image:
         """A picture of the folder, RGB. Raises DataError for a file that is none."""

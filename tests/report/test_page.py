@@ -18,11 +18,13 @@ from dopsd.data.manifest import Manifest, PrepareSettings, Quarantined, save_man
 from dopsd.errors import DataError
 from dopsd.report.page import SECTIONS, render, write_report
 from dopsd.report.run_files import read_run_files
-from dopsd.run_folder.preview_files import HISTORY, strip_path, target_path
-from tests.helpers.browser import open_page
+from dopsd.run_folder.preview_files import HISTORY, prompt_path, strip_path, target_path
+from tests.helpers.browser import ask_page, open_page
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>&\"'"
 STEPS = 6
+PROMPT_PICTURES = [{"version": version, "prompt": 0} for version in (0, 3, 6)]
+WIDTHS = (360, 1280)
 
 
 def png(width: int, height: int) -> bytes:
@@ -43,7 +45,7 @@ def folder(tmp_path) -> Path:
     line = {"loss": 0.5, "grad_norm": 1.0, "lr": 1e-4, "samples": 4, "wall_seconds": 1.0}
     line |= {"student_lag": 0, "teacher_lag": 1, "samples_per_second": 4.0}
     line |= {f"{role}_seconds": 0.5 for role in ("encoder", "rollout", "teacher", "learner")}
-    line |= {"rollout_idle_fraction": float("nan")}
+    line |= {"rollout_idle_fraction": 0.5}
     metrics = [json.dumps({"step": step, **line}) for step in range(STEPS)]
     files["metrics.jsonl"] = "\n".join(metrics).encode()
     span = {"lane": HOSTILE, "task": "train", "step": 1, "start": 1.0, "end": 2.0}
@@ -55,9 +57,13 @@ def folder(tmp_path) -> Path:
     states = [{"sigma": sigma, "difference": 0.1} for sigma in (1.0, 0.5)]
     rows = [{"version": v, "sample": 0, "states": states} for v in (0, 6)]
     history = {"samples": [{"id": HOSTILE, "prompt": HOSTILE}], "rows": rows}
+    history |= {"prompts": [{"prompt": HOSTILE}], "pictures": PROMPT_PICTURES}
     files[HISTORY] = json.dumps(history).encode()
     files[target_path(0)] = png(8, 8)
     files |= {strip_path(version, 0): png(24, 16) for version in (0, 6)}
+    files |= {prompt_path(drawn["version"], 0): png(128, 64) for drawn in PROMPT_PICTURES}
+    files["preview/weights/v000003.student.safetensors"] = b"lora"
+    files["lora.safetensors"] = b"lora"
     files["preflight/report.json"] = json.dumps({"verdict": {"sentence": HOSTILE}}).encode()
     files["preflight/contact_sheet.png"] = png(200, 100)
     for name, payload in files.items():
@@ -104,6 +110,70 @@ def test_every_section_opens_in_a_browser_and_no_text_becomes_markup(folder):
     hidden = [a for t, a in tags if t == "figure" and "data-version" in a and "hidden" not in a]
     assert [a["data-version"] for a in hidden] == ["6"], "the script shows one panel, the last"
     assert dom.count("<rect") >= 4, "overview by Python, close-up by the script"
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_nothing_scrolls_sideways_and_pictures_come_before_curves(width, folder):
+    text = Path(write_report(str(folder))).read_text()
+    script = """
+      const wide = [...page.querySelectorAll("body *")].filter(
+        (e) => !e.closest(".scroll, svg") && e.getBoundingClientRect().right > view.innerWidth + 1);
+      const box = (id) => page.getElementById(id).getBoundingClientRect().top;
+      return {wide: wide.map((e) => e.outerHTML.slice(0, 80)),
+        scroll: page.documentElement.scrollWidth - view.innerWidth, width: view.innerWidth,
+        tops: ["prompts", "over-training", "preflight", "draw-with-it", "curves"].map(box),
+        sheet: page.querySelector("#preflight img").getBoundingClientRect().height};
+    """
+    found, console = ask_page(text, width, script)
+    assert console == [] and found["width"] == width
+    assert found["wide"] == [] and found["scroll"] <= 0
+    assert found["tops"] == sorted(found["tops"])
+    assert found["sheet"] > 50, "preflight's sheet is open"
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_picture_is_enlarged_looked_through_by_keys_and_laid_over_the_base(width, folder):
+    text = Path(write_report(str(folder))).read_text()
+    script = """
+      const viewer = page.getElementById("viewer");
+      const name = () => page.getElementById("viewer-name").textContent;
+      const press = (target, key) =>
+        target.dispatchEvent(new view.KeyboardEvent("keydown", {key, bubbles: true}));
+      const images = page.querySelectorAll("#prompts .row img");
+      const seen = [viewer.open];
+      press(images[1], "Enter");
+      seen.push(viewer.open, name());
+      press(viewer, "ArrowRight"); seen.push(name());
+      press(viewer, "ArrowRight"); seen.push(name());
+      const slider = viewer.querySelector("input");
+      slider.value = 30; slider.dispatchEvent(new view.Event("input"));
+      seen.push(view.getComputedStyle(viewer.querySelector(".after")).clipPath);
+      press(slider, "ArrowLeft"); seen.push(name());
+      press(viewer, "ArrowLeft"); press(viewer, "ArrowLeft"); seen.push(name());
+      seen.push(slider.parentElement.hidden);
+      const box = viewer.getBoundingClientRect();
+      seen.push(box.left >= 0 && box.right <= view.innerWidth);
+      viewer.querySelector("[name=close]").click();
+      seen.push(viewer.open);
+      return seen;
+    """
+    found, console = ask_page(text, width, script)
+    assert console == []
+    last = "after 6 steps (3 of 3)"
+    assert found == [
+        *(False, True, "after 3 steps (2 of 3)", last, last),
+        "inset(0px 0px 0px 30%)",
+        *(last, "base (1 of 3)"),
+        *(True, True, False),
+    ]
+
+
+def test_the_page_says_how_to_draw_with_each_adapter_that_was_kept(folder):
+    page = Path(write_report(str(folder))).read_text()
+    section = page.partition("<h2>Draw with it</h2>")[2].partition("<h2>")[0]
+    assert f"--lora {folder}/lora.safetensors" in section
+    assert "after 3 steps" in section
+    assert f"--lora {folder}/preview/weights/v000003.student.safetensors" in section
 
 
 def test_names_act_neither_as_links_nor_on_the_direction_of_writing(folder):

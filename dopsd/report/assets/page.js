@@ -3,8 +3,9 @@
 
 const byId = (id) => document.getElementById(id);
 
-const path = byId("path-choice");
-if (path) {
+const trajectories = () => {
+  const path = byId("path-choice");
+  if (!path || !path.hidden) return;
   path.hidden = false;
   path.version.selectedIndex = path.version.options.length - 1;
   const choose = () => {
@@ -15,10 +16,11 @@ if (path) {
   };
   path.addEventListener("change", choose);
   choose();
-}
+};
 
-const spans = byId("spans");
-if (spans) {
+const closeUp = () => {
+  const spans = byId("spans");
+  if (!spans || !byId("close").hidden) return;
   const data = JSON.parse(spans.textContent);
   const form = byId("close-choice");
   const widths = [...new Set([0.25, 1, 4, 16].map((f) => Math.min(data.end, f * data.width)))];
@@ -58,4 +60,4 @@ if (spans) {
   form.at.value = Math.round((1000 * Math.max(0, data.at - form.width.value / 2)) / range());
   form.addEventListener("input", draw);
   draw();
-}
+};
