@@ -1,11 +1,8 @@
-"""``dopsd evaluate``: arguments into a spec, the table onto the screen."""
+"""``dopsd evaluate``: arguments in, the table onto the screen."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -13,10 +10,6 @@ from dopsd import storage
 from dopsd.cli.options import COUNT_MOST, SHARE_MOST, STEPS_MOST, Partial, Pixels, TakeOver, quiet
 from dopsd.errors import ConfigError
 from dopsd.terminal import say, say_lines
-
-if TYPE_CHECKING:
-    from dopsd.config import Device
-    from dopsd.evaluation.prompts import EvalPrompt
 
 
 def evaluate(
@@ -84,95 +77,45 @@ def evaluate(
     take_over: TakeOver = False,
 ) -> None:
     """Draw with base and trained models from equal noise, and score: a table with intervals."""
-    quiet()
-    from dopsd.contexts.lengths import cut_prompts
-    from dopsd.driver.progress import Progress, Report
-    from dopsd.evaluation.evaluated_models import as_trained, evaluated_models
-    from dopsd.evaluation.folder import PAGE, RESULTS, TABLE, check_out
-    from dopsd.evaluation.prompts import PRIOR, read_prompts
-    from dopsd.evaluation.run import evaluate as run
-    from dopsd.evaluation.spec import EvaluateSpec, MetricChoice, resolve_models
-    from dopsd.evaluation.steps_kept import STEPS
-    from dopsd.lease import claimed
-    from dopsd.library.lora import concept_lora
-    from dopsd.models import FAMILIES
-    from dopsd.report.page import EVALUATION, write_report
-    from dopsd.run_folder.files import RunFolder
-    from dopsd.signals import interruptible
-
     if device not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"--device: {device!r}, allowed: auto, cpu, cuda")
-    models = tuple(map(as_trained, evaluated_models([*map(concept_lora, lora or [])], stack)))
-    named = (choice.partition("=") for choice in metric or [])
-    metrics = tuple(MetricChoice(name, model or None) for name, _, model in named)
     if not prompts and base != "shapes":
         raise ConfigError("--prompts: missing, allowed: a file, or a folder of prepared shards")
-    spec = EvaluateSpec(
-        out=out,
-        prompts=(),
-        models=models,
-        metrics=metrics,
+    quiet()
+    from dopsd import api
+    from dopsd.evaluation.folder import PAGE, RESULTS, TABLE
+    from dopsd.evaluation.steps_kept import STEPS
+    from dopsd.report.page import EVALUATION, write_report
+    from dopsd.run_folder.files import RunFolder
+
+    results = api.evaluate(
+        out,
+        loras=lora or [],
+        stack=stack,
+        prompts=prompts or [],
+        prior=prior,
+        metrics=metric or [],
         base=base,
         family=family,
         revision=revision,
         dtype=dtype,
-        height=height,
+        steps=sorted({*(steps or []), *STEPS}) if steps_kept else steps or [4],
+        seeds=seeds,
+        count=count,
+        prompt_vlm=prompt_vlm,
         width=width,
-        steps=tuple(sorted({*(steps or []), *STEPS})) if steps_kept else tuple(steps or [4]),
-        seeds=tuple(range(seeds)),
+        height=height,
         batch=batch,
-        device=device,  # type: ignore[arg-type]
         workers=workers,
         cpus=cpus,
         gpus=gpus,
-        partial=partial_lora,
+        device=device,  # type: ignore[arg-type]
+        partial_lora=partial_lora,
+        take_over=take_over,
     )
-    resolve_models(spec)  # before a VLM writes prompts
-    check_out(out)
-    stays = f"what is drawn and scored stays in {out}; the same command goes on"
-    with (
-        interruptible(stays),
-        claimed(out, "--out", take_over=take_over, tell=say),
-        Progress() as progress,
-    ):
-        asked = [
-            prompt
-            for source in prompts or ["shapes:bars"]
-            for prompt in _prompts(
-                source, count, out, prompt_vlm, partial(progress.show, "prompts"), spec.device
-            )
-        ]
-        if prior is not None:
-            asked += [replace(p, group=PRIOR, prior=True) for p in read_prompts(prior)]
-        # Two concepts of the shapes world bring the same prior prompts.
-        unique = {(prompt.text, prompt.group): prompt for prompt in asked}
-        texts = {prompt.text for prompt in unique.values()}
-        if lines := cut_prompts(FAMILIES[family](base, revision, "--base"), sorted(texts)):
-            progress.show("prompts", Report(lines))
-        results = run(replace(spec, prompts=tuple(unique.values())), progress.show)
     say_lines(results.markdown())
     say(f"Table: {storage.join(out, TABLE)}")
     say(f"Page: {storage.join(out, PAGE)}")
     run_folder, _, name = out.rstrip("/").rpartition("/")
     if f"{name}/{RESULTS}" == EVALUATION and RunFolder(run_folder or ".").exists:
         say(f"Run page: {write_report(run_folder or '.')}")
-
-
-def _prompts(
-    source: str,
-    count: int,
-    out: str,
-    vlm: str | None,
-    tell: Callable[[str], None],
-    device: Device,
-) -> tuple[EvalPrompt, ...]:
-    from dopsd.data.manifest import has_manifest
-    from dopsd.evaluation.prompts import read_prompts, shapes_prompts
-
-    if source.startswith("shapes:"):
-        return shapes_prompts(source.removeprefix("shapes:"), count)
-    if has_manifest(source):
-        from dopsd.evaluation.dataset_prompts import dataset_prompts
-
-        return dataset_prompts(source, out, vlm, tell, device)
-    return read_prompts(source)

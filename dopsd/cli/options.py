@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import typer
@@ -33,7 +32,6 @@ TakeOver = Annotated[
 
 def quiet() -> None:
     """Ask libraries not to narrate; call it before they are imported."""
-    from dopsd.ray_cluster.connect import ENVIRONMENT
+    from dopsd.api.call import quiet
 
-    for key, value in ENVIRONMENT.items():
-        os.environ.setdefault(key, value)
+    quiet()

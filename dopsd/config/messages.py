@@ -8,6 +8,7 @@ from typing import Any, get_origin
 from pydantic import BaseModel, ValidationError
 
 from dopsd import shown
+from dopsd.config.elsewhere import ours
 
 # pydantic's wording, shortened to what a user of a YAML file can act on.
 _ALLOWED = {
@@ -33,18 +34,20 @@ _ALLOWED = {
 }
 _LONGEST, _LONGEST_KEY = 390, 64
 """Characters of a line whose values are lists, and of a key that may be a misspelt one."""
+_SURELY = 0.85
+"""Likeness from which on a key is a misspelt one, whatever others call theirs."""
 _OF_WORDS = ("literal_error", "list_type", "tuple_type", "bool_parsing", "float_parsing")
 RENAMED = {
-    "deadline": ["timeouts"],
-    "timeouts.start": ["timeouts.startup"],
-    "timeouts.restarts": ["inference.max_restarts"],
-    "learner.clip": ["learner.max_grad_norm"],
-    "learner.restart_wait": ["learner.restart_backoff_s"],
-    "learner.resize_seconds": ["learner.resize_interval_s"],
-    "inference.slots": ["inference.max_inflight"],
-    "preflight.noises": ["preflight.num_noises"],
-    "data.weights": ["data.concept_weights"],
-    "data.encoded": ["data.context_cache"],
+    "deadline": "timeouts",
+    "timeouts.start": "timeouts.startup",
+    "timeouts.restarts": "inference.max_restarts",
+    "learner.clip": "learner.max_grad_norm",
+    "learner.restart_wait": "learner.restart_backoff_s",
+    "learner.resize_seconds": "learner.resize_interval_s",
+    "inference.slots": "inference.max_inflight",
+    "preflight.noises": "preflight.num_noises",
+    "data.weights": "data.concept_weights",
+    "data.encoded": "data.context_cache",
 }
 """What keys of older configs are called now."""
 
@@ -57,10 +60,8 @@ def one_line(error: ValidationError, model: type[BaseModel]) -> str:
     if first["type"] == "extra_forbidden":
         key = shown.line(".".join(str(part) for part in first["loc"]), shown.VALUE)
         siblings = _siblings(first["loc"], model)
-        close = RENAMED.get(key) or difflib.get_close_matches(
-            str(first["loc"][-1])[:_LONGEST_KEY], siblings, n=1
-        )
-        hint = f" (did you mean {close[0]}?)" if close else ""
+        meant = _meant(key, first["loc"][-1], first.get("input"), siblings, model)
+        hint = f" (did you mean {meant}?)" if meant else ""
         return f"{key}: unknown key{hint}; allowed: {', '.join(siblings)}"
     if first["type"] == "value_error":  # a section's own: it names the key
         return shown.line(first["ctx"]["error"], _LONGEST)
@@ -72,6 +73,24 @@ def one_line(error: ValidationError, model: type[BaseModel]) -> str:
     # Of a number what was written is shown, of a word a word.
     found = shown.value(given, quoted=first["type"] in _OF_WORDS)
     return f"{key}: {found}, allowed: {' or '.join(dict.fromkeys(allowed))}"
+
+
+def _meant(
+    key: str, part: int | str, given: Any, siblings: list[str], model: type[BaseModel]
+) -> str | None:
+    """What an unknown key is likely called: a misspelt one of its section, one of another section,
+    or what another trainer has, of a whole section of its own the first that is known."""
+    name = str(part)[:_LONGEST_KEY]
+    if key in RENAMED:
+        return RENAMED[key]
+    if misspelt := difflib.get_close_matches(name, siblings, n=1, cutoff=_SURELY):
+        return misspelt[0]
+    if known := ours(name, model):
+        return known
+    if misspelt := difflib.get_close_matches(name, siblings, n=1):
+        return misspelt[0]
+    inner = list(given)[:_LONGEST_KEY] if isinstance(given, dict) else []
+    return next((known for entry in inner if (known := ours(str(entry), model))), None)
 
 
 def _key(location: tuple[int | str, ...], model: Any) -> str:

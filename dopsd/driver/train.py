@@ -28,6 +28,7 @@ from dopsd.export import lora_metadata
 from dopsd.learner.group import learner_arguments, learner_trainer
 from dopsd.lease import Lease
 from dopsd.ray_cluster.connect import end_local
+from dopsd.ray_cluster.left_behind import none_left
 from dopsd.run_folder.begin import begin_run
 from dopsd.run_folder.outputs import check_stranger
 from dopsd.scratch import temporary_folder
@@ -100,8 +101,14 @@ def _train(setup: RunSetup, resume: bool, lease: Lease, began: float) -> Summary
     notices = Notices(folder, setup.show)
     setup = dataclasses.replace(setup, show=notices)
     logs = DeathLogs(folder, partial(tell_line, notices))
-    # Ray Train keeps notes of its own in a folder; nothing of the run depends on them.
-    with notices, temporary_folder("ray-train") as scratch, logs.watching():
+    # Ray Train keeps notes of its own in a folder; nothing of the run depends on them. Its
+    # controller would go on with the learners of a run that was ended.
+    with (
+        notices,
+        temporary_folder("ray-train") as scratch,
+        logs.watching(),
+        none_left("TrainController"),
+    ):
         supervisor = _start(setup, lease, scratch, began, logs)
         status, problems = supervisor.run_to_end()
     if status.step < setup.config.learner.steps:

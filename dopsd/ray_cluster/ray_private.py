@@ -168,6 +168,27 @@ def crashed_workers() -> list[dict[str, Any]]:
     ]
 
 
+def living_actors(actor_class: str) -> set[bytes]:
+    """Ids of this job's actors of a class that have not ended."""
+    _, gcs = _messages()
+    accessor = ray._private.state.state._connect_and_get_accessor()
+    job = ray.get_runtime_context().get_job_id()
+    actors = map(gcs.ActorTableData.FromString, accessor.get_actor_table(None, None))
+    return {
+        actor.actor_id
+        for actor in actors
+        if actor.class_name == actor_class
+        and actor.job_id.hex() == job
+        and actor.state != gcs.ActorTableData.DEAD
+    }
+
+
+def kill_actor(actor: bytes) -> None:
+    """One of them, by its id, without the handle that ``ray.kill`` takes."""
+    worker: Any = ray._private.worker.global_worker
+    worker.core_worker.kill_actor(ray.ActorID(actor), True)
+
+
 def _actor_classes() -> dict[str, str]:
     """Class of the actor that lives or lived in a process, by the process's worker id."""
     _, gcs = _messages()

@@ -9,9 +9,10 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from typer.testing import CliRunner
 
 from dopsd import storage
-from dopsd.cli.main import main
+from dopsd.cli.main import app, main
 from dopsd.cli.train import next_command
 from dopsd.config import RunConfig, load_config
 from dopsd.evaluation.drawn_with import WeightedLora
@@ -83,6 +84,12 @@ def test_a_mistake_is_one_line_and_exit_code_1(arguments, line, capsys):
 def test_unknown_commands_are_usage_errors(capsys):
     assert main(["trian"]) == 2
     assert "No such command" in capsys.readouterr().err
+
+
+def test_a_shell_completes_commands():
+    asked = {"_DOPSD_COMPLETE": "complete_bash", "COMP_WORDS": "dopsd pre", "COMP_CWORD": "1"}
+    answer = CliRunner().invoke(app, prog_name="dopsd", env=asked)
+    assert answer.stdout.split() == ["prepare", "preflight"]
 
 
 def test_generate_draws_with_and_without_a_lora(tiny_base, tmp_path, capsys):

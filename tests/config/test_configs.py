@@ -137,7 +137,8 @@ LEARNER = ", ".join(type(RunConfig.model_fields["learner"].default_factory()).mo
 WRONG_OVERRIDES = [
     # unknown keys
     ("leaner.lr=1e-4", f"leaner: unknown key (did you mean learner?); allowed: {SECTIONS}"),
-    ("seed=3", f"seed: unknown key; allowed: {SECTIONS}"),
+    ("seed=3", f"seed: unknown key (did you mean run.seed?); allowed: {SECTIONS}"),
+    ("sead=3", f"sead: unknown key; allowed: {SECTIONS}"),
     (
         "learner.microbatch=1",
         f"learner.microbatch: unknown key (did you mean micro_batch?); allowed: {LEARNER}",

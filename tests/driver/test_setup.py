@@ -96,7 +96,7 @@ def test_evaluate_refuses_before_prompts_are_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setattr("dopsd.cli.evaluate._prompts", lambda *_: pytest.fail("prompts"))
+    monkeypatch.setattr("dopsd.api.pictures._prompts", lambda *_: pytest.fail("prompts"))
     words = [word.format(tmp=tmp_path) for word in options]
     assert main(["evaluate", *words]) == 1
     assert capsys.readouterr().err.startswith(f"dopsd: {line.format(tmp=tmp_path)}")

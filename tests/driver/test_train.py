@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +15,14 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
+import dopsd
 from dopsd import storage
-from dopsd.config import load_config
+from dopsd.config import RunConfig, load_config
 from dopsd.driver.summary import Summary
 from dopsd.driver.train import train
 from dopsd.driver.verify import verify_run
 from dopsd.errors import CheckpointError, ConfigError, DataError, ModelError
+from dopsd.ray_cluster.ray_private import living_actors
 from dopsd.report.page import SECTIONS
 from tests import losses
 from tests.chaos import harness as chaos
@@ -27,7 +31,7 @@ from tests.helpers.browser import open_page
 from tests.helpers.events import tracked_images
 from tests.helpers.loras import difference, ups
 from tests.helpers.ports import listening
-from tests.helpers.runs import metrics, quiet, run_config, write_images
+from tests.helpers.runs import metrics, run_config, write_images
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
 
@@ -60,9 +64,32 @@ def run(tiny_base, images, tmp_path_factory):
         sections["learner"] = learner | sections.get("learner", {})
         sections = {"checkpoint": {"every_steps": 2, "keep_last": 3}, **sections}
         config = run_config(tiny_base, folder, images, **sections)
-        return train(config, quiet, resume=resume is not None)
+        return from_python(config, resume is not None)
 
     return start
+
+
+def from_python(config: RunConfig, resume: bool) -> Summary:
+    """Train as a notebook does, in whose one process all runs of this file are: each leaves signals
+    and the cluster as it found them, and tells of its steps."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+    before = [signal.getsignal(number) for number in numbers]
+    told: list[dict] = []
+    try:
+        summary = dopsd.train(config, on_step=told.append, resume=resume, progress=False)
+    finally:
+        assert [signal.getsignal(number) for number in numbers] == before
+        for _ in range(100):
+            if not (left := living_actors("TrainController")):
+                break
+            time.sleep(0.1)
+        assert not left, "Ray Train's controller has ended"
+    steps, last = [line["step"] for line in told], metrics(summary)[-1]
+    assert (told[-1]["step"], told[-1]["loss"]) == (last["step"], last["loss"])
+    assert resume == (steps[0] > 0) and steps == sorted(set(steps))
+    if not storage.is_remote(summary.folder):  # where what is written is behind
+        assert steps == list(range(steps[0], STEPS))
+    return summary
 
 
 LORAS = ("lora.safetensors", "pytorch_lora_weights.safetensors", "teacher/lora.safetensors")

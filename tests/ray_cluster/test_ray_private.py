@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ray.train.v2.api.config import ScalingConfig
 
 import dopsd
 from dopsd.ray_cluster import ray_private
+from dopsd.ray_cluster.left_behind import none_left
 
 NEEDS = {
     "BackpressurePolicy": ("can_add_input", "max_task_output_bytes_to_read"),
@@ -72,6 +74,29 @@ def test_nodes_of_a_cluster() -> None:
     assert ray_private.draining_nodes() == set()
     (free,) = ray_private.free_resources_per_node().values()
     assert free["CPU"] <= 4.0
+
+
+@ray.remote(num_cpus=0)
+class Idle:
+    """An actor that does nothing."""
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_actors_of_a_class_end_with_the_block_and_older_ones_stay() -> None:
+    older = Idle.remote()
+    ray.get(older.__ray_ready__.remote())
+    with pytest.raises(ValueError, match="the block's own"), none_left("Idle"):
+        newer = Idle.remote()
+        ray.get(newer.__ray_ready__.remote())
+        assert len(ray_private.living_actors("Idle")) == 2
+        raise ValueError("the block's own")
+    for _ in range(100):
+        if len(ray_private.living_actors("Idle")) == 1:
+            break
+        time.sleep(0.1)
+    assert ray.get(older.__ray_ready__.remote())
+    with pytest.raises(ray.exceptions.ActorDiedError):
+        ray.get(newer.__ray_ready__.remote())
 
 
 def private(name: str) -> bool:

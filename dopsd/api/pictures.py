@@ -1,0 +1,204 @@
+"""Drawing and scoring, as functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from dopsd.api.call import call
+from dopsd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from dopsd.config import Device
+    from dopsd.evaluation.prompts import EvalPrompt
+    from dopsd.evaluation.results import Results
+
+
+def generate(
+    prompts: str | Sequence[str],
+    *,
+    base: str = "shapes",
+    family: str = "z_image",
+    revision: str | None = None,
+    lora: str | None = None,
+    modules: str | None = None,
+    transformer: str | None = None,
+    references: Sequence[str] = (),
+    steps: int = 4,
+    width: int | None = None,
+    height: int | None = None,
+    seed: int = 0,
+    dtype: str = "float32",
+    partial_lora: bool = False,
+) -> list[Image]:
+    """A picture per prompt, drawn as `dopsd generate` draws it; nothing is written.
+
+    ``base``: pipeline folder, hub id or ``shapes``; ``lora``: a LoRA file, a run folder (and all
+    that was trained there) or LIBRARY:CONCEPT; ``references``: paths of pictures, shown with every
+    prompt; ``width``, ``height``: pixels, by default 32 of ``shapes`` and else 1024; picture i uses
+    seed ``seed`` + i; ``partial_lora``: the LoRA may fit in part. Raises a DopsdError.
+    """
+    with call(progress=False):
+        import torch
+
+        from dopsd.evaluation.evaluated_models import as_trained, evaluated_models
+        from dopsd.evaluation.generate import generate as draw
+        from dopsd.evaluation.generate import read_reference
+        from dopsd.library.lora import concept_lora
+        from dopsd.models import FAMILIES
+        from dopsd.models.base import DTYPES
+        from dopsd.ray_cluster.process import use_device
+
+        for name, given, allowed in (("family", family, FAMILIES), ("dtype", dtype, DTYPES)):
+            if given not in allowed:
+                raise ConfigError(f"{name}: {given!r}, allowed: {', '.join(allowed)}")
+        lora = lora and concept_lora(lora)
+        if lora is not None and not lora.endswith(".safetensors"):
+            (run,) = map(as_trained, evaluated_models([lora]))
+            lora, modules = next(iter(run.loras), None), modules or run.modules
+            transformer = transformer or run.transformer
+        side = 32 if base == "shapes" else 1024
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        use_device(device)
+        return list(
+            draw(
+                FAMILIES[family](base, revision, "base"),
+                [prompts] if isinstance(prompts, str) else list(prompts),
+                lora,
+                steps,
+                height or side,
+                width or side,
+                seed,
+                dtype,
+                device,
+                [read_reference(path) for path in references],
+                modules,
+                transformer,
+                partial_lora,
+            )
+        )
+
+
+def evaluate(
+    out: str,
+    *,
+    loras: Sequence[str] = (),
+    stack: bool = False,
+    prompts: Sequence[str] = (),
+    prior: str | None = None,
+    metrics: Sequence[str] = (),
+    base: str = "shapes",
+    family: str = "z_image",
+    revision: str | None = None,
+    dtype: str = "float32",
+    steps: Sequence[int] = (4,),
+    seeds: int = 1,
+    count: int = 24,
+    prompt_vlm: str | None = None,
+    width: int | None = None,
+    height: int | None = None,
+    batch: int = 8,
+    workers: int = 1,
+    cpus: float = 1.0,
+    gpus: float = 1.0,
+    device: Device = "auto",
+    partial_lora: bool = False,
+    take_over: bool = False,
+    progress: bool = True,
+) -> Results:
+    """Draw with the base and with trained models from equal noise, and score, as `dopsd evaluate`
+    does; called again with the same it goes on in the folder ``out``.
+
+    ``loras``: each ``[NAME=]PATH`` of a LoRA file, a run or transformer folder, or LIBRARY:CONCEPT;
+    ``stack``: also with all of them loaded together. ``prompts``: files (.txt, .jsonl), folders of
+    prepared shards or shapes:CONCEPT, of which ``count`` prompts are taken; ``prior``: a .txt about
+    what the base knows; ``metrics``: each ``NAME[=MODEL]``, by default those of the base; ``seeds``
+    pictures of each prompt; sizes in pixels; ``workers`` actors with ``cpus`` and ``gpus`` each.
+
+    Returns the results (``markdown()`` is the table), which lie in ``out`` as well. Raises a
+    DopsdError.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"device: {device!r}, allowed: auto, cpu, cuda")
+    if not prompts and base != "shapes":
+        raise ConfigError("prompts: missing, allowed: a file, or a folder of prepared shards")
+    stays = f"what is drawn and scored stays in {out}; the same call goes on"
+    with call(progress, stays) as show:
+        from dopsd.contexts.lengths import cut_prompts
+        from dopsd.driver.progress import Report
+        from dopsd.evaluation.evaluated_models import as_trained, evaluated_models
+        from dopsd.evaluation.folder import check_out
+        from dopsd.evaluation.prompts import PRIOR, read_prompts
+        from dopsd.evaluation.run import evaluate as run
+        from dopsd.evaluation.spec import EvaluateSpec, MetricChoice, resolve_models
+        from dopsd.lease import claimed
+        from dopsd.library.lora import concept_lora
+        from dopsd.models import FAMILIES
+
+        models = tuple(map(as_trained, evaluated_models([*map(concept_lora, loras)], stack)))
+        named = (choice.partition("=") for choice in metrics)
+        spec = EvaluateSpec(
+            out=out,
+            prompts=(),
+            models=models,
+            metrics=tuple(MetricChoice(name, model or None) for name, _, model in named),
+            base=base,
+            family=family,
+            revision=revision,
+            dtype=dtype,
+            height=height,
+            width=width,
+            steps=tuple(steps),
+            seeds=tuple(range(seeds)),
+            batch=batch,
+            device=device,
+            workers=workers,
+            cpus=cpus,
+            gpus=gpus,
+            partial=partial_lora,
+        )
+        resolve_models(spec)  # before a VLM writes prompts
+        check_out(out)
+        tell = partial(show, "prompts")
+
+        def told(line: str) -> None:
+            show("prompts", Report([line]))
+
+        with claimed(out, "out", take_over=take_over, tell=told):
+            asked = [
+                prompt
+                for source in prompts or ["shapes:bars"]
+                for prompt in _prompts(source, count, out, prompt_vlm, tell, device)
+            ]
+            if prior is not None:
+                asked += [replace(p, group=PRIOR, prior=True) for p in read_prompts(prior)]
+            # Two concepts of the shapes world bring the same prior prompts.
+            unique = {(prompt.text, prompt.group): prompt for prompt in asked}
+            texts = sorted({prompt.text for prompt in unique.values()})
+            if lines := cut_prompts(FAMILIES[family](base, revision, "base"), texts):
+                show("prompts", Report(lines))
+            return run(replace(spec, prompts=tuple(unique.values())), show)
+
+
+def _prompts(
+    source: str,
+    count: int,
+    out: str,
+    vlm: str | None,
+    tell: Callable[[str], None],
+    device: Device,
+) -> tuple[EvalPrompt, ...]:
+    from dopsd.data.manifest import has_manifest
+    from dopsd.evaluation.prompts import read_prompts, shapes_prompts
+
+    if source.startswith("shapes:"):
+        return shapes_prompts(source.removeprefix("shapes:"), count)
+    if has_manifest(source):
+        from dopsd.evaluation.dataset_prompts import dataset_prompts
+
+        return dataset_prompts(source, out, vlm, tell, device)
+    return read_prompts(source)
