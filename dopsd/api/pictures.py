@@ -21,66 +21,45 @@ if TYPE_CHECKING:
 def generate(
     prompts: str | Sequence[str],
     *,
-    base: str = "shapes",
-    family: str = "z_image",
+    lora: str | Sequence[str] | None = None,
+    base: str | None = None,
+    family: str | None = None,
     revision: str | None = None,
-    lora: str | None = None,
     modules: str | None = None,
     transformer: str | None = None,
     references: Sequence[str] = (),
-    steps: int = 4,
+    steps: int | None = None,
     width: int | None = None,
     height: int | None = None,
     seed: int = 0,
-    dtype: str = "float32",
+    dtype: str | None = None,
     partial_lora: bool = False,
 ) -> list[Image]:
     """A picture per prompt, drawn as `dopsd generate` draws it; nothing is written.
 
-    ``base``: pipeline folder, hub id or ``shapes``; ``lora``: a LoRA file, a run folder (and all
-    that was trained there) or LIBRARY:CONCEPT; ``references``: paths of pictures, shown with every
-    prompt; ``width``, ``height``: pixels, by default 32 of ``shapes`` and else 1024; picture i uses
-    seed ``seed`` + i; ``partial_lora``: the LoRA may fit in part. Raises a DopsdError.
+    ``lora``: one or several of ``LORA[@WEIGHT]``, each a LoRA file, a run folder (and all that was
+    trained there) or LIBRARY:CONCEPT; ``base``: pipeline folder, hub id or ``shapes``;
+    ``references``: paths of pictures, shown with every prompt; ``width``, ``height``: pixels, by
+    default 32 of ``shapes`` and else 1024; picture i uses seed ``seed`` + i; ``partial_lora``: the
+    LoRA may fit in part. Base, family and steps are by default what the LoRA's file says. Raises a
+    DopsdError.
     """
     with call(progress=False):
-        import torch
+        from dopsd.api.drawing import drawing
 
-        from dopsd.evaluation.evaluated_models import as_trained, evaluated_models
-        from dopsd.evaluation.generate import generate as draw
-        from dopsd.evaluation.generate import read_reference
-        from dopsd.library.lora import concept_lora
-        from dopsd.models import FAMILIES
-        from dopsd.models.base import DTYPES
-        from dopsd.ray_cluster.process import use_device
-
-        for name, given, allowed in (("family", family, FAMILIES), ("dtype", dtype, DTYPES)):
-            if given not in allowed:
-                raise ConfigError(f"{name}: {given!r}, allowed: {', '.join(allowed)}")
-        lora = lora and concept_lora(lora)
-        if lora is not None and not lora.endswith(".safetensors"):
-            (run,) = map(as_trained, evaluated_models([lora]))
-            lora, modules = next(iter(run.loras), None), modules or run.modules
-            transformer = transformer or run.transformer
-        side = 32 if base == "shapes" else 1024
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        use_device(device)
-        return list(
-            draw(
-                FAMILIES[family](base, revision, "base"),
-                [prompts] if isinstance(prompts, str) else list(prompts),
-                lora,
-                steps,
-                height or side,
-                width or side,
-                seed,
-                dtype,
-                device,
-                [read_reference(path) for path in references],
-                modules,
-                transformer,
-                partial_lora,
-            )
+        asked = drawing(
+            [lora] if isinstance(lora, str) else list(lora or ()),
+            base=base,
+            family=family,
+            revision=revision,
+            modules=modules,
+            transformer=transformer,
+            steps=steps,
+            dtype=dtype,
+            partial=partial_lora,
         )
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        return list(asked.pictures(texts, references, (height, width), seed))
 
 
 def evaluate(

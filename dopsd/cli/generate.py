@@ -56,66 +56,32 @@ def generate(
 ) -> None:
     """Draw pictures with the base, or with what was trained of it."""
     quiet()
-    import torch
-
     from dopsd import storage
+    from dopsd.api.drawing import drawing
     from dopsd.contexts.lengths import cut_prompts
     from dopsd.data.drawn import drawn_png
-    from dopsd.errors import ConfigError
-    from dopsd.evaluation.drawn_with import Said, WeightedLora, said_by
-    from dopsd.evaluation.evaluated_models import as_trained, evaluated_models
-    from dopsd.evaluation.generate import check_out, read_reference
-    from dopsd.evaluation.generate import generate as draw
+    from dopsd.evaluation.generate import check_out
     from dopsd.lease import claimed
-    from dopsd.library.lora import concept_lora
-    from dopsd.models import FAMILIES
-    from dopsd.models.base import DTYPES
-    from dopsd.ray_cluster.process import use_device
     from dopsd.signals import interruptible
 
-    loras = []
-    for given in map(WeightedLora.parse, lora or []):
-        path = concept_lora(given.path)
-        if path.endswith(".safetensors"):
-            loras.append(given.at(path))
-            continue
-        (run,) = map(as_trained, evaluated_models([path]))
-        loras += [given.at(own) for own in run.loras]
-        if lora and len(lora) > 1 and (run.modules or run.transformer):
-            raise ConfigError(f"--lora: {path} is more than a LoRA, allowed: it alone")
-        modules, transformer = modules or run.modules, transformer or run.transformer
-    said = Said() if base and family else said_by(loras)
-    key = "--base" if base or not said.base else f"--lora {loras[0].path}: its base"
-    base, family = base or said.base or "shapes", family or said.family or "z_image"
-    steps = steps or said.steps or 4
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = dtype or ("bfloat16" if device == "cuda" else "float32")
-    for option, value, allowed in (("family", family, FAMILIES), ("dtype", dtype, DTYPES)):
-        if value not in allowed:
-            raise ConfigError(f"--{option}: {value!r}, allowed: {', '.join(allowed)}")
+    asked = drawing(
+        lora or [],
+        base=base,
+        family=family,
+        revision=revision,
+        modules=modules,
+        transformer=transformer,
+        steps=steps,
+        dtype=dtype,
+        partial=partial_lora,
+        mark="--",
+    )
     storage.check_writable("--out", out)
     paths = [storage.join(out, f"{number:03d}.png") for number in range(len(prompts))]
     check_out(out, paths)
-    model = FAMILIES[family](base, revision, key)
-    for line in cut_prompts(model, prompts):
+    for line in cut_prompts(asked.family, prompts):
         say(line)
-    side = 32 if base == "shapes" else 1024
-    use_device(device)
-    pictures = draw(
-        model,
-        prompts,
-        loras,
-        steps,
-        height or side,
-        width or side,
-        seed,
-        dtype,
-        device,
-        [read_reference(path) for path in reference or []],
-        modules,
-        transformer,
-        partial_lora,
-    )
+    pictures = asked.pictures(prompts, reference or [], (height, width), seed)
     drawn = 0
     with (
         interruptible(lambda: f"{drawn} of {len(prompts)} pictures are in {out}"),
@@ -123,8 +89,8 @@ def generate(
     ):
         check_out(out, paths)
         for picture in pictures:
-            words = {"prompt": prompts[drawn], "seed": str(seed + drawn), "steps": str(steps)}
-            words |= {"lora": " ".join(map(str, loras))} if loras else {}
+            words = {"prompt": prompts[drawn], "seed": str(seed + drawn), "steps": str(asked.steps)}
+            words |= {"lora": " ".join(map(str, asked.loras))} if asked.loras else {}
             storage.write_bytes(paths[drawn], drawn_png(picture, words))
             say(f"{paths[drawn]}  {prompts[drawn]}")
             drawn += 1
