@@ -54,7 +54,7 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
     publisher: BucketPublisher | None = None
 
     def put(payload: bytes) -> int:
-        store.append(payload)
+        store.append(bytes(payload))  # as a store does: its memory is used again
         return len(store) - 1
 
     def publish(version: int, weights: ShardedWeights) -> CheckpointRequest:
