@@ -1,123 +1,40 @@
-"""`ray job submit` against a real local cluster with token authentication on."""
+"""`ray job submit` against a local cluster with token authentication on, which is lost once."""
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
-import shutil
-import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 
+from dopsd.driver.verify import verify_run
+from dopsd.run_folder.files import LEDGER_FILE
+from dopsd.run_folder.jsonl import read_lines
+from tests.deploy.heads import Head, finished
 from tests.helpers.loras import read_lora
-from tests.helpers.paths import ROOT
-from tests.helpers.ports import free_port
 from tests.helpers.runs import run_config, write_images
 
 pytestmark = pytest.mark.integration
 
-RAY = str(Path(sys.executable).with_name("ray"))
-START_SECONDS, JOB_SECONDS = 120, 420
+JOB_SECONDS = 420.0
+STEPS = 12
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    """(dashboard address, environment with the token) of a cluster of its own."""
-    # Ray's sockets lie in it, and a socket's path is 107 bytes at most: pytest's own is too long.
-    folder = Path(tempfile.mkdtemp(prefix="dopsd-"))
-    token = folder / "token"
-    token.write_text("0123456789abcdef" * 4)
-    environment = {
-        **os.environ,
-        # As in an activated environment: the job's `python` is the one with the packages.
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }
-    environment.pop("RAY_ADDRESS", None)
-    dashboard = free_port()
-    command = [
-        RAY,
-        "start",
-        "--head",
-        "--block",
-        "--num-cpus=4",
-        "--node-ip-address=127.0.0.1",
-        f"--port={free_port()}",
-        f"--dashboard-port={dashboard}",
-        "--dashboard-host=127.0.0.1",
-        f"--ray-client-server-port={free_port()}",
-        f"--dashboard-agent-listen-port={free_port()}",
-        "--object-store-memory=300000000",
-        "--temp-dir",
-        str(folder / "r"),
-    ]
-    log = (folder / "start.log").open("w")
-    process = subprocess.Popen(
-        command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-    )
-    address = f"http://127.0.0.1:{dashboard}"
+def head():
+    """A cluster of its own."""
+    made = Head()
     try:
-        until = time.monotonic() + START_SECONDS
-        while True:
-            listed = subprocess.run(
-                [RAY, "job", "list", "--address", address],
-                env=environment,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if listed.returncode == 0:
-                break
-            if process.poll() is not None or time.monotonic() > until:
-                pytest.fail(f"no cluster: {(folder / 'start.log').read_text()} {listed.stderr}")
-            time.sleep(1)
-        yield address, environment
+        made.start()
+        yield made
     finally:
-        family: list[psutil.Process] = []
-        with contextlib.suppress(psutil.NoSuchProcess):  # it never came up
-            head = psutil.Process(process.pid)
-            family = [head, *head.children(recursive=True)]
-        for member in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                member.terminate()
-        _, alive = psutil.wait_procs(family, timeout=10)
-        for member in alive:
-            member.kill()
-        shutil.rmtree(folder, ignore_errors=True)
+        made.remove()
 
 
-def submit(cluster, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    address, environment = cluster
-    return subprocess.run(
-        [
-            RAY,
-            "job",
-            "submit",
-            "--address",
-            address,
-            "--working-dir",
-            ".",
-            "--",
-            "python",
-            script,
-            *arguments,
-        ],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=JOB_SECONDS,
-        check=False,
-    )
+def submit(head: Head, *words: str, token: Path | None = None) -> tuple[int, str]:
+    return finished(head.submit(*words, token=token), JOB_SECONDS)
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +46,8 @@ def recipe(tiny_base, tmp_path_factory) -> Path:
         write_images(folder / "images", [(32, 32)] * 4),
         data={"shards": str(folder / "shards"), "bucket_multiple": 4},
         method={"steps": 2},
-        learner={"cpus": 0.5, "steps": 9},
+        learner={"cpus": 0.5, "steps": STEPS},
+        checkpoint={"every_steps": 1},
         preview={"samples": 1},
     )
     path = folder / "recipe.yaml"
@@ -137,30 +55,43 @@ def recipe(tiny_base, tmp_path_factory) -> Path:
     return path
 
 
-def test_prepare_then_train_as_jobs(cluster, recipe):
-    prepared = submit(cluster, "jobs/prepare.py", str(recipe))
-    assert prepared.returncode == 0, prepared.stdout + prepared.stderr
-    assert (recipe.parent / "shards" / "manifest.json").is_file()
-    trained = submit(cluster, "jobs/train.py", str(recipe), "learner.steps=2")
-    assert trained.returncode == 0, trained.stdout + trained.stderr
-    assert re.search(r"Done: 2 steps in \d+:\d\d", trained.stdout)
-    assert read_lora(str(recipe.parent / "run" / "lora.safetensors"))
-    assert (recipe.parent / "run" / "preview" / "contact_sheet.png").is_file()
+def test_prepare_then_train_as_jobs_though_the_head_is_lost(head, recipe):
+    folder = recipe.parent
+    code, output = submit(head, "jobs/prepare.py", str(recipe))
+    assert code == 0, output
+    assert (folder / "shards" / "manifest.json").is_file()
+    words = ["jobs/train.py", str(recipe)]
+    first, until = head.submit(*words), time.monotonic() + JOB_SECONDS
+    while not list((folder / "run" / "checkpoints").glob("step-*/checkpoint.json")):
+        assert first.poll() is None and time.monotonic() < until, first.communicate()[0]
+        time.sleep(0.05)
+    head.lose()
+    assert finished(first, JOB_SECONDS)[0] != 0
+    head.start()
+    code, output = submit(head, *words)
+    assert code == 0, output
+    starts = [
+        line["start"] for line in read_lines(str(folder / "run" / LEDGER_FILE)) if "start" in line
+    ]
+    assert starts[-1] > 0, "what was saved is not trained again"
+    assert re.search(rf"Done: {STEPS} steps in \d+:\d\d", output)
+    verdict = verify_run(str(folder / "run"))
+    assert verdict.agrees and verdict.steps == STEPS, verdict.lines()
+    assert read_lora(str(folder / "run" / "lora.safetensors"))
+    assert (folder / "run" / "preview" / "contact_sheet.png").is_file()
 
 
-def test_a_wrong_config_fails_the_job_with_its_one_line(cluster, recipe):
-    result = submit(cluster, "jobs/train.py", str(recipe), "learner.lrr=1")
-    assert result.returncode != 0
+def test_a_wrong_config_fails_the_job_with_its_one_line(head, recipe):
+    code, output = submit(head, "jobs/train.py", str(recipe), "learner.lrr=1")
+    assert code != 0
     line = "dopsd: learner.lrr: unknown key (did you mean lr?); allowed: workers"
-    assert line in result.stdout + result.stderr
+    assert line in output
 
 
-def test_without_the_token_nothing_is_accepted(cluster, recipe, tmp_path):
-    address, environment = cluster
+def test_without_the_token_nothing_is_accepted(head, recipe, tmp_path):
     wrong = tmp_path / "token"
     wrong.write_text("f" * 64)
-    environment = {**environment, "RAY_AUTH_TOKEN_PATH": str(wrong)}
-    result = submit((address, environment), "jobs/train.py", str(recipe))
-    assert result.returncode != 0
-    assert "uthentication" in result.stderr + result.stdout
-    assert "submitted successfully" not in result.stdout
+    code, output = submit(head, "jobs/train.py", str(recipe), token=wrong)
+    assert code != 0
+    assert "uthentication" in output
+    assert "submitted successfully" not in output

@@ -141,8 +141,8 @@ def test_a_full_disk_is_told_before_anything_comes(url, home, monkeypatch):
 def test_a_folder_without_a_record_is_no_model(bucket, tiny_base, capsys):
     index = (tiny_base / "model_index.json").read_bytes()
     storage.write_bytes(f"{bucket}/plain/model_index.json", index)
-    words = ["shapes", f"model.base={bucket}/plain", "run.folder=never"]
-    assert main(["train", *words]) == 1
+    words = [f"model.base={bucket}/plain", "run.folder=never"]
+    assert main(["train", "shapes", *words]) == 1
     *_, said = capsys.readouterr().err.splitlines()
     assert said.startswith(
         f"dopsd: model.base: {bucket}/plain holds no {RECORD}; allowed: a folder"
