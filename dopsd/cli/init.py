@@ -25,7 +25,9 @@ Answer = TypeVar("Answer")
 def init(
     base: Annotated[
         str | None,
-        typer.Option(help="z_image_turbo, flux2_klein_4b, flux2_klein_9b or shapes (the demo)."),
+        typer.Option(
+            help="z_image_turbo, flux2_klein_4b, flux2_klein_9b, krea_2_turbo or shapes (the demo)."
+        ),
     ] = None,
     card: Annotated[
         str | None, typer.Option(help="Your GPU, e.g. 4090-24; none for shapes.")

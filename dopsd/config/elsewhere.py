@@ -49,6 +49,7 @@ NAMES = {
     "method.ema_decay": "ema use_ema ema_rate",
     "lora.rank": "lora_rank network_dim network_rank linear dim r lora_dim",
     "lora.alpha": "lora_alpha network_alpha linear_alpha",
+    "lora.init": "network_weights pretrained_lora init_lora lora_path",
     "lora.targets": "target_modules lora_target_modules lora_layers lora_target",
     "lora.dora": "use_dora",
     "lora.rank_stabilized": "use_rslora rslora",
@@ -78,6 +79,7 @@ NAMES = {
         "save_every save_every_n_steps checkpointing_steps save_steps checkpoint_step_interval"
     ),
     "checkpoint.keep_last": "checkpoints_total_limit save_total_limit max_step_saves_to_keep",
+    "preview.prompts": "sample_prompts validation_prompt validation_prompts",
     "preview.every": "sample_every sample_every_n_steps validation_steps",
     "preview.steps": "sample_steps num_inference_steps",
     "preview.samples": "num_samples num_validation_images",

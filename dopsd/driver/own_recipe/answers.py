@@ -16,9 +16,11 @@ BASES = {
     "z_image_turbo": "z_image_turbo_lora_fused",
     "flux2_klein_4b": "flux2_klein_4b_vlm_lora",
     "flux2_klein_9b": "flux2_klein_9b_edit_lora",
+    "krea_2_turbo": "krea2_turbo_vlm_lora",
     SHAPES: "shapes",
 }
-"""Bases by name, and the recipe whose settings are taken: the authors'."""
+"""Bases by name, and the recipe whose settings are taken: the authors'. Qwen-Image is none of them:
+its few steps are a file that a person has to fetch first."""
 NO_CARD = "none"
 """What the tiny world needs."""
 GPUS_MOST = 256

@@ -26,8 +26,12 @@ from dopsd.driver.own_recipe.text import recipe_text
 from dopsd.errors import ConfigError, ResourceError
 from dopsd.plan.cards import CARDS, Card
 
+TOO_SMALL = ("krea_2_turbo", "4060ti-16")
 COMBINATIONS = [
-    (base, card) for base in BASES for card in ([NO_CARD] if base == SHAPES else list(CARDS))
+    (base, card)
+    for base in BASES
+    for card in ([NO_CARD] if base == SHAPES else list(CARDS))
+    if (base, card) != TOO_SMALL
 ]
 
 
@@ -75,6 +79,8 @@ def test_a_card_that_holds_it_in_no_way_is_refused_with_those_that_do() -> None:
     small = Answers("flux2_klein_9b", Card("toy-8", 8, 10), "pets", "Rex", Cluster())
     with pytest.raises(ResourceError, match=r"^--card: toy-8 holds 7.8 GiB, .*allowed: 4060ti-16"):
         fitted(small, "rex")
+    with pytest.raises(ResourceError, match=r"^--card: 4060ti-16 holds .* allowed: 3090-24"):
+        fitted(asked(*TOO_SMALL), "rex")
 
 
 NASTY = (
