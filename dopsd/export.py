@@ -155,6 +155,7 @@ def described(config: RunConfig, data: str) -> dict[str, str]:
         "dopsd.version": __version__,
         "dopsd.base": config.model.base,
         "dopsd.family": config.model.family,
+        **({"dopsd.revision": config.model.revision} if config.model.revision else {}),
         "dopsd.context": config.context.name,
         "dopsd.recipe": (
             f"{objective} K={method.steps} weighting={method.weighting} {teacher}"

@@ -52,7 +52,7 @@ def test_every_recipe_stands_in_the_table_of_what_it_takes():
     rows = TEXT.partition("## What it takes")[2].partition("## ")[0]
     named = set(re.findall(r"`(\w+)`(?=[,| ])", re.sub(r"^\| recipe.*$", "", rows, flags=re.M)))
     recipes = {file.stem for file in (ROOT / "configs").glob("*.yaml")}
-    assert len(recipes) == 12 and recipes == named & recipes
+    assert len(recipes) == 16 and recipes == named & recipes
 
 
 def test_preflight_alone_has_a_run_folder_of_its_own():

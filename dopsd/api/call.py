@@ -10,6 +10,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from dopsd.config import RunConfig, dump_config, load_config, parse_config
+from dopsd.errors import ConfigError
 from dopsd.signals import interruptible
 
 if TYPE_CHECKING:
@@ -25,7 +26,10 @@ def as_config(config: Config, overrides: Sequence[str] = ()) -> RunConfig:
     if isinstance(config, RunConfig):
         return parse_config(dump_config(config), "", list(overrides))
     if isinstance(config, Mapping):
-        text = json.dumps(dict(config), default=os.fspath)  # which is YAML
+        try:
+            text = json.dumps(dict(config), default=os.fspath)  # which is YAML
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"config: {error}; allowed: plain values and paths") from None
         return parse_config(text, "of sections", list(overrides))
     return load_config(os.fspath(config), list(overrides))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
 
     from dopsd.evaluation.drawn_with import WeightedLora
     from dopsd.models.base import Family
+
+
+STEPS_MOST = 1000
 
 
 @dataclass(frozen=True)
@@ -42,14 +46,19 @@ class Drawing:
         from dopsd.shapes import weights_path
 
         side = 32 if self.family.base == str(weights_path()) else 1024
+        height, width = (side if given is None else given for given in size)
+        if min(height, width) < 1 or seed < 0:
+            raise ConfigError(
+                f"{width}x{height} pixels, seed {seed}; allowed: sizes from 1, a seed from 0"
+            )
         use_device(self.device)
         return generate(
             self.family,
             prompts,
             self.loras,
             self.steps,
-            size[0] or side,
-            size[1] or side,
+            height,
+            width,
             seed,
             self.dtype,
             self.device,
@@ -61,7 +70,7 @@ class Drawing:
 
 
 def drawing(
-    loras: Sequence[str] = (),
+    loras: Sequence[str | os.PathLike[str]] = (),
     *,
     base: str | None = None,
     family: str | None = None,
@@ -89,24 +98,31 @@ def drawing(
     from dopsd.models.base import DTYPES
 
     files = []
-    for given in map(WeightedLora.parse, loras):
-        path = concept_lora(given.path)
+    for given in loras:
+        lora = WeightedLora.parse(os.fspath(given))
+        path = concept_lora(lora.path)
         if path.endswith(".safetensors"):
-            files.append(given.at(path))
+            files.append(lora.at(path))
             continue
         (run,) = map(as_trained, evaluated_models([path]))
-        files += [given.at(own) for own in run.loras]
+        files += [lora.at(own) for own in run.loras]
         if len(loras) > 1 and (run.modules or run.transformer):
             raise ConfigError(f"{mark}lora: {path} is more than a LoRA, allowed: it alone")
         modules, transformer = modules or run.modules, transformer or run.transformer
-    said = Said() if base and family else said_by(files)
-    key = f"{mark}base" if base or not said.base else f"{mark}lora {files[0].path}: its base"
-    family = family or said.family or "z_image"
+    named = base is not None
+    said = said_by(files, of_one_base=not (named and family is not None)) if files else Said()
+    key = f"{mark}base" if named or not said.base else f"{mark}lora {files[0].path}: its base"
+    if not named:
+        base, revision = said.base or "shapes", revision or said.revision
+    if family is None:
+        family = said.family or "z_image"
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = dtype or ("bfloat16" if device == "cuda" else "float32")
     for option, value, allowed in (("family", family, FAMILIES), ("dtype", dtype, DTYPES)):
         if value not in allowed:
             raise ConfigError(f"{mark}{option}: {value!r}, allowed: {', '.join(allowed)}")
-    model = FAMILIES[family](base or said.base or "shapes", revision, key)
-    steps = steps or said.steps or 4
+    model = FAMILIES[family](str(base), revision, key)
+    steps = (said.steps or 4) if steps is None else steps
+    if not 1 <= steps <= STEPS_MOST:
+        raise ConfigError(f"{mark}steps: {steps}, allowed: 1 to {STEPS_MOST}")
     return Drawing(model, files, modules, transformer, steps, dtype, device, partial)

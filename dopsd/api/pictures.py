@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 def generate(
     prompts: str | Sequence[str],
     *,
-    lora: str | Sequence[str] | None = None,
+    lora: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     base: str | None = None,
     family: str | None = None,
     revision: str | None = None,
@@ -48,7 +49,7 @@ def generate(
         from dopsd.api.drawing import drawing
 
         asked = drawing(
-            [lora] if isinstance(lora, str) else list(lora or ()),
+            [lora] if isinstance(lora, str | os.PathLike) else list(lora or ()),
             base=base,
             family=family,
             revision=revision,
@@ -88,6 +89,7 @@ def evaluate(
     partial_lora: bool = False,
     take_over: bool = False,
     progress: bool = True,
+    mark: str = "",
 ) -> Results:
     """Draw with the base and with trained models from equal noise, and score, as `dopsd evaluate`
     does; called again with the same it goes on in the folder ``out``.
@@ -96,7 +98,8 @@ def evaluate(
     ``stack``: also with all of them loaded together. ``prompts``: files (.txt, .jsonl), folders of
     prepared shards or shapes:CONCEPT, of which ``count`` prompts are taken; ``prior``: a .txt about
     what the base knows; ``metrics``: each ``NAME[=MODEL]``, by default those of the base; ``seeds``
-    pictures of each prompt; sizes in pixels; ``workers`` actors with ``cpus`` and ``gpus`` each.
+    pictures of each prompt; sizes in pixels; ``workers`` actors with ``cpus`` and ``gpus`` each;
+    ``mark`` stands before the names of options in messages.
 
     Returns the results (``markdown()`` is the table), which lie in ``out`` as well. Raises a
     DopsdError.
@@ -147,7 +150,7 @@ def evaluate(
         def told(line: str) -> None:
             show("prompts", Report([line]))
 
-        with claimed(out, "out", take_over=take_over, tell=told):
+        with claimed(out, f"{mark}out", take_over=take_over, tell=told):
             asked = [
                 prompt
                 for source in prompts or ["shapes:bars"]

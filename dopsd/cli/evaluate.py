@@ -112,6 +112,7 @@ def evaluate(
         device=device,  # type: ignore[arg-type]
         partial_lora=partial_lora,
         take_over=take_over,
+        mark="--",
     )
     say_lines(results.markdown())
     say(f"Table: {storage.join(out, TABLE)}")

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from dopsd.api.drawing import STEPS_MOST as STEPS_MOST
+
 Pixels = Annotated[int | None, typer.Option(min=1, max=8192, help="Pixels; default by base.")]
 CONFIG = typer.Argument(
     help="A YAML file or a recipe's name (`dopsd config --list`).", metavar="CONFIG"
@@ -16,7 +18,6 @@ Overrides = Annotated[
     typer.Argument(help="Overrides such as learner.lr=2e-4.", metavar="[KEY=VALUE]..."),
 ]
 SEED_MOST = 2**62
-STEPS_MOST = 1000
 COUNT_MOST = 10**6
 SHARE_MOST = 1e6
 """CPUs or GPUs of a worker; a bound refuses infinity and NaN too."""

@@ -63,24 +63,35 @@ def model_card(
         ("fingerprint of the data", metadata.get("dopsd.data", "")[:12]),
         ("dopsd", metadata.get("dopsd.version", "")),
     ]
+    more = {"dopsd.merged": "merged into the base first", "dopsd.init": "began from"}
+    rows += [(words, metadata[key]) for key, words in more.items() if key in metadata]
     table = "\n".join(f"| {shown.cell(name)} | {shown.cell(value)} |" for name, value in rows)
     picture = f"![target, base, student and teacher from the same noise]({SHEET})\n\n"
     steps = config.preview.steps or config.method.steps
+    family = FAMILIES[config.model.family]
+    how = {
+        "dopsd": f"by on-policy self-distillation (D-OPSD): it keeps the base's {steps} steps",
+        "sft": "by supervised fine-tuning",
+        "sft_on_teacher": "by supervised fine-tuning on the teacher's pictures",
+        "off_policy": "by off-policy distillation",
+    }[config.method.objective]
+    below = "Load the LoRAs that were merged into the base beside this one.\n\n"
+    comfyui = f"ComfyUI reads `{WEIGHTS}` as a LoRA of the model.\n\n"
     return (
         f"---\n{front.to_yaml()}\n---\n\n# {shown.cell(repository.rpartition('/')[2])}\n\n"
-        f"A LoRA of {shown.cell(base)}, trained by on-policy self-distillation (D-OPSD): it keeps "
-        f"the base's {steps} steps.\n\n"
+        f"A LoRA of {shown.cell(base)}, trained {how}.\n\n"
         f"{picture if pictures else ''}"
         "## How to use it\n\n"
         "```python\n"
         "import torch\n"
         "import diffusers\n\n"
-        f"pipe = diffusers.{FAMILIES[config.model.family].pipeline_class}.from_pretrained(\n"
+        f"pipe = diffusers.{family.pipeline_class}.from_pretrained(\n"
         f"    {base!r}, torch_dtype=torch.bfloat16\n"
         ').to("cuda")\n'
         f"pipe.load_lora_weights({repository!r})\n"
-        f'pipe("your prompt", num_inference_steps={steps}, guidance_scale=0.0).images[0]\n'
+        f'pipe("your prompt", num_inference_steps={steps}, {family.stock_call}).images[0]\n'
         "```\n\n"
-        f"ComfyUI reads `{WEIGHTS}` as a LoRA of the model.\n\n"
+        f"{below if config.model.draw_merged else ''}"
+        f"{comfyui if family.comfyui_prefix and not config.lora.dora else ''}"
         f"## How it was made\n\n| | |\n| --- | --- |\n{table}\n"
     )

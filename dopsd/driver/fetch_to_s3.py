@@ -35,12 +35,19 @@ def fetch_to_s3(config: RunConfig, to: str, tell: Tell = lambda line: None) -> l
     room for a file on its way, StorageError for what S3 refuses.
     """
     lines, words = [], []
+    taken: dict[str, str] = {}
+    """URL to the key that has it."""
     for wanted in wanted_models(config, folders=True):
         if wanted.key not in _CONFIGURED:
             lines.append(f"{wanted.key}: {wanted.repository} is read from the hub, not from S3")
             continue
         name = Path(wanted.repository).name if wanted.is_folder else wanted.repository
         url = storage.join(to.rstrip("/"), name)
+        if taken.setdefault(url, wanted.key) != wanted.key:
+            raise ConfigError(
+                f"--to: {taken[url]} and {wanted.key} would both be {url}; allowed: folders of "
+                "different names"
+            )
         lines.append(_Upload(wanted, url, tell).run())
         words.append(f"{wanted.key}={url}")
     if not words:

@@ -23,23 +23,33 @@ def push(run: str, repository: str, dtype: str, public: bool, pictures: bool) ->
     """Upload a finished run's LoRA; returns the repository's address.
 
     Raises ConfigError for what is no finished run of a LoRA, for a name that is none of a
-    repository's, and for a repository that everybody can read unless ``public``; ModelError for
-    what the hub refuses.
+    repository's, for a repository that holds something else, and for one that everybody can read
+    unless ``public``; ModelError for what the hub refuses.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     files = repository_files(run, repository, dtype, pictures)
     with hub_errors("REPO", repository, may="write"):
         api = HfApi()
-        if api.repo_exists(repository) and not api.model_info(repository).private and not public:
-            raise ConfigError(
-                f"REPO: {repository} is there, and everybody can read it; allowed: --public, or "
-                "another repository"
-            )
+        before: set[str] = set()
+        if api.repo_exists(repository):
+            known = api.model_info(repository)
+            before = {file.rfilename for file in known.siblings or []} - {".gitattributes"}
+            if before and "dopsd" not in (known.tags or []):
+                raise ConfigError(
+                    f"REPO: {repository} holds {min(before)}, which dopsd did not push; allowed: "
+                    "another repository"
+                )
+            if not known.private and not public:
+                raise ConfigError(
+                    f"REPO: {repository} is there, and everybody can read it; allowed: --public, "
+                    "or another repository"
+                )
+        gone = [CommitOperationDelete(SHEET)] if SHEET in before - files.keys() else []
         address = api.create_repo(repository, private=not public, exist_ok=True)
         api.create_commit(
             repository,
-            [CommitOperationAdd(name, payload) for name, payload in files.items()],
+            [*(CommitOperationAdd(name, payload) for name, payload in files.items()), *gone],
             commit_message="LoRA by dopsd",
         )
     return str(address)

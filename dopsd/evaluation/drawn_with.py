@@ -52,11 +52,17 @@ class Said:
 
     base: str | None = None
     family: str | None = None
+    revision: str | None = None
     steps: int | None = None
 
+    @property
+    def model(self) -> tuple[str | None, ...]:
+        return self.base, self.family, self.revision
 
-def said_by(loras: Sequence[WeightedLora]) -> Said:
-    """Raises ConfigError for files of several bases, or families."""
+
+def said_by(loras: Sequence[WeightedLora], of_one_base: bool = True) -> Said:
+    """What the first of dopsd's files says. Raises ConfigError for files of several bases, families
+    or revisions, where they have to be ``of_one_base``."""
     found = [(lora.path, _said(lora.path)) for lora in loras if storage.exists(lora.path)]
     first: tuple[str, Said] | None = None
     for path, said in found:
@@ -64,7 +70,7 @@ def said_by(loras: Sequence[WeightedLora]) -> Said:
             continue
         if first is None:
             first = path, said
-        elif (said.base, said.family) != (first[1].base, first[1].family):
+        elif of_one_base and said.model != first[1].model:
             raise ConfigError(
                 f"--lora: {first[0]} is of {first[1].base}, {path} of {said.base}; allowed: LoRAs "
                 "of one base, or --base and --family"
@@ -75,4 +81,5 @@ def said_by(loras: Sequence[WeightedLora]) -> Said:
 def _said(path: str) -> Said:
     said = file_metadata(storage.read_bytes(path))
     steps = _STEPS.search(said.get("dopsd.recipe", ""))
-    return Said(said.get("dopsd.base"), said.get("dopsd.family"), int(steps[1]) if steps else None)
+    base, family, revision = (said.get(f"dopsd.{key}") for key in ("base", "family", "revision"))
+    return Said(base, family, revision, int(steps[1]) if steps else None)

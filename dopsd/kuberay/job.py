@@ -138,6 +138,22 @@ def _check(job: Job) -> None:
     for entry in job.config.model.merge:
         if not storage.is_remote(MergedLora.parse(entry).path):
             raise ConfigError(f"model.merge: {entry}, allowed for a job: s3://")
+    if job.volume:
+        for key in ("base", "vlm"):
+            if storage.is_remote(getattr(job.config.model, key) or ""):
+                raise ConfigError(
+                    f"--volume: with model.{key} on S3, allowed: one of the two (the "
+                    "volume is read-only, and its folder is where a node would keep its copy)"
+                )
+    for name in ("encoder", "rollout", "teacher", "inference", "learner"):
+        if getattr(getattr(job.config, name), "labels", None):
+            raise ConfigError(
+                f"{name}.labels: given for a job, allowed: none (its pods have no labels; add both "
+                "to what is printed)"
+            )
+    prompts = job.config.preview.prompts
+    if isinstance(prompts, str) and not storage.is_remote(prompts):
+        raise ConfigError(f"preview.prompts: {prompts}, allowed for a job: a list, or s3://")
     init = job.config.lora.init
     if init and not storage.is_remote(init):
         raise ConfigError(f"lora.init: {init}, allowed for a job: s3://")

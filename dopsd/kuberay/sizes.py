@@ -81,9 +81,11 @@ def sizes_of(
     roles = library_roles(config) if library else roles_of(config)
     cpus = _cpus_of_a_pod(roles, gpus)
     pods = pods_for(roles, cpus, gpus)
+    fewest = pods_for([_fewest(role) for role in roles], cpus, gpus)
     if library and (encoder := _resolved(config).encoder):
-        pods_for([encoder], cpus, gpus)  # before the workers, in their place
-    few = [_fewest(role) for role in roles]
+        # Before the workers, in their place; and nothing asks the autoscaler for them.
+        encoding = pods_for([encoder], cpus, gpus)
+        pods, fewest = max(pods, encoding), max(fewest, encoding)
     processes = math.ceil(sum(role.workers for role in roles) / pods)
     host = plan.host * (config.library.workers if library else 1)
     loaded = host / GIB / pods + processes * _LIBRARIES
@@ -97,7 +99,7 @@ def sizes_of(
         cache=math.ceil(cache),
     )
     head = PodSize(4, 0, _rounded(_HEAD + _PASSES * _checkpoint(plan), 16), _SCRATCH, worker.cache)
-    return Sizes(head, worker, pods, pods_for(few, cpus, gpus))
+    return Sizes(head, worker, pods, fewest)
 
 
 def roles_of(config: RunConfig) -> list[Role]:

@@ -51,6 +51,14 @@ _DECIDES: dict[str, Any] = {
 """Keys of a config on which an adapter depends."""
 
 
+_ALLOWED = {
+    "data.context_cache": "auto",
+    "data.prior.prompts": "none",
+    "preview.prompts": "none",
+}
+"""In words, where the value does not say it."""
+
+
 def check_library(config: RunConfig) -> None:
     """Raises ConfigError for a config that no library can have."""
     for key, given, wanted, why in (
@@ -60,12 +68,13 @@ def check_library(config: RunConfig) -> None:
         ("learner.min_workers", config.learner.min_workers, None, "workers come and go singly"),
         ("learner.optimizer", config.learner.optimizer, "adamw", "a LoRA's moments are small"),
         ("data.prior.prompts", config.data.prior.prompts, None, "no concept is like another"),
+        ("preview.prompts", config.preview.prompts, [], "no text encoder is there to read them"),
         ("debug.dump_trajectories", config.debug.dump_trajectories, 0, "it is of a single run"),
         ("data.context_cache", config.data.context_cache == "off", False, "no encoder beside"),
     ):
         if given != wanted:
             words = "off" if key == "data.context_cache" else given
-            allowed = {"data.context_cache": "auto", "data.prior.prompts": "none"}.get(key, wanted)
+            allowed = _ALLOWED.get(key, wanted)
             raise ConfigError(
                 f"{key}: {shown.value(words, quoted=False)} in a library, allowed: {allowed} "
                 f"({why})"

@@ -73,8 +73,9 @@ class SheetSampler:
         """The sheet of the concept of ``groups`` under the student's adapter as it is bound."""
         if self._pipeline is None:
             self._pipeline = self.student.family.pipeline_around(
-                self.student.transformer, DTYPES[self.config.model.dtype], device
+                self.student.transformer, DTYPES[self.config.model.dtype], "cpu"
             )
+        self._pipeline.vae.to(device)  # here while it draws: no plan counts it beside training
         samples, rows = [], []
         try:
             for sample, context in self._chosen(groups):
@@ -83,10 +84,11 @@ class SheetSampler:
                 )
                 samples.append(sample)
                 rows.append((Image.fromarray(sample.target), base, student))
+            scores = self._scores(rows, device)
         finally:
             activate(self.student.transformer, STUDENT)
+            self._pipeline.vae.to("cpu")
         sheet = contact_sheet(TITLES, rows, [sample.prompt for sample in samples])
-        scores = self._scores(rows, device)
         return Sheet(_webp(sheet, _QUALITY), thumbnail(rows[0]), scores)
 
     def _chosen(self, groups: Sequence[ConceptGroup]) -> Iterator[tuple[Sample, Context]]:

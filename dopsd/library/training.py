@@ -258,6 +258,9 @@ class LibraryTraining:
     def _failed_to_load(self, event: Ended) -> None:
         """A worker that never was: no concept's fault."""
         self.scheduler.leave(event.worker)
+        if self.scheduler.counts.in_flight:  # the recipe is good: it is that worker's node
+            self._tell(f"  a worker could not load the base: {shown.line(event.reason)}")
+            return
         if isinstance(event.error, DopsdError):
             raise event.error
         self._loads += 1

@@ -118,6 +118,7 @@ class LibraryWorker:
         self._captions = RowGroups(config.shards, spec)
         self._engine: ZeroEngine | None = None
         self._sheets: SheetSampler | None = None
+        self._no_sheets = ""
         self._begin: dict[str, Tensor] = {}
         self._progress = _Progress()
 
@@ -134,7 +135,10 @@ class LibraryWorker:
         self._engine = ZeroEngine(student, settings, self.config.learner)
         self._begin = self._engine.full_weights(STUDENT)
         if "sheet" in self.config.library.keep and self.config.preview.samples:
-            self._sheets = SheetSampler(self.config, self._cache, student)
+            if self.config.model.merge and not self.config.model.draw_merged:
+                self._no_sheets = "model.merge is in the base, and model.draw_merged is false"
+            else:
+                self._sheets = SheetSampler(self.config, self._cache, student)
 
     def train(self, job: Job) -> Trained:
         """Train a concept to its end. Raises as ``Learner.run`` does, and DataError for a row that
@@ -173,7 +177,7 @@ class LibraryWorker:
     def _drawn(self, job: Job) -> tuple[Sheet | None, str]:
         """(the concept's sheet, why there is none although one is kept)."""
         if self._sheets is None:
-            return None, ""
+            return None, self._no_sheets
         if not job.draw:
             return None, "a worker died of this concept, perhaps while it drew"
         try:

@@ -60,11 +60,13 @@ class Family(ABC):
     """What `lora.targets: all-linear` means; empty: every linear module."""
     text_format: TextFormat
     """A family whose pipelines differ in it sets their own when it is made."""
-    comfyui_prefix: ClassVar[str] = "transformer."
-    """Of a LoRA's keys in every ComfyUI that reads one."""
-    kohya_names: ClassVar[tuple[tuple[str, str], ...]] = ()
+    comfyui_prefix: ClassVar[str | None] = None
+    """Of a LoRA's keys in every ComfyUI that reads one; None where its names are not known."""
+    kohya_names: ClassVar[tuple[tuple[str, str], ...] | None] = None
     """(pattern of a module's name, kohya's name of it) where that is not the name itself with
-    underscores; a name that ends in qkv stands for three modules."""
+    underscores; a name that ends in qkv stands for three modules. None: not known."""
+    stock_call: ClassVar[str] = "guidance_scale=0.0"
+    """What the stock pipeline is called with beside prompt and steps, guidance off."""
     takes_references: ClassVar[bool] = False
     """Whether ``velocity`` and ``draw`` take contexts with reference images."""
     encoder_sees: ClassVar[bool] = False

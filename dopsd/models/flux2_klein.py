@@ -59,7 +59,8 @@ class Flux2Klein(Family):
         "attn.to_out",
     )
     text_format = TextFormat(layers=(9, 18, 27), thinking=False, padded=True)
-    kohya_names: ClassVar[tuple[tuple[str, str], ...]] = (
+    comfyui_prefix: ClassVar[str | None] = "transformer."
+    kohya_names: ClassVar[tuple[tuple[str, str], ...] | None] = (
         (r"transformer_blocks\.(\d+)\.attn\.to_[qkv]", r"double_blocks_\1_img_attn_qkv"),
         (r"transformer_blocks\.(\d+)\.attn\.add_[qkv]_proj", r"double_blocks_\1_txt_attn_qkv"),
         (r"transformer_blocks\.(\d+)\.attn\.to_out\.0", r"double_blocks_\1_img_attn_proj"),

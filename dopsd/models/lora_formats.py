@@ -43,6 +43,8 @@ def _peft(state: State, family: type[Family]) -> State:
 
 def _comfyui(state: State, family: type[Family]) -> State:
     _refuse_dora(state, "comfyui", "ComfyUI's DoRA is another formula")
+    if family.comfyui_prefix is None:
+        raise _unknown("comfyui", family)
     return {f"{family.comfyui_prefix}{name}": tensor for name, tensor in state.items()}
 
 
@@ -67,7 +69,7 @@ def _kohya(state: State, family: type[Family]) -> State:
         up = torch.block_diag(*(state[part + _UP] for part in parts))
         prefix = f"lora_unet_{own}"
         spelled[f"{prefix}.lora_down.weight"], spelled[f"{prefix}.lora_up.weight"] = down, up
-        spelled[f"{prefix}.alpha"] = torch.tensor(float(len(down)), dtype=down.dtype)
+        spelled[f"{prefix}.alpha"] = torch.tensor(float(len(down)))
     return spelled
 
 
@@ -78,12 +80,21 @@ def _slot(module: str) -> int:
 
 
 def _kohya_name(module: str, family: type[Family]) -> str:
+    if family.kohya_names is None:
+        raise _unknown("kohya", family)
     for pattern, own in family.kohya_names:
         if (match := re.fullmatch(pattern, module)) is not None:
             return match.expand(own)
     if family.kohya_names:
         raise ModelError(f"--format: kohya has no name for {module}; allowed: another format")
     return module.replace(".", "_")
+
+
+def _unknown(format: str, family: type[Family]) -> ModelError:
+    return ModelError(
+        f"--format: {format} of {family.name}, whose names there are not known; allowed: "
+        "diffusers, peft"
+    )
 
 
 def _refuse_dora(state: State, format: str, why: str) -> None:

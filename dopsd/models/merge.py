@@ -51,7 +51,7 @@ class MergedLora:
         return cls(path, scale)
 
     def __str__(self) -> str:
-        return f"{self.path}@{self.scale:g}"
+        return f"{self.path}@{self.scale!r}"
 
 
 def absolute_merge(entry: str) -> str:

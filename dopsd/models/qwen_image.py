@@ -174,6 +174,8 @@ class QwenImage(Family):
             ).images
         return [self.finished(image) for image in images]
 
+    stock_call: ClassVar[str] = "true_cfg_scale=1.0"
+
     def stock_options(self, steps: int, options: dict[str, Any]) -> dict[str, Any]:
         # It reads prompts whole, and has a key of its own for guidance.
         options = {name: value for name, value in options.items() if name != "max_sequence_length"}

@@ -33,7 +33,8 @@ class ZImage(Family):
         "feed_forward.w2",
         "feed_forward.w3",
     )
-    comfyui_prefix: ClassVar[str] = "diffusion_model."
+    comfyui_prefix: ClassVar[str | None] = "diffusion_model."
+    kohya_names: ClassVar[tuple[tuple[str, str], ...] | None] = ()
     text_format = TextFormat(layers=(-2,), thinking=True, padded=False)
 
     @property

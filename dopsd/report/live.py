@@ -20,9 +20,10 @@ from urllib.parse import urlsplit
 
 from dopsd import shown, signals, storage
 from dopsd.errors import ConfigError, DopsdError, message_line
+from dopsd.readers import Object, read_json
 from dopsd.report.page import named_pictures, render
 from dopsd.report.run_files import read_run_files
-from dopsd.run_folder.files import REPORT_FILE, RunFolder
+from dopsd.run_folder.files import REPORT_FILE, SUMMARY_FILE, RunFolder
 from dopsd.terminal import say
 
 HOST = "127.0.0.1"
@@ -80,11 +81,15 @@ class LivePage:
             return
         files = [entry for entry in storage.list_files(self.folder) if entry[0] != REPORT_FILE]
         self._stamp = hashlib.sha256(repr(files).encode()).hexdigest()
-        # A summary comes before the drawings; the page of the run itself comes last.
-        self._finished = RunFolder(self.folder).is_finished and RunFolder(self.folder).has(
-            REPORT_FILE
-        )
+        self._finished = self._is_finished()
         self._looked = time.monotonic()
+
+    def _is_finished(self) -> bool:
+        """The summary comes before the drawings, and names the page once that is written, last."""
+        run = RunFolder(self.folder)
+        if not (run.is_finished and run.has(REPORT_FILE)):
+            return False
+        return read_json(run.file(SUMMARY_FILE), Object).get("page") is not None
 
 
 class LiveServer(ThreadingHTTPServer):

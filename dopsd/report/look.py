@@ -7,6 +7,7 @@ from markupsafe import Markup
 from dopsd import storage
 from dopsd.data.look import Look
 from dopsd.errors import ConfigError
+from dopsd.ownership import RECORD
 from dopsd.report.templates import fill, nothing
 
 _QUARANTINED = 50
@@ -16,7 +17,13 @@ _MARK = b'<meta name="generator" content="dopsd">'
 
 def check_page(path: str, option: str = "--page") -> None:
     """Raises ConfigError when something that dopsd did not make has the page's place, which
-    ``option`` names."""
+    ``option`` names, or the page of a run or a library, whose record knows it."""
+    folder = path.rpartition("/")[0]
+    record = storage.join(folder or ".", RECORD)
+    if storage.exists(path) and storage.exists(record):
+        raise ConfigError(
+            f"{option}: {path} is the page of what lies in {folder or '.'}; allowed: another path"
+        )
     if storage.exists(path) and _MARK not in storage.read_bytes(path, 0, 4096):
         raise ConfigError(f"{option}: {path} is no page of dopsd's; allowed: another path")
 

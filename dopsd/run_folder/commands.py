@@ -17,7 +17,9 @@ _CONCEPTS = {
 def next_command(run: RunConfig, *trained: str | None) -> str:
     """What draws with a run's weights; ``trained``: LoRA, modules and transformer, what there is
     of them."""
-    words = ["dopsd", "generate", _prompt(run)]
+    words = ["dopsd", "generate"]
+    prompt = _prompt(run)
+    words += [] if prompt.startswith("-") else [prompt]
     if run.model.base != "shapes":
         words += ["--base", run.model.base, "--family", run.model.family]
         words += ["--dtype", run.model.dtype]
@@ -26,6 +28,9 @@ def next_command(run: RunConfig, *trained: str | None) -> str:
     words += ["--steps", str(steps)]
     for option, path in zip(("--lora", "--modules", "--transformer"), trained):
         words += [] if path is None else [option, path]
+    for entry in run.model.merge if run.model.draw_merged else ():
+        words += ["--lora", entry]
+    words += ["--", prompt] if prompt.startswith("-") else []
     return shlex.join(words)
 
 

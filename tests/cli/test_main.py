@@ -135,10 +135,11 @@ def test_generate_draws_with_a_transformer_on_s3(tiny_base, tmp_path, bucket):
     for path in (tmp_path / "transformer").iterdir():
         storage.write_bytes(f"{bucket}/cli/transformer/{path.name}", path.read_bytes())
     size = ["--width", "16", "--height", "32", "--base", str(tiny_base), "--steps", "1"]
-    pipeline = FAMILIES["z_image"](str(tiny_base)).load_pipeline(torch.float32, "cpu")
+    family = FAMILIES["z_image"](str(tiny_base))
+    pipeline = family.load_pipeline(torch.float32, "cpu")
     pipeline.transformer = other
     noise = torch.Generator("cpu").manual_seed(0)
-    expected = sample(pipeline, ["a mat"], 1, 32, 16, generator=noise)[0]
+    expected = sample(family, pipeline, ["a mat"], 1, 32, 16, generator=noise)[0]
     for folder in (str(tmp_path / "transformer"), f"{bucket}/cli/transformer"):
         out = str(tmp_path / "out")
         assert main(["generate", "a mat", *size, "--out", out, "--transformer", folder]) == 0
@@ -157,6 +158,17 @@ def test_the_next_command_names_the_revision_that_was_trained():
     assert words[words.index("--revision") + 1] == "v2"
     assert words[words.index("--lora") + 1] == "run/lora.safetensors"
     assert "--revision" not in next_command(load_config("configs/shapes.yaml"), None, None, None)
+
+
+def test_the_next_command_draws_with_what_the_run_was_drawn_with():
+    few = ["model.merge=[few.safetensors@0.5]", "preview.prompts=['-- a cat']"]
+    run = load_config("configs/shapes.yaml", [*few, "model.draw_merged=true"])
+    words = shlex.split(next_command(run, "run/lora.safetensors"))
+    assert words[-2:] == ["--", "-- a cat"]
+    loras = [words[at + 1] for at, word in enumerate(words) if word == "--lora"]
+    assert loras == ["run/lora.safetensors", "few.safetensors@0.5"]
+    apart = load_config("configs/shapes.yaml", few)
+    assert "few" not in next_command(apart, "run/lora.safetensors")
 
 
 def test_the_next_command_asks_for_what_was_trained():

@@ -145,7 +145,7 @@ WRONG_OVERRIDES = [
     ),
     (
         "teacher.gpu=1",
-        "teacher.gpu: unknown key (did you mean gpus?); allowed: workers, cpus, gpus",
+        "teacher.gpu: unknown key (did you mean gpus?); allowed: workers, cpus, gpus, labels",
     ),
     # wrong types
     ("learner.lr=fast", "learner.lr: 'fast', allowed: a number"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from dopsd.checkpoint.learner_state import LearnerState
 from dopsd.cli.main import main
 from dopsd.config import RunConfig, dump_config
 from dopsd.config.load import shown_values
+from dopsd.errors import ModelError
 from dopsd.export import lora_file
 from dopsd.models import FAMILIES, Family
 from dopsd.models.lora import STUDENT, adapter_parameters, inject, resolve_targets
 from dopsd.models.lora_files import read_lora_file
-from dopsd.models.lora_formats import FORMATS
+from dopsd.models.lora_formats import FORMATS, spelled
 from tests.helpers.tiny import LATENT, make_config, make_context, random_state
 from tests.helpers.tiny_flux2 import LATENT as FLUX2_LATENT
 from tests.helpers.tiny_flux2 import make_flux2_config, make_flux2_context
@@ -93,6 +95,13 @@ def test_what_diffusers_reads_draws_as_the_student_does(run: Run, tmp_path: Path
             wide = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[dtype]
             assert {tensor.dtype for tensor in load_file(out).values()} == {wide}
     assert run.differs(run.velocity(pipeline.transformer)) > 0.01
+
+
+def test_a_format_whose_names_of_a_family_are_not_known_is_refused() -> None:
+    state = {"x.lora_A.weight": torch.ones(1, 2), "x.lora_B.weight": torch.ones(2, 1)}
+    for format, name in product(("comfyui", "kohya"), ("krea2", "qwen_image")):
+        with pytest.raises(ModelError, match=f"^--format: {format} of {name}, .*: diffusers, peft"):
+            spelled(state, format, FAMILIES[name])
 
 
 def test_peft_reads_its_folder_and_our_reader_reads_each(run: Run, tmp_path: Path) -> None:

@@ -46,8 +46,15 @@ def run(tmp_path: Path) -> Path:
 class Hub:
     """What is called of HfApi."""
 
-    def __init__(self, private: bool | None = None, status: int = 0) -> None:
+    def __init__(
+        self,
+        private: bool | None = None,
+        status: int = 0,
+        holds: tuple[str, ...] = (),
+        tags: tuple[str, ...] = (),
+    ) -> None:
         self.private, self.status = private, status
+        self.holds, self.tags, self.gone = holds, tags, [""][:0]
         self.made: dict[str, Any] = {}
         self.files: dict[str, bytes] = {}
 
@@ -55,7 +62,10 @@ class Hub:
         return self.private is not None
 
     def model_info(self, repository: str, **options: Any) -> Any:
-        return SimpleNamespace(private=self.private, card_data=None)
+        siblings = [SimpleNamespace(rfilename=name) for name in (".gitattributes", *self.holds)]
+        return SimpleNamespace(
+            private=self.private, card_data=None, tags=list(self.tags), siblings=siblings
+        )
 
     def create_repo(self, repository: str, **options: Any) -> str:
         if self.status:
@@ -65,7 +75,10 @@ class Hub:
         return f"https://hub/{repository}"
 
     def create_commit(self, repository: str, operations: list[Any], commit_message: str) -> None:
-        self.files = {each.path_in_repo: each.path_or_fileobj for each in operations}
+        kind = huggingface_hub.CommitOperationAdd
+        added = [each for each in operations if isinstance(each, kind)]
+        self.files = {each.path_in_repo: each.path_or_fileobj for each in added}
+        self.gone = [each.path_in_repo for each in operations if each not in added]
 
 
 def pushed(monkeypatch: pytest.MonkeyPatch, hub: Hub, *words: str) -> int:
@@ -104,6 +117,17 @@ def test_a_dry_run_writes_what_a_push_uploads_without_secrets_and_paths(
         assert file.metadata()["dopsd.base"] == "my-base"
     assert pushed(monkeypatch, hub, str(run), "me/cat", "--public", "--no-pictures") == 0
     assert hub.made["private"] is False and "contact_sheet.png" not in hub.files
+
+
+def test_a_second_push_replaces_its_own_alone(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    foreign = Hub(True, holds=("README.md", "model.safetensors"))
+    assert pushed(monkeypatch, foreign, str(run), "me/cat") == 1 and not foreign.files
+    assert "me/cat holds README.md, which dopsd did not push" in capsys.readouterr().err
+    own = Hub(True, holds=("README.md", "contact_sheet.png"), tags=("dopsd",))
+    assert pushed(monkeypatch, own, str(run), "me/cat", "--no-pictures") == 0
+    assert own.files and own.gone == ["contact_sheet.png"]
 
 
 def test_what_cannot_be_pushed_is_one_line(

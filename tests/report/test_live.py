@@ -79,7 +79,7 @@ def test_who_does_not_know_the_token_is_refused(server):
 
 
 def test_the_page_is_rendered_anew_when_the_folder_has_changed(folder, bucket):
-    summary = (folder / "summary.json").read_bytes()
+    told = json.loads((folder / "summary.json").read_bytes())
     (folder / "summary.json").unlink()
     places = [str(folder), f"{bucket}/live"]
     for path in folder.rglob("*"):
@@ -91,8 +91,10 @@ def test_the_page_is_rendered_anew_when_the_folder_has_changed(folder, bucket):
         before = page.stamp()
         assert not before["finished"] and b"not finished: step 6 of 6" in page.page()
         assert page.stamp() == before and page.page() is page.page()
-        storage.write_bytes(f"{place}/summary.json", summary)
-        storage.write_bytes(f"{place}/report.html", b"the run's own page comes last")
+        storage.write_bytes(f"{place}/report.html", b"of a `dopsd report` meanwhile")
+        storage.write_bytes(f"{place}/summary.json", json.dumps({**told, "page": None}).encode())
+        assert not page.stamp()["finished"], "the pictures are still to come"
+        storage.write_bytes(f"{place}/summary.json", json.dumps({**told, "page": "x"}).encode())
         after = page.stamp()
         assert after["finished"] and after["stamp"] != before["stamp"]
         assert b"finished, 6 steps" in page.page()
@@ -109,7 +111,7 @@ def test_a_folder_that_cannot_be_read_now_is_said_and_may_come_back(server, fold
 
 
 def test_a_browser_shows_what_the_run_writes_meanwhile(folder):
-    summary = (folder / "summary.json").read_bytes()
+    told = json.loads((folder / "summary.json").read_bytes())
     (folder / "summary.json").unlink()
 
     class Page(LivePage):
@@ -119,7 +121,7 @@ def test_a_browser_shows_what_the_run_writes_meanwhile(folder):
             page = super().page()
             self.served += 1
             if self.served == 2:  # the first is the browser's own, the second its script's
-                (folder / "summary.json").write_bytes(summary)
+                (folder / "summary.json").write_text(json.dumps({**told, "page": "x"}))
                 (folder / "report.html").write_text("the last of a run")
             return page
 

@@ -45,10 +45,12 @@ def sample_history(
     sampler: PreviewSampler, versions: list[tuple[int, Callable[[], Adapters] | None]]
 ) -> dict[str, bytes]:
     """Files of the run folder, by path. ``versions``: numbers in order, each with what reads its
-    adapters; None stands for the base. The last adapters stay loaded."""
+    adapters; None stands for what the run began with. The last adapters stay loaded."""
     files, rows, pictures = {}, [], []
     for version, read in versions:
-        if read is not None:
+        if read is None:
+            sampler.begin()
+        else:
             sampler.load(*read())
         for index in range(len(sampler.samples)):
             encoded, scored, own = _trajectory(sampler, version, index)

@@ -19,7 +19,9 @@ from dopsd.models import FAMILIES
 from dopsd.models.base import DTYPES
 from dopsd.models.lora import STUDENT, TEACHER, bind_parameters
 from dopsd.models.merge import drawn_merged, merge
+from dopsd.models.trained import TrainableParameters
 from dopsd.models.transformer_folder import bind_files
+from dopsd.models.warm_start import for_pipeline, initial_lora
 from dopsd.records import Context
 from dopsd.report.sheet import contact_sheet
 
@@ -69,6 +71,14 @@ class PreviewSampler:
         self._files: dict[str, Files] = {}
         """By role: those of a whole transformer."""
         self._bound: Files = ()
+
+    def begin(self) -> None:
+        """Draw as the run began: under its warm start, where it has one, else as the base."""
+        trained = TrainableParameters(self.config, self.family)
+        if start := initial_lora(trained, self.pipeline.transformer):
+            for role in (STUDENT, TEACHER):
+                own = for_pipeline(self.config, start)
+                self.pipeline.load_lora_weights(own, adapter_name=role)
 
     def load(self, student: Files, teacher: Files) -> None:
         """Take exported weights, in place of earlier ones, as any user would.

@@ -34,7 +34,9 @@ const refresh = async () => {
     next = state.seconds;
     if (state.problem) throw new Error(state.problem);
     if (seen !== state.stamp) {
-      const text = await (await fetch("./")).text();
+      const answer = await fetch("./");
+      const text = await answer.text();
+      if (!answer.ok) throw new Error(text);
       const page = new DOMParser().parseFromString(text, "text/html");
       for (const part of page.querySelectorAll("main > section, #state")) {
         if (sources.get(part.id) === part.innerHTML) continue;

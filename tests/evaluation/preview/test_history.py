@@ -115,7 +115,7 @@ def test_own_prompts_are_what_the_stock_pipeline_draws_under_every_version(drawn
     for prompt, text in enumerate(sampler.prompts):
         name = f"preview.prompts/{prompt}"
         noise = sample_noise(config.run.seed, NoisePurpose.PREVIEW, name, shape)
-        (expected,) = sample(stock, [text], 3, 24, 32, latents=noise[None])
+        (expected,) = sample(sampler.family, stock, [text], 3, 24, 32, latents=noise[None])
         assert difference(pictures[5, prompt], expected) <= 2
         assert difference(pictures[0, prompt], expected) > 2, "the base's is another"
 
