@@ -74,7 +74,7 @@ def check_library(config: RunConfig) -> None:
     ):
         if given != wanted:
             words = "off" if key == "data.context_cache" else given
-            allowed = _ALLOWED.get(key, wanted)
+            allowed: object = _ALLOWED.get(key, wanted)
             raise ConfigError(
                 f"{key}: {shown.value(words, quoted=False)} in a library, allowed: {allowed} "
                 f"({why})"
