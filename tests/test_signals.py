@@ -191,11 +191,12 @@ def test_sigusr1_is_for_trainings_alone():
 def test_a_terminal_that_hung_up_is_written_to_no_more():
     """A training saves although nobody can read what it says of that."""
     script = (
-        "import os, signal, sys, time\n"
+        "import os, signal, sys, threading\n"
         "from dopsd.signals import handled, training\n"
-        "with handled(), training(save=lambda: None, end=lambda: True):\n"
+        "saves = threading.Event()\n"
+        "with handled(), training(save=saves.set, end=lambda: True):\n"
         "    print('ready', flush=True)\n"
-        "    time.sleep(2)\n"
+        "    saves.wait(60)\n"
         "    print('still here', flush=True)\n"
         "os.write(int(sys.argv[1]), b'saved')"
     )

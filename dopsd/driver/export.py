@@ -93,9 +93,8 @@ def trained_lora(source: str, which: str = STUDENT) -> TrainedLora:
     for name in names:
         if run.has(name):
             return _from_file(run.file(name))
-    raise ConfigError(
-        f"{source}: no {names[0]}, the run is not finished; allowed: --which {_steps_said(run)}"
-    )
+    why = "this run has none" if run.is_finished else "the run is not finished"
+    raise ConfigError(f"{source}: no {names[0]}, {why}; allowed: --which {_steps_said(run)}")
 
 
 def _from_file(path: str) -> TrainedLora:

@@ -78,7 +78,11 @@ def documents(job: Job) -> list[Manifest]:
     one line."""
     _check(job)
     config = in_cluster(job)
-    plan = make_plan(config)
+    planned = config
+    if job.library:  # no encoder stays beside the workers
+        planned = config.model_copy(deep=True)
+        planned.data.context_cache = "require"
+    plan = make_plan(planned)
     sizes = sizes_of(config, plan, job.gpus_of_a_pod, job.volume, job.library)
     windows = Windows.of(plan)
     setting = Setting(job.name, job.image, windows, job.volume, job.carries_config, job.library)

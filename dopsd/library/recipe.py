@@ -177,11 +177,19 @@ class Fingerprints:
         folder = Path(resolve_base(model.base)) / "transformer"
         identity = model_identity(str(folder) if folder.is_dir() else model.base, model.revision)
         config = self.recipes.config
-        loras = merged_record(model.merge, model.merge_sha256) | initial_record(config)
+        records = merged_record(model.merge, model.merge_sha256) | initial_record(config)
+        # By content: wherever the files lie, and whatever they are called.
+        loras = {key: _without_names(json.loads(text)) for key, text in records.items()}
         return [METHOD, identity, loras, settings.seed, settings.rows_per_group]
 
     def _recipe(self, name: str) -> str:
         return _decisive(self.recipes.shared(name).model_dump_json(include=_DECIDES))
+
+
+def _without_names(record: Any) -> Any:
+    if isinstance(record, list):
+        return list(map(_without_names, record))
+    return {key: value for key, value in record.items() if key != "file"}
 
 
 @lru_cache(maxsize=64)
