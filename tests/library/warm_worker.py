@@ -32,7 +32,8 @@ from dopsd.learner.zero.engine import read_preset
 from dopsd.library.recipe import Recipes
 from dopsd.library.sheet import THUMBNAIL_BYTES, Sheet
 from dopsd.library.worker import Job, LibraryWorker, SavedState
-from dopsd.models.lora import checksum, lora_layers
+from dopsd.models.checksum import checksum
+from dopsd.models.lora import lora_layers
 from tests.data.samples import picture
 from tests.helpers.runs import run_config
 
