@@ -162,7 +162,7 @@ def test_noise_depends_on_seed_and_prompt_alone_and_the_output_may_be_on_s3(spec
     (png,) = (each for name, each in whole.items() if path.endswith(name.rpartition("/")[2]))
     difference = [
         np.asarray(Image.open(io.BytesIO(each))).astype(int)
-        for each in (png, storage.read_bytes(path))
+        for each in (png, storage.read_bytes(storage.join(alone.out, path)))
     ]
     assert abs(difference[0] - difference[1]).max() <= 1
     seen = []

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from dopsd.config import RunConfig
-from dopsd.driver.progress import Report
 from dopsd.errors import DeadlineError, ModelError
 from dopsd.experiments.reproduce.progress_board import ProgressBoard
 from dopsd.experiments.reproduce.trainings import Training, Trainings, _hear
 from dopsd.experiments.reproduce.variants import FULL, VARIANTS, Trial, config_of
+from tests.helpers.trainings import stand_in
 
 
 def config(folder: Path, name: str) -> RunConfig:
@@ -21,23 +21,10 @@ def config(folder: Path, name: str) -> RunConfig:
     return RunConfig.model_validate(made)
 
 
-def run(config: RunConfig, show, replace: bool, take_over: bool) -> None:
-    """In place of a training: a bad one fails, the other goes on until the failure is known."""
-    folder = Path(config.run.folder)
-    show("train", Report([f"{config.run.name} begins"]))
-    (folder.parent / f"begun-{config.run.name}").touch()
-    if config.run.name == "bad":
-        raise ModelError("no_such_module matches nothing")
-    deadline = time.monotonic() + 60
-    while not (folder.parent / "failed").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    folder.mkdir()
-
-
 @pytest.mark.usefixtures("ray_cluster")
 def test_after_a_failure_none_begins_and_those_that_run_are_finished(tmp_path: Path):
     configs = {name: config(tmp_path, name) for name in ("bad", "good", "later")}
-    work = Trainings(configs, at_once=2, run=run)
+    work = Trainings(configs, at_once=2, run=stand_in)
     seen: set[tuple[str, ...]] = set()
 
     def show() -> None:
