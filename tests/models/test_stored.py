@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import re
 from pathlib import Path
 
 import pytest
@@ -21,10 +20,10 @@ from dopsd.models.stored import RECORD, local_copy
 from tests.helpers.faulty_s3 import Faults
 
 
-@pytest.fixture
-def url(bucket: str, tiny_base: Path, request: pytest.FixtureRequest) -> str:
-    """The tiny base on S3, by `dopsd fetch`; each test has a folder of its own."""
-    to = f"{bucket}/{re.sub(r'[^a-z0-9]+', '-', request.node.name)}"
+@pytest.fixture(scope="module")
+def url(bucket: str, tiny_base: Path) -> str:
+    """The tiny base on S3, by `dopsd fetch`."""
+    to = f"{bucket}/stored"
     assert main(["fetch", "shapes", f"model.base={tiny_base}", "--to", to]) == 0
     return f"{to}/{tiny_base.name}"
 
