@@ -119,6 +119,11 @@ def exists(path: str) -> bool:
         return bool(fs.exists(inner))
 
 
+def taken(path: str) -> bool:
+    """Whether anything has this name, be it a link that leads nowhere."""
+    return exists(path) or (not is_remote(path) and os.path.lexists(path))
+
+
 def size(path: str) -> int:
     """Bytes of a file. Raises FileNotFoundError, or ValueError for a folder, pipe or device."""
     fs, inner = filesystem(path)

@@ -43,8 +43,12 @@ def train(
         from dopsd.driver.each_step import EachStep
         from dopsd.driver.train import train as launch
 
-        told = EachStep(show, on_step, run.run.folder) if on_step else show
-        return launch(run, told, resume=resume, replace=overwrite, take_over=take_over)
+        first = None if resume or run.run.resume != "never" else 0
+        told = EachStep(show, on_step, run.run.folder, first) if on_step else None
+        summary = launch(run, told or show, resume=resume, replace=overwrite, take_over=take_over)
+        if told:
+            told.finish()
+        return summary
 
 
 def prepare(

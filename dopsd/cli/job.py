@@ -18,7 +18,10 @@ def job(
     overrides: Overrides = None,
     image: Annotated[str, typer.Option(help="Of every node: REGISTRY/NAME:TAG.")] = "",
     bucket: Annotated[
-        str, typer.Option(help="s3://BUCKET[/FOLDER]: runs/NAME and shards/NAME lie under it.")
+        str,
+        typer.Option(
+            help="s3://BUCKET or s3://BUCKET/FOLDER: runs/NAME and shards/NAME lie there."
+        ),
     ] = "",
     kind: Annotated[
         str,

@@ -147,7 +147,7 @@ def _free(format: str, out: str) -> list[str]:
         [out] if format != "peft" else [storage.join(out, n) for n in (_ADAPTER, _ADAPTER_CONFIG)]
     )
     for path in paths:
-        if storage.exists(path):
+        if storage.taken(path):
             raise ConfigError(
                 f"--out: {path} is there already, allowed: another, or moving it away"
             )

@@ -116,9 +116,9 @@ class Progress:
             return (
                 f"{head} ({'; '.join(f'{role}: {doing}' for role, doing in event.roles.items())})"
             )
+        loss = f"{event.latest['loss']:.5f}" if "loss" in event.latest else "--"
         return (
-            f"{head}: step {event.step}/{event.steps} "
-            f"loss {event.latest.get('loss', float('nan')):.5f} "
+            f"{head}: step {event.step}/{event.steps} loss {loss} "
             f"lag {event.latest.get('student_lag', 0)} ETA {self.eta(event.step, event.steps)}"
         )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Literal
 
-from dopsd import storage
+from dopsd import shown, storage
 from dopsd.config import RunConfig, dump_config
 from dopsd.errors import ConfigError
 from dopsd.kuberay import pods
@@ -21,6 +21,7 @@ from dopsd.plan import make_plan
 
 Kind = Literal["rayjob", "rayjob-library", "raycluster"]
 KINDS: tuple[Kind, ...] = ("rayjob", "rayjob-library", "raycluster")
+_BUCKET = re.compile(r"s3://[A-Za-z0-9][A-Za-z0-9._-]*(/[\w.,=+-]+)*/?")
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _LONGEST = 47
 """Characters of a RayJob's name; KubeRay appends to it."""
@@ -131,8 +132,11 @@ def _check(job: Job) -> None:
             f"--queue: {job.queue} with --kind {job.kind}, allowed: none (Kueue starts all pods or "
             "none, and a library begins with one of them)"
         )
-    if not storage.is_remote(job.bucket) or not job.bucket.split("://", 1)[1].strip("/"):
-        raise ConfigError(f"--bucket: {job.bucket!r}, allowed: s3://BUCKET or s3://BUCKET/FOLDER")
+    if not _BUCKET.fullmatch(job.bucket) or ".." in job.bucket.split("/"):
+        raise ConfigError(
+            f"--bucket: {shown.value(job.bucket)}, allowed: s3://BUCKET or s3://BUCKET/FOLDER, "
+            "without credentials"
+        )
     if not job.image.strip() or any(sign.isspace() for sign in job.image):
         raise ConfigError(f"--image: {job.image!r}, allowed: REGISTRY/NAME:TAG")
     if job.config.data.prior.prompts and not storage.is_remote(job.config.data.prior.prompts):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dopsd import shown
-from dopsd.errors import ConfigError
+from dopsd.errors import ConfigError, StorageError
 from dopsd.library.card import Card
 from dopsd.library.folder import LEDGER, LibraryFolder
 from dopsd.library.ledger import LibraryLedger, Story, fold, read_ledger
@@ -97,5 +97,5 @@ def check_holds_library(path: str) -> None:
     """Raises ConfigError for a folder that holds none."""
     try:
         LibraryFolder(path).config()
-    except ConfigError as error:
+    except (ConfigError, StorageError) as error:
         raise ConfigError(f"{error}; allowed: the run.folder of `dopsd library train`") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -52,12 +53,18 @@ def write_comparison(path: str, folders: Sequence[str]) -> None:
     no page of ours."""
     if len(folders) > MOST:
         raise ConfigError(f"report: {len(folders)} runs, allowed: at most {MOST}")
-    if twice := [folder for folder in folders if folders.count(folder) > 1]:
+    known = list(map(_place, folders))
+    if twice := [folder for folder, place in zip(folders, known) if known.count(place) > 1]:
         raise ConfigError(f"report: {twice[0]} is given twice, allowed: each run once")
     check_page(path, "--out")
     storage.check_writable("--out", posixpath.dirname(path) or ".")
     page = render([read_run_files(folder) for folder in folders])
     storage.write_bytes(path, page.encode())
+
+
+def _place(folder: str) -> str:
+    """However it is spelled."""
+    return folder.rstrip("/") if storage.is_remote(folder) else os.path.realpath(folder)
 
 
 def render(runs: Sequence[RunFiles]) -> str:

@@ -24,7 +24,9 @@ def check_page(path: str, option: str = "--page") -> None:
         raise ConfigError(
             f"{option}: {path} is the page of what lies in {folder or '.'}; allowed: another path"
         )
-    if storage.exists(path) and _MARK not in storage.read_bytes(path, 0, 4096):
+    if storage.taken(path) and not (
+        storage.exists(path) and _MARK in storage.read_bytes(path, 0, 4096)
+    ):
         raise ConfigError(f"{option}: {path} is no page of dopsd's; allowed: another path")
 
 

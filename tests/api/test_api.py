@@ -109,15 +109,35 @@ def test_each_step_is_told_once_in_order(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("dopsd.driver.each_step.read_metric_lines", lambda folder: on_disk)
     told: list[dict[str, Any]] = []
     events: list[Any] = []
-    show = EachStep(lambda phase, event: events.append(event), told.append, "folder")
+    show = EachStep(lambda phase, event: events.append(event), told.append, "folder", None)
     for event in ["words", *map(status, (2, 2, 3, 6, 4, 6, 7))]:  # 2: resumed; 4: a restart
         show("train", event)
     assert [line["step"] for line in told] == [2, 3, 4, 5, 6]
     assert [line["loss"] for line in told] == [3.0, 4.0, 5.0, 6.0, 7.0]
     assert len(events) == 8
+    show.finish()
+    assert [line["step"] for line in told] == list(range(2, 9))
 
 
-def test_steps_that_cannot_be_read_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_whose_line_is_behind_is_told_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the count of steps is ahead of the newest metrics, and at the first look."""
+    lines: list[dict[str, Any]] = []
+    monkeypatch.setattr("dopsd.driver.each_step.read_metric_lines", lambda folder: lines)
+    told: list[dict[str, Any]] = []
+    show = EachStep(lambda phase, event: None, told.append, "folder")
+    show("train", RunStatus(1, 9, {}))
+    show("train", status(3))
+    assert told == []
+    lines += [{"step": step, "loss": 0.5} for step in range(3)]
+    show("train", RunStatus(5, 9, {"step": 3, "loss": 0.5}))
+    assert [line["step"] for line in told] == [0, 1, 2, 3]
+    lines += [{"step": step, "loss": 0.5} for step in range(3, 9)]
+    show.finish()
+    show.finish()
+    assert [line["step"] for line in told] == list(range(9))
+
+
+def test_steps_that_cannot_be_read_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dopsd.driver.each_step.read_metric_lines", lambda folder: 1 / 0)
     told: list[dict[str, Any]] = []
     show = EachStep(lambda phase, event: None, told.append, "folder")
@@ -126,7 +146,7 @@ def test_steps_that_cannot_be_read_are_left_out(monkeypatch: pytest.MonkeyPatch)
     assert [line["step"] for line in told] == [0]
     monkeypatch.setattr("dopsd.driver.each_step.read_metric_lines", missing)
     show("train", status(4))
-    assert [line["step"] for line in told] == [0, 3]
+    assert [line["step"] for line in told] == [0]
 
 
 def missing(folder: str) -> list[dict[str, Any]]:

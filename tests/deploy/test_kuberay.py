@@ -334,6 +334,9 @@ def test_the_command_prints_what_reads_back(capsys) -> None:
         (["--image", "a b", "--bucket", BUCKET], "--image: 'a b', allowed: REGISTRY/NAME:TAG"),
         (["--image", "i"], "--bucket: missing"),
         (["--image", "i", "--bucket", "runs"], "--bucket: 'runs', allowed: s3://BUCKET"),
+        (["--image", "i", "--bucket", "s3://a/../c"], "--bucket: 's3://a/../c', allowed: s3://"),
+        (["--image", "i", "--bucket", "s3://b\nx: y"], "--bucket: "),
+        (["--image", "i", "--bucket", "s3://KEY:HIDE@b/x"], "--bucket: "),
         (["--image", "i", "--bucket", "s3://"], "--bucket: 's3://', allowed: s3://BUCKET"),
         (["--image", "i", "--bucket", BUCKET, "--kind", "pod"], "--kind: 'pod', allowed: rayjob"),
         (

@@ -189,6 +189,9 @@ def test_a_step_is_exported_from_its_checkpoint_and_nothing_is_replaced(
     folder, other = str(run.folder), str(tmp_path / "o.safetensors")
     before = out.read_bytes()
     assert "is there already" in refused(folder, "--out", str(out))
+    link = tmp_path / "link.safetensors"
+    link.symlink_to("nowhere")
+    assert "is there already" in refused(folder, "--out", str(link)) and link.is_symlink()
     assert out.read_bytes() == before
     assert "allowed: step-20" in refused(folder, "--out", other, "--which", "step-7")
     assert "no teacher/lora.safetensors" in refused(folder, "--out", other, "--which", "teacher")

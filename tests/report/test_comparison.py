@@ -90,10 +90,13 @@ def test_names_are_as_long_as_it_takes_to_tell_runs_apart():
 def test_what_cannot_be_compared_is_one_line(folder, other, tmp_path, capsys):
     taken = tmp_path / "notes.html"
     taken.write_text("mine")
+    (tmp_path / "away.html").symlink_to("nowhere")
     many = [f"run-{number}" for number in range(MOST + 1)]
     for words, line in (
         ([folder, other, "--out", taken], f"--out: {taken} is no page of dopsd's; allowed: "),
         ([folder, folder], f"report: {folder} is given twice, allowed: each run once"),
+        ([folder, f"{folder}/"], f"report: {folder} is given twice, allowed: each run once"),
+        ([folder, other, "--out", tmp_path / "away.html"], f"--out: {tmp_path}/away.html is no"),
         ([folder, tmp_path], f"{tmp_path}: no config.yaml; allowed: the folder of a run"),
         (many, f"report: {MOST + 1} runs, allowed: at most {MOST}"),
         ([folder, other, "--serve"], "--serve: 2 runs, allowed: one"),
