@@ -19,9 +19,7 @@ def job(
     image: Annotated[str, typer.Option(help="Of every node: REGISTRY/NAME:TAG.")] = "",
     bucket: Annotated[
         str,
-        typer.Option(
-            help="s3://BUCKET or s3://BUCKET/FOLDER: runs/NAME and shards/NAME lie there."
-        ),
+        typer.Option(help="s3://BUCKET or s3://BUCKET/FOLDER: runs and shards lie there."),
     ] = "",
     kind: Annotated[
         str,
