@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from dopsd import shown, storage
 from dopsd.errors import ConfigError
-from dopsd.models.lora_files import file_metadata
+from dopsd.models.lora_files import file_metadata, path_and_number
 
 MOST_WEIGHT = 100.0
 _STEPS = re.compile(r"\bK=(\d+)\b")
@@ -24,13 +24,8 @@ class WeightedLora:
 
     @classmethod
     def parse(cls, given: str) -> WeightedLora:
-        """An ``@`` with no number behind it belongs to the path. Raises ConfigError for a weight
-        out of range."""
-        path, _, text = given.rpartition("@")
-        try:
-            weight = float(text)
-        except ValueError:
-            path, weight = given, 1.0
+        """Raises ConfigError for a weight out of range."""
+        path, weight = path_and_number(given)
         if not path or not math.isfinite(weight) or abs(weight) > MOST_WEIGHT:
             raise ConfigError(
                 f"--lora: {shown.value(given)}, allowed: FILE or FILE@weight, a weight from "

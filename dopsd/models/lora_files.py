@@ -64,6 +64,16 @@ def absolute_lora(path: str) -> str:
     return path if storage.is_remote(path) else os.path.abspath(os.path.expanduser(path))
 
 
+def path_and_number(text: str) -> tuple[str, float]:
+    """``FILE@number``, whose number is 1 where there is none; an ``@`` with no number behind it
+    belongs to the path."""
+    path, _, number = text.rpartition("@")
+    try:
+        return path, float(number)
+    except ValueError:
+        return text, 1.0
+
+
 def lora_digest(path: str, key: str) -> str:
     """SHA-256 of a file; of PEFT's, of the file and the ``adapter_config.json`` beside it, in which
     a part of what it stands for lies. Raises ModelError in the name of ``key``."""

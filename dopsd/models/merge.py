@@ -20,7 +20,7 @@ from dopsd import shown, storage
 from dopsd.config import RunConfig
 from dopsd.errors import ModelError
 from dopsd.models.base import DTYPES, Family
-from dopsd.models.lora_files import absolute_lora, lora_digest, read_lora_file
+from dopsd.models.lora_files import absolute_lora, lora_digest, path_and_number, read_lora_file
 
 _KEY = "model.merge"
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
@@ -36,13 +36,8 @@ class MergedLora:
 
     @classmethod
     def parse(cls, entry: str) -> MergedLora:
-        """An ``@`` with no number behind it belongs to the path. Raises ModelError for a scale
-        out of range."""
-        path, _, text = entry.rpartition("@")
-        try:
-            scale = float(text)
-        except ValueError:
-            path, scale = entry, 1.0
+        """Raises ModelError for a scale out of range."""
+        path, scale = path_and_number(entry)
         if not path or not math.isfinite(scale) or not 0 < abs(scale) <= MOST_SCALE:
             raise ModelError(
                 f"{_KEY}: {shown.value(entry)}, allowed: FILE or FILE@scale, a scale from "
