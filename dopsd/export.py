@@ -22,8 +22,8 @@ from dopsd.config import RunConfig
 from dopsd.data.manifest import Manifest
 from dopsd.errors import ModelError
 from dopsd.models.finite import first_nonfinite
-from dopsd.models.merge import merged_record
-from dopsd.models.warm_start import initial_record
+from dopsd.models.lora.merge import merged_record
+from dopsd.models.lora.warm_start import initial_record
 
 _PREFIX = "transformer."
 

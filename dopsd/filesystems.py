@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import stat
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, Any
@@ -141,6 +142,29 @@ def open_local(path: str) -> IO[bytes]:
         except BaseException:
             os.close(descriptor)
             raise
+
+
+@contextmanager
+def local_file(path: str) -> Iterator[IO[bytes]]:
+    """A local file to write, which is at ``path`` when the block ends well and never before; its
+    folder is made. Raises StorageError, which names ``path`` and not what it is until then."""
+    folder = os.path.dirname(path) or "."
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:  # also where nothing can be made, as in /proc: it is no missing file
+        raise StorageError(local_error(folder, error)) from error
+    temporary = f"{path}.tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+        os.replace(temporary, path)
+    except BaseException as error:
+        with suppress(OSError):  # on a full disk it would take what others need
+            os.unlink(temporary)
+        # What the block reads has errors of its own, with other names.
+        if isinstance(error, OSError) and error.errno and error.filename in (None, temporary):
+            raise StorageError(local_error(path, error)) from error
+        raise
 
 
 class RemoteWriter(io.RawIOBase):

@@ -13,17 +13,15 @@ import io
 import os
 import posixpath
 import re
-import tempfile
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import IO, Any
 
 import pyarrow as pa
 
 from dopsd.credentials import redact
-from dopsd.filesystems import RemoteWriter, open_local
+from dopsd.filesystems import RemoteWriter, local_file, open_local
 from dopsd.filesystems import check_writable as check_writable
 from dopsd.filesystems import filesystem as filesystem
 from dopsd.filesystems import is_remote as is_remote
@@ -48,7 +46,8 @@ guards: list[Callable[[str], None]] = []
 raised. A lease that was lost ends its holder here (lease.py)."""
 
 
-def _may_write(path: str) -> None:
+def ask_guards(path: str) -> None:
+    """Raises what a guard raises of a path that this process is about to write or remove."""
     for guard in list(guards):
         guard(path)
 
@@ -105,7 +104,7 @@ def open_input(path: str) -> pa.NativeFile:
 
 def open_output(path: str) -> pa.NativeFile:
     """A file for pyarrow to write; its folder is made. On S3 it appears when it is closed."""
-    _may_write(path)
+    ask_guards(path)
     if is_remote(path):
         return pa.PythonFile(RemoteWriter(path), mode="w")
     make_folder(os.path.dirname(path) or ".")
@@ -198,7 +197,7 @@ def write_bytes(path: str, data: bytes, durable: bool = False, verbatim: bool = 
     text that is data, such as prompts that train, and no record (``RECORDS``), out of which
     credentials are taken.
     """
-    _may_write(path)
+    ask_guards(path)
     if not verbatim:
         data = as_written(path, data)
     fs, inner = filesystem(path)
@@ -206,7 +205,7 @@ def write_bytes(path: str, data: bytes, durable: bool = False, verbatim: bool = 
         with storage_errors(path):
             fs.pipe_file(inner, data, chunksize=PART, max_concurrency=4, timeout=OPERATION_S)
         return
-    with whole_file(inner) as file:
+    with local_file(inner) as file:
         file.write(data)
         if durable:
             file.flush()
@@ -266,65 +265,13 @@ def sync(path: str) -> None:
             os.close(descriptor)
 
 
-@contextmanager
-def whole_file(path: str) -> Iterator[IO[bytes]]:
-    """A file to write piece by piece, which is at ``path`` when the block ends well and never
-    before. On its way to S3 it lies in the folder for temporary files."""
-    _may_write(path)
-    if is_remote(path):
-        with tempfile.NamedTemporaryFile() as spool:
-            yield spool
-            spool.flush()
-            fs, inner = filesystem(path)
-            with storage_errors(path):
-                fs.put_file(
-                    spool.name, inner, chunksize=PART, max_concurrency=4, timeout=OPERATION_S
-                )
-        return
-    make_folder(os.path.dirname(path) or ".")
-    temporary = f"{path}.tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    try:
-        with open(temporary, "xb") as file:
-            yield file
-        os.replace(temporary, path)
-    except BaseException as error:
-        with suppress(OSError):  # on a full disk it would take what others need
-            os.unlink(temporary)
-        # What the block reads has errors of its own, with other names.
-        if isinstance(error, OSError) and error.errno and error.filename in (None, temporary):
-            with storage_errors(path):
-                raise
-        raise
-
-
-@contextmanager
-def streamed_file(path: str) -> Iterator[IO[bytes]]:
-    """As :func:`whole_file`, for files that are too large to lie anywhere on their way: to S3 they
-    go up in parts as they are written. A local one would survive a power cut."""
-    _may_write(path)
-    if is_remote(path):
-        writer = RemoteWriter(path)
-        try:
-            yield writer  # type: ignore[misc]
-        except BaseException:
-            writer.discard()
-            raise
-        writer.close()
-        return
-    with whole_file(path) as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    sync(os.path.dirname(path) or ".")
-
-
 def remove(path: str) -> None:
     """Remove one file, of a link the link itself; a missing one is no error.
 
     A name is a name: ``[V]-cat`` is no pattern. Raises IsADirectoryError or PermissionError for a
     local folder: a tree goes file by file, by what a record lists (``dopsd/ownership.py``).
     """
-    _may_write(path)
+    ask_guards(path)
     fs, inner = filesystem(path)
     with storage_errors(path):
         if is_remote(path):
@@ -359,7 +306,7 @@ def remove_tree(path: str) -> None:
 def set_aside(path: str) -> str:
     """Move whatever is at ``path`` out of the way, beside it, and return its new name's path. It
     takes no room on a local disk; nothing there is replaced."""
-    _may_write(path)
+    ask_guards(path)
     there = names(os.path.dirname(path) or ".")
     name = posixpath.basename(path) + SET_ASIDE
     free = name
@@ -385,7 +332,7 @@ def move_folder(source: str, target: str, last: str) -> None:
     When somebody else was first, their folder stays and ``source`` is left where it is. Raises
     OSError for a local ``target`` that holds something else.
     """
-    _may_write(target)
+    ask_guards(target)
     if is_remote(source):
         fs, start = filesystem(source)
         _, end = filesystem(target)

@@ -19,7 +19,7 @@ from torch import Tensor
 from dopsd.export import lora_file
 from dopsd.method.rollout import rollout
 from dopsd.models import ZImage
-from dopsd.models.lora import (
+from dopsd.models.lora.layers import (
     STUDENT,
     TEACHER,
     adapter_parameters,

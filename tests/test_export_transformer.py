@@ -17,7 +17,7 @@ from dopsd.errors import ModelError
 from dopsd.evaluation.generate import generate, load_modules
 from dopsd.export import modules_file, write_transformer
 from dopsd.models import FAMILIES
-from dopsd.models.base import Family
+from dopsd.models.families.family import Family
 from dopsd.policy.buckets import cut
 from tests.helpers.tiny import random_state
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dopsd import storage
+from dopsd import pieces, storage
 from dopsd.data.prepare.folder import listed_files, owned, remove_shards
 from dopsd.errors import StorageError
 
@@ -94,7 +94,7 @@ def test_a_full_disk_is_named_and_leaves_what_was_there(small_disk: Path) -> Non
 
 
 def _stream(path: str) -> None:
-    with storage.streamed_file(path) as file:
+    with pieces.streamed_file(path) as file:
         for _ in range(32):
             file.write(b"x" * 2**12)
 
@@ -126,7 +126,7 @@ def test_what_a_local_disk_refuses_is_one_line_with_path_and_cause(tmp_path: Pat
 def test_what_the_writer_of_a_file_reads_has_errors_of_its_own(tmp_path: Path) -> None:
     with (
         pytest.raises(PermissionError, match="source"),
-        storage.whole_file(str(tmp_path / "target")),
+        pieces.whole_file(str(tmp_path / "target")),
     ):
         raise PermissionError(errno.EACCES, "denied", "source")
     assert os.listdir(tmp_path) == []

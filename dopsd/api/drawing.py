@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from dopsd.evaluation.drawn_with import WeightedLora
-    from dopsd.models.base import Family
+    from dopsd.models.families.family import Family
 
 
 STEPS_MOST = 1000
@@ -95,7 +95,7 @@ def drawing(
     from dopsd.evaluation.evaluated_models import as_trained, evaluated_models
     from dopsd.library.lora import concept_lora
     from dopsd.models import FAMILIES
-    from dopsd.models.base import DTYPES
+    from dopsd.models.families.family import DTYPES
 
     files = []
     for given in loras:

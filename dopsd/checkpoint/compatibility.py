@@ -9,7 +9,7 @@ from typing import Any
 from dopsd.checkpoint.folder import CheckpointManifest
 from dopsd.config import RunConfig
 from dopsd.config.load import shown_values
-from dopsd.models.merge import MergedLora
+from dopsd.models.lora.merge import MergedLora
 
 _FREE_SECTIONS = (
     *("run", "encoder", "rollout", "teacher", "inference", "timeouts", "library", "checkpoint"),

@@ -9,7 +9,7 @@ from dopsd.checkpoint.folder import CheckpointManifest, policy_file
 from dopsd.checkpoint.learner_state import FILES, PREFIX
 from dopsd.checkpoint.policies import POLICIES
 from dopsd.config import RunConfig
-from dopsd.models.lora import STUDENT, TEACHER
+from dopsd.models.lora.layers import STUDENT, TEACHER
 from dopsd.policy.versions import policy_version
 
 _SLICES = re.compile(rf"{PREFIX}(\d+)-of-(\d+)-.*")

@@ -15,7 +15,7 @@ from typing import Any
 from dopsd import storage
 from dopsd.checkpoint.folder import Checkpoint, policy_file
 from dopsd.models.checksum import checksum
-from dopsd.models.lora import STUDENT, TEACHER
+from dopsd.models.lora.layers import STUDENT, TEACHER
 from dopsd.policy.buckets import bucket_key, unpack_bucket
 from dopsd.policy.bundle import Bundle
 

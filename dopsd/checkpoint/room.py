@@ -8,7 +8,7 @@ from dopsd import storage
 from dopsd.config import RunConfig
 from dopsd.disk import free_bytes, free_space, megabytes
 from dopsd.errors import ConfigError
-from dopsd.models.base import DTYPES
+from dopsd.models.families.family import DTYPES
 from dopsd.run_folder.files import TRANSFORMERS
 
 _FP32 = 4

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dopsd import storage
+from dopsd import pieces, storage
 from dopsd.checkpoint.folder import FileRecord
 from dopsd.errors import CheckpointError
 
@@ -57,7 +57,7 @@ def write_slices(path: str, slices: Iterable[Slice], meta: dict[str, Any]) -> Fi
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     digest = hashlib.sha256()
-    with storage.streamed_file(path) as file:
+    with pieces.streamed_file(path) as file:
         for part in (len(text).to_bytes(8, "little"), text):
             file.write(part)
             digest.update(part)

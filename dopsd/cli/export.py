@@ -31,9 +31,9 @@ def export(
 ) -> None:
     """Write a trained LoRA as another program reads it, at equal strength."""
     quiet()
-    from dopsd.driver.export import DTYPES, export_lora
+    from dopsd.driver.export.formats import DTYPES, export_lora
     from dopsd.library.lora import concept_lora
-    from dopsd.models.lora_formats import FORMATS
+    from dopsd.models.lora.formats import FORMATS
 
     for option, value, allowed in (("format", format, FORMATS), ("dtype", dtype, tuple(DTYPES))):
         if value not in allowed:

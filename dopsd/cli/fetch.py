@@ -32,8 +32,8 @@ def fetch(
     """
     run = load_config(config, overrides)
     quiet()
-    from dopsd.driver.fetch import fetch as fetch_to_folder
-    from dopsd.driver.fetch_to_s3 import fetch_to_s3
+    from dopsd.driver.fetch.fetch import fetch as fetch_to_folder
+    from dopsd.driver.fetch.to_s3 import fetch_to_s3
     from dopsd.driver.progress import Progress
     from dopsd.lease import claimed
     from dopsd.signals import interruptible

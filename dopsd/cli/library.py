@@ -71,7 +71,7 @@ def train(config: ConfigPath, overrides: Overrides = None, take_over: TakeOver =
 @app.command()
 def status(library: LibraryPath) -> None:
     """Print how a library stands, from its folder alone: done, in flight, parked and why."""
-    from dopsd.library.status import check_holds_library, library_status
+    from dopsd.library.report.status import check_holds_library, library_status
 
     check_holds_library(library)
     for line in library_status(library).lines():
@@ -84,7 +84,7 @@ def verify(
     concept: Annotated[str | None, typer.Argument(help="One of its concepts alone.")] = None,
 ) -> None:
     """Hold each file of what is done against its card and the ledger; exit 1 if not so."""
-    from dopsd.library.status import check_holds_library
+    from dopsd.library.report.status import check_holds_library
     from dopsd.library.verify import verify_library
 
     check_holds_library(library)
@@ -99,8 +99,8 @@ def verify(
 def page(library: LibraryPath, take_over: TakeOver = False) -> None:
     """Make the page to browse a library anew: cards with pictures, search, failures first."""
     from dopsd.lease import claimed
-    from dopsd.library.page import write_library_page
-    from dopsd.library.status import check_holds_library
+    from dopsd.library.report.page import write_library_page
+    from dopsd.library.report.status import check_holds_library
 
     check_holds_library(library)
     with claimed(library, "LIB", take_over=take_over, tell=say):
@@ -117,7 +117,7 @@ def retry(
     """Let the next `dopsd library train` try again what is parked."""
     from dopsd.errors import ConfigError
     from dopsd.lease import claimed
-    from dopsd.library.status import check_holds_library, retry_parked
+    from dopsd.library.report.status import check_holds_library, retry_parked
 
     if not failed:
         raise ConfigError("dopsd library retry: nothing to try again, allowed: --failed")

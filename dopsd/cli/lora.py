@@ -34,7 +34,7 @@ def check(
 
     from dopsd import storage
     from dopsd.models import FAMILIES
-    from dopsd.models.lora_fit import has_alpha, lora_fit, spelling
+    from dopsd.models.lora.fit import has_alpha, lora_fit, spelling
 
     if family not in FAMILIES:
         raise ConfigError(f"--family: {family!r}, allowed: {', '.join(FAMILIES)}")

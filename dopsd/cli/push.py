@@ -29,9 +29,9 @@ def push(
 ) -> None:
     """Upload a run's LoRA with a model card: pictures, recipe, licence, losses, how to use it."""
     quiet()
-    from dopsd.driver.export import DTYPES
-    from dopsd.driver.push import push as upload
-    from dopsd.driver.push import write_instead
+    from dopsd.driver.export.formats import DTYPES
+    from dopsd.driver.export.push import push as upload
+    from dopsd.driver.export.push import write_instead
 
     if dtype not in DTYPES:
         raise ConfigError(f"--dtype: {dtype!r}, allowed: {', '.join(DTYPES)}")

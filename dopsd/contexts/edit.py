@@ -18,7 +18,7 @@ from dopsd.contexts import ContextView
 from dopsd.contexts.text import TextEncoder
 from dopsd.data.sample import Sample
 from dopsd.models import FAMILIES
-from dopsd.models.base import DTYPES, Family
+from dopsd.models.families.family import DTYPES, Family
 from dopsd.records import Context
 
 References = Sequence[Sequence[Tensor]]

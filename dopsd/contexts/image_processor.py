@@ -7,7 +7,7 @@ from typing import Any
 
 from dopsd.config import RunConfig
 from dopsd.models import FAMILIES, resolve_vlm
-from dopsd.models.base import Family
+from dopsd.models.families.family import Family
 from dopsd.models.pretrained import MissingWeights, missing_weights_errors
 from dopsd.models.torchvision import torchvision_problem
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from dopsd.contexts.text import TextEncoder, load_tokenizer
-from dopsd.models.base import PROMPT_TOKENS, Family
+from dopsd.models.families.family import PROMPT_TOKENS, Family
 
 _SHOWN = 5
 

@@ -17,7 +17,7 @@ from dopsd.config import RunConfig
 from dopsd.contexts import ContextView
 from dopsd.errors import DataError
 from dopsd.models import FAMILIES
-from dopsd.models.base import DTYPES, Family
+from dopsd.models.families.family import DTYPES, Family
 from dopsd.models.pretrained import missing_weights_errors
 from dopsd.models.quantize import for_encoder
 from dopsd.models.stored import bring_weights

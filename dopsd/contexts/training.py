@@ -14,7 +14,7 @@ from dopsd.config import RunConfig
 from dopsd.contexts import ContextEncoder, EncoderFactory
 from dopsd.data.sample import Sample
 from dopsd.models import FAMILIES
-from dopsd.models.base import DTYPES, Family
+from dopsd.models.families.family import DTYPES, Family
 from dopsd.records import Context, EncodedSample, join_samples
 
 

@@ -31,7 +31,7 @@ from dopsd.contexts.vlm_weights import load_vlm
 from dopsd.data.sample import Sample
 from dopsd.errors import ModelError
 from dopsd.models import FAMILIES, resolve_vlm
-from dopsd.models.base import DTYPES, Family
+from dopsd.models.families.family import DTYPES, Family
 from dopsd.records import Context
 
 

@@ -19,7 +19,7 @@ from dopsd.coordinator.messages import ObjectRefBox
 from dopsd.coordinator.under_way import UnderWay
 from dopsd.coordinator.worker_pool import WorkerPool
 from dopsd.errors import WorkerError
-from dopsd.models.lora import STUDENT, TEACHER
+from dopsd.models.lora.layers import STUDENT, TEACHER
 from dopsd.policy.bundle import Bundle
 from dopsd.policy.versions import policy_version
 from dopsd.ray_cluster.placement import Roles

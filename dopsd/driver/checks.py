@@ -32,8 +32,8 @@ from dopsd.evaluation.metrics import make_distance
 from dopsd.learner.zero.engine import offloads_optimizer, preset_stage
 from dopsd.models import FAMILIES, resolve_vlm
 from dopsd.models.attention import check_attention, takes_masks
-from dopsd.models.lora_files import absolute_lora
-from dopsd.models.merge import absolute_merge
+from dopsd.models.lora.files import absolute_lora
+from dopsd.models.lora.merge import absolute_merge
 from dopsd.models.quantize import check_quantize
 from dopsd.readers import Object, read_json
 from dopsd.run_folder.files import SUMMARY_FILE, RunFolder

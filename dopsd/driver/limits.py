@@ -17,7 +17,7 @@ from dopsd.data.run_data import captions_of, sample_count
 from dopsd.driver.progress import Report, Show
 from dopsd.errors import ConfigError, DataError
 from dopsd.evaluation.prompts import read_prompts
-from dopsd.models.base import Family
+from dopsd.models.families.family import Family
 
 CAPTION_SECONDS = 30.0
 """Longest look at captions; those of larger data sets are told of in part."""

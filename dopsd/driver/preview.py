@@ -16,7 +16,7 @@ from dopsd.data.sample import Sample
 from dopsd.evaluation.preview.history import Adapters, sample_history
 from dopsd.evaluation.preview.sampler import Files, PreviewSampler
 from dopsd.models import FAMILIES
-from dopsd.models.lora import STUDENT, TEACHER
+from dopsd.models.lora.layers import STUDENT, TEACHER
 from dopsd.models.transformer_folder import is_transformer, transformer_files
 from dopsd.ray_cluster.placement import Role
 from dopsd.ray_cluster.task import fetch_bytes, run_task

@@ -27,7 +27,7 @@ from dopsd.evaluation.spec import BASE, EvaluatedModel, EvaluateSpec
 from dopsd.evaluation.worker import EvaluationWorker
 from dopsd.method.noise import NoisePurpose
 from dopsd.models.fingerprint import fingerprint, model_identity
-from dopsd.models.merge import drawn_merged, merged_record
+from dopsd.models.lora.merge import drawn_merged, merged_record
 from dopsd.models.pretrained import portable_base
 from dopsd.ownership import OwnedFolder
 from dopsd.ray_cluster.job_pool import Job, JobPool

@@ -8,7 +8,7 @@ from dopsd.config import RunConfig
 from dopsd.config.rules import check_rules
 from dopsd.contexts.lengths import TextLength
 from dopsd.errors import ConfigError, DataError
-from dopsd.models.base import Family
+from dopsd.models.families.family import Family
 from dopsd.readers import read_text
 
 MOST = 64

@@ -44,10 +44,10 @@ from dopsd.learner.zero.engine import preset_stage, read_preset
 from dopsd.lease import Lease, claimed
 from dopsd.models import FAMILIES, Family
 from dopsd.models.attention import set_attention
-from dopsd.models.lora_digests import with_digests
-from dopsd.models.merge import check_merge
+from dopsd.models.lora.digests import with_digests
+from dopsd.models.lora.merge import check_merge
+from dopsd.models.lora.warm_start import initial_lora
 from dopsd.models.trained import TrainableParameters
-from dopsd.models.warm_start import initial_lora
 from dopsd.ray_cluster.connect import connect, local_cpus, nodes, starts_here
 from dopsd.ray_cluster.placement import (
     Role,

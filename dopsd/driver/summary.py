@@ -14,7 +14,7 @@ from dopsd.coordinator.messages import RunStatus
 from dopsd.driver.preview import draw_preview
 from dopsd.driver.setup import RunSetup
 from dopsd.errors import DopsdError
-from dopsd.models.lora import STUDENT
+from dopsd.models.lora.layers import STUDENT
 from dopsd.readers import read_json
 from dopsd.report.page import write_report
 from dopsd.run_folder.files import (

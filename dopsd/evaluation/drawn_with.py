@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from dopsd import shown, storage
 from dopsd.errors import ConfigError
-from dopsd.models.lora_files import file_metadata, path_and_number
+from dopsd.models.lora.files import file_metadata, path_and_number
 
 MOST_WEIGHT = 100.0
 _STEPS = re.compile(r"\bK=(\d+)\b")

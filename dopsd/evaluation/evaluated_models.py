@@ -9,7 +9,7 @@ from dataclasses import replace
 from dopsd import storage
 from dopsd.errors import ConfigError
 from dopsd.evaluation.spec import EvaluatedModel
-from dopsd.models.lora import STUDENT
+from dopsd.models.lora.layers import STUDENT
 from dopsd.models.transformer_folder import is_transformer
 from dopsd.run_folder.files import DIFFUSERS_FILE, LORA_FILE, MODULES, TRANSFORMERS
 

@@ -15,9 +15,9 @@ from dopsd.data.drawn import is_drawn
 from dopsd.data.images import BadImage, check_shape, decode_image
 from dopsd.errors import ConfigError, ModelError
 from dopsd.evaluation.drawn_with import WeightedLora
-from dopsd.models.base import DTYPES, Family
-from dopsd.models.lora import bind_parameters
-from dopsd.models.lora_fit import lora_fit
+from dopsd.models.families.family import DTYPES, Family
+from dopsd.models.lora.fit import lora_fit
+from dopsd.models.lora.layers import bind_parameters
 from dopsd.models.transformer_folder import bind_folder, transformer_files
 
 _MIN_REFERENCE_SIDE = 64

@@ -37,7 +37,7 @@ from dopsd.evaluation.spec import EvaluateSpec, resolve
 from dopsd.evaluation.worker import EvaluationWorker
 from dopsd.models import FAMILIES
 from dopsd.models.fingerprint import fingerprint, model_identity
-from dopsd.models.lora_fit import lora_fit
+from dopsd.models.lora.fit import lora_fit
 from dopsd.models.pretrained import MissingWeights
 from dopsd.models.transformer_folder import digest_of, transformer_files
 from dopsd.ray_cluster.connect import cluster_resources, connect, nodes

@@ -13,8 +13,8 @@ from dopsd.evaluation.spec import BASE, EvaluatedModel, EvaluateSpec
 from dopsd.method.noise import NoisePurpose, sample_noise
 from dopsd.models import FAMILIES
 from dopsd.models.attention import takes_masks
-from dopsd.models.base import DTYPES
-from dopsd.models.merge import merge
+from dopsd.models.families.family import DTYPES
+from dopsd.models.lora.merge import merge
 from dopsd.models.transformer_folder import bind_folder
 
 

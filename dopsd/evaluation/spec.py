@@ -12,7 +12,7 @@ from dopsd.errors import ConfigError, ModelError
 from dopsd.evaluation.metrics import make_metric
 from dopsd.evaluation.prompts import EvalPrompt
 from dopsd.models import FAMILIES
-from dopsd.models.base import DTYPES
+from dopsd.models.families.family import DTYPES
 from dopsd.models.pretrained import portable_base
 from dopsd.models.transformer_folder import transformer_files
 from dopsd.shapes.world import PIXELS

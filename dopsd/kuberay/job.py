@@ -16,7 +16,7 @@ from dopsd.kuberay.network import network_policy
 from dopsd.kuberay.pods import CONFIG_FILE, CONFIG_FOLDER, Manifest, Setting
 from dopsd.kuberay.sizes import sizes_of
 from dopsd.kuberay.windows import Windows
-from dopsd.models.merge import MergedLora
+from dopsd.models.lora.merge import MergedLora
 from dopsd.plan import make_plan
 
 Kind = Literal["rayjob", "rayjob-library", "raycluster"]

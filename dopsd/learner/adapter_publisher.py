@@ -10,7 +10,7 @@ import numpy as np
 from dopsd.config import MethodSection
 from dopsd.learner.weights import ReplicatedWeights
 from dopsd.models.checksum import checksum
-from dopsd.models.lora import STUDENT, TEACHER
+from dopsd.models.lora.layers import STUDENT, TEACHER
 from dopsd.policy.bundle import Bundle
 from dopsd.policy.flat import HostBuffer
 

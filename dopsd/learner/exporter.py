@@ -14,8 +14,8 @@ from dopsd.export import lora_file, modules_file, write_transformer
 from dopsd.learner.adapter_publisher import AdapterPublisher
 from dopsd.learner.publisher import BucketPublisher
 from dopsd.learner.weights import ReplicatedWeights, ShardedWeights, Weights
-from dopsd.models.base import DTYPES, Family
-from dopsd.models.lora import STUDENT, TEACHER
+from dopsd.models.families.family import DTYPES, Family
+from dopsd.models.lora.layers import STUDENT, TEACHER
 from dopsd.policy.bundle import Bundle
 from dopsd.run_folder.files import (
     DEBUG,

@@ -11,7 +11,7 @@ import numpy as np
 from dopsd.config import MethodSection
 from dopsd.learner.weights import ShardedWeights
 from dopsd.models.checksum import checksum
-from dopsd.models.lora import STUDENT, TEACHER
+from dopsd.models.lora.layers import STUDENT, TEACHER
 from dopsd.policy.buckets import BUCKET, bucket_key
 from dopsd.policy.bundle import Bundle
 from dopsd.policy.flat import HostBuffer

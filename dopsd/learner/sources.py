@@ -17,7 +17,7 @@ from dopsd.method.objective import state_weights
 from dopsd.method.rollout import VelocityFn
 from dopsd.method.schedule import euler_step
 from dopsd.method.terms import Term, Terms, fused_terms, stored_terms, target_terms
-from dopsd.models.base import DTYPES
+from dopsd.models.families.family import DTYPES
 from dopsd.models.sampling import training_sigmas
 from dopsd.records import EncodedBatch, TrainingBatch
 from dopsd.rollout.baselines import baseline_targets

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from dopsd.config import RunConfig
-from dopsd.models.base import Family
 from dopsd.models.checkpointing import checkpoint_every
-from dopsd.models.lora import STUDENT, TEACHER
-from dopsd.models.merge import load_trained_base
+from dopsd.models.families.family import Family
+from dopsd.models.lora.layers import STUDENT, TEACHER
+from dopsd.models.lora.merge import load_trained_base
+from dopsd.models.lora.warm_start import initial_lora
 from dopsd.models.quantize import as_buffers
 from dopsd.models.trained import TrainableParameters
-from dopsd.models.warm_start import initial_lora
 from dopsd.records import Context
 
 

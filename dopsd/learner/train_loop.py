@@ -24,7 +24,7 @@ from dopsd.learner.sources import DisaggregatedSource, FusedSource
 from dopsd.learner.student import build_student
 from dopsd.learner.zero.engine import ZeroEngine, engine_config, preset_stage
 from dopsd.models import FAMILIES
-from dopsd.models.base import DTYPES
+from dopsd.models.families.family import DTYPES
 from dopsd.ray_cluster.failures import full_disk
 from dopsd.ray_cluster.process import set_up
 from dopsd.run_folder.files import CHECKPOINTS

@@ -18,7 +18,7 @@ from dopsd.learner.zero.optimizer_state import (
     restore_slices,
     updates_taken,
 )
-from dopsd.models.lora import STUDENT, TEACHER
+from dopsd.models.lora.layers import STUDENT, TEACHER
 from dopsd.policy.buckets import cut
 from dopsd.policy.flat import FlatLayout
 

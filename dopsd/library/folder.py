@@ -19,9 +19,9 @@ from dopsd import storage
 from dopsd.config import RunConfig, dump_config
 from dopsd.config.load import parse_config
 from dopsd.errors import ConfigError, DataError
-from dopsd.library.card import Card, Count
 from dopsd.library.catalogue import Concept
 from dopsd.library.names import digest, folder_of
+from dopsd.library.report.card import Card, Count
 from dopsd.ownership import FileDigest, OwnedFolder, digest_of
 from dopsd.readers import Object, checked, read_json
 from dopsd.seal import sealed, unsealed

@@ -24,9 +24,9 @@ from dopsd.data.run_data import concept_weights
 from dopsd.errors import ConfigError
 from dopsd.learner.zero.engine import preset_stage, read_preset
 from dopsd.models.fingerprint import model_identity
-from dopsd.models.merge import merged_record
+from dopsd.models.lora.merge import merged_record
+from dopsd.models.lora.warm_start import initial_record
 from dopsd.models.pretrained import resolve_base
-from dopsd.models.warm_start import initial_record
 
 METHOD = 1
 """Counts what changes an adapter of the same data and recipe: a library of an older count trains

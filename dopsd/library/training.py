@@ -16,17 +16,17 @@ from dopsd.data.run_data import concept_weights
 from dopsd.driver.progress import Report, Show
 from dopsd.errors import ConfigError, DopsdError, StorageError, WorkerError
 from dopsd.export import lora_metadata
-from dopsd.library.card import Card
 from dopsd.library.catalogue import Catalogue, Concept
 from dopsd.library.folder import LEDGER, LORA, SHEET, TEACHER, LibraryFolder
-from dopsd.library.gauges import LibraryMetrics
 from dopsd.library.ledger import LibraryLedger, fold, read_ledger
-from dopsd.library.page import write_page
 from dopsd.library.pool import Ended, Event, Finished, Joined, Told, WorkerPool
 from dopsd.library.recipe import Recipes
+from dopsd.library.report.card import Card
+from dopsd.library.report.gauges import LibraryMetrics
+from dopsd.library.report.page import write_page
+from dopsd.library.report.status import library_status
 from dopsd.library.scheduler import Assignment, Counts, Scheduler, Tries
 from dopsd.library.speed import Pace
-from dopsd.library.status import library_status
 from dopsd.library.worker import Job, Trained
 from dopsd.ownership import digest_of
 

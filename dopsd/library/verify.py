@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from dopsd import shown, storage
 from dopsd.data.order import check_concepts
 from dopsd.errors import StorageError
-from dopsd.library.card import Card
 from dopsd.library.folder import LEDGER, LibraryFolder
 from dopsd.library.ledger import Story, fold, read_ledger
+from dopsd.library.report.card import Card
 from dopsd.ownership import digest_of
 
 

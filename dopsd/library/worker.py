@@ -34,11 +34,11 @@ from dopsd.learner.sources import FusedSource
 from dopsd.learner.student import build_student
 from dopsd.learner.weights import ReplicatedWeights, Weights
 from dopsd.learner.zero.engine import ZeroEngine, engine_config
-from dopsd.library.sheet import Sheet, SheetSampler
+from dopsd.library.report.sheet import Sheet, SheetSampler
 from dopsd.library.stopping import stops
 from dopsd.models import FAMILIES
 from dopsd.models.checksum import sha256
-from dopsd.models.lora import STUDENT, TEACHER
+from dopsd.models.lora.layers import STUDENT, TEACHER
 from dopsd.ray_cluster.process import set_up
 from dopsd.run_folder.ledger import TrainedShare
 from dopsd.run_folder.log import loss_steps

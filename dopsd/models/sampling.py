@@ -8,7 +8,7 @@ from torch import Tensor
 from dopsd.config import RunConfig
 from dopsd.method.rollout import VelocityFn
 from dopsd.method.schedule import with_final_zero
-from dopsd.models.base import Family
+from dopsd.models.families.family import Family
 from dopsd.records import Context
 
 

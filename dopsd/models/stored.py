@@ -20,7 +20,7 @@ from typing import Annotated, Literal
 from filelock import FileLock
 from pydantic import AfterValidator, BaseModel
 
-from dopsd import storage
+from dopsd import pieces, storage
 from dopsd.disk import free_bytes, free_space, megabytes
 from dopsd.errors import ModelError, StorageError
 from dopsd.ownership import FileDigest
@@ -111,7 +111,7 @@ class _Copy:
         """Raises _OtherBytes before the file gets its name."""
         expected, digest, size = self.record.files[name], hashlib.sha256(), 0
         # A copy that a power cut left with other bytes would be taken for whole.
-        with storage.streamed_file(str(self.folder / name)) as file:
+        with pieces.streamed_file(str(self.folder / name)) as file:
             for part in storage.read_parts(storage.join(self.url, name)):
                 digest.update(part)
                 size += file.write(part)

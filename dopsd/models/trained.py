@@ -9,8 +9,14 @@ from torch import Tensor, nn
 
 from dopsd.config import RunConfig
 from dopsd.errors import ModelError
-from dopsd.models.base import Family
-from dopsd.models.lora import STUDENT, adapter_parameters, bind_parameters, inject, resolve_targets
+from dopsd.models.families.family import Family
+from dopsd.models.lora.layers import (
+    STUDENT,
+    adapter_parameters,
+    bind_parameters,
+    inject,
+    resolve_targets,
+)
 
 NORMS, EMBEDDERS = "norms", "embedders"
 

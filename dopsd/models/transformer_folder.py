@@ -12,7 +12,7 @@ from safetensors.torch import load
 
 from dopsd import shown, storage
 from dopsd.errors import ModelError
-from dopsd.models.lora import bind_parameters
+from dopsd.models.lora.layers import bind_parameters
 from dopsd.models.weight_index import WeightIndex
 from dopsd.readers import Object, read_json
 

@@ -18,7 +18,7 @@ from dopsd import storage
 from dopsd.config import DataSection, RunConfig, dump_config
 from dopsd.config.load import dump_yaml
 from dopsd.errors import DataError
-from dopsd.models.lora import STUDENT
+from dopsd.models.lora.layers import STUDENT
 from dopsd.readers import read_json
 from dopsd.report.chart import curves
 from dopsd.report.evaluation import steps_kept

@@ -18,7 +18,7 @@ from dopsd.method.off_policy import (
     training_levels,
 )
 from dopsd.method.rollout import VelocityFn
-from dopsd.models.base import Family
+from dopsd.models.families.family import Family
 from dopsd.models.sampling import training_sigmas
 from dopsd.records import EncodedBatch, SampleInfo, TrainingBatch
 

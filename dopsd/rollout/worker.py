@@ -22,10 +22,10 @@ from dopsd.method.noise import batch_noise
 from dopsd.method.objective import state_weights
 from dopsd.method.rollout import rollout, score
 from dopsd.models import FAMILIES
-from dopsd.models.base import DTYPES
 from dopsd.models.checksum import checksum
-from dopsd.models.lora import STUDENT, TEACHER, activate, bind_parameters
-from dopsd.models.merge import load_trained_base
+from dopsd.models.families.family import DTYPES
+from dopsd.models.lora.layers import STUDENT, TEACHER, activate, bind_parameters
+from dopsd.models.lora.merge import load_trained_base
 from dopsd.models.sampling import batch_velocity, training_sigmas
 from dopsd.models.trained import TrainableParameters
 from dopsd.policy.buckets import bucket_key, unpack_bucket

@@ -8,7 +8,7 @@ from dopsd import storage
 from dopsd.config import RunConfig, parse_config
 from dopsd.data.manifest import has_manifest
 from dopsd.errors import ConfigError
-from dopsd.models.lora import STUDENT, TEACHER
+from dopsd.models.lora.layers import STUDENT, TEACHER
 from dopsd.readers import read_payload
 
 CHECKPOINTS = "checkpoints"

@@ -14,7 +14,7 @@ from dopsd import storage
 from dopsd.config import RunConfig
 from dopsd.data.manifest import find_manifest, has_manifest
 from dopsd.errors import ConfigError, DopsdError
-from dopsd.models.lora import STUDENT
+from dopsd.models.lora.layers import STUDENT
 from dopsd.ownership import OwnedFolder, carries_our_mark, digest_of
 from dopsd.run_folder.checkpoint_files import remove_all_steps, steps
 from dopsd.run_folder.files import (

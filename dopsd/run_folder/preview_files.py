@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dopsd.config import RunConfig
-from dopsd.models.base import DTYPES
+from dopsd.models.families.family import DTYPES
 from dopsd.run_folder.files import PREVIEW
 
 HISTORY = f"{PREVIEW}/history.json"

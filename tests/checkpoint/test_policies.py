@@ -9,7 +9,7 @@ import torch
 
 from dopsd.checkpoint.folder import Checkpoint
 from dopsd.checkpoint.policies import bucket_files, restored_bundles
-from dopsd.models.lora import STUDENT, TEACHER
+from dopsd.models.lora.layers import STUDENT, TEACHER
 from dopsd.policy.buckets import bucket_key
 from dopsd.policy.bundle import Bundle
 from tests.helpers.bundles import pack_bucket

@@ -13,8 +13,8 @@ from dopsd.checkpoint.room import RoomNeeded, refuse_without_room, shortage
 from dopsd.errors import ConfigError
 from dopsd.export import lora_file
 from dopsd.models import FAMILIES
-from dopsd.models.base import DTYPES
-from dopsd.models.lora import STUDENT
+from dopsd.models.families.family import DTYPES
+from dopsd.models.lora.layers import STUDENT
 from dopsd.models.trained import TrainableParameters
 from tests.helpers.bundles import made_bundle
 from tests.helpers.tiny import make_config

@@ -19,7 +19,7 @@ from dopsd.evaluation.drawn_with import WeightedLora
 from dopsd.evaluation.generate import sample
 from dopsd.export import lora_file
 from dopsd.models import FAMILIES
-from dopsd.models.lora import STUDENT, adapter_parameters, inject, resolve_targets
+from dopsd.models.lora.layers import STUDENT, adapter_parameters, inject, resolve_targets
 from tests.helpers.tiny import make_transformer, random_state
 
 

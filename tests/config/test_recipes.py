@@ -18,7 +18,7 @@ from dopsd.learner.student import build_student
 from dopsd.method.ema import Ema
 from dopsd.method.objective import state_loss
 from dopsd.method.terms import stored_terms
-from dopsd.models.lora import STUDENT, TEACHER
+from dopsd.models.lora.layers import STUDENT, TEACHER
 from dopsd.records import EncodedBatch, SampleInfo, TrainingBatch
 from dopsd.rollout.worker import InferenceWorker
 from tests.config.test_configs import RECIPES

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dopsd.method.objective import state_loss
 from dopsd.method.rollout import rollout, score
 from dopsd.method.terms import fused_terms, stored_terms
-from dopsd.models.base import Family
+from dopsd.models.families.family import Family
 from dopsd.records import Context, SampleInfo, TrainingBatch
 
 

@@ -17,7 +17,7 @@ from dopsd.coordinator.coordinator import Coordinator
 from dopsd.data.stream.pipeline import load_encoded
 from dopsd.errors import AcknowledgementError, DeadlineError, WorkerError
 from dopsd.models import FAMILIES
-from dopsd.models.lora import STUDENT, adapter_parameters, inject, resolve_targets
+from dopsd.models.lora.layers import STUDENT, adapter_parameters, inject, resolve_targets
 from dopsd.policy.bundle import Acknowledgement, Bundle
 from dopsd.ray_cluster.placement import resolve_roles
 from dopsd.records import EncodedBatch, SampleInfo, TrainingBatch, Trajectory

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from dopsd.kuberay.pods import HEAD_PORTS, PORTS
-from dopsd.library.gauges import LibraryGauges
+from dopsd.library.report.gauges import LibraryGauges
 from dopsd.run_folder.trackers import RayMetrics
 from tests.deploy.policy import violations
 from tests.helpers.paths import ROOT

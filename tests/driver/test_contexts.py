@@ -21,7 +21,7 @@ from dopsd.driver.train import train
 from dopsd.method.noise import batch_noise
 from dopsd.method.terms import fused_terms
 from dopsd.models import Flux2Klein
-from dopsd.models.lora import STUDENT, TEACHER, activate, adapter_parameters
+from dopsd.models.lora.layers import STUDENT, TEACHER, activate, adapter_parameters
 from dopsd.models.sampling import batch_velocity
 from dopsd.records import EncodedBatch, SampleInfo, TrainingBatch, unpack
 from dopsd.rollout.baselines import baseline_targets

@@ -13,7 +13,7 @@ from dopsd.learner.student import Student, build_student
 from dopsd.method.noise import batch_noise
 from dopsd.method.terms import fused_terms
 from dopsd.models import Flux2Klein
-from dopsd.models.lora import STUDENT, TEACHER, activate, adapter_parameters
+from dopsd.models.lora.layers import STUDENT, TEACHER, activate, adapter_parameters
 from dopsd.records import Context
 from tests.helpers.tiny import random_image
 from tests.helpers.tiny_flux2 import BLOCKS, make_flux2_config

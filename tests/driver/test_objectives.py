@@ -15,7 +15,7 @@ from dopsd.export import lora_metadata
 from dopsd.learner.sources import DisaggregatedSource, FusedSource
 from dopsd.method.noise import batch_noise, batch_uniform
 from dopsd.models import FAMILIES
-from dopsd.models.lora import TEACHER
+from dopsd.models.lora.layers import TEACHER
 from dopsd.records import Context, EncodedBatch, SampleInfo
 from dopsd.rollout.baselines import baseline_targets
 from dopsd.rollout.worker import InferenceWorker

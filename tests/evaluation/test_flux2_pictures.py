@@ -24,7 +24,7 @@ from dopsd.export import lora_file
 from dopsd.method.noise import NoisePurpose, sample_noise
 from dopsd.method.rollout import rollout
 from dopsd.models import Flux2Klein
-from dopsd.models.lora import (
+from dopsd.models.lora.layers import (
     STUDENT,
     TEACHER,
     adapter_parameters,

@@ -25,7 +25,7 @@ from dopsd.evaluation.spec import BASE, EvaluatedModel, EvaluateSpec, MetricChoi
 from dopsd.evaluation.worker import EvaluationWorker, GeneratedImage
 from dopsd.export import lora_file
 from dopsd.models import FAMILIES
-from dopsd.models.lora import STUDENT, adapter_parameters, inject, resolve_targets
+from dopsd.models.lora.layers import STUDENT, adapter_parameters, inject, resolve_targets
 from tests.helpers.tiny import random_image, random_state
 
 PROMPTS = (

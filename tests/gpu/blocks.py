@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dopsd.config import RunConfig, load_config
 from dopsd.models import ZImage
-from dopsd.models.lora import STUDENT
+from dopsd.models.lora.layers import STUDENT
 from dopsd.models.trained import TrainableParameters
 from dopsd.records import Context
 

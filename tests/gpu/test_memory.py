@@ -14,7 +14,7 @@ from torch import Tensor
 from dopsd.config import load_config
 from dopsd.learner.adapter_publisher import AdapterPublisher
 from dopsd.models.checkpointing import checkpoint_every
-from dopsd.models.lora import STUDENT, TEACHER
+from dopsd.models.lora.layers import STUDENT, TEACHER
 from dopsd.plan import make_plan
 from dopsd.plan.architecture import architecture
 from dopsd.plan.velocity import Adapter, Shape, activations

@@ -16,7 +16,7 @@ from dopsd.driver.summary import Summary
 from dopsd.driver.train import train
 from dopsd.evaluation.generate import load_lora
 from dopsd.models import FAMILIES
-from dopsd.models.lora import STUDENT, bind_parameters
+from dopsd.models.lora.layers import STUDENT, bind_parameters
 from dopsd.models.trained import TrainableParameters
 from dopsd.ray_cluster.connect import end_local
 from dopsd.records import Context

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dopsd.models.checksum import checksum
-from dopsd.models.lora import STUDENT, TEACHER
+from dopsd.models.lora.layers import STUDENT, TEACHER
 from dopsd.policy.buckets import BUCKET
 from dopsd.policy.bundle import Bundle
 from dopsd.records import pack

@@ -25,7 +25,7 @@ from dopsd.learner.zero.engine import ZeroEngine, engine_config, read_preset
 from dopsd.learner.zero.optimizer_state import AVERAGE
 from dopsd.method.ema import Ema
 from dopsd.models import FAMILIES
-from dopsd.models.lora import STUDENT, TEACHER
+from dopsd.models.lora.layers import STUDENT, TEACHER
 from dopsd.policy.buckets import cut, unpack_bucket
 from tests.helpers.tiny import make_config
 from tests.learner.zero.zero_rank import FULL, STATES, RecordingClient, batches, main, share_of

@@ -25,7 +25,7 @@ from dopsd.learner.weights import ShardedWeights
 from dopsd.learner.zero.engine import ZeroEngine, engine_config, read_preset
 from dopsd.learner.zero.optimizer_state import optimizer_state, updates_taken
 from dopsd.models import FAMILIES
-from dopsd.models.lora import STUDENT
+from dopsd.models.lora.layers import STUDENT
 from dopsd.policy.buckets import cut
 from dopsd.policy.bundle import Bundle
 from tests.learner.full_rank import LIMIT, STEPS, full_config

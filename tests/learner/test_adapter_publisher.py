@@ -12,7 +12,7 @@ import torch
 
 from dopsd.learner.adapter_publisher import AdapterPublisher
 from dopsd.models.checksum import checksum
-from dopsd.models.lora import STUDENT, TEACHER
+from dopsd.models.lora.layers import STUDENT, TEACHER
 from dopsd.policy.bundle import read_payload
 from dopsd.policy.flat import FlatLayout
 from tests.helpers.tiny import make_config

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dopsd.learner.weights import ReplicatedWeights
-from dopsd.models.lora import STUDENT, TEACHER
+from dopsd.models.lora.layers import STUDENT, TEACHER
 from dopsd.policy.flat import FlatLayout
 from tests.helpers.tiny import make_config
 

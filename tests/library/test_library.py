@@ -18,8 +18,8 @@ from dopsd.config import RunConfig
 from dopsd.driver.train import train
 from dopsd.library.folder import LEDGER, LORA, PAGE, SHEET, LibraryFolder
 from dopsd.library.ledger import fold, read_ledger
+from dopsd.library.report.status import DONE, SKIPPED, library_status
 from dopsd.library.run import LibrarySummary, train_library
-from dopsd.library.status import DONE, SKIPPED, library_status
 from dopsd.library.verify import verify_library
 from dopsd.models.checksum import sha256
 from dopsd.records import unpack

@@ -19,7 +19,7 @@ from dopsd.library.ledger import fold, read_ledger
 from dopsd.library.pool import WorkerPool
 from dopsd.library.recipe import Fingerprints
 from dopsd.library.recipe import Recipes as LibraryRecipes
-from dopsd.library.status import PARKED, library_status, retry_parked
+from dopsd.library.report.status import PARKED, library_status, retry_parked
 from dopsd.library.training import LibrarySummary, LibraryTraining
 from dopsd.library.verify import verify_library
 from dopsd.ray_cluster.placement import Role

@@ -30,10 +30,10 @@ from dopsd.data.run_data import read_spec
 from dopsd.data.sources.rows import ByteRange, SourceRow
 from dopsd.learner.zero.engine import read_preset
 from dopsd.library.recipe import Recipes
-from dopsd.library.sheet import THUMBNAIL_BYTES, Sheet
+from dopsd.library.report.sheet import THUMBNAIL_BYTES, Sheet
 from dopsd.library.worker import Job, LibraryWorker, SavedState
 from dopsd.models.checksum import checksum
-from dopsd.models.lora import lora_layers
+from dopsd.models.lora.layers import lora_layers
 from tests.data.samples import picture
 from tests.helpers.runs import run_config
 

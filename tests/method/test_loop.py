@@ -13,7 +13,7 @@ from dopsd.method.objective import Weighting, state_loss, state_weights
 from dopsd.method.rollout import rollout, score
 from dopsd.method.terms import Terms, fused_terms, stored_terms
 from dopsd.models import ZImage
-from dopsd.models.lora import (
+from dopsd.models.lora.layers import (
     STUDENT,
     TEACHER,
     activate,

@@ -21,9 +21,9 @@ from dopsd.export import lora_file
 from dopsd.learner.student import Student, build_student
 from dopsd.learner.zero.engine import ZeroEngine, engine_config, read_preset
 from dopsd.models import FAMILIES, quantize
-from dopsd.models.base import Family
 from dopsd.models.checksum import checksum
-from dopsd.models.lora import STUDENT, TEACHER, activate
+from dopsd.models.families.family import Family
+from dopsd.models.lora.layers import STUDENT, TEACHER, activate
 from dopsd.models.quantize import check_quantize, is_quantized, outside_of_blocks, resident_bytes
 from dopsd.plan.architecture import architecture
 from dopsd.plan.quantized import base_bytes

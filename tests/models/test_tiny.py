@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from dopsd.models import ZImage
-from dopsd.models.lora import STUDENT, adapter_parameters, inject, resolve_targets
+from dopsd.models.lora.layers import STUDENT, adapter_parameters, inject, resolve_targets
 from tests.helpers.tiny import LATENT, make_context, random_state
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from dopsd.errors import ModelError
 from dopsd.models import FAMILIES
-from dopsd.models.lora import STUDENT, TEACHER
+from dopsd.models.lora.layers import STUDENT, TEACHER
 from dopsd.models.trained import TrainableParameters, match_parameters
 from tests.helpers.tiny import make_config
 from tests.helpers.tiny_flux2 import make_flux2_config

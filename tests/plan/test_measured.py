@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from dopsd.config import load_config
 from dopsd.models import FAMILIES
 from dopsd.models.checkpointing import checkpoint_every
-from dopsd.models.lora import STUDENT
+from dopsd.models.lora.layers import STUDENT
 from dopsd.models.trained import TrainableParameters
 from dopsd.plan.bases import base_of
 from dopsd.plan.velocity import Adapter, Shape, activations

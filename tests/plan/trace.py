@@ -18,9 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dopsd.config import RunConfig
 from dopsd.models import Family
-from dopsd.models.base import DTYPES
-from dopsd.models.flux2_klein import position_ids
-from dopsd.models.lora import STUDENT
+from dopsd.models.families.family import DTYPES
+from dopsd.models.families.flux2_klein import position_ids
+from dopsd.models.lora.layers import STUDENT
 from dopsd.models.trained import TrainableParameters
 from dopsd.plan.architecture import architecture as made_of
 from dopsd.records import Context

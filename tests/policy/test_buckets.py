@@ -11,7 +11,7 @@ import torch
 
 from dopsd.config import RunConfig
 from dopsd.errors import AcknowledgementError, ModelError
-from dopsd.models.lora import STUDENT, TEACHER
+from dopsd.models.lora.layers import STUDENT, TEACHER
 from dopsd.policy.buckets import cut
 from dopsd.policy.bundle import Bundle, check_acknowledgement
 from dopsd.policy.versions import policy_version, teacher_version

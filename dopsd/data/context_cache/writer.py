@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
 
-from dopsd import __version__, storage
+from dopsd import __version__, pieces, storage
 from dopsd.data.captions import every_prompt
 from dopsd.data.context_cache.files import (
     FORMAT,
@@ -158,7 +158,7 @@ class GroupWriter:
         meta = {META_KEY: json.dumps(self._identity | {"index": index})}
         path = storage.join(self.folder, cache_file(file, row_group))
         with (
-            storage.whole_file(path) as sink,
+            pieces.whole_file(path) as sink,
             # As the shards are written; the checksums tell a page that has decayed.
             pq.ParquetWriter(
                 sink,

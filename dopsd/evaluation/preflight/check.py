@@ -23,10 +23,10 @@ from dopsd.evaluation.preflight.framing import Framing, FramingVerdict, framing,
 from dopsd.evaluation.preflight.verdict import TeacherVerdict, judge
 from dopsd.method.noise import NoisePurpose, batch_noise
 from dopsd.models import FAMILIES
-from dopsd.models.base import DTYPES, Family
-from dopsd.models.merge import drawn_merged, merge
+from dopsd.models.families.family import DTYPES, Family
+from dopsd.models.lora.merge import drawn_merged, merge
+from dopsd.models.lora.warm_start import for_pipeline, initial_lora
 from dopsd.models.trained import TrainableParameters
-from dopsd.models.warm_start import for_pipeline, initial_lora
 from dopsd.records import Context
 from dopsd.report.sheet import contact_sheet
 

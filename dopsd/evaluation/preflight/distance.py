@@ -13,7 +13,7 @@ from torch import Tensor
 from dopsd.config.outputs import PreflightSection
 from dopsd.errors import DataError
 from dopsd.evaluation.metrics import make_distance
-from dopsd.models.base import Family
+from dopsd.models.families.family import Family
 from dopsd.shapes import oracle, world
 from dopsd.shapes.grid import from_image
 

@@ -29,7 +29,7 @@ from dopsd.method.noise import NoisePurpose
 from dopsd.method.objective import state_weights
 from dopsd.method.rollout import rollout, score
 from dopsd.method.schedule import clean_estimate
-from dopsd.models.lora import STUDENT, TEACHER
+from dopsd.models.lora.layers import STUDENT, TEACHER
 from dopsd.models.sampling import batch_velocity, training_sigmas
 from dopsd.records import EncodedBatch, SampleInfo, TrainingBatch
 from dopsd.report.sheet import strip

@@ -16,12 +16,12 @@ from dopsd.data.images import encode_png
 from dopsd.data.sample import Sample
 from dopsd.method.noise import NoisePurpose, batch_noise
 from dopsd.models import FAMILIES
-from dopsd.models.base import DTYPES
-from dopsd.models.lora import STUDENT, TEACHER, bind_parameters
-from dopsd.models.merge import drawn_merged, merge
+from dopsd.models.families.family import DTYPES
+from dopsd.models.lora.layers import STUDENT, TEACHER, bind_parameters
+from dopsd.models.lora.merge import drawn_merged, merge
+from dopsd.models.lora.warm_start import for_pipeline, initial_lora
 from dopsd.models.trained import TrainableParameters
 from dopsd.models.transformer_folder import bind_files
-from dopsd.models.warm_start import for_pipeline, initial_lora
 from dopsd.records import Context
 from dopsd.report.sheet import contact_sheet
 

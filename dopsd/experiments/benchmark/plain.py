@@ -31,8 +31,8 @@ from dopsd.method.noise import batch_noise
 from dopsd.method.objective import state_loss, state_weights
 from dopsd.method.schedule import euler_step
 from dopsd.models import FAMILIES
-from dopsd.models.base import DTYPES
-from dopsd.models.lora import STUDENT, TEACHER, activate
+from dopsd.models.families.family import DTYPES
+from dopsd.models.lora.layers import STUDENT, TEACHER, activate
 from dopsd.models.sampling import training_sigmas
 from dopsd.ray_cluster.process import peak_memory_mb, set_up
 from dopsd.records import Context, noise_ids

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from dopsd.config import RunConfig
-from dopsd.models.base import DTYPES
+from dopsd.models.families.family import DTYPES
 from dopsd.shapes import weights_path
 
 

@@ -26,7 +26,7 @@ from dopsd.experiments.shapes_card.effect_data import STATES, Batches
 from dopsd.method.objective import state_loss
 from dopsd.method.off_policy import flow_matching
 from dopsd.method.terms import Terms, fused_terms, target_terms
-from dopsd.models.z_image import ZImage
+from dopsd.models.families.z_image import ZImage
 from dopsd.records import Context
 from dopsd.shapes import concepts, oracle
 

@@ -28,7 +28,7 @@ from dopsd.learner.zero.optimizer_state import (
     set_optimizer_state,
     start_average,
 )
-from dopsd.models.lora import STUDENT, TEACHER, activate, bind_parameters
+from dopsd.models.lora.layers import STUDENT, TEACHER, activate, bind_parameters
 from dopsd.policy.flat import FlatLayout
 from dopsd.readers import Object, checked, read_json
 

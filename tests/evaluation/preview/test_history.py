@@ -17,7 +17,7 @@ from dopsd.evaluation.preview.sampler import PreviewSampler
 from dopsd.export import lora_file
 from dopsd.method.noise import NoisePurpose, sample_noise
 from dopsd.models import FAMILIES
-from dopsd.models.lora import STUDENT, adapter_parameters, inject, resolve_targets
+from dopsd.models.lora.layers import STUDENT, adapter_parameters, inject, resolve_targets
 from dopsd.records import unpack
 from dopsd.report.sheet import cut
 from dopsd.run_folder.preview_files import (

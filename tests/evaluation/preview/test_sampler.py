@@ -14,7 +14,7 @@ from dopsd.data.sample import Sample
 from dopsd.evaluation.preview.sampler import BASE, PreviewSampler
 from dopsd.export import lora_file
 from dopsd.models import ZImage
-from dopsd.models.lora import STUDENT, TEACHER
+from dopsd.models.lora.layers import STUDENT, TEACHER
 from tests.helpers.tiny import make_config, random_image
 from tests.models.test_transformer_folder import runs
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from dopsd.models import FAMILIES
-from dopsd.models.lora import STUDENT, adapter_parameters, inject, resolve_targets
+from dopsd.models.lora.layers import STUDENT, adapter_parameters, inject, resolve_targets
 from dopsd.records import Context
 from tests.helpers.paths import ROOT
 from tests.helpers.ports import free_port

@@ -33,7 +33,7 @@ from dopsd.learner.zero.optimizer_state import updates_taken
 from dopsd.method.terms import stored_terms
 from dopsd.models import FAMILIES
 from dopsd.models.checksum import checksum
-from dopsd.models.lora import STUDENT, TEACHER
+from dopsd.models.lora.layers import STUDENT, TEACHER
 from dopsd.ray_cluster.process import set_up
 from dopsd.records import SampleInfo, TrainingBatch
 from dopsd.run_folder.ledger import TrainedShare

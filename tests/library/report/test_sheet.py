@@ -1,0 +1,43 @@
+"""Thumbnails are small whatever they show; a sheet that cannot be drawn is told and no more."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import torch
+from PIL import Image
+
+from dopsd.data.context_cache.files import ContextCache
+from dopsd.library.report.sheet import THUMBNAIL_BYTES, thumbnail
+from dopsd.library.worker import Job, LibraryWorker
+from tests.helpers.tiny import make_config, random_image
+
+
+@pytest.mark.parametrize("size", [(32, 32), (1024, 1024), (2048, 256), (8, 64)])
+def test_a_thumbnail_is_small_and_holds_three_pictures(size: tuple[int, int]) -> None:
+    row = tuple(Image.fromarray(random_image(*size, number)) for number in range(3))
+    payload = thumbnail(row)
+    assert len(payload) <= THUMBNAIL_BYTES
+    with Image.open(io.BytesIO(payload)) as image:
+        width, height = image.width / 3, image.height
+        assert max(width, height) <= 96
+        assert width / height == pytest.approx(size[1] / size[0], rel=0.1)
+
+
+def test_a_sheet_that_cannot_be_drawn_is_told() -> None:
+    class NoDecoder:
+        def draw(self, groups: object, device: torch.device) -> None:
+            raise RuntimeError("no decoder:\n here")
+
+    config = make_config("base", data={"shards": "unread"})
+    worker = LibraryWorker(config, {}, ContextCache("", "", {}, True, False, ""), "cpu")
+    job = Job("a", config, (), 1.0, {}, 0, {}, [])
+    assert worker._drawn(job) == (None, ""), "none is kept"
+    worker._sheets = NoDecoder()  # type: ignore[assignment]
+    assert worker._drawn(job) == (None, "no decoder: here")
+    again = Job("a", config, (), 1.0, {}, 0, {}, [], draw=False)
+    assert worker._drawn(again) == (
+        None,
+        "a worker died of this concept, perhaps while it drew",
+    )
