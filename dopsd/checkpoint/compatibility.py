@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,15 +72,22 @@ def config_drift(
     seeds = config.run.seed, earlier.get("run", {}).get("seed")
     if seeds[0] != seeds[1]:
         return "run.seed", *seeds
+    for key, new, old in differences(config, earlier):
+        if not _free(key, config, step):
+            return key, new, old
+    return None
+
+
+def differences(config: RunConfig, earlier: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Every key, with its value now and then, in which ``config`` differs from the values of an
+    ``earlier`` one. One that one of the two dopsds does not know stands at its default in it."""
     before, after = _flat(earlier), _flat(shown_values(config))
     _compare_by_content(before, after)
     for key in sorted(before.keys() | after.keys()):
-        # A key that one of the two dopsds does not know stands at its default in the other.
         old = before.get(key, _DEFAULTS.get(key))
         new = after.get(key, _DEFAULTS.get(key))
-        if old != new and not _free(key, config, step):
-            return key, new, old
-    return None
+        if old != new:
+            yield key, new, old
 
 
 def _compare_by_content(before: dict[str, Any], after: dict[str, Any]) -> None:

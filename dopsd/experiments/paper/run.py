@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from dopsd import storage
 from dopsd.checkpoint.folder import complete_steps
-from dopsd.config import RunConfig, dump_config
+from dopsd.config import RunConfig
 from dopsd.driver.checks import with_absolute_paths
 from dopsd.driver.progress import Progress, Report
 from dopsd.driver.train import train
@@ -19,9 +19,10 @@ from dopsd.evaluation.spec import EvaluatedModel, EvaluateSpec, MetricChoice, re
 from dopsd.experiments.paper import page
 from dopsd.experiments.paper.cost import Cost, drawing_cost, training_cost
 from dopsd.experiments.paper.rows import PaperRow, config_of, rows_of
+from dopsd.experiments.settings import refuse_other_settings
 from dopsd.models.pretrained import MissingWeights
 from dopsd.ownership import OwnedFolder
-from dopsd.run_folder.files import CONFIG_FILE, LORA_FILE, RunFolder
+from dopsd.run_folder.files import LORA_FILE, RunFolder
 
 PAGE, RESULTS = "paper.md", "paper.json"
 _MADE = (PAGE, RESULTS, "runs/", "shards/", "evaluation/")
@@ -141,11 +142,8 @@ def _not_measured(asked: PaperRun) -> list[str]:
 def is_trained(config: RunConfig) -> bool:
     """Raises ConfigError when the run was trained by other settings: results never mix."""
     run = RunFolder(config.run.folder)
-    if run.exists and run.read(CONFIG_FILE).decode() != dump_config(config):
-        raise ConfigError(
-            f"{run.path} was begun with other settings; allowed: another --folder, or taking it "
-            "away"
-        )
+    if run.exists:
+        refuse_other_settings(run, config)
     return run.is_finished and run.has(LORA_FILE)
 
 

@@ -7,15 +7,16 @@ from itertools import chain
 
 from pydantic import BaseModel
 
-from dopsd.config import RunConfig, dump_config
+from dopsd.config import RunConfig
 from dopsd.driver.checks import with_absolute_paths
 from dopsd.driver.context_cache import encode_contexts
 from dopsd.driver.progress import Progress, Report, clock
-from dopsd.errors import ConfigError, DataError
+from dopsd.errors import DataError
 from dopsd.experiments.reproduce.trainings import Trainings
 from dopsd.experiments.reproduce.variants import NEEDS_ALL, RATES, Budget, Trial, config_of, run_of
+from dopsd.experiments.settings import refuse_other_settings
 from dopsd.readers import read_json
-from dopsd.run_folder.files import CONFIG_FILE, LORA_FILE, SUMMARY_FILE, RunFolder
+from dopsd.run_folder.files import LORA_FILE, SUMMARY_FILE, RunFolder
 
 
 def pending(trials: Sequence[Trial], budget: Budget, folder: str) -> list[Trial]:
@@ -30,11 +31,7 @@ def pending(trials: Sequence[Trial], budget: Budget, folder: str) -> list[Trial]
         if not (run.is_finished and run.has(LORA_FILE)):
             left.append(trial)
             continue
-        if run.read(CONFIG_FILE).decode() != dump_config(config):
-            raise ConfigError(
-                f"{run.path} was trained by other settings; allowed: another --folder, "
-                "or take it away"
-            )
+        refuse_other_settings(run, config)
     return left
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from dopsd.config.load import dump_config, dump_yaml
 from dopsd.driver.checks import with_absolute_paths
 from dopsd.errors import ConfigError, DataError
 from dopsd.experiments.reproduce.rates import Tried, candidates, chosen, tried
@@ -171,8 +172,6 @@ def test_a_run_of_other_settings_is_refused_by_name(tmp_path) -> None:
     folder = tmp_path / "runs" / trial.name
     folder.mkdir(parents=True)
     config = with_absolute_paths(config_of(trial, FULL, str(tmp_path)))
-    from dopsd.config import dump_config
-
     (folder / "config.yaml").write_text(dump_config(config))
     assert pending([trial], FULL, str(tmp_path)) == [trial], "it never finished"
     (folder / "summary.json").write_text("{}")
@@ -183,6 +182,12 @@ def test_a_run_of_other_settings_is_refused_by_name(tmp_path) -> None:
         seconds_of(trial, str(tmp_path))
     (folder / "summary.json").write_text('{"seconds": 12.5, "steps": 200}')
     assert seconds_of(trial, str(tmp_path)) == 12.5
-    (folder / "config.yaml").write_text("learner: {}\n")
-    with pytest.raises(ConfigError, match=r"s0-lr0\.0005 was trained by other settings; allowed"):
+    older = config.model_dump(mode="json")
+    del older["lora"]["init"], older["library"]
+    (folder / "config.yaml").write_text(dump_yaml(older))
+    assert pending([trial], FULL, str(tmp_path)) == [], "an older dopsd knew fewer keys"
+    older["data"]["shapes_count"] = 17
+    (folder / "config.yaml").write_text(dump_yaml(older))
+    told = r"s0-lr0\.0005 was trained with data\.shapes_count=17, this .* has 16; allowed: another"
+    with pytest.raises(ConfigError, match=told):
         pending([trial], FULL, str(tmp_path))
