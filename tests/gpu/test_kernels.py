@@ -91,7 +91,7 @@ def test_quantised_weights_take_less_and_train_alike(
     options = {"device_map": {"": device}} if device != "cpu" else {}
     quantised = ZImageTransformer2DModel.from_pretrained(
         tmp_path,
-        torch_dtype=torch.bfloat16,
+        dtype=torch.bfloat16,
         quantization_config=for_transformer(kind, torch.bfloat16, plain),
         **options,
     )

@@ -29,4 +29,4 @@ def test_a_gpus_model_is_never_whole_on_the_host(
     monkeypatch.setattr(getattr(diffusers, KINDS[part]), "from_pretrained", load)
     getattr(ZImage(str(tiny_base)), part)(torch.bfloat16, device)
     assert asked[0].get("device_map") == mapped
-    assert asked[0]["torch_dtype"] == torch.bfloat16
+    assert asked[0]["dtype"] == torch.bfloat16

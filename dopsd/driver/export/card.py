@@ -86,7 +86,7 @@ def model_card(
         "import torch\n"
         "import diffusers\n\n"
         f"pipe = diffusers.{family.pipeline_class}.from_pretrained(\n"
-        f"    {base!r}, torch_dtype=torch.bfloat16\n"
+        f"    {base!r}, dtype=torch.bfloat16\n"
         ').to("cuda")\n'
         f"pipe.load_lora_weights({repository!r})\n"
         f'pipe("your prompt", num_inference_steps={steps}, {family.stock_call}).images[0]\n'

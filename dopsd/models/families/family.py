@@ -153,7 +153,7 @@ class Family(ABC):
         with loading_errors(self.base):
             pipeline = getattr(diffusers, self.pipeline_class).from_pretrained(
                 self.base,
-                torch_dtype=dtype,
+                dtype=dtype,
                 revision=self.revision,
                 use_safetensors=True,
                 **given,
@@ -305,7 +305,7 @@ class Family(ABC):
             return getattr(diffusers, name).from_pretrained(
                 self.base,
                 subfolder=subfolder,
-                torch_dtype=dtype,
+                dtype=dtype,
                 revision=self.revision,
                 use_safetensors=True,
                 **options,
