@@ -30,7 +30,7 @@ def init(
         ),
     ] = None,
     card: Annotated[
-        str | None, typer.Option(help="Your GPU, e.g. 4090-24; none for shapes.")
+        str | None, typer.Option(help="Your GPU, e.g. 4090-24; shapes needs none.")
     ] = None,
     data: Annotated[
         str | None, typer.Option(help="Your pictures: a folder, list, table or .tar, also s3://.")
@@ -48,16 +48,19 @@ def init(
 ) -> None:
     """Ask what is trained on what, look at the data, plan, and write a commented recipe.
 
-    Without a terminal all five answers are flags. A file that is there is never replaced.
+    Without a terminal all answers are flags. A file that is there is never replaced.
     """
+    quiet()
+    from dopsd.driver.own_recipe import answers as of
+
+    if base == of.SHAPES and card is None:
+        card = of.NO_CARD
     asks = _is_terminal()
     given = {"base": base, "card": card, "data": data, "concept": concept, "cluster": cluster}
     if not asks and (missing := [name for name, value in given.items() if value is None]):
         raise ConfigError(
             f"--{missing[0]}: missing, and no terminal to ask at; `dopsd init --help` has the flags"
         )
-    quiet()
-    from dopsd.driver.own_recipe import answers as of
     from dopsd.driver.own_recipe.commands import next_commands, remarks
     from dopsd.driver.own_recipe.fit import fitted
     from dopsd.driver.own_recipe.text import recipe_text
@@ -87,10 +90,10 @@ def init(
     no_gpu = chosen == of.SHAPES
     gpu = ask(
         "card",
-        card,
+        of.NO_CARD if no_gpu and card is None else card,  # the base may have been asked for
         lambda text: of.card_for(chosen, text),
-        "Which card? " + (of.NO_CARD if no_gpu else ", ".join(of.CARDS)),
-        of.NO_CARD if no_gpu else "4090-24",
+        "Which card? " + ", ".join(of.CARDS),
+        "4090-24",
     )
     source, found = ask(
         "data",
@@ -110,7 +113,7 @@ def init(
     several = found.concepts if found else {}
     only = (name,) if len(several) > 1 and name in several else ()
     made = of.Answers(chosen, gpu, source, name, where, only)
-    config, plan = fitted(made, slug(name))
+    config, plan = fitted(made, of.free_run_name(slug(name)))
     commands = next_commands(made, config, file)
     text = recipe_text(made, plan, commands)
     if not storage.create(file, text.encode()):

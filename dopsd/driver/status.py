@@ -119,7 +119,7 @@ def run_state(folder: str) -> RunState:
         step=step,
         steps=steps,
         seconds_per_step=rate,
-        samples_per_second=latest.get("samples_per_second"),
+        samples_per_second=_samples_per_second(metrics[-_RECENT:]),
         seconds_left=left,
         loss=latest.get("loss"),
         restarts=max(0, len(attempts) - 1),
@@ -173,6 +173,12 @@ def _notices(run: RunFolder) -> list[str]:
 def _median(lines: list[dict[str, Any]]) -> float | None:
     seconds = [line["wall_seconds"] for line in lines if "wall_seconds" in line]
     return statistics.median(seconds) if seconds else None
+
+
+def _samples_per_second(lines: list[dict[str, Any]]) -> float | None:
+    """Of the steps whose seconds are the rate, waiting for trajectories included."""
+    rates = [line["samples"] / line["wall_seconds"] for line in lines if line.get("wall_seconds")]
+    return statistics.median(rates) if rates else None
 
 
 def _ago(seconds: float) -> str:

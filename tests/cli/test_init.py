@@ -81,8 +81,23 @@ def test_what_cannot_be_is_refused_before_the_data_are_looked_at(
 
 
 def test_the_demo_needs_neither_card_nor_pictures(capsys: pytest.CaptureFixture[str]) -> None:
-    given = words(base="shapes", card="none", data="shapes:ring", concept="ring", cluster="here")
+    given = words(base="shapes", data="shapes:ring", concept="ring", cluster="here")
     assert main(given) == 0
     assert capsys.readouterr().out.rstrip().endswith("dopsd train ring.yaml")
     config = load_config("ring.yaml")
     assert (config.data.source, config.run.folder) == ("shapes:ring", "runs/ring")
+
+
+@pytest.mark.parametrize(
+    ("concept", "taken", "run"),
+    [("Rex", (), "rex"), ("Rex", ("rex", "rex-2"), "rex-3"), ("7th cat", (), "run-7th-cat")],
+)
+def test_the_run_has_a_name_of_its_own_that_kubernetes_takes(
+    concept: str, taken: tuple[str, ...], run: str
+) -> None:
+    for name in taken:
+        Path("runs", name).mkdir(parents=True)
+    given = words(base="shapes", data="shapes:ring", concept=concept, cluster="here", out="a.yaml")
+    assert main(given) == 0
+    config = load_config("a.yaml")
+    assert (config.run.name, config.run.folder) == (run, f"runs/{run}")

@@ -29,7 +29,7 @@ def folder(request, tmp_path) -> str:
     run.write("config.yaml", dump_config(config).encode())
     seconds = (9.0, 2.0, 2.0)
     lines = [
-        {"step": step, "wall_seconds": wall, "loss": 0.5 - step / 10, "samples_per_second": 2.0}
+        {"step": step, "wall_seconds": wall, "loss": 0.5 - step / 10, "samples": 8}
         for step, wall in enumerate(seconds)
     ]
     run.write("metrics.jsonl", _lines(lines))
@@ -50,7 +50,7 @@ def test_a_run_that_nobody_writes(folder, capsys):
     said = capsys.readouterr().out.splitlines()
     assert said[0] == f"{folder}: not running, step 3 of 8"
     assert said[1:4] == [
-        "  rate        2.00 s a step, 2.00 samples/s",
+        "  rate        2.00 s a step, 4.00 samples/s",
         "  loss        0.30000",
         "  restarts    1 of the learners",
     ]

@@ -3,11 +3,12 @@ it."""
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from dopsd import shown
+from dopsd import shown, storage
 from dopsd.errors import ConfigError
 from dopsd.plan.cards import CARDS, Card, card_named
 
@@ -103,3 +104,11 @@ def concept_named(text: str) -> str:
             f"--concept: {shown.value(text)}, allowed: a name of at most {shown.VALUE} characters"
         )
     return name
+
+
+def free_run_name(name: str) -> str:
+    """A name for the run of which `runs/NAME` is free: nothing that was trained there is asked to
+    go. It begins with a letter, which Kubernetes asks for."""
+    named = name if name[0].isalpha() else f"run-{name}"
+    every = itertools.chain([named], (f"{named}-{number}" for number in itertools.count(2)))
+    return next(each for each in every if not storage.taken(f"runs/{each}"))
