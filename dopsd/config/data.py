@@ -40,6 +40,22 @@ class PriorSection(Section):
         None, description="Sampler steps. Default: preview.steps, or method.steps."
     )
     weight: Weight = Field(1.0, description="Times per epoch that each of them comes.")
+    share: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Of all draws, how many are theirs (0.5: every other), in place of `weight`, "
+        "whatever number of images they train beside.",
+    )
+
+    @model_validator(mode="after")
+    def _weight_or_share(self) -> PriorSection:
+        if self.share is not None and self.weight != 1:
+            raise ValueError(
+                f"data.prior.share: {self.share} beside data.prior.weight: {self.weight:g}, "
+                "allowed: one of them"
+            )
+        return self
 
 
 class DataSection(Section):

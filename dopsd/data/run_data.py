@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
@@ -166,8 +167,24 @@ def plan_of(config: RunConfig, manifest: Manifest) -> Plan:
         groups = tuple(chain.from_iterable(concept_groups(own, chosen).values()))
         groups += manifest.row_groups[len(own.row_groups) :]  # the prior's, which come last
     if config.data.prior.prompts is not None and PRIOR in manifest.concepts:
-        weights[PRIOR] = config.data.prior.weight
+        weights[PRIOR] = _prior_weight(config, groups, weights)
     return plan_of_groups(config, groups, weights)
+
+
+def _prior_weight(
+    config: RunConfig, groups: tuple[PlannedGroup, ...], weights: Mapping[str, float]
+) -> float:
+    """How often each of the base's own samples comes per epoch: as often as the config says, or so
+    that they are its share of all draws."""
+    share = config.data.prior.share
+    if share is None:
+        return config.data.prior.weight
+    counts: Counter[str] = Counter()
+    for name, rows in chain.from_iterable(group.concepts for group in groups):
+        counts[name] += rows
+    drawn = counts.pop(PRIOR)
+    own = sum(count * weights.get(name, 1.0) for name, count in counts.items())
+    return share / (1 - share) * own / drawn
 
 
 def plan_of_groups(

@@ -7,6 +7,8 @@ from itertools import groupby
 
 import pytest
 
+from dopsd.config import load_config
+from dopsd.config.data import PRIOR
 from dopsd.data.concepts import concept_groups
 from dopsd.data.manifest import Manifest, PrepareSettings, RowGroup, RowRef
 from dopsd.data.plan import Plan
@@ -102,6 +104,24 @@ def test_several_concepts_are_those_rows_and_weights_of_others_do_no_harm() -> N
     assert seen == {"aya": 7, "rex": 22}
     same = plan_of(config("rex", "aya", concept_weights={"rex": 2}), manifest)
     assert steps(same, ids) == steps(plan, ids)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.75])
+def test_the_bases_own_samples_have_their_share_of_the_draws(share: float) -> None:
+    manifest, ids = prepared({"rex": 10, "aya": 5, PRIOR: 120})
+    prior = {"prompts": "p.txt", "share": share}
+    plan = plan_of(config(prior=prior, concept_weights={"rex": 3}), manifest)
+    drawn = Counter(
+        ids[row].split("/")[0] for batch in plan.micro_batches(0, 400) for row in batch.rows
+    )
+    assert drawn[PRIOR] / drawn.total() == pytest.approx(share, abs=0.03)
+    assert drawn["rex"] / drawn["aya"] == pytest.approx(3 * 10 / 5, rel=0.05)
+
+
+def test_a_share_beside_a_weight_is_refused() -> None:
+    told = r"data\.prior\.share: 0\.5 beside data\.prior\.weight: 2"
+    with pytest.raises(ConfigError, match=told):
+        load_config("shapes", ["data.prior.share=0.5", "data.prior.weight=2"])
 
 
 def test_groups_of_a_concept_hold_one_bucket_and_no_more_rows_than_a_row_group() -> None:
