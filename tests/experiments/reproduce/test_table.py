@@ -191,3 +191,16 @@ def test_a_run_of_other_settings_is_refused_by_name(tmp_path) -> None:
     told = r"s0-lr0\.0005 was trained with data\.shapes_count=17, this .* has 16; allowed: another"
     with pytest.raises(ConfigError, match=told):
         pending([trial], FULL, str(tmp_path))
+
+
+def test_a_row_on_a_training_adapter_is_known_again_with_the_digest_that_its_run_wrote(tmp_path):
+    (variant,) = [variant for variant in VARIANTS if variant.name == "sft-on-adapter"]
+    trial = trials((variant,), seeds=1)[0]
+    config = with_absolute_paths(config_of(trial, FULL, str(tmp_path)))
+    config.model.merge_sha256 = ["0" * 64]
+    folder = tmp_path / "runs" / trial.name
+    folder.mkdir(parents=True)
+    for name, text in (("config.yaml", dump_config(config)), ("summary.json", "{}")):
+        (folder / name).write_text(text)
+    (folder / "lora.safetensors").touch()
+    assert pending([trial], FULL, str(tmp_path)) == []
