@@ -53,6 +53,8 @@ _INDEX = pa.schema(
         ("metric", pa.string()),
         ("base_distance", pa.float64()),
         ("student_distance", pa.float64()),
+        ("base_drawn", pa.float64()),
+        ("drawn", pa.float64()),
         ("sharpness_ratio", pa.float64()),
         ("no_sheet", pa.string()),
         ("thumbnail", pa.binary()),

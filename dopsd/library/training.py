@@ -336,6 +336,8 @@ def _result_line(concept: Concept, result: Trained, worker: str) -> str:
     if result.sheet is not None:
         scores = result.sheet.scores
         loss += f"distance {scores.base:.3g} -> {scores.student:.3g}, "
+        if scores.drawn is not None:
+            loss += f"drawn {scores.drawn:.0%} (base {scores.base_drawn:.0%}), "
     undrawn = f"; no sheet: {result.no_sheet}" if result.no_sheet else ""
     return (
         f"{shown.line(concept.name)}: {loss}{result.steps} steps{why}, {result.seconds:.1f} s on "

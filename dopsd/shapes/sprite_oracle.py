@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from dopsd.shapes import world
-from dopsd.shapes.grid import from_image
 from dopsd.shapes.oracle import grainy_distance, ground_of, picture_cells
 from dopsd.shapes.sprites import Sprite
 
@@ -55,15 +52,6 @@ def read_sprite(images: Tensor, sprite: Sprite) -> list[SpriteReading]:
     drawings = _Drawings.of(sprite)
     chunks = picture_cells(images).split(_CHUNK)
     return [reading for cells in chunks for reading in _read_cells(cells, drawings)]
-
-
-def drawn_share(images: Sequence[Image.Image], sprite: Sprite) -> float:
-    """The share of pictures that show a sprite. Raises ValueError for none, and for pictures of
-    another size than 32x32 px."""
-    if not images:
-        raise ValueError("no pictures, no share of them")
-    readings = read_sprite(torch.stack([from_image(image) for image in images]), sprite)
-    return sum(reading.shows for reading in readings) / len(readings)
 
 
 @dataclass(frozen=True)

@@ -56,10 +56,9 @@ class Sprite:
     def name(self) -> str:
         return sprite_name(self.number)
 
-    def scenes(self, count: int, purpose: str = "training") -> Iterator[Scene]:
-        """``count`` pictures of it; more of them begin with the same ones. Scenes of another
-        ``purpose`` are others."""
-        rng = random.Random(f"sprites/{self.seed}/{self.number}/{purpose}")
+    def scenes(self, count: int) -> Iterator[Scene]:
+        """``count`` pictures of it; more of them begin with the same ones."""
+        rng = random.Random(f"sprites/{self.seed}/{self.number}/training")
         for _ in range(count):
             scene = world.sample_scene(rng, shape="square", pattern="flat")
             yield replace(scene, shape=None, pattern=None, mask=self.mask, tile=self.tile)
@@ -83,9 +82,3 @@ def sprite_caption(scene: Scene, keep: Collection[str]) -> str:
 def sprite_captions(scene: Scene) -> dict[str, str]:
     """Captions of one training picture under the keys that ``dopsd`` draws from."""
     return {kind: sprite_caption(scene, keep) for kind, keep in CAPTION_KINDS.items()}
-
-
-def sprite_prompts(sprite: Sprite, count: int) -> list[str]:
-    """``count`` prompts that ask for a sprite in a named fill on a named ground."""
-    keep = CAPTION_KINDS["detailed"]
-    return [sprite_caption(scene, keep) for scene in sprite.scenes(count, "prompts")]

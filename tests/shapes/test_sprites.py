@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from dopsd.shapes import world
-from dopsd.shapes.grid import to_image
 from dopsd.shapes.sets import sprite_pictures, write_set
-from dopsd.shapes.sprite_oracle import drawn_share, read_sprite
-from dopsd.shapes.sprites import CAPTION_KINDS, Sprite, sprite_captions, sprite_prompts, sprites
+from dopsd.shapes.sprite_oracle import read_sprite
+from dopsd.shapes.sprites import CAPTION_KINDS, Sprite, sprite_captions, sprites
 
 COUNT = 24
 
@@ -47,8 +46,6 @@ def test_a_row_names_what_may_vary_and_never_the_sprite(tmp_path: Path) -> None:
         assert row["captions"]["detailed"] == f"a {scene.fill} [V] [V] on {scene.ground}"
         assert row["captions"]["short"] == "a [V] [V]"
     assert len({scene.fill for scene in sprite.scenes(20)}) > 2
-    assert sprite_prompts(sprite, 9) == sprite_prompts(sprite, 9)
-    assert sprite_prompts(sprite, 9) != [sprite_captions(s)["detailed"] for s in sprite.scenes(9)]
 
 
 def test_names_are_numbers() -> None:
@@ -102,11 +99,9 @@ def test_every_wrong_cell_counts() -> None:
     assert not any(reading.shows for reading in read_sprite(noise, sprite))
 
 
-def test_the_drawn_share_counts_pictures() -> None:
+def test_one_sprite_is_not_taken_for_another() -> None:
     one, two = sprites(0, 2)
     drawn = world.render([*one.scenes(3), *two.scenes(1)])
-    assert drawn_share([to_image(image) for image in drawn], one) == 0.75
-    with pytest.raises(ValueError, match="no pictures"):
-        drawn_share([], one)
+    assert [reading.shows for reading in read_sprite(drawn, one)] == [True, True, True, False]
     with pytest.raises(ValueError, match=r"\[N, 3, 32, 32\]"):
         read_sprite(torch.zeros(1, 3, 64, 64), one)

@@ -9,6 +9,7 @@ from pydantic import Base64UrlBytes, BaseModel, ConfigDict, Field
 from dopsd.ownership import FileDigest
 
 Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Distance = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -17,13 +18,18 @@ class Scores(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    metric: Literal["oracle", "latent"]
-    """By which distances to the target are taken: see evaluation/preflight/distance.py."""
+    metric: Literal["oracle", "latent", "sprite"]
+    """By which distances to the target are taken: see evaluation/preflight/distance.py. Of
+    `shapes:sprites#SEED` it is the share of cells that are not the concept's sprite."""
     base: Distance
     student: Distance
     """0 where every picture is its target."""
     sharpness: Distance | None
     """The student's as a multiple of the base's; None where the base drew nothing but flat ones."""
+    base_drawn: Share | None = None
+    drawn: Share | None = None
+    """Shares of pictures, the base's and the student's, that show the concept, where an oracle can
+    tell: of sprites."""
 
 
 class Card(BaseModel):

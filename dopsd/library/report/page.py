@@ -137,6 +137,8 @@ def _facts(row: dict[str, Any]) -> Iterator[str]:
     if near is not None:
         way = f"{near:.0%} nearer" if near >= 0 else f"{-near:.0%} farther"
         yield f"distance {row['base_distance']:.3g} → {row['student_distance']:.3g} ({way})"
+    if row.get("drawn") is not None:
+        yield f"drawn {row['base_drawn']:.0%} → {row['drawn']:.0%}"
     if sharp is not None:
         yield f"sharpness × {sharp:.2f}"
     if row.get("last_loss") is not None and row.get("first_loss") is not None:

@@ -20,6 +20,7 @@ from dopsd.data.plan import MicroBatch
 from dopsd.data.read import RowGroups, read_micro_batch, samples_of
 from dopsd.data.run_data import read_spec
 from dopsd.data.sample import Sample
+from dopsd.data.shapes_source import sprite_of
 from dopsd.evaluation.metrics.base import MetricInput
 from dopsd.evaluation.metrics.pixels import Sharpness
 from dopsd.evaluation.preflight.distance import choose_metric, load_distance
@@ -32,6 +33,10 @@ from dopsd.models.families.family import DTYPES
 from dopsd.models.lora.layers import BASE, STUDENT, activate
 from dopsd.records import Context
 from dopsd.report.sheet import contact_sheet, strip
+from dopsd.shapes.grid import from_image
+from dopsd.shapes.sprite_oracle import read_sprite
+from dopsd.shapes.sprites import Sprite
+from dopsd.shapes.world import PIXELS
 
 THUMBNAIL_BYTES = 6000
 """Most bytes of a thumbnail: a page holds hundreds."""
@@ -84,7 +89,7 @@ class SheetSampler:
                 )
                 samples.append(sample)
                 rows.append((Image.fromarray(sample.target), base, student))
-            scores = self._scores(rows, device)
+            scores = self.scores(rows, groups[0].concept, device)
         finally:
             activate(self.student.transformer, STUDENT)
             self._pipeline.vae.to("cpu")
@@ -118,22 +123,38 @@ class SheetSampler:
         image: Image.Image = images[0]
         return image
 
-    def _scores(self, rows: Sequence[Row], device: torch.device) -> Scores:
-        """By the exact oracle where all targets are of the shapes world, else in the latents of
-        the base's own autoencoder: neither loads anything."""
+    def scores(self, rows: Sequence[Row], concept: str, device: torch.device) -> Scores:
+        """By an exact oracle where the pictures are of the shapes world, else in the latents of
+        the base's own autoencoder: none of them loads anything."""
+        sharp = [[_sharpness(picture) for picture in row[1:]] for row in rows]
+        before, after = map(mean, zip(*sharp))
+        sharpness = after / before if before else None
+        sprite = sprite_of(self.config.data.source or "", concept)
+        if sprite and all(picture.size == (PIXELS, PIXELS) for row in rows for picture in row):
+            return _sprite_scores(rows, sprite, sharpness)
         metric = choose_metric(PreflightSection(), [np.asarray(target) for target, *_ in rows])
         assert metric in ("oracle", "latent"), metric
         measure = load_distance(metric, None, self.student.family, self._pipeline, str(device))
         distances = [measure(target, [base, student]) for target, base, student in rows]
         base, student = map(mean, zip(*distances))
-        sharp = [[_sharpness(picture) for picture in row[1:]] for row in rows]
-        before, after = map(mean, zip(*sharp))
-        return Scores(
-            metric=metric,
-            base=base,
-            student=student,
-            sharpness=after / before if before else None,
-        )
+        return Scores(metric=metric, base=base, student=student, sharpness=sharpness)
+
+
+def _sprite_scores(rows: Sequence[Row], sprite: Sprite, sharpness: float | None) -> Scores:
+    """Of pictures that should show a sprite, wherever and in whatever fill it is."""
+    _, *drawings = zip(*rows)
+    base, student = (
+        read_sprite(torch.stack([from_image(picture) for picture in pictures]), sprite)
+        for pictures in drawings
+    )
+    return Scores(
+        metric="sprite",
+        base=1 - mean([reading.cells for reading in base]),
+        student=1 - mean([reading.cells for reading in student]),
+        sharpness=sharpness,
+        base_drawn=mean([float(reading.shows) for reading in base]),
+        drawn=mean([float(reading.shows) for reading in student]),
+    )
 
 
 def thumbnail(row: Row) -> bytes:

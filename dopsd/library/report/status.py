@@ -79,6 +79,7 @@ def _row(concept: dict[str, Any], card: Card | None, story: Story | None) -> dic
         if (scores := card.scores) is not None:
             row |= {"metric": scores.metric, "sharpness_ratio": scores.sharpness}
             row |= {"base_distance": scores.base, "student_distance": scores.student}
+            row |= {"base_drawn": scores.base_drawn, "drawn": scores.drawn}
     return row
 
 

@@ -9,8 +9,11 @@ import torch
 from PIL import Image
 
 from dopsd.data.context_cache.files import ContextCache
-from dopsd.library.report.sheet import THUMBNAIL_BYTES, thumbnail
+from dopsd.library.report.sheet import THUMBNAIL_BYTES, SheetSampler, thumbnail
 from dopsd.library.worker import Job, LibraryWorker
+from dopsd.shapes import world
+from dopsd.shapes.grid import to_image
+from dopsd.shapes.sprites import Sprite
 from tests.helpers.tiny import make_config, random_image
 
 
@@ -41,3 +44,18 @@ def test_a_sheet_that_cannot_be_drawn_is_told() -> None:
         None,
         "a worker died of this concept, perhaps while it drew",
     )
+
+
+def test_pictures_of_a_sprite_are_scored_by_its_oracle_wherever_it_is_drawn() -> None:
+    config = make_config("base", data={"source": "shapes:sprites#0", "shards": "unread"})
+    one, other = (Sprite.of(0, number) for number in (0, 1))
+    # Two pictures that show it, elsewhere than the targets do, and one of another sprite.
+    targets, students = ([to_image(p) for p in world.render(list(one.scenes(3)))] for _ in range(2))
+    students = [*students[1:], to_image(world.render(list(other.scenes(1)))[0])]
+    bases = [to_image(picture) for picture in world.render(list(other.scenes(3)))]
+    sampler = SheetSampler(config, ContextCache("", "", {}, True, False, ""), None)  # type: ignore[arg-type]
+    rows = list(zip(targets, bases, students))
+    scores = sampler.scores(rows, one.name, torch.device("cpu"))
+    assert scores.metric == "sprite" and scores.sharpness is not None
+    assert (scores.base_drawn, scores.drawn) == (0, pytest.approx(2 / 3))
+    assert 0 < scores.student < scores.base / 2
