@@ -31,7 +31,8 @@ from tests.helpers.tiny import random_image
 
 __all__ = ["clip_folder", "vlm_folder"]
 TINY = (
-    *("model.base=shapes", "model.dtype=float32", "device=cpu", "data.pixel_area=1024"),
+    *("model.base=shapes", "model.vlm=null", "model.dtype=float32", "device=cpu"),
+    "data.pixel_area=1024",
     *("data.bucket_multiple=4", "context.image_min_pixels=16384"),
     *("context.image_max_pixels=16384", "lora.rank=4", "lora.alpha=8", "encoder.cpus=0.2"),
     *("learner.workers=1", "learner.cpus=0.5", "learner.steps=1", "learner.global_batch=2"),
