@@ -59,6 +59,7 @@ class Krea2(Family):
         "ff.down",
     )
     lora_all_linear: ClassVar[tuple[str, ...]] = (*lora_targets, "attn.to_gate")
+    comfyui_prefix: ClassVar[str | None] = "transformer."
     text_format = TextFormat(
         layers=_TAPPED,
         thinking=False,

@@ -4,8 +4,9 @@
 by diffusers' names of the transformer's modules, the whole strength in B.
 
 What ComfyUI reads (``comfy/lora.py``): ``transformer.X.lora_A/B.weight`` without ``.alpha`` of
-FLUX.2; of Z-Image the same, and by every version that knows the model ``diffusion_model.X`` too.
-X are diffusers' names, which of Z-Image are complete since December 2025.
+FLUX.2 and, since July 2026, of Krea 2; of Z-Image the same, and by every version that knows the
+model ``diffusion_model.X`` too. X are diffusers' names, which of Z-Image are complete since
+December 2025.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +98,7 @@ def test_what_diffusers_reads_draws_as_the_student_does(run: Run, tmp_path: Path
 
 def test_a_format_whose_names_of_a_family_are_not_known_is_refused() -> None:
     state = {"x.lora_A.weight": torch.ones(1, 2), "x.lora_B.weight": torch.ones(2, 1)}
-    for format, name in product(("comfyui", "kohya"), ("krea2", "qwen_image")):
+    for format, name in (("comfyui", "qwen_image"), ("kohya", "krea2"), ("kohya", "qwen_image")):
         with pytest.raises(ModelError, match=f"^--format: {format} of {name}, .*: diffusers, peft"):
             spelled(state, format, FAMILIES[name])
 
@@ -125,6 +124,22 @@ def test_peft_reads_its_folder_and_our_reader_reads_each(run: Run, tmp_path: Pat
         for name, tensor in file.tensors.items():
             scale = ALPHA / RANK if ".lora_B." in name else 1.0
             torch.testing.assert_close(tensor, run.state[name] * scale, atol=1e-5, rtol=1e-5)
+
+
+def test_every_module_of_krea2_has_a_name_in_comfyui(tiny_krea2: Path) -> None:
+    """Its `krea2_to_diffusers` and the branch of `model_lora_keys_unet` that takes its names behind
+    `transformer.`, as of July 2026."""
+    family = FAMILIES["krea2"](str(tiny_krea2))
+    known = (
+        r"transformer\.(transformer_blocks|text_fusion\.(layerwise|refiner)_blocks)\.\d+\."
+        r"(attn\.(to_[qkv]|to_gate|to_out\.0)|ff\.(gate|up|down))\.lora_[AB]\.weight"
+    )
+    matched = resolve_targets(family.skeleton(), list(family.lora_all_linear), ())
+    names = [name for found in matched.values() for name in found]
+    state = {f"{name}.lora_{end}.weight": torch.ones(2, 2) for name in names for end in "AB"}
+    keys = spelled(state, "comfyui", FAMILIES["krea2"])
+    assert len(keys) == len(state) > 0
+    assert [key for key in keys if not re.fullmatch(known, key)] == []
 
 
 def comfyui_modules(run: Run) -> set[str]:
