@@ -76,12 +76,16 @@ class Nodes:
 
     def reserve(self, name: str, *overrides: str) -> subprocess.Popen:
         """A run that takes its places on the cluster, and nothing else; it ends with its input."""
-        command = [sys.executable, "-m", "tests.helpers.reserving", name, *overrides]
+        return self.module(name, "tests.helpers.reserving", name, *overrides)
+
+    def module(self, name: str, module: str, *words: str) -> subprocess.Popen:
+        """`python -m MODULE` on the cluster."""
+        command = [sys.executable, "-m", module, *words]
         self.running[name] = self.popen(name, command, RAY_ADDRESS=self.address)
         return self.running[name]
 
     def await_line(self, name: str, part: str, limit: float = 120.0) -> float:
-        """When a run of ``reserve`` said a line with ``part``."""
+        """When a process said a line with ``part``: lines begin with their times."""
         log, until = self.folder / f"{name}.log", time.monotonic() + limit
         while True:
             for line in log.read_text().splitlines():

@@ -60,6 +60,18 @@ def test_a_second_run_waits_for_the_first_and_names_it(nodes: Nodes) -> None:
     assert nodes.await_line("d", "placed") - died < LAPSE_SECONDS + 20
 
 
+def test_a_worker_that_ends_with_its_node_is_known_to(nodes: Nodes) -> None:
+    nodes.start("head", 1, "127.0.0.1", free_port())
+    nodes.wait("head")
+    nodes.start("second", 4, "127.0.0.1", 0)
+    nodes.wait("second")
+    nodes.module("driver", "tests.helpers.losing")
+    nodes.await_line("driver", ", lost 0")
+    nodes.kill("second")
+    nodes.await_line("driver", "Actor")  # ActorDiedError or ActorUnavailableError
+    nodes.await_line("driver", " lost 1")
+
+
 def test_a_cluster_without_nodes_is_asked_for_all_of_them(nodes: Nodes) -> None:
     port = free_port()
     market = "ray.io/market-type"
