@@ -133,8 +133,9 @@ class Reservation:
         except (RayError, GetTimeoutError, ValueError):  # it ended, or its node did
             self._queue = None
             return None
-        # What was claimed anew meanwhile stays.
-        self._claim = replace(self._claim, since=answer["since"])
+        # Only while it waits: afterwards this is another thread than the one that claims.
+        if answer["since"] != self._claim.since:
+            self._claim = replace(self._claim, since=answer["since"])
         return dict(answer)
 
     # -- the room ----------------------------------------------------------------------------
