@@ -59,7 +59,9 @@ class CheckpointManager:
         self.config, self.identity, self._room = config, identity, room
         self._before_commit, self._lock_lost = before_commit, lock_lost
         self.root = storage.join(config.run.folder, CHECKPOINTS)
-        self.requests = CheckpointRequests(config.run.folder, lock, lock_lost)
+        self.requests = CheckpointRequests(
+            config.run.folder, lock, lock_lost, lambda line: self.notices.append(line)
+        )
         self.notices: list[str] = []
         self.saved: int | None = None
         """Step of the newest checkpoint that is committed."""
@@ -82,6 +84,7 @@ class CheckpointManager:
         written: a storage that is slow must not hold up training.
         """
         section = self.config.checkpoint
+        self.requests.watch_nodes()
         self.requests.poll_in_background()
         if self._needed(step):
             return True
@@ -152,6 +155,7 @@ class CheckpointManager:
 
     def end(self) -> None:
         """Wait for the last write. Raises DeadlineError when that takes longer than a step may."""
+        self.requests.end()
         limit = self.config.timeouts.step
         if not self.wait(limit):
             raise DeadlineError(

@@ -197,4 +197,9 @@ class TimeoutSection(Section):
     """How long anything may take before the run says who timed out."""
 
     startup: Seconds = Field(900.0, description="Seconds until every role is up and loaded.")
+    queue: Seconds = Field(
+        86_400.0,
+        description="Seconds that a run waits for its turn on a cluster whose places other runs "
+        "hold (docs/faults.md).",
+    )
     step: Seconds = Field(900.0, description="Seconds of one micro-batch or one step.")

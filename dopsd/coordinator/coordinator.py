@@ -33,6 +33,7 @@ from dopsd.data.stream.pipeline import EncodedStream
 from dopsd.errors import DopsdError, LeaseLost, WorkerError
 from dopsd.lease import Lease
 from dopsd.policy.bundle import Bundle
+from dopsd.ray_cluster.lost_nodes import node_of, on_lost_nodes
 from dopsd.ray_cluster.placement import Roles
 from dopsd.run_folder.ledger import TrainedShare
 from dopsd.run_folder.log import RunLog
@@ -147,9 +148,9 @@ class Coordinator:
                 learners.attached, self._budget.world = True, world
                 return learners.attempt
             try:
-                wait, why = self._budget.begin(
-                    world, self._versions.advanced, self._failure.cause(learners.attempt)
-                )
+                lost = on_lost_nodes(map(node_of, learners.handles.values())) > 0
+                cause = self._failure.cause(learners.attempt)
+                wait, why = self._budget.begin(world, self._versions.advanced, cause, lost)
             except WorkerError as error:
                 self._failure.fail(error)
                 raise

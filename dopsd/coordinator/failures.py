@@ -26,18 +26,22 @@ class RestartBudget:
         self.world = 0
         """Learners of the newest group; 0 before the first."""
 
-    def begin(self, world: int, trained: bool, cause: str = "") -> tuple[float, str]:
+    def begin(
+        self, world: int, trained: bool, cause: str = "", node_lost: bool = False
+    ) -> tuple[float, str]:
         """A group of ``world`` learners takes the place of another.
 
         ``trained``: whether the other one had trained a step; ``cause``: what it died of, if it
-        said so. Returns the seconds to wait before it begins, and why it is there, in words. A
-        group of another size is a resize and costs nothing, unless a smaller one comes without a
-        step in between: something else is wrong then. Raises WorkerError when the budget is
-        exhausted.
+        said so; ``node_lost``: a node of it is gone, which costs nothing. Returns the seconds to
+        wait before it begins, and why it is there, in words. A group of another size is a resize
+        and costs nothing either, unless a smaller one comes without a step in between: something
+        else is wrong then. Raises WorkerError when the budget is exhausted.
         """
         before, self.world = self.world, world
         if before and (world > before or (world < before and trained)):
             return 0.0, f"{world} learners in place of {before}"
+        if node_lost:
+            return 0.0, "a node of the learners was lost"
         reason = f" ({cause})" if cause else ""
         if self.restarts >= self._learner.restarts:
             raise WorkerError(

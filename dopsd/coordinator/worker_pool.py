@@ -16,6 +16,7 @@ from dopsd.coordinator.direct_transport import DirectTransport, lost_on_the_way
 from dopsd.errors import DeadlineError, DopsdError, WorkerError
 from dopsd.policy.bundle import Bundle, check_acknowledgement
 from dopsd.ray_cluster.failures import error_message
+from dopsd.ray_cluster.lost_nodes import node_of, on_lost_nodes
 from dopsd.ray_cluster.placement import Role
 from dopsd.ray_cluster.task import fetch_bytes
 from dopsd.rollout.worker import InferenceWorker
@@ -64,6 +65,8 @@ class PooledWorker:
     retry_after: float = 0.0
     """It loads nothing before: the weights that it should load were gone."""
     restarts: int = 0
+    died_on: list[str | None] = field(default_factory=list)
+    """Node of each process of it that was replaced."""
     busy_seconds: float = 0.0
     peak_memory_mb: float = 0.0
     noted_until: float = 0.0
@@ -87,8 +90,9 @@ class WorkerPool:
     """Actors of one ``role`` that answer ``method``; driven by one thread.
 
     A worker has ``inference.max_inflight`` calls queued at once. When one of them times out, or the
-    worker dies, it is killed and restarted, ``inference.max_restarts`` times at most. ``direct``:
-    its actors can take part in a ``direct_transport``.
+    worker dies, it is killed and restarted, ``inference.max_restarts`` times at most, those not
+    counted that were lost with their node. ``direct``: its actors can take part in a
+    ``direct_transport``.
     """
 
     def __init__(
@@ -327,9 +331,14 @@ class WorkerPool:
         if calls:
             step = next((call.key[0] for call in calls if call.key), calls[0].bundle.version)
             self._note(worker, "lost", step, time.monotonic() - calls[0].started)
-        if worker.restarts >= self.config.inference.max_restarts:
+        worker.died_on.append(node_of(worker.handle))
+        # A node's end is no fault of the worker's. It may be known only some seconds later, so that
+        # all are judged anew.
+        charged = len(worker.died_on) - on_lost_nodes(worker.died_on)
+        budget = self.config.inference.max_restarts
+        if charged > budget:
             raise type(reason)(
-                f"{reason}; restart budget exhausted (inference.max_restarts={worker.restarts})"
+                f"{reason}; restart budget exhausted (inference.max_restarts={budget})"
             )
         ray.kill(worker.handle)
         if self.direct_transport is not None and self.direct_transport.grouped:

@@ -29,12 +29,12 @@ from dopsd.data.manifest import Manifest
 from dopsd.data.run_data import claimed_shards, prepared, read_spec
 from dopsd.data.schema import without_generation
 from dopsd.driver.progress import Report, Show
-from dopsd.driver.setup import RunSetup, check_run
+from dopsd.driver.setup import RunSetup, check_run, reserved
 from dopsd.errors import DataError
 from dopsd.models import FAMILIES, resolve_vlm
 from dopsd.models.fingerprint import fingerprint, model_identity
 from dopsd.models.pretrained import resolve_base
-from dopsd.ray_cluster.placement import Role
+from dopsd.ray_cluster.placement import Role, Roles
 
 
 def made_of(config: RunConfig, manifest: Manifest) -> Entries:
@@ -106,10 +106,9 @@ def _layout(manifest: Manifest) -> str:
     return hashlib.sha256(json.dumps(groups).encode()).hexdigest()[:12]
 
 
-def surely_needed(setup: RunSetup) -> list[Role]:
+def surely_needed(config: RunConfig, roles: Roles) -> list[Role]:
     """The roles that the run needs before it is known whether the cached contexts fit: if there are
     any, it may need no encoder."""
-    config, roles = setup.config, setup.roles
     cached = config.data.context_cache != "off" and _names(config.shards)
     return (replace(roles, encoder=None) if cached else roles).all()
 
@@ -188,9 +187,15 @@ def encode_contexts(config: RunConfig, show: Show, take_over: bool = False) -> l
     ``RunSetup.open``, ``with_prior`` and the encoders do, and LeaseHeld when another process writes
     into the shards, unless ``take_over``.
     """
-    data = partial(prepared, take_over=take_over)
-    setup = RunSetup.open(check_run(config, show), show, data).with_prior()
-    return encode_setup(setup, show, take_over)
+    run, data = check_run(config, show), partial(prepared, take_over=take_over)
+    with reserved(run.config, show) as place:
+        setup = RunSetup.open(run, show, place, lambda _, roles: encoders(roles), data)
+        return encode_setup(setup.with_prior(), show, take_over)
+
+
+def encoders(roles: Roles) -> list[Role]:
+    """What encodes contexts."""
+    return [roles.encoder] if roles.encoder else []
 
 
 def encode_setup(setup: RunSetup, show: Show, take_over: bool = False) -> list[str]:

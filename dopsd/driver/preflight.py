@@ -18,7 +18,7 @@ from dopsd.data.manifest import Manifest
 from dopsd.data.run_data import prepared, preview_samples
 from dopsd.driver.checks import refuse_existing
 from dopsd.driver.progress import Report, Show
-from dopsd.driver.setup import RunSetup, check_run, claimed_run
+from dopsd.driver.setup import RunSetup, check_run, claimed_run, reserved
 from dopsd.errors import DeadlineError, PreflightError, WorkerError
 from dopsd.evaluation.preflight.check import Preflight, check_teacher
 from dopsd.evaluation.preflight.distance import choose_metric
@@ -38,9 +38,10 @@ def preflight(config: RunConfig, show: Show, take_over: bool = False) -> Preflig
     another process writes into the run folder, unless ``take_over``.
     """
     run = check_run(config, show)
-    with claimed_run(run.config, show, take_over):
+    with claimed_run(run.config, show, take_over), reserved(run.config, show) as place:
         refuse_existing(run.config)
-        setup = RunSetup.open(run, show, partial(prepared, take_over=take_over))
+        data = partial(prepared, take_over=take_over)
+        setup = RunSetup.open(run, show, place, lambda _, roles: [_role(roles.learner)], data)
         setup.wait_for(_role(setup.roles.learner))
         return check(setup.config, setup.manifest, setup.roles.learner, show)
 

@@ -4,13 +4,11 @@ the same words and before a cluster starts."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
-
-import ray
 
 from dopsd import shown, storage
 from dopsd.checkpoint.compatibility import RunIdentity
@@ -48,19 +46,22 @@ from dopsd.models.lora.digests import with_digests
 from dopsd.models.lora.merge import check_merge
 from dopsd.models.lora.warm_start import initial_lora
 from dopsd.models.trained import TrainableParameters
-from dopsd.ray_cluster.connect import connect, local_cpus, nodes, starts_here
+from dopsd.ray_cluster.connect import connect, gpus_to_come, local_cpus, nodes, starts_here
+from dopsd.ray_cluster.local import is_private
 from dopsd.ray_cluster.placement import (
     Role,
     Roles,
     refuse_too_large,
     refuse_unlabelled,
     resolve_roles,
-    wait_for_resources,
 )
+from dopsd.ray_cluster.reservation import Reservation
 from dopsd.run_folder.outputs import check_run_folder, claim_shards
 from dopsd.run_folder.trackers import check_trackers
 
 MakeData = Callable[[RunConfig, Tell], Manifest]
+Needed = Callable[[RunConfig, Roles], Sequence[Role]]
+"""Which of the roles a command starts with."""
 
 
 @dataclass(frozen=True)
@@ -84,30 +85,41 @@ class RunSetup(CheckedRun):
     roles: Roles
     manifest: Manifest
     show: Show
+    place: Reservation
     context_cache: ContextCache | None = None
     """In place of the encoder, of which ``roles`` then has none."""
 
     @classmethod
-    def open(cls, run: CheckedRun, show: Show, data: MakeData = prepared) -> RunSetup:
-        """Join or start Ray, and make or find the ``data``. Raises a DopsdError with one clear
-        line."""
+    def open(
+        cls,
+        run: CheckedRun,
+        show: Show,
+        place: Reservation,
+        needed: Needed,
+        data: MakeData = prepared,
+    ) -> RunSetup:
+        """Join or start Ray, wait on a cluster of several machines until it has a place for what is
+        ``needed``, and make or find the ``data``. Raises a DopsdError with one clear line."""
         config = run.config
         if starts_here():
             refuse_too_large(resolve_roles(config, math.inf).all(), local_cpus())
         show("prepare", "starting Ray")
-        roles = resolve_roles(config, connect().get("GPU", 0.0))
-        refuse_unlabelled(roles.all(), nodes())
+        connect()
+        if is_private():
+            roles = resolve_roles(config, gpus_to_come(asked=False))
+            refuse_unlabelled(roles.all(), nodes())
+        else:
+            roles = placed_roles(config, place, needed)
         claim_shards(config)
         manifest = data(config, partial(show, "prepare"))
         check_captions(config, manifest, _family(config), show)
-        return cls(config, run.preset, run.trainable, run.room, roles, manifest, show)
+        return cls(config, run.preset, run.trainable, run.room, roles, manifest, show, place)
 
     def wait_for(self, *roles: Role) -> None:
-        """Until the cluster is large enough for ``roles``, by default all of the run's. Raises
-        ResourceError."""
-        limit = self.config.timeouts.startup
+        """Until the cluster is large enough for ``roles``; by default for all of the run's, which
+        are its claim from then on. Raises ResourceError."""
         wanted = roles or self.roles.all()
-        wait_for_resources(wanted, ray.cluster_resources, limit, nodes)
+        self.place.wait(lambda: wanted, self.config.timeouts.startup, keep=not roles)
 
     def with_prior(self, before_drawing: Callable[[], Any] = lambda: None) -> RunSetup:
         """With the samples of the base that train beside the data; raises as
@@ -122,6 +134,28 @@ class RunSetup(CheckedRun):
         """What a checkpoint must agree with."""
         plan = plan_of(self.config, self.manifest)
         return RunIdentity(self.manifest.fingerprint, plan.key)
+
+
+def placed_roles(config: RunConfig, place: Reservation, needed: Needed) -> Roles:
+    """The roles as the cluster has them once there is a place for those that are ``needed``: only
+    then `device: auto` is decided."""
+    sections = (config.encoder, config.rollout, config.teacher, config.learner)
+    asked = config.device == "cuda" or any(section.gpus for section in sections)
+    roles: Roles = resolve_roles(config, gpus_to_come(asked))
+
+    def wanted() -> Sequence[Role]:
+        nonlocal roles
+        roles = resolve_roles(config, gpus_to_come(asked))
+        return needed(config, roles)
+
+    place.wait(wanted, config.timeouts.startup)
+    return roles
+
+
+def reserved(config: RunConfig, show: Show) -> Reservation:
+    """The run's places on a cluster, for the ``with`` block."""
+    what, tell = f"the run {config.run.folder}", partial(tell_line, show)
+    return Reservation(what, tell, config.timeouts.queue, "timeouts.queue")
 
 
 def check_run(config: RunConfig, show: Show) -> CheckedRun:

@@ -19,7 +19,7 @@ from dopsd.driver.death_logs import DeathLogs
 from dopsd.driver.notices import Notices
 from dopsd.driver.preflight import before_training
 from dopsd.driver.progress import Show
-from dopsd.driver.setup import RunSetup, check_place, check_run, claimed_run
+from dopsd.driver.setup import RunSetup, check_place, check_run, claimed_run, reserved
 from dopsd.driver.start import decide
 from dopsd.driver.summary import Summary, finish
 from dopsd.driver.supervisor import Supervisor
@@ -65,14 +65,18 @@ def train(
             check_stranger(run.config.run.folder)
             # Who looks for a run in the folder, and who removes one, is alone in it
             # (driver/start.py: start, go on, or nothing is left to do).
-            with claimed_run(run.config, show, take_over) as lease:
+            with (
+                claimed_run(run.config, show, take_over) as lease,
+                reserved(run.config, show) as place,
+            ):
                 start = decide(run.config, asked, replace, partial(tell_line, show))
                 if start == "finished":
                     return Summary.read(run.config.run.folder)
                 resume = start == "go on"
                 check_place(run, resume)
                 data = partial(prepared, renew=asked == "never", take_over=take_over)
-                setup = _prepare(RunSetup.open(run, show, data), resume)
+                setup = RunSetup.open(run, show, place, surely_needed, data)
+                setup = _prepare(setup, resume)
                 with interruptible(saved):
                     return _train(setup, resume, lease, began)
     except InterruptedRun:
@@ -82,7 +86,7 @@ def train(
 
 def _prepare(setup: RunSetup, resume: bool) -> RunSetup:
     # The base draws what trains beside the data (driver/prior.py).
-    setup.wait_for(*surely_needed(setup))
+    setup.wait_for(*surely_needed(setup.config, setup.roles))
     resumable = partial(refuse_unless_resumable, setup.config)
     setup = setup.with_prior(resumable if resume else lambda: None)
     setup = with_cached_contexts(setup)

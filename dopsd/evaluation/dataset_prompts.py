@@ -24,7 +24,7 @@ from dopsd.evaluation.prompts import EvalPrompt, read_prompts, write_prompts
 from dopsd.evaluation.vlm import Vlm
 from dopsd.models.fingerprint import fingerprint, model_identity
 from dopsd.models.pretrained import check_config
-from dopsd.ray_cluster.connect import connect
+from dopsd.ray_cluster.connect import connect, gpus_to_come
 from dopsd.ray_cluster.job_pool import Job, JobPool
 from dopsd.ray_cluster.placement import Role, uses_gpus
 from dopsd.ray_cluster.process import use_device
@@ -95,7 +95,8 @@ def _by_vlm(
     tell: Callable[[str], None],
     device: Device,
 ) -> list[list[str]]:
-    gpus = 1.0 if uses_gpus(device, connect().get("GPU", 0.0)) else 0.0
+    connect()
+    gpus = 1.0 if uses_gpus(device, gpus_to_come(asked=device == "cuda")) else 0.0
     role = Role("prompt writer", 1, 1.0, gpus)
     written: dict[Concept, list[str]] = {}
 

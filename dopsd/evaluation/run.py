@@ -40,9 +40,10 @@ from dopsd.models.fingerprint import fingerprint, model_identity
 from dopsd.models.lora.fit import lora_fit
 from dopsd.models.pretrained import MissingWeights
 from dopsd.models.transformer_folder import digest_of, transformer_files
-from dopsd.ray_cluster.connect import cluster_resources, connect, nodes
+from dopsd.ray_cluster.connect import connect, gpus_to_come
 from dopsd.ray_cluster.job_pool import Job, JobPool
-from dopsd.ray_cluster.placement import Role, uses_gpus, wait_for_resources
+from dopsd.ray_cluster.placement import Role, uses_gpus
+from dopsd.ray_cluster.reservation import Reservation
 from dopsd.report.evaluation import evaluation_page
 
 Show = Callable[[str, str], None]
@@ -64,21 +65,24 @@ def evaluate(spec: EvaluateSpec, show: Show = lambda phase, message: None) -> Re
     references = _read_references(spec)
     missing = _unavailable(spec)
     loras = _read_loras(spec)
-    cluster = connect()
-    role = _role(spec, cluster.get("GPU", 0.0))
+    connect()
+    role = _role(spec, gpus_to_come(asked=spec.device == "cuda"))
     sets = _image_sets(spec, role.device, loras)
     own = owned(spec.out)
     own.claim(PICTURES, SCORES)
     own.write(PROMPTS, prompts_file(own.file(PROMPTS), spec.prompts))
-    wait_for_resources([role], cluster_resources, spec.start_seconds, nodes)
-    with JobPool(
-        EvaluationWorker,
-        (spec, role.device),
-        role,
-        start_s=spec.start_seconds,
-        step_s=spec.step_seconds,
-        restarts=spec.restarts,
-    ) as pool:
+    with (
+        Reservation(f"the evaluation {spec.out}", partial(show, "draw")) as place,
+        JobPool(
+            EvaluationWorker,
+            (spec, role.device),
+            role,
+            start_s=spec.start_seconds,
+            step_s=spec.step_seconds,
+            restarts=spec.restarts,
+        ) as pool,
+    ):
+        place.wait(lambda: [role], spec.start_seconds)
         _generate(spec, pool, sets, loras, show)
         scores = Scores(spec.out, spec.batch, sets, references)
         for choice in spec.metrics:

@@ -17,6 +17,9 @@ from dopsd.ray_cluster.connect import NAMESPACE
 from dopsd.ray_cluster.local import is_private
 from dopsd.ray_cluster.placement import Roles
 
+LOST_NODES = 20
+"""Of fixed learners: groups that may be lost with a node, before Ray Train gives up."""
+
 
 def learner_arguments(
     config: RunConfig, preset: dict[str, Any], coordinator: str, metadata: dict[str, str]
@@ -40,8 +43,10 @@ def learner_trainer(
     learner, section = roles.learner, config.learner
     elastic = learner.min_workers is not None
     # Whoever counts restarts is the coordinator: of fixed learners, those that look for one on its
-    # way back may fail twice; elastic ones also fail with each node that is taken away.
+    # way back may fail twice, and nodes may be lost; elastic ones are made anew with each of them.
     failures = -1 if elastic else 2 * section.restarts
+    if section.restarts and not elastic:
+        failures += LOST_NODES
     torch_config = LoopbackTorchConfig if is_private() else TorchConfig
     scaling: Any = ScalingConfig  # type checkers see the class of Ray Train's first version
     common: dict[str, Any] = {

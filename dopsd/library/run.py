@@ -11,7 +11,7 @@ from dopsd.data.context_cache.files import ContextCache
 from dopsd.data.run_data import prepared_shards
 from dopsd.driver.context_cache import encode_setup, find_context_cache
 from dopsd.driver.progress import Show
-from dopsd.driver.setup import CheckedRun, RunSetup, check_run, claimed_run
+from dopsd.driver.setup import CheckedRun, RunSetup, check_run, claimed_run, reserved
 from dopsd.errors import DataError, InterruptedRun
 from dopsd.library.catalogue import catalogue_of, known_catalogue, prepared_samples
 from dopsd.library.folder import LibraryFolder
@@ -20,6 +20,8 @@ from dopsd.library.recipe import Fingerprints, Recipes, check_library
 from dopsd.library.training import LibrarySummary, LibraryTraining
 from dopsd.library.worker import LibraryWorker
 from dopsd.ray_cluster.connect import end_local
+from dopsd.ray_cluster.placement import Role, Roles
+from dopsd.ray_cluster.reservation import Reservation
 from dopsd.signals import interruptible
 
 
@@ -38,9 +40,12 @@ def train_library(config: RunConfig, show: Show, *, take_over: bool = False) -> 
             recipes = Recipes(run.config)
             known_catalogue(run.config, recipes)  # refuses, before Ray starts, what it can
             folder = LibraryFolder(run.config.run.folder)
-            with claimed_run(run.config, show, take_over):
+            with (
+                claimed_run(run.config, show, take_over),
+                reserved(run.config, show) as place,
+            ):
                 folder.check()
-                training = _open(run, folder, recipes, show, take_over)
+                training = _open(run, folder, recipes, show, place, take_over)
                 with interruptible(training.way_on):
                     return training.train()
     except InterruptedRun:
@@ -49,15 +54,20 @@ def train_library(config: RunConfig, show: Show, *, take_over: bool = False) -> 
 
 
 def _open(
-    run: CheckedRun, folder: LibraryFolder, recipes: Recipes, show: Show, take_over: bool
+    run: CheckedRun,
+    folder: LibraryFolder,
+    recipes: Recipes,
+    show: Show,
+    place: Reservation,
+    take_over: bool,
 ) -> LibraryTraining:
     data = partial(prepared_shards, take_over=take_over)
-    setup = RunSetup.open(run, show, data)
+    setup = RunSetup.open(run, show, place, _workers, data)
     config, manifest = setup.config, setup.manifest
     samples = prepared_samples(manifest, config.shards)
     catalogue = catalogue_of(config, samples, recipes)
-    role = replace(setup.roles.learner, name="library", workers=config.library.workers)
-    setup.wait_for(replace(role, workers=1))  # more of them come when there is room
+    (role,) = _workers(config, setup.roles)
+    setup.wait_for(role)
     cache = _contexts(setup, show, take_over)
     prints = Fingerprints(recipes, manifest)
     own = {c.name: prints.of(c.name, c.steps) for c in catalogue.trained}
@@ -70,6 +80,12 @@ def _open(
         return WorkerPool(LibraryWorker, arguments, role, **limits)
 
     return LibraryTraining(recipes, manifest, catalogue, own, folder, workers, show)
+
+
+def _workers(config: RunConfig, roles: Roles) -> list[Role]:
+    """One is enough to begin with; more of them come when there is room."""
+    workers = config.library.workers
+    return [replace(roles.learner, name="library", workers=workers, min_workers=1)]
 
 
 def _contexts(setup: RunSetup, show: Show, take_over: bool) -> ContextCache:

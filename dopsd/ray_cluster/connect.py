@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import warnings
 
 import ray
 
 from dopsd import cpus, processes
-from dopsd.ray_cluster.local import start_local
+from dopsd.ray_cluster.local import is_private, start_local
 from dopsd.ray_cluster.placement import Node
 from dopsd.ray_cluster.process import EXPANDABLE
-from dopsd.ray_cluster.ray_private import own_signals, session, started_processes
+from dopsd.ray_cluster.ray_private import most_resources, own_signals, session, started_processes
 
 NAMESPACE = "dopsd"
 ADDRESS = "RAY_ADDRESS"
@@ -85,6 +86,16 @@ def end_local() -> None:
 def cluster_resources() -> dict[str, float]:
     """What all nodes have together, whoever uses it: CPU, GPU and whatever else Ray counts."""
     return dict(ray.cluster_resources())
+
+
+def gpus_to_come(asked: bool) -> float:
+    """GPUs to reckon with: those that the cluster has, or else those that an autoscaler may bring.
+    Where neither is known a cluster that others can join may still get those that are ``asked``
+    for, however many."""
+    if (now := cluster_resources().get("GPU", 0.0)) or is_private():
+        return now
+    most = (most_resources() or {}).get("GPU", 0.0)
+    return most or (math.inf if asked else 0.0)
 
 
 def nodes() -> list[Node]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+from dopsd.ray_cluster.labels import has_labels
 from dopsd.ray_cluster.placement import Role
 
 
@@ -15,20 +16,24 @@ class Node:
     name: str
     cpus: float
     gpus: float
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 def place(roles: Iterable[Role], nodes: Sequence[Node]) -> tuple[dict[str, list[str]], list[Node]]:
     """Put every worker on the first node with room, in the given order of roles and nodes.
 
     Returns the nodes of each role's workers and what is left of every node. A worker never spans
-    nodes. Raises ValueError naming the first worker that finds no place.
+    nodes, and takes those alone that have its labels. Raises ValueError naming the first worker
+    that finds no place.
     """
     free = {node.name: [node.cpus, node.gpus] for node in nodes}
+    labels = {node.name: node.labels for node in nodes}
     placed: dict[str, list[str]] = {}
     for role in roles:
         for number in range(role.workers):
             for name, (cpus, gpus) in free.items():
-                if role.cpus <= cpus + 1e-9 and role.gpus <= gpus + 1e-9:
+                fits = role.cpus <= cpus + 1e-9 and role.gpus <= gpus + 1e-9
+                if fits and has_labels(labels[name], role.labels):
                     free[name] = [cpus - role.cpus, gpus - role.gpus]
                     placed.setdefault(role.name, []).append(name)
                     break
@@ -38,4 +43,5 @@ def place(roles: Iterable[Role], nodes: Sequence[Node]) -> tuple[dict[str, list[
                     f"{role.name} {number + 1} of {role.workers}: needs {role.cpus:g} CPU and "
                     f"{role.gpus:g} GPU, left: {left}"
                 )
-    return placed, [Node(name, cpus, gpus) for name, (cpus, gpus) in free.items()]
+    left_of = [replace(node, cpus=free[node.name][0], gpus=free[node.name][1]) for node in nodes]
+    return placed, left_of

@@ -106,13 +106,19 @@ def resolve_roles(config: RunConfig, cluster_gpus: float) -> Roles:
     )
 
 
+def sum_of(roles: Sequence[Role]) -> tuple[float, float]:
+    """CPUs and GPUs without which there is no start."""
+    cpus = sum(role.needed * role.cpus for role in roles)
+    gpus = sum(role.needed * role.gpus for role in roles)
+    return cpus, gpus
+
+
 def shortfall(roles: Sequence[Role], resources: dict[str, float]) -> str | None:
     """The sum of what is asked against what the cluster has, or None when it fits."""
     lines = [
         f"{role.name} {role.needed} x ({role.cpus:g} CPU, {role.gpus:g} GPU)" for role in roles
     ]
-    cpus = sum(role.needed * role.cpus for role in roles)
-    gpus = sum(role.needed * role.gpus for role in roles)
+    cpus, gpus = sum_of(roles)
     has_cpus, has_gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
     if cpus <= has_cpus + 1e-6 and gpus <= has_gpus + 1e-6:
         return None

@@ -117,17 +117,45 @@ def started_processes() -> list[int]:
     return [process.pid for _, process in node.live_processes()]
 
 
-def draining_nodes() -> set[str]:
-    """Ids of the nodes that the cluster is about to take away; none without a cluster."""
+def draining_nodes() -> dict[str, float]:
+    """Nodes that the cluster is about to take away, by id, with the time (seconds since 1970) at
+    which it does, 0 where that is not said; none without a cluster."""
     if not ray.is_initialized():
-        return set()
-    return set(ray._private.state.state.get_draining_nodes() or {})
+        return {}
+    draining = ray._private.state.state.get_draining_nodes() or {}
+    return {node: milliseconds / 1000 for node, milliseconds in draining.items()}
+
+
+def nodes_of_job() -> set[str]:
+    """Ids of the nodes on which actors of this job live."""
+    _, gcs = _messages()
+    job = ray.get_runtime_context().get_job_id()
+    return {
+        actor.address.node_id.hex()
+        for actor in _actors(gcs)
+        if actor.job_id.hex() == job and actor.state == gcs.ActorTableData.ALIVE
+    }
+
+
+def node_of_actor(actor: bytes) -> str | None:
+    """Id of the node on which an actor lives or lived; None before it had one."""
+    _, gcs = _messages()
+    for found in _actors(gcs):
+        if found.actor_id == actor:
+            return found.address.node_id.hex() or None
+    return None
 
 
 def free_resources_per_node() -> dict[str, dict[str, float]]:
     """What nobody holds at this moment, by node id."""
     free: dict[str, dict[str, float]] = ray._private.state.available_resources_per_node()
     return free
+
+
+def most_resources() -> dict[str, float] | None:
+    """What an autoscaler may make of the cluster; None where there is none."""
+    most = ray._private.state.state.get_max_resources_from_cluster_config()
+    return None if most is None else dict(most)
 
 
 def execute(data: ray.data.Dataset) -> tuple[Iterator[Any], Any]:
@@ -171,12 +199,10 @@ def crashed_workers() -> list[dict[str, Any]]:
 def living_actors(actor_class: str) -> set[bytes]:
     """Ids of this job's actors of a class that have not ended."""
     _, gcs = _messages()
-    accessor = ray._private.state.state._connect_and_get_accessor()
     job = ray.get_runtime_context().get_job_id()
-    actors = map(gcs.ActorTableData.FromString, accessor.get_actor_table(None, None))
     return {
         actor.actor_id
-        for actor in actors
+        for actor in _actors(gcs)
         if actor.class_name == actor_class
         and actor.job_id.hex() == job
         and actor.state != gcs.ActorTableData.DEAD
@@ -192,9 +218,13 @@ def kill_actor(actor: bytes) -> None:
 def _actor_classes() -> dict[str, str]:
     """Class of the actor that lives or lived in a process, by the process's worker id."""
     _, gcs = _messages()
+    return {actor.address.worker_id.hex(): actor.class_name for actor in _actors(gcs)}
+
+
+def _actors(gcs: Any) -> Iterator[Any]:
+    """What the cluster knows of every actor, dead ones too."""
     accessor = ray._private.state.state._connect_and_get_accessor()
-    actors = map(gcs.ActorTableData.FromString, accessor.get_actor_table(None, None))
-    return {actor.address.worker_id.hex(): actor.class_name for actor in actors}
+    return map(gcs.ActorTableData.FromString, accessor.get_actor_table(None, None))
 
 
 def _messages() -> tuple[Any, Any]:

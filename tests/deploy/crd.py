@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cel
 import jsonschema
 import yaml
 
@@ -94,8 +95,18 @@ def _unique(validator: Any, keys: list[str], instance: Any, schema: Any) -> Iter
         seen.append(identity)
 
 
+def _rules(
+    validator: Any, rules: list[dict[str, Any]], instance: Any, schema: Any
+) -> Iterator[Any]:
+    """The CEL rules of a value, those left out that compare it with the one before an update."""
+    for rule in rules:
+        if "oldSelf" not in rule["rule"] and not cel.evaluate(rule["rule"], {"self": instance}):
+            yield jsonschema.ValidationError(rule.get("message", rule["rule"]))
+
+
 _Validator = jsonschema.validators.extend(
-    jsonschema.Draft202012Validator, {"x-kubernetes-list-map-keys": _unique}
+    jsonschema.Draft202012Validator,
+    {"x-kubernetes-list-map-keys": _unique, "x-kubernetes-validations": _rules},
 )
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,17 +53,46 @@ class Nodes:
             **self.environment,
         }
 
-    def start(self, name: str, cpus: int, ip: str, port: int, prefix: tuple[str, ...] = ()) -> None:
+    def start(
+        self,
+        name: str,
+        cpus: int,
+        ip: str,
+        port: int,
+        prefix: tuple[str, ...] = (),
+        words: Sequence[str] = (),
+        **variables: str,
+    ) -> None:
         """A node; the first is the head, which listens on ``port``. ``prefix`` runs a command
-        somewhere else."""
+        somewhere else; ``words`` and ``variables``: more of `ray start`."""
         role = [f"--address={self.address}"]
         if not self.address:
             self.address = f"{ip}:{port}"
             role = ["--head", f"--port={port}", "--include-dashboard=false"]
             role += ["--temp-dir", self.session]
         command = [*prefix, RAY, "start", "--block", *role, f"--node-ip-address={ip}"]
-        command += [f"--num-cpus={cpus}", "--object-store-memory=100000000"]
-        self.running[name] = self.popen(name, command)
+        command += [f"--num-cpus={cpus}", "--object-store-memory=100000000", *words]
+        self.running[name] = self.popen(name, command, **variables)
+
+    def reserve(self, name: str, *overrides: str) -> subprocess.Popen:
+        """A run that takes its places on the cluster, and nothing else; it ends with its input."""
+        return self.module(name, "tests.helpers.reserving", name, *overrides)
+
+    def module(self, name: str, module: str, *words: str) -> subprocess.Popen:
+        """`python -m MODULE` on the cluster."""
+        command = [sys.executable, "-m", module, *words]
+        self.running[name] = self.popen(name, command, RAY_ADDRESS=self.address)
+        return self.running[name]
+
+    def await_line(self, name: str, part: str, limit: float = 120.0) -> float:
+        """When a process said a line with ``part``: lines begin with their times."""
+        log, until = self.folder / f"{name}.log", time.monotonic() + limit
+        while True:
+            for line in log.read_text().splitlines():
+                if part in line:
+                    return float(line.split()[0])
+            assert time.monotonic() < until, f"{part}: {log.read_text()[-4000:]}"
+            time.sleep(0.2)
 
     def popen(self, name: str, command: list[str], **variables: str) -> subprocess.Popen:
         """A command in this cluster's environment; its output goes into a log named like it."""
@@ -70,6 +100,7 @@ class Nodes:
             return subprocess.Popen(
                 command,
                 env=self.environment | variables,
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

@@ -84,6 +84,25 @@ def schemas() -> list[Any]:
     return [load_schemas(Path(folder)) for folder in folders.split(os.pathsep)]
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"managedBy": "nobody"}, "managedBy: the managedBy field value must be either "),
+        ({"deletionStrategy": {}}, "deletionStrategy: deletionStrategy requires either BOTH"),
+        (
+            {"deletionStrategy": {"onSuccess": {"policy": "DeleteSelf"}, "deletionRules": []}},
+            "deletionStrategy: legacy policies (onSuccess/onFailure) and deletionRules cannot",
+        ),
+    ],
+)
+def test_rules_of_the_crds_are_asked(change: Any, said: str, schemas: list[Any]) -> None:
+    job = printed(job_of())["RayJob"]
+    job["spec"] |= change
+    for version in schemas:
+        found = errors(job, version)
+        assert any(line.startswith(f"$.spec.{said}") for line in found), found
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_it_passes_the_crds(variant: str, schemas: list[Any]) -> None:
     objects = printed(job_of(variant))

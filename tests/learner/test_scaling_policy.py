@@ -46,6 +46,16 @@ def test_groups_that_shrink_without_a_step_spend_restarts():
         counted.begin(1, trained=False)
 
 
+def test_a_lost_node_spends_no_restart():
+    counted = budget(restarts=0)
+    for _ in range(3):
+        assert counted.begin(2, trained=True, node_lost=True)[0] == 0.0
+    assert counted.begin(1, trained=False, node_lost=True)[0] == 0.0
+    assert counted.restarts == 0
+    with pytest.raises(WorkerError, match="failed again"):
+        counted.begin(1, trained=True)
+
+
 class Cluster(ClusterCapacity):
     """A made-up cluster and its coordinator."""
 

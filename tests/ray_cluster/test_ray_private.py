@@ -71,7 +71,8 @@ def test_a_pipeline_is_executed_with_its_executor() -> None:
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_nodes_of_a_cluster() -> None:
-    assert ray_private.draining_nodes() == set()
+    assert ray_private.draining_nodes() == {}
+    assert ray_private.most_resources() is None, "no autoscaler"
     (free,) = ray_private.free_resources_per_node().values()
     assert free["CPU"] <= 4.0
 
@@ -89,6 +90,9 @@ def test_actors_of_a_class_end_with_the_block_and_older_ones_stay() -> None:
         newer = Idle.remote()
         ray.get(newer.__ray_ready__.remote())
         assert len(ray_private.living_actors("Idle")) == 2
+        here = ray.get_runtime_context().get_node_id()
+        assert here in ray_private.nodes_of_job()
+        assert ray_private.node_of_actor(newer._actor_id.binary()) == here
         raise ValueError("the block's own")
     for _ in range(100):
         if len(ray_private.living_actors("Idle")) == 1:
