@@ -141,7 +141,8 @@ def execute(data: ray.data.Dataset) -> tuple[Iterator[Any], Any]:
 
 def input_bundles(data: ray.data.Dataset) -> list[Any]:
     """What a dataset that is made of items hands to its pipeline."""
-    bundles: list[Any] = data._logical_plan.dag.output_data()
+    made: Any = data._logical_plan.dag
+    bundles: list[Any] = made.output_data()
     return bundles
 
 
