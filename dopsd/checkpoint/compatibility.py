@@ -18,7 +18,8 @@ _FREE_SECTIONS = (
 _FREE_KEYS = (
     *("learner.workers", "learner.min_workers", "learner.resize_interval_s"),
     *("learner.cpus", "learner.gpus", "learner.labels", "learner.deepspeed", "learner.attention"),
-    *("learner.gradient_checkpointing", "learner.restarts", "learner.restart_backoff_s"),
+    *("learner.compile", "learner.gradient_checkpointing"),
+    *("learner.restarts", "learner.restart_backoff_s"),
     *("learner.max_nonfinite", "learner.bucket_mb", "model.attention", "model.compile"),
     # What they stand for is compared by the fingerprint of the data.
     *("data.source", "data.shards", "data.shapes_count", "data.shapes_concepts"),

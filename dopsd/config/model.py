@@ -48,7 +48,8 @@ class ModelSection(Section):
     compile: bool = Field(
         False,
         description="torch.compile of the transformer's blocks in inference workers: their first "
-        "calls take minutes, later ones less; states and targets differ by rounding.",
+        "calls take minutes, later ones less; states and targets differ by rounding. Learners: "
+        "`learner.compile`.",
     )
     merge: list[str] = Field(
         default_factory=list,

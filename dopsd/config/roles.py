@@ -133,6 +133,11 @@ class LearnerSection(RoleSection):
         description="diffusers attention backend of the learners, fused ones' teacher included; "
         "only those with a backward (e.g. `flash`, `_native_cudnn`). Default: `native`.",
     )
+    compile: bool = Field(
+        False,
+        description="torch.compile of the transformer's blocks in the learners, as `model.compile` "
+        "is for inference workers; not under ZeRO stage 3. Gradients differ by rounding.",
+    )
     gradient_checkpointing: bool | Annotated[Whole, Field(ge=1, le=1000)] = Field(
         False,
         description="Recompute activations in backward: of every block (`true`), or N for every "

@@ -50,10 +50,16 @@ class Admission:
         self.trained_steps = start
         """The first step that is not trained yet."""
 
+    @property
+    def next_step(self) -> int | None:
+        """The step of the next micro-batch in plan order; None behind the last one."""
+        step, _ = self._next
+        return step if step < self.stop else None
+
     def next_admissible(self, published: int) -> Key | None:
         """The next micro-batch in plan order, if the version that must generate it exists."""
-        step, _ = self._next
-        if step >= self.stop or policy_version(step, self.max_lag) > published:
+        step = self.next_step
+        if step is None or policy_version(step, self.max_lag) > published:
             return None
         return self._next
 

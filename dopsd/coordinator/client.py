@@ -18,7 +18,7 @@ from ray.exceptions import (
 
 from dopsd.checkpoint.learner_state import LearnerState, SlicedState, write_state
 from dopsd.config import TimeoutSection
-from dopsd.coordinator.messages import CheckpointRequest, ObjectRefBox, ResumePoint
+from dopsd.coordinator.messages import CheckpointRequest, ObjectRefBox, ResumePoint, Share
 from dopsd.errors import DopsdError, WorkerError
 from dopsd.policy.bundle import Bundle
 from dopsd.ray_cluster.failures import error_message, unwrap_error
@@ -85,6 +85,13 @@ class ActorConnection:
         """Call a method whose answer nobody waits for."""
         self._sent = getattr(self._actor, method).remote(*values)
 
+    def bring(self, refs: list[ray.ObjectRef]) -> None:
+        """Let objects come to this node side by side; nobody waits for them here."""
+        # What a wait has asked for keeps coming when the wait is over. It takes each ref once, and
+        # padding repeats one.
+        once = list(dict.fromkeys(refs))
+        ray.wait(once, num_returns=len(once), timeout=0, fetch_local=True)
+
     def get(self, ref: ray.ObjectRef, limit: float) -> Any:
         """Raises ObjectLostError when it is gone, GetTimeoutError after ``limit`` seconds."""
         return ray.get(ref, timeout=limit)
@@ -132,21 +139,22 @@ class CoordinatorClient:
         return begin, {name: get(box.ref, limit) for name, box in begin.files.items()}
 
     def fetch(self, step: int) -> Iterator[tuple[Any, bool]]:
-        """(payload, is real) of this rank's micro-batches of ``step``; one whose object is lost is
-        awaited once more."""
-        for index, box in enumerate(self._boxes(step)):
-            while True:
+        """(payload, is real) of this rank's micro-batches of ``step``, each as soon as it and those
+        before it are there; one whose object is lost is awaited once more."""
+        number, more = 0, True
+        while more:
+            share: Share = self._call("fetch", step, self.rank, self.world, number)
+            more = share.missing > 0
+            self._connection.bring([box.ref for box in share.boxes])
+            for box in share.boxes:
                 try:
                     payload = self._connection.get(box.ref, self._timeouts.step)
-                    break
                 except ObjectLostError:
                     self._call("lost", step, box.index, box.losses)
-                    box = self._boxes(step)[index]
-            yield payload, box.real
-
-    def _boxes(self, step: int) -> list[ObjectRefBox]:
-        boxes: list[ObjectRefBox] = self._call("fetch", step, self.rank, self.world)
-        return boxes
+                    more = True
+                    break
+                number += 1
+                yield payload, box.real
 
     def put(self, payload: Any) -> Any:
         """Store bytes; returns their reference."""

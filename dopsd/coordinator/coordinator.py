@@ -24,7 +24,13 @@ from dopsd.coordinator.admission import rank_share
 from dopsd.coordinator.dispatcher import Dispatcher
 from dopsd.coordinator.failures import RestartBudget, RunFailure, run_all
 from dopsd.coordinator.learner_group import LearnerGroup
-from dopsd.coordinator.messages import CheckpointRequest, ObjectRefBox, ResumePoint, RunStatus
+from dopsd.coordinator.messages import (
+    CheckpointRequest,
+    ObjectRefBox,
+    ResumePoint,
+    RunStatus,
+    Share,
+)
 from dopsd.coordinator.policy_versions import PolicyVersions, checkpoint_files
 from dopsd.coordinator.run_files import RunFiles, TrajectoryRecorder
 from dopsd.coordinator.status import notices_of, run_status, stalled
@@ -225,21 +231,22 @@ class Coordinator:
                 self._failure.fail(error)
             self._moved()
 
-    def fetch(self, attempt: int, step: int, rank: int, world: int) -> list[ObjectRefBox]:
-        """This rank's micro-batches of ``step``, when all of them are ready.
+    def fetch(self, attempt: int, step: int, rank: int, world: int, begin: int = 0) -> Share:
+        """This rank's micro-batches of ``step`` from number ``begin`` of them on, as soon as that
+        one is ready, and those behind it that are ready too: it trains them while the rest is
+        still generated.
 
-        Always ceil(global micro-batches / world) boxes. A second call gives the same. Raises
+        All in all ceil(global micro-batches / world). A second call gives the same, or more. Raises
         the run's error, or DeadlineError naming the role that timed out.
         """
-        share = rank_share(self._step_size(step), self._dispatcher.full_size, rank, world)
-        needed = {(step, index) for index, _ in share}
+        share = rank_share(self._step_size(step), self._dispatcher.full_size, rank, world)[begin:]
         with self._changed:
             asked = time.monotonic()
             if rank == 0:
                 self._learners.wait_for(step)
             while True:
                 self._learners.require(attempt)
-                if self._dispatcher.ready(needed):
+                if boxes := self._dispatcher.boxes(step, share):
                     break
                 self._failure.raise_error()
                 still = time.monotonic() - max(asked, self._progress)
@@ -248,7 +255,7 @@ class Coordinator:
                 self._changed.wait(timeout=1.0)
             if rank == 0:
                 self._learners.train(step)
-            return [self._dispatcher.box((step, index), real) for index, real in share]
+            return Share(boxes, len(share) - len(boxes))
 
     def _moved(self) -> None:
         self._progress = time.monotonic()

@@ -6,7 +6,7 @@ A plain object under the coordinator's lock: it neither waits nor starts threads
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -139,14 +139,16 @@ class Dispatcher:
         """Whether a step's blocks wait already."""
         return len(self.blocks) > self.full_size
 
-    def ready(self, keys: set[Key]) -> bool:
-        return all(key in self._items and self._items[key].result is not None for key in keys)
-
-    def box(self, key: Key, real: bool) -> ObjectRefBox:
-        """A micro-batch that is ready, for a learner to fetch."""
-        item = self._items[key]
-        assert item.result is not None
-        return ObjectRefBox(item.result, real, key[1], item.losses)
+    def boxes(self, step: int, share: Sequence[tuple[int, bool]]) -> list[ObjectRefBox]:
+        """For a learner to fetch: of its ``share`` of a step, (index, is real) pairs in the order
+        in which it trains them, those before the first that is not ready."""
+        boxes = []
+        for index, real in share:
+            item = self._items.get((step, index))
+            if item is None or item.result is None:
+                break
+            boxes.append(ObjectRefBox(item.result, real, index, item.losses))
+        return boxes
 
     def trained(self, step: int) -> None:
         """Every micro-batch of ``step`` went into the optimizer."""
@@ -196,17 +198,17 @@ class Dispatcher:
         """Queue waiting micro-batches on free workers, oldest version first.
 
         A later version waits while an earlier one is still on its way to the stage, so that a
-        pool never goes back and forth between two versions.
+        pool never goes back and forth between two versions. The version that comes next is loaded
+        before its first micro-batch is there: a teacher binds it while the student rolls out.
         """
         moved = False
         for stage, (pool, waiting) in enumerate(zip(self.pools, self._waiting)):
             waiting.sort()
-            while waiting:
-                item = self._items[waiting[0]]
-                oldest = self._under_way.oldest_before(stage)
-                if oldest is not None and oldest < item.version:
+            while (bundle := bundles.get(self._next_version(stage))) is not None:
+                pool.load(bundle, self._generated_by(bundle.version))
+                item = self._items[waiting[0]] if waiting else None
+                if item is None or item.version != bundle.version:
                     break
-                bundle = bundles[item.version]
                 worker = pool.free_worker(bundle)
                 if worker is None:
                     break
@@ -214,6 +216,22 @@ class Dispatcher:
                 waiting.pop(0)
                 moved = True
         return moved
+
+    def _next_version(self, stage: int) -> int:
+        """The oldest version of which something is still to be given to ``stage``; -1 when nothing
+        is. Its ``_waiting`` is sorted."""
+        waiting = self._waiting[stage]
+        found = [self._items[waiting[0]].version] if waiting else []
+        if (oldest := self._under_way.oldest_before(stage)) is not None:
+            found.append(oldest)
+        if not found and (step := self.admission.next_step) is not None:
+            found.append(policy_version(step, self.config.max_policy_lag))
+        return min(found, default=-1)
+
+    def _generated_by(self, version: int) -> int:
+        """Micro-batches of the plan that a version generates: so many workers can use it."""
+        last = min(version + self.config.max_policy_lag, self.config.learner.steps - 1)
+        return sum(map(self._step_size, range(last if version else 0, last + 1)))
 
     def collect(self) -> bool:
         """Take in what the pools have finished; True when something moved."""

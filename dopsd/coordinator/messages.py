@@ -25,6 +25,14 @@ class ObjectRefBox:
 
 
 @dataclass
+class Share:
+    """Of a rank's micro-batches of a step those that are ready, in order, and how many follow."""
+
+    boxes: list[ObjectRefBox]
+    missing: int
+
+
+@dataclass
 class ResumePoint:
     """Where a group of learners begins."""
 

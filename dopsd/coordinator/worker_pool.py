@@ -73,8 +73,9 @@ class PooledWorker:
     """End of its last span."""
 
     @property
-    def loading(self) -> bool:
-        return any(call.key is None for call in self.calls)
+    def loading(self) -> Bundle | None:
+        """The weights that are on their way to it."""
+        return next((call.bundle for call in self.calls if call.key is None), None)
 
 
 @dataclass
@@ -125,25 +126,40 @@ class WorkerPool:
     def _launch(self) -> Any:
         return self._actor.remote(self.config, self.role.device, self.adapters)
 
-    def free_worker(self, bundle: Bundle) -> PooledWorker | None:
-        """A worker with room for a call that has acknowledged ``bundle``; others start loading it.
+    def load(self, bundle: Bundle, most: int) -> None:
+        """Let workers load ``bundle`` until ``most`` of them have it or are about to.
 
-        Call order on an actor is submission order, so weights change only between trajectories.
+        Those with the fewest calls do, of idle ones those that are up. Call order on an actor is
+        submission order: weights change only between trajectories, and this may be asked for while
+        older ones are drawn.
         """
-        best = None
-        for worker in self.workers:
-            if worker.loading or time.monotonic() < worker.retry_after:
-                continue
-            if worker.bundle is not bundle:
-                ack = self._load(worker, bundle)
-                worker.calls.append(Call(None, bundle, ack, None, time.monotonic()))
-            elif self.direct_transport is not None and self.direct_transport.opening():
-                continue
-            elif len(worker.calls) < self.config.inference.max_inflight and (
-                best is None or len(worker.calls) < len(best.calls)
-            ):
-                best = worker
-        return best
+        having = sum((worker.loading or worker.bundle) is bundle for worker in self.workers)
+        if having >= min(most, len(self.workers)):
+            return
+        now = time.monotonic()
+        others = [
+            worker
+            for worker in self.workers
+            if worker.loading is None and worker.bundle is not bundle and now >= worker.retry_after
+        ]
+        others.sort(key=lambda worker: (len(worker.calls), worker.loaded < 0))
+        for worker in others[: most - having]:
+            ack = self._load(worker, bundle)
+            worker.calls.append(Call(None, bundle, ack, None, time.monotonic()))
+
+    def free_worker(self, bundle: Bundle) -> PooledWorker | None:
+        """The worker with the fewest calls of those that have acknowledged ``bundle``, if one of
+        them has room for another."""
+        if self.direct_transport is not None and self.direct_transport.opening():
+            return None
+        able = [
+            worker
+            for worker in self.workers
+            if worker.bundle is bundle
+            and worker.loading is None
+            and len(worker.calls) < self.config.inference.max_inflight
+        ]
+        return min(able, key=lambda worker: len(worker.calls), default=None)
 
     def _load(self, worker: PooledWorker, bundle: Bundle) -> ray.ObjectRef:
         if bundle.streamed:
@@ -187,9 +203,10 @@ class WorkerPool:
         return Call(key, bundle, stats, result, time.monotonic(), states)
 
     def starting(self) -> bool:
-        """Whether a worker has not loaded its first weights yet, or a transport opens."""
+        """Whether a worker loads its first weights, or none has any yet, or a transport opens."""
         opening = self.direct_transport is not None and self.direct_transport.opening()
-        return opening or any(worker.loaded < 0 for worker in self.workers)
+        new = [worker for worker in self.workers if worker.loaded < 0]
+        return opening or len(new) == len(self.workers) or any(worker.calls for worker in new)
 
     def pending(self) -> list[ray.ObjectRef]:
         """References that become ready when something has happened."""

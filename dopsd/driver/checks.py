@@ -57,6 +57,11 @@ def check_options(config: RunConfig, preset: dict[str, Any]) -> None:
             "lora.dora: true with ZeRO stage 3, allowed: stage 1 or 2 (DoRA needs the norms of "
             "whole base weights in every forward, and stage 3 has cut them up)"
         )
+    if config.learner.compile and preset_stage(preset) == 3:
+        raise ConfigError(
+            "learner.compile: true with ZeRO stage 3, allowed: stage 1 or 2 (stage 3 gathers the "
+            "weights of each layer in the middle of a block)"
+        )
     if config.learner.optimizer == "adamw8bit":
         if importlib.util.find_spec("bitsandbytes") is None:
             raise ConfigError(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dopsd.config import RunConfig
 from dopsd.models.checkpointing import checkpoint_every
+from dopsd.models.compiled import compile_blocks
 from dopsd.models.families.family import Family
 from dopsd.models.lora.layers import STUDENT, TEACHER
 from dopsd.models.lora.merge import load_trained_base
@@ -52,6 +53,8 @@ def build_student(
         trained.bind(transformer, adapter, start)
     as_buffers(transformer)
     checkpoint_every(transformer, config.learner.checkpoint_every)
+    if config.learner.compile:
+        compile_blocks(transformer)
     student = Student(family, transformer, trained)
     student.start = start
     return student

@@ -11,8 +11,10 @@ import importlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import ray
@@ -163,6 +165,43 @@ def execute(data: ray.data.Dataset) -> tuple[Iterator[Any], Any]:
     # What iter_internal_ref_bundles does, but keeping hold of the executor.
     bundles, _, executor = data._execute_to_iterator(capture_executor=False)
     return bundles, executor
+
+
+def input_bundles(data: ray.data.Dataset) -> list[Any]:
+    """What a dataset that is made of items hands to its pipeline."""
+    made: Any = data._logical_plan.dag
+    bundles: list[Any] = made.output_data()
+    return bundles
+
+
+def dataset_of_input(make: Callable[[ray.data.DataContext], Any]) -> ray.data.Dataset:
+    """A dataset to map, whose input operator ``make`` makes when a pipeline of it starts."""
+    from ray.data._internal.logical.interfaces import LogicalPlan
+    from ray.data._internal.stats import DatasetStats
+
+    context = ray.data.DataContext.get_current().copy()
+    made = _made_input()([], make=make)
+    return ray.data.Dataset(
+        LogicalPlan(made, context), context, DatasetStats(metadata={}, parent=None)
+    )
+
+
+@cache
+def _made_input() -> Any:
+    """The logical operator of such an input; Ray's planner knows it from now on."""
+    from ray.data._internal.logical.operators import InputData
+    from ray.data._internal.planner.planner import Planner
+
+    @dataclass(frozen=True, repr=False, eq=False)
+    class MadeInput(InputData):  # type: ignore[misc]
+        make: Any = None
+
+    def plan(made: Any, children: list[Any], context: Any) -> Any:
+        return made.make(context)
+
+    # Before its base class: the first that fits is taken.
+    Planner._DEFAULT_PLAN_FNS = {MadeInput: plan, **Planner._DEFAULT_PLAN_FNS}
+    return MadeInput
 
 
 def crashed_workers() -> list[dict[str, Any]]:

@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
-import torch
 from torch import Tensor
 
 from dopsd.config import RunConfig
@@ -23,6 +22,7 @@ from dopsd.method.objective import state_weights
 from dopsd.method.rollout import rollout, score
 from dopsd.models import FAMILIES
 from dopsd.models.checksum import checksum
+from dopsd.models.compiled import compile_blocks
 from dopsd.models.families.family import DTYPES
 from dopsd.models.lora.layers import STUDENT, TEACHER, activate, bind_parameters
 from dopsd.models.lora.merge import load_trained_base
@@ -35,15 +35,6 @@ from dopsd.records import EncodedBatch, TrainingBatch, Trajectory
 from dopsd.rollout.baselines import baseline_batch
 
 Stats = dict[str, float]
-
-
-def compile_blocks(transformer: Any, backend: str = "inductor") -> None:
-    """torch.compile of each repeated block, in place, for any batch and any number of tokens:
-    one compilation serves all blocks of a kind, and parameters may change afterwards."""
-    # A kind of block is compiled for each adapter and for batches of one apart; past the usual
-    # limit of 8, blocks would run uncompiled.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-    transformer.compile_repeated_blocks(dynamic=True, backend=backend)
 
 
 class InferenceWorker:

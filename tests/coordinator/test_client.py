@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -26,12 +27,16 @@ class InProcess:
 
     def __init__(self, coordinator: Any, lost: set[str]) -> None:
         self.coordinator, self.lost, self.calls = coordinator, lost, []
+        self.brought: list[list[str]] = []
 
     def call(self, method: str, *values: Any) -> Any:
         self.calls.append(method)
         return getattr(self.coordinator, method)(*values)
 
     send = call
+
+    def bring(self, refs: list[str]) -> None:
+        self.brought.append(refs)
 
     def get(self, ref: str, limit: float) -> str:
         if ref in self.lost:
@@ -43,13 +48,22 @@ class InProcess:
 
 
 @pytest.fixture
-def coordinator(tmp_path):
+def late():
+    """Until it is set, micro-batch 2 of step 0 is not there, in the test that asks for this."""
+    return threading.Event()
+
+
+@pytest.fixture
+def coordinator(tmp_path, request):
     opened = []
+    waited = request.getfixturevalue("late") if "late" in request.fixturenames else None
 
     def stream(start: int, stop: int):
         opened.append(start)
         for step in range(start, stop):
             for index in range(PER_STEP):
+                if waited and (step, index) == (0, 2):
+                    assert waited.wait(60)
                 yield step, index, f"{step}.{index} of {len(opened)}"
 
     config = make_config(
@@ -78,10 +92,24 @@ def clients_of(
 
 
 def test_a_lost_micro_batch_is_fetched_again_and_ranks_get_equally_many(coordinator):
-    _, (first, second) = clients_of(coordinator, lost={"0.2 of 1"})
+    connection, (first, second) = clients_of(coordinator, lost={"0.2 of 1"})
     assert first.publish(Bundle(0, {}, {}, 0)) == CheckpointRequest()
     assert list(first.fetch(0)) == [("value of 0.0 of 1", True), ("value of 0.2 of 2", True)]
     assert list(second.fetch(0)) == [("value of 0.1 of 1", True), ("value of 0.0 of 1", False)]
+    side_by_side = [["0.0 of 1", "0.2 of 1"], ["0.2 of 2"], ["0.1 of 1", "0.0 of 1"]]
+    assert connection.brought == side_by_side, "what is ready is fetched at once"
+
+
+def test_a_rank_trains_what_is_ready_while_the_rest_is_generated(coordinator, late):
+    """Rank 0 has micro-batches 0 and 2 of 3."""
+    _, (first, second) = clients_of(coordinator, lost=set())
+    first.publish(Bundle(0, {}, {}, 0))
+    assert list(second.fetch(0)) == [("value of 0.1 of 1", True), ("value of 0.0 of 1", False)]
+    share = first.fetch(0)
+    assert next(share) == ("value of 0.0 of 1", True)
+    assert not late.is_set(), "and so 0.2 is not there yet"
+    late.set()
+    assert list(share) == [("value of 0.2 of 1", True)]
 
 
 def test_rank_0_speaks_for_the_group(coordinator):

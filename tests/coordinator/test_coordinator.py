@@ -24,6 +24,7 @@ from dopsd.records import EncodedBatch, SampleInfo, TrainingBatch, Trajectory
 from dopsd.rollout.worker import InferenceWorker
 from dopsd.run_folder.log import RunLog
 from tests.helpers.bundles import made_bundle
+from tests.helpers.shares import whole_share
 from tests.helpers.tiny import make_config, make_context, random_state
 
 STEPS, PER_STEP, SIDE, LAG = 5, 2, 16, 2
@@ -96,7 +97,7 @@ def run(config, parameters, during=None) -> dict[tuple[int, int], bytes]:
         for step in range(STEPS):
             if during:
                 during(coordinator, step)
-            for index, box in enumerate(coordinator.fetch(attempt, step, 0, 1)):
+            for index, box in enumerate(whole_share(coordinator, attempt, step)):
                 results[(step, index)] = ray.get(box.ref)
             coordinator.publish(attempt, bundle_of(parameters, step + 1))
         counts = coordinator.status().counts
@@ -282,7 +283,7 @@ def test_fetch_is_idempotent_and_pads_with_zero_weight(tiny_base, parameters, tm
     try:
         attempt = coordinator.attach()
         coordinator.publish(attempt, bundle_of(parameters, 0))
-        boxes = [coordinator.fetch(attempt, 0, rank, 2) for rank in (0, 1, 1)]
+        boxes = [whole_share(coordinator, attempt, 0, rank, 2) for rank in (0, 1, 1)]
         assert [[box.real for box in share] for share in boxes] == [
             [True, False],
             [True, False],

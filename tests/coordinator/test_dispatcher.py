@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from dopsd.coordinator.dispatcher import Dispatcher
+from dopsd.coordinator.messages import ObjectRefBox
 from dopsd.coordinator.worker_pool import Finished
 from dopsd.errors import WorkerError
 from dopsd.policy.bundle import Bundle
@@ -27,11 +28,16 @@ class Pool:
 
     def __init__(self) -> None:
         self.submitted: list[tuple[Any, ...]] = []
+        self.loaded: list[tuple[int, int]] = []
+        """Versions, and how many workers the step can use, as often as that is asked for."""
         self.finished: list[Finished] = []
         self.again: list[tuple[int, int]] = []
         self.lost_objects: set[str] = set()
         self.workers: list[Any] = []
         self.events = 0
+
+    def load(self, bundle: Bundle, most: int) -> None:
+        self.loaded.append((bundle.version, most))
 
     def free_worker(self, bundle: Bundle) -> object:
         return self
@@ -77,6 +83,10 @@ def step(dispatcher: Dispatcher) -> None:
     dispatcher.advance(0, BUNDLES)
 
 
+def boxes(dispatcher: Dispatcher, step: int, size: int = 1) -> list[ObjectRefBox]:
+    return dispatcher.boxes(step, [(index, True) for index in range(size)])
+
+
 def test_the_teacher_gets_the_block_and_the_trajectory(stages):
     dispatcher, rollout, teacher, ready = stages
     rollout.finished = [Finished(KEY, Reference("trajectory"))]
@@ -84,8 +94,41 @@ def test_the_teacher_gets_the_block_and_the_trajectory(stages):
     assert rollout.submitted == [("block",)] and teacher.submitted == [("block", "trajectory")]
     teacher.finished = [Finished(KEY, Reference("scored"))]
     step(dispatcher)
-    assert ready == ["scored"] and dispatcher.ready({KEY})
-    assert dispatcher.box(KEY, True).ref == "scored"
+    assert ready == ["scored"] and [box.ref for box in boxes(dispatcher, 0)] == ["scored"]
+
+
+def test_every_pool_loads_a_version_as_soon_as_it_is_published(stages):
+    """At lag 0, where the teacher's first micro-batch comes to it only after a roll-out."""
+    dispatcher, rollout, teacher, _ = stages
+    bundles = {version: Bundle(version, {}, {}, 0) for version in (0, 1)}
+    for version in (0, 1):
+        rollout.loaded.clear(), teacher.loaded.clear()
+        dispatcher.rewind(version)
+        dispatcher.advance(version, bundles)  # without a block, as while encoders are late
+        assert rollout.loaded == teacher.loaded == [(version, 1)]
+    assert rollout.submitted == [("block",)] and teacher.submitted == []
+
+
+def test_nothing_is_loaded_that_no_step_is_generated_by(stages):
+    dispatcher, rollout, teacher, _ = stages
+    rollout.loaded.clear(), teacher.loaded.clear()
+    dispatcher.rewind(dispatcher.config.learner.steps)
+    last = dispatcher.config.learner.steps
+    dispatcher.advance(last, {last: Bundle(last, {}, {}, 0)})
+    assert rollout.loaded == teacher.loaded == []
+
+
+@pytest.mark.parametrize(("version", "micro_batches"), [(0, 1 + 2 + 3), (1, 4), (2, 5), (3, 6)])
+def test_a_version_is_for_as_many_workers_as_it_generates_micro_batches(version, micro_batches):
+    """At lag 2, where the first one generates three steps; step s has s + 1 micro-batches here."""
+    config = make_config("base", max_policy_lag=2, learner={"steps": 6})
+    roles = resolve_roles(config, 0.0)
+    dispatcher = Dispatcher(config, roles, lambda step: step + 1, print, print)
+    pool: Any = Pool()
+    dispatcher.pools = [pool]
+    dispatcher.rewind(version + 2 if version else 0)
+    dispatcher.advance(version, {version: Bundle(version, {}, {}, 0)})
+    assert pool.loaded == [(version, micro_batches)]
 
 
 def test_what_a_teacher_loses_is_rolled_out_again_from_its_block(stages):
@@ -128,12 +171,13 @@ def test_a_stage_waits_for_what_an_older_version_has_not_brought_yet(stages, mon
     first, second = (0, 0), (1, 0)
     dispatcher.blocks.extend([(first, Reference("block")), (second, Reference("block"))])
     assert move() == []
+    assert {version for version, _ in teacher.loaded} == {0}, "not the one that comes behind it"
     assert move(rolled=[second]) == [], "version 0 is still on its way"
     assert move(rolled=[first]) == [first, second]
     assert move(again=[first]) == []
     assert move(rolled=[first], again=[second]) == [first]
     assert move(scored=[first], rolled=[second]) == [second]
-    assert move(scored=[second]) == [] and dispatcher.ready({first, second})
+    assert move(scored=[second]) == [] and boxes(dispatcher, 0) and boxes(dispatcher, 1)
 
 
 def test_it_is_not_generated_for_ever(stages):

@@ -27,6 +27,7 @@ from tests.coordinator.test_coordinator import (
     parameters,
     stream,
 )
+from tests.helpers.shares import whole_share
 
 __all__ = ["parameters"]
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -59,13 +60,13 @@ class Learners:
 
     def train(self, stop: int, lose: tuple[int, int] | None = None) -> None:
         for step in range(self.step, stop):
-            boxes = self.coordinator.fetch(self.attempt, step, 0, 1)
+            boxes = whole_share(self.coordinator, self.attempt, step)
             for index in range(PER_STEP):
                 if (step, index) == lose:
                     gone = boxes[index]
                     for _ in range(2):  # told twice, it counts once
                         self.coordinator.lost(self.attempt, step, index, gone.losses)
-                    boxes = self.coordinator.fetch(self.attempt, step, 0, 1)
+                    boxes = whole_share(self.coordinator, self.attempt, step)
                     assert boxes[index].ref != gone.ref and boxes[index].losses == 1
                 self.results[(step, index)] = ray.get(boxes[index].ref)
             ids = {index: (f"sample-{step}-{index}",) for index in range(PER_STEP)}
@@ -111,7 +112,7 @@ def test_new_learners_go_on_from_the_checkpoint_and_nothing_changes(
         second = Learners(coordinator, parameters)
         assert second.step == 3 and second.files[FILES[0]] == b"student.safetensors 3"
         with pytest.raises(WorkerError, match=r"stale attempt 1 \(current: 2\)"):
-            first.coordinator.fetch(first.attempt, 4, 0, 1)
+            whole_share(first.coordinator, first.attempt, 4)
         second.train(4)
         # And another coordinator, as when the first has died.
         coordinator.stop()

@@ -17,6 +17,7 @@ from dopsd.ray_cluster.placement import resolve_roles
 from dopsd.run_folder.jsonl import read_lines
 from dopsd.run_folder.log import RunLog
 from dopsd.run_folder.outputs import take_run_folder
+from tests.helpers.shares import whole_share
 from tests.helpers.tiny import make_config
 
 STEPS, PER_STEP = 5, 2
@@ -97,7 +98,7 @@ class Streams:
 
 
 def fetched(coordinator: Coordinator, attempt: int, step: int) -> list[str]:
-    return [box.ref for box in coordinator.fetch(attempt, step, 0, 1)]
+    return [box.ref for box in whole_share(coordinator, attempt, step)]
 
 
 def test_a_slow_storage_does_not_silence_the_coordinator_while_it_is_rewound(launch, monkeypatch):
@@ -209,10 +210,10 @@ def test_a_block_that_goes_again_and_again_ends_the_run_in_one_line(launch):
     publish(coordinator, attempt, 0)
     for losses in range(4):
         assert coordinator.error() is None
-        coordinator.fetch(attempt, 0, 0, 1)
+        whole_share(coordinator, attempt, 0)
         coordinator.lost(attempt, 0, 1, losses)
     with pytest.raises(WorkerError, match=r"^step 0 micro-batch 1 was lost 4 times$"):
-        coordinator.fetch(attempt, 0, 0, 1)
+        whole_share(coordinator, attempt, 0)
 
 
 def test_an_encoder_that_hangs_is_replaced_and_nothing_is_missing(launch):
@@ -240,7 +241,7 @@ def test_an_encoder_that_hangs_too_often_is_named(launch):
     message = r"^encoder timed out after \d+ s while encoding step 0 micro-batch 1 .*; restart"
     publish(coordinator, attempt, 0)
     with pytest.raises(DeadlineError, match=message):
-        coordinator.fetch(attempt, 0, 0, 1)
+        whole_share(coordinator, attempt, 0)
     assert streams.starts == [0, 0, 0]
 
 
@@ -272,6 +273,9 @@ class OnePool:
     def __init__(self) -> None:
         self.workers, self.events, self.lost_objects, self.calls = [], 0, set(), []
         self.lost: list[tuple[int, int]] = []
+
+    def load(self, bundle, most) -> None:
+        pass
 
     def free_worker(self, bundle) -> str:
         return "worker"

@@ -12,9 +12,9 @@ import torch
 from dopsd.driver.doctor.cuda_probe import probe
 from dopsd.errors import DopsdError
 from dopsd.models.attention import TRAINABLE, set_attention
+from dopsd.models.compiled import compile_blocks
 from dopsd.models.quantize import as_buffers, check_quantize, for_transformer, resident_bytes
 from dopsd.ray_cluster.process import set_up
-from dopsd.rollout.worker import compile_blocks
 from tests.gpu.blocks import Blocks, difference, sizes
 
 Record = Callable[[str, object], None]

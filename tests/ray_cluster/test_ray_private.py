@@ -19,7 +19,7 @@ from dopsd.ray_cluster.left_behind import none_left
 NEEDS = {
     "BackpressurePolicy": ("can_add_input", "max_task_output_bytes_to_read"),
     "PhysicalOperator": ("num_active_tasks", "input_dependencies"),
-    "InputDataBuffer": (),
+    "InputDataBuffer": ("has_next", "has_completed", "_get_next_inner", "metrics"),
     "StreamingExecutor": ("shutdown",),
     "ElasticScalingPolicy": (
         "_count_possible_workers",

@@ -29,6 +29,7 @@ from dopsd.data.ray_data import (
 from dopsd.data.read import ReadSpec, SegmentReader, samples_of
 from dopsd.data.sample import Encoder, EncoderFactory
 from dopsd.data.stream import backpressure as window
+from dopsd.data.stream.windowed_input import from_items_by_windows
 from dopsd.errors import DeadlineError
 from dopsd.ray_cluster.process import peak_memory_mb
 from dopsd.ray_cluster.ray_private import StreamingExecutor, execute
@@ -103,9 +104,9 @@ def encoded_stream(
         # Several micro-batches in a reading call: fewer calls to schedule, and their row groups are
         # read once. Half the window at most, so that encoders have the other half to work on.
         size = max(1, min(window_size // 2, 8))
-        spans = [
+        spans = (
             {"start": start, "stop": min(start + size, last)} for start in range(first, last, size)
-        ]
+        )
         expected = map(plan.key_at, range(first, last))
         executor: Any = None
         pool = readers or (
@@ -113,7 +114,7 @@ def encoded_stream(
         )
         try:
             with ray.data.DataContext.current(_context(window_size, size, pool, start_s)):
-                data: ray.data.Dataset = ray.data.from_items(spans, override_num_blocks=len(spans))
+                data = from_items_by_windows(spans)
                 reading: tuple[Any, ...] = (plan, folder, read_spec)
                 data = data.map_batches(
                     CachedSegmentReader if context_cache else SegmentReader,

@@ -19,6 +19,7 @@ from dopsd.data.manifest import Manifest, PrepareSettings
 from dopsd.data.plan import Plan
 from dopsd.data.prepare.run import prepare
 from dopsd.data.read import ReadSpec
+from dopsd.data.stream import windowed_input
 from dopsd.data.stream.pipeline import encoded_stream, load_encoded
 from dopsd.errors import DataError, DeadlineError, ModelError, WorkerError
 from tests.data.encoders import BrokenFactory, FailingEncoder, PixelFactory
@@ -134,9 +135,10 @@ def test_no_steps_give_an_empty_stream(data: tuple[Manifest, str]) -> None:
     assert list(open_stream(data, 3, 3)) == []
 
 
-def test_encoders_load_once_per_actor_over_many_epochs(
-    data: tuple[Manifest, str], tmp_path: Path
+def test_encoders_load_once_per_actor_over_many_epochs_and_windows(
+    data: tuple[Manifest, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(windowed_input, "_WINDOW", 3)
     factory = PixelFactory(tmp_path)
     assert len(list(open_stream(data, 0, 16, encoder_factory=factory, workers=2))) == 48
     assert len(list(tmp_path.iterdir())) == 2

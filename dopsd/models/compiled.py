@@ -1,0 +1,16 @@
+"""torch.compile of a transformer's blocks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def compile_blocks(transformer: Any, backend: str = "inductor") -> None:
+    """torch.compile of each repeated block, in place, for any batch and any number of tokens:
+    one compilation serves all blocks of a kind, and parameters may change afterwards."""
+    # A kind of block is compiled for each adapter, with and without gradients, and for batches of
+    # one apart; past the usual limit of 8, blocks would run uncompiled.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    transformer.compile_repeated_blocks(dynamic=True, backend=backend)
