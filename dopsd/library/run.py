@@ -14,6 +14,8 @@ from dopsd.driver.progress import Show
 from dopsd.driver.setup import CheckedRun, RunSetup, check_run, claimed_run
 from dopsd.errors import DataError, InterruptedRun
 from dopsd.library.catalogue import catalogue_of, known_catalogue, prepared_samples
+from dopsd.library.disaggregated.learner import PooledLearner
+from dopsd.library.disaggregated.shared import Inference, most_in_flight
 from dopsd.library.folder import LibraryFolder
 from dopsd.library.pool import WorkerPool
 from dopsd.library.recipe import Fingerprints, Recipes, check_library
@@ -56,20 +58,33 @@ def _open(
     config, manifest = setup.config, setup.manifest
     samples = prepared_samples(manifest, config.shards)
     catalogue = catalogue_of(config, samples, recipes)
-    role = replace(setup.roles.learner, name="library", workers=config.library.workers)
-    setup.wait_for(replace(role, workers=1))  # more of them come when there is room
+    roles = setup.roles
+    role = replace(roles.learner, name="library", workers=config.library.workers)
+    pools = [pool for pool in (roles.rollout, roles.teacher) if pool is not None]
+    setup.wait_for(replace(role, workers=1), *pools)  # more learners come when there is room
     cache = _contexts(setup, show, take_over)
     prints = Fingerprints(recipes, manifest)
     own = {c.name: prints.of(c.name, c.steps) for c in catalogue.trained}
     folder.begin(config, catalogue.concepts.values(), own)
     timeouts = config.timeouts
 
-    def workers() -> WorkerPool:
-        arguments = config, setup.preset, cache, role.device
-        limits = {"start_s": timeouts.startup, "step_s": timeouts.step}
-        return WorkerPool(LibraryWorker, arguments, role, **limits)
+    arguments = config, setup.preset, cache, role.device
+    limits = {"start_s": timeouts.startup, "step_s": timeouts.step}
+    inference = Inference(config, roles) if pools else None
 
-    return LibraryTraining(recipes, manifest, catalogue, own, folder, workers, show)
+    def workers() -> WorkerPool:
+        if inference is None:
+            return WorkerPool(LibraryWorker, arguments, role, **limits)
+        return WorkerPool(
+            PooledLearner,
+            (*arguments, inference.actor),
+            role,
+            **limits,
+            places=inference.places(),
+            most=most_in_flight(config),
+        )
+
+    return LibraryTraining(recipes, manifest, catalogue, own, folder, workers, show, inference)
 
 
 def _contexts(setup: RunSetup, show: Show, take_over: bool) -> ContextCache:
