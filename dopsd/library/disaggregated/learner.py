@@ -112,6 +112,7 @@ class _PooledRun(ConceptRun):
     learning = rest = took_up = 0.0
 
     def report(self, step: int, metrics: dict[str, Any]) -> None:
+        assert metrics["student_lag"] == 0 == metrics["teacher_lag"], "strictly on-policy"
         super().report(step, metrics)
         self.learning = metrics["learner_compute_seconds"]
         self.rest = self.took_up + metrics["learner_publish_seconds"]
