@@ -14,8 +14,9 @@ from dopsd.driver.progress import Show
 from dopsd.driver.setup import CheckedRun, RunSetup, check_run, claimed_run
 from dopsd.errors import DataError, InterruptedRun
 from dopsd.library.catalogue import catalogue_of, known_catalogue, prepared_samples
+from dopsd.library.disaggregated.in_flight import most_in_flight
 from dopsd.library.disaggregated.learner import PooledLearner
-from dopsd.library.disaggregated.shared import Inference, most_in_flight
+from dopsd.library.disaggregated.shared import Inference
 from dopsd.library.folder import LibraryFolder
 from dopsd.library.pool import WorkerPool
 from dopsd.library.recipe import Fingerprints, Recipes, check_library
@@ -67,19 +68,17 @@ def _open(
     own = {c.name: prints.of(c.name, c.steps) for c in catalogue.trained}
     folder.begin(config, catalogue.concepts.values(), own)
     timeouts = config.timeouts
-
     arguments = config, setup.preset, cache, role.device
-    limits = {"start_s": timeouts.startup, "step_s": timeouts.step}
     inference = Inference(config, roles) if pools else None
+    pool = partial(WorkerPool, start_s=timeouts.startup, step_s=timeouts.step)
 
     def workers() -> WorkerPool:
         if inference is None:
-            return WorkerPool(LibraryWorker, arguments, role, **limits)
-        return WorkerPool(
+            return pool(LibraryWorker, arguments, role)
+        return pool(
             PooledLearner,
             (*arguments, inference.actor),
             role,
-            **limits,
             places=inference.places(),
             most=most_in_flight(config),
         )

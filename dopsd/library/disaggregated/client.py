@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import ObjectLostError, RayActorError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from dopsd.config import TimeoutSection
 from dopsd.coordinator.messages import ObjectRefBox
@@ -78,5 +78,5 @@ class Lane:
             return ray.get(call, timeout=_PATIENCE + _ANSWER_SECONDS)
         except RayActorError as error:
             raise WorkerError(f"the shared pools died: {error_message(error)}") from None
-        except ray.exceptions.RayTaskError as error:
+        except RayTaskError as error:
             raise unwrap_error(error, "the shared pools") from None

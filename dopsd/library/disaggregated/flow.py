@@ -28,7 +28,8 @@ class Ticket(NamedTuple):
 
     lane: int
     step: int
-    index: int
+    part: int
+    """Its index within the step."""
 
 
 @dataclass
@@ -168,7 +169,7 @@ class Flow:
     def fail(self, ticket: Ticket, why: str) -> None:
         """A worker failed at a micro-batch by an error of its own: so does the concept."""
         if (lane := self._lanes.get(ticket.lane)) is not None and lane.error is None:
-            where = f"step {ticket.step} micro-batch {ticket.index}"
+            where = f"step {ticket.step} micro-batch {ticket.part}"
             lane.error = WorkerError(f"{where}: {why}")
             lane.items.clear()
 
@@ -188,4 +189,4 @@ class Flow:
 
     def _item(self, ticket: Ticket) -> Item | None:
         lane = self._lanes.get(ticket.lane)
-        return None if lane is None else lane.items.get((ticket.step, ticket.index))
+        return None if lane is None else lane.items.get((ticket.step, ticket.part))

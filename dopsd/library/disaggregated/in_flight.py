@@ -8,12 +8,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import median
 
+from dopsd.config import RunConfig
+
 MOST = 8
 """Concepts on a learner that `library.in_flight: auto` takes at most."""
 _LATEST = 64
 """Measurements that count, of each kind."""
 _ENOUGH = 4
 """Measurements of a kind without which nothing is said."""
+
+
+def most_in_flight(config: RunConfig) -> int:
+    """Concepts that a learner may have in flight."""
+    chosen = config.library.in_flight
+    return MOST if chosen == "auto" else chosen
 
 
 def concepts_per_learner(inference: float, rest: float, learner: float) -> int:

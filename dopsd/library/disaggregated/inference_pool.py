@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,7 +79,7 @@ class InferencePool:
 
     def __init__(
         self,
-        worker: Callable[..., Any],
+        worker: type,
         config: RunConfig,
         role: Role,
         adapters: tuple[str, ...],

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,9 +60,7 @@ class SharedPools:
     """A plain class; :func:`launch_pools` makes it an actor of several threads. ``worker``: of the
     pools' actors."""
 
-    def __init__(
-        self, config: RunConfig, roles: Roles, worker: Callable[..., Any] = ConceptWorker
-    ) -> None:
+    def __init__(self, config: RunConfig, roles: Roles, worker: type = ConceptWorker) -> None:
         self.config = config
         self._changed = threading.Condition()
         self._error: DopsdError | None = None
@@ -106,7 +104,7 @@ class SharedPools:
                 self._require()
                 if (items := self._flow.results(lane, step)) is not None:
                     return [
-                        ObjectRefBox(item.result, True, item.ticket.index, item.lost)
+                        ObjectRefBox(item.result, True, item.ticket.part, item.lost)
                         for item in items
                     ]
                 if (left := until - time.monotonic()) <= 0:
@@ -215,7 +213,7 @@ def _stages(roles: Roles) -> list[tuple[Any, tuple[str, ...], str]]:
 
 
 def launch_pools(
-    config: RunConfig, roles: Roles, threads: int, worker: Callable[..., Any] = ConceptWorker
+    config: RunConfig, roles: Roles, threads: int, worker: type = ConceptWorker
 ) -> Any:
     """The actor; ``threads``: learners' calls that may wait at a time."""
     actor: Any = ray.remote(SharedPools)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from dopsd.config import RunConfig
 from dopsd.errors import ResourceError, WorkerError
-from dopsd.library.disaggregated.in_flight import MOST
+from dopsd.library.disaggregated.in_flight import most_in_flight
 from dopsd.library.disaggregated.inference import ConceptWorker
 from dopsd.library.disaggregated.pools import PoolsStatus, launch_pools
 from dopsd.library.speed import LEARNER
@@ -25,20 +24,12 @@ _ASK_SECONDS = 1.0
 _ANSWER_SECONDS = 60.0
 
 
-def most_in_flight(config: RunConfig) -> int:
-    """Concepts that a learner may have in flight."""
-    chosen = config.library.in_flight
-    return MOST if chosen == "auto" else chosen
-
-
 class Inference:
     """Roll-out and teacher workers for all concepts in flight, for as long as the ``with`` block
     lasts. ``worker``: of the actors. All calls raise WorkerError for what no other attempt at a
     concept would mend."""
 
-    def __init__(
-        self, config: RunConfig, roles: Roles, worker: Callable[..., Any] = ConceptWorker
-    ) -> None:
+    def __init__(self, config: RunConfig, roles: Roles, worker: type = ConceptWorker) -> None:
         self.config, self._roles, self._worker = config, roles, worker
         self.actor: Any = None
         """For learners, while the block lasts."""
@@ -54,7 +45,7 @@ class Inference:
         self.actor = launch_pools(self.config, self._roles, threads, self._worker)
         until = time.monotonic() + limit
         try:
-            while missing := self._get(self.actor.status.remote()).missing:
+            while missing := self._get(self.actor.status.remote(), limit).missing:
                 if time.monotonic() > until:
                     raise ResourceError(
                         f"no {' or '.join(missing)} worker has loaded the base after "
@@ -106,10 +97,12 @@ class Inference:
         self._status, self._asked = self._get(self._asked), None
         self._told = time.monotonic()
 
-    def _get(self, ref: Any) -> Any:
+    def _get(self, ref: Any, limit: float = _ANSWER_SECONDS) -> Any:
         try:
-            value = ray.get(ref, timeout=_ANSWER_SECONDS)
-        except ray.exceptions.RayTaskError as error:
+            value = ray.get(ref, timeout=limit)
+        except GetTimeoutError:
+            raise WorkerError(f"the shared pools did not answer within {limit:g} s") from None
+        except RayTaskError as error:
             raise unwrap_error(error, "the shared pools") from None
         except RayError as error:
             raise WorkerError(f"the shared pools died: {error_message(error)}") from None
