@@ -21,7 +21,7 @@ from dopsd.ray_cluster.placement import Roles
 _FIRST = 2
 """Concepts on a learner while nobody knows yet how many keep it busy."""
 _ASK_SECONDS = 1.0
-_ANSWER_SECONDS = 60.0
+_ANSWER_SECONDS, _END_SECONDS = 60.0, 10.0
 
 
 class Inference:
@@ -59,7 +59,7 @@ class Inference:
 
     def __exit__(self, *error: object) -> None:
         with contextlib.suppress(RayError):  # then its actors end with it
-            ray.get(self.actor.stop.remote(), timeout=_ANSWER_SECONDS)
+            ray.get(self.actor.stop.remote(), timeout=_END_SECONDS)
         ray.kill(self.actor)
 
     def places(self) -> int:
