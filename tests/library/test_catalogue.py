@@ -103,7 +103,7 @@ def test_data_that_no_library_can_have_is_refused(samples, overrides, line) -> N
             "source=disaggregated method.objective=sft_on_teacher",
             "method.objective: sft_on_teacher in a library with source: disaggregated, allowed: ",
         ),
-        ("library.in_flight=0", "library.in_flight: 0, allowed: "),
+        ("library.in_flight=0", "library.in_flight: '0', allowed: 'auto' or at least 1"),
         ("adapters=lora+modules", "source: fused with adapters: lora+modules, allowed: disagg"),
         ("learner.workers=2", "learner.workers: 2 in a library, allowed: 1 (library.workers"),
         ("learner.deepspeed=zero3", "learner.deepspeed: zero3 in a library, allowed: ZeRO stage 1"),
