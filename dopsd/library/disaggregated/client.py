@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
 
 from dopsd.config import TimeoutSection
 from dopsd.coordinator.messages import ObjectRefBox
@@ -76,6 +76,8 @@ class Lane:
         try:
             call = getattr(self._pools, method).remote(*values)
             return ray.get(call, timeout=_PATIENCE + _ANSWER_SECONDS)
+        except GetTimeoutError:
+            raise WorkerError(f"the shared pools did not answer {method} in time") from None
         except RayActorError as error:
             raise WorkerError(f"the shared pools died: {error_message(error)}") from None
         except RayTaskError as error:
