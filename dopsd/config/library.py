@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from dopsd import shown
-from dopsd.config.base import Fraction, NonNegative, Positive, Section
+from dopsd.config.base import Fraction, NonNegative, Positive, Section, Whole
 
 OVERRIDABLE = (
     "learner.lr",
@@ -63,8 +63,16 @@ class LibrarySection(Section):
 
     workers: Positive = Field(
         1,
-        description="Concepts that train at a time, each on a worker with `learner.cpus` and "
-        "`learner.gpus`. The library starts as soon as one finds room.",
+        description="Processes that train, each with `learner.cpus` and `learner.gpus`, one "
+        "concept at a time (`source: fused`) or `in_flight` of them. The library starts as soon as "
+        "one finds room.",
+    )
+    in_flight: Literal["auto"] | Annotated[Whole, Field(ge=1, le=16)] = Field(
+        "auto",
+        description="With `source: disaggregated`: concepts that a worker, the learner of all of "
+        "them, trains in turns, each strictly on-policy; while one learns, the others are rolled "
+        "out and scored. `auto` has as many as keep it busy by the times of its steps, from 2 to "
+        "8. It changes no adapter.",
     )
     min_images: Positive = Field(
         3, description="A concept with fewer pictures is skipped, with its reason."

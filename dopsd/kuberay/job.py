@@ -132,6 +132,11 @@ def _check(job: Job) -> None:
             f"--queue: {job.queue} with --kind {job.kind}, allowed: none (Kueue starts all pods or "
             "none, and a library begins with one of them)"
         )
+    if job.library and job.config.source != "fused":
+        raise ConfigError(
+            f"source: {job.config.source} with --kind {job.kind}, allowed: fused (its pods are "
+            "workers that each roll out and score for themselves)"
+        )
     if not _BUCKET.fullmatch(job.bucket) or ".." in job.bucket.split("/"):
         raise ConfigError(
             f"--bucket: {shown.value(job.bucket)}, allowed: s3://BUCKET or s3://BUCKET/FOLDER, "

@@ -10,6 +10,7 @@ from dopsd import shown
 from dopsd.config import RunConfig
 from dopsd.driver.progress import clock
 from dopsd.library.catalogue import Catalogue
+from dopsd.library.disaggregated.in_flight import most_in_flight
 from dopsd.plan import Plan, make_plan
 from dopsd.plan.cards import Card
 
@@ -34,8 +35,10 @@ class Estimate:
 
     @property
     def step_seconds(self) -> float | None:
-        """Of one worker; None on CPUs, which nobody plans."""
-        return None if self.plan.config.device == "cpu" else self.plan.shipped.seconds
+        """Of one worker; None on CPUs and of pools that concepts share, which nobody plans."""
+        config = self.plan.config
+        known = config.device != "cpu" and config.source == "fused"
+        return self.plan.shipped.seconds if known else None
 
     @property
     def train_hours(self) -> float | None:
@@ -70,7 +73,9 @@ class Estimate:
     @property
     def state_bytes(self) -> float:
         """In flight, all workers together."""
-        return float(_STATE * self.plan.demand.trained * self.workers)
+        config = self.plan.config
+        each = 1 if config.source == "fused" else most_in_flight(config)
+        return float(_STATE * self.plan.demand.trained * self.workers * each)
 
     def record(self) -> dict[str, Any]:
         """For programs."""
@@ -133,7 +138,8 @@ class Estimate:
 
     def _time(self) -> str:
         if self.step_seconds is None or self.train_hours is None or self.encode_hours is None:
-            return f"workers: {self.workers}, on CPUs, of which nobody knows the pace"
+            where = "on CPUs" if self.plan.config.device == "cpu" else "beside pools they share"
+            return f"workers: {self.workers}, {where}, of which nobody knows the pace"
         each = self.step_seconds * median(c.steps for c in self.catalogue.trained)
         return (
             f"workers: {self.workers} x {self.plan.card.name}: {self.step_seconds:.3g} s a step, "

@@ -62,7 +62,7 @@ _ALLOWED = {
 def check_library(config: RunConfig) -> None:
     """Raises ConfigError for a config that no library can have."""
     for key, given, wanted, why in (
-        ("source", config.source, "fused", "each worker rolls out and scores for itself"),
+        ("max_policy_lag", config.max_policy_lag, 0, "each concept is strictly on-policy"),
         ("adapters", config.adapters, "lora", "a library keeps a LoRA of each concept"),
         ("learner.workers", config.learner.workers, 1, "library.workers says how many train"),
         ("learner.min_workers", config.learner.min_workers, None, "workers come and go singly"),
@@ -79,6 +79,8 @@ def check_library(config: RunConfig) -> None:
                 f"{key}: {shown.value(words, quoted=False)} in a library, allowed: {allowed} "
                 f"({why})"
             )
+    if config.source == "disaggregated":
+        _check_disaggregated(config)
     if config.data.shards is None:
         raise ConfigError(
             "data.shards: missing in a library, allowed: a folder of its own, beside run.folder "
@@ -88,6 +90,21 @@ def check_library(config: RunConfig) -> None:
         raise ConfigError(
             f"learner.deepspeed: {config.learner.deepspeed} in a library, allowed: ZeRO stage 1 or "
             "2 (a worker is alone, there is nobody to share weights with)"
+        )
+
+
+def _check_disaggregated(config: RunConfig) -> None:
+    """Raises ConfigError for what concepts that share pools cannot have."""
+    objective = config.method.objective
+    if objective != "dopsd":
+        raise ConfigError(
+            f"method.objective: {objective} in a library with source: disaggregated, allowed: "
+            "dopsd (nobody rolls out in another one: source: fused trains it)"
+        )
+    if config.transport != "object_store":
+        raise ConfigError(
+            f"transport: {config.transport} in a library with source: disaggregated, allowed: "
+            "object_store (workers that are replaced and learners that come have no group)"
         )
 
 

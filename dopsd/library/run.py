@@ -14,6 +14,9 @@ from dopsd.driver.progress import Show
 from dopsd.driver.setup import CheckedRun, RunSetup, check_run, claimed_run, reserved
 from dopsd.errors import DataError, InterruptedRun
 from dopsd.library.catalogue import catalogue_of, known_catalogue, prepared_samples
+from dopsd.library.disaggregated.in_flight import most_in_flight
+from dopsd.library.disaggregated.learner import PooledLearner
+from dopsd.library.disaggregated.shared import Inference
 from dopsd.library.folder import LibraryFolder
 from dopsd.library.pool import WorkerPool
 from dopsd.library.recipe import Fingerprints, Recipes, check_library
@@ -66,26 +69,37 @@ def _open(
     config, manifest = setup.config, setup.manifest
     samples = prepared_samples(manifest, config.shards)
     catalogue = catalogue_of(config, samples, recipes)
-    (role,) = _workers(config, setup.roles)
-    setup.wait_for(role)
+    role, *pools = _workers(config, setup.roles)
+    setup.wait_for(role, *pools)
     cache = _contexts(setup, show, take_over)
     prints = Fingerprints(recipes, manifest)
     own = {c.name: prints.of(c.name, c.steps) for c in catalogue.trained}
     folder.begin(config, catalogue.concepts.values(), own)
     timeouts = config.timeouts
+    arguments = config, setup.preset, cache, role.device
+    inference = Inference(config, setup.roles) if pools else None
+    pool = partial(WorkerPool, start_s=timeouts.startup, step_s=timeouts.step)
 
     def workers() -> WorkerPool:
-        arguments = config, setup.preset, cache, role.device
-        limits = {"start_s": timeouts.startup, "step_s": timeouts.step}
-        return WorkerPool(LibraryWorker, arguments, role, **limits)
+        if inference is None:
+            return pool(LibraryWorker, arguments, role)
+        return pool(
+            PooledLearner,
+            (*arguments, inference.actor),
+            role,
+            places=inference.places(),
+            most=most_in_flight(config),
+        )
 
-    return LibraryTraining(recipes, manifest, catalogue, own, folder, workers, show)
+    return LibraryTraining(recipes, manifest, catalogue, own, folder, workers, show, inference)
 
 
 def _workers(config: RunConfig, roles: Roles) -> list[Role]:
-    """One is enough to begin with; more of them come when there is room."""
+    """What trains, of which one is enough to begin with and more come when there is room, and the
+    pools that all of them share, if any."""
     workers = config.library.workers
-    return [replace(roles.learner, name="library", workers=workers, min_workers=1)]
+    learners = replace(roles.learner, name="library", workers=workers, min_workers=1)
+    return [learners, *(pool for pool in (roles.rollout, roles.teacher) if pool is not None)]
 
 
 def _contexts(setup: RunSetup, show: Show, take_over: bool) -> ContextCache:

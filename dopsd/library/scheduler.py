@@ -8,6 +8,9 @@ At every moment
 A free worker always gets the oldest waiting concept. One whose worker was lost goes back to the
 head of the queue; of a worker's death by the concept itself it is an attempt, of a node's it is
 nobody's. The last attempt takes place on a fresh worker.
+
+A worker is a place on a process, which may have several (``PROCESS/2``): then nobody knows which
+concept a process died of. So the last attempt also is alone on its process.
 """
 
 from __future__ import annotations
@@ -26,6 +29,16 @@ _ALWAYS_PARKED = 3
 """Parked concepts that stop no library: a share of few is less than one."""
 _REASON = 120
 """Characters by which reasons are told apart."""
+
+
+def process_of(worker: str) -> str:
+    """The process on which a worker has its place."""
+    return worker.partition("/")[0]
+
+
+def worker_at(process: str, place: int) -> str:
+    """The worker at a place of a process; the first is called as the process."""
+    return f"{process}/{place}" if place else process
 
 
 class Outcome(Enum):
@@ -96,8 +109,12 @@ class Scheduler:
         heapify(self._waiting)
         self.in_flight: dict[str, Assignment] = {}
         """By worker."""
-        self._free: dict[str, bool] = {}
-        """Worker -> whether it has trained nothing yet; in the order in which they became free."""
+        self._free: dict[str, None] = {}
+        """Workers, in the order in which they became free."""
+        self._used: set[str] = set()
+        """Processes that have trained something."""
+        self._alone: str | None = None
+        """A process that gets nothing more until it is empty, for a last attempt that waits."""
         self.planned = len(self._age.keys() | gone)
         self._parked_before = len(self.parked)
 
@@ -118,36 +135,82 @@ class Scheduler:
         return not self._waiting and not self.in_flight
 
     def join(self, worker: str) -> None:
-        """A worker that has trained nothing yet is there."""
+        """A worker that has trained nothing yet is there, or one more place on its process."""
         assert worker not in self._free and worker not in self.in_flight, worker
-        self._free[worker] = True
+        self._free[worker] = None
 
     def leave(self, worker: str) -> None:
         """A worker goes away; what it trains is lost, which is no attempt."""
         if worker in self.in_flight:
             self.end(worker, Outcome.LOST, "")
         self._free.pop(worker, None)
+        self._forget(worker)
 
     def assign(self) -> list[Assignment]:
         """What free workers begin now. Until their ends are told they are in flight."""
-        given = []
+        given, passed = [], []
         while self._waiting and self._free and self.stopped is None:
-            _, name = heappop(self._waiting)
+            age, name = heappop(self._waiting)
             failures = self.tries.get(name, Tries()).failures
             last = failures > 0 and self._is_last(name)
-            # A worker that trained nothing needs no replacing for a last attempt.
-            worker = next((w for w, new in self._free.items() if new == last), None)
-            worker = worker or next(iter(self._free))
-            new = self._free.pop(worker)
+            worker = self._empty_process() if last else self._open_place()
+            if worker is None:
+                passed.append((age, name))
+                if last:  # the others need not wait for the process that becomes empty
+                    continue
+                break
+            del self._free[worker]
+            new = process_of(worker) not in self._used
+            self._used.add(process_of(worker))
             given.append(Assignment(name, worker, failures + 1, fresh=last and not new))
             self.in_flight[worker] = given[-1]
+        for entry in passed:
+            heappush(self._waiting, entry)
         return given
+
+    def _open_place(self) -> str | None:
+        """A free worker for any concept; one that trained before, if there is one: those that
+        trained nothing need no replacing for a last attempt."""
+        closed = {self._alone} | {
+            process_of(worker) for worker, given in self.in_flight.items() if self._ends(given)
+        }
+        free = [worker for worker in self._free if process_of(worker) not in closed]
+        used = (worker for worker in free if process_of(worker) in self._used)
+        return next(used, None) or next(iter(free), None)
+
+    def _empty_process(self) -> str | None:
+        """A free worker on a process with nothing else in flight, rather on one that trained
+        nothing; where there is none, a process is kept free from now on until it is empty."""
+        full = Counter(map(process_of, self.in_flight))
+        free = [worker for worker in self._free if not full[process_of(worker)]]
+        worker = next((w for w in free if process_of(w) not in self._used), None)
+        worker = worker or next(iter(free), None)
+        if worker is not None:
+            self._alone = None  # whoever else waits for one asks again
+            return worker
+        if self._alone is None:
+            open_ = [process_of(worker) for worker in self._free]
+            self._alone = min(open_, key=lambda process: full[process], default=None)
+        return None
+
+    def _ends(self, given: Assignment) -> bool:
+        """Whether it is a concept's last attempt, of which there may be a first already."""
+        return given.attempt > 1 and self._is_last(given.concept)
+
+    def _forget(self, worker: str) -> None:
+        """A worker is no more; its process is once none of its places is known."""
+        process = process_of(worker)
+        if any(process_of(other) == process for other in (*self._free, *self.in_flight)):
+            return
+        self._used.discard(process)
+        if self._alone == process:
+            self._alone = None
 
     def finish(self, worker: str) -> str:
         """The worker's concept is done, and the worker free. Returns the concept."""
         name = self.in_flight.pop(worker).concept
         self.done.add(name)
-        self._free[worker] = False
+        self._free[worker] = None
         return name
 
     def end(self, worker: str, outcome: Outcome, reason: str) -> str | None:
@@ -155,6 +218,7 @@ class Scheduler:
         is. The worker is no more: nobody knows in which state an error left it.
         """
         name = self.in_flight.pop(worker).concept
+        self._forget(worker)
         if outcome is not Outcome.LOST:
             tries = self.tries.setdefault(name, Tries())
             tries.failures += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +18,10 @@ from dopsd.driver.progress import Report, Show
 from dopsd.errors import ConfigError, DopsdError, StorageError, WorkerError
 from dopsd.export import lora_metadata
 from dopsd.library.catalogue import Catalogue, Concept
+from dopsd.library.disaggregated.shared import Inference
 from dopsd.library.folder import LEDGER, LORA, SHEET, TEACHER, LibraryFolder
 from dopsd.library.ledger import LibraryLedger, fold, read_ledger
-from dopsd.library.pool import Ended, Event, Finished, Joined, Told, WorkerPool
+from dopsd.library.pool import Ended, Event, Finished, Joined, Left, Told, WorkerPool
 from dopsd.library.recipe import Recipes
 from dopsd.library.report.card import Card
 from dopsd.library.report.gauges import LibraryMetrics
@@ -52,7 +54,8 @@ class LibraryTraining:
     """Moves concepts from the queue through workers into the folder.
 
     ``manifest`` says where their rows are, ``prints`` which fingerprints those have that train.
-    ``workers`` are opened for as long as :meth:`train` lasts.
+    ``workers`` are opened for as long as :meth:`train` lasts, and get their roll-outs and scores
+    from the ``inference`` that they share, if there is any.
     """
 
     def __init__(
@@ -64,7 +67,9 @@ class LibraryTraining:
         folder: LibraryFolder,
         workers: Callable[[], WorkerPool],
         show: Show,
+        inference: Inference | None = None,
     ) -> None:
+        self._inference = inference
         self.config, self.manifest, self._show = recipes.config, manifest, show
         self.folder, self.catalogue, self._recipes = folder, catalogue, recipes
         self._prints, self._workers = prints, workers
@@ -126,7 +131,7 @@ class LibraryTraining:
     def _run(self) -> None:
         metrics, pace = LibraryMetrics(), self._pace
         try:
-            with self._workers() as self._pool:
+            with self._inference or nullcontext(), self._workers() as self._pool:
                 self._fill()
                 while not self.scheduler.finished:
                     self._turn()
@@ -136,6 +141,8 @@ class LibraryTraining:
 
     def _turn(self) -> None:
         """What workers did since the last turn, and what they are given now."""
+        if self._inference is not None:
+            self._share(self._inference)
         for event in self._pool.poll():
             self._take(event)
         if why := self.scheduler.stopped:
@@ -144,6 +151,11 @@ class LibraryTraining:
             self._begin(given)
         self._fill()
         self._show("library", self._line())
+
+    def _share(self, inference: Inference) -> None:
+        """Take in how the pools are: as many concepts in flight as keep the learners busy."""
+        self._pool.places = inference.places()
+        self._pace.shares = inference.busy(self._pace.there)
 
     def _fill(self) -> None:
         """Ask for as many workers as there is work for."""
@@ -185,6 +197,9 @@ class LibraryTraining:
             self._told(event)
         elif isinstance(event, Finished):
             self._finish(event.worker, event.result)
+        elif isinstance(event, Left):
+            self.scheduler.leave(event.worker)
+            self._pace.leave(event.worker)
         else:
             self._ended(event)
 
@@ -245,6 +260,8 @@ class LibraryTraining:
             self._failed_to_load(event)
             return
         name = given.concept
+        if self._inference is not None:
+            self._inference.drop(name)
         parked = self.scheduler.end(event.worker, event.outcome, event.reason)
         self.ledger.end(name, self._prints[name], event.outcome, event.reason)
         if parked is not None:

@@ -103,11 +103,16 @@ class News:
     concept: str
     step: int
     state: SavedState | None
+    waits: int = 0
+    """Grows while it waits for others, which is no hanging."""
 
 
 class LibraryWorker:
     """A plain class; ``pool.py`` wraps it as an actor whose ``train`` has a thread of its own, so
     that ``news`` is answered meanwhile. ``config`` is the library's."""
+
+    fused = True
+    """It rolls out and scores for itself."""
 
     def __init__(
         self, config: RunConfig, preset: dict[str, Any], cache: ContextCache, device: str
@@ -120,7 +125,9 @@ class LibraryWorker:
         self._sheets: SheetSampler | None = None
         self._no_sheets = ""
         self._begin: dict[str, Tensor] = {}
-        self._progress = _Progress()
+        self._lock = threading.Lock()
+        self._progress: dict[str, Progress] = {}
+        """Of concepts in flight, and of the last that ended."""
 
     def load(self) -> None:
         """Load the base. The first call of a worker."""
@@ -129,7 +136,7 @@ class LibraryWorker:
         family = FAMILIES[self.config.model.family](
             self.config.model.base, self.config.model.revision
         )
-        student = build_student(self.config, family, self._device, with_teacher=True)
+        student = build_student(self.config, family, self._device, with_teacher=self.fused)
         accumulation = self.config.learner.micro_batches * self.config.method.steps
         settings = engine_config(self.config, self._preset, accumulation)
         self._engine = ZeroEngine(student, settings, self.config.learner)
@@ -147,16 +154,29 @@ class LibraryWorker:
         assert self._engine is not None, "load first"
         engine, config = self._engine, job.config
         engine.reset(self._begin)
-        run = _ConceptRun(config, job.losses, self._progress, began)
-        plan = plan_of_groups(config, job.groups, {job.concept: job.weight})
-        fetch = BlocksAhead(partial(self._blocks, plan), config.learner.steps)
+        run = ConceptRun(config, job.losses, self._progress_of(job), began)
+        fetch = BlocksAhead(partial(self._blocks, plan_of_job(job)), config.learner.steps)
         source = FusedSource(config, fetch, engine, self._device, _dump_nothing)
         learner = Learner(config, engine, source, run, run.publish)
         if job.files:
             learner.restore(LearnerState.from_files(job.files))
-        self._progress.begin(job.concept, job.first)
         whole = learner.run(job.first, config.learner.steps)
-        weights, steps = learner.weights, run.steps
+        return self._trained(job, run, learner, whole, began)
+
+    def _progress_of(self, job: Job) -> Progress:
+        """That of a job which begins; what was left of those that have ended is gone."""
+        own = Progress(job.concept, job.first)
+        with self._lock:
+            going = {name: each for name, each in self._progress.items() if not each.over}
+            self._progress = {**going, job.concept: own}
+        return own
+
+    def _trained(
+        self, job: Job, run: ConceptRun, learner: Learner, whole: bool, began: float
+    ) -> Trained:
+        """What a learner that has ended gives, with the sheet of its concept; its weights are in
+        the engine."""
+        config, weights, steps = job.config, learner.weights, run.steps
         assert isinstance(weights, ReplicatedWeights), "adapters: lora, as the library checks"
         assert steps is not None
         student, keep = weights.full(STUDENT), config.library.keep
@@ -172,6 +192,7 @@ class LibraryWorker:
         )
         # The adapter is made: nothing that drawing does or fails at can reach it.
         sheet, why = self._drawn(job)
+        self._progress[job.concept].over = True
         return replace(trained, seconds=time.perf_counter() - began, sheet=sheet, no_sheet=why)
 
     def _drawn(self, job: Job) -> tuple[Sheet | None, str]:
@@ -185,9 +206,10 @@ class LibraryWorker:
         except Exception as error:  # models, autoencoders and pictures fail in many ways
             return None, shown.line(message_line(error), 300)
 
-    def news(self) -> News:
-        """How far the job is; its newest state that was not told yet."""
-        return self._progress.take()
+    def news(self, concept: str) -> News:
+        """How far a concept is; its newest state that was not told yet."""
+        progress = self._progress.get(concept)
+        return News(concept, -1, None) if progress is None else progress.take()
 
     def _blocks(self, plan: Plan, step: int) -> list[tuple[Any, bool]]:
         """What a learner that is alone gets of a step: (block, is real)."""
@@ -200,6 +222,11 @@ class LibraryWorker:
             )
             for index, real in share
         ]
+
+
+def plan_of_job(job: Job) -> Plan:
+    """What a job trains, step by step."""
+    return plan_of_groups(job.config, job.groups, {job.concept: job.weight})
 
 
 class BlocksAhead:
@@ -225,21 +252,23 @@ class BlocksAhead:
         return self._thread.submit(self._read, step).result()
 
 
-class _Progress:
-    """Handed from the thread that trains to the one that answers."""
+class Progress:
+    """Of a concept, handed from the thread that trains it to the one that answers."""
 
-    def __init__(self) -> None:
+    def __init__(self, concept: str, step: int) -> None:
         self._lock = threading.Lock()
-        self._concept, self._step = "", 0
+        self._concept, self._step, self._waits = concept, step, 0
         self._state: SavedState | None = None
-
-    def begin(self, concept: str, step: int) -> None:
-        with self._lock:
-            self._concept, self._step, self._state = concept, step, None
+        self.over = False
 
     def stepped(self, step: int) -> None:
         with self._lock:
             self._step = step
+
+    def waits(self) -> None:
+        """It waits for others, who have deadlines of their own."""
+        with self._lock:
+            self._waits += 1
 
     def saved(self, state: SavedState) -> None:
         with self._lock:
@@ -247,17 +276,15 @@ class _Progress:
 
     def take(self) -> News:
         with self._lock:
-            news = News(self._concept, self._step, self._state)
+            news = News(self._concept, self._step, self._state, self._waits)
             self._state = None
             return news
 
 
-class _ConceptRun:
+class ConceptRun:
     """What a coordinator is to a learner, for one concept in one process."""
 
-    def __init__(
-        self, config: RunConfig, losses: Losses, progress: _Progress, began: float
-    ) -> None:
+    def __init__(self, config: RunConfig, losses: Losses, progress: Progress, began: float) -> None:
         self.config, self._losses, self._progress = config, list(losses), progress
         self._began, self._saved = began, time.monotonic()
         self.steps: int | None = None

@@ -368,7 +368,7 @@ def test_the_command_prints_what_reads_back(capsys) -> None:
         ),
         (
             ["--image", "i", "--bucket", BUCKET, "--kind", "rayjob-library"],
-            "source: disaggregated in a library, allowed: fused",
+            "source: disaggregated with --kind rayjob-library, allowed: fused",
         ),
         (
             ["--image", "i", "--bucket", BUCKET, "--kind", "rayjob-library", "--queue", "q"],

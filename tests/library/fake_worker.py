@@ -57,7 +57,7 @@ class FakeWorker:
         steps = job.config.learner.steps
         return Trained(value.encode(), None, steps, "", (1.0, 0.5), value, 0.1, 0.0)
 
-    def news(self) -> News:
+    def news(self, concept: str) -> News:
         with self._lock:
             news = self._news
             self._news = News(news.concept, news.step, None)

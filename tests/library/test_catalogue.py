@@ -91,7 +91,19 @@ def test_data_that_no_library_can_have_is_refused(samples, overrides, line) -> N
 @pytest.mark.parametrize(
     ("override", "line"),
     [
-        ("source=disaggregated", "source: disaggregated in a library, allowed: fused"),
+        (
+            "source=disaggregated max_policy_lag=1",
+            "max_policy_lag: 1 in a library, allowed: 0 (each concept is strictly on-policy)",
+        ),
+        (
+            "source=disaggregated transport=rdt",
+            "transport: rdt in a library with source: disaggregated, allowed: object_store",
+        ),
+        (
+            "source=disaggregated method.objective=sft_on_teacher",
+            "method.objective: sft_on_teacher in a library with source: disaggregated, allowed: ",
+        ),
+        ("library.in_flight=0", "library.in_flight: '0', allowed: 'auto' or at least 1"),
         ("adapters=lora+modules", "source: fused with adapters: lora+modules, allowed: disagg"),
         ("learner.workers=2", "learner.workers: 2 in a library, allowed: 1 (library.workers"),
         ("learner.deepspeed=zero3", "learner.deepspeed: zero3 in a library, allowed: ZeRO stage 1"),
@@ -120,8 +132,9 @@ def test_data_that_no_library_can_have_is_refused(samples, overrides, line) -> N
     ],
 )
 def test_a_config_that_no_library_can_have_is_refused(override: str, line: str) -> None:
+    words = override.split() if override.startswith("source=") else [override]
     with pytest.raises(ConfigError) as error:
-        Recipes(config(override))
+        Recipes(config(*words))
     assert str(error.value).startswith(line)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,11 @@ CONCEPTS = {"../../x": 3, "<img onerror=alert(1)>": 4, "CON": 3, "lonely": 1}
 """In this order but for `lonely` they train, on one worker: only the first one meets it fresh."""
 
 
-def write_source(folder: Path) -> Path:
+def write_source(folder: Path, concepts: Mapping[str, int] = CONCEPTS) -> Path:
     """A .jsonl, in which a concept may have any name."""
     folder.mkdir()
     lines = []
-    for concept, count in CONCEPTS.items():
+    for concept, count in concepts.items():
         for number in range(count):
             name = f"{len(lines)}.png"
             size = (32, 32) if number % 2 else (24, 40)
@@ -57,7 +58,8 @@ def library_config(base: Path, folder: Path, name: str, **sections: Any) -> RunC
         "checkpoint": {"every_steps": STEPS},
     }
     for key, section in sections.items():
-        values[key] = {**values.get(key, {}), **section}
+        merged = isinstance(section, dict)
+        values[key] = {**values.get(key, {}), **section} if merged else section
     return run_config(base, folder / name, folder / "source" / "all.jsonl", **values)
 
 

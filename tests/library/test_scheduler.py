@@ -7,7 +7,15 @@ from collections import Counter
 
 import pytest
 
-from dopsd.library.scheduler import DEATHS, Assignment, Outcome, Scheduler, Tries
+from dopsd.library.scheduler import (
+    DEATHS,
+    Assignment,
+    Outcome,
+    Scheduler,
+    Tries,
+    process_of,
+    worker_at,
+)
 
 
 def make(names, retries: int = 2, max_parked: float = 1.0, **earlier) -> Scheduler:
@@ -129,3 +137,52 @@ def test_what_an_earlier_start_parked_stays_so_and_stops_nothing() -> None:
     assert scheduler.counts.conserved and scheduler.counts.waiting == 1
     scheduler.join("one")
     assert scheduler.assign() == [Assignment("b", "one", 3, fresh=False)]
+
+
+def test_places_of_a_process_and_last_attempts_that_are_alone_on_one() -> None:
+    """Three processes of four places; of which concept one died nobody knows."""
+    chance = random.Random(3)
+    names = [f"c{number:03}" for number in range(300)]
+    killers, bad = set(names[5::50]), set(names[7::60])
+    scheduler, joined = make(names, retries=5), 0
+    while not scheduler.finished:
+        there = {process_of(worker) for worker in (*scheduler.in_flight, *scheduler._free)}
+        while len(there) < 3:
+            for place in range(4):
+                scheduler.join(worker_at(f"process-{joined}", place))
+            there.add(f"process-{joined}")
+            joined += 1
+        given = scheduler.assign()
+        beside = Counter(process_of(worker) for worker in scheduler.in_flight)
+        for assignment in scheduler.in_flight.values():
+            if scheduler.tries.get(assignment.concept, Tries()).deaths:
+                assert beside[process_of(assignment.worker)] == 1, "it is not alone"
+        assert scheduler.counts.conserved and scheduler.in_flight
+        assert all(a.worker in scheduler.in_flight for a in given)
+        worker = chance.choice(list(scheduler.in_flight))
+        process, name = process_of(worker), scheduler.in_flight[worker].concept
+        if name not in killers | bad:
+            scheduler.finish(worker)
+            continue
+        others = [w for w in (*scheduler.in_flight, *scheduler._free) if process_of(w) == process]
+        how = Outcome.DIED if name in killers else Outcome.FAILED
+        scheduler.end(worker, how, "bad")
+        for other in others:
+            if other in scheduler.in_flight:
+                scheduler.end(other, how if how is Outcome.DIED else Outcome.LOST, "its neighbour")
+            elif other != worker:
+                scheduler.leave(other)
+    assert scheduler.parked.keys() == killers | bad, "no neighbour is parked for them"
+    assert len(scheduler.done) == len(names) - len(killers | bad)
+
+
+def test_a_last_attempt_gets_the_process_that_is_kept_free_for_it() -> None:
+    scheduler = make(["a", "b", "c", "d"], retries=9, tries={"b": Tries(1, 1, "died")})
+    for place in range(3):
+        scheduler.join(worker_at("one", place))
+    assert [a.concept for a in scheduler.assign()] == ["a"], "then the process is to become empty"
+    scheduler.finish("one")
+    assert scheduler.assign() == [Assignment("b", "one/1", 2, fresh=True)]
+    assert scheduler.assign() == []
+    scheduler.finish("one/1")
+    assert [a.concept for a in scheduler.assign()] == ["c", "d"]

@@ -169,7 +169,7 @@ def main(base: str, folder: Path, out: Path, words: list[str]) -> None:
         if trained.sheet is not None:
             assert torch.equal(torch.get_rng_state(), before), "training draws nothing of torch's"
             check_left_as_it_was(worker, groups[name])
-        news = worker.news()
+        news = worker.news(name)
         assert news.step == trained.steps == STEPS
         if news.state is not None:
             assert news.state.step == SAVED
