@@ -139,7 +139,10 @@ def s3() -> Iterator[FaultyS3]:
     proxy.start()
     fs, _ = storage.filesystem("s3://dopsd-test")
     fs.mkdir("dopsd-test")
-    yield proxy
+    with pytest.MonkeyPatch.context() as patch:
+        # What a claim waits for on a server without conditional writes; this one has them.
+        patch.setattr("dopsd.lease._SETTLE_SECONDS", 0.0)
+        yield proxy
     proxy.stop()
     server.stop()
 

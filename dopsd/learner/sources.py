@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dopsd.config import RunConfig
-from dopsd.data.stream.pipeline import load_encoded
+from dopsd.data.stream.block import load_encoded
 from dopsd.learner.learner import LearnerMicroBatch
 from dopsd.learner.zero.engine import ZeroEngine
 from dopsd.method.noise import batch_noise

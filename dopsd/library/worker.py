@@ -22,10 +22,11 @@ from dopsd.config import RunConfig
 from dopsd.coordinator.admission import rank_share
 from dopsd.coordinator.messages import CheckpointRequest
 from dopsd.data.concepts import ConceptGroup
-from dopsd.data.context_cache.files import CachedRows, ContextCache, encoded_block, read_cached
+from dopsd.data.context_cache.files import CachedRows, ContextCache, read_cached
 from dopsd.data.plan import Plan
 from dopsd.data.read import RowGroups
 from dopsd.data.run_data import plan_of_groups, read_spec
+from dopsd.data.stream.block import encoded_block
 from dopsd.errors import message_line
 from dopsd.export import lora_file
 from dopsd.intervals import mean

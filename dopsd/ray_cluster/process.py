@@ -46,7 +46,8 @@ def set_up(device: str, determinism: Literal["off", "strict"] = "off") -> None:
     if strict:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
-    torch.use_deterministic_algorithms(strict)
+    if strict != torch.are_deterministic_algorithms_enabled():  # it imports torch's compiler
+        torch.use_deterministic_algorithms(strict)
     # It would write nan into whatever is allocated: a kernel each, for a fault of other programs.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 

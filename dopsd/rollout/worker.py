@@ -15,7 +15,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from dopsd.config import RunConfig
-from dopsd.data.stream.pipeline import load_encoded
+from dopsd.data.stream.block import load_encoded
 from dopsd.errors import AcknowledgementError, ModelError
 from dopsd.method.noise import batch_noise
 from dopsd.method.objective import state_weights

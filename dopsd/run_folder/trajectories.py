@@ -22,7 +22,7 @@ import torch
 
 from dopsd import storage
 from dopsd.config import RunConfig
-from dopsd.data.stream.pipeline import load_encoded
+from dopsd.data.stream.block import load_encoded
 from dopsd.records import EncodedBatch, SampleInfo, TrainingBatch, pack
 from dopsd.run_folder.files import DEBUG
 

@@ -14,7 +14,7 @@ import torch
 
 from dopsd.coordinator import worker_pool as pool_module
 from dopsd.coordinator.coordinator import Coordinator
-from dopsd.data.stream.pipeline import load_encoded
+from dopsd.data.stream.block import load_encoded
 from dopsd.errors import AcknowledgementError, DeadlineError, WorkerError
 from dopsd.models import FAMILIES
 from dopsd.models.lora.layers import STUDENT, adapter_parameters, inject, resolve_targets

@@ -27,6 +27,7 @@ SETTINGS = PrepareSettings(**SMALL, rows_per_group=4, max_bad_fraction=0.5)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lasting faults need not be tried for a minute."""
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr("s3fs.S3FileSystem.retries", 2)
 
 
 @pytest.mark.parametrize("kind", TRANSIENT)

@@ -31,7 +31,8 @@ from dopsd.data.manifest import Manifest
 from dopsd.data.plan import MicroBatch
 from dopsd.data.read import READ_SCHEMA, ReadSpec, RowGroups, read_micro_batch, samples_of
 from dopsd.data.run_data import plan_of, prepared, read_spec
-from dopsd.data.stream.pipeline import encode_micro_batch, load_encoded
+from dopsd.data.stream.block import load_encoded
+from dopsd.data.stream.pipeline import encode_micro_batch
 from dopsd.driver.context_cache import encode_contexts, find_context_cache, made_of
 from dopsd.driver.progress import Event
 from dopsd.driver.train import train

@@ -74,6 +74,8 @@ class Faults:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # The body is written after the headers, and the kernel would keep it for 40 ms.
+    disable_nagle_algorithm = True
     server: FaultyS3
 
     def log_message(self, *_: Any) -> None:

@@ -18,18 +18,11 @@ from tests.checkpoint.test_folder import write as write_checkpoint
 from tests.helpers.runs import begun
 from tests.helpers.tiny import make_config
 
-pytestmark = pytest.mark.usefixtures("no_waiting")
 STRANGER = (
     *("checkpoints/a.pt", "wandb/run-1/x", "debug/log.txt", "preview/1.png", "preflight/1.txt"),
     *("tensorboard/events.out.tfevents.1.host", "transformer/config.json", "lora.safetensors"),
     *("summary.json", "report.html", "metrics.jsonl", "ledger.jsonl"),
 )
-
-
-@pytest.fixture
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For a server without conditional writes, on which the last one wins."""
-    monkeypatch.setattr("dopsd.lease._SETTLE_SECONDS", 0.0)
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from dopsd.data.manifest import Manifest
 from dopsd.data.plan import MicroBatch, Plan, RowRef
 from dopsd.data.read import ReadSpec, RowGroups, SegmentReader, read_micro_batch
 from dopsd.data.schema import without_generation
+from dopsd.data.stream.block import encoded_block
 from dopsd.errors import DataError, DopsdError, message_line
 from dopsd.readers import Object, checked, read_json
 from dopsd.records import EncodedBatch, EncodedSample, SampleInfo, join_samples
@@ -218,15 +219,3 @@ class CachedSegmentReader(SegmentReader):
 
     def _block(self, batch: MicroBatch) -> pa.Table:
         return encoded_block(read_cached(batch, self._groups, self._rows, self._plan.seed))
-
-
-ENCODED_SCHEMA = pa.schema(
-    [("step", pa.int64()), ("index", pa.int64()), ("payload", pa.large_binary())]
-)
-"""Of every block of the stream: one row; ``payload`` is an EncodedBatch."""
-
-
-def encoded_block(batch: EncodedBatch) -> pa.Table:
-    """The block of the stream that carries ``batch``."""
-    row = {"step": batch.info.step, "index": batch.info.index, "payload": batch.to_bytes()}
-    return pa.Table.from_pylist([row], schema=ENCODED_SCHEMA)

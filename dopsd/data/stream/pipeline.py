@@ -17,7 +17,7 @@ import ray
 import ray.data
 from ray.exceptions import GetTimeoutError
 
-from dopsd.data.context_cache.files import CachedSegmentReader, ContextCache, encoded_block
+from dopsd.data.context_cache.files import CachedSegmentReader, ContextCache
 from dopsd.data.plan import Plan
 from dopsd.data.ray_data import (
     LazyActorState,
@@ -29,6 +29,7 @@ from dopsd.data.ray_data import (
 from dopsd.data.read import ReadSpec, SegmentReader, samples_of
 from dopsd.data.sample import Encoder, EncoderFactory
 from dopsd.data.stream import backpressure as window
+from dopsd.data.stream.block import encoded_block
 from dopsd.data.stream.windowed_input import from_items_by_windows
 from dopsd.errors import DeadlineError
 from dopsd.ray_cluster.process import peak_memory_mb
@@ -41,7 +42,7 @@ _CPUS_OF_TWO_READERS = 8
 """Fewer CPUs are busy with everything else: a second reader is a process to start for nothing."""
 BlockRef = tuple[int, int, ray.ObjectRef]
 """(step, index within the step, reference of the block). Pass the reference to a task, which
-receives the block itself, and there call :func:`load_encoded`."""
+receives the block itself, and there call :func:`dopsd.data.stream.block.load_encoded`."""
 
 
 class EncodedStream(Iterator[BlockRef]):
@@ -161,12 +162,6 @@ def encoded_stream(
                 executor.shutdown(force=True)
 
     return EncodedStream(blocks(), opened)
-
-
-def load_encoded(block: pa.Table) -> EncodedBatch:
-    """The record in a block of the stream, as a task receives it for the reference."""
-    batch: EncodedBatch = EncodedBatch.from_bytes(block["payload"][0].as_py())
-    return batch
 
 
 def _context(ahead: int, segment: int, readers: int, start_s: float) -> ray.data.DataContext:

@@ -19,7 +19,8 @@ from dopsd.data.manifest import Manifest, PrepareSettings
 from dopsd.data.plan import Plan
 from dopsd.data.prepare.run import prepare
 from dopsd.data.read import ReadSpec
-from dopsd.data.stream.pipeline import encoded_stream, load_encoded
+from dopsd.data.stream.block import load_encoded
+from dopsd.data.stream.pipeline import encoded_stream
 from dopsd.errors import DataError, WorkerError
 from tests.data.encoders import BrokenFactory, PixelFactory
 from tests.data.samples import SMALL, write_folder

@@ -20,7 +20,8 @@ from dopsd.data.plan import Plan
 from dopsd.data.prepare.run import prepare
 from dopsd.data.read import ReadSpec
 from dopsd.data.stream import windowed_input
-from dopsd.data.stream.pipeline import encoded_stream, load_encoded
+from dopsd.data.stream.block import load_encoded
+from dopsd.data.stream.pipeline import encoded_stream
 from dopsd.errors import DataError, DeadlineError, ModelError, WorkerError
 from tests.data.encoders import BrokenFactory, FailingEncoder, PixelFactory
 from tests.data.samples import SMALL, picture, write_jsonl
