@@ -16,7 +16,9 @@ from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
 
 from dopsd import storage
 from dopsd.data.manifest import Manifest
@@ -204,7 +206,8 @@ def read_cached(batch: MicroBatch, groups: RowGroups, rows: CachedRows, seed: in
     ids, prompts = values["sample_ids"], values["prompts"]
     teacher_prompts = values["teacher_prompts"] or [None] * len(ids)
     samples = list(map(rows.sample, batch.rows, ids, prompts, teacher_prompts))
-    return EncodedBatch(SampleInfo.of(values), *join_samples(samples))
+    encoded = join_samples(samples)
+    return EncodedBatch(SampleInfo.of(values), *encoded, pixel_mask(values))
 
 
 class CachedSegmentReader(SegmentReader):
@@ -224,6 +227,14 @@ ENCODED_SCHEMA = pa.schema(
     [("step", pa.int64()), ("index", pa.int64()), ("payload", pa.large_binary())]
 )
 """Of every block of the stream: one row; ``payload`` is an EncodedBatch."""
+
+
+def pixel_mask(values: Mapping[str, Any]) -> Tensor | None:
+    """The masks of a row of ``read.READ_SCHEMA``: uint8 [B, H, W], None where there are none."""
+    if values["mask"] is None:
+        return None
+    shape = (len(values["sample_ids"]), values["height"], values["width"])
+    return torch.frombuffer(bytearray(values["mask"]), dtype=torch.uint8).reshape(shape)
 
 
 def encoded_block(batch: EncodedBatch) -> pa.Table:

@@ -26,9 +26,10 @@ from dopsd.data.images import (
     encode_png,
 )
 from dopsd.data.manifest import PrepareSettings
+from dopsd.data.masks import decode_mask, fitted_mask
 from dopsd.data.prepare.facts import Inspected, PictureFacts
 from dopsd.data.references import MAX_REFERENCES, shrunk
-from dopsd.data.schema import SCHEMA
+from dopsd.data.schema import MASK, MASKED_SCHEMA, SCHEMA
 from dopsd.data.sources.caption_files import read_caption_file
 from dopsd.data.sources.fields import check_captions
 from dopsd.data.sources.parquet import read_group
@@ -83,6 +84,8 @@ class Inspector:
             facts = PictureFacts.of(picture, bucket)
             self._check_size(facts, bucket)
             _check_references(row.references, multiple, read)
+            if row.mask is not None:
+                fitted_mask(_decoded(row.mask, read), (width, height), bucket)
         except BadImage as error:
             return Inspected(reason=str(error))
         return Inspected(str(bucket), "", facts, several)
@@ -144,6 +147,8 @@ def write_shard(path: str, groups: list[tuple[str, list[SourceRow]]]) -> dict[st
     when a sample no longer reads as it did when it was inspected.
     """
     digests: dict[str, str] = {}
+    masked = any(row.mask is not None for _, rows in groups for row in rows)
+    schema = MASKED_SCHEMA if masked else SCHEMA
     # No compression: PNG does not shrink, and readers then copy nothing. No statistics: of a
     # binary column they would repeat whole pictures in the footer. A file that is left
     # unfinished does no harm: without its manifest the folder is not a data set.
@@ -152,7 +157,7 @@ def write_shard(path: str, groups: list[tuple[str, list[SourceRow]]]) -> dict[st
         storage.open_output(path) as sink,
         pq.ParquetWriter(
             sink,
-            SCHEMA,
+            schema,
             compression="NONE",
             use_dictionary=False,
             write_statistics=False,
@@ -162,7 +167,7 @@ def write_shard(path: str, groups: list[tuple[str, list[SourceRow]]]) -> dict[st
         for bucket, rows in groups:
             records = [_record(row, bucket) for row in rows]
             digests.update((record["sample_id"], _digest(record)) for record in records)
-            table = pa.Table.from_pylist(records, schema=SCHEMA)
+            table = pa.Table.from_pylist(records, schema=schema)
             writer.write_table(table, row_group_size=len(records))
     return digests
 
@@ -206,9 +211,11 @@ def _check_references(parts: list[ByteRange], multiple: int, fetch: Fetch) -> No
 def _record(row: SourceRow, bucket: str) -> dict[str, Any]:
     """One row of the parquet file."""
     try:
-        image = fit(_decoded(row.image).image, parse_bucket(bucket))
+        picture = _decoded(row.image).image
+        image = fit(picture, parse_bucket(bucket))
+        mask = row.mask and fitted_mask(_decoded(row.mask), picture.size, parse_bucket(bucket))
         pictures = (_decoded(part).image for part in row.references)
-        references = [shrunk(picture, MAX_REFERENCE_PIXELS) for picture in pictures]
+        references = [shrunk(reference, MAX_REFERENCE_PIXELS) for reference in pictures]
     except (BadImage, OSError, StorageError, ValueError) as error:
         raise DataError(f"{row.where}: changed while it was being prepared: {error}") from None
     return {
@@ -220,11 +227,12 @@ def _record(row: SourceRow, bucket: str) -> dict[str, Any]:
         "height": image.height,
         "bucket": bucket,
         "references": [encode_png(image) for image in references],
+        **({MASK: encode_png(mask)} if mask else {}),
     }
 
 
 def _digest(record: dict[str, Any]) -> str:
-    """sha256 of what a sample trains with: id, concept, captions, pixels and references."""
+    """sha256 of what a sample trains with: id, concept, captions, pixels, references and mask."""
     identity = [record["sample_id"], record["concept"], record["captions"]]
     identity += [record["width"], record["height"]]
     digest = hashlib.sha256(json.dumps(identity, ensure_ascii=False).encode())
@@ -233,4 +241,6 @@ def _digest(record: dict[str, Any]) -> str:
     for png in record["references"]:
         pixels = decode_png(png)
         digest.update(f"reference {pixels.shape}".encode() + pixels.tobytes())
+    if MASK in record:
+        digest.update(b"mask" + decode_mask(record[MASK]).tobytes())
     return digest.hexdigest()

@@ -31,6 +31,8 @@ def entry_of(
         entry["concept"] = row.concept
     if row.references:
         entry["references"] = [_path(part, out) for part in row.references]
+    if row.mask is not None:
+        entry["mask"] = _path(row.mask, out)
     entry["captions"] = dict(captions)
     if by is not None:
         entry[CAPTIONED_BY] = by
