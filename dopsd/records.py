@@ -208,6 +208,8 @@ class EncodedBatch(_Record):
     """None where the objective has no teacher."""
     target: Tensor | None = None
     """[B, C, h, w] float32: the images' latents, where the objective trains on them."""
+    mask: Tensor | None = None
+    """[B, H, W] uint8, in pixels: what of each target counts in the loss; None: all of it."""
     encode_stats: dict[str, Any] = field(default_factory=dict)
     """``seconds`` that encoding took, ``ended`` (since the epoch), ``worker`` (id of the encoder's
     actor) and ``peak_memory_mb`` of its process."""
@@ -249,5 +251,7 @@ class TrainingBatch(_Record):
     weight: Tensor
     finished: Tensor | None = None
     """[B, C, h, w] float32: where the rollout ended (sigma 0), when there was one."""
+    mask: Tensor | None = None
+    """[B, 1, h, w] float32 of mean 1: how much each place counts (``objective.loss_mask``)."""
     encode_stats: dict[str, Any] = field(default_factory=dict)
     """As in EncodedBatch, passed on for the run's metrics."""

@@ -43,11 +43,7 @@ def look_at(
 
     KEY=VALUE are keys of the section data, e.g. data.pixel_area=262144.
     """
-    for override in overrides or []:
-        if not override.startswith("data."):
-            key = override.split("=")[0]
-            raise ConfigError(f"{key}: no key of the section data, allowed: data.KEY=VALUE")
-    config = parse_config("", "", [f"data.source={json.dumps(source)}", *(overrides or [])])
+    config = data_config(source, overrides)
     from dopsd.report.look import check_page, write_look
 
     page = "" if as_json else page
@@ -63,6 +59,16 @@ def look_at(
     if not found.rows:
         raise DataError(f"data.source: {source}: no sample can be used")
     say(f"Next: dopsd train CONFIG {shlex.join([f'data.source={source}', *(overrides or [])])}")
+
+
+def data_config(source: str, overrides: list[str] | None) -> RunConfig:
+    """A config in which only the section data says anything. Raises ConfigError for keys of
+    others."""
+    for override in overrides or []:
+        if not override.startswith("data."):
+            key = override.split("=")[0]
+            raise ConfigError(f"{key}: no key of the section data, allowed: data.KEY=VALUE")
+    return parse_config("", "", [f"data.source={json.dumps(source)}", *(overrides or [])])
 
 
 def looked_at(config: RunConfig, source: str, shown: bool = True) -> Look:

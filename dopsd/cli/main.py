@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from dopsd import __version__, processes
 from dopsd.cli.benchmark import benchmark
+from dopsd.cli.caption import caption
 from dopsd.cli.data import app as data
 from dopsd.cli.doctor import doctor
 from dopsd.cli.evaluate import evaluate
@@ -55,6 +56,7 @@ app = typer.Typer(
 app.command()(init)
 app.command()(train)
 app.command()(prepare)
+app.command()(caption)
 app.command()(generate)
 app.command()(export)
 app.command()(push)

@@ -21,7 +21,9 @@ CaptionFile = Literal["txt", "caption", "json"]
 CAPTION_FILES: tuple[CaptionFile, ...] = ("txt", "caption", "json")
 """Suffixes of the files with captions beside pictures, the first that is there counts."""
 
-Column = Literal["image", "caption", "captions", "text", "prompt", "id", "concept", "references"]
+Column = Literal[
+    "image", "caption", "captions", "text", "prompt", "id", "concept", "references", "mask"
+]
 """Fields of a sample (docs/data.md)."""
 
 
@@ -102,6 +104,11 @@ class DataSection(Section):
         "[V]",
         min_length=1,
         description="The word that captions share for what is new; preparing counts those without.",
+    )
+    masks: bool = Field(
+        True,
+        description="Heed the masks of samples (`NAME.mask.png` beside `NAME.png`, or `mask` in "
+        "lists and tables): white counts in the loss, black does not, gray in part.",
     )
     min_side: NonNegative = Field(
         0, le=MAX_SIDE, description="Pictures with a shorter side than this are quarantined."

@@ -114,7 +114,7 @@ def check_shape(width: int, height: int, multiple: int) -> None:
 
 
 def encode_png(image: Image.Image) -> bytes:
-    """RGB image as PNG bytes; equal pixels give equal bytes."""
+    """RGB or gray image as PNG bytes; equal pixels give equal bytes."""
     buffer = io.BytesIO()
     # zlib's usual level, 6, takes a quarter longer for the same size of photographs.
     image.save(buffer, format="PNG", compress_level=4)

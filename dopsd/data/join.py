@@ -33,6 +33,7 @@ def joined(manifest: Manifest, prior: Manifest, folder: str) -> Manifest:
             "buckets": _sum(manifest.buckets, prior.buckets),
             "concepts": _sum(manifest.concepts, prior.concepts),
             "references": _sum(manifest.references, prior.references),
+            "masks": manifest.masks + prior.masks,
             "caption_sets": tuple(CaptionSet(keys=k, samples=n) for k, n in sorted(sets.items())),
             "fingerprint": hashlib.sha256(prints.encode()).hexdigest(),
             "row_groups": manifest.row_groups

@@ -119,9 +119,11 @@ class Manifest(_Record):
     caption_sets: tuple[CaptionSet, ...]
     references: dict[str, int]
     """Samples by how many reference pictures they have."""
+    masks: int = 0
+    """Samples that have one."""
     fingerprint: str
-    """sha256 over ids, concepts, captions, prepared pixels and reference pictures, in the order of
-    the ids."""
+    """sha256 over ids, concepts, captions, prepared pixels, reference pictures and masks, in the
+    order of the ids."""
     row_groups: tuple[RowGroup, ...]
     files: dict[str, Positive] = {}
     """Bytes of each shard."""
@@ -156,6 +158,8 @@ class Manifest(_Record):
         if self.without_references < self.samples:
             counts = ", ".join(f"{number} ({n})" for number, n in self.references.items())
             lines.append(f"reference pictures of a sample: {counts}")
+        if self.masks:
+            lines.append(f"masks: {self.masks} of {self.samples} samples (data.masks)")
         if self.quarantined:
             lines.append(f"quarantined: {self.seen - self.samples} of {self.seen}")
             lines += quarantine_lines(self.quarantined)

@@ -18,10 +18,12 @@ from PIL import Image
 from dopsd import storage
 from dopsd.data.captions import draw_caption, draw_pair, dropped
 from dopsd.data.images import decode_png
+from dopsd.data.masks import decode_mask
 from dopsd.data.plan import MicroBatch, Plan, RowRef
 from dopsd.data.ray_data import shipping_errors
 from dopsd.data.references import sized
 from dopsd.data.sample import Sample
+from dopsd.data.schema import MASK
 from dopsd.errors import DataError, DopsdError, message_line
 
 CACHE_BYTES = 2**29
@@ -45,12 +47,15 @@ class ReadSpec:
     """Most pixels of a reference picture; 0: references are not read."""
     reference_multiple: int = 16
     """Both sides of a reference are multiples of this."""
+    masks: bool = False
+    """Which parts of the targets count in the loss, where samples say so."""
 
     def columns(self) -> list[str]:
         """Columns of the shards that this takes."""
         columns = ["sample_id", "concept", "captions", "width", "height"]
         columns += ["image"] if self.images else []
-        return columns + (["references"] if self.reference_pixels else [])
+        columns += ["references"] if self.reference_pixels else []
+        return columns + ([MASK] if self.masks else [])
 
 
 class RowGroups:
@@ -65,8 +70,8 @@ class RowGroups:
         self._bytes = 0
 
     def row(self, ref: RowRef) -> dict[str, Any]:
-        """``sample_id``, ``concept``, ``captions``, ``width``, ``height`` of one sample; ``image``
-        and ``references`` (PNG bytes) where they are wanted.
+        """``sample_id``, ``concept``, ``captions``, ``width``, ``height`` of one sample; ``image``,
+        ``references`` and ``mask`` (PNG bytes) where they are wanted.
 
         Raises DataError when the shard is missing or another one than the manifest names.
         """
@@ -91,7 +96,10 @@ class RowGroups:
                 storage.open_input(path) as source,
                 pq.ParquetFile(source, page_checksum_verification=True) as parquet,
             ):
-                table = parquet.read_row_group(row_group, columns=self.read_spec.columns())
+                columns = self.read_spec.columns()
+                if MASK not in parquet.schema_arrow.names:  # nothing in this shard has one
+                    columns = [column for column in columns if column != MASK]
+                table = parquet.read_row_group(row_group, columns=columns)
         except FileNotFoundError:
             raise DataError(f"{path}: no such file, but the manifest names it") from None
         except DopsdError:
@@ -111,8 +119,9 @@ class RowGroups:
 def read_micro_batch(batch: MicroBatch, groups: RowGroups, seed: int) -> dict[str, Any]:
     """One micro-batch as plain values, its captions drawn: a row of ``READ_SCHEMA``.
 
-    ``pixels``: bytes of uint8 [B, H, W, 3], null where no images are wanted. Raises DataError
-    when a sample has no asked caption.
+    ``pixels``: bytes of uint8 [B, H, W, 3], null where no images are wanted; ``mask``: bytes of
+    uint8 [B, H, W], null where no sample has one. Raises DataError when a sample has no asked
+    caption.
     """
     read_spec = groups.read_spec
     rows = [groups.row(ref) for ref in batch.rows]
@@ -126,6 +135,7 @@ def read_micro_batch(batch: MicroBatch, groups: RowGroups, seed: int) -> dict[st
         "width": rows[0]["width"],
         "pixels": None,
         "teacher_prompts": None,
+        "mask": _masks(rows),
         "references": [_references(row, read_spec) for row in rows],
     }
     if read_spec.images:
@@ -143,6 +153,14 @@ def read_micro_batch(batch: MicroBatch, groups: RowGroups, seed: int) -> dict[st
                 if values[key] is not None:
                     values[key][index] = ""
     return values
+
+
+def _masks(rows: list[dict[str, Any]]) -> bytes | None:
+    """Masks of the samples of a micro-batch; all of a sample without one counts."""
+    if not any(row.get(MASK) for row in rows):
+        return None
+    whole = np.full((rows[0]["height"], rows[0]["width"]), 255, np.uint8)
+    return np.stack([decode_mask(row[MASK]) if row.get(MASK) else whole for row in rows]).tobytes()
 
 
 def row_image(row: dict[str, Any]) -> np.ndarray:
@@ -209,6 +227,7 @@ READ_SCHEMA = pa.schema(
         ("width", pa.int64()),
         ("pixels", pa.large_binary()),
         ("references", pa.list_(pa.list_(_REFERENCE))),
+        (MASK, pa.large_binary()),
     ]
 )
 

@@ -206,6 +206,7 @@ def read_spec(config: RunConfig) -> ReadSpec:
         images=sees_target or config.method.needs_targets,
         reference_pixels=config.context.reference_max_pixels if needs.references else 0,
         reference_multiple=config.data.bucket_multiple,
+        masks=config.data.masks,
     )
 
 

@@ -31,6 +31,9 @@ SCHEMA = pa.schema(
     metadata={b"dopsd.format": FORMAT.encode(), b"dopsd.version": str(SCHEMA_VERSION).encode()},
 )
 """One row per sample. ``bucket`` is "WxH" in pixels; ``concept`` may be null."""
+MASK = "mask"
+MASKED_SCHEMA = SCHEMA.append(pa.field(MASK, pa.binary())).with_metadata(SCHEMA.metadata)
+"""Of a shard in which some sample has a mask: PNG of gray, as large as the picture, or null."""
 
 
 def shard_generation(name: str, generation: int) -> str:

@@ -42,6 +42,7 @@ _PHASES = {
     "trials": "training",
     "fetch": "fetching models",
     "prompts": "writing prompts",
+    "caption": "writing captions",
     "draw": "drawing",
     "score": "scoring",
     "metrics": "scoring",

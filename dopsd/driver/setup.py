@@ -16,6 +16,7 @@ from dopsd.checkpoint.room import RoomNeeded, refuse_without_room
 from dopsd.config import RunConfig
 from dopsd.data.context_cache.files import ContextCache
 from dopsd.data.manifest import Manifest
+from dopsd.data.masks import check_masks
 from dopsd.data.prepare.folder import check_shards_folder
 from dopsd.data.run_data import (
     Tell,
@@ -113,6 +114,7 @@ class RunSetup(CheckedRun):
         claim_shards(config)
         manifest = data(config, partial(show, "prepare"))
         check_captions(config, manifest, _family(config), show)
+        check_masks(config, manifest)
         return cls(config, run.preset, run.trainable, run.room, roles, manifest, show, place)
 
     def wait_for(self, *roles: Role) -> None:

@@ -236,7 +236,7 @@ class Learner:
             velocity = self.engine.velocity(
                 term.state, term.sigma.expand(len(term.state)), term.context.tensors
             )
-            losses = state_loss(velocity, term.target, term.weight)
+            losses = state_loss(velocity, term.target, term.weight, term.mask)
             loss = losses.sum() * (float(micro.real) / (micro.info.step_samples * states))
             updated = self.engine.backward(loss)
             total = total + loss.detach().double()

@@ -13,7 +13,7 @@ from dopsd.data.stream.block import load_encoded
 from dopsd.learner.learner import LearnerMicroBatch
 from dopsd.learner.zero.engine import ZeroEngine
 from dopsd.method.noise import batch_noise
-from dopsd.method.objective import state_weights
+from dopsd.method.objective import loss_mask, state_weights
 from dopsd.method.rollout import VelocityFn
 from dopsd.method.schedule import euler_step
 from dopsd.method.terms import Term, Terms, fused_terms, stored_terms, target_terms
@@ -41,6 +41,7 @@ class DisaggregatedSource:
             batch.sigmas = batch.sigmas.to(self.device)
             batch.target_velocity = batch.target_velocity.to(self.device)
             batch.weight = batch.weight.to(self.device)
+            batch.mask = None if batch.mask is None else batch.mask.to(self.device)
             batch.student = batch.student.to(self.device, self.dtype)
             yield LearnerMicroBatch(
                 stored_terms(batch),
@@ -86,6 +87,7 @@ class FusedSource:
             student,
             self._scorer(batch),
             self.config.method.weighting,
+            self._mask(batch),
         )
         if real and dumped(self.config, info.step, info.index):
             terms = self._recorded(terms, batch, sigmas)
@@ -95,7 +97,13 @@ class FusedSource:
         """A generator: the teacher's forwards count as the learner's work, not as waiting."""
         teacher = None if batch.teacher is None else self._scorer(batch)
         targets, _ = baseline_targets(self.config, self.family, batch, teacher, self.device)
-        yield from target_terms(targets, batch.student.to(self.device, self._dtype))
+        student = batch.student.to(self.device, self._dtype)
+        yield from target_terms(targets, student, self._mask(batch))
+
+    def _mask(self, batch: EncodedBatch) -> Tensor | None:
+        info = batch.info
+        mask = loss_mask(batch.mask, self.family.latent_shape(info.height, info.width))
+        return None if mask is None else mask.to(self.device)
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -130,5 +138,6 @@ class FusedSource:
             target_velocity=torch.stack([term.target for term in passed]).cpu(),
             weight=state_weights(sigmas[:-1], self.config.method.weighting),
             finished=finished.cpu(),
+            mask=loss_mask(batch.mask, last.shape),
         )
         self._dump(dump_path(info), trajectory_record(self.config, batch, scored))

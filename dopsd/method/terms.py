@@ -30,6 +30,8 @@ class Term:
     context: Context
     target: Tensor
     weight: Tensor
+    mask: Tensor | None = None
+    """[B, 1, h, w], what of each sample counts (``objective.loss_mask``); None: all of it."""
 
 
 Terms = Generator[Term, Tensor, None]
@@ -39,19 +41,24 @@ Terms = Generator[Term, Tensor, None]
 def stored_terms(batch: TrainingBatch) -> Terms:
     """The terms of a finished batch; the velocities sent back are not needed."""
     targets = Targets(batch.states, batch.sigmas, batch.target_velocity, batch.weight)
-    return target_terms(targets, batch.student)
+    return target_terms(targets, batch.student, batch.mask)
 
 
-def target_terms(targets: Targets, student: Context) -> Terms:
+def target_terms(targets: Targets, student: Context, mask: Tensor | None = None) -> Terms:
     """One term for each state; ``student`` is the context under which the student is run."""
     for state, sigma, velocity, weight in zip(
         targets.states, targets.sigmas, targets.velocity, targets.weight
     ):
-        yield Term(state, sigma, student, velocity, weight)
+        yield Term(state, sigma, student, velocity, weight, mask)
 
 
 def fused_terms(
-    noise: Tensor, sigmas: Tensor, student: Context, teacher: VelocityFn, weighting: Weighting
+    noise: Tensor,
+    sigmas: Tensor,
+    student: Context,
+    teacher: VelocityFn,
+    weighting: Weighting,
+    mask: Tensor | None = None,
 ) -> Terms:
     """Roll out while training: the rollout's forward IS the training forward.
 
@@ -63,5 +70,5 @@ def fused_terms(
     state = noise.float()
     for k, weight in enumerate(weights):
         target = teacher(state, sigmas[k].expand(len(state)))
-        velocity = yield Term(state, sigmas[k], student, target, weight)
+        velocity = yield Term(state, sigmas[k], student, target, weight, mask)
         state = euler_step(state, velocity.detach().float(), sigmas[k], sigmas[k + 1])

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dopsd.config import RunConfig
 from dopsd.method.noise import batch_noise, batch_uniform
+from dopsd.method.objective import loss_mask
 from dopsd.method.off_policy import (
     Targets,
     flow_matching,
@@ -83,5 +84,6 @@ def baseline_batch(
         target_velocity=targets.velocity.cpu(),
         weight=targets.weight.cpu(),
         finished=None if finished is None else finished.cpu(),
+        mask=loss_mask(batch.mask, targets.states.shape),
         encode_stats=batch.encode_stats,
     )

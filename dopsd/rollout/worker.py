@@ -18,7 +18,7 @@ from dopsd.config import RunConfig
 from dopsd.data.stream.block import load_encoded
 from dopsd.errors import AcknowledgementError, ModelError
 from dopsd.method.noise import batch_noise
-from dopsd.method.objective import state_weights
+from dopsd.method.objective import loss_mask, state_weights
 from dopsd.method.rollout import rollout, score
 from dopsd.models import FAMILIES
 from dopsd.models.checksum import checksum
@@ -200,6 +200,7 @@ class InferenceWorker:
             target_velocity=score(teacher, states.to(self.device), sigmas).cpu(),
             weight=state_weights(sigmas, self.config.method.weighting),
             finished=path.states[-1],
+            mask=loss_mask(batch.mask, states.shape),
             encode_stats=batch.encode_stats,
         )
 

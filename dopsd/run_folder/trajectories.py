@@ -5,7 +5,8 @@ adapters of the versions that made them, ``debug/weights/v000000.student.safeten
 base's weights they are enough to recompute every number outside the project:
 
 - tensors: ``noise`` [B, C, h, w], ``sigmas`` [K + 1], ``states`` [K + 1, B, C, h, w] (states[0] is
-  the noise), ``target_velocity`` [K, B, C, h, w], ``weight`` [K], ``student.<name>`` and
+  the noise), ``target_velocity`` [K, B, C, h, w], ``weight`` [K], ``mask``
+  [B, 1, h, w] where samples have masks, ``student.<name>`` and
   ``teacher.<name>`` (each role's context; ``embeds`` [B, L, D], ``lengths`` [B] for Z-Image);
 - header entry ``dopsd`` (JSON): step, micro-batch index, sample ids, prompts, pixels, seed,
   policy and teacher version, weighting, samples of the whole step, model base and family.
@@ -58,6 +59,7 @@ def trajectory_record(config: RunConfig, batch: EncodedBatch, scored: TrainingBa
         "states": torch.cat([scored.states, scored.finished.unsqueeze(0)]),
         "target_velocity": scored.target_velocity,
         "weight": scored.weight,
+        **({} if scored.mask is None else {"mask": scored.mask}),
         **{f"student.{name}": t for name, t in batch.student.tensors.items()},
         **{f"teacher.{name}": t for name, t in batch.teacher.tensors.items()},
     }

@@ -92,6 +92,8 @@ TAUGHT = {
 def test_a_teacher_worker_and_a_fused_learner_make_the_same_terms(method, encoded) -> None:
     """Both with random adapters: weights, states, targets and the contexts that are trained."""
     config, family, batch, _ = encoded(**method)
+    batch.mask = torch.zeros(2, 32, 48, dtype=torch.uint8)
+    batch.mask[:, :16] = 255
     block = pa.table({"payload": [batch.to_bytes()]})
     worker = InferenceWorker(config, "cpu", (TEACHER,))
     teacher = random_state(worker.trained.parameters(worker.transformer, TEACHER), 1)
@@ -120,6 +122,13 @@ def test_a_teacher_worker_and_a_fused_learner_make_the_same_terms(method, encode
         assert all(
             torch.equal(tensor, second.context.tensors[name])
             for name, tensor in first.context.tensors.items()
+        )
+        assert (
+            torch.equal(first.mask, second.mask) and first.mask.shape[2:] == first.state.shape[2:]
+        )
+        assert (
+            first.mask.chunk(2, 2)[0].unique().tolist() == [2]
+            and not first.mask.chunk(2, 2)[1].any()
         )
         # A teacher that is not heard of would leave the base's own velocity.
         assert first.target.abs().max() > 0

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dopsd.method.objective import Weighting, state_loss, state_weights
+from dopsd.method.objective import Weighting, loss_mask, state_loss, state_weights
 from dopsd.method.rollout import rollout, score
 from dopsd.method.terms import Terms, fused_terms, stored_terms
 from dopsd.models import ZImage
@@ -222,3 +222,23 @@ def test_gradient_checkpointing_recomputes_under_the_student(setup: Setup) -> No
     finally:
         setup.transformer.disable_gradient_checkpointing()
     torch.testing.assert_close(setup.gradients(), gradients, **TOLERANCE)
+
+
+def test_what_a_mask_leaves_out_has_neither_loss_nor_gradient():
+    torch.manual_seed(0)
+    velocity, target = torch.randn(2, 2, 3, 4, 6)
+    pixels = torch.full((2, 32, 48), 255, dtype=torch.uint8)
+    pixels[0, :, 16:] = 0
+    mask = loss_mask(pixels, velocity.shape)
+    assert mask[0, 0, 0].tolist() == [3, 3, 0, 0, 0, 0]
+    velocity.requires_grad_()
+    losses = state_loss(velocity, target, torch.tensor(0.5), mask)
+    losses.sum().backward()
+    # A sample counts as much as one that is no larger than its mask.
+    kept = state_loss(velocity[:1, :, :, :2], target[:1, :, :, :2], torch.tensor(0.5))
+    torch.testing.assert_close(losses[:1], kept)
+    assert not velocity.grad[0, :, :, 2:].any() and velocity.grad[0, :, :, :2].all()
+    # Where all counts, and without any mask, every bit is the same.
+    plain = state_loss(velocity, target, torch.tensor(0.5))
+    assert torch.equal(losses[1], plain[1])
+    assert loss_mask(None, velocity.shape) is None

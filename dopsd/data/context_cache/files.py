@@ -16,7 +16,9 @@ from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
 
 from dopsd import storage
 from dopsd.data.manifest import Manifest
@@ -205,7 +207,8 @@ def read_cached(batch: MicroBatch, groups: RowGroups, rows: CachedRows, seed: in
     ids, prompts = values["sample_ids"], values["prompts"]
     teacher_prompts = values["teacher_prompts"] or [None] * len(ids)
     samples = list(map(rows.sample, batch.rows, ids, prompts, teacher_prompts))
-    return EncodedBatch(SampleInfo.of(values), *join_samples(samples))
+    encoded = join_samples(samples)
+    return EncodedBatch(SampleInfo.of(values), *encoded, pixel_mask(values))
 
 
 class CachedSegmentReader(SegmentReader):
@@ -219,3 +222,11 @@ class CachedSegmentReader(SegmentReader):
 
     def _block(self, batch: MicroBatch) -> pa.Table:
         return encoded_block(read_cached(batch, self._groups, self._rows, self._plan.seed))
+
+
+def pixel_mask(values: Mapping[str, Any]) -> Tensor | None:
+    """The masks of a row of ``read.READ_SCHEMA``: uint8 [B, H, W], None where there are none."""
+    if values["mask"] is None:
+        return None
+    shape = (len(values["sample_ids"]), values["height"], values["width"])
+    return torch.frombuffer(bytearray(values["mask"]), dtype=torch.uint8).reshape(shape)

@@ -301,6 +301,7 @@ def _manifest(
         repeats={name: n for name, n in listed.repeats.items() if name in concepts},
         caption_sets=tuple(CaptionSet(keys=k, samples=n) for k, n in sorted(sets.items())),
         references=dict(sorted(Counter(str(len(row.references)) for row in good).items())),
+        masks=sum(row.mask is not None for row in good),
         concept_fingerprints={name: _fingerprint(own) for name, own in sorted(members.items())},
         fingerprint=_fingerprint([digests[key] for key in sorted(digests)]),
         row_groups=tuple(

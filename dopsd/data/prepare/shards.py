@@ -20,9 +20,10 @@ from dopsd.config.context import MAX_REFERENCE_PIXELS
 from dopsd.data.buckets import Bucket, Choice, fit, parse_bucket
 from dopsd.data.images import MAX_BYTES, BadImage, Decoded, check_shape, decode, encode_png
 from dopsd.data.manifest import PrepareSettings
+from dopsd.data.masks import fitted_mask
 from dopsd.data.prepare.facts import Inspected, PictureFacts
 from dopsd.data.references import MAX_REFERENCES, shrunk
-from dopsd.data.schema import SCHEMA
+from dopsd.data.schema import MASK, MASKED_SCHEMA, SCHEMA
 from dopsd.data.sources.caption_files import read_caption_file
 from dopsd.data.sources.fields import check_captions
 from dopsd.data.sources.parquet import read_group
@@ -77,6 +78,8 @@ class Inspector:
             facts = PictureFacts.of(picture, bucket)
             self._check_size(facts, bucket)
             _check_references(row.references, multiple, read)
+            if row.mask is not None:
+                fitted_mask(_decoded(row.mask, read), (width, height), bucket)
         except BadImage as error:
             return Inspected(reason=str(error))
         return Inspected(str(bucket), "", facts, several)
@@ -138,6 +141,8 @@ def write_shard(path: str, groups: list[tuple[str, list[SourceRow]]]) -> dict[st
     when a sample no longer reads as it did when it was inspected.
     """
     digests: dict[str, str] = {}
+    masked = any(row.mask is not None for _, rows in groups for row in rows)
+    schema = MASKED_SCHEMA if masked else SCHEMA
     # No compression: PNG does not shrink, and readers then copy nothing. No statistics: of a
     # binary column they would repeat whole pictures in the footer. A file that is left
     # unfinished does no harm: without its manifest the folder is not a data set.
@@ -146,7 +151,7 @@ def write_shard(path: str, groups: list[tuple[str, list[SourceRow]]]) -> dict[st
         storage.open_output(path) as sink,
         pq.ParquetWriter(
             sink,
-            SCHEMA,
+            schema,
             compression="NONE",
             use_dictionary=False,
             write_statistics=False,
@@ -156,10 +161,10 @@ def write_shard(path: str, groups: list[tuple[str, list[SourceRow]]]) -> dict[st
         for bucket, rows in groups:
             records = []
             for row in rows:
-                image, references = _pictures(row, bucket)
-                records.append(_record(row, bucket, image, references))
-                digests[row.sample_id] = _digest(row, image, references)
-            table = pa.Table.from_pylist(records, schema=SCHEMA)
+                pictures = _pictures(row, bucket)
+                records.append(_record(row, bucket, pictures))
+                digests[row.sample_id] = _digest(row, pictures)
+            table = pa.Table.from_pylist(records, schema=schema)
             writer.write_table(table, row_group_size=len(records))
     return digests
 
@@ -200,41 +205,53 @@ def _check_references(parts: list[ByteRange], multiple: int, fetch: Fetch) -> No
             raise BadImage(f"bad reference: {name}: {error}") from None
 
 
-def _pictures(row: SourceRow, bucket: str) -> tuple[Image.Image, list[Image.Image]]:
-    """The target as it trains, and the references as they are kept."""
+@dataclass(frozen=True)
+class _Pictures:
+    """Of a sample as it trains: the target and its mask, and the references as they are kept."""
+
+    image: Image.Image
+    mask: Image.Image | None
+    references: list[Image.Image]
+
+
+def _pictures(row: SourceRow, bucket: str) -> _Pictures:
     # Decoded once more than when it was inspected, which is 4 % of what preparing a picture of a
     # megapixel costs; all of them as they were inspected would take as much room as the shards.
     try:
-        image = fit(_decoded(row.image).image, parse_bucket(bucket))
-        pictures = (_decoded(part).image for part in row.references)
-        return image, [shrunk(picture, MAX_REFERENCE_PIXELS) for picture in pictures]
+        picture, size = _decoded(row.image).image, parse_bucket(bucket)
+        mask = fitted_mask(_decoded(row.mask), picture.size, size) if row.mask else None
+        references = (_decoded(part).image for part in row.references)
+        kept = [shrunk(reference, MAX_REFERENCE_PIXELS) for reference in references]
+        return _Pictures(fit(picture, size), mask, kept)
     except (BadImage, OSError, StorageError, ValueError) as error:
         raise DataError(f"{row.where}: changed while it was being prepared: {error}") from None
 
 
-def _record(
-    row: SourceRow, bucket: str, image: Image.Image, references: list[Image.Image]
-) -> dict[str, Any]:
+def _record(row: SourceRow, bucket: str, pictures: _Pictures) -> dict[str, Any]:
     """One row of the parquet file."""
     return {
         "sample_id": row.sample_id,
         "concept": row.concept,
         "captions": sorted(row.captions.items()),
-        "image": encode_png(image),
-        "width": image.width,
-        "height": image.height,
+        "image": encode_png(pictures.image),
+        "width": pictures.image.width,
+        "height": pictures.image.height,
         "bucket": bucket,
-        "references": [encode_png(reference) for reference in references],
+        "references": [encode_png(reference) for reference in pictures.references],
+        **({MASK: encode_png(pictures.mask)} if pictures.mask else {}),
     }
 
 
-def _digest(row: SourceRow, image: Image.Image, references: list[Image.Image]) -> str:
-    """sha256 of what a sample trains with: id, concept, captions, pixels and references."""
-    identity = [row.sample_id, row.concept, sorted(row.captions.items()), image.width, image.height]
+def _digest(row: SourceRow, pictures: _Pictures) -> str:
+    """sha256 of what a sample trains with: id, concept, captions, pixels, references and mask."""
+    size = pictures.image.width, pictures.image.height
+    identity = [row.sample_id, row.concept, sorted(row.captions.items()), *size]
     digest = hashlib.sha256(json.dumps(identity, ensure_ascii=False).encode())
     # Pixels, not PNG bytes: another zlib compresses the same picture differently.
-    digest.update(np.asarray(image).tobytes())
-    for reference in references:
+    digest.update(np.asarray(pictures.image).tobytes())
+    for reference in pictures.references:
         pixels = np.asarray(reference)
         digest.update(f"reference {pixels.shape}".encode() + pixels.tobytes())
+    if pictures.mask:
+        digest.update(b"mask" + np.asarray(pictures.mask).tobytes())
     return digest.hexdigest()

@@ -35,8 +35,10 @@ _KEYED = re.compile(
     rf"|(?:caption|prompt|text)_(?:{_KINDS}|[a-z]{{2,3}}|\d{{1,2}})(?:_[a-z]{{2,3}})?"
 )
 """Columns that each hold a caption of their own: ``short_en``, ``caption_long``, ``text_zh``."""
-_KNOWN = frozenset({"h*w", "w*h"})
-"""Sizes as texts beside the authors' paths: a picture's own counts."""
+CAPTIONED_BY = "captioned_by"
+"""What wrote a caption of `dopsd caption`."""
+_KNOWN = frozenset({"h*w", "w*h", CAPTIONED_BY})
+"""Sizes as texts beside the authors' paths, where a picture's own counts; and who wrote."""
 
 
 @dataclass(frozen=True)

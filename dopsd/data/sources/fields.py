@@ -13,7 +13,7 @@ from dopsd.credentials import holds_credentials
 from dopsd.data.sources.rows import CAPTION_KEY, ByteRange, SourceRow
 from dopsd.shown import line
 
-FIELDS = ("image", "captions", "caption", "text", "prompt", "id", "concept", "references")
+FIELDS = ("image", "captions", "caption", "text", "prompt", "id", "concept", "references", "mask")
 CAPTION_FIELDS = ("prompt", "text", "caption", "captions")
 """Where captions may stand; of several texts without a key the last one counts."""
 
@@ -64,6 +64,8 @@ def fill(
     if not isinstance(references, list):
         raise ValueError(f"references: {shown(references)}, allowed: a list of paths")
     row.references = [_picture("references", reference, locate, keep) for reference in references]
+    mask = values.get("mask")
+    row.mask = None if mask in (None, "") else _picture("mask", mask, locate, keep)
     captions = captions_in(values)
     row.captions = {key: text for key, text in captions.items() if text}
     if not row.captions:

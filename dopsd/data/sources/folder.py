@@ -10,6 +10,7 @@ from functools import partial
 
 from dopsd import storage
 from dopsd.data.manifest import MANIFEST, find_manifest
+from dopsd.data.schema import MASK
 from dopsd.data.sources.concepts import FolderConcepts, folder_concepts
 from dopsd.data.sources.fields import check_name, printable
 from dopsd.data.sources.listing import METADATA, Files, list_folder
@@ -24,6 +25,7 @@ from dopsd.shown import line
 
 _REFERENCE = re.compile(r"(.+)\.ref(\d+)", re.DOTALL)
 """Stem of a reference picture."""
+_MASK = re.compile(rf"(.+)\.{MASK}", re.DOTALL)
 
 
 def read_folder(folder: str, settings: ReadSettings) -> Source:
@@ -34,7 +36,8 @@ def read_folder(folder: str, settings: ReadSettings) -> Source:
     ``concept`` is the name of the first-level sub-folder; pictures at the top have none, and in a
     list it is a column. Pictures
     ``STEM.ref1.png``, ``STEM.ref2.jpg`` ... beside a picture are its references, in the order of
-    their numbers. The rows of every ``.parquet``, ``.arrow`` and ``.tar`` file come besides;
+    their numbers, ``STEM.mask.png`` is its mask. The rows of every ``.parquet``, ``.arrow`` and
+    ``.tar`` file come besides;
     pictures beside such tables are samples of their own only with a caption. Of prepared shards
     only those that their manifest names are read: other data lies beside them. Hidden files and
     folders are skipped.
@@ -116,7 +119,9 @@ def _pictures(
 ) -> list[SourceRow]:
     """The pictures that no list names, and captions without a picture."""
     stems = {posixpath.splitext(name)[0] for name in files.images}
+    masked = stems - {posixpath.splitext(name)[0] for name in named}  # a list says it of its own
     references: dict[str, list[tuple[int, str]]] = {}
+    masks: dict[str, str] = {}
     rows: list[SourceRow] = []
     used: set[str] = set()
     left = several = listed_too = 0
@@ -124,6 +129,9 @@ def _pictures(
         stem = posixpath.splitext(name)[0]
         if (match := _REFERENCE.fullmatch(stem)) and match[1] in stems:
             references.setdefault(match[1], []).append((int(match[2]), name))
+            continue
+        if (match := _MASK.fullmatch(stem)) and match[1] in masked:
+            masks[match[1]] = name
             continue
         kinds = files.captions.get(stem) or files.captions.get(name) or {}
         used |= {*kinds.values()}
@@ -146,6 +154,9 @@ def _pictures(
     for row in rows:
         shown = [name for _, name in sorted(references.get(row.sample_id, []))]
         row.references = [ByteRange(files.images[name]) for name in shown]
+        if mask := masks.get(row.sample_id):
+            row.mask = ByteRange(files.images[mask])
+            shown.append(mask)
         problem = next((files.problems[name] for name in shown if name in files.problems), None)
         row.problem = row.problem or problem
     for name in sorted(files.orphans(used)):
@@ -203,7 +214,7 @@ def _missing_image(files: Files, caption: str) -> str:
 
 def _names(files: Files, row: SourceRow) -> list[str]:
     """The names of the pictures of a row: those that it opens."""
-    parts = [*([row.image] if row.image else []), *row.references]
+    parts = [part for part in (row.image, row.mask, *row.references) if part]
     return [name for part in parts if (name := files.name_of(part.path)) is not None]
 
 
@@ -255,3 +266,4 @@ def _check_names(row: SourceRow) -> None:
     except ValueError as error:
         row.where, row.sample_id, row.problem = line(printable(row.where)), "", str(error)
         row.image, row.concept, row.caption_file, row.references = None, None, None, []
+        row.mask = None

@@ -36,7 +36,8 @@ def read_list(path: str, settings: ReadSettings) -> Source:
 
     ``image`` (path relative to the file, absolute, or s3://), captions as ``captions`` (a map
     key -> text, or one text), ``caption``, ``text`` or ``prompt``; optional ``id`` (default: the
-    image path without suffix), ``concept``, and ``references`` (a list of paths like ``image``).
+    image path without suffix), ``concept``, ``references`` (a list of paths like ``image``) and
+    ``mask`` (such a path).
     Columns of other usual names are guessed and told of, others are left aside with a note.
     """
     locate = partial(beside, posixpath.dirname(path))
@@ -85,6 +86,8 @@ def list_rows(
 def _rename(values: dict[str, Any], rename: Callable[[str], str]) -> None:
     if isinstance(image := values.get("image"), str) and image:
         values["image"] = rename(image)
+    if isinstance(mask := values.get("mask"), str) and mask:
+        values["mask"] = rename(mask)
     if isinstance(references := values.get("references"), list):
         values["references"] = [
             rename(path) if isinstance(path, str) and path else path for path in references

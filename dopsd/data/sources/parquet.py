@@ -188,7 +188,7 @@ def _row(
         row.sample_id = row.sample_id or f"{group.stem}/{number}"
     except ValueError as error:
         row.problem = str(error)
-        row.captions, row.image, row.references = {}, None, []
+        row.captions, row.image, row.references, row.mask = {}, None, [], None
     return row
 
 

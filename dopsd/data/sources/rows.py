@@ -32,6 +32,7 @@ class SourceRow:
     image: ByteRange | None = None
     concept: str | None = None
     references: list[ByteRange] = field(default_factory=list)
+    mask: ByteRange | None = None
     captions: dict[str, str] = field(default_factory=dict)
     caption_file: str | None = None
     problem: str | None = None
@@ -82,5 +83,6 @@ def unpack_row(text: str) -> SourceRow:
     """Inverse of :func:`pack_row`."""
     values: dict[str, Any] = json.loads(text)
     values["image"] = values["image"] and ByteRange(**values["image"])
+    values["mask"] = values["mask"] and ByteRange(**values["mask"])
     values["references"] = [ByteRange(**reference) for reference in values["references"]]
     return SourceRow(**values)

@@ -13,6 +13,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from dopsd import storage
+from dopsd.data.schema import MASK
 from dopsd.data.sources.caption_files import MAX_JSON_BYTES, captions_of_bytes
 from dopsd.data.sources.fields import MAX_CAPTION_BYTES, check_captions, check_name, printable
 from dopsd.data.sources.image_files import SUFFIXES as IMAGES
@@ -40,7 +41,8 @@ def list_tars(files: list[tuple[str, str]], settings: ReadSettings) -> Source:
 
     Pictures ``NAME.png``, captions ``NAME.txt``, ``.caption`` or ``.json`` as beside the pictures
     of a folder, more captions under keys of their own as ``NAME.KEY.txt``, references as
-    ``NAME.ref1.png``. A tar that breaks off gives what stands before and a problem row.
+    ``NAME.ref1.png``, the mask as ``NAME.mask.png``. A tar that breaks off gives what stands before
+    and a problem row.
     """
     source = Source([])
     notes: Counter[str] = Counter()
@@ -102,6 +104,8 @@ def _row(
     row = SourceRow(f"{name}:{key}", f"{posixpath.splitext(name)[0]}/{key}")
     try:
         check_name("file name", key)
+        masks = [end for end in member.pictures if end.split(".")[0] == MASK]
+        row.mask = member.pictures.pop(masks[0]) if len(masks) == 1 else None
         row.image, row.references = _pictures(member)
         row.captions = _captions(member, settings, notes)
         check_captions(row.captions)
@@ -109,6 +113,7 @@ def _row(
     except ValueError as error:
         row.where, row.sample_id = line(printable(row.where)), printable(row.sample_id)
         row.problem, row.captions, row.image, row.references = str(error), {}, None, []
+        row.mask = None
     return row
 
 

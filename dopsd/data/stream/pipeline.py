@@ -17,7 +17,7 @@ import ray
 import ray.data
 from ray.exceptions import GetTimeoutError
 
-from dopsd.data.context_cache.files import CachedSegmentReader, ContextCache
+from dopsd.data.context_cache.files import CachedSegmentReader, ContextCache, pixel_mask
 from dopsd.data.plan import Plan
 from dopsd.data.ray_data import (
     LazyActorState,
@@ -205,4 +205,5 @@ def encode_micro_batch(batch: pa.Table, encoder: Encoder, worker: str = "") -> p
         "ended": time.time(),
         "worker": worker,
     }
-    return encoded_block(EncodedBatch(SampleInfo.of(values), student, teacher, target, stats))
+    mask = pixel_mask(values)
+    return encoded_block(EncodedBatch(SampleInfo.of(values), student, teacher, target, mask, stats))

@@ -33,6 +33,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> tuple[P
         picture(number).save(folder / f"{number}.png")
     for number, size in enumerate(SIZES):
         picture(10 + number, *size).save(folder / f"r{number}.png")
+    Image.new("L", (32, 32), 255).save(folder / "mask.png")
     picture(20, 3, 9).save(folder / "tiny.png")
     picture(21, 90, 10).save(folder / "narrow.png")
     (folder / "cut.png").write_bytes(png(picture(22))[:60])
@@ -41,7 +42,12 @@ def data(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> tuple[P
     picture(23, 24, 40).save(folder / "rotated.jpg", exif=rotated)
     rows: list[dict[str, Any]] = [
         {"image": "0.png", "captions": {"short": "s", "long": "l"}},
-        {"image": "1.png", "captions": {"short": "s"}, "references": ["r1.png"]},
+        {
+            "image": "1.png",
+            "captions": {"short": "s"},
+            "references": ["r1.png"],
+            "mask": "mask.png",
+        },
         {"image": "2.png", "captions": {"long": "l"}, "references": ["r0.png", "rotated.jpg"]},
     ]
     for name in ("tiny.png", "narrow.png", "cut.png", "gone.png"):
@@ -66,6 +72,7 @@ def read(folder: Path, manifest: Manifest, wanted: ReadSpec) -> dict[str, Sample
 def test_a_bad_reference_quarantines_its_row_and_says_why(data: tuple[Path, Manifest]) -> None:
     _, manifest = data
     assert (manifest.samples, manifest.references) == (3, {"0": 1, "1": 1, "2": 1})
+    assert manifest.masks == 1 and "masks: 1 of 3 samples (data.masks)" in manifest.summary_lines()
     assert "reference pictures of a sample: 0 (1), 1 (1), 2 (1)" in manifest.summary_lines()
     reasons = {entry.sample_id: entry.reason for entry in manifest.quarantined}
     bad = "bad reference: {}.png: "

@@ -1,0 +1,91 @@
+"""The list that captions are appended to, a line for each picture, as `data.source` reads it."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Mapping
+from typing import Any
+
+from dopsd import shown, storage
+from dopsd.data.sources.columns import CAPTIONED_BY
+from dopsd.data.sources.rows import ByteRange, SourceRow
+from dopsd.errors import ConfigError
+from dopsd.run_folder.lines import parse_lines
+
+SUFFIX = ".jsonl"
+Key = tuple[str, str]
+"""(id, path) of a picture."""
+
+
+def entry_of(
+    row: SourceRow, captions: Mapping[str, str], out: str, by: str | None
+) -> dict[str, Any]:
+    """A line of the list ``out``: the sample as its source has it, with ``captions``.
+
+    ``by``: what wrote the asked one; None where the source has it.
+    """
+    assert row.image is not None, "only pictures get captions"
+    entry: dict[str, Any] = {"id": row.sample_id, "image": _path(row.image, out)}
+    if row.concept:
+        entry["concept"] = row.concept
+    if row.references:
+        entry["references"] = [_path(part, out) for part in row.references]
+    if row.mask is not None:
+        entry["mask"] = _path(row.mask, out)
+    entry["captions"] = dict(captions)
+    if by is not None:
+        entry[CAPTIONED_BY] = by
+    return entry
+
+
+def key_of(entry: Mapping[str, Any]) -> Key:
+    return entry["id"], entry["image"]
+
+
+def check_list(out: str, source: str, key: str, by: str) -> dict[Key, dict[str, Any]]:
+    """The lines of ``out`` that are there, by picture, none where there is no such file yet.
+
+    Raises ConfigError where ``out`` is no local .jsonl that can be written, or holds anything but
+    captions ``key`` written ``by`` the same: nothing of somebody else's is added to.
+    """
+    if storage.is_remote(out):
+        raise ConfigError(f"--out: {out}, allowed: a local file, which can be appended to")
+    if not out.endswith(SUFFIX):
+        raise ConfigError(f"--out: {out}, allowed: a file that ends in {SUFFIX}")
+    if os.path.abspath(out) == os.path.abspath(source):
+        raise ConfigError(f"--out: {out} is SOURCE itself; allowed: another file")
+    storage.check_writable("--out", os.path.dirname(out) or ".")
+    if not storage.taken(out):
+        return {}
+    if not os.path.isfile(out):
+        raise ConfigError(f"--out: {out} is no file; allowed: another path")
+    read = parse_lines(storage.read_bytes(out), lambda entry: _is_ours(entry, key))
+    if read.damage:
+        raise ConfigError(
+            f"--out: {out} holds what `dopsd caption --key {key}` did not write: {read.told()}; "
+            "allowed: another file"
+        )
+    others = {str(entry.get(CAPTIONED_BY, by)) for entry in read.entries} - {by}
+    if others:
+        raise ConfigError(
+            f"--out: {out} holds captions by {shown.value(min(others))}, these would be by {by}; "
+            "allowed: the same --vlm, --question and --subject, or another file"
+        )
+    return {key_of(entry): entry for entry in read.entries}
+
+
+def _is_ours(entry: dict[str, Any], key: str) -> bool:
+    captions = entry["captions"]
+    texts = [entry["id"], entry["image"], entry.get(CAPTIONED_BY, ""), *captions.values()]
+    return key in captions and all(isinstance(text, str) for text in texts)
+
+
+def _path(part: ByteRange, out: str) -> str:
+    """Relative where the picture lies below the list's folder, so that both may be moved."""
+    folder = os.path.dirname(os.path.abspath(out))
+    if storage.is_remote(part.path):
+        return part.path
+    path = os.path.abspath(part.path)
+    inside = path.startswith(f"{folder.rstrip('/')}/")
+    return posixpath.relpath(path, folder) if inside else path
