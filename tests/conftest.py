@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -16,6 +17,12 @@ from tests.helpers.faulty_s3 import Faults, FaultyS3
 from tests.helpers.ports import free_port
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# Of every process that is started from here on, those of Ray and of pytest-xdist as well.
+QUICK_START = str(Path(__file__).parent / "helpers" / "quick_start")
+if QUICK_START not in os.environ.get("PYTHONPATH", ""):
+    paths = [QUICK_START, os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
 
 # Ray ends idle workers beyond one per CPU after a second, and each new one imports torch again.
 os.environ.setdefault("RAY_num_workers_soft_limit", "12")
@@ -69,6 +76,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         part = "unit" if not tier(item) else "cluster"
         item.add_marker(pytest.mark.xdist_group(f"{item.path.parent.name}-{item.path.name}-{part}"))
     items.sort(key=rank)
+
+
+def pytest_collection_finish() -> None:
+    """What collecting has made stays: the garbage collector need not look through it each time."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
