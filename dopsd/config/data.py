@@ -135,6 +135,12 @@ class DataSection(Section):
         description="Times per epoch that each sample of a concept comes, e.g. {cat: 3, dog: "
         "0.5}; 1 for the others, 0 leaves a concept out.",
     )
+    balance: Literal["samples", "concepts"] = Field(
+        "samples",
+        description="What comes equally often in an epoch: every sample, or every concept, however "
+        "few samples it has (then repeats in folder names do not count, and data.concept_weights "
+        "says how often each concept comes).",
+    )
     concepts: list[str] = Field(
         default_factory=list,
         description="Train on these concepts alone; of one of them each step holds what it would "

@@ -158,7 +158,7 @@ def concept_weights(config: RunConfig, manifest: Manifest) -> dict[str, float]:
 
 def plan_of(config: RunConfig, manifest: Manifest) -> Plan:
     """The run's plan: which samples each step holds."""
-    weights = concept_weights(config, manifest)
+    weights = _balanced(config, manifest)
     groups: tuple[PlannedGroup, ...] = manifest.row_groups
     if chosen := config.data.concepts:
         check_concepts("data.concept_weights", weights, manifest.concepts)
@@ -185,6 +185,23 @@ def _prior_weight(
     drawn = counts.pop(PRIOR)
     own = sum(count * weights.get(name, 1.0) for name, count in counts.items())
     return share / (1 - share) * own / drawn
+
+
+def _balanced(config: RunConfig, manifest: Manifest) -> dict[str, float]:
+    """``concept_weights`` as data.balance asks for. An epoch stays as long as it is where concepts
+    come equally often; a library, which trains each by itself, has nothing to balance."""
+    if config.data.balance == "samples":
+        return concept_weights(config, manifest)
+    given, chosen = config.data.concept_weights, config.data.concepts
+    prior = None if config.data.prior.prompts is None else PRIOR
+    counts = {
+        name: count
+        for name, count in manifest.concepts.items()
+        if name != prior and given.get(name, 1.0) and (not chosen or name in chosen)
+    }
+    total = sum(counts.values())
+    equal = {name: total / (len(counts) * count) for name, count in counts.items()}
+    return {**given, **{name: given.get(name, 1.0) * weight for name, weight in equal.items()}}
 
 
 def plan_of_groups(

@@ -68,6 +68,7 @@ def check_library(config: RunConfig) -> None:
         ("learner.min_workers", config.learner.min_workers, None, "workers come and go singly"),
         ("learner.optimizer", config.learner.optimizer, "adamw", "a LoRA's moments are small"),
         ("data.prior.prompts", config.data.prior.prompts, None, "no concept is like another"),
+        ("data.balance", config.data.balance, "samples", "each concept trains by itself"),
         ("preview.prompts", config.preview.prompts, [], "no text encoder is there to read them"),
         ("debug.dump_trajectories", config.debug.dump_trajectories, 0, "it is of a single run"),
         ("data.context_cache", config.data.context_cache == "off", False, "no encoder beside"),

@@ -155,3 +155,20 @@ def test_a_concept_given_twice_and_the_priors_name_are_refused() -> None:
     for given, line in (("[a, a]", "data.concepts: 'a' is there twice"), ("[prior]", "base's own")):
         with pytest.raises(ConfigError, match=line):
             load_config("shapes", [f"data.concepts={given}"])
+
+
+def test_balanced_concepts_come_equally_often_in_an_epoch_as_long() -> None:
+    manifest, ids = prepared({"rex": 12, "aya": 4, "ivo": 2})
+
+    def draws(*concepts: str, **section: object) -> Counter[str]:
+        plan = plan_of(config(*concepts, **section), manifest)
+        batches = plan.micro_batches(0, plan.steps_per_epoch)
+        return Counter(ids[row].split("/")[0] for batch in batches for row in batch.rows)
+
+    assert draws() == {"rex": 12, "aya": 4, "ivo": 2}
+    assert draws(balance="concepts") == {"rex": 6, "aya": 6, "ivo": 6}
+    assert draws("aya", "ivo", balance="concepts") == {"aya": 3, "ivo": 3}
+    twice = draws(balance="concepts", concept_weights={"ivo": 2})
+    assert twice == {"rex": 6, "aya": 6, "ivo": 12}
+    without = draws(balance="concepts", concept_weights={"rex": 0})
+    assert without == {"aya": 3, "ivo": 3}

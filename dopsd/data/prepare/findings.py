@@ -16,6 +16,8 @@ Samples = Sequence[tuple[SourceRow, Inspected]]
 """The usable samples and what is known of them."""
 _ENLARGED, _CROPPED = 1.05, 0.9
 """Scale of a side, and share of the area that is left, beyond which they are counted."""
+_UNEQUAL = 2
+"""Times as many samples as the smallest concept has."""
 _PLACEHOLDER = re.compile(
     r"\{\{?[^{}\n]{0,40}\}\}?|\$\{[^}\n]{0,40}\}|<[A-Za-z_ -]{1,30}>|\[[A-Za-z_ -]{1,30}\]"
     r"|\bTODO\b|\bFIXME\b|(?i:\blorem ipsum\b)|\ufffd"
@@ -29,10 +31,22 @@ def findings(samples: Samples, settings: PrepareSettings) -> list[str]:
     """Lines for the user, none where there is nothing to say."""
     pictures = [(row, found.facts) for row, found in samples if found.facts is not None]
     return [
+        *_concepts([row for row, _ in samples]),
         *_captions([row for row, _ in samples], settings.token),
         *_lines(samples, settings),
         *_pictures(pictures),
         *_copies(pictures),
+    ]
+
+
+def _concepts(rows: Sequence[SourceRow]) -> list[str]:
+    counts = Counter(row.concept or "" for row in rows).most_common()
+    if len(counts) < 2 or counts[0][1] < _UNEQUAL * counts[-1][1]:
+        return []
+    (most, many), (least, few) = counts[0], counts[-1]
+    return [
+        f"concepts hold from {few} samples ({shown(least)}) to {many} ({shown(most)}): trained "
+        "together, they come as often as that (data.balance=concepts: equally often)"
     ]
 
 

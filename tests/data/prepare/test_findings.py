@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from dopsd.data.prepare.duplicates import near_copies
-from tests.data.samples import picture
+from tests.data.samples import picture, write_folder
 from tests.data.sources.layouts import Seen, look
 
 
@@ -95,3 +95,11 @@ def test_copies_among_many_are_found_at_once() -> None:
     )
     prints[2500] = prints[17]
     assert near_copies([each.tobytes().hex() for each in prints]) == [[17, 2000, 2500]]
+
+
+def test_concepts_of_unlike_size(tmp_path: Path) -> None:
+    write_folder(tmp_path / "set/rex", 5)
+    write_folder(tmp_path / "set/aya", 2)
+    assert look(tmp_path / "set").told("concepts hold from 2 samples ('aya') to 5 ('rex')")
+    write_folder(tmp_path / "set/aya", 4)
+    assert not look(tmp_path / "set").told("concepts hold")
