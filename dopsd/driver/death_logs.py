@@ -39,7 +39,10 @@ class DeathLogs:
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[DeathLogs]:
-        """A look every few seconds while the block lasts."""
+        """A look every few seconds while the block lasts. Who was dead before it began is of an
+        earlier run in the same process."""
+        with contextlib.suppress(Exception):  # a Ray that is still to be started knows nobody
+            self._seen.update(worker.worker_id for worker in dead_workers())
         thread = threading.Thread(target=self._watch, daemon=True, name="death-logs")
         thread.start()
         try:
