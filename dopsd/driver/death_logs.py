@@ -26,10 +26,11 @@ class DeathLogs:
     """Looks for processes of the job that died, and keeps the ends of their logs.
 
     ``tell`` hears a line of each. What cannot be had is left out: nothing of it may cost a run.
+    ``since`` (seconds since 1970): who ended before was an earlier run's in the same process.
     """
 
-    def __init__(self, folder: str, tell: Callable[[str], None]) -> None:
-        self._folder, self._tell = folder, tell
+    def __init__(self, folder: str, tell: Callable[[str], None], since: float = 0.0) -> None:
+        self._folder, self._tell, self._since = folder, tell, since
         self._seen: set[str] = set()
         self._kept: list[str] = []
         self._gone: set[str] = set()
@@ -39,10 +40,7 @@ class DeathLogs:
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[DeathLogs]:
-        """A look every few seconds while the block lasts. Who was dead before it began is of an
-        earlier run in the same process."""
-        with contextlib.suppress(Exception):  # a Ray that is still to be started knows nobody
-            self._seen.update(worker.worker_id for worker in dead_workers())
+        """A look every few seconds while the block lasts."""
         thread = threading.Thread(target=self._watch, daemon=True, name="death-logs")
         thread.start()
         try:
@@ -61,7 +59,7 @@ class DeathLogs:
     def look(self) -> None:
         """Once; whoever looks at the same time waits for it."""
         with self._looking, contextlib.suppress(Exception):  # Ray may be ending
-            for worker in dead_workers():
+            for worker in dead_workers(self._since):
                 if worker.worker_id not in self._seen and len(self._kept) < _MOST:
                     self._seen.add(worker.worker_id)
                     self._keep(worker)

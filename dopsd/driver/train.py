@@ -104,7 +104,8 @@ def _train(setup: RunSetup, resume: bool, lease: Lease, began: float) -> Summary
     folder = setup.config.run.folder
     notices = Notices(folder, setup.show)
     setup = dataclasses.replace(setup, show=notices)
-    logs = DeathLogs(folder, partial(tell_line, notices))
+    since = time.time() - (time.monotonic() - began)
+    logs = DeathLogs(folder, partial(tell_line, notices), since)
     # Ray Train keeps notes of its own in a folder; nothing of the run depends on them. Its
     # controller would go on with the learners of a run that was ended.
     with (

@@ -46,9 +46,9 @@ class DeadWorker:
         return f"{self.role}-{self.pid}-{self.worker_id[:6]}"
 
 
-def dead_workers() -> list[DeadWorker]:
-    """Those of this job, in the order of their ends."""
-    return [DeadWorker(**worker) for worker in crashed_workers()]
+def dead_workers(since: float = 0.0) -> list[DeadWorker]:
+    """Those of this job, in the order of their ends, from ``since`` (seconds since 1970) on."""
+    return [DeadWorker(**worker) for worker in crashed_workers(since)]
 
 
 def log_tail(worker: DeadWorker) -> bytes | None:

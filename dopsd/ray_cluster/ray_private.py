@@ -204,9 +204,9 @@ def _made_input() -> Any:
     return MadeInput
 
 
-def crashed_workers() -> list[dict[str, Any]]:
-    """Of this job, the processes that ended although nobody asked them to, in that order: the
-    fields of ``dead_workers.DeadWorker``."""
+def crashed_workers(since: float) -> list[dict[str, Any]]:
+    """Of this job, the processes that ended although nobody asked them to, in that order, from
+    ``since`` (seconds since 1970) on: the fields of ``dead_workers.DeadWorker``."""
     common, gcs = _messages()
     accessor = ray._private.state.state._connect_and_get_accessor()
     job = ray.get_runtime_context().get_job_id()
@@ -216,6 +216,7 @@ def crashed_workers() -> list[dict[str, Any]]:
         record
         for record in records
         if not record.is_alive
+        and record.end_time_ms >= 1000 * since
         and record.worker_type == common.WORKER
         and record.exit_type not in expected
         and record.job_id.hex() == job

