@@ -108,7 +108,16 @@ class ClusterQueue:
         if not holds:
             nodes = self.nodes()
             missing = _missing(claim, nodes)
-            ahead = [other for other in others if other.holds or _is_ahead(other, claim, nodes)]
+            ahead = [
+                other
+                for other in others
+                if other.holds
+                or (
+                    (other.since, other.owner) < (claim.since, claim.owner)
+                    # One for which there are no nodes would keep others from those that there are.
+                    and (missing or not _missing(other, nodes))
+                )
+            ]
             if now >= self._settled and _may_begin(claim, ahead, nodes):
                 claim, ahead = replace(claim, holds=True, since=self.date()), []
         self._entries[claim.owner] = _Entry(claim, now)
@@ -136,13 +145,6 @@ class ClusterQueue:
             for owner, entry in self._entries.items()
             if now - entry.heard <= LAPSE_SECONDS
         }
-
-
-def _is_ahead(other: Claim, claim: Claim, nodes: Sequence[Node]) -> bool:
-    """Whether a claim that waits comes first: not one for which there are no nodes, or it would
-    keep everybody from those that there are."""
-    earlier = (other.since, other.owner) < (claim.since, claim.owner)
-    return earlier and _missing(other, nodes) is None
 
 
 def _missing(claim: Claim, nodes: Sequence[Node]) -> str | None:

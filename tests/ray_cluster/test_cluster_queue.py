@@ -157,6 +157,7 @@ def test_a_claim_larger_than_the_cluster_keeps_nobody_waiting() -> None:
     assert runs.missing == "learner 5 of 5: needs 1 CPU and 1 GPU"
     runs.clock += 1
     assert runs.beat("small", learners(2)) == [] and runs.missing is None
+    assert "run huge waits" in " ".join(runs.beat("huger", learners(6))), "in their order"
     runs.queue.leave("a")
     runs.queue.leave("small")
     assert runs.beat("huge") == [] and runs.holds("huge"), "alone it waits for nodes"
