@@ -89,6 +89,11 @@ def prepared_shards(
     return load_prepared(config.shards, config.data)
 
 
+def has_shards(config: RunConfig) -> bool:
+    """Whether the run's data is there, so that nothing has to be prepared."""
+    return has_manifest(config.shards) and _is_of_source(config, load_manifest(config.shards))
+
+
 def check_source(config: RunConfig, manifest: Manifest) -> None:
     """Raises DataError when the shards were prepared from another source than the config names."""
     if not _is_of_source(config, manifest):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,8 +29,9 @@ from dopsd.data.context_cache.writer import write_context_cache
 from dopsd.data.manifest import Manifest
 from dopsd.data.run_data import claimed_shards, prepared, read_spec
 from dopsd.data.schema import without_generation
+from dopsd.driver.prior import drawing_role
 from dopsd.driver.progress import Report, Show
-from dopsd.driver.setup import RunSetup, check_run, reserved
+from dopsd.driver.setup import Needed, RunSetup, check_run, no_roles, reserved
 from dopsd.errors import DataError
 from dopsd.models import FAMILIES, resolve_vlm
 from dopsd.models.fingerprint import fingerprint, model_identity
@@ -106,11 +108,15 @@ def _layout(manifest: Manifest) -> str:
     return hashlib.sha256(json.dumps(groups).encode()).hexdigest()[:12]
 
 
-def surely_needed(config: RunConfig, roles: Roles) -> list[Role]:
+def surely_needed(config: RunConfig) -> Needed:
     """The roles that the run needs before it is known whether the cached contexts fit: if there are
-    any, it may need no encoder."""
-    cached = config.data.context_cache != "off" and _names(config.shards)
-    return (replace(roles, encoder=None) if cached else roles).all()
+    any at this moment, it may need no encoder."""
+    cached = config.data.context_cache != "off" and bool(_names(config.shards))
+
+    def needed(_: RunConfig, roles: Roles) -> list[Role]:
+        return (replace(roles, encoder=None) if cached else roles).all()
+
+    return needed
 
 
 def with_cached_contexts(setup: RunSetup) -> RunSetup:
@@ -189,13 +195,21 @@ def encode_contexts(config: RunConfig, show: Show, take_over: bool = False) -> l
     """
     run, data = check_run(config, show), partial(prepared, take_over=take_over)
     with reserved(run.config, show) as place:
-        setup = RunSetup.open(run, show, place, lambda _, roles: encoders(roles), data)
+        # The prior is drawn before there are encoders: they need no room beside each other.
+        first, later = encoders, no_roles
+        if run.config.data.prior.prompts is not None:
+            first, later = _drawing, encoders
+        setup = RunSetup.open(run, show, place, first, data, later)
         return encode_setup(setup.with_prior(), show, take_over)
 
 
-def encoders(roles: Roles) -> list[Role]:
+def encoders(config: RunConfig, roles: Roles) -> Sequence[Role]:
     """What encodes contexts."""
     return [roles.encoder] if roles.encoder else []
+
+
+def _drawing(config: RunConfig, roles: Roles) -> Sequence[Role]:
+    return [drawing_role(roles.learner)]
 
 
 def encode_setup(setup: RunSetup, show: Show, take_over: bool = False) -> list[str]:

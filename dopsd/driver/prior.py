@@ -167,6 +167,11 @@ def _caption_keys(config: RunConfig) -> list[str]:
     return config.data.caption_keys or [CAPTION_KEY]
 
 
+def drawing_role(learner: Role) -> Role:
+    """What draws, on the share of the learners without which there is no start."""
+    return Role("prior", learner.needed, learner.cpus, learner.gpus, labels=learner.labels)
+
+
 def draw_samples(
     config: RunConfig,
     spec: EvaluateSpec,
@@ -199,7 +204,7 @@ def draw_samples(
     with JobPool(
         EvaluationWorker,
         (spec, learner.device, NoisePurpose.PRIOR),
-        Role("prior", learner.needed, learner.cpus, learner.gpus, labels=learner.labels),
+        drawing_role(learner),
         start_s=config.timeouts.startup,
         step_s=config.timeouts.step,
         restarts=RESTARTS,

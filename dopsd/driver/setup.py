@@ -21,6 +21,7 @@ from dopsd.data.prepare.folder import check_shards_folder
 from dopsd.data.run_data import (
     Tell,
     claimed_shards,
+    has_shards,
     plan_of,
     prepare_shards,
     prepared,
@@ -65,6 +66,11 @@ Needed = Callable[[RunConfig, Roles], Sequence[Role]]
 """Which of the roles a command starts with."""
 
 
+def no_roles(config: RunConfig, roles: Roles) -> Sequence[Role]:
+    """Of a command that has none."""
+    return ()
+
+
 @dataclass(frozen=True)
 class CheckedRun:
     """What can be known of a run without a cluster."""
@@ -98,23 +104,30 @@ class RunSetup(CheckedRun):
         place: Reservation,
         needed: Needed,
         data: MakeData = prepared,
+        later: Needed = no_roles,
     ) -> RunSetup:
         """Join or start Ray, wait on a cluster of several machines until it has a place for what is
-        ``needed``, and make or find the ``data``. Raises a DopsdError with one clear line."""
+        ``needed``, and make or find the ``data``. ``later``: what is claimed as well, and takes
+        places that the first have left. Raises a DopsdError with one clear line; for data that is
+        there before it waits."""
         config = run.config
+        tell = partial(show, "prepare")
         if starts_here():
             refuse_too_large(resolve_roles(config, math.inf).all(), local_cpus())
+        judged = None
+        if has_shards(config):
+            judged = _checked(config, data(config, tell), show).fingerprint
         show("prepare", "starting Ray")
         connect()
         if is_private():
             roles = resolve_roles(config, gpus_to_come(asked=False))
             refuse_unlabelled(roles.all(), nodes())
         else:
-            roles = placed_roles(config, place, needed)
+            roles = placed_roles(config, place, needed, later)
         claim_shards(config)
-        manifest = data(config, partial(show, "prepare"))
-        check_captions(config, manifest, _family(config), show)
-        check_masks(config, manifest)
+        manifest = data(config, tell)
+        if manifest.fingerprint != judged:
+            _checked(config, manifest, show)
         return cls(config, run.preset, run.trainable, run.room, roles, manifest, show, place)
 
     def wait_for(self, *roles: Role) -> None:
@@ -138,7 +151,16 @@ class RunSetup(CheckedRun):
         return RunIdentity(self.manifest.fingerprint, plan.key)
 
 
-def placed_roles(config: RunConfig, place: Reservation, needed: Needed) -> Roles:
+def _checked(config: RunConfig, manifest: Manifest, show: Show) -> Manifest:
+    """Raises DataError or ConfigError for captions or masks that the run cannot take."""
+    check_captions(config, manifest, _family(config), show)
+    check_masks(config, manifest)
+    return manifest
+
+
+def placed_roles(
+    config: RunConfig, place: Reservation, needed: Needed, later: Needed = no_roles
+) -> Roles:
     """The roles as the cluster has them once there is a place for those that are ``needed``: only
     then `device: auto` is decided."""
     sections = (config.encoder, config.rollout, config.teacher, config.learner)
@@ -150,7 +172,7 @@ def placed_roles(config: RunConfig, place: Reservation, needed: Needed) -> Roles
         roles = resolve_roles(config, gpus_to_come(asked))
         return needed(config, roles)
 
-    place.wait(wanted, config.timeouts.startup)
+    place.wait(wanted, config.timeouts.startup, later=lambda: later(config, roles))
     return roles
 
 

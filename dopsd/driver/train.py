@@ -75,7 +75,7 @@ def train(
                 resume = start == "go on"
                 check_place(run, resume)
                 data = partial(prepared, renew=asked == "never", take_over=take_over)
-                setup = RunSetup.open(run, show, place, surely_needed, data)
+                setup = RunSetup.open(run, show, place, surely_needed(run.config), data)
                 setup = _prepare(setup, resume)
                 with interruptible(saved):
                     return _train(setup, resume, lease, began)
@@ -86,7 +86,7 @@ def train(
 
 def _prepare(setup: RunSetup, resume: bool) -> RunSetup:
     # The base draws what trains beside the data (driver/prior.py).
-    setup.wait_for(*surely_needed(setup.config, setup.roles))
+    setup.wait_for(*surely_needed(setup.config)(setup.config, setup.roles))
     resumable = partial(refuse_unless_resumable, setup.config)
     setup = setup.with_prior(resumable if resume else lambda: None)
     setup = with_cached_contexts(setup)

@@ -17,8 +17,9 @@ from dopsd.ray_cluster.connect import NAMESPACE
 from dopsd.ray_cluster.local import is_private
 from dopsd.ray_cluster.placement import Roles
 
-LOST_NODES = 20
-"""Of fixed learners: groups that may be lost with a node, before Ray Train gives up."""
+LOST_NODES = 5
+"""Of fixed learners: groups that may be lost with a node, before Ray Train gives up. Few: nobody
+else counts the groups that fail before they reach the coordinator."""
 
 
 def learner_arguments(

@@ -9,7 +9,7 @@ from functools import partial
 from dopsd.config import RunConfig
 from dopsd.data.context_cache.files import ContextCache
 from dopsd.data.run_data import prepared_shards
-from dopsd.driver.context_cache import encode_setup, find_context_cache
+from dopsd.driver.context_cache import encode_setup, encoders, find_context_cache
 from dopsd.driver.progress import Show
 from dopsd.driver.setup import CheckedRun, RunSetup, check_run, claimed_run, reserved
 from dopsd.errors import DataError, InterruptedRun
@@ -65,13 +65,14 @@ def _open(
     take_over: bool,
 ) -> LibraryTraining:
     data = partial(prepared_shards, take_over=take_over)
-    setup = RunSetup.open(run, show, place, _workers, data)
+    setup = RunSetup.open(run, show, place, _workers, data, later=encoders)
     config, manifest = setup.config, setup.manifest
     samples = prepared_samples(manifest, config.shards)
     catalogue = catalogue_of(config, samples, recipes)
     role, *pools = _workers(config, setup.roles)
     setup.wait_for(role, *pools)
     cache = _contexts(setup, show, take_over)
+    place.wait(lambda: [role, *pools], config.timeouts.startup)  # no encoder any more
     prints = Fingerprints(recipes, manifest)
     own = {c.name: prints.of(c.name, c.steps) for c in catalogue.trained}
     folder.begin(config, catalogue.concepts.values(), own)

@@ -13,7 +13,8 @@ from dopsd import cpus, processes
 from dopsd.ray_cluster.local import is_private, start_local
 from dopsd.ray_cluster.placement import Node
 from dopsd.ray_cluster.process import EXPANDABLE
-from dopsd.ray_cluster.ray_private import most_resources, own_signals, session, started_processes
+from dopsd.ray_cluster.ray_private import own_signals, session, started_processes
+from dopsd.ray_cluster.to_come import most_resources
 
 NAMESPACE = "dopsd"
 ADDRESS = "RAY_ADDRESS"

@@ -19,6 +19,25 @@ class Node:
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
+def fewest(role: Role) -> Role:
+    """What it starts with."""
+    return replace(role, workers=role.needed)
+
+
+def largest_first(roles: Iterable[Role]) -> list[Role]:
+    return sorted(roles, key=lambda role: (role.gpus, role.cpus), reverse=True)
+
+
+def without_place(roles: Iterable[Role], nodes: Sequence[Node]) -> str | None:
+    """In words, the first worker without which there is no start and for which ``nodes`` have no
+    room, the largest placed first; None when all have a place."""
+    try:
+        place(largest_first(map(fewest, roles)), nodes)
+    except ValueError as error:
+        return str(error).partition(", left: ")[0]
+    return None
+
+
 def place(roles: Iterable[Role], nodes: Sequence[Node]) -> tuple[dict[str, list[str]], list[Node]]:
     """Put every worker on the first node with room, in the given order of roles and nodes.
 

@@ -154,12 +154,6 @@ def free_resources_per_node() -> dict[str, dict[str, float]]:
     return free
 
 
-def most_resources() -> dict[str, float] | None:
-    """What an autoscaler may make of the cluster; None where there is none."""
-    most = ray._private.state.state.get_max_resources_from_cluster_config()
-    return None if most is None else dict(most)
-
-
 def execute(data: ray.data.Dataset) -> tuple[Iterator[Any], Any]:
     """Start a pipeline: its bundles of blocks, and the StreamingExecutor that can end it."""
     # What iter_internal_ref_bundles does, but keeping hold of the executor.

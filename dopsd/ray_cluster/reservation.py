@@ -13,7 +13,6 @@ from dataclasses import replace
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dopsd.errors import ResourceError
@@ -23,7 +22,8 @@ from dopsd.ray_cluster.connect import NAMESPACE, cluster_resources, nodes
 from dopsd.ray_cluster.gang import Gang
 from dopsd.ray_cluster.local import is_private
 from dopsd.ray_cluster.placement import Role, shortfall, unplaced, wait_for_resources
-from dopsd.ray_cluster.ray_private import draining_nodes, most_resources
+from dopsd.ray_cluster.ray_private import draining_nodes
+from dopsd.ray_cluster.to_come import most_resources
 
 _NAME = "dopsd-queue-1"
 """The number is that of the messages: drivers that speak others do not share a queue."""
@@ -39,7 +39,7 @@ class Reservation:
 
     ``tell``: hears in one line what it waits for. ``turn_s``: how long it waits for other runs to
     end, which the config key ``key`` says. On a cluster that nobody can join there are no other
-    runs, and nothing is kept.
+    runs, and nothing is kept. Raises ResourceError for a DOPSD_CLUSTER_MOST that says nothing.
     """
 
     def __init__(
@@ -52,7 +52,8 @@ class Reservation:
         self._tell, self._turn_s = tell, turn_s
         self._limit = f"{key}={turn_s:g}" if key else f"{turn_s:g} s"
         self._owner = uuid.uuid4().hex
-        self._claim = Claim(self._owner, f"{what} ({socket.gethostname()}, {os.getpid()})", ())
+        who = f"{what} ({socket.gethostname()}, {os.getpid()})"
+        self._claim = Claim(self._owner, who, (), most=most_resources())
         self._queue: Any = None
         self._placed = False
         """All was free together once."""
@@ -67,38 +68,49 @@ class Reservation:
         if self._heart is not None:
             self._heart.join(timeout=2 * _ANSWER_SECONDS)
         if self._queue is not None and ray.is_initialized():
-            with suppress(RayError, GetTimeoutError):  # it ends with the last owner
+            with suppress(Exception):  # it ends with the last owner, or its cluster did
                 ray.get(self._queue.leave.remote(self._owner), timeout=_ANSWER_SECONDS)
 
-    def wait(self, wanted: Wanted, seconds: float, keep: bool = True) -> None:
+    def wait(
+        self, wanted: Wanted, seconds: float, keep: bool = True, later: Wanted = tuple
+    ) -> None:
         """Until the turn has come, and then until the cluster is large enough for ``wanted``, for
         ``seconds`` at most; an autoscaler is asked for all of it at once.
 
         ``wanted`` is asked again as the cluster grows. ``keep``: it is what is claimed from then
-        on. The first time all of it has to be free together. Raises ResourceError.
+        on, with ``later``, what takes places when others of ``wanted`` left theirs. All of it has
+        to be free together the first time, and when it has what was not claimed before. Raises
+        ResourceError.
         """
         if is_private():
             wait_for_resources(wanted(), cluster_resources, seconds, nodes)
             return
-        if keep or not self._claim.roles:
-            self._claim = replace(self._claim, roles=tuple(wanted()))
         if not self._claim.holds:
-            self._await_turn(wanted)
+            self._await_turn(wanted, later)
+        elif any(role not in self._claim.all_roles for role in wanted()):
+            self._placed = False
         self._await_room(wanted, seconds)
+        if keep:
+            self._claim_now(wanted, later)
+
+    def _claim_now(self, wanted: Wanted, later: Wanted) -> None:
+        self._claim = replace(self._claim, roles=tuple(wanted()), later=tuple(later()))
 
     # -- the turn ----------------------------------------------------------------------------
 
-    def _await_turn(self, wanted: Wanted) -> None:
+    def _await_turn(self, wanted: Wanted, later: Wanted) -> None:
         began = heard = time.monotonic()
         told = ""
         while not self._claim.holds:
-            self._claim = replace(self._claim, roles=tuple(wanted()))
+            self._claim_now(wanted, later)
             answer = self._beat()
             now = time.monotonic()
             if answer is not None and answer["holds"]:
                 break
             if answer is not None:
                 heard, whom = now, "; ".join(answer["ahead"]) or "the queue was lost with its node"
+                if missing := answer.get("missing"):
+                    whom += f"; even with all nodes free there is no room for {missing}"
                 if now - began >= self._turn_s:
                     raise ResourceError(f"no turn on the cluster ({self._limit}): {whom}")
                 if whom != told:
@@ -130,7 +142,7 @@ class Reservation:
                 self._queue = _queue()
             message = self._claim.to_message()
             answer = ray.get(self._queue.beat.remote(message), timeout=_ANSWER_SECONDS)
-        except (RayError, GetTimeoutError, ValueError):  # it ended, or its node did
+        except Exception:  # it ended, or its node did; whatever it is, the heart has to go on
             self._queue = None
             return None
         # Only while it waits: afterwards this is another thread than the one that claims.
@@ -157,7 +169,7 @@ class Reservation:
                 if gang.is_placed(min(1.0, seconds)) and problem is None:
                     self._placed = True
                     return
-                problem = problem or _held(roles)
+                problem = problem or _cut(roles) or _held(roles)
                 left = until - time.monotonic()
                 if left <= 0:
                     raise ResourceError(f"not enough resources after {seconds:g} s: {problem}")
@@ -165,6 +177,12 @@ class Reservation:
                     told = True
                     self._tell(f"Waits for the cluster until {_clock(left)}: {problem}")
                 self._done.wait(min(0.2, left))
+
+
+def _cut(roles: Sequence[Role]) -> str | None:
+    """The cluster would be large enough if it were one node."""
+    missing = packing.without_place(roles, _staying_nodes())
+    return f"even with all nodes free there is no room for {missing}" if missing else None
 
 
 def _held(roles: Sequence[Role]) -> str:
@@ -187,7 +205,7 @@ class _QueueActor(ClusterQueue):
 
     def __init__(self) -> None:
         lost = ray.get_runtime_context().was_current_actor_reconstructed
-        super().__init__(_staying_nodes, most_resources, lost)
+        super().__init__(_staying_nodes, lost)
 
     def leave(self, owner: str) -> bool:
         if super().leave(owner):

@@ -82,6 +82,7 @@ def test_a_cluster_without_nodes_is_asked_for_all_of_them(nodes: Nodes) -> None:
     words = autoscaling_words(nodes.folder, f"127.0.0.1:{port}", groups)
     nodes.start("head", 0, "127.0.0.1", port, words=words, **HEAD)
     nodes.wait("head")
+    nodes.environment["DOPSD_CLUSTER_MOST"] = "CPU=8,GPU=2"  # of both groups together
     run = ("source=fused", "learner.workers=2", "encoder.gpus=0")
     nodes.reserve("a", *run, f"encoder.labels={{{market}: on-demand}}", "timeouts.startup=180")
     nodes.await_line("a", "Waits for the cluster until", 180)

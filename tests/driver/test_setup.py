@@ -9,7 +9,10 @@ import pytest
 
 from dopsd import storage
 from dopsd.cli.main import main
-from dopsd.errors import ConfigError
+from dopsd.config import load_config
+from dopsd.driver import setup
+from dopsd.driver.setup import CheckedRun, RunSetup
+from dopsd.errors import ConfigError, DataError
 
 COMMANDS = (["train"], ["preflight"], ["prepare"], ["prepare", "--cache-contexts"])
 
@@ -114,3 +117,16 @@ def test_a_folder_that_can_be_made_is_not_made_yet(tmp_path: Path) -> None:
 def test_the_old_flag_is_refused_with_the_new_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prepare", "shapes", "--encode"]) == 1
     assert capsys.readouterr().err == "dopsd: --encode: unknown, did you mean --cache-contexts?\n"
+
+
+def test_data_that_is_there_is_refused_before_the_run_waits_for_a_turn(monkeypatch) -> None:
+    def refuse(*_: object) -> None:
+        raise DataError("a caption")
+
+    monkeypatch.setattr(setup, "has_shards", lambda config: True)
+    monkeypatch.setattr(setup, "check_captions", refuse)
+    monkeypatch.setenv("RAY_ADDRESS", "somewhere:1")
+    config = load_config("shapes", [])
+    run = CheckedRun(config, {}, {}, None)
+    with pytest.raises(DataError, match="a caption"):
+        RunSetup.open(run, lambda *_: None, None, setup.no_roles, lambda *_: None)

@@ -24,7 +24,7 @@ def main(name: str, *overrides: str) -> None:
     turn = config.timeouts.queue
     with Reservation(f"the run {name}", say, turn, "timeouts.queue") as place:
         try:
-            roles = placed_roles(config, place, surely_needed)
+            roles = placed_roles(config, place, surely_needed(config))
         except Exception as error:
             say(f"refused: {error}")
             return

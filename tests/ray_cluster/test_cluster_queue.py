@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import pytest
+
+from dopsd.errors import ResourceError
 from dopsd.ray_cluster.cluster_queue import BEAT_SECONDS, LAPSE_SECONDS, Claim, ClusterQueue
 from dopsd.ray_cluster.packing import Node
 from dopsd.ray_cluster.placement import Role
+from dopsd.ray_cluster.to_come import MOST, most_resources
 
 FOUR = [Node("a", 8, 4.0)]
 
@@ -16,7 +20,6 @@ class Runs:
     """Owners of one queue, and its clock."""
 
     nodes: list[Node] = field(default_factory=lambda: list(FOUR))
-    most: dict[str, float] | None = None
     clock: float = 1000.0
 
     def __post_init__(self) -> None:
@@ -24,15 +27,22 @@ class Runs:
         self.queue = self.new()
 
     def new(self, lost: bool = False) -> ClusterQueue:
-        return ClusterQueue(lambda: self.nodes, lambda: self.most, lost, lambda: self.clock)
+        return ClusterQueue(lambda: self.nodes, lost, lambda: self.clock, lambda: self.clock)
 
-    def beat(self, owner: str, *roles: Role) -> list[str]:
+    def beat(self, owner: str, *roles: Role, **more) -> list[str]:
         """Of one owner; returns whom it waits for."""
-        claim = self.claims.get(owner) or Claim(owner, f"run {owner}", roles)
+        claim = self.claims.get(owner) or Claim(owner, f"run {owner}", roles, **more)
         answer = self.queue.beat(claim.to_message())
-        holds, since = answer["holds"], answer["since"]
-        self.claims[owner] = Claim(owner, claim.what, claim.roles, holds, since)
+        self.claims[owner] = replace(claim, holds=answer["holds"], since=answer["since"])
+        self.missing = answer["missing"]
         return answer["ahead"]
+
+    def spend(self, seconds: float, *owners: str) -> None:
+        """Time passes, in which the ``owners`` beat."""
+        for _ in range(round(seconds / BEAT_SECONDS)):
+            self.clock += BEAT_SECONDS
+            for owner in owners:
+                self.beat(owner)
 
     def holds(self, owner: str) -> bool:
         return self.claims[owner].holds
@@ -89,12 +99,24 @@ def test_first_come_first_served() -> None:
 def test_a_dead_owners_claim_runs_out_by_itself() -> None:
     runs = Runs()
     runs.beat("a", learners(3))
-    runs.clock += LAPSE_SECONDS
     runs.beat("b", learners(3))
+    runs.spend(LAPSE_SECONDS - BEAT_SECONDS, "b")
     assert not runs.holds("b")
-    runs.clock += BEAT_SECONDS
-    runs.beat("b")
+    runs.spend(2 * BEAT_SECONDS, "b")
     assert runs.holds("b")
+
+
+def test_a_queue_that_stood_still_forgets_nobody() -> None:
+    runs = Runs()
+    runs.beat("a", learners(3))
+    runs.beat("b", learners(3))
+    runs.clock += 3600  # its host was paused: the first to be heard is not the only one alive
+    runs.beat("b")
+    assert not runs.holds("b")
+    runs.spend(20, "b", "a")
+    assert not runs.holds("b") and runs.holds("a")
+    runs.spend(2 * LAPSE_SECONDS, "b")
+    assert runs.holds("b"), "the other one died since"
 
 
 def test_an_elastic_run_keeps_what_it_grew_to() -> None:
@@ -103,6 +125,61 @@ def test_an_elastic_run_keeps_what_it_grew_to() -> None:
     assert runs.beat("b", learners(1))
     runs.nodes = [*FOUR, Node("b", 80, 62.0)]
     assert runs.beat("b") == []
+
+
+def test_an_elastic_run_begins_beside_another_only_where_it_may_grow_to_its_most() -> None:
+    runs = Runs()
+    runs.beat("a", learners(2))
+    (line,) = runs.beat("b", learners(3, min_workers=1))
+    assert line.startswith("run a holds learner 2 x ")
+    assert runs.beat("c", learners(2))[1].startswith("run b waits for learner 1 to 3 x (1 CPU")
+    runs.queue.leave("b")
+    runs.queue.leave("c")
+    assert runs.beat("d", learners(2, min_workers=1)) == []
+
+
+def test_what_a_run_needs_later_counts_beside_others() -> None:
+    encoder = Role("encoder", 2, 1.0, 1.0)
+    runs = Runs()
+    runs.beat("a", learners(2), later=(encoder,))
+    assert runs.beat("b", learners(1)), "the encoders will need the other two"
+    tight = Runs()
+    tight.beat("a", learners(1))
+    tight.beat("b", learners(4), later=(encoder,))
+    assert tight.missing is None, "not at the same time"
+
+
+def test_a_claim_larger_than_the_cluster_keeps_nobody_waiting() -> None:
+    runs = Runs()
+    runs.beat("a", learners(2))
+    runs.clock += 1
+    assert runs.beat("huge", learners(5))
+    assert runs.missing == "learner 5 of 5: needs 1 CPU and 1 GPU"
+    runs.clock += 1
+    assert runs.beat("small", learners(2)) == [] and runs.missing is None
+    assert "run huge waits" in " ".join(runs.beat("huger", learners(6))), "in their order"
+    runs.queue.leave("a")
+    runs.queue.leave("small")
+    assert runs.beat("huge") == [] and runs.holds("huge"), "alone it waits for nodes"
+
+
+def test_a_claim_that_an_autoscaler_may_bring_is_not_too_large() -> None:
+    runs = Runs()
+    runs.beat("a", learners(2))
+    runs.clock += 1
+    runs.beat("large", learners(5), most={"CPU": 8.0, "GPU": 6.0})
+    assert not runs.holds("large") and runs.missing is None
+    runs.clock += 1
+    assert len(runs.beat("small", learners(1))) == 2
+
+
+def test_of_another_version_a_claim_says_what_is_known() -> None:
+    claim = Claim("a", "run a", (learners(2, labels={"market": "spot"}),), later=(learners(1),))
+    message = claim.to_message() | {"new": 1}
+    message["roles"] = [{**role, "new": 1} for role in message["roles"]]
+    assert Claim.of_message(message) == claim
+    del message["later"]
+    assert Claim.of_message(message) == replace(claim, later=())
 
 
 def test_labels_count() -> None:
@@ -116,11 +193,27 @@ def test_labels_count() -> None:
 
 
 def test_what_an_autoscaler_may_bring_counts() -> None:
-    runs = Runs(most={"CPU": 16.0, "GPU": 6.0})
-    runs.beat("a", learners(4))
-    assert runs.beat("b", learners(3))
+    runs, most = Runs(), {"CPU": 16.0, "GPU": 6.0}
+    runs.beat("a", learners(4, min_workers=2))
+    assert runs.beat("b", learners(3), most=most)
     runs.queue.leave("b")
-    assert runs.beat("c", learners(2)) == []
+    assert runs.beat("c", learners(2)), "its driver was not told"
+    runs.queue.leave("c")
+    assert runs.beat("d", learners(2), most=most) == []
+
+
+def test_who_runs_the_cluster_says_what_it_may_grow_to(monkeypatch) -> None:
+    monkeypatch.delenv(MOST, raising=False)
+    assert most_resources() is None
+    monkeypatch.setenv(MOST, "CPU=256, GPU=64")
+    assert most_resources() == {"CPU": 256.0, "GPU": 64.0}
+
+
+@pytest.mark.parametrize("text", ["64", "GPU=-1", "GPU=1,TPU=2", "GPU=1,GPU=2", "GPU=1,"])
+def test_what_says_nothing_is_refused(monkeypatch, text) -> None:
+    monkeypatch.setenv(MOST, text)
+    with pytest.raises(ResourceError, match=f"^{MOST}: '{text}', allowed: .* CPU=256,GPU=64$"):
+        most_resources()
 
 
 def test_a_queue_that_was_lost_asks_everybody_before_it_lets_anybody_begin() -> None:
@@ -132,8 +225,7 @@ def test_a_queue_that_was_lost_asks_everybody_before_it_lets_anybody_begin() -> 
     runs.beat("b")
     assert not runs.holds("b")
     runs.beat("a")
-    runs.clock += LAPSE_SECONDS
-    runs.beat("a")
+    runs.spend(LAPSE_SECONDS + BEAT_SECONDS, "a")
     (line,) = runs.beat("b")
     assert line.startswith("run a holds") and line.endswith("00:16:40 UTC")
 
