@@ -108,7 +108,8 @@ class DataSection(Section):
     masks: bool = Field(
         True,
         description="Heed the masks of samples (`NAME.mask.png` beside `NAME.png`, or `mask` in "
-        "lists and tables): white counts in the loss, black does not, gray in part.",
+        "lists and tables): white counts in the loss, black does not, gray in part. Without, "
+        "preparing leaves them unread.",
     )
     min_side: NonNegative = Field(
         0, le=MAX_SIDE, description="Pictures with a shorter side than this are quarantined."
