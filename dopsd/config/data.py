@@ -138,9 +138,9 @@ class DataSection(Section):
     )
     balance: Literal["samples", "concepts"] = Field(
         "samples",
-        description="What comes equally often in an epoch: every sample, or every concept, however "
-        "few samples it has (then repeats in folder names do not count, and data.concept_weights "
-        "says how often each concept comes).",
+        description="What comes about equally often in an epoch: every sample, or every concept, "
+        "however few samples it has (then repeats in folder names do not count, and "
+        "data.concept_weights says how often each concept comes).",
     )
     concepts: list[str] = Field(
         default_factory=list,

@@ -12,11 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from dopsd.config import RunConfig
+from dopsd.data import run_data
 from dopsd.data.manifest import PrepareSettings
 from dopsd.data.masks import check_masks
 from dopsd.data.plan import MicroBatch, RowRef
 from dopsd.data.prepare.shards import Inspector, write_shard
 from dopsd.data.read import MASK, READ_SCHEMA, ReadSpec, RowGroups, read_micro_batch
+from dopsd.data.run_data import refuse_useless_masks
 from dopsd.data.schema import SCHEMA
 from dopsd.data.sources.read import read_source
 from dopsd.data.sources.rows import Source, pack_row, unpack_row
@@ -161,6 +164,23 @@ def test_masks_are_refused_where_pictures_lie_elsewhere(changed, fits) -> None:
     with pytest.raises(ConfigError, match="2 of 3 samples have a mask, but under method"):
         check_masks(config, manifest)
     check_masks(config, SimpleNamespace(masks=0, samples=3))
+
+
+def test_masks_of_shards_that_exist_are_refused_before_a_cluster_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(source: str, **data: object) -> RunConfig:
+        given = {"source": source, "shards": str(tmp_path / "shards"), **data}
+        return make_config("base", source="fused", data=given)
+
+    there = SimpleNamespace(masks=2, samples=3, source="s3://bucket/set")
+    refuse_useless_masks(run("s3://bucket/set"))  # nothing is there yet
+    monkeypatch.setattr(run_data, "has_manifest", lambda shards: True)
+    monkeypatch.setattr(run_data, "load_manifest", lambda shards: there)
+    with pytest.raises(ConfigError, match="2 of 3 samples have a mask"):
+        refuse_useless_masks(run("s3://bucket/set"))
+    refuse_useless_masks(run("s3://bucket/set", masks=False))
+    refuse_useless_masks(run("s3://bucket/other"))  # shards that may be prepared anew
 
 
 UNMASKED = SETTINGS.model_copy(update={"masks": False})
