@@ -108,7 +108,8 @@ class DataSection(Section):
     masks: bool = Field(
         True,
         description="Heed the masks of samples (`NAME.mask.png` beside `NAME.png`, or `mask` in "
-        "lists and tables): white counts in the loss, black does not, gray in part.",
+        "lists and tables): white counts in the loss, black does not, gray in part. Without, "
+        "preparing leaves them unread.",
     )
     min_side: NonNegative = Field(
         0, le=MAX_SIDE, description="Pictures with a shorter side than this are quarantined."
@@ -137,9 +138,9 @@ class DataSection(Section):
     )
     balance: Literal["samples", "concepts"] = Field(
         "samples",
-        description="What comes equally often in an epoch: every sample, or every concept, however "
-        "few samples it has (then repeats in folder names do not count, and data.concept_weights "
-        "says how often each concept comes).",
+        description="What comes about equally often in an epoch: every sample, or every concept, "
+        "however few samples it has (then repeats in folder names do not count, and "
+        "data.concept_weights says how often each concept comes).",
     )
     concepts: list[str] = Field(
         default_factory=list,

@@ -25,14 +25,12 @@ def fitted_mask(mask: Decoded, size: tuple[int, int], bucket: Bucket) -> Image.I
     """
     if mask.image.size != size:
         found, wanted = (f"{width}x{height}" for width, height in (mask.image.size, size))
-        raise BadImage(f"bad mask: {found} pixels, allowed: {wanted} as its picture")
+        raise BadImage(f"{found} pixels, allowed: {wanted} as its picture")
     if mask.transparent:
-        raise BadImage(
-            "bad mask: transparent, allowed: white where the loss counts, black elsewhere"
-        )
+        raise BadImage("transparent, allowed: white where the loss counts, black elsewhere")
     gray = fit(mask.image.convert("L"), bucket)
     if gray.getextrema()[1] == 0:
-        raise BadImage(f"bad mask: all black in what {bucket} keeps, so that nothing would count")
+        raise BadImage(f"all black in what {bucket} keeps, so that nothing would count")
     return gray
 
 

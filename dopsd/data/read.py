@@ -6,7 +6,7 @@ Imports no torch, so that readers start fast and stay small.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,7 +160,11 @@ def _masks(rows: list[dict[str, Any]]) -> bytes | None:
     if not any(row.get(MASK) for row in rows):
         return None
     whole = np.full((rows[0]["height"], rows[0]["width"]), 255, np.uint8)
-    return np.stack([decode_mask(row[MASK]) if row.get(MASK) else whole for row in rows]).tobytes()
+    return np.stack([_mask(row) if row.get(MASK) else whole for row in rows]).tobytes()
+
+
+def _mask(row: dict[str, Any]) -> np.ndarray:
+    return _decoded(row[MASK], row["sample_id"], "mask", decode_mask)
 
 
 def row_image(row: dict[str, Any]) -> np.ndarray:
@@ -184,12 +188,17 @@ def _references(row: dict[str, Any], read_spec: ReadSpec) -> list[dict[str, Any]
     ]
 
 
-def _decoded(png: bytes, sample_id: str) -> np.ndarray:
+def _decoded(
+    png: bytes,
+    sample_id: str,
+    what: str = "picture",
+    decode: Callable[[bytes], np.ndarray] = decode_png,
+) -> np.ndarray:
     try:
-        return decode_png(png)
+        return decode(png)
     except Exception as error:  # Pillow raises many kinds
         raise DataError(
-            f"sample {sample_id}: its picture in the shards is broken ({error}); prepare the data "
+            f"sample {sample_id}: its {what} in the shards is broken ({error}); prepare the data "
             "again"
         ) from None
 

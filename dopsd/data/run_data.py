@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
@@ -16,7 +15,8 @@ from dopsd.data.captions import check_caption_keys, check_prompt_pairs
 from dopsd.data.concepts import concept_groups, restricted, rows_of
 from dopsd.data.join import without_prior
 from dopsd.data.manifest import Manifest, RowRef, has_manifest, load_manifest
-from dopsd.data.order import PlannedGroup, check_concepts
+from dopsd.data.masks import check_masks
+from dopsd.data.order import PlannedGroup, Rows, check_concepts
 from dopsd.data.plan import Plan
 from dopsd.data.prepare.run import load_prepared, prepare
 from dopsd.data.prepare.settings import prepare_settings
@@ -155,6 +155,14 @@ def refuse_unknown_concepts(config: RunConfig) -> None:
             check_concepts(key, names, known)
 
 
+def refuse_useless_masks(config: RunConfig) -> None:
+    """Raises ConfigError as ``check_masks`` does, for shards of the run's source which exist."""
+    if config.data.masks and has_manifest(config.shards):
+        manifest = load_manifest(config.shards)
+        if _is_of_source(config, manifest):
+            check_masks(config, manifest)
+
+
 def concept_weights(config: RunConfig, manifest: Manifest) -> dict[str, float]:
     """How often samples of a concept come, relative to others: the config's word before that of
     the source (kohya's repeats); 1 where neither says."""
@@ -184,12 +192,15 @@ def _prior_weight(
     share = config.data.prior.share
     if share is None:
         return config.data.prior.weight
-    counts: Counter[str] = Counter()
-    for name, rows in chain.from_iterable(group.concepts for group in groups):
-        counts[name] += rows
-    drawn = counts.pop(PRIOR)
-    own = sum(count * weights.get(name, 1.0) for name, count in counts.items())
-    return share / (1 - share) * own / drawn
+    there = sum(
+        rows
+        for name, rows in chain.from_iterable(group.concepts for group in groups)
+        if name == PRIOR
+    )
+    # Of the data as it is drawn: a cell of few samples and a small weight comes once all the same.
+    cells = Rows(groups, tuple({**weights, PRIOR: 0.0}.items())).cells
+    own = sum(cell.draws for cell in chain.from_iterable(cells.values()))
+    return share / (1 - share) * own / there
 
 
 def _balanced(config: RunConfig, manifest: Manifest) -> dict[str, float]:

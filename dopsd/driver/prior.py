@@ -87,9 +87,10 @@ def with_prior(
         "seeds": seeds,
         "noise": int(NoisePurpose.PRIOR),
         "keys": _caption_keys(config),
-        # How many may be bad decides nothing of what is drawn, and may change on resume.
+        # How many may be bad decides nothing of what is drawn, and may change on resume; what is
+        # drawn has no masks.
         "settings": prepare_settings(config.data, config.run.seed).model_dump(
-            exclude={"max_bad_fraction"}
+            exclude={"max_bad_fraction", "masks"}
         ),
     }
     if spec.quantize != "none":  # left out, so that older samples are found

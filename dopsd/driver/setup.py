@@ -26,6 +26,7 @@ from dopsd.data.run_data import (
     prepare_shards,
     prepared,
     refuse_unknown_concepts,
+    refuse_useless_masks,
 )
 from dopsd.driver.checks import (
     check_context,
@@ -182,9 +183,9 @@ def reserved(config: RunConfig, show: Show) -> Reservation:
     return Reservation(what, tell, config.timeouts.queue, "timeouts.queue")
 
 
-def check_run(config: RunConfig, show: Show) -> CheckedRun:
-    """All that can be judged without a cluster. Raises ConfigError, DataError or ModelError in one
-    line."""
+def check_run(config: RunConfig, show: Show, *, anew: bool = False) -> CheckedRun:
+    """All that can be judged without a cluster; ``anew``: of shards that are there nothing will be
+    left. Raises ConfigError, DataError or ModelError in one line."""
     show("prepare", "checking the config")
     preset = read_preset(config.learner.deepspeed)
     check_trackers(config.trackers)
@@ -201,6 +202,8 @@ def check_run(config: RunConfig, show: Show) -> CheckedRun:
     storage.check_writable("data.shards", config.shards)
     refuse_missing_source(config)
     refuse_unknown_concepts(config)
+    if not anew:
+        refuse_useless_masks(config)
     trained, skeleton = TrainableParameters(config, family), family.skeleton()
     trainable = trained.describe(skeleton)
     _check_warm_start(trained, skeleton, show)
@@ -244,7 +247,7 @@ def claimed_run(
 def prepare_data(config: RunConfig, show: Show, take_over: bool = False) -> Manifest:
     """`dopsd prepare`: shards and manifest. The cluster need not hold the roles: shards may be
     written where no GPU is."""
-    config = check_run(config, show).config
+    config = check_run(config, show, anew=True).config
     tell = partial(show, "prepare")
     check_shards_folder(config.shards)
     with claimed_shards(config, tell, take_over):

@@ -71,6 +71,13 @@ def check_library(config: RunConfig) -> None:
         ("data.balance", config.data.balance, "samples", "each concept trains by itself"),
         ("preview.prompts", config.preview.prompts, [], "no text encoder is there to read them"),
         ("debug.dump_trajectories", config.debug.dump_trajectories, 0, "it is of a single run"),
+        (
+            "learner.compile",
+            config.learner.compile,
+            False,
+            "no promise of the same bits would hold",
+        ),
+        ("model.compile", config.model.compile, False, "no promise of the same bits would hold"),
         ("data.context_cache", config.data.context_cache == "off", False, "no encoder beside"),
     ):
         if given != wanted:
@@ -82,6 +89,11 @@ def check_library(config: RunConfig) -> None:
             )
     if config.source == "disaggregated":
         _check_disaggregated(config)
+    elif config.library.in_flight != "auto":
+        raise ConfigError(
+            f"library.in_flight: {config.library.in_flight} in a library with source: fused, "
+            "allowed: auto (a worker trains one concept at a time; source: disaggregated several)"
+        )
     if config.data.shards is None:
         raise ConfigError(
             "data.shards: missing in a library, allowed: a folder of its own, beside run.folder "
@@ -198,7 +210,20 @@ class Fingerprints:
         records = merged_record(model.merge, model.merge_sha256) | initial_record(config)
         # By content: wherever the files lie, and whatever they are called.
         loras = {key: _without_names(json.loads(text)) for key, text in records.items()}
-        return [METHOD, identity, loras, settings.seed, settings.rows_per_group]
+        values = [METHOD, identity, loras, settings.seed, settings.rows_per_group]
+        return [*values, self._unusual] if self._unusual else values
+
+    @property
+    def _unusual(self) -> dict[str, Any]:
+        """What came to decide after there were libraries, only where it is not as it was then: a
+        library of before keeps its fingerprints."""
+        config = self.recipes.config
+        values: dict[str, Any] = {}
+        if self.manifest.masks and not config.data.masks:
+            values["data.masks"] = False
+        if config.source == "disaggregated" and config.model.attention is not None:
+            values["model.attention"] = config.model.attention
+        return values
 
     def _recipe(self, name: str) -> str:
         return _decisive(self.recipes.shared(name).model_dump_json(include=_DECIDES))

@@ -21,6 +21,7 @@ from dopsd.library.catalogue import Catalogue, Concept
 from dopsd.library.disaggregated.shared import Inference
 from dopsd.library.folder import LEDGER, LORA, SHEET, TEACHER, LibraryFolder
 from dopsd.library.ledger import LibraryLedger, fold, read_ledger
+from dopsd.library.lines import opening_lines, result_line
 from dopsd.library.pool import Ended, Event, Finished, Joined, Left, Told, WorkerPool
 from dopsd.library.recipe import Recipes
 from dopsd.library.report.card import Card
@@ -94,7 +95,7 @@ class LibraryTraining:
         began, scheduler = time.monotonic(), self.scheduler
         counts = scheduler.counts
         self.ledger.start(counts.planned, counts.waiting)
-        self._tell(*self._opening())
+        self._tell(*opening_lines(self.catalogue, counts, self._removed()))
         self.folder.drop_other_states(filter(self._is_open, self._prints))
         try:
             if not scheduler.finished:
@@ -227,7 +228,7 @@ class LibraryTraining:
         self._trained += 1
         if result.no_sheet:
             self._undrawn[concept.name] = result.no_sheet
-        self._tell(f"  done:   {_result_line(concept, result, worker)}")
+        self._tell(f"  done:   {result_line(concept, result, worker)}")
 
     def _card(
         self, concept: Concept, given: Assignment, result: Trained, files: Mapping[str, bytes]
@@ -290,24 +291,6 @@ class LibraryTraining:
     def _is_open(self, name: str) -> bool:
         return name not in self.scheduler.done and name not in self.scheduler.parked
 
-    def _opening(self) -> list[str]:
-        counts, gone = self.scheduler.counts, self._removed()
-        lines = [
-            f"library: {counts.planned} concepts: {counts.done} done, {counts.skipped} skipped, "
-            f"{counts.parked} parked, {counts.waiting} to train"
-        ]
-        for kind, own in self.catalogue.skips_by_kind():
-            example = f"{shown.value(own[0].name)}: {own[0].skip}"
-            lines.append(f"  skipped: {len(own)} x {kind}, e.g. {example}")
-        if self.catalogue.unnamed:
-            lines.append(f"  left aside: {self.catalogue.unnamed} pictures without a concept")
-        if gone:
-            lines.append(
-                f"  kept: {len(gone)} concepts that are not in the data any more, e.g. "
-                f"{shown.value(gone[0])}"
-            )
-        return lines
-
     def _removed(self) -> list[str]:
         before = fold(read_ledger(self.folder.file(LEDGER)))
         return sorted(before.keys() - self.catalogue.concepts.keys())
@@ -343,20 +326,4 @@ def _scheduler(
         skipped=catalogue.skipped,
         parked={n: s.parked for n, s in stories.items() if s.parked and n not in done},
         tries={n: s.tries for n, s in stories.items()},
-    )
-
-
-def _result_line(concept: Concept, result: Trained, worker: str) -> str:
-    first, last = result.losses
-    loss = "" if first is None or last is None else f"loss {first:.4f} -> {last:.4f}, "
-    why = f" ({result.stopped})" if result.stopped else ""
-    if result.sheet is not None:
-        scores = result.sheet.scores
-        loss += f"distance {scores.base:.3g} -> {scores.student:.3g}, "
-        if scores.drawn is not None:
-            loss += f"drawn {scores.drawn:.0%} (base {scores.base_drawn:.0%}), "
-    undrawn = f"; no sheet: {result.no_sheet}" if result.no_sheet else ""
-    return (
-        f"{shown.line(concept.name)}: {loss}{result.steps} steps{why}, {result.seconds:.1f} s on "
-        f"{worker}{undrawn}"
     )

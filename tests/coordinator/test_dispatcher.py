@@ -8,7 +8,7 @@ import pytest
 
 from dopsd.coordinator.dispatcher import Dispatcher
 from dopsd.coordinator.messages import ObjectRefBox
-from dopsd.coordinator.worker_pool import Finished
+from dopsd.coordinator.pooled_worker import Finished
 from dopsd.errors import WorkerError
 from dopsd.policy.bundle import Bundle
 from dopsd.ray_cluster.placement import resolve_roles

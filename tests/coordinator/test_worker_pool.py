@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from dopsd.coordinator.worker_pool import Call, WorkerPool
+from dopsd.coordinator.pooled_worker import Call
+from dopsd.coordinator.worker_pool import WorkerPool
 from dopsd.models.lora.layers import STUDENT
 from dopsd.policy.bundle import Bundle
 from dopsd.ray_cluster.placement import resolve_roles

@@ -118,6 +118,21 @@ def test_the_bases_own_samples_have_their_share_of_the_draws(share: float) -> No
     assert drawn["rex"] / drawn["aya"] == pytest.approx(3 * 10 / 5, rel=0.05)
 
 
+def test_a_share_is_of_what_is_drawn_where_rounding_adds_much() -> None:
+    manifest, _ = prepared({"dog": 16, PRIOR: 40})
+    dogs = [
+        RowGroup(file=f"{n}", row_group=0, bucket=f"{n}x8", rows=2, concepts=(("dog", 2),))
+        for n in range(8)
+    ]
+    base = RowGroup(file="p", row_group=0, bucket="8x8", rows=40, concepts=((PRIOR, 40),))
+    manifest = manifest.model_copy(update={"row_groups": (*dogs, base)})
+    prior = {"prompts": "p.txt", "share": 0.5}
+    plan = plan_of(config(prior=prior, concept_weights={"dog": 0.1}), manifest)
+    epoch = plan.micro_batches(0, plan.steps_per_epoch)
+    drawn = Counter(row.file == "p" for batch in epoch for row in batch.rows)
+    assert drawn == {True: 8, False: 8}, "one of each bucket, and as many of the base's own"
+
+
 def test_a_share_beside_a_weight_is_refused() -> None:
     told = r"data\.prior\.share: 0\.5 beside data\.prior\.weight: 2"
     with pytest.raises(ConfigError, match=told):

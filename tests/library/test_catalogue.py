@@ -126,6 +126,12 @@ def test_data_that_no_library_can_have_is_refused(samples, overrides, line) -> N
             "library.overrides={a: {learner.warmup_steps: 121}}",
             "learner.warmup_steps: 121, allowed: at most library.steps.min (120)",
         ),
+        ("learner.compile=true", "learner.compile: True in a library, allowed: False (no promise"),
+        ("model.compile=true", "model.compile: True in a library, allowed: False (no promise"),
+        (
+            "library.in_flight=3",
+            "library.in_flight: 3 in a library with source: fused, allowed: auto (a worker",
+        ),
         ("library.keep=[sheet]", "library.keep: ['sheet'], allowed: lora, and beside it teacher,"),
         ("library.keep=[lora, lora]", "library.keep: ['lora', 'lora'], allowed: lora, and beside"),
         ("library.max_parked=2", "library.max_parked: 2, allowed: at most 1"),
@@ -181,6 +187,21 @@ def test_a_fingerprint_changes_with_its_own_data_and_recipe_alone() -> None:
     assert prints({"a": 5, "b": 6}, *merged)["a"] != before["a"]
     one = prints({"a": 5, "b": 6}, "library.overrides={a: {learner.lr: 1e-3}}")
     assert one["a"] != before["a"] and one["b"] == before["b"]
+
+
+def test_what_came_to_decide_later_is_in_a_fingerprint_where_it_is_unusual() -> None:
+    manifest = with_fingerprints({"a": 5})
+    masked = manifest.model_copy(update={"masks": 2})
+
+    def of(data: Manifest, *overrides: str) -> str:
+        return Fingerprints(Recipes(config(*overrides)), data).of("a", 120)
+
+    before = of(manifest)
+    assert of(manifest, "data.masks=false") == of(masked) == before, "nothing is left unheeded"
+    assert of(masked, "data.masks=false") != before
+    assert of(manifest, "model.attention=native") == before, "nobody else infers"
+    pools = of(manifest, "source=disaggregated")
+    assert of(manifest, "source=disaggregated", "model.attention=native") != pools
 
 
 def test_ten_thousand_concepts_are_planned_in_seconds() -> None:

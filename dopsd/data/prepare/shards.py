@@ -78,8 +78,7 @@ class Inspector:
             facts = PictureFacts.of(picture, bucket)
             self._check_size(facts, bucket)
             _check_references(row.references, multiple, read)
-            if row.mask is not None:
-                fitted_mask(_decoded(row.mask, read), (width, height), bucket)
+            _check_mask(row.mask, (width, height), bucket, read)
         except BadImage as error:
             return Inspected(reason=str(error))
         return Inspected(str(bucket), "", facts, several)
@@ -203,6 +202,19 @@ def _check_references(parts: list[ByteRange], multiple: int, fetch: Fetch) -> No
         except BadImage as error:
             name = posixpath.basename(part.path) if part.stop is None else str(number)
             raise BadImage(f"bad reference: {name}: {error}") from None
+
+
+def _check_mask(
+    part: ByteRange | None, size: tuple[int, int], bucket: Bucket, fetch: Fetch
+) -> None:
+    """Raises BadImage, which says that it is the mask, when it cannot be used, and why."""
+    if part is None:
+        return
+    try:
+        fitted_mask(_decoded(part, fetch), size, bucket)
+    except BadImage as error:
+        name = f"{posixpath.basename(part.path)}: " if part.stop is None else ""
+        raise BadImage(f"bad mask: {name}{error}") from None
 
 
 @dataclass(frozen=True)

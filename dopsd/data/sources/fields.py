@@ -39,12 +39,13 @@ def fill(
     locate: Callable[[str], str],
     empty: Counter[str] | None = None,
     keep: Keep | None = None,
+    masks: bool = True,
 ) -> None:
     """Read one record into ``row``; raises ValueError with the reason of a quarantine.
 
     ``locate`` turns a path as it is given into one that can be opened, or raises ValueError.
     Pictures given as bytes go through ``keep``; without it they are refused. ``empty`` counts
-    the captions that were left out for being empty.
+    the captions that were left out for being empty. Without ``masks`` no mask is refused.
     """
     identity = values.get("id")
     if isinstance(identity, str | int) and not isinstance(identity, bool):
@@ -64,8 +65,7 @@ def fill(
     if not isinstance(references, list):
         raise ValueError(f"references: {shown(references)}, allowed: a list of paths")
     row.references = [_picture("references", reference, locate, keep) for reference in references]
-    mask = values.get("mask")
-    row.mask = None if mask in (None, "") else _picture("mask", mask, locate, keep)
+    row.mask = _mask(values.get("mask"), locate, keep, masks)
     captions = captions_in(values)
     row.captions = {key: text for key, text in captions.items() if text}
     if not row.captions:
@@ -73,6 +73,19 @@ def fill(
     check_captions(row.captions)
     if empty is not None:
         empty.update(key for key, text in captions.items() if not text)
+
+
+def _mask(
+    value: Any, locate: Callable[[str], str], keep: Keep | None, heeded: bool
+) -> ByteRange | None:
+    if value in (None, ""):
+        return None
+    try:
+        return _picture("mask", value, locate, keep)
+    except ValueError as error:
+        if heeded:
+            raise ValueError(f"bad mask: {str(error).removeprefix('mask: ')}") from None
+        return None
 
 
 def _picture(name: str, value: Any, locate: Callable[[str], str], keep: Keep | None) -> ByteRange:

@@ -124,17 +124,20 @@ def _pictures(
     masks: dict[str, str] = {}
     rows: list[SourceRow] = []
     used: set[str] = set()
+    idle: list[str] = []
     left = several = listed_too = 0
     for name, path in files.images.items():
         stem = posixpath.splitext(name)[0]
+        kinds = files.captions.get(stem) or files.captions.get(name) or {}
+        used |= {*kinds.values()}
         if (match := _REFERENCE.fullmatch(stem)) and match[1] in stems:
             references.setdefault(match[1], []).append((int(match[2]), name))
+            idle += kinds.values()
             continue
         if (match := _MASK.fullmatch(stem)) and match[1] in masked:
             masks[match[1]] = name
+            idle += kinds.values()
             continue
-        kinds = files.captions.get(stem) or files.captions.get(name) or {}
-        used |= {*kinds.values()}
         found = [kinds[kind] for kind in settings.caption_files if kind in kinds]
         if name in named:
             listed_too += bool(found)
@@ -156,7 +159,7 @@ def _pictures(
         row.references = [ByteRange(files.images[name]) for name in shown]
         if mask := masks.get(row.sample_id):
             row.mask = ByteRange(files.images[mask])
-            shown.append(mask)
+            shown += [mask] if settings.masks else []
         problem = next((files.problems[name] for name in shown if name in files.problems), None)
         row.problem = row.problem or problem
     for name in sorted(files.orphans(used)):
@@ -170,6 +173,9 @@ def _pictures(
         files.notes.append(
             f"captions of several kinds beside {several} pictures: {order} (data.caption_files)"
         )
+    if idle:
+        names = ", ".join(map(printable, sorted(idle)[:3]))
+        files.notes.append(f"captions beside {len(idle)} masks or references: left aside: {names}")
     if listed_too:
         lists = ", ".join(sorted(places.values())[:3])
         files.notes.append(f"captions beside {listed_too} pictures are left aside for {lists}")

@@ -73,8 +73,8 @@ def list_rows(
             unknown.update(record.keys() - columns.used - columns.ignored)
             values = named_values(record, columns)
             if rename is not None:
-                _rename(values, rename)
-            fill(row, values, locate, empty)
+                _rename(values, rename, settings.masks)
+            fill(row, values, locate, empty, masks=settings.masks)
         except ValueError as error:
             row.problem = _with_names(str(error), columns, record)
             row.captions = {}
@@ -83,11 +83,16 @@ def list_rows(
     return rows, sorted(notes) + [f"{file}: {note}" for note in columns.notes]
 
 
-def _rename(values: dict[str, Any], rename: Callable[[str], str]) -> None:
+def _rename(values: dict[str, Any], rename: Callable[[str], str], masks: bool) -> None:
     if isinstance(image := values.get("image"), str) and image:
         values["image"] = rename(image)
     if isinstance(mask := values.get("mask"), str) and mask:
-        values["mask"] = rename(mask)
+        try:
+            values["mask"] = rename(mask)
+        except ValueError as error:
+            if masks:
+                raise ValueError(f"bad mask: {error}") from None
+            values["mask"] = None
     if isinstance(references := values.get("references"), list):
         values["references"] = [
             rename(path) if isinstance(path, str) and path else path for path in references

@@ -25,12 +25,14 @@ KINDS = "folder, .jsonl, .csv, .tsv, .parquet, .arrow or .tar file"
 
 
 def read_source(source: str, settings: ReadSettings | None = None) -> Source:
-    """List the samples of a folder or of a file of FILES, local or s3://.
+    """List the samples of a folder or of a file of FILES, local or s3://; without masks where the
+    settings say so.
 
     Raises DataError when ``source`` does not exist, is nothing of these, or holds no sample.
     """
+    settings = settings or ReadSettings()
     try:
-        listed = _read(source, settings or ReadSettings())
+        listed = _read(source, settings)
     except DataError:
         raise
     except Exception as error:  # no credentials, no bucket, no permission
@@ -38,6 +40,8 @@ def read_source(source: str, settings: ReadSettings | None = None) -> Source:
         raise DataError(f"data.source: {source}: {reason}") from error
     if not listed.rows and not listed.groups:
         raise DataError("; ".join([f"data.source: {source}: no samples in it", *listed.notes]))
+    if not settings.masks:
+        listed.leave_masks()
     return listed
 
 

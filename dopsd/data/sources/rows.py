@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from dopsd.data.schema import MASK
+
 CAPTION_KEY = "caption"
 """Key of a caption that came without one."""
 
@@ -72,6 +74,13 @@ class Source:
     groups: list[Group] = field(default_factory=list)
     repeats: dict[str, int] = field(default_factory=dict)
     """Concept -> times per epoch that its samples come, where the source says so."""
+
+    def leave_masks(self) -> None:
+        """Have no sample heed a mask, of those that tasks read neither."""
+        for row in self.rows:
+            row.mask = None
+        for group in self.groups:
+            group.columns.pop(MASK, None)
 
 
 def pack_row(row: SourceRow) -> str:

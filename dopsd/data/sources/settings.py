@@ -20,3 +20,4 @@ class ReadSettings(BaseModel):
     caption_encoding: str = "utf-8"
     follow_links: bool = False
     folder_repeats: bool = True
+    masks: bool = True

@@ -105,7 +105,9 @@ def _row(
     try:
         check_name("file name", key)
         masks = [end for end in member.pictures if end.split(".")[0] == MASK]
-        row.mask = member.pictures.pop(masks[0]) if len(masks) == 1 else None
+        if len(masks) == 1 or not settings.masks:  # else it is told that there are several
+            for end in masks:
+                row.mask = member.pictures.pop(end)
         row.image, row.references = _pictures(member)
         row.captions = _captions(member, settings, notes)
         check_captions(row.captions)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from dopsd import shown, storage
@@ -73,6 +73,18 @@ def check_list(out: str, source: str, key: str, by: str) -> dict[Key, dict[str, 
             "allowed: the same --vlm, --question and --subject, or another file"
         )
     return {key_of(entry): entry for entry in read.entries}
+
+
+def refuse_another_source(
+    out: str, source: str, known: Collection[Key], listed: Collection[Key]
+) -> None:
+    """Raises ConfigError where ``out``, which is named after its source, holds captions and not one
+    of the pictures that are ``listed``: two sources of one name."""
+    if known and not {*known} & {*listed}:
+        raise ConfigError(
+            f"--out: {out} holds captions of {len(known)} pictures, such as {min(known)[1]}, and "
+            f"none of {source}; allowed: another file (--out {out} adds to this one)"
+        )
 
 
 def _is_ours(entry: dict[str, Any], key: str) -> bool:

@@ -17,7 +17,7 @@ from dopsd.data.sources import lists
 from dopsd.data.sources.fields import check_name
 from dopsd.data.sources.rows import SourceRow
 from dopsd.data.sources.settings import ReadSettings
-from dopsd.driver.caption.lines import SUFFIX, check_list, entry_of, key_of
+from dopsd.driver.caption.lines import SUFFIX, check_list, entry_of, key_of, refuse_another_source
 from dopsd.driver.caption.pictures import list_pictures, read_captions
 from dopsd.driver.caption.questions import question_for
 from dopsd.driver.caption.writer import WHO, CaptionWriter, Written
@@ -91,6 +91,10 @@ def caption(asked: Asked, tell: Tell, say: Tell, take_over: bool = False) -> Cap
     claim = f"{asked.file}.writing"
     with claimed(claim, "--out", take_over=take_over, tell=say) as lease:
         known = check_list(asked.file, asked.source, asked.key, by)
+        if asked.out is None:
+            there = [row for row in listed.rows if row.image is not None]
+            keys = {key_of(entry_of(row, {}, asked.file, by)) for row in there}
+            refuse_another_source(asked.file, asked.source, known, keys)
         lines = JsonLines(asked.file)
 
         def append(entry: dict[str, Any]) -> None:

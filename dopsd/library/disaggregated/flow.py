@@ -9,12 +9,12 @@ is done changes nothing of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Any, NamedTuple
 
-from dopsd.coordinator.admission import Admission, Counts
+from dopsd.coordinator.admission import Admission
 from dopsd.errors import DopsdError, WorkerError
 
 BLAMED = 2
@@ -174,10 +174,6 @@ class Flow:
             lane.items.clear()
 
     # -- books -----------------------------------------------------------------------------
-
-    def counts(self) -> Iterator[Counts]:
-        """The books of each lane, the oldest first."""
-        return (lane.books.counts() for lane in self._lanes.values())
 
     def _again(self, item: Item) -> None:
         item.lost += 1

@@ -94,7 +94,6 @@ class InferencePool:
         """In which workers computed."""
         self._there = 0.0
         """Seconds of workers that are no more, from when they had arrived."""
-        self.replaced = 0
         self._unborn = 0
         """Workers in a row that ended before they had arrived."""
         self._workers = [self._launch(f"{role.name}-{n}") for n in range(role.workers)]
@@ -203,7 +202,6 @@ class InferencePool:
                     f"loaded the base: {why}"
                 )
         self._workers[at] = self._launch(worker.name)
-        self.replaced += 1
         lost_node = worker.node and worker.node not in node_ids()
         for number, call in enumerate(worker.calls):
             if number == 0 and own:

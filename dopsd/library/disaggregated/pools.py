@@ -13,7 +13,7 @@ import ray
 
 from dopsd.config import RunConfig
 from dopsd.coordinator.messages import ObjectRefBox
-from dopsd.errors import DopsdError, WorkerError
+from dopsd.errors import DopsdError, WorkerError, message_line
 from dopsd.library.disaggregated.flow import Flow, Ticket
 from dopsd.library.disaggregated.in_flight import Shape, StepTimes
 from dopsd.library.disaggregated.inference import ConceptWorker, Settings
@@ -53,7 +53,6 @@ class PoolsStatus:
     """Share of its workers' time in which each role computed."""
     per_learner: int | None = None
     """Concepts that keep a learner busy, once that is known."""
-    replaced: int = 0
 
 
 class SharedPools:
@@ -146,7 +145,6 @@ class SharedPools:
                 sum(self._held.values()),
                 busy,
                 self._times.per_learner(shapes),
-                sum(pool.replaced for pool in self._pools),
             )
 
     def stop(self) -> None:
@@ -164,23 +162,26 @@ class SharedPools:
             raise self._error
 
     def _drive(self) -> None:
-        while True:
-            with self._changed:
-                if self._error is not None:
-                    return
-                self._dispatch()
-                pending = [ref for pool in self._pools for ref in pool.pending()]
-                if not pending:
-                    self._changed.wait(_WAIT_SECONDS)
-                    continue
-            ray.wait(pending, timeout=_WAIT_SECONDS, fetch_local=False)
-            with self._changed:
-                try:
-                    self._collect()
-                except Exception as error:  # or learners would wait for ever
-                    named = error if isinstance(error, DopsdError) else WorkerError(str(error))
+        while self._error is None:
+            try:
+                self._advance()
+            except Exception as error:  # or learners would wait for ever
+                named = error if isinstance(error, DopsdError) else WorkerError(message_line(error))
+                with self._changed:
                     self._error = self._error or named
                     self._changed.notify_all()
+
+    def _advance(self) -> None:
+        """Hand out what waits, and take in what has ended meanwhile."""
+        with self._changed:
+            self._dispatch()
+            pending = [ref for pool in self._pools for ref in pool.pending()]
+            if not pending:
+                self._changed.wait(_WAIT_SECONDS)
+                return
+        ray.wait(pending, timeout=_WAIT_SECONDS, fetch_local=False)
+        with self._changed:
+            self._collect()
 
     def _dispatch(self) -> None:
         """Every free worker gets the oldest micro-batch that waits for its stage."""

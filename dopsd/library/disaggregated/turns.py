@@ -31,9 +31,13 @@ class Turns:
         """Wait for the turn; ``waits`` is called every so many seconds meanwhile."""
         with self._changed:
             heappush(self._waiting, age)
+            told = time.monotonic()
             while self._busy or self._waiting[0] != age:
-                if not self._changed.wait(every):
+                # Every give_back wakes: where others take short turns no wait runs out.
+                self._changed.wait(max(0.0, told + every - time.monotonic()))
+                if time.monotonic() - told >= every:
                     waits()
+                    told = time.monotonic()
             heappop(self._waiting)
             self._busy, self._began = True, time.monotonic()
 

@@ -12,15 +12,18 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from dopsd.config import RunConfig
+from dopsd.data import run_data
 from dopsd.data.manifest import PrepareSettings
 from dopsd.data.masks import check_masks
 from dopsd.data.plan import MicroBatch, RowRef
 from dopsd.data.prepare.shards import Inspector, write_shard
 from dopsd.data.read import MASK, READ_SCHEMA, ReadSpec, RowGroups, read_micro_batch
+from dopsd.data.run_data import refuse_useless_masks
 from dopsd.data.schema import SCHEMA
 from dopsd.data.sources.read import read_source
 from dopsd.data.sources.rows import Source, pack_row, unpack_row
-from dopsd.errors import ConfigError
+from dopsd.errors import ConfigError, DataError
 from tests.data.samples import SMALL, picture, png, write_jsonl
 from tests.helpers.tiny import make_config
 
@@ -34,11 +37,13 @@ def half(width: int = 32, height: int = 32) -> Image.Image:
     return mask
 
 
-def shard(source: Path, folder: Path) -> tuple[Source, dict[str, str]]:
+def shard(
+    source: Path, folder: Path, settings: PrepareSettings = SETTINGS
+) -> tuple[Source, dict[str, str]]:
     """(the source as listed, with what is wrong with its samples; digests of the others) in one
     shard with a row group for each sample."""
-    listed = read_source(str(source), SETTINGS)
-    inspector, groups = Inspector.of(SETTINGS), []
+    listed = read_source(str(source), settings)
+    inspector, groups = Inspector.of(settings), []
     for row in listed.rows:
         if row.problem is None:
             found = inspector.inspect(row)
@@ -84,9 +89,11 @@ def test_a_mask_is_cut_as_its_picture_is(folder: Path, tmp_path: Path) -> None:
     listed, digests = shard(folder, tmp_path)
     problems = {row.where: row.problem for row in listed.rows if row.problem}
     assert problems == {
-        "size.png": "bad mask: 16x32 pixels, allowed: 32x32 as its picture",
-        "clear.png": "bad mask: transparent, allowed: white where the loss counts, black elsewhere",
-        "black.png": "bad mask: all black in what 32x32 keeps, so that nothing would count",
+        "size.png": "bad mask: size.mask.png: 16x32 pixels, allowed: 32x32 as its picture",
+        "clear.png": "bad mask: clear.mask.png: transparent, allowed: white where the loss counts, "
+        "black elsewhere",
+        "black.png": "bad mask: black.mask.png: all black in what 32x32 keeps, so that nothing "
+        "would count",
     }
     assert [*digests] == ["a", "b"]
     first, second = masks(tmp_path, 2)
@@ -115,7 +122,7 @@ def test_lists_and_tars_name_masks(folder: Path, tmp_path: Path) -> None:
     rows += [{"image": "set/b.png", "mask": "set/gone.png", "caption": "x"}]
     listed, digests = shard(write_jsonl(tmp_path / "set.jsonl", rows), tmp_path / "list")
     assert [*digests] == ["set/a"] and masks(tmp_path / "list", 1)[0] is not None
-    assert str(listed.rows[1].problem).startswith("missing image: no such file")
+    assert str(listed.rows[1].problem).startswith("bad mask: gone.png: missing image: no such file")
     with tarfile.open(tmp_path / "set.tar", "w") as tar:
         for name in ("a.png", "a.txt", "a.mask.webp", "b.png", "b.txt"):
             tar.add(folder / name, name)
@@ -157,3 +164,96 @@ def test_masks_are_refused_where_pictures_lie_elsewhere(changed, fits) -> None:
     with pytest.raises(ConfigError, match="2 of 3 samples have a mask, but under method"):
         check_masks(config, manifest)
     check_masks(config, SimpleNamespace(masks=0, samples=3))
+
+
+def test_masks_of_shards_that_exist_are_refused_before_a_cluster_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(source: str, **data: object) -> RunConfig:
+        given = {"source": source, "shards": str(tmp_path / "shards"), **data}
+        return make_config("base", source="fused", data=given)
+
+    there = SimpleNamespace(masks=2, samples=3, source="s3://bucket/set")
+    refuse_useless_masks(run("s3://bucket/set"))  # nothing is there yet
+    monkeypatch.setattr(run_data, "has_manifest", lambda shards: True)
+    monkeypatch.setattr(run_data, "load_manifest", lambda shards: there)
+    with pytest.raises(ConfigError, match="2 of 3 samples have a mask"):
+        refuse_useless_masks(run("s3://bucket/set"))
+    refuse_useless_masks(run("s3://bucket/set", masks=False))
+    refuse_useless_masks(run("s3://bucket/other"))  # shards that may be prepared anew
+
+
+UNMASKED = SETTINGS.model_copy(update={"masks": False})
+
+
+def test_without_masks_nothing_is_wrong_with_any(folder: Path, tmp_path: Path) -> None:
+    (folder / "b.mask.png").write_text("no picture")
+    listed, digests = shard(folder, tmp_path / "folder", UNMASKED)
+    assert [*digests] == ["a", "b", "black", "clear", "size"], "and no mask is a sample of its own"
+    names = pq.read_schema(tmp_path / "folder/shard-00000.parquet").names
+    assert names == SCHEMA.names
+
+    # A list of a user whose own column is called so: beside its pictures, and by itself.
+    for place, prefix in ((folder, ""), (tmp_path, "set/")):
+        values: list[object] = [5, "no file", f"{prefix}a.mask.webp", ["x"], None]
+        rows = [
+            {"image": f"{prefix}{name}.png", "caption": "x", "mask": value}
+            for name, value in zip(("a", "b", "black", "clear", "size"), values)
+        ]
+        path = write_jsonl(place / "metadata.jsonl", rows)
+        source = folder if place == folder else path
+        listed, digests = shard(source, tmp_path / f"list {len(prefix)}", UNMASKED)
+        problems = {row.where: row.problem for row in listed.rows if row.problem}
+        assert not any("metadata" in where for where in problems), problems
+        assert len(digests) == 5 and not any(row.mask for row in listed.rows)
+        assert not any("a.mask.webp" in where for where in problems)
+    (folder / "metadata.jsonl").unlink()
+
+    with tarfile.open(tmp_path / "set.tar", "w") as tar:
+        for name, member in (("a.png", "a.png"), ("a.txt", "a.txt")):
+            tar.add(folder / name, member)
+        for suffix in ("png", "webp"):
+            tar.add(folder / "a.mask.webp", f"a.mask.{suffix}")
+    listed, digests = shard(tmp_path / "set.tar", tmp_path / "tar", UNMASKED)
+    assert len(digests) == 1 and not listed.rows[0].mask
+
+    table = {"image": [png(picture(0))], "mask": [7], "text": ["x"]}
+    pq.write_table(pa.table(table), tmp_path / "set.parquet")
+    (group,) = read_source(str(tmp_path / "set.parquet"), UNMASKED).groups
+    ((row, found),) = Inspector.of(UNMASKED).unpack(group, str(tmp_path / "pictures"))
+    assert not found.reason and row.mask is None
+    (group,) = read_source(str(tmp_path / "set.parquet")).groups
+    ((row, _),) = Inspector.of(SETTINGS).unpack(group, str(tmp_path / "pictures"))
+    assert row.problem == "bad mask: 7, allowed: bytes, a path, or {bytes, path}"
+
+
+def test_settings_of_before_there_were_masks_fit() -> None:
+    assert PrepareSettings(**SETTINGS.model_dump(exclude={"masks"})) == SETTINGS
+
+
+def test_a_mask_that_is_no_picture_is_told_as_a_mask(folder: Path, tmp_path: Path) -> None:
+    (folder / "b.mask.png").write_text("no picture")
+    listed, _ = shard(folder, tmp_path)
+    (problem,) = [row.problem for row in listed.rows if row.where == "b.png"]
+    assert problem is not None and problem.startswith("bad mask: b.mask.png: broken image")
+    rows = [{"image": "a.png", "mask": "gone.png", "caption": "x"}]
+    write_jsonl(folder / "metadata.jsonl", rows)
+    row = next(row for row in read_source(str(folder)).rows if "metadata" in row.where)
+    assert row.problem == "bad mask: missing image: no such file 'gone.png'"
+
+
+def test_a_broken_mask_in_shards_is_told_in_one_line(folder: Path, tmp_path: Path) -> None:
+    shard(folder, tmp_path)
+    path = tmp_path / "shard-00000.parquet"
+    table = pq.read_table(path).to_pylist()
+    table[0][MASK] = b"no picture"
+    pq.write_table(pa.Table.from_pylist(table), path, row_group_size=1)
+    with pytest.raises(DataError, match=r"^sample a: its mask in the shards is broken"):
+        masks(tmp_path, 1)
+
+
+def test_captions_beside_masks_are_told_of(folder: Path) -> None:
+    (folder / "a.mask.txt").write_text("white on its left")
+    listed = read_source(str(folder), SETTINGS)
+    assert not any(row.problem for row in listed.rows)
+    assert "captions beside 1 masks or references: left aside: a.mask.txt" in listed.notes

@@ -74,8 +74,9 @@ def here(monkeypatch: pytest.MonkeyPatch):
     return use
 
 
-def ask(source: Path, vlm: Path, out: Path, **changed: object) -> run.Captioned:
-    asked = run.Asked(str(source), "detailed", SETTINGS, str(vlm), out=str(out), **changed)
+def ask(source: Path, vlm: Path, out: Path | str | None, **changed: object) -> run.Captioned:
+    file = None if out is None else str(out)
+    asked = run.Asked(str(source), "detailed", SETTINGS, str(vlm), out=file, **changed)
     return run.caption(asked, lambda line: None, lambda line: None)
 
 
@@ -131,6 +132,24 @@ def test_nothing_of_somebody_else_is_added_to(pictures, vlm_folder, tmp_path, he
         ask(pictures, vlm_folder, out, subject="[V] dog")
     with pytest.raises(ConfigError, match="did not write: line 2"):
         check_list(str(out), "x", "short", "y")
+
+
+def test_two_folders_of_one_name_have_no_list_in_common(
+    pictures, vlm_folder, tmp_path, here, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    pool = here(Pool())
+    other = tmp_path / "others/rex"
+    other.mkdir(parents=True)
+    (other / "x.png").write_bytes(png(picture(9)))
+    ask(pictures, vlm_folder, None)
+    before = Path("rex-detailed.jsonl").read_text()
+    asked = pool.asked
+    with pytest.raises(ConfigError, match=r"rex-detailed.jsonl holds captions of 3 .* none of "):
+        ask(other, vlm_folder, None)
+    assert Path("rex-detailed.jsonl").read_text() == before and pool.asked == asked
+    assert ask(pictures, vlm_folder, None).listed == 3  # its own goes on
+    assert ask(other, vlm_folder, "rex-detailed.jsonl").listed == 4  # it was asked for
 
 
 @pytest.mark.parametrize(
