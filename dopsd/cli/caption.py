@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +11,7 @@ import typer
 from dopsd import storage
 from dopsd.cli.data import data_config
 from dopsd.cli.options import COUNT_MOST, Overrides, TakeOver, quiet
+from dopsd.config.load import as_text
 from dopsd.errors import ConfigError
 from dopsd.terminal import say
 
@@ -69,7 +69,7 @@ def caption(
         vlm or DEFAULT_VLM,
         question,
         subject,
-        out,
+        out and os.path.expanduser(out),  # no shell expands it behind a `=`
         workers,
         device,  # type: ignore[arg-type]
     )
@@ -91,8 +91,8 @@ def caption(
 def _next_words(done: Captioned, key: str) -> list[str]:
     words = ["dopsd", "train", "CONFIG", f"data.source={done.file}"]
     if done.repeats:
-        words.append(f"data.concept_weights={json.dumps(done.repeats)}")
+        words.append(f"data.concept_weights={as_text(done.repeats)}")
     if others := [other for other in done.keys if other != key]:
-        pairs = json.dumps([[others[0], key]])
+        pairs = as_text([[others[0], key]])
         words += ["context.name=enhanced_prompt", f"context.prompt_pairs={pairs}"]
     return words

@@ -12,6 +12,7 @@ import typer
 from dopsd import storage
 from dopsd.cli.options import Overrides
 from dopsd.config import RunConfig, parse_config
+from dopsd.config.load import as_text
 from dopsd.errors import ConfigError, DataError
 from dopsd.terminal import say, say_lines
 
@@ -68,7 +69,7 @@ def data_config(source: str, overrides: list[str] | None) -> RunConfig:
         if not override.startswith("data."):
             key = override.split("=")[0]
             raise ConfigError(f"{key}: no key of the section data, allowed: data.KEY=VALUE")
-    return parse_config("", "", [f"data.source={json.dumps(source)}", *(overrides or [])])
+    return parse_config("", "", [f"data.source={as_text(source)}", *(overrides or [])])
 
 
 def looked_at(config: RunConfig, source: str, shown: bool = True) -> Look:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
@@ -66,6 +65,8 @@ def init(
     from dopsd.driver.own_recipe.text import recipe_text
     from dopsd.library.names import slug
     from dopsd.plan import comment
+
+    out = out and os.path.expanduser(out)  # no shell expands it behind a `=`
 
     def named(text: str) -> tuple[str, str]:
         """The concept, and the recipe's file."""
@@ -161,10 +162,11 @@ def _looked_at(base: str, source: str) -> tuple[str, Look | None]:
     DataError for one that cannot be used."""
     from dopsd.cli.data import looked_at
     from dopsd.config import load_config
+    from dopsd.config.load import as_text
     from dopsd.data.run_data import SHAPES
     from dopsd.driver.own_recipe.answers import BASES
 
-    config = load_config(BASES[base], [f"data.source={json.dumps(source)}"])
+    config = load_config(BASES[base], [f"data.source={as_text(source)}"])
     if source.startswith(SHAPES):
         return source, None
     found = looked_at(config, source)

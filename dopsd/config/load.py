@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from dopsd.readers import read_payload, yaml_value
 
 MOST_BYTES = 2**20
 """Of a config."""
+_PAIR = re.compile(r"\\ud[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2}")
 
 
 def dump_yaml(values: dict[str, Any]) -> str:
@@ -64,6 +67,12 @@ def parse_config(text: str | bytes, path: str, overrides: list[str] | None = Non
 def dump_config(config: RunConfig) -> str:
     """The resolved config as YAML; reads back to an equal RunConfig."""
     return dump_yaml(config.model_dump(mode="json"))
+
+
+def as_text(value: Any) -> str:
+    """A value as an override takes it behind its ``=``: JSON, which is YAML whatever a name holds,
+    but for what JSON writes as two halves of a character."""
+    return _PAIR.sub(lambda pair: str(json.loads(f'"{pair[0]}"')), json.dumps(value))
 
 
 def shown_values(config: RunConfig) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from dopsd import shown, storage
@@ -14,6 +14,8 @@ from dopsd.errors import ConfigError
 from dopsd.run_folder.lines import parse_lines
 
 SUFFIX = ".jsonl"
+_BEGINS = b'{"id": "'
+"""Every line of ours."""
 Key = tuple[str, str]
 """(id, path) of a picture."""
 
@@ -58,12 +60,14 @@ def check_list(out: str, source: str, key: str, by: str) -> dict[Key, dict[str, 
     storage.check_writable("--out", os.path.dirname(out) or ".")
     if not storage.taken(out):
         return {}
-    if not os.path.isfile(out):
-        raise ConfigError(f"--out: {out} is no file; allowed: another path")
-    read = parse_lines(storage.read_bytes(out), lambda entry: _is_ours(entry, key))
-    if read.damage:
+    if not os.path.isfile(out) or os.path.islink(out):
+        raise ConfigError(f"--out: {out} is no file, or a link; allowed: another path")
+    content = storage.read_bytes(out)
+    read = parse_lines(content, _ours(key))
+    problem = read.told() if read.damage else _foreign_end(content, key)
+    if problem:
         raise ConfigError(
-            f"--out: {out} holds what `dopsd caption --key {key}` did not write: {read.told()}; "
+            f"--out: {out} holds what `dopsd caption --key {key}` did not write: {problem}; "
             "allowed: another file"
         )
     others = {str(entry.get(CAPTIONED_BY, by)) for entry in read.entries} - {by}
@@ -73,6 +77,17 @@ def check_list(out: str, source: str, key: str, by: str) -> dict[Key, dict[str, 
             "allowed: the same --vlm, --question and --subject, or another file"
         )
     return {key_of(entry): entry for entry in read.entries}
+
+
+def _foreign_end(content: bytes, key: str) -> str:
+    """Why what stands behind the last end of a line is no line of ours that was cut off, and would
+    go when the list is written on; "" where it is one, or nothing."""
+    rest = content.rpartition(b"\n")[2].strip()
+    # A line that lacks nothing but its end is judged as the others are.
+    if not rest or (rest.endswith(b"}") and not parse_lines(rest + b"\n", _ours(key)).damage):
+        return ""
+    ours = rest.startswith(_BEGINS) or _BEGINS.startswith(rest)
+    return "" if ours and not rest.endswith(b"}") else "a last line without an end"
 
 
 def refuse_another_source(
@@ -85,6 +100,10 @@ def refuse_another_source(
             f"--out: {out} holds captions of {len(known)} pictures, such as {min(known)[1]}, and "
             f"none of {source}; allowed: another file (--out {out} adds to this one)"
         )
+
+
+def _ours(key: str) -> Callable[[dict[str, Any]], bool]:
+    return lambda entry: _is_ours(entry, key)
 
 
 def _is_ours(entry: dict[str, Any], key: str) -> bool:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 
 from dopsd.config import RunConfig, load_config
+from dopsd.config.load import as_text
 from dopsd.driver.own_recipe.answers import BASES, SHAPES, Answers
 from dopsd.errors import ResourceError
 from dopsd.plan import Plan, make_plan
@@ -62,11 +62,11 @@ def _planned(answers: Answers, name: str, card: Card, quantize: str, again: bool
 
 def _own(answers: Answers, name: str) -> Iterator[str]:
     """Overrides that name the run and its data; JSON is YAML, whatever a name holds."""
-    yield f"run.name={json.dumps(name)}"
-    yield f"run.folder={json.dumps(f'runs/{name}')}"
-    yield f"data.source={json.dumps(answers.source)}"
+    yield f"run.name={as_text(name)}"
+    yield f"run.folder={as_text(f'runs/{name}')}"
+    yield f"data.source={as_text(answers.source)}"
     if answers.concepts:
-        yield f"data.concepts={json.dumps(answers.concepts)}"
+        yield f"data.concepts={as_text(answers.concepts)}"
 
 
 def _fused(answers: Answers) -> list[str]:

@@ -126,6 +126,16 @@ def test_nothing_of_somebody_else_is_added_to(pictures, vlm_folder, tmp_path, he
     with pytest.raises(ConfigError, match=r"line 1 \(fields of another kind\); allowed: another"):
         ask(pictures, vlm_folder, out)
     assert out.read_text() == '{"image": "a.png", "caption": "mine"}\n'
+    # What ends without an end of a line is no line of ours that was cut off.
+    for text in ("my notes", '{"precious": "line"}', '{"id": "a", "image": "b.png", "text": "x"}'):
+        out.write_text(text)
+        with pytest.raises(ConfigError, match="did not write: a last line without an end; allowed"):
+            ask(pictures, vlm_folder, out)
+        assert out.read_text() == text
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(out)
+    with pytest.raises(ConfigError, match="is no file, or a link"):
+        ask(pictures, vlm_folder, link)
     out.unlink()
     ask(pictures, vlm_folder, out)
     with pytest.raises(ConfigError, match="the same --vlm, --question and --subject"):

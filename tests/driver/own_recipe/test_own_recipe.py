@@ -85,7 +85,7 @@ def test_a_card_that_holds_it_in_no_way_is_refused_with_those_that_do() -> None:
 
 NASTY = (
     *("[V] cat", "a: b #c", "- x", "null", "1e5", "'q\"", "# x", "{a}", "caf\u00e9", "&a *b", "!t"),
-    "x" * 80,
+    *("x" * 80, "\U0001f98a fox", "a\u2028b"),
 )
 
 
