@@ -15,6 +15,7 @@ HEAD = {
     "AUTOSCALER_UPDATE_INTERVAL_S": "1",
     "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
     "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+    "CUDA_VISIBLE_DEVICES": "0",  # Ray starts no node with a GPU where none may be seen
 }
 """In the environment of `ray start --head`."""
 

@@ -84,10 +84,10 @@ def test_a_cluster_without_nodes_is_asked_for_all_of_them(nodes: Nodes) -> None:
     nodes.wait("head")
     nodes.environment["DOPSD_CLUSTER_MOST"] = "CPU=8,GPU=2"  # of both groups together
     run = ("source=fused", "learner.workers=2", "encoder.gpus=0")
-    nodes.reserve("a", *run, f"encoder.labels={{{market}: on-demand}}", "timeouts.startup=180")
+    nodes.reserve("a", *run, f"encoder.labels={{{market}: on-demand}}", "timeouts.startup=600")
     nodes.await_line("a", "Waits for the cluster until", 180)
     # `device: auto`: GPUs, of which there are none yet.
-    nodes.await_line("a", 'placed {"encoder": 0.0, "learner": 1.0}', 180)
+    nodes.await_line("a", 'placed {"encoder": 0.0, "learner": 1.0}', 600)
     assert node_types(nodes) == ["gpu", "gpu", "kept"]
     # Nothing is asked for any more: what nobody uses goes again.
     nodes.running["a"].stdin.close()
@@ -102,7 +102,9 @@ def node_types(nodes: Nodes) -> list[str]:
     """Groups of the nodes that are up, beside the head."""
     look = (
         "import ray; ray.init(address='auto', logging_level='ERROR'); "
-        "print(*sorted(n['Labels'].get('ray.io/node-group', '?') for n in ray.nodes() "
+        "print(*sorted('gpu' if n['Resources'].get('GPU') else "
+        "'kept' if n['Labels'].get('ray.io/market-type') == 'on-demand' else '?' "
+        "for n in ray.nodes() "
         "if n['Alive'] and 'node:__internal_head__' not in n['Resources']))"
     )
     variables = nodes.environment | {"RAY_ADDRESS": nodes.address}
