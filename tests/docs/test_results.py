@@ -49,13 +49,6 @@ def test_the_readmes_rows_are_those_of_the_results() -> None:
     ("concept", "kept"),
     [
         ("bars", {"D-OPSD (EMA 0.9999)": "0.93", "SFT": "0.13"}),
-        ("ring", {"D-OPSD (EMA 0.9999)": "0.87", "SFT": "0.12"}),
-    ],
-)
-@pytest.mark.parametrize(
-    ("concept", "kept"),
-    [
-        ("bars", {"D-OPSD (EMA 0.9999)": "0.93", "SFT": "0.13"}),
         ("ring", {"D-OPSD (EMA 0.9999)": "0.89", "SFT": "0.13"}),
     ],
 )
