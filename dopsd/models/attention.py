@@ -47,8 +47,12 @@ def set_attention(transformer: Any, name: str | None, key: str = "model.attentio
     check_attention(name, key)
     if name is None:
         return
+    from diffusers.models.attention_dispatch import attention_backend
+
     try:
-        transformer.set_attention_backend(name)
+        # Or diffusers would make it that of every model of this process which has none of its own.
+        with attention_backend(name):
+            transformer.set_attention_backend(name)
     except (ImportError, RuntimeError, ValueError) as error:
         raise ModelError(f"{key}: {name!r} cannot be used here: {message_line(error)}") from None
 

@@ -11,7 +11,13 @@ from torch import Tensor
 
 from dopsd.errors import ModelError
 from dopsd.models import ZImage
-from dopsd.models.attention import TRAINABLE, check_attention, takes_masks
+from dopsd.models.attention import (
+    TRAINABLE,
+    attention_of,
+    check_attention,
+    set_attention,
+    takes_masks,
+)
 from tests.helpers.tiny import LATENT, make_context, make_transformer
 
 BACKENDS = [backend.value for backend in dispatch.AttentionBackendName]
@@ -57,3 +63,12 @@ def test_what_may_train_is_known_to_diffusers_and_the_rest_is_refused() -> None:
             check_attention(name)
             with pytest.raises(ModelError, match=f"^learner.attention: {name!r} has no backward"):
                 check_attention(name, "learner.attention", trains=True)
+
+
+def test_a_backend_is_that_of_one_model_and_of_no_other() -> None:
+    before = dispatch._AttentionBackendRegistry.get_active_backend()
+    transformer = make_transformer()
+    set_attention(transformer, "_native_math")
+    assert attention_of(transformer) == "_native_math"
+    assert attention_of(make_transformer()) is None
+    assert dispatch._AttentionBackendRegistry.get_active_backend() == before
