@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import ray
@@ -75,10 +75,11 @@ def bound_to_loopback() -> Iterator[bool]:
 @contextmanager
 def own_signals() -> Iterator[None]:
     """Where Ray is started or joined: its handlers do not replace ours, and what it starts lives on
-    when a terminal hangs up, so that a run can still be saved. A signal that is blocked meanwhile
-    is heard afterwards."""
-    utils, worker = ray._private.utils, ray._private.worker
+    when a terminal hangs up or the whole process group is signalled (`timeout`, Ctrl-C), so that a
+    run can still be saved. A signal that is blocked meanwhile is heard afterwards."""
+    utils, worker, services = ray._private.utils, ray._private.worker, ray._private.services
     set_sigterm_handler, connect = utils.set_sigterm_handler, worker.connect
+    popen = services.ConsolePopen
 
     def connect_quietly(*arguments: Any, **options: Any) -> Any:
         # Its C++ part ends the process at SIGTERM; its threads are to leave signals to ours.
@@ -90,11 +91,13 @@ def own_signals() -> Iterator[None]:
         return result
 
     utils.set_sigterm_handler, worker.connect = lambda handler: None, connect_quietly
+    services.ConsolePopen = partial(popen, process_group=0)
     try:
         with _blocked(signal.SIGHUP):  # of children, as Ray does it with SIGINT
             yield
     finally:
         utils.set_sigterm_handler, worker.connect = set_sigterm_handler, connect
+        services.ConsolePopen = popen
 
 
 @contextmanager

@@ -44,6 +44,7 @@ def test_a_training_ends_with_one_line(seen, later, number, count, saved, tmp_pa
             stdout=file,
             stderr=subprocess.STDOUT,
             env=environment(tmp_path),
+            process_group=0,
             preexec_fn=lambda: [signal.signal(end, signal.SIG_DFL) for end in ENDS],
         )
     until = time.monotonic() + 300
@@ -53,7 +54,7 @@ def test_a_training_ends_with_one_line(seen, later, number, count, saved, tmp_pa
     time.sleep(later)
     started = processes.descendants([process.pid])
     for _ in range(count):
-        process.send_signal(number)
+        os.killpg(process.pid, number)  # as a terminal and `timeout` do
         time.sleep(0.5)
     assert process.wait(120) == 128 + number
     text = out.read_text()

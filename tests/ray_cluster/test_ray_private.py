@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,23 @@ def test_nodes_of_a_cluster() -> None:
     assert ray_private.draining_nodes() == {}
     (free,) = ray_private.free_resources_per_node().values()
     assert free["CPU"] <= 4.0
+
+
+def test_what_ray_starts_is_spared_what_the_process_group_is_sent() -> None:
+    services = ray._private.services
+    started = []
+    for block in (ray_private.own_signals(), nullcontext()):
+        with block:
+            info = services.start_ray_process(["sleep", "60"], "sleep", fate_share=True)
+        started.append(info.process)
+    own, usual = started
+    try:
+        assert os.getpgid(own.pid) == own.pid
+        assert os.getpgid(usual.pid) == os.getpgrp()  # so the first is no habit of Ray's
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
 
 
 @ray.remote(num_cpus=0)
