@@ -11,7 +11,7 @@ from dopsd.config import dump_config, load_config
 from dopsd.credentials import holds_credentials, redact
 from dopsd.data.manifest import Manifest, PrepareSettings, Quarantined, save_manifest
 from dopsd.data.sources.read import read_source
-from dopsd.driver.progress import Progress, Report
+from dopsd.driver.monitoring.progress import Progress, Report
 from dopsd.errors import ConfigError, DataError, DopsdError
 from dopsd.evaluation.image_scores import ImageScores
 from dopsd.evaluation.prompts import EvalPrompt, read_prompts, write_prompts

@@ -28,7 +28,7 @@ from dopsd.data.prepare.folder import (
 )
 from dopsd.data.prepare.run import _ASIDE, _begun
 from dopsd.data.schema import SCHEMA, SHARD, shard_generation
-from dopsd.driver.prior import placed_beside
+from dopsd.driver.drawing.prior import placed_beside
 from dopsd.errors import DopsdError
 from dopsd.evaluation.folder import check_out as check_evaluation
 from dopsd.evaluation.folder import owned as owned_evaluation

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from dopsd.coordinator.messages import RunStatus
-from dopsd.driver.progress import Progress, Report
+from dopsd.driver.monitoring.progress import Progress, Report
 from dopsd.shown import brief, cell, line, value, visible
 from dopsd.terminal import complain, say, say_lines
 

@@ -14,7 +14,7 @@ from dopsd.errors import ConfigError
 from dopsd.signals import interruptible
 
 if TYPE_CHECKING:
-    from dopsd.driver.progress import Show
+    from dopsd.driver.monitoring.progress import Show
 
 Config = RunConfig | Mapping[str, Any] | str | PathLike[str]
 """A recipe's name, a YAML file, sections of keys, or a whole config."""
@@ -47,7 +47,7 @@ def call(progress: bool, way_on: str = "the same call begins again") -> Iterator
     """A ``show`` for what is called in the block. A signal meanwhile raises InterruptedRun, which
     says ``way_on``; afterwards signals do what they did before."""
     quiet()
-    from dopsd.driver.progress import Progress
+    from dopsd.driver.monitoring.progress import Progress
 
     with interruptible(way_on):
         if not progress:

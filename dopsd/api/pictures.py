@@ -111,7 +111,7 @@ def evaluate(
     stays = f"what is drawn and scored stays in {out}; the same call goes on"
     with call(progress, stays) as show:
         from dopsd.contexts.lengths import cut_prompts
-        from dopsd.driver.progress import Report
+        from dopsd.driver.monitoring.progress import Report
         from dopsd.evaluation.evaluated_models import as_trained, evaluated_models
         from dopsd.evaluation.folder import check_out
         from dopsd.evaluation.prompts import PRIOR, read_prompts

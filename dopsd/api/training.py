@@ -68,7 +68,7 @@ def prepare(
     with call(progress, "the same call goes on") as show:
         from dopsd.data.manifest import load_manifest
         from dopsd.driver.context_cache import encode_contexts
-        from dopsd.driver.setup import prepare_data
+        from dopsd.driver.setup.run_setup import prepare_data
 
         if not cache_contexts:
             return prepare_data(run, show, take_over)

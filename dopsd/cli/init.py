@@ -160,7 +160,7 @@ class _Questions:
 def _looked_at(base: str, source: str) -> tuple[str, Look | None]:
     """The source and what it holds, told; None of what is drawn when it is prepared. Raises
     DataError for one that cannot be used."""
-    from dopsd.cli.data import looked_at
+    from dopsd.cli.data.look import looked_at
     from dopsd.config import load_config
     from dopsd.config.load import as_text
     from dopsd.data.run_data import SHAPES

@@ -46,7 +46,7 @@ def train(config: ConfigPath, overrides: Overrides = None, take_over: TakeOver =
     """Train what is not trained yet: the same command starts a library and goes on with it."""
     run = load_config(config, overrides)
     quiet()
-    from dopsd.driver.progress import Progress, clock
+    from dopsd.driver.monitoring.progress import Progress, clock
     from dopsd.library.folder import PAGE
     from dopsd.library.run import train_library
     from dopsd.storage import join

@@ -11,27 +11,27 @@ from botocore.exceptions import BotoCoreError, ClientError
 from typer.core import TyperGroup
 
 from dopsd import __version__, processes
-from dopsd.cli.benchmark import benchmark
-from dopsd.cli.caption import caption
-from dopsd.cli.data import app as data
-from dopsd.cli.doctor import doctor
-from dopsd.cli.evaluate import evaluate
-from dopsd.cli.export import export
-from dopsd.cli.fetch import fetch
-from dopsd.cli.generate import generate
+from dopsd.cli.cluster.doctor import doctor
+from dopsd.cli.cluster.fetch import fetch
+from dopsd.cli.cluster.job import job
+from dopsd.cli.cluster.plan import plan
+from dopsd.cli.data.caption import caption
+from dopsd.cli.data.look import app as data
+from dopsd.cli.data.prepare import prepare
 from dopsd.cli.init import init
-from dopsd.cli.job import job
 from dopsd.cli.last_resort import report_crash
 from dopsd.cli.library import app as library
-from dopsd.cli.lora import app as lora
-from dopsd.cli.plan import plan
-from dopsd.cli.preflight import preflight
-from dopsd.cli.prepare import prepare
-from dopsd.cli.push import push
-from dopsd.cli.reproduce import app as reproduce
-from dopsd.cli.run import checkpoint, report, show_config, stats, status, verify
-from dopsd.cli.shapes import app as shapes
-from dopsd.cli.train import train
+from dopsd.cli.lora.check import app as lora
+from dopsd.cli.lora.evaluate import evaluate
+from dopsd.cli.lora.export import export
+from dopsd.cli.lora.generate import generate
+from dopsd.cli.lora.push import push
+from dopsd.cli.research.benchmark import benchmark
+from dopsd.cli.research.reproduce import app as reproduce
+from dopsd.cli.research.shapes import app as shapes
+from dopsd.cli.run.inspect import checkpoint, report, show_config, stats, status, verify
+from dopsd.cli.run.preflight import preflight
+from dopsd.cli.run.train import train
 from dopsd.errors import DopsdError, InterruptedRun, message_line
 from dopsd.signals import handled, interruptible
 from dopsd.terminal import complain, say, write_anything

@@ -29,9 +29,9 @@ from dopsd.data.context_cache.writer import write_context_cache
 from dopsd.data.manifest import Manifest
 from dopsd.data.run_data import claimed_shards, prepared, read_spec
 from dopsd.data.schema import without_generation
-from dopsd.driver.prior import drawing_role
-from dopsd.driver.progress import Report, Show
-from dopsd.driver.setup import Needed, RunSetup, check_run, no_roles, reserved
+from dopsd.driver.drawing.prior import drawing_role
+from dopsd.driver.monitoring.progress import Report, Show
+from dopsd.driver.setup.run_setup import Needed, RunSetup, check_run, no_roles, reserved
 from dopsd.errors import DataError
 from dopsd.models import FAMILIES, resolve_vlm
 from dopsd.models.fingerprint import fingerprint, model_identity

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dopsd.coordinator.messages import RunStatus
-from dopsd.driver.progress import Event, Show
+from dopsd.driver.monitoring.progress import Event, Show
 from dopsd.errors import StorageError
 from dopsd.run_folder.log import read_metric_lines
 

@@ -16,9 +16,9 @@ from dopsd.config import RunConfig
 from dopsd.contexts import ContextEncoder, ContextView, EncoderFactory
 from dopsd.data.manifest import Manifest
 from dopsd.data.run_data import prepared, preview_samples
-from dopsd.driver.checks import refuse_existing
-from dopsd.driver.progress import Report, Show
-from dopsd.driver.setup import RunSetup, check_run, claimed_run, reserved
+from dopsd.driver.monitoring.progress import Report, Show
+from dopsd.driver.setup.checks import refuse_existing
+from dopsd.driver.setup.run_setup import RunSetup, check_run, claimed_run, reserved
 from dopsd.errors import DeadlineError, PreflightError, WorkerError
 from dopsd.evaluation.preflight.check import Preflight, check_teacher
 from dopsd.evaluation.preflight.distance import choose_metric

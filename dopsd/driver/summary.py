@@ -11,8 +11,8 @@ from typing import Any
 from dopsd import storage
 from dopsd.config import RunConfig
 from dopsd.coordinator.messages import RunStatus
-from dopsd.driver.preview import draw_preview
-from dopsd.driver.setup import RunSetup
+from dopsd.driver.drawing.preview import draw_preview
+from dopsd.driver.setup.run_setup import RunSetup
 from dopsd.errors import DopsdError
 from dopsd.models.lora.layers import STUDENT
 from dopsd.readers import read_json

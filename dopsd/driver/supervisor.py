@@ -17,9 +17,9 @@ from dopsd import signals
 from dopsd.config import RunConfig
 from dopsd.coordinator.client import ANSWER_SECONDS, CoordinatorLost, ask, retry
 from dopsd.coordinator.messages import RunStatus
-from dopsd.driver.checks import with_resume_command
-from dopsd.driver.progress import Report, Show
-from dopsd.driver.windows import StopWindows
+from dopsd.driver.monitoring.progress import Report, Show
+from dopsd.driver.setup.checks import with_resume_command
+from dopsd.driver.setup.windows import StopWindows
 from dopsd.errors import DeadlineError, DopsdError, WorkerError, message_line
 from dopsd.ray_cluster.connect import end_local
 from dopsd.ray_cluster.failures import unwrap_error

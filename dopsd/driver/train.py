@@ -13,14 +13,14 @@ from dopsd.config import RunConfig
 from dopsd.config.outputs import Resume
 from dopsd.coordinator.actor import launch_coordinator
 from dopsd.data.run_data import prepared
-from dopsd.driver.checks import refuse_unless_resumable, tell_left, tell_line, what_is_saved
 from dopsd.driver.context_cache import surely_needed, with_cached_contexts
-from dopsd.driver.death_logs import DeathLogs
-from dopsd.driver.notices import Notices
+from dopsd.driver.monitoring.death_logs import DeathLogs
+from dopsd.driver.monitoring.notices import Notices
+from dopsd.driver.monitoring.progress import Show
 from dopsd.driver.preflight import before_training
-from dopsd.driver.progress import Show
-from dopsd.driver.setup import RunSetup, check_place, check_run, claimed_run, reserved
-from dopsd.driver.start import decide
+from dopsd.driver.setup.checks import refuse_unless_resumable, tell_left, tell_line, what_is_saved
+from dopsd.driver.setup.run_setup import RunSetup, check_place, check_run, claimed_run, reserved
+from dopsd.driver.setup.start import decide
 from dopsd.driver.summary import Summary, finish
 from dopsd.driver.supervisor import Supervisor
 from dopsd.errors import InterruptedRun

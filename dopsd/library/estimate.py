@@ -8,7 +8,7 @@ from typing import Any
 
 from dopsd import shown
 from dopsd.config import RunConfig
-from dopsd.driver.progress import clock
+from dopsd.driver.monitoring.progress import clock
 from dopsd.library.catalogue import Catalogue
 from dopsd.library.disaggregated.in_flight import most_in_flight
 from dopsd.plan import Plan, make_plan

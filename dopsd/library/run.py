@@ -10,8 +10,8 @@ from dopsd.config import RunConfig
 from dopsd.data.context_cache.files import ContextCache
 from dopsd.data.run_data import prepared_shards
 from dopsd.driver.context_cache import encode_setup, encoders, find_context_cache
-from dopsd.driver.progress import Show
-from dopsd.driver.setup import CheckedRun, RunSetup, check_run, claimed_run, reserved
+from dopsd.driver.monitoring.progress import Show
+from dopsd.driver.setup.run_setup import CheckedRun, RunSetup, check_run, claimed_run, reserved
 from dopsd.errors import DataError, InterruptedRun
 from dopsd.library.catalogue import catalogue_of, known_catalogue, prepared_samples
 from dopsd.library.disaggregated.in_flight import most_in_flight

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from dopsd.driver.progress import clock
+from dopsd.driver.monitoring.progress import clock
 from dopsd.library.scheduler import process_of
 
 LEARNER = "learner"

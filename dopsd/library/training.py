@@ -14,7 +14,7 @@ from dopsd.config import RunConfig
 from dopsd.data.concepts import ConceptGroup, concept_groups
 from dopsd.data.manifest import Manifest
 from dopsd.data.run_data import concept_weights
-from dopsd.driver.progress import Report, Show
+from dopsd.driver.monitoring.progress import Report, Show
 from dopsd.errors import ConfigError, DopsdError, StorageError, WorkerError
 from dopsd.export import lora_metadata
 from dopsd.library.catalogue import Catalogue, Concept

@@ -17,7 +17,7 @@ def test_an_unforeseen_error_is_one_line_and_a_file(monkeypatch, tmp_path, capsy
     def fail(*arguments: object) -> None:
         raise RuntimeError(f"first\nsecond {SECRET} {'x' * 100_000}")
 
-    monkeypatch.setattr("dopsd.cli.run.load_config", fail)
+    monkeypatch.setattr("dopsd.cli.run.inspect.load_config", fail)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert main(["config", "shapes"]) == 70
     printed = capsys.readouterr().err
@@ -32,7 +32,7 @@ def test_an_unforeseen_error_is_one_line_and_a_file(monkeypatch, tmp_path, capsy
 
 
 def test_a_temp_folder_that_takes_nothing_is_told(monkeypatch, tmp_path, capsys) -> None:
-    monkeypatch.setattr("dopsd.cli.run.load_config", lambda *arguments: 1 / 0)
+    monkeypatch.setattr("dopsd.cli.run.inspect.load_config", lambda *arguments: 1 / 0)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
     assert main(["config", "shapes"]) == 70
     assert "ZeroDivisionError: division by zero; the frames could not be" in capsys.readouterr().err

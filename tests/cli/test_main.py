@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from dopsd import storage
 from dopsd.cli.main import app, main
-from dopsd.cli.train import next_command
+from dopsd.cli.run.train import next_command
 from dopsd.config import RunConfig, load_config
 from dopsd.evaluation.drawn_with import WeightedLora
 from dopsd.evaluation.generate import sample

@@ -16,7 +16,7 @@ from dopsd.config.recipes import recipes
 from dopsd.contexts import CONTEXTS
 from dopsd.data.run_data import read_spec
 from dopsd.data.shapes_source import sprites_seed
-from dopsd.driver.checks import check_context
+from dopsd.driver.setup.checks import check_context
 from dopsd.errors import ConfigError
 from dopsd.library.recipe import Recipes
 from dopsd.models import FAMILIES

@@ -13,7 +13,7 @@ from dopsd.config import RunConfig, load_config
 from dopsd.contexts.training import TrainingEncoderFactory
 from dopsd.data.run_data import read_spec
 from dopsd.data.sample import Sample
-from dopsd.driver.checks import check_context
+from dopsd.driver.setup.checks import check_context
 from dopsd.learner.student import build_student
 from dopsd.method.ema import Ema
 from dopsd.method.objective import state_loss

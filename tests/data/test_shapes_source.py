@@ -11,7 +11,7 @@ from dopsd.cli.main import main
 from dopsd.config import load_config
 from dopsd.data.run_data import source_name
 from dopsd.data.shapes_source import check_shapes_source, listed_shapes, sprite_of, write_shapes
-from dopsd.driver.checks import refuse_missing_source
+from dopsd.driver.setup.checks import refuse_missing_source
 from dopsd.errors import ConfigError
 from dopsd.shapes.sprites import Sprite
 

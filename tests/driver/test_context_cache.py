@@ -34,7 +34,7 @@ from dopsd.data.run_data import plan_of, prepared, read_spec
 from dopsd.data.stream.block import load_encoded
 from dopsd.data.stream.pipeline import encode_micro_batch
 from dopsd.driver.context_cache import encode_contexts, find_context_cache, made_of
-from dopsd.driver.progress import Event
+from dopsd.driver.monitoring.progress import Event
 from dopsd.driver.train import train
 from dopsd.errors import DataError
 from dopsd.models.fingerprint import fingerprint

@@ -9,7 +9,7 @@ import pytest
 
 from dopsd.cli.main import main
 from dopsd.config import dump_config, load_config
-from dopsd.driver.checks import finished_already
+from dopsd.driver.setup.checks import finished_already
 
 
 def finished(folder: Path, trained: int = 8) -> Path:

@@ -14,7 +14,7 @@ from dopsd.cli.main import main
 from dopsd.config import RunConfig, load_config
 from dopsd.data.run_data import prepared
 from dopsd.driver import preflight
-from dopsd.driver.checks import with_absolute_paths
+from dopsd.driver.setup.checks import with_absolute_paths
 from dopsd.errors import DeadlineError, WorkerError
 from dopsd.models.pretrained import MissingWeights
 from dopsd.ray_cluster.placement import Role

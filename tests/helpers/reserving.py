@@ -9,7 +9,7 @@ import time
 
 from dopsd.config import load_config
 from dopsd.driver.context_cache import surely_needed
-from dopsd.driver.setup import placed_roles
+from dopsd.driver.setup.run_setup import placed_roles
 from dopsd.ray_cluster.connect import connect
 from dopsd.ray_cluster.reservation import Reservation
 

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from dopsd.config import RunConfig
-from dopsd.driver.progress import Report, Show
+from dopsd.driver.monitoring.progress import Report, Show
 from dopsd.errors import ModelError
 
 

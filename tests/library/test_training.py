@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dopsd.driver.progress import Event, Report
+from dopsd.driver.monitoring.progress import Event, Report
 from dopsd.errors import ConfigError, WorkerError
 from dopsd.library import pool
 from dopsd.library.catalogue import catalogue_of

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dopsd.driver.checks import check_context
+from dopsd.driver.setup.checks import check_context
 from dopsd.errors import ModelError
 from dopsd.models import Flux2Klein, ZImage, resolve_vlm
 from tests.helpers.tiny import make_config

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dopsd.config import RunConfig, load_config
 from dopsd.config.load import shown_values
 from dopsd.contexts.vlm_weights import load_vlm
-from dopsd.driver.checks import check_options
+from dopsd.driver.setup.checks import check_options
 from dopsd.errors import ConfigError, ModelError
 from dopsd.evaluation.generate import load_lora
 from dopsd.export import lora_file

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from dopsd import storage
 from dopsd.checkpoint.folder import complete_steps
 from dopsd.config import RunConfig
-from dopsd.driver.checks import with_absolute_paths
-from dopsd.driver.progress import Progress, Report
+from dopsd.driver.monitoring.progress import Progress, Report
+from dopsd.driver.setup.checks import with_absolute_paths
 from dopsd.driver.train import train
 from dopsd.errors import ConfigError
 from dopsd.evaluation.dataset_prompts import dataset_prompts

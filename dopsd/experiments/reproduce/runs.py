@@ -8,9 +8,9 @@ from itertools import chain
 from pydantic import BaseModel
 
 from dopsd.config import RunConfig
-from dopsd.driver.checks import with_absolute_paths
 from dopsd.driver.context_cache import encode_contexts
-from dopsd.driver.progress import Progress, Report, clock
+from dopsd.driver.monitoring.progress import Progress, Report, clock
+from dopsd.driver.setup.checks import with_absolute_paths
 from dopsd.errors import DataError
 from dopsd.experiments.reproduce.trainings import Trainings
 from dopsd.experiments.reproduce.variants import NEEDS_ALL, RATES, Budget, Trial, config_of, run_of

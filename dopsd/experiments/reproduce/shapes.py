@@ -10,7 +10,7 @@ from PIL import Image
 
 from dopsd import storage
 from dopsd.data.images import encode_png
-from dopsd.driver.progress import Progress
+from dopsd.driver.monitoring.progress import Progress
 from dopsd.errors import ResourceError
 from dopsd.evaluation.generate import generate
 from dopsd.evaluation.prompts import PRIOR, EvalPrompt, shapes_prompts

@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from dopsd.config import RunConfig
 from dopsd.coordinator.client import ANSWER_SECONDS
 from dopsd.coordinator.messages import RunStatus
-from dopsd.driver.progress import Event, Report
+from dopsd.driver.monitoring.progress import Event, Report
 from dopsd.driver.train import train
 from dopsd.errors import DeadlineError, DopsdError
 from dopsd.experiments.reproduce.progress_board import ProgressBoard

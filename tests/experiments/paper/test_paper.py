@@ -13,7 +13,7 @@ from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
 from dopsd.cli.main import main
 from dopsd.config import dump_config
-from dopsd.driver.progress import Progress
+from dopsd.driver.monitoring.progress import Progress
 from dopsd.errors import ConfigError
 from dopsd.evaluation.metrics import METRICS as KNOWN
 from dopsd.evaluation.results import Results, Row

@@ -12,10 +12,10 @@ from safetensors import safe_open
 
 from dopsd.cli.main import main
 from dopsd.data.run_data import prepared
-from dopsd.driver.checks import with_absolute_paths
 from dopsd.driver.context_cache import find_context_cache
-from dopsd.driver.prior import with_prior
-from dopsd.driver.progress import Progress
+from dopsd.driver.drawing.prior import with_prior
+from dopsd.driver.monitoring.progress import Progress
+from dopsd.driver.setup.checks import with_absolute_paths
 from dopsd.errors import ResourceError
 from dopsd.experiments.reproduce.shapes import Comparison, reproduce
 from dopsd.experiments.reproduce.variants import (

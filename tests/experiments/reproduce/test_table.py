@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from dopsd.config.load import dump_config, dump_yaml
-from dopsd.driver.checks import with_absolute_paths
+from dopsd.driver.setup.checks import with_absolute_paths
 from dopsd.errors import ConfigError, DataError
 from dopsd.experiments.reproduce.rates import Tried, candidates, chosen, tried
 from dopsd.experiments.reproduce.runs import adapters_of, pending, seconds_of

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from typer.testing import CliRunner
 
-from dopsd.cli import shapes as shapes_cli
+from dopsd.cli.research import shapes as shapes_cli
 from dopsd.errors import ConfigError
 from dopsd.experiments.shapes_card.card import evaluate, prompts_of
 from dopsd.experiments.shapes_card.card_gates import gates

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dopsd.driver.progress import Event
+from dopsd.driver.monitoring.progress import Event
 from dopsd.errors import WorkerError
 from dopsd.library import pool
 from dopsd.library.catalogue import catalogue_of

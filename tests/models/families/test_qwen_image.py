@@ -14,7 +14,7 @@ from torch import Tensor
 from dopsd.contexts import EncoderFactory
 from dopsd.contexts.text import TextEncoder
 from dopsd.data.sample import Sample
-from dopsd.driver.checks import _check_rows
+from dopsd.driver.setup.checks import _check_rows
 from dopsd.errors import ConfigError, ModelError
 from dopsd.evaluation.generate import load_lora, sample
 from dopsd.export import lora_file

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dopsd.config import load_config
-from dopsd.driver.checks import with_absolute_paths
+from dopsd.driver.setup.checks import with_absolute_paths
 from dopsd.errors import ConfigError, ModelError
 from dopsd.models import FAMILIES
 from dopsd.models.lora.digests import with_digests
