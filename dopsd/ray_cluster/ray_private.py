@@ -77,7 +77,8 @@ def own_signals() -> Iterator[None]:
     """Where Ray is started or joined: its handlers do not replace ours, and what it starts lives on
     when a terminal hangs up or the whole process group is signalled (`timeout`, Ctrl-C), so that a
     run can still be saved. A signal that is blocked meanwhile is heard afterwards."""
-    utils, worker, services = ray._private.utils, ray._private.worker, ray._private.services
+    utils, worker = ray._private.utils, ray._private.worker
+    services: Any = ray._private.services
     set_sigterm_handler, connect = utils.set_sigterm_handler, worker.connect
     popen = services.ConsolePopen
 
