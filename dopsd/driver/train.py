@@ -59,12 +59,12 @@ def train(
         before = "nothing was trained yet; the same command begins again"
     try:
         with interruptible(before):
-            # Prepare (driver/setup.py, data/prepare/): what cannot work is refused, Ray is joined,
+            # Prepare (driver/setup/, data/prepare/): what cannot work is refused, Ray is joined,
             # the data becomes shards.
             run = check_run(config, show)
             check_stranger(run.config.run.folder)
             # Who looks for a run in the folder, and who removes one, is alone in it
-            # (driver/start.py: start, go on, or nothing is left to do).
+            # (driver/setup/start.py: start, go on, or nothing is left to do).
             with (
                 claimed_run(run.config, show, take_over) as lease,
                 reserved(run.config, show) as place,
@@ -85,7 +85,7 @@ def train(
 
 
 def _prepare(setup: RunSetup, resume: bool) -> RunSetup:
-    # The base draws what trains beside the data (driver/prior.py).
+    # The base draws what trains beside the data (driver/drawing/prior.py).
     setup.wait_for(*surely_needed(setup.config)(setup.config, setup.roles))
     resumable = partial(refuse_unless_resumable, setup.config)
     setup = setup.with_prior(resumable if resume else lambda: None)

@@ -236,7 +236,7 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     )
     for section, key in local:
         path = getattr(section, key)
-        # An empty one would be where the command stands (driver/folders.py refuses it).
+        # An empty one would be where the command stands (driver/setup/folders.py refuses it).
         if path and not storage.is_remote(path) and not path.startswith(SHAPES):
             setattr(section, key, str(Path(path).absolute()))
     config.model.merge = [absolute_merge(entry) for entry in config.model.merge]
