@@ -53,31 +53,26 @@ app = typer.Typer(
 )
 
 
-app.command()(init)
-app.command()(train)
-app.command()(prepare)
-app.command()(caption)
-app.command()(generate)
-app.command()(export)
-app.command()(push)
-app.command("config")(show_config)
-app.command()(status)
-app.command()(stats)
-app.command()(fetch)
-app.command()(plan)
-app.command()(doctor)
-app.command()(benchmark)
-app.command()(job)
-app.command()(preflight)
-app.command()(evaluate)
-app.command()(report)
-app.command()(verify)
-app.command()(checkpoint)
-app.add_typer(library, name="library", help="Many concepts, an adapter of each.")
-app.add_typer(data, name="data", help="What a data set is, before any config.")
-app.add_typer(lora, name="lora", help="What a LoRA file is.")
-app.add_typer(shapes, name="shapes", help="The embedded tiny world.")
-app.add_typer(reproduce, name="reproduce", help="The paper's comparison, trained and judged here.")
+_PANELS: dict[str, tuple[Any, ...]] = {
+    "A run": (init, train, preflight, status, report, stats, verify, checkpoint),
+    "Data": (prepare, caption),
+    "The result": (generate, evaluate, export, push),
+    "Machines and models": (plan, doctor, fetch, job),
+    "Reference": (show_config, benchmark),
+}
+_GROUPS: tuple[tuple[str, str, Any, str], ...] = (
+    ("A run", "library", library, "Many concepts, an adapter of each."),
+    ("Data", "data", data, "What a data set is, before any config."),
+    ("The result", "lora", lora, "What a LoRA file is."),
+    ("Reference", "shapes", shapes, "The embedded tiny world."),
+    ("Reference", "reproduce", reproduce, "The paper's comparison, trained and judged here."),
+)
+for _panel, _commands in _PANELS.items():
+    for _command in _commands:
+        _name = "config" if _command is show_config else None
+        app.command(_name, rich_help_panel=_panel)(_command)
+for _panel, _name, _group, _help in _GROUPS:
+    app.add_typer(_group, name=_name, help=_help, rich_help_panel=_panel)
 
 
 @app.callback(invoke_without_command=True)
