@@ -105,6 +105,52 @@ def card(
 
 
 @app.command()
+def effect(
+    objective: Annotated[
+        list[str], typer.Option(help="dopsd, off_policy or sft; may be given again.")
+    ],
+    concept: Annotated[
+        list[str] | None, typer.Option(help="bars or ring; both by default.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, max=COUNT_MOST, help="Optimizer steps.")] = 200,
+    rank: Annotated[int, typer.Option(min=1, max=256, help="Of the LoRA.")] = 16,
+    lr: Annotated[float, typer.Option(min=1e-9, max=1.0, help="First rate.")] = 5e-4,
+    prior: Annotated[
+        int, typer.Option(min=0, max=COUNT_MOST, help="The base's own samples; 0: none.")
+    ] = 250,
+    captions: Annotated[
+        str, typer.Option(help="Trained on: short, medium, detailed or user_prompt.")
+    ] = "detailed",
+    seeds: Annotated[int, typer.Option(min=1, max=COUNT_MOST, help="Trainings of each.")] = 1,
+    samples: Annotated[
+        int, typer.Option(min=1, max=COUNT_MOST, help="Pictures of each kind and training.")
+    ] = 140,
+    threads: Threads = 0,
+) -> None:
+    """Train a LoRA by each objective in this process, under any budget: a line of each."""
+    import torch
+
+    from dopsd.experiments.shapes_card import card as cards
+    from dopsd.experiments.shapes_card import effect as effects
+    from dopsd.shapes import weights_path
+    from dopsd.shapes.concepts import CAPTION_KINDS, CONCEPTS
+
+    names = concept or sorted(CONCEPTS)
+    for option, given, allowed in (
+        ("--objective", objective, effects.ALL_OBJECTIVES),
+        ("--concept", names, sorted(CONCEPTS)),
+        ("--captions", [captions], CAPTION_KINDS),
+    ):
+        if wrong := [each for each in given if each not in allowed]:
+            raise ConfigError(f"{option}: {wrong[0]!r}, allowed: {', '.join(allowed)}")
+    if threads:
+        torch.set_num_threads(threads)
+    budget = effects.Budget(steps=steps, lr=lr, rank=rank, prior=prior, captions=captions)
+    model = cards.load(weights_path())
+    effects.compare(model, objective, names, range(seeds), budget, samples, say)
+
+
+@app.command()
 def concept(
     name: Annotated[str, typer.Argument(help="bars or ring.")],
     folder: Annotated[Path, typer.Argument(help="Folder to write the set to.")],

@@ -1,4 +1,4 @@
-"""The effect in one process: a LoRA by ``dopsd`` and one by ``sft``, judged by the oracle.
+"""The effect in one process: a LoRA by each of some objectives, judged by the oracle.
 
 Both are plain loops on the turbo base over one training set (``effect_data``): half of every batch
 the concept's images and half the base's own samples, and once more without those. One budget of
@@ -22,24 +22,28 @@ from dopsd.experiments.shapes_base import fast
 from dopsd.experiments.shapes_base.nets import Transformer
 from dopsd.experiments.shapes_card import card
 from dopsd.experiments.shapes_card.card_record import Effect, describe_effect
-from dopsd.experiments.shapes_card.effect_data import STATES, Batches
+from dopsd.experiments.shapes_card.effect_data import CAPTIONS, STATES, Batches
 from dopsd.method.objective import state_loss
-from dopsd.method.off_policy import flow_matching
+from dopsd.method.off_policy import flow_matching, teacher_path
 from dopsd.method.terms import Terms, fused_terms, target_terms
 from dopsd.models.families.z_image import ZImage
 from dopsd.records import Context
 from dopsd.shapes import concepts, oracle
 
 OBJECTIVES = ("dopsd", "sft")
+"""Of the card."""
+ALL_OBJECTIVES = (*OBJECTIVES, "off_policy")
+"""``off_policy``: the teacher's velocities on its own trajectory, from the same noise."""
 SAMPLES = 140
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What both objectives may spend: AdamW steps of ``batch`` samples with 4 states each.
+    """What each objective may spend: AdamW steps of ``batch`` samples with 4 states each.
 
     ``lr`` falls to zero along a cosine. ``prior``: the base's own samples, one a prompt; 0 trains
-    on the concept alone.
+    on the concept alone. ``captions``: which of an image's (``concepts.CAPTION_KINDS``) is trained
+    on.
     """
 
     steps: int = 200
@@ -47,6 +51,7 @@ class Budget:
     lr: float = 5e-4
     rank: int = 16
     prior: int = 250
+    captions: str = CAPTIONS
 
 
 def measure(
@@ -75,6 +80,26 @@ def measure(
                     tuned = train_lora(model, concept, name, seed, spent, forwards, samples)
                 effects.append(judge(model, tuned, name, concept, seed, samples, beside))
                 say(describe_effect(effects[-1]))
+    return effects
+
+
+def compare(
+    model: card.Model,
+    objectives: Sequence[str],
+    names: Sequence[str],
+    seeds: Sequence[int],
+    budget: Budget,
+    samples: int = SAMPLES,
+    say: Callable[[str], None] = print,
+    forwards: fast.Forwards | None = None,
+) -> list[Effect]:
+    """The same under any ``budget``: a LoRA by each of ``objectives`` for each of the concepts
+    ``names`` and each seed, without the base's own line."""
+    forwards, effects = forwards or fast.Forwards(compiled=True), []
+    for concept, seed, objective in product(names, seeds, objectives):
+        tuned = train_lora(model, concept, objective, seed, budget, forwards, samples)
+        effects.append(judge(model, tuned, objective, concept, seed, samples, budget.prior > 0))
+        say(describe_effect(effects[-1]))
     return effects
 
 
@@ -125,7 +150,7 @@ def train_lora(
     forwards: fast.Forwards,
     samples: int = SAMPLES,
 ) -> Transformer:
-    """Tune a copy of the turbo transformer; the teacher of ``dopsd`` is the base itself.
+    """Tune a copy of the turbo transformer; the teacher, where there is one, is the base itself.
 
     ``samples``: the prior prompts that ``judge`` will ask for, so that none is trained on.
     """
@@ -145,7 +170,7 @@ def train_lora(
     optimizer = torch.optim.AdamW(params, lr=budget.lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, budget.steps)
     asked = {prompt.text for prompt in _prior(samples, seed)}
-    batches = Batches(model, concept, seed, budget.prior, asked)
+    batches = Batches(model, concept, seed, budget.prior, asked, budget.captions)
     grid = fast.sigmas(STATES)
     for _ in range(budget.steps):
         batch = batches.draw(budget.batch)
@@ -163,6 +188,9 @@ def train_lora(
 
         if objective == "dopsd":
             terms = fused_terms(batch.noise[0], grid, batch.student, scorer, "x0")
+        elif objective == "off_policy":
+            targets, _ = teacher_path(batch.noise[0], grid, scorer, "x0")
+            terms = target_terms(targets, batch.student)
         else:
             targets = flow_matching(batch.clean, batch.noise, batch.levels)
             terms = target_terms(targets, batch.student)

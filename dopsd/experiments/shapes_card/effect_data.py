@@ -42,13 +42,20 @@ class Batches:
 
     ``prior``: number of different prior prompts, each with one sample of the base; 0 leaves batches
     to the concept. ``avoid``: texts that none of them may be, because they are evaluated on.
+    ``captions``: one of ``concepts.CAPTION_KINDS``.
     """
 
     def __init__(
-        self, model: card.Model, concept: str, seed: int, prior: int, avoid: Collection[str]
+        self,
+        model: card.Model,
+        concept: str,
+        seed: int,
+        prior: int,
+        avoid: Collection[str],
+        captions: str = CAPTIONS,
     ) -> None:
         scenes = concepts.training_scenes(concept, IMAGES, seed)
-        texts = [concepts.captions_of(concept, scene)[CAPTIONS] for scene in scenes]
+        texts = [concepts.captions_of(concept, scene)[captions] for scene in scenes]
         prompts = concepts.distinct_prior_prompts(prior, seed, avoid)
         self._prior = len(prompts)
         images = world.render(scenes)

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from dopsd.cli.research import shapes as shapes_cli
 from dopsd.errors import ConfigError
+from dopsd.experiments.shapes_card import card
 from dopsd.experiments.shapes_card.card import evaluate, prompts_of
 from dopsd.experiments.shapes_card.card_gates import gates
 from dopsd.experiments.shapes_card.card_record import Card, Effect, Row, markdown, pooled, write
@@ -170,3 +171,17 @@ def test_the_command_line_renders_a_concept_and_names_a_wrong_one(tmp_path):
     assert done.exit_code == 0 and (tmp_path / "set" / "data.jsonl").is_file()
     wrong = runner.invoke(shapes_cli.app, ["concept", "dots", str(tmp_path / "other")])
     assert wrong.exit_code != 0 and "bars, ring" in str(wrong.exception)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--objective", "sftt"], r"--objective: 'sftt', allowed: dopsd, sft, off_policy"),
+        (["--objective", "sft", "--concept", "dots"], "--concept: 'dots', allowed: bars, ring"),
+        (["--objective", "sft", "--captions", "long"], "--captions: 'long', allowed: short, "),
+    ],
+)
+def test_a_comparison_that_is_asked_wrongly_is_refused(words, line, monkeypatch):
+    monkeypatch.setattr(f"{card.__name__}.load", lambda *folder: pytest.fail("weights are read"))
+    done = CliRunner().invoke(shapes_cli.app, ["effect", *words])
+    assert isinstance(done.exception, ConfigError) and line in str(done.exception)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import combinations
+
 import pytest
 import torch
 
@@ -37,10 +40,24 @@ def test_a_seed_decides_the_lora_and_the_base_stays(model):
 
 
 def test_objectives_differ(model):
-    ours, sft = (
-        lora(effect.train_lora(model, "ring", name, 0, SHORT, PLAIN)) for name in effect.OBJECTIVES
-    )
-    assert any(not torch.equal(ours[name], sft[name]) for name in ours)
+    loras = [
+        lora(effect.train_lora(model, "ring", name, 0, SHORT, PLAIN))
+        for name in effect.ALL_OBJECTIVES
+    ]
+    for one, other in combinations(loras, 2):
+        assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_comparison_trains_on_the_captions_that_are_asked_for(model, monkeypatch):
+    given = concepts.captions_of
+    monkeypatch.setattr(concepts, "captions_of", lambda *scene: {"short": given(*scene)["short"]})
+    budget, said = replace(SHORT, captions="short"), []
+    objectives = ["off_policy", "dopsd"]
+    found = effect.compare(model, objectives, ["ring"], (0,), budget, 2, said.append, PLAIN)
+    assert [each.objective for each in found] == objectives
+    assert len(said) == 2 and all(line.startswith("ring, ") for line in said)
+    with pytest.raises(KeyError, match="medium"):
+        Batches(model, "ring", 0, prior=0, avoid=(), captions="medium")
 
 
 @pytest.mark.parametrize(
