@@ -121,6 +121,8 @@ def _free(key: str, config: RunConfig, step: int) -> bool:
     if key == "learner.steps":
         # The cosine ends at the last step; a constant rate knows none.
         return config.learner.schedule == "constant" and config.learner.steps >= step
+    if key == "data.token" and config.data.preservation.words:
+        return False  # it says what the class word replaces
     if key == "preview.steps" and config.data.prior.prompts and not config.data.prior.steps:
         return False  # the base's own samples are drawn with as many
     return key.split(".")[0] in _FREE_SECTIONS or key in _FREE_KEYS

@@ -17,6 +17,7 @@ from PIL import Image
 
 from dopsd import storage
 from dopsd.data.captions import draw_caption, draw_pair, dropped
+from dopsd.data.class_words import ClassWords
 from dopsd.data.images import decode_png
 from dopsd.data.masks import decode_mask
 from dopsd.data.plan import MicroBatch, Plan, RowRef
@@ -47,6 +48,8 @@ class ReadSpec:
     """Most pixels of a reference picture; 0: references are not read."""
     reference_multiple: int = 16
     """Both sides of a reference are multiples of this."""
+    class_words: ClassWords | None = None
+    """What also trains in place of the token, towards the base; None: nothing."""
     masks: bool = False
     """Which parts of the targets count in the loss, where samples say so."""
 
@@ -135,6 +138,7 @@ def read_micro_batch(batch: MicroBatch, groups: RowGroups, seed: int) -> dict[st
         "width": rows[0]["width"],
         "pixels": None,
         "teacher_prompts": None,
+        "class_prompts": [],
         "mask": _masks(rows),
         "references": [_references(row, read_spec) for row in rows],
     }
@@ -152,6 +156,11 @@ def read_micro_batch(batch: MicroBatch, groups: RowGroups, seed: int) -> dict[st
             for key in ("prompts", "teacher_prompts"):
                 if values[key] is not None:
                     values[key][index] = ""
+    if read_spec.class_words is not None:
+        values["class_prompts"] = [
+            read_spec.class_words.caption(prompt, row["concept"])
+            for prompt, row in zip(values["prompts"], rows)
+        ]
     return values
 
 
@@ -212,7 +221,9 @@ def samples_of(values: dict[str, Any]) -> list[Sample]:
         images = np.frombuffer(values["pixels"], dtype=np.uint8).reshape(shape)
     references = [tuple(map(_pixels, pictures)) for pictures in values["references"]]
     teacher = values["teacher_prompts"] or [None] * count
-    return list(map(Sample, values["sample_ids"], values["prompts"], images, references, teacher))
+    kept = values["class_prompts"] or [None] * count
+    columns = values["sample_ids"], values["prompts"], images, references, teacher, kept
+    return list(map(Sample, *columns))
 
 
 def _pixels(reference: dict[str, Any]) -> np.ndarray:
@@ -232,6 +243,7 @@ READ_SCHEMA = pa.schema(
         ("repeats", pa.list_(pa.int64())),
         ("prompts", pa.list_(pa.string())),
         ("teacher_prompts", pa.list_(pa.string())),
+        ("class_prompts", pa.list_(pa.string())),
         ("height", pa.int64()),
         ("width", pa.int64()),
         ("pixels", pa.large_binary()),

@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from dopsd import storage
 from dopsd.config import RunConfig
 from dopsd.config.data import PRIOR
 from dopsd.data.captions import check_caption_keys, check_prompt_pairs
+from dopsd.data.class_words import ClassWords, check_class_words
 from dopsd.data.concepts import concept_groups, restricted, rows_of
 from dopsd.data.join import without_prior
 from dopsd.data.manifest import Manifest, RowRef, has_manifest, load_manifest
@@ -61,6 +63,8 @@ def prepared(
     chosen = chosen_samples(config, manifest)
     check_caption_keys(chosen, config.data.caption_keys)
     check_prompt_pairs(chosen, config.context.prompt_pairs)
+    texts = ((row["concept"], row["captions"]) for row in text_rows(config, manifest))
+    check_class_words(config, chosen, texts)
     if config.context.needs.references:
         check_references(manifest)
     return manifest
@@ -239,6 +243,7 @@ def read_spec(config: RunConfig) -> ReadSpec:
         images=sees_target or config.method.needs_targets,
         reference_pixels=config.context.reference_max_pixels if needs.references else 0,
         reference_multiple=config.data.bucket_multiple,
+        class_words=ClassWords.from_config(config),
         masks=config.data.masks,
     )
 
@@ -261,13 +266,18 @@ def preview_samples(config: RunConfig, manifest: Manifest, count: int) -> list[S
 def captions_of(config: RunConfig, manifest: Manifest) -> Iterator[tuple[str, dict[str, str]]]:
     """(sample id, captions by key) of every sample that the run trains on, in the order of the
     shards; no picture is read."""
+    return ((row["sample_id"], row["captions"]) for row in text_rows(config, manifest))
+
+
+def text_rows(config: RunConfig, manifest: Manifest) -> Iterator[dict[str, Any]]:
+    """The rows of every sample that the run trains on, the same way, as ``RowGroups.row`` reads
+    them."""
     groups = RowGroups(config.shards, ReadSpec(images=False))
     refs: Iterable[RowRef] = (g.ref(row) for g in manifest.row_groups for row in range(g.rows))
     if config.data.concepts:
         refs = sorted(rows_of(manifest, config.data.concepts))
     for ref in refs:
-        row = groups.row(ref)
-        yield row["sample_id"], row["captions"]
+        yield groups.row(ref)
 
 
 def no_source(config: RunConfig) -> ConfigError:
