@@ -26,6 +26,7 @@ _FREE_KEYS = (
     "data.max_bad_fraction",
     *("data.columns", "data.caption_files", "data.caption_lines", "data.caption_encoding"),
     *("data.follow_links", "data.folder_repeats", "data.min_side", "data.max_enlarge"),
+    "data.drawn_size",
     "data.token",
     # A fused learner computes the same, at lag 0, which is compared.
     *("data.context_cache", "source"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from dopsd import shown
 from dopsd.config.base import Fraction, NonNegative, Positive, SamplerSteps, Section, Weight, Whole
@@ -25,6 +27,15 @@ Column = Literal[
     "image", "caption", "captions", "text", "prompt", "id", "concept", "references", "mask"
 ]
 """Fields of a sample (docs/data.md)."""
+
+
+def _size(text: str) -> str:
+    match = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", text)
+    if not match or max(int(match[1]), int(match[2])) > MAX_SIDE:
+        raise PydanticCustomError(
+            "size", f"a size, WIDTHxHEIGHT in pixels, at most {MAX_SIDE} a side, such as 1024x1024"
+        )
+    return text
 
 
 class PriorSection(Section):
@@ -166,6 +177,13 @@ class DataSection(Section):
         le=MAX_SIDE,
         description="Pictures that would be enlarged by more than this factor a side are "
         "quarantined; those that are enlarged by less are counted.",
+    )
+    drawn_size: Annotated[str, AfterValidator(_size)] | None = Field(
+        None,
+        description="WIDTHxHEIGHT, e.g. 1024x1024, in which samples without a picture are drawn: "
+        "rows of lists and tables that hold two captions or more and no image, for `context.name: "
+        "enhanced_prompt`. Their bucket is that of a picture of this size. Default: such rows are "
+        "quarantined.",
     )
     shards: str | None = Field(
         None, description="Folder of prepared shards. Default: `shards` in the run folder."

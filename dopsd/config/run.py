@@ -90,6 +90,11 @@ class RunConfig(Section):
         return self.data.shards or f"{self.run.folder.rstrip('/')}/shards"
 
     @property
+    def sees_pictures(self) -> bool:
+        """Whether training looks at the samples' pictures: the teacher, or the objective."""
+        return self.context.needs.image or self.method.needs_targets
+
+    @property
     def terms(self) -> int:
         """Training terms of a micro-batch: one for each state of a rollout, under the prompts and,
         where that is preserved, under the class prompts."""

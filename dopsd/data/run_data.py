@@ -19,6 +19,7 @@ from dopsd.data.join import without_prior
 from dopsd.data.manifest import Manifest, RowRef, has_manifest, load_manifest
 from dopsd.data.masks import check_masks
 from dopsd.data.order import PlannedGroup, Rows, check_concepts
+from dopsd.data.pictures import check_pictures
 from dopsd.data.plan import Plan
 from dopsd.data.prepare.run import load_prepared, prepare
 from dopsd.data.prepare.settings import prepare_settings
@@ -67,6 +68,7 @@ def prepared(
     check_class_words(config, chosen, texts)
     if config.context.needs.references:
         check_references(manifest)
+    check_pictures(config, chosen)
     return manifest
 
 
@@ -235,12 +237,11 @@ def plan_of_groups(
 def read_spec(config: RunConfig) -> ReadSpec:
     """What the run's stream reads of each sample: what its context and objective look at."""
     needs = config.context.needs
-    sees_target = needs.image and config.method.objective != "sft"
     return ReadSpec(
         caption_keys=tuple(config.data.caption_keys),
         caption_dropout=config.data.caption_dropout,
         prompt_pairs=tuple(config.context.prompt_pairs),
-        images=sees_target or config.method.needs_targets,
+        images=config.sees_pictures,
         reference_pixels=config.context.reference_max_pixels if needs.references else 0,
         reference_multiple=config.data.bucket_multiple,
         class_words=ClassWords.from_config(config),
@@ -248,18 +249,22 @@ def read_spec(config: RunConfig) -> ReadSpec:
     )
 
 
-def preview_samples(config: RunConfig, manifest: Manifest, count: int) -> list[Sample]:
+def preview_samples(
+    config: RunConfig, manifest: Manifest, count: int, pictured: bool = False
+) -> list[Sample]:
     """The first ``count`` samples of the plan, the base's own left out, with images and the
-    captions of epoch 0."""
+    captions of epoch 0; with ``pictured`` of those that have a picture."""
     # Without prompts, a concept of that name is the user's own.
     own = manifest if config.data.prior.prompts is None else without_prior(manifest)
     plan = plan_of(config, own)
-    groups = RowGroups(config.shards, replace(read_spec(config), images=True, caption_dropout=0.0))
+    spec = replace(read_spec(config), images=True, stand_ins=True, caption_dropout=0.0)
+    groups = RowGroups(config.shards, spec)
     samples: list[Sample] = []
     for batch in plan.micro_batches(0, plan.steps_per_epoch):
         if len(samples) >= count:
             break
-        samples += samples_of(read_micro_batch(batch, groups, config.run.seed))
+        read = samples_of(read_micro_batch(batch, groups, config.run.seed))
+        samples += [sample for sample in read if sample.pictured or not pictured]
     return samples[:count]
 
 

@@ -30,6 +30,8 @@ class Sample:
     class_prompt: str | None = None
     """``prompt`` with the class word for the token, or as it is where there is nothing to preserve
     of it; None in a run that preserves nothing."""
+    pictured: bool = True
+    """False where ``image`` stands in for a picture that the sample does not have."""
 
     @property
     def target(self) -> np.ndarray:

@@ -198,6 +198,7 @@ def test_the_stream_encodes_class_prompts_beside_the_prompts(world: World) -> No
         "height": SIZE[0],
         "width": SIZE[1],
         "pixels": b"".join(picture(number).tobytes() for number in range(2)),
+        "pictured": [True, True],
         "references": [[], []],
         "mask": None,
     }
