@@ -15,6 +15,7 @@ from dopsd.data.read import READ_SCHEMA
 from dopsd.data.sample import Sample
 from dopsd.data.stream.block import load_encoded
 from dopsd.data.stream.pipeline import encode_micro_batch
+from dopsd.driver.train import train
 from dopsd.learner.sources import DisaggregatedSource, FusedSource
 from dopsd.method.noise import batch_noise
 from dopsd.method.objective import state_loss
@@ -25,6 +26,7 @@ from dopsd.records import Context, EncodedBatch, SampleInfo, TrainingBatch
 from dopsd.rollout.worker import InferenceWorker
 from dopsd.run_folder.trajectories import trajectory_record
 from tests.helpers.bundles import made_bundle
+from tests.helpers.runs import metrics, quiet, run_config, write_images
 from tests.helpers.tiny import make_config, random_image, random_state
 
 STEPS, WEIGHT = 2, 3.0
@@ -207,3 +209,25 @@ def test_the_stream_encodes_class_prompts_beside_the_prompts(world: World) -> No
     assert batch.class_student is not None
     assert torch.equal(batch.class_student.tensors["embeds"], world.kept.tensors["embeds"])
     assert batch.info.preserved.tolist() == [1, 0]
+
+
+@pytest.mark.nightly
+@pytest.mark.integration
+def test_whole_runs_preserve_from_the_second_step_on(ray_cluster, tiny_base, tmp_path) -> None:
+    """Fused and disaggregated, with the accumulation of a step that has twice the terms."""
+    images = write_images(tmp_path / "images", [(32, 32)] * 6)
+    lines = []
+    for source in ("fused", "disaggregated"):
+        preservation = {"class_word": "animal", "weight": WEIGHT}
+        data = {"token": "cat", "preservation": preservation}
+        learner = {"steps": 3, "lr": 1e-3}
+        config = run_config(
+            tiny_base, tmp_path / source, images, source=source, data=data, learner=learner
+        )
+        lines.append(metrics(train(config, quiet)))
+    for first, second in zip(*lines, strict=True):
+        for name in ("loss", "preservation_loss", "grad_norm"):
+            assert first[name] == pytest.approx(second[name], rel=1e-2, abs=1e-7), name
+        assert first["preservation_loss"] < first["loss"]
+    kept = [line["preservation_loss"] for line in lines[0]]
+    assert kept[0] == 0.0 < min(kept[1:])
