@@ -111,6 +111,9 @@ class SampleInfo:
     """Number of real samples in the whole optimizer step: the loss is normalised by it."""
     repeats: tuple[int, ...] = ()
     """How often each sample came before within its step; empty where none did."""
+    class_prompts: tuple[str, ...] = ()
+    """Each sample's prompt with the class word for the token, where that is preserved; the prompt
+    itself where it has none. Empty in a run that preserves nothing."""
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> SampleInfo:
@@ -126,6 +129,12 @@ class SampleInfo:
     def noise_ids(self) -> tuple[str, ...]:
         """What each sample's noise is drawn by."""
         return noise_ids(self.sample_ids, self.repeats or (0,) * len(self))
+
+    @property
+    def preserved(self) -> Tensor:
+        """[B] float32: 1 for each sample whose class prompt is another than its prompt."""
+        pairs = zip(self.prompts, self.class_prompts, strict=True)
+        return torch.tensor([float(prompt != kept) for prompt, kept in pairs])
 
 
 def noise_ids(sample_ids: Sequence[str], repeats: Sequence[int]) -> tuple[str, ...]:
@@ -182,6 +191,8 @@ class EncodedSample(_Record):
     """None where the objective has no teacher."""
     target: Tensor | None
     """[1, C, h, w] float32, or None: see EncodedBatch."""
+    class_student: Context | None = None
+    """The student's context of the class prompt, or None: see EncodedBatch."""
 
 
 def join_samples(
@@ -210,6 +221,8 @@ class EncodedBatch(_Record):
     """[B, C, h, w] float32: the images' latents, where the objective trains on them."""
     mask: Tensor | None = None
     """[B, H, W] uint8, in pixels: what of each target counts in the loss; None: all of it."""
+    class_student: Context | None = None
+    """The student's context of the class prompts; None in a run that preserves nothing."""
     encode_stats: dict[str, Any] = field(default_factory=dict)
     """``seconds`` that encoding took, ``ended`` (since the epoch), ``worker`` (id of the encoder's
     actor) and ``peak_memory_mb`` of its process."""
@@ -221,7 +234,8 @@ class Trajectory(_Record):
 
     ``sigmas`` [K + 1] float32 (the last is 0); ``states`` [K + 1, B, C, h, w] float32: the noise
     first, the student's finished latents last. ``policy_version``: number of optimizer steps that
-    the student's weights had seen.
+    the student's weights had seen. Where class prompts are preserved, ``states`` has 2B rows: those
+    of the rollouts under them, from the same noises, follow.
     """
 
     info: SampleInfo
@@ -239,6 +253,8 @@ class TrainingBatch(_Record):
     ``states`` [K, B, C, h, w], ``sigmas`` [K], or [K, B] where every sample has levels of its own;
     ``student`` the context under which the student is
     run, ``target_velocity`` [K, B, C, h, w], ``weight`` [K]: loss weight w_k of each state.
+    With ``class_student``, the context of the class prompts, ``states`` and ``target_velocity``
+    have 2B rows: the rollouts under them, and the base's velocities there, follow.
     """
 
     info: SampleInfo
@@ -253,5 +269,9 @@ class TrainingBatch(_Record):
     """[B, C, h, w] float32: where the rollout ended (sigma 0), when there was one."""
     mask: Tensor | None = None
     """[B, 1, h, w] float32 of mean 1: how much each place counts (``objective.loss_mask``)."""
+    class_student: Context | None = None
+    class_weight: Tensor | None = None
+    """[B] float32: how much each class prompt counts, beside 1 for the prompt; 0 where it has no
+    token to replace."""
     encode_stats: dict[str, Any] = field(default_factory=dict)
     """As in EncodedBatch, passed on for the run's metrics."""

@@ -26,6 +26,7 @@ _FREE_KEYS = (
     "data.max_bad_fraction",
     *("data.columns", "data.caption_files", "data.caption_lines", "data.caption_encoding"),
     *("data.follow_links", "data.folder_repeats", "data.min_side", "data.max_enlarge"),
+    "data.drawn_size",
     "data.token",
     # A fused learner computes the same, at lag 0, which is compared.
     *("data.context_cache", "source"),
@@ -121,6 +122,8 @@ def _free(key: str, config: RunConfig, step: int) -> bool:
     if key == "learner.steps":
         # The cosine ends at the last step; a constant rate knows none.
         return config.learner.schedule == "constant" and config.learner.steps >= step
+    if key == "data.token" and config.data.preservation.words:
+        return False  # it says what the class word replaces
     if key == "preview.steps" and config.data.prior.prompts and not config.data.prior.steps:
         return False  # the base's own samples are drawn with as many
     return key.split(".")[0] in _FREE_SECTIONS or key in _FREE_KEYS

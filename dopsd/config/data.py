@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from dopsd import shown
 from dopsd.config.base import Fraction, NonNegative, Positive, SamplerSteps, Section, Weight, Whole
@@ -25,6 +27,15 @@ Column = Literal[
     "image", "caption", "captions", "text", "prompt", "id", "concept", "references", "mask"
 ]
 """Fields of a sample (docs/data.md)."""
+
+
+def _size(text: str) -> str:
+    match = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", text)
+    if not match or max(int(match[1]), int(match[2])) > MAX_SIDE:
+        raise PydanticCustomError(
+            "size", f"a size, WIDTHxHEIGHT in pixels, at most {MAX_SIDE} a side, such as 1024x1024"
+        )
+    return text
 
 
 class PriorSection(Section):
@@ -58,6 +69,52 @@ class PriorSection(Section):
                 "allowed: one of them"
             )
         return self
+
+
+class PreservationSection(Section):
+    """Differential output preservation: what a class word stood for is kept while an instance of
+    it is learned."""
+
+    class_word: str | dict[str, str] | None = Field(
+        None,
+        description="What the concept is one of, e.g. `dog`; or of each concept, e.g. {rex: dog, "
+        "tom: cat}. Each sample whose caption has `data.token` then also trains with this word in "
+        "the token's place, towards what the base without any adapter predicts there. Twice the "
+        "work of a step. Default: nothing is preserved.",
+    )
+    weight: float = Field(
+        1.0, gt=0, le=1000, description="Of that loss, beside 1 for the concept's own."
+    )
+
+    @field_validator("class_word")
+    @classmethod
+    def _is_a_word(cls, given: str | dict[str, str] | None) -> str | dict[str, str] | None:
+        if given == {}:
+            raise ValueError("data.preservation.class_word: {}, allowed: a word for each concept")
+        words = given.values() if isinstance(given, dict) else [given]
+        if blank := [word for word in words if word is not None and word != (word.strip() or None)]:
+            raise ValueError(
+                f"data.preservation.class_word: {shown.value(blank[0])}, allowed: a word, without "
+                "spaces around it"
+            )
+        return given
+
+    @model_validator(mode="after")
+    def _weight_of_something(self) -> PreservationSection:
+        if self.class_word is None and self.weight != 1:
+            raise ValueError(
+                f"data.preservation.weight: {self.weight:g} without data.preservation.class_word, "
+                "allowed: with it (nothing is preserved otherwise)"
+            )
+        return self
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Every class word; none where nothing is preserved."""
+        if self.class_word is None:
+            return ()
+        given = self.class_word
+        return tuple(given.values()) if isinstance(given, dict) else (given,)
 
 
 class DataSection(Section):
@@ -121,6 +178,13 @@ class DataSection(Section):
         description="Pictures that would be enlarged by more than this factor a side are "
         "quarantined; those that are enlarged by less are counted.",
     )
+    drawn_size: Annotated[str, AfterValidator(_size)] | None = Field(
+        None,
+        description="WIDTHxHEIGHT, e.g. 1024x1024, in which samples without a picture are drawn: "
+        "rows of lists and tables that hold two captions or more and no image, for `context.name: "
+        "enhanced_prompt`. Their bucket is that of a picture of this size. Default: such rows are "
+        "quarantined.",
+    )
     shards: str | None = Field(
         None, description="Folder of prepared shards. Default: `shards` in the run folder."
     )
@@ -148,6 +212,7 @@ class DataSection(Section):
         "hold if the data were that concept. Empty: on all.",
     )
     prior: PriorSection = Field(default_factory=PriorSection)
+    preservation: PreservationSection = Field(default_factory=PreservationSection)
     context_cache: Literal["off", "auto", "require"] = Field(
         "auto",
         description="Contexts that `dopsd prepare --cache-contexts` left beside the shards. `auto` "

@@ -43,6 +43,8 @@ NAMES = {
     "data.prior.prompts": "class_prompt class_data_dir reg_data_dir with_prior_preservation",
     "data.prior.count": "num_class_images",
     "data.prior.weight": "prior_loss_weight",
+    "data.preservation.class_word": "diff_output_preservation diff_output_preservation_class",
+    "data.preservation.weight": "diff_output_preservation_multiplier",
     "data.bucket_multiple": "bucket_reso_steps bucket_step aspect_bucket_alignment",
     "data.context_cache": "cache_latents cache_text_embeddings cache_text_encoder_outputs",
     _AREA: "resolution train_resolution image_size max_resolution width height max_size",

@@ -144,6 +144,21 @@ RULES = (
         "of whole weights)",
     ),
     Rule(
+        lambda c: bool(c.data.preservation.words) and c.adapters != "lora",
+        "data.preservation.class_word: given with adapters: {c.adapters}, allowed: adapters: lora "
+        "(what is preserved is what the base predicts without its adapter)",
+    ),
+    Rule(
+        lambda c: bool(c.data.preservation.words) and c.method.objective != "dopsd",
+        f"data.preservation.class_word: given {_OFF_POLICY} none (only the states of a student "
+        "that rolls out are held to the base)",
+    ),
+    Rule(
+        lambda c: any(c.data.token in word for word in c.data.preservation.words),
+        "data.preservation.class_word: {c.data.preservation.class_word} holds data.token "
+        "({c.data.token}), allowed: the word that stands for it (the two captions would be one)",
+    ),
+    Rule(
         lambda c: c.model.draw_merged and not c.model.merge,
         "model.draw_merged: true without model.merge, allowed: false (there is nothing to draw "
         "with)",

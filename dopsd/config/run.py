@@ -90,6 +90,17 @@ class RunConfig(Section):
         return self.data.shards or f"{self.run.folder.rstrip('/')}/shards"
 
     @property
+    def sees_pictures(self) -> bool:
+        """Whether training looks at the samples' pictures: the teacher, or the objective."""
+        return self.context.needs.image or self.method.needs_targets
+
+    @property
+    def terms(self) -> int:
+        """Training terms of a micro-batch: one for each state of a rollout, under the prompts and,
+        where that is preserved, under the class prompts."""
+        return self.method.steps * (2 if self.data.preservation.words else 1)
+
+    @property
     def separate_vlm(self) -> bool:
         """Whether the context needs a VLM beside the base: `model.vlm`."""
         return self.context.needs.vlm and self.model.family not in VLM_FAMILIES

@@ -6,7 +6,7 @@ Preview and evaluation use the context encoder alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -35,6 +35,11 @@ class TrainingEncoder:
     def encode(self, samples: Sequence[Sample]) -> tuple[Context, Context | None, Tensor | None]:
         """(student's context, teacher's context, latents [B, C, h, w] float32 on the CPU)."""
         return join_samples([self.encode_sample(sample) for sample in samples])
+
+    def encode_class(self, samples: Sequence[Sample]) -> Context:
+        """The student's context of the class prompts, the same way."""
+        kept = [replace(sample, prompt=sample.class_prompt or "") for sample in samples]
+        return Context.joined([self.contexts.encode_student([sample]) for sample in kept])
 
     def encode_sample(self, sample: Sample) -> EncodedSample:
         """The same of one sample."""

@@ -79,6 +79,9 @@ def restricted(manifest: Manifest, shards: str, concepts: Collection[str]) -> Ma
         update={
             "samples": len(rows),
             "concepts": {name: manifest.concepts[name] for name in sorted(concepts)},
+            "without_picture": {
+                name: own for name, own in manifest.without_picture.items() if name in concepts
+            },
             "caption_sets": tuple(CaptionSet(keys=k, samples=n) for k, n in sorted(sets.items())),
         }
     )

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Literal
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageDraw, UnidentifiedImageError
 
 from dopsd.data.colour import Profile, read_profile
 from dopsd.data.file_kinds import NEEDS, file_kind
@@ -125,6 +125,13 @@ def decode_png(data: bytes) -> np.ndarray:
     """PNG of a shard to uint8 [H, W, 3]."""
     with Image.open(io.BytesIO(data)) as image:
         return np.asarray(image.convert("RGB"))
+
+
+def stand_in(width: int, height: int) -> np.ndarray:
+    """What is shown in place of the target of a sample that has none: uint8 [H, W, 3]."""
+    image = Image.new("RGB", (width, height), (128, 128, 128))
+    ImageDraw.Draw(image).text((width / 2, height / 2), "no picture", anchor="mm")
+    return np.asarray(image)
 
 
 @lru_cache(maxsize=1)

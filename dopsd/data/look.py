@@ -76,7 +76,7 @@ class Look:
         lines += [
             f"concepts: {_counts(self.concepts)}",
             f"captions: {_counts(self.caption_keys)}; {_words(self.rows)}",
-            f"pictures: {_sizes(self.inspected)}",
+            *_sizes(self.inspected),
             "buckets:",
         ]
         most = max(self.buckets.values())
@@ -154,12 +154,12 @@ def _inspect(
 
 
 def _contact_sheet(rows: list[SourceRow]) -> list[Shown]:
-    step = max(1.0, len(rows) / PICTURES)
-    chosen = [rows[int(at * step)] for at in range(min(PICTURES, len(rows)))]
+    pictured = [(row, row.image) for row in rows if row.image is not None]
+    step = max(1.0, len(pictured) / PICTURES)
+    chosen = [pictured[int(at * step)] for at in range(min(PICTURES, len(pictured)))]
     sheet = []
-    for row in chosen:
-        assert row.image is not None, "a usable sample has a picture"
-        image = decode_image(fetch_image(row.image))
+    for row, part in chosen:
+        image = decode_image(fetch_image(part))
         image.thumbnail((_THUMBNAIL, _THUMBNAIL))
         sheet.append(Shown(row.where, next(iter(row.captions.values())), image))
     return sheet
@@ -174,12 +174,18 @@ def _words(rows: list[SourceRow]) -> str:
     return f"{lengths[0]} to {lengths[-1]} words"
 
 
-def _sizes(inspected: list[Inspected]) -> str:
+def _sizes(inspected: list[Inspected]) -> list[str]:
+    """Lines of the pictures' sizes, and of samples that have none."""
     sizes = sorted(
         ((found.facts.width, found.facts.height) for found in inspected if found.facts),
         key=lambda size: size[0] * size[1],
     )
-    least, middle, most = (
-        f"{width}x{height}" for width, height in (sizes[0], sizes[len(sizes) // 2], sizes[-1])
-    )
-    return f"from {least} to {most} pixels, {middle} in the middle"
+    lines = []
+    if sizes:
+        least, middle, most = (
+            f"{width}x{height}" for width, height in (sizes[0], sizes[len(sizes) // 2], sizes[-1])
+        )
+        lines.append(f"pictures: from {least} to {most} pixels, {middle} in the middle")
+    if texts := len(inspected) - len(sizes):
+        lines.append(f"without a picture: {texts} of {len(inspected)} samples (data.drawn_size)")
+    return lines

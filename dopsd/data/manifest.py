@@ -91,6 +91,13 @@ class Quarantined(_Record):
     concept: str = ""
 
 
+class Texts(_Record):
+    """Samples of one concept that have no picture, and where the first of them lies."""
+
+    samples: int
+    first: str
+
+
 class CaptionSet(_Record):
     """How many samples carry exactly these caption keys."""
 
@@ -121,6 +128,8 @@ class Manifest(_Record):
     """Samples by how many reference pictures they have."""
     masks: int = 0
     """Samples that have one."""
+    without_picture: dict[str, Texts] = {}
+    """By concept, of the concepts that have samples without a picture."""
     fingerprint: str
     """sha256 over ids, concepts, captions, prepared pixels, reference pictures and masks, in the
     order of the ids."""
@@ -158,6 +167,12 @@ class Manifest(_Record):
         if self.without_references < self.samples:
             counts = ", ".join(f"{number} ({n})" for number, n in self.references.items())
             lines.append(f"reference pictures of a sample: {counts}")
+        if texts := sum(own.samples for own in self.without_picture.values()):
+            size = self.settings.drawn_size
+            lines.append(
+                f"without a picture: {texts} of {self.samples} samples, drawn as pictures of "
+                f"{size} are (data.drawn_size)"
+            )
         if self.masks:
             lines.append(f"masks: {self.masks} of {self.samples} samples (data.masks)")
         if self.quarantined:

@@ -17,7 +17,8 @@ from PIL import Image
 
 from dopsd import storage
 from dopsd.data.captions import draw_caption, draw_pair, dropped
-from dopsd.data.images import decode_png
+from dopsd.data.class_words import ClassWords
+from dopsd.data.images import decode_png, stand_in
 from dopsd.data.masks import decode_mask
 from dopsd.data.plan import MicroBatch, Plan, RowRef
 from dopsd.data.ray_data import shipping_errors
@@ -43,10 +44,14 @@ class ReadSpec:
     """Pairs of caption keys [student's, teacher's], in place of ``caption_keys``."""
     images: bool = True
     """The targets' pixels."""
+    stand_ins: bool = False
+    """Of a sample without a picture, one that says so; where people look, and nothing trains."""
     reference_pixels: int = 0
     """Most pixels of a reference picture; 0: references are not read."""
     reference_multiple: int = 16
     """Both sides of a reference are multiples of this."""
+    class_words: ClassWords | None = None
+    """What also trains in place of the token, towards the base; None: nothing."""
     masks: bool = False
     """Which parts of the targets count in the loss, where samples say so."""
 
@@ -134,12 +139,15 @@ def read_micro_batch(batch: MicroBatch, groups: RowGroups, seed: int) -> dict[st
         "height": rows[0]["height"],
         "width": rows[0]["width"],
         "pixels": None,
+        "pictured": [],
         "teacher_prompts": None,
+        "class_prompts": [],
         "mask": _masks(rows),
         "references": [_references(row, read_spec) for row in rows],
     }
     if read_spec.images:
-        values["pixels"] = np.stack([row_image(row) for row in rows]).tobytes()
+        values["pixels"] = np.stack([_target(row, read_spec) for row in rows]).tobytes()
+        values["pictured"] = [row["image"] is not None for row in rows]
     named = [(row["captions"], turn, row["sample_id"]) for row, turn in zip(rows, batch.turns)]
     if read_spec.prompt_pairs:
         pairs = [draw_pair(c, read_spec.prompt_pairs, seed, turn, name) for c, turn, name in named]
@@ -152,6 +160,11 @@ def read_micro_batch(batch: MicroBatch, groups: RowGroups, seed: int) -> dict[st
             for key in ("prompts", "teacher_prompts"):
                 if values[key] is not None:
                     values[key][index] = ""
+    if read_spec.class_words is not None:
+        values["class_prompts"] = [
+            read_spec.class_words.caption(prompt, row["concept"])
+            for prompt, row in zip(values["prompts"], rows)
+        ]
     return values
 
 
@@ -167,8 +180,19 @@ def _mask(row: dict[str, Any]) -> np.ndarray:
     return _decoded(row[MASK], row["sample_id"], "mask", decode_mask)
 
 
+def _target(row: dict[str, Any], read_spec: ReadSpec) -> np.ndarray:
+    if row["image"] is None and read_spec.stand_ins:
+        return stand_in(row["width"], row["height"])
+    return row_image(row)
+
+
 def row_image(row: dict[str, Any]) -> np.ndarray:
-    """The target of a row: uint8 [H, W, 3]. Raises DataError when its bytes are broken."""
+    """The target of a row: uint8 [H, W, 3]. Raises DataError when there is none, or when its bytes
+    are broken."""
+    if row["image"] is None:
+        raise DataError(
+            f"sample {row['sample_id']}: has no picture (data.drawn_size), and it is looked at"
+        )
     return _decoded(row["image"], row["sample_id"])
 
 
@@ -212,7 +236,10 @@ def samples_of(values: dict[str, Any]) -> list[Sample]:
         images = np.frombuffer(values["pixels"], dtype=np.uint8).reshape(shape)
     references = [tuple(map(_pixels, pictures)) for pictures in values["references"]]
     teacher = values["teacher_prompts"] or [None] * count
-    return list(map(Sample, values["sample_ids"], values["prompts"], images, references, teacher))
+    kept = values["class_prompts"] or [None] * count
+    pictured = values["pictured"] or [True] * count
+    columns = values["sample_ids"], values["prompts"], images, references, teacher, kept, pictured
+    return list(map(Sample, *columns))
 
 
 def _pixels(reference: dict[str, Any]) -> np.ndarray:
@@ -232,9 +259,11 @@ READ_SCHEMA = pa.schema(
         ("repeats", pa.list_(pa.int64())),
         ("prompts", pa.list_(pa.string())),
         ("teacher_prompts", pa.list_(pa.string())),
+        ("class_prompts", pa.list_(pa.string())),
         ("height", pa.int64()),
         ("width", pa.int64()),
         ("pixels", pa.large_binary()),
+        ("pictured", pa.list_(pa.bool_())),
         ("references", pa.list_(pa.list_(_REFERENCE))),
         (MASK, pa.large_binary()),
     ]

@@ -7,16 +7,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from dopsd import storage
 from dopsd.config import RunConfig
 from dopsd.config.data import PRIOR
 from dopsd.data.captions import check_caption_keys, check_prompt_pairs
+from dopsd.data.class_words import ClassWords, check_class_words
 from dopsd.data.concepts import concept_groups, restricted, rows_of
 from dopsd.data.join import without_prior
 from dopsd.data.manifest import Manifest, RowRef, has_manifest, load_manifest
 from dopsd.data.masks import check_masks
 from dopsd.data.order import PlannedGroup, Rows, check_concepts
+from dopsd.data.pictures import check_pictures
 from dopsd.data.plan import Plan
 from dopsd.data.prepare.run import load_prepared, prepare
 from dopsd.data.prepare.settings import prepare_settings
@@ -61,8 +64,11 @@ def prepared(
     chosen = chosen_samples(config, manifest)
     check_caption_keys(chosen, config.data.caption_keys)
     check_prompt_pairs(chosen, config.context.prompt_pairs)
+    texts = ((row["concept"], row["captions"]) for row in text_rows(config, manifest))
+    check_class_words(config, chosen, texts)
     if config.context.needs.references:
         check_references(manifest)
+    check_pictures(config, chosen)
     return manifest
 
 
@@ -231,43 +237,52 @@ def plan_of_groups(
 def read_spec(config: RunConfig) -> ReadSpec:
     """What the run's stream reads of each sample: what its context and objective look at."""
     needs = config.context.needs
-    sees_target = needs.image and config.method.objective != "sft"
     return ReadSpec(
         caption_keys=tuple(config.data.caption_keys),
         caption_dropout=config.data.caption_dropout,
         prompt_pairs=tuple(config.context.prompt_pairs),
-        images=sees_target or config.method.needs_targets,
+        images=config.sees_pictures,
         reference_pixels=config.context.reference_max_pixels if needs.references else 0,
         reference_multiple=config.data.bucket_multiple,
+        class_words=ClassWords.from_config(config),
         masks=config.data.masks,
     )
 
 
-def preview_samples(config: RunConfig, manifest: Manifest, count: int) -> list[Sample]:
+def preview_samples(
+    config: RunConfig, manifest: Manifest, count: int, pictured: bool = False
+) -> list[Sample]:
     """The first ``count`` samples of the plan, the base's own left out, with images and the
-    captions of epoch 0."""
+    captions of epoch 0; with ``pictured`` of those that have a picture."""
     # Without prompts, a concept of that name is the user's own.
     own = manifest if config.data.prior.prompts is None else without_prior(manifest)
     plan = plan_of(config, own)
-    groups = RowGroups(config.shards, replace(read_spec(config), images=True, caption_dropout=0.0))
+    spec = replace(read_spec(config), images=True, stand_ins=True, caption_dropout=0.0)
+    groups = RowGroups(config.shards, spec)
     samples: list[Sample] = []
     for batch in plan.micro_batches(0, plan.steps_per_epoch):
         if len(samples) >= count:
             break
-        samples += samples_of(read_micro_batch(batch, groups, config.run.seed))
+        read = samples_of(read_micro_batch(batch, groups, config.run.seed))
+        samples += [sample for sample in read if sample.pictured or not pictured]
     return samples[:count]
 
 
 def captions_of(config: RunConfig, manifest: Manifest) -> Iterator[tuple[str, dict[str, str]]]:
     """(sample id, captions by key) of every sample that the run trains on, in the order of the
     shards; no picture is read."""
+    return ((row["sample_id"], row["captions"]) for row in text_rows(config, manifest))
+
+
+def text_rows(config: RunConfig, manifest: Manifest) -> Iterator[dict[str, Any]]:
+    """The rows of every sample that the run trains on, the same way, as ``RowGroups.row`` reads
+    them."""
     groups = RowGroups(config.shards, ReadSpec(images=False))
     refs: Iterable[RowRef] = (g.ref(row) for g in manifest.row_groups for row in range(g.rows))
     if config.data.concepts:
         refs = sorted(rows_of(manifest, config.data.concepts))
     for ref in refs:
-        row = groups.row(ref)
-        yield row["sample_id"], row["captions"]
+        yield groups.row(ref)
 
 
 def no_source(config: RunConfig) -> ConfigError:

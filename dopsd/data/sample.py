@@ -27,6 +27,11 @@ class Sample:
     """Its own reference pictures in order, of any sizes; empty where the context takes none."""
     teacher_prompt: str | None = None
     """The caption that only the teacher reads; None where both read the same."""
+    class_prompt: str | None = None
+    """``prompt`` with the class word for the token, or as it is where there is nothing to preserve
+    of it; None in a run that preserves nothing."""
+    pictured: bool = True
+    """False where ``image`` stands in for a picture that the sample does not have."""
 
     @property
     def target(self) -> np.ndarray:
@@ -41,6 +46,10 @@ class Encoder(Protocol):
     def encode(self, samples: Sequence[Sample]) -> tuple[Context, Context | None, Tensor | None]:
         """Contexts of student and teacher, and latents, of B samples; teacher and latents are None
         where the objective has no use for them. A sample's do not depend on the others."""
+        ...
+
+    def encode_class(self, samples: Sequence[Sample]) -> Context:
+        """The student's context of the samples' class prompts, the same way."""
         ...
 
 

@@ -19,7 +19,8 @@ SCHEMA = pa.schema(
         ("concept", pa.string()),
         ("captions", pa.map_(pa.string(), pa.string())),
         # PNG of the pixels as they are trained on, already cropped and resized: lossless, so
-        # that the shards and their fingerprint depend on nothing but source and settings.
+        # that the shards and their fingerprint depend on nothing but source and settings. Null
+        # for a sample of texts alone (data.drawn_size).
         ("image", pa.binary()),
         ("width", pa.int32()),
         ("height", pa.int32()),

@@ -65,6 +65,9 @@ def made_of(config: RunConfig, manifest: Manifest) -> Entries:
         "data": manifest.fingerprint,
         "layout": _layout(manifest),
     }
+    if reads.class_words is not None:
+        words = [reads.class_words.token, reads.class_words.words]
+        entries["class_words"] = json.dumps(words, ensure_ascii=False)
     if config.encoder.quantize != "none":  # left out, so that older caches fit
         entries["quantize"] = config.encoder.quantize
     if text.template is not None:

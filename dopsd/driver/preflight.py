@@ -19,7 +19,7 @@ from dopsd.data.run_data import prepared, preview_samples
 from dopsd.driver.monitoring.progress import Report, Show
 from dopsd.driver.setup.checks import refuse_existing
 from dopsd.driver.setup.run_setup import RunSetup, check_run, claimed_run, reserved
-from dopsd.errors import DeadlineError, PreflightError, WorkerError
+from dopsd.errors import DataError, DeadlineError, PreflightError, WorkerError
 from dopsd.evaluation.preflight.check import Preflight, check_teacher
 from dopsd.evaluation.preflight.distance import choose_metric
 from dopsd.models.pretrained import MissingWeights
@@ -29,6 +29,10 @@ from dopsd.run_folder.files import PREFLIGHT, PREFLIGHT_REPORT, PREFLIGHT_SHEET,
 from dopsd.run_folder.outputs import owned
 
 _REPEATED = re.compile(r"(<[^<>]+>)\1+")
+
+
+class NoPicturesError(DataError):
+    """Of data that is texts alone there is no verdict."""
 
 
 def preflight(config: RunConfig, show: Show, take_over: bool = False) -> Preflight:
@@ -51,7 +55,8 @@ def before_training(config: RunConfig, manifest: Manifest, learner: Role, show: 
     in mode `warn`.
 
     Raises PreflightError in strict mode when the teacher was not shown to be closer. A check that
-    fails, times out or lacks its metric's model ends the run in strict mode only.
+    fails, times out, lacks its metric's model or any picture to compare with ends the run in strict
+    mode only.
     """
     # A report of an older run in the same folder is none of this one.
     own = owned(config.run.folder)
@@ -60,7 +65,7 @@ def before_training(config: RunConfig, manifest: Manifest, learner: Role, show: 
         return
     try:
         check(config, manifest, learner, show)
-    except (DeadlineError, WorkerError, MissingWeights) as error:
+    except (DeadlineError, WorkerError, MissingWeights, NoPicturesError) as error:
         if config.preflight.mode == "strict":
             raise
         show(PREFLIGHT, Report([f"WARNING: no preflight: {error}"]))
@@ -82,7 +87,12 @@ def check(
     ``learner``: whose share the task takes. ``encoder_factory``: what the teacher sees, if not
     what the config says. Raises as ``run_task`` does, and PreflightError.
     """
-    samples = preview_samples(config, manifest, config.preflight.samples)
+    samples = preview_samples(config, manifest, config.preflight.samples, pictured=True)
+    if not samples:
+        raise NoPicturesError(
+            "no sample has a picture that the teacher's could be held against (preflight.mode: off "
+            "says nothing of it)"
+        )
     metric = choose_metric(config.preflight, [sample.target for sample in samples])
     count = f"{len(samples)} samples x {config.preflight.num_noises}"
     show(PREFLIGHT, f"{count} noises, by student and teacher")

@@ -115,7 +115,8 @@ def _first_rows(manifest: Manifest) -> dict[str, list[RowRef]]:
 
 
 def write_references(shards: str, concepts: Sequence[Concept], folder: str) -> dict[RowRef, str]:
-    """Write the concepts' pictures into ``folder`` by content; returns the path of each.
+    """Write the concepts' pictures into ``folder`` by content; returns the path of each. Samples
+    without a picture have none.
 
     Each row group is read once, and one at a time is in memory. Raises DataError for a broken
     shard.
@@ -123,7 +124,8 @@ def write_references(shards: str, concepts: Sequence[Concept], folder: str) -> d
     groups = RowGroups(shards, capacity=0)
     paths = {}
     for row in sorted(row for concept in concepts for row in concept.images):
-        image = bytes(groups.row(row)["image"])
+        if (image := groups.row(row)["image"]) is None:
+            continue
         name = f"{hashlib.sha256(image).hexdigest()[:16]}.png"
         paths[row] = storage.join(folder, name)
         if not storage.exists(paths[row]):
@@ -177,7 +179,7 @@ def eval_prompts(
     for concept, lines in zip(concepts, texts, strict=True):
         for text in lines:
             paths = shown.setdefault((concept.name or "images", text), {})
-            paths |= dict.fromkeys(references[row] for row in concept.images)
+            paths |= dict.fromkeys(references[row] for row in concept.images if row in references)
     return tuple(
         EvalPrompt(text, group, references=tuple(paths)) for (group, text), paths in shown.items()
     )

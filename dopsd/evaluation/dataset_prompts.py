@@ -10,6 +10,7 @@ from dopsd.config import Device
 from dopsd.data.images import decode_image
 from dopsd.data.manifest import load_manifest
 from dopsd.data.plan import RowRef
+from dopsd.errors import DataError
 from dopsd.evaluation.concept_prompts import (
     Concept,
     concepts_of,
@@ -103,7 +104,12 @@ def _by_vlm(
     def jobs() -> Iterator[Job]:
         # One by one as the writer comes free: a picture is read only then.
         for concept in concepts:
-            png = storage.read_bytes(references[concept.images[0]])
+            if (path := references.get(concept.images[0])) is None:
+                raise DataError(
+                    f"prompts by VLM: the first sample of {concept.name!r} has no picture to ask "
+                    "about; allowed: templates"
+                )
+            png = storage.read_bytes(path)
             yield Job(f"prompts of {concept.name!r}", "write", (concept, png))
 
     def keep(job: Job, lines: list[str]) -> None:

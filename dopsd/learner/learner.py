@@ -46,6 +46,8 @@ class StepResult:
 
     loss: float
     """This rank's share of the global batch's loss."""
+    preservation_loss: float
+    """Of it, what held class words to the base."""
     compute_seconds: float
     encode_seconds: float
     """Spent upstream on this rank's micro-batches."""
@@ -129,13 +131,22 @@ class Learner:
             self._note("publish", step, time.perf_counter() - began - done.compute_seconds - waited)
             self._client.tell(self._spans)
             self._spans = []
-            loss, encode_seconds, save, end = self.engine.sum_over_ranks(
-                [done.loss, done.encode_seconds, float(request.save), float(request.stop)]
+            loss, preserved, encode_seconds, save, end = self.engine.sum_over_ranks(
+                [
+                    done.loss,
+                    done.preservation_loss,
+                    done.encode_seconds,
+                    float(request.save),
+                    float(request.stop),
+                ]
             )
             now = time.perf_counter()
+            losses = {"loss": loss, "grad_norm": self.engine.grad_norm()}
+            if self.config.data.preservation.words:
+                losses["preservation_loss"] = preserved
             metrics = {
                 # JSON knows no nan: a step that was skipped has neither loss nor norm.
-                **({} if skipped else {"loss": loss, "grad_norm": self.engine.grad_norm()}),
+                **({} if skipped else losses),
                 "skipped": skipped,
                 "lr": lr,
                 "learners": self.engine.world,
@@ -188,12 +199,13 @@ class Learner:
 
     def _step(self, step: int) -> StepResult:
         loss: Tensor | float = 0.0
+        preserved: Tensor | float = 0.0
         compute, encode, updated, last = 0.0, 0.0, False, None
         trained = {}
         for micro in self._source(step):
             began = time.perf_counter()
-            part, updated = self._accumulate(micro)
-            loss = loss + part
+            part, kept, updated = self._accumulate(micro)
+            loss, preserved = loss + part, preserved + kept
             compute += (seconds := time.perf_counter() - began)
             self._note("train", step, seconds)
             self._note_encoding(micro, step)
@@ -205,7 +217,7 @@ class Learner:
         began = time.perf_counter()
         value = float(loss)  # a GPU that is still at work is waited for here, once in a step
         compute += time.perf_counter() - began
-        return StepResult(value, compute, encode, last, trained)
+        return StepResult(value, float(preserved), compute, encode, last, trained)
 
     def _note(self, task: str, step: int, seconds: float) -> None:
         """A task of this learner that ended just now."""
@@ -220,11 +232,12 @@ class Learner:
             lane = f"encoder:{stats['worker']}"
             self._spans.append(Span(lane, "encode", step, began, stats["ended"]))
 
-    def _accumulate(self, micro: LearnerMicroBatch) -> tuple[Tensor | float, bool]:
+    def _accumulate(self, micro: LearnerMicroBatch) -> tuple[Tensor | float, Tensor | float, bool]:
         """Backward at each state on its own, so that one state's activations are alive. Returns the
-        loss, float64 where it was computed: reading it would wait for the device; and whether the
-        weights were updated."""
+        loss and of it what preserves, float64 where they were computed: reading them would wait for
+        the device; and whether the weights were updated."""
         total: Tensor | float = 0.0
+        preserved: Tensor | float = 0.0
         updated = False
         states = self.config.method.steps
         velocity: Tensor | None = None
@@ -232,7 +245,7 @@ class Learner:
             try:
                 term = next(micro.terms) if velocity is None else micro.terms.send(velocity)
             except StopIteration:
-                return total, updated
+                return total, preserved, updated
             velocity = self.engine.velocity(
                 term.state, term.sigma.expand(len(term.state)), term.context.tensors
             )
@@ -240,6 +253,8 @@ class Learner:
             loss = losses.sum() * (float(micro.real) / (micro.info.step_samples * states))
             updated = self.engine.backward(loss)
             total = total + loss.detach().double()
+            if term.preserves:
+                preserved = preserved + loss.detach().double()
             velocity = velocity.detach()
 
     def _hand_over(self, version: int) -> CheckpointRequest:

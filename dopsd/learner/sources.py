@@ -21,6 +21,7 @@ from dopsd.models.families.family import DTYPES
 from dopsd.models.sampling import training_sigmas
 from dopsd.records import EncodedBatch, TrainingBatch
 from dopsd.rollout.baselines import baseline_targets
+from dopsd.rollout.preservation import class_weight
 from dopsd.run_folder.trajectories import dump_path, dumped, trajectory_record
 
 FetchFn = Callable[[int], Iterator[tuple[Any, bool]]]
@@ -43,6 +44,9 @@ class DisaggregatedSource:
             batch.weight = batch.weight.to(self.device)
             batch.mask = None if batch.mask is None else batch.mask.to(self.device)
             batch.student = batch.student.to(self.device, self.dtype)
+            if batch.class_student is not None and batch.class_weight is not None:
+                batch.class_student = batch.class_student.to(self.device, self.dtype)
+                batch.class_weight = batch.class_weight.to(self.device)
             yield LearnerMicroBatch(
                 stored_terms(batch),
                 batch.info,
@@ -91,7 +95,18 @@ class FusedSource:
         )
         if real and dumped(self.config, info.step, info.index):
             terms = self._recorded(terms, batch, sigmas)
-        return terms
+        yield from terms
+        if batch.class_student is None:
+            return
+        kept = batch.class_student.to(self.device, self._dtype)
+        yield from fused_terms(
+            noise.to(self.device),
+            sigmas,
+            kept,
+            lambda latents, sigma: self.engine.base_velocity(latents, sigma, kept.tensors),
+            self.config.method.weighting,
+            class_weight=class_weight(self.config, info).to(self.device),
+        )
 
     def _baseline(self, batch: EncodedBatch) -> Terms:
         """A generator: the teacher's forwards count as the learner's work, not as waiting."""

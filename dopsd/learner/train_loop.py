@@ -99,7 +99,7 @@ def run_learner(
     # ZeRO-3 cuts the base up on the CPU before any of it is on a GPU.
     where = "cpu" if preset_stage(preset) == 3 else device
     student = build_student(config, family, where, with_teacher=fused)
-    accumulation = -(-config.learner.micro_batches // client.world) * config.method.steps
+    accumulation = -(-config.learner.micro_batches // client.world) * config.terms
     engine = ZeroEngine(student, engine_config(config, preset, accumulation), config.learner)
     hold_on(collective_seconds(config.timeouts))
 

@@ -221,6 +221,9 @@ class Fingerprints:
         values: dict[str, Any] = {}
         if self.manifest.masks and not config.data.masks:
             values["data.masks"] = False
+        if config.data.preservation.words:
+            values["data.preservation"] = config.data.preservation.model_dump()
+            values["data.token"] = config.data.token
         if config.source == "disaggregated" and config.model.attention is not None:
             values["model.attention"] = config.model.attention
         return values

@@ -138,7 +138,7 @@ class LibraryWorker:
             self.config.model.base, self.config.model.revision
         )
         student = build_student(self.config, family, self._device, with_teacher=self.fused)
-        accumulation = self.config.learner.micro_batches * self.config.method.steps
+        accumulation = self.config.learner.micro_batches * self.config.terms
         settings = engine_config(self.config, self._preset, accumulation)
         self._engine = ZeroEngine(student, settings, self.config.learner)
         self._begin = self._engine.full_weights(STUDENT)

@@ -72,7 +72,7 @@ class Demand:
         needs, context, language = self.config.context.needs, self.config.context, self.base.encoder
         pixels = max(bucket.width * bucket.height for bucket in self._buckets)
         student, teacher = self._texts()
-        work = language.flops(student)
+        work = self._paths * language.flops(student)
         weights = encoder_bytes(language, self.config.encoder.quantize, self.size)
         parts = {
             "weights": weights,
@@ -146,35 +146,44 @@ class Demand:
         return 2.0 * self.trained * self.size
 
     def contexts(self) -> float:
-        """Bytes of both contexts of a sample in the object store."""
-        tokens = sum(self._texts()) * self.model.text_width * self.size
+        """Bytes of a sample's contexts in the object store."""
+        student, teacher = self._texts()
+        tokens = (self._paths * student + teacher) * self.model.text_width * self.size
         needs = self.config.context.needs
         pictures = (needs.image + 2 * needs.references) if needs.reference_tokens else 0
         return tokens + pictures * self._latents()
 
     def trajectory(self) -> float:
         """Bytes of a sample's states, roll-out to teacher."""
-        return (self.config.method.steps + 1) * self._latents()
+        return (self.config.method.steps + 1) * self._latents() * self._paths
 
     def batch(self) -> float:
         """Bytes of a sample's training terms: states, targets and the student's context."""
-        return 2 * self.config.method.steps * self._latents() + self.contexts() / 2
+        return 2 * self.config.terms * self._latents() + self.contexts() / 2
 
     # FLOPs are those of the first bucket (square, or nearly) at typical lengths, memory that of the
     # largest at the limits.
 
+    @property
+    def _paths(self) -> int:
+        """Rollouts of a sample: its class prompt has one of its own, where that is preserved."""
+        return self.config.terms // self.config.method.steps
+
     def _rollout_flops(self) -> float:
         (shape, *_) = self._shapes("student", 1)
-        return self.config.method.steps * flops(self.model, shape, self.adapter, False) / shape.rows
+        return self.config.terms * flops(self.model, shape, self.adapter, False) / shape.rows
 
     def _teacher_flops(self) -> float:
         (shape, *_) = self._shapes("teacher", 1)
-        return self.config.method.steps * flops(self.model, shape, self.adapter, False) / shape.rows
+        steps = self.config.method.steps
+        work = steps * flops(self.model, shape, self.adapter, False) / shape.rows
+        # The base scores what is preserved, and sees what the student sees.
+        return work + (self._paths - 1) * self._rollout_flops() / self._paths
 
     def _learner_flops(self, checkpointing: int) -> float:
         (shape, *_) = self._shapes("student", 1)
         once = flops(self.model, shape, self.adapter, True, checkpointing)
-        return self.config.method.steps * once / shape.rows
+        return self.config.terms * once / shape.rows
 
     def _peak(self, who: str, states: int) -> float:
         shapes = self._shapes(who, states, most=True)

@@ -61,6 +61,7 @@ def curves(run: RunFiles) -> Markup:
     mean = f"mean of {_SMOOTH} steps"
     charts = [
         chart("Loss", smoothed("loss", "loss"), mean, log=True),
+        chart("Class word", smoothed("held to the base", "preservation_loss"), mean, log=True),
         chart("Policy lag", lag, "optimizer steps"),
         chart("Throughput", smoothed("samples", "samples_per_second"), "samples / s"),
         chart("Busy per step", roles("seconds"), "s, all workers", log=True),

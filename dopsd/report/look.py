@@ -41,6 +41,6 @@ def render(look: Look) -> str:
         ("Data", fill("look", look=look, listed=_QUARANTINED)),
         ("Pictures", fill("contact_sheet", pictures=look.pictures))
         if look.pictures
-        else ("Pictures", nothing("None can be used.")),
+        else ("Pictures", nothing("No sample has one." if look.rows else "None can be used.")),
     ]
     return fill("page", sections=sections, run_name="Data", folder=look.source)

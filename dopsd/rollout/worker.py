@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
+import torch
 from torch import Tensor
 
 from dopsd.config import RunConfig
@@ -24,15 +25,16 @@ from dopsd.models import FAMILIES
 from dopsd.models.checksum import checksum
 from dopsd.models.compiled import compile_blocks
 from dopsd.models.families.family import DTYPES
-from dopsd.models.lora.layers import STUDENT, TEACHER, activate, bind_parameters
+from dopsd.models.lora.layers import BASE, STUDENT, TEACHER, activate, bind_parameters
 from dopsd.models.lora.merge import load_trained_base
 from dopsd.models.sampling import batch_velocity, training_sigmas
 from dopsd.models.trained import TrainableParameters
 from dopsd.policy.buckets import bucket_key, unpack_bucket
 from dopsd.policy.bundle import Acknowledgement, Bundle, read_payload
 from dopsd.ray_cluster.process import peak_memory_mb, set_up
-from dopsd.records import EncodedBatch, TrainingBatch, Trajectory
+from dopsd.records import Context, EncodedBatch, TrainingBatch, Trajectory
 from dopsd.rollout.baselines import baseline_batch
+from dopsd.rollout.preservation import class_weight
 
 Stats = dict[str, float]
 
@@ -178,31 +180,50 @@ class InferenceWorker:
         )
         sigmas = training_sigmas(self.config, self.family, info.height, info.width)
         activate(self.transformer, STUDENT)
-        student = batch_velocity(self.family, self.transformer, batch.student, self.dtype)
-        states = rollout(student, noise.to(self.device), sigmas)
+        contexts = [context for context in (batch.student, batch.class_student) if context]
+        paths = [
+            rollout(
+                batch_velocity(self.family, self.transformer, context, self.dtype),
+                noise.to(self.device),
+                sigmas,
+            )
+            for context in contexts
+        ]
+        states = torch.cat(paths, 1)
         return Trajectory(info, version, self.config.run.seed, sigmas, states, batch.student)
 
     def _score(self, version: int, batch: EncodedBatch, path: Trajectory) -> TrainingBatch:
         self._require(version)
         assert batch.teacher is not None
         states, sigmas = path.states[:-1], path.sigmas[:-1]
-        activate(self.transformer, TEACHER)
-        teacher = batch_velocity(
-            self.family, self.transformer, batch.teacher.repeat(len(states)), self.dtype
-        )
+        info, rows = path.info, len(path.info)
+        target = self._scores(TEACHER, batch.teacher, states[:, :rows], sigmas)
+        if batch.class_student is not None:
+            kept = self._scores(BASE, batch.class_student, states[:, rows:], sigmas)
+            target = torch.cat([target, kept], 1)
         return TrainingBatch(
-            info=path.info,
+            info=info,
             policy_version=path.policy_version,
             teacher_version=self.teacher_version,
             states=states,
             sigmas=sigmas,
             student=path.student,
-            target_velocity=score(teacher, states.to(self.device), sigmas).cpu(),
+            target_velocity=target,
             weight=state_weights(sigmas, self.config.method.weighting),
-            finished=path.states[-1],
+            finished=path.states[-1, :rows],
             mask=loss_mask(batch.mask, states.shape),
+            class_student=batch.class_student,
+            class_weight=class_weight(self.config, info) if batch.class_student else None,
             encode_stats=batch.encode_stats,
         )
+
+    def _scores(self, adapter: str, context: Context, states: Tensor, sigmas: Tensor) -> Tensor:
+        """Velocities of an adapter at all K states [K, B, C, h, w], on the CPU."""
+        activate(self.transformer, adapter)
+        velocity = batch_velocity(
+            self.family, self.transformer, context.repeat(len(states)), self.dtype
+        )
+        return score(velocity, states.to(self.device), sigmas).cpu()
 
     def _require(self, version: int) -> None:
         if version != self.version:

@@ -8,6 +8,7 @@ base's weights they are enough to recompute every number outside the project:
   the noise), ``target_velocity`` [K, B, C, h, w], ``weight`` [K], ``mask``
   [B, 1, h, w] where samples have masks, ``student.<name>`` and
   ``teacher.<name>`` (each role's context; ``embeds`` [B, L, D], ``lengths`` [B] for Z-Image);
+  of class prompts that are preserved (`data.preservation`) nothing but the texts is written;
 - header entry ``dopsd`` (JSON): step, micro-batch index, sample ids, prompts, pixels, seed,
   policy and teacher version, weighting, samples of the whole step, model base and family.
 
@@ -53,11 +54,13 @@ def dump_scored(config: RunConfig, block: pa.Table, scored: bytes, folder: str) 
 def trajectory_record(config: RunConfig, batch: EncodedBatch, scored: TrainingBatch) -> bytes:
     """The dump of one scored micro-batch, as safetensors bytes."""
     assert scored.finished is not None and batch.teacher is not None, "dumps are of `dopsd`"
+    rows = len(batch.info)
+    states = scored.states[:, :rows]
     tensors = {
-        "noise": scored.states[0],
+        "noise": states[0],
         "sigmas": torch.cat([scored.sigmas.cpu(), torch.zeros(1)]),
-        "states": torch.cat([scored.states, scored.finished.unsqueeze(0)]),
-        "target_velocity": scored.target_velocity,
+        "states": torch.cat([states, scored.finished.unsqueeze(0)]),
+        "target_velocity": scored.target_velocity[:, :rows],
         "weight": scored.weight,
         **({} if scored.mask is None else {"mask": scored.mask}),
         **{f"student.{name}": t for name, t in batch.student.tensors.items()},

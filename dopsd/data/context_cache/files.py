@@ -28,7 +28,7 @@ from dopsd.data.schema import without_generation
 from dopsd.data.stream.block import encoded_block
 from dopsd.errors import DataError, DopsdError, message_line
 from dopsd.readers import Object, checked, read_json
-from dopsd.records import EncodedBatch, EncodedSample, SampleInfo, join_samples
+from dopsd.records import Context, EncodedBatch, EncodedSample, SampleInfo, join_samples
 from dopsd.seal import unsealed
 
 PREFIX = "encoded-"
@@ -183,6 +183,7 @@ class CachedRows:
             sample.student,
             sample.teacher if self.cache.teacher else None,
             sample.target if self.cache.latents else None,
+            sample.class_student,
         )
 
     def _open(self, path: str, source: Any) -> tuple[pq.FileMetaData, dict[tuple[str, str], int]]:
@@ -207,8 +208,11 @@ def read_cached(batch: MicroBatch, groups: RowGroups, rows: CachedRows, seed: in
     ids, prompts = values["sample_ids"], values["prompts"]
     teacher_prompts = values["teacher_prompts"] or [None] * len(ids)
     samples = list(map(rows.sample, batch.rows, ids, prompts, teacher_prompts))
+    kept = None
+    if values["class_prompts"]:
+        kept = Context.joined([sample.class_student for sample in samples if sample.class_student])
     encoded = join_samples(samples)
-    return EncodedBatch(SampleInfo.of(values), *encoded, pixel_mask(values))
+    return EncodedBatch(SampleInfo.of(values), *encoded, pixel_mask(values), kept)
 
 
 class CachedSegmentReader(SegmentReader):

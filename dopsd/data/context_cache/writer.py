@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -191,4 +192,8 @@ class GroupWriter:
             tuple(row_references(row, self.read_spec)) if self.read_spec.reference_pixels else (),
             teacher_prompt,
         )
-        return EncodedSample(*self.encoder.encode([sample]))
+        encoded = EncodedSample(*self.encoder.encode([sample]))
+        if words := self.read_spec.class_words:
+            kept = replace(sample, class_prompt=words.caption(prompt, row["concept"]))
+            encoded.class_student = self.encoder.encode_class([kept])
+        return encoded

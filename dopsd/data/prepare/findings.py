@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
+from dopsd.data.class_words import whole_word
 from dopsd.data.manifest import PrepareSettings
 from dopsd.data.prepare.duplicates import near_copies
 from dopsd.data.prepare.facts import Inspected, PictureFacts
@@ -53,7 +54,7 @@ def _concepts(rows: Sequence[SourceRow]) -> list[str]:
 def _captions(rows: Sequence[SourceRow], token: str) -> list[str]:
     texts = [text for row in rows for text in row.captions.values()]
     lines = []
-    word = re.compile(rf"(?<!\w){re.escape(token)}(?!\w)")
+    word = re.compile(whole_word(token))
     without = sum(word.search(text) is None for text in texts)
     if texts and without == len(texts):
         lines.append(

@@ -29,6 +29,7 @@ from dopsd.data.manifest import (
     PrepareSettings,
     Quarantined,
     RowGroup,
+    Texts,
     check_shards,
     has_manifest,
     load_manifest,
@@ -302,6 +303,7 @@ def _manifest(
         caption_sets=tuple(CaptionSet(keys=k, samples=n) for k, n in sorted(sets.items())),
         references=dict(sorted(Counter(str(len(row.references)) for row in good).items())),
         masks=sum(row.mask is not None for row in good),
+        without_picture=_without_picture(good),
         concept_fingerprints={name: _fingerprint(own) for name, own in sorted(members.items())},
         fingerprint=_fingerprint([digests[key] for key in sorted(digests)]),
         row_groups=tuple(
@@ -318,6 +320,17 @@ def _manifest(
         quarantined=bad,
         notes=(*listed.notes, *findings(samples, settings)),
     )
+
+
+def _without_picture(rows: Iterable[SourceRow]) -> dict[str, Texts]:
+    by_concept: dict[str, list[str]] = {}
+    for row in rows:
+        if row.image is None:
+            by_concept.setdefault(row.concept or "", []).append(row.where)
+    return {
+        name: Texts(samples=len(where), first=where[0])
+        for name, where in sorted(by_concept.items())
+    }
 
 
 def _fingerprint(digests: Sequence[str]) -> str:

@@ -71,17 +71,27 @@ class Inspector:
             return Inspected(reason=reason if told else f"caption: {reason}")
         multiple = self.settings.bucket_multiple
         try:
-            picture = _decoded(row.image, read)
-            width, height = picture.image.size
-            check_shape(width, height, multiple)
-            bucket = self.choice.bucket(width, height, row.sample_id)
-            facts = PictureFacts.of(picture, bucket)
-            self._check_size(facts, bucket)
+            if row.image is None:
+                bucket, facts = self._drawn(row.sample_id), None
+            else:
+                picture = _decoded(row.image, read)
+                width, height = picture.image.size
+                check_shape(width, height, multiple)
+                bucket = self.choice.bucket(width, height, row.sample_id)
+                facts = PictureFacts.of(picture, bucket)
+                self._check_size(facts, bucket)
+                _check_mask(row.mask, (width, height), bucket, read)
             _check_references(row.references, multiple, read)
-            _check_mask(row.mask, (width, height), bucket, read)
         except BadImage as error:
             return Inspected(reason=str(error))
         return Inspected(str(bucket), "", facts, several)
+
+    def _drawn(self, sample_id: str) -> Bucket:
+        """The bucket of a sample without a picture. Raises BadImage for a size that is none."""
+        assert self.settings.drawn_size is not None, "a row without a picture has a problem"
+        size = parse_bucket(self.settings.drawn_size)
+        check_shape(size.width, size.height, self.settings.bucket_multiple)
+        return self.choice.bucket(size.width, size.height, sample_id)
 
     def _check_size(self, facts: PictureFacts, bucket: Bucket) -> None:
         """Raises BadImage for a picture of fewer pixels than are asked for."""
@@ -118,7 +128,7 @@ class Inspector:
 
         with ExitStack() as stack:
             sink: pa.NativeFile | None = None
-            for row in read_group(group, keep):
+            for row in read_group(group, keep, self.settings.texts):
                 found = Inspected()
                 if row.problem is None:
                     found = self.inspect(row, fetch)
@@ -183,8 +193,7 @@ def fetch_image(part: ByteRange) -> bytes:
         raise BadImage(f"unreadable image: {message_line(error)}") from None
 
 
-def _decoded(part: ByteRange | None, fetch: Fetch = fetch_image) -> Decoded:
-    assert part is not None, "a row without a picture has a problem"
+def _decoded(part: ByteRange, fetch: Fetch = fetch_image) -> Decoded:
     data = fetch(part)
     if len(data) > MAX_BYTES:
         raise BadImage(f"too large: {len(data)} bytes, allowed: {MAX_BYTES}")
@@ -219,9 +228,11 @@ def _check_mask(
 
 @dataclass(frozen=True)
 class _Pictures:
-    """Of a sample as it trains: the target and its mask, and the references as they are kept."""
+    """Of a sample as it trains: its size, the target, if there is one, and its mask, and the
+    references as they are kept."""
 
-    image: Image.Image
+    size: Bucket
+    image: Image.Image | None
     mask: Image.Image | None
     references: list[Image.Image]
 
@@ -230,11 +241,14 @@ def _pictures(row: SourceRow, bucket: str) -> _Pictures:
     # Decoded once more than when it was inspected, which is 4 % of what preparing a picture of a
     # megapixel costs; all of them as they were inspected would take as much room as the shards.
     try:
-        picture, size = _decoded(row.image).image, parse_bucket(bucket)
-        mask = fitted_mask(_decoded(row.mask), picture.size, size) if row.mask else None
+        size = parse_bucket(bucket)
         references = (_decoded(part).image for part in row.references)
         kept = [shrunk(reference, MAX_REFERENCE_PIXELS) for reference in references]
-        return _Pictures(fit(picture, size), mask, kept)
+        if row.image is None:
+            return _Pictures(size, None, None, kept)
+        picture = _decoded(row.image).image
+        mask = fitted_mask(_decoded(row.mask), picture.size, size) if row.mask else None
+        return _Pictures(size, fit(picture, size), mask, kept)
     except (BadImage, OSError, StorageError, ValueError) as error:
         raise DataError(f"{row.where}: changed while it was being prepared: {error}") from None
 
@@ -245,9 +259,9 @@ def _record(row: SourceRow, bucket: str, pictures: _Pictures) -> dict[str, Any]:
         "sample_id": row.sample_id,
         "concept": row.concept,
         "captions": sorted(row.captions.items()),
-        "image": encode_png(pictures.image),
-        "width": pictures.image.width,
-        "height": pictures.image.height,
+        "image": encode_png(pictures.image) if pictures.image else None,
+        "width": pictures.size.width,
+        "height": pictures.size.height,
         "bucket": bucket,
         "references": [encode_png(reference) for reference in pictures.references],
         **({MASK: encode_png(pictures.mask)} if pictures.mask else {}),
@@ -256,11 +270,10 @@ def _record(row: SourceRow, bucket: str, pictures: _Pictures) -> dict[str, Any]:
 
 def _digest(row: SourceRow, pictures: _Pictures) -> str:
     """sha256 of what a sample trains with: id, concept, captions, pixels, references and mask."""
-    size = pictures.image.width, pictures.image.height
-    identity = [row.sample_id, row.concept, sorted(row.captions.items()), *size]
+    identity = [row.sample_id, row.concept, sorted(row.captions.items()), *pictures.size]
     digest = hashlib.sha256(json.dumps(identity, ensure_ascii=False).encode())
     # Pixels, not PNG bytes: another zlib compresses the same picture differently.
-    digest.update(np.asarray(pictures.image).tobytes())
+    digest.update(np.asarray(pictures.image).tobytes() if pictures.image else b"no picture")
     for reference in pictures.references:
         pixels = np.asarray(reference)
         digest.update(f"reference {pixels.shape}".encode() + pixels.tobytes())

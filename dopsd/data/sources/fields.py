@@ -40,12 +40,14 @@ def fill(
     empty: Counter[str] | None = None,
     keep: Keep | None = None,
     masks: bool = True,
+    texts: bool = False,
 ) -> None:
     """Read one record into ``row``; raises ValueError with the reason of a quarantine.
 
     ``locate`` turns a path as it is given into one that can be opened, or raises ValueError.
     Pictures given as bytes go through ``keep``; without it they are refused. ``empty`` counts
-    the captions that were left out for being empty. Without ``masks`` no mask is refused.
+    the captions that were left out for being empty. Without ``masks`` no mask is refused. With
+    ``texts`` a record of two captions or more needs no picture.
     """
     identity = values.get("id")
     if isinstance(identity, str | int) and not isinstance(identity, bool):
@@ -57,8 +59,11 @@ def fill(
         raise ValueError(f"concept: {shown(concept)}, allowed: a text")
     row.concept = check_name("concept", concept) if concept else None
     image = values.get("image")
-    row.image = _picture("image", image, locate, keep)
-    if isinstance(image, str):
+    if _absent(image):
+        _check_texts(values, texts, bool(values.get("mask")) and masks)
+    else:
+        row.image = _picture("image", image, locate, keep)
+    if isinstance(image, str) and image:
         path = image.replace("\\", "/")
         row.sample_id = row.sample_id or check_name("id", posixpath.splitext(path)[0])
     references = values.get("references") or []
@@ -73,6 +78,27 @@ def fill(
     check_captions(row.captions)
     if empty is not None:
         empty.update(key for key, text in captions.items() if not text)
+
+
+def _absent(image: Any) -> bool:
+    if isinstance(image, dict):  # as Hugging Face writes pictures
+        return image.get("bytes") is None and image.get("path") in (None, "")
+    return image in (None, "")
+
+
+def _check_texts(values: Mapping[str, Any], allowed: bool, masked: bool) -> None:
+    """Raises ValueError for a record without a picture, unless that is ``allowed`` and it holds two
+    captions, one for each role."""
+    count = sum(map(bool, captions_in(values).values()))
+    problem = "missing image: no field 'image'"
+    if not allowed:
+        if count > 1:
+            problem += " (data.drawn_size takes texts alone, for context.name: enhanced_prompt)"
+        raise ValueError(problem)
+    if count < 2:
+        raise ValueError(f"{problem} and {count} captions, allowed without a picture: 2 or more")
+    if masked:
+        raise ValueError("bad mask: there is no picture of it")
 
 
 def _mask(

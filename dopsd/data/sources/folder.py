@@ -60,8 +60,8 @@ def read_folder(folder: str, settings: ReadSettings) -> Source:
         return [(name, path) for name, path in kind.items() if name not in closed]
 
     for part in (
-        list_parquet(opened(files.parquet), settings.columns),
-        list_arrow(opened(files.arrow), files.states, settings.columns),
+        list_parquet(opened(files.parquet), settings.columns, settings.texts),
+        list_arrow(opened(files.arrow), files.states, settings.columns, settings.texts),
         list_tars(opened(files.tars), settings),
     ):
         source.rows += part.rows

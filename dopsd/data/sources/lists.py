@@ -36,8 +36,8 @@ def read_list(path: str, settings: ReadSettings) -> Source:
 
     ``image`` (path relative to the file, absolute, or s3://), captions as ``captions`` (a map
     key -> text, or one text), ``caption``, ``text`` or ``prompt``; optional ``id`` (default: the
-    image path without suffix), ``concept``, ``references`` (a list of paths like ``image``) and
-    ``mask`` (such a path).
+    image path without suffix, or the list's name and the line), ``concept``, ``references`` (a list
+    of paths like ``image``) and ``mask`` (such a path).
     Columns of other usual names are guessed and told of, others are left aside with a note.
     """
     locate = partial(beside, posixpath.dirname(path))
@@ -74,7 +74,8 @@ def list_rows(
             values = named_values(record, columns)
             if rename is not None:
                 _rename(values, rename, settings.masks)
-            fill(row, values, locate, empty, masks=settings.masks)
+            fill(row, values, locate, empty, masks=settings.masks, texts=settings.texts)
+            row.sample_id = row.sample_id or f"{posixpath.splitext(file)[0]}/{number}"
         except ValueError as error:
             row.problem = _with_names(str(error), columns, record)
             row.captions = {}

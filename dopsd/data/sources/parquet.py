@@ -33,11 +33,14 @@ _OWN = {"sample_id", "width", "height", "bucket"}
 """Columns of dopsd's shards that are read under another name or made anew."""
 
 
-def list_parquet(files: list[tuple[str, str]], columns: Mapping[str, str]) -> Source:
+def list_parquet(
+    files: list[tuple[str, str]], columns: Mapping[str, str], texts: bool = False
+) -> Source:
     """Row groups of ``files`` (name, path); a file that cannot be used becomes a problem row.
 
     Fields as in .jsonl. A picture is bytes, a path relative to the file, or Hugging Face's
-    {bytes, path}; ``captions`` a map or a struct of texts. ``columns``: field -> column.
+    {bytes, path}; ``captions`` a map or a struct of texts. ``columns``: field -> column. With
+    ``texts`` there need be none of pictures.
     """
     source = Source([])
     unknown: Counter[str] = Counter()
@@ -48,7 +51,7 @@ def list_parquet(files: list[tuple[str, str]], columns: Mapping[str, str]) -> So
                 check_name("file name", name)
                 if isinstance(footer, Exception):
                     raise ValueError(f"broken parquet: {_line(footer)}")
-                present = _columns(footer, columns, unknown)
+                present = _columns(footer, columns, unknown, texts)
                 guessed.update(present.notes)
             except ValueError as error:
                 rows = 1 if isinstance(footer, Exception) else max(1, footer.num_rows)
@@ -84,7 +87,9 @@ def _footer(path: str) -> pq.FileMetaData | Exception:
         return error
 
 
-def _columns(footer: pq.FileMetaData, asked: Mapping[str, str], unknown: Counter[str]) -> Columns:
+def _columns(
+    footer: pq.FileMetaData, asked: Mapping[str, str], unknown: Counter[str], texts: bool
+) -> Columns:
     """The columns of a file; raises ValueError when it cannot hold samples."""
     if not footer.num_rows:
         raise ValueError("empty: no rows")
@@ -93,14 +98,19 @@ def _columns(footer: pq.FileMetaData, asked: Mapping[str, str], unknown: Counter
     version = metadata.get(b"dopsd.version", b"").decode("ascii", "replace")
     if own and version != str(SCHEMA_VERSION):
         raise ValueError(f"schema version {shown(version)}, this dopsd reads {SCHEMA_VERSION}")
-    return table_columns(footer.schema.to_arrow_schema(), asked, unknown, _OWN if own else set())
+    schema = footer.schema.to_arrow_schema()
+    return table_columns(schema, asked, unknown, _OWN if own else set(), texts)
 
 
 def table_columns(
-    schema: pa.Schema, asked: Mapping[str, str], unknown: Counter[str], own: Collection[str] = ()
+    schema: pa.Schema,
+    asked: Mapping[str, str],
+    unknown: Counter[str],
+    own: Collection[str] = (),
+    texts: bool = False,
 ) -> Columns:
     """The columns of a table; those of no use are counted in ``unknown``, but for ``own``. Raises
-    ValueError when it cannot hold samples."""
+    ValueError when it cannot hold samples: without a picture only with ``texts``."""
     names = schema.names
     wanted = dict(asked)
     if "id" not in asked and "id" not in names:
@@ -109,7 +119,7 @@ def table_columns(
     if twice := [column for column in columns.used if names.count(column) > 1]:
         raise ValueError(f"column {twice[0]!r} is there twice")
     there = ", ".join(map(shown, names[:12]))
-    if "image" not in columns.fields:
+    if "image" not in columns.fields and not texts:
         missing = asked.get("image", "image")
         raise ValueError(f"missing column: {missing!r}, there are {there} (set data.columns)")
     if not columns.captions and not columns.fields.keys() & {*CAPTION_FIELDS}:
@@ -139,10 +149,11 @@ def _pictures(schema: pa.Schema) -> list[str]:
     return binary if len(binary) == 1 else []
 
 
-def read_group(group: Group, keep: Keep) -> Iterator[SourceRow]:
+def read_group(group: Group, keep: Keep, texts: bool = False) -> Iterator[SourceRow]:
     """The samples of a row group in order; the last one may stand for all that cannot be read.
 
-    Pictures that stand in a row go through ``keep`` while the row is made.
+    Pictures that stand in a row go through ``keep`` while the row is made; with ``texts`` a row
+    needs none.
     """
     folder = os.path.dirname(group.path)
     kind = "Arrow" if group.path.endswith(ARROW) else "parquet"
@@ -151,7 +162,7 @@ def read_group(group: Group, keep: Keep) -> Iterator[SourceRow]:
     columns = Columns(group.columns, tuple(group.captions))
     try:
         for batch in _single_rows(group, sorted(columns.used)):
-            yield _row(group, count, batch, columns, folder, keep)
+            yield _row(group, count, batch, columns, folder, keep, texts)
             count += 1
     except DopsdError:
         raise
@@ -178,13 +189,19 @@ def _single_rows(group: Group, columns: list[str]) -> Iterator[pa.RecordBatch]:
 
 
 def _row(
-    group: Group, number: int, batch: pa.RecordBatch, columns: Columns, folder: str, keep: Keep
+    group: Group,
+    number: int,
+    batch: pa.RecordBatch,
+    columns: Columns,
+    folder: str,
+    keep: Keep,
+    texts: bool,
 ) -> SourceRow:
     row = SourceRow(f"{group.where}:{number}", "")
     try:
         record = {column: _value(batch, column) for column in columns.used}
         values = named_values(record, columns)
-        fill(row, values, lambda path: _inside(folder, path), keep=keep)
+        fill(row, values, lambda path: _inside(folder, path), keep=keep, texts=texts)
         row.sample_id = row.sample_id or f"{group.stem}/{number}"
     except ValueError as error:
         row.problem = str(error)

@@ -53,9 +53,9 @@ def _read(source: str, settings: ReadSettings) -> Source:
         if suffix in FILES and fs.isfile(inner):
             files = [(posixpath.basename(source), source)]
             if suffix == ".parquet":
-                return list_parquet(files, settings.columns)
+                return list_parquet(files, settings.columns, settings.texts)
             if suffix == arrow.SUFFIX:
-                return list_arrow(files, {}, settings.columns)
+                return list_arrow(files, {}, settings.columns, settings.texts)
             if suffix == tars.SUFFIX:
                 return list_tars(files, settings)
             return read_list(source, settings)

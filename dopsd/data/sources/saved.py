@@ -18,12 +18,15 @@ STATE = "state.json"
 
 
 def list_arrow(
-    files: list[tuple[str, str]], states: Mapping[str, str], columns: Mapping[str, str]
+    files: list[tuple[str, str]],
+    states: Mapping[str, str],
+    columns: Mapping[str, str],
+    texts: bool = False,
 ) -> Source:
     """Record batches of ``files`` (name, path); a file that cannot be used becomes a problem row.
 
     ``states``: name -> path of files called STATE; one leaves of the files beside it those that it
-    names, since those of earlier versions may lie there too.
+    names, since those of earlier versions may lie there too. ``texts`` as in ``list_parquet``.
     """
     source = Source([])
     named = {posixpath.dirname(name): _named(path) for name, path in states.items()}
@@ -42,7 +45,7 @@ def list_arrow(
             rows = max(1, sum(batches))
             if not sum(batches):
                 raise ValueError("empty: no rows")
-            found = table_columns(schema, columns, unknown)
+            found = table_columns(schema, columns, unknown, texts=texts)
         except ValueError as error:
             source.rows.append(SourceRow(name, "", problem=str(error), samples=rows))
             continue

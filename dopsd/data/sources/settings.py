@@ -21,3 +21,9 @@ class ReadSettings(BaseModel):
     follow_links: bool = False
     folder_repeats: bool = True
     masks: bool = True
+    drawn_size: str | None = None
+
+    @property
+    def texts(self) -> bool:
+        """Whether a sample may be texts alone."""
+        return self.drawn_size is not None

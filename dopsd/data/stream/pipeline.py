@@ -199,11 +199,13 @@ def encode_micro_batch(batch: pa.Table, encoder: Encoder, worker: str = "") -> p
     samples = samples_of(values)
     began = time.perf_counter()
     student, teacher, target = encoder.encode(samples)
+    class_student = encoder.encode_class(samples) if values["class_prompts"] else None
     stats = {
         "seconds": time.perf_counter() - began,
         "peak_memory_mb": peak_memory_mb(),
         "ended": time.time(),
         "worker": worker,
     }
-    mask = pixel_mask(values)
-    return encoded_block(EncodedBatch(SampleInfo.of(values), student, teacher, target, mask, stats))
+    mask, info = pixel_mask(values), SampleInfo.of(values)
+    batch = EncodedBatch(info, student, teacher, target, mask, class_student, stats)
+    return encoded_block(batch)

@@ -88,9 +88,9 @@ def with_prior(
         "noise": int(NoisePurpose.PRIOR),
         "keys": _caption_keys(config),
         # How many may be bad decides nothing of what is drawn, and may change on resume; what is
-        # drawn has no masks.
+        # drawn has pictures and no masks.
         "settings": prepare_settings(config.data, config.run.seed).model_dump(
-            exclude={"max_bad_fraction", "masks"}
+            exclude={"max_bad_fraction", "masks", "drawn_size"}
         ),
     }
     if spec.quantize != "none":  # left out, so that older samples are found

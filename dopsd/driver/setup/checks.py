@@ -16,6 +16,7 @@ from dopsd.checkpoint.folder import complete_steps
 from dopsd.checkpoint.manager import newest_checkpoint
 from dopsd.config import RunConfig
 from dopsd.data.manifest import has_manifest
+from dopsd.data.pictures import check_drawn_size
 from dopsd.data.run_data import no_source
 from dopsd.data.shapes_source import SHAPES, check_shapes_source
 from dopsd.data.sources.read import KINDS
@@ -119,6 +120,7 @@ def check_context(config: RunConfig, zero_stage: int = 1) -> None:
             f"{config.context.name} and ZeRO stage 3, allowed: 1 (references of other sizes take "
             "a forward each, and stage 3 needs equally many on every learner)"
         )
+    check_drawn_size(config)
     FAMILIES[config.model.family](config.model.base, config.model.revision)
     if config.separate_vlm:
         resolve_vlm(config.model.base, config.model.vlm, config.model.revision)

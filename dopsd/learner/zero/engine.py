@@ -28,7 +28,7 @@ from dopsd.learner.zero.optimizer_state import (
     set_optimizer_state,
     start_average,
 )
-from dopsd.models.lora.layers import STUDENT, TEACHER, activate, bind_parameters
+from dopsd.models.lora.layers import BASE, STUDENT, TEACHER, activate, bind_parameters
 from dopsd.policy.flat import FlatLayout
 from dopsd.readers import Object, checked, read_json
 
@@ -310,7 +310,17 @@ class ZeroEngine:
         self, latents: Tensor, sigma: Tensor, context: dict[str, Tensor]
     ) -> Tensor:
         """The teacher adapter's velocity on the same base; the student is active afterwards."""
-        activate(self.student.transformer, TEACHER)
+        return self._velocity_under(TEACHER, latents, sigma, context)
+
+    @torch.no_grad()
+    def base_velocity(self, latents: Tensor, sigma: Tensor, context: dict[str, Tensor]) -> Tensor:
+        """The base's velocity, without an adapter; the student is active afterwards."""
+        return self._velocity_under(BASE, latents, sigma, context)
+
+    def _velocity_under(
+        self, adapter: str, latents: Tensor, sigma: Tensor, context: dict[str, Tensor]
+    ) -> Tensor:
+        activate(self.student.transformer, adapter)
         try:
             return self.velocity(latents, sigma, context)
         finally:
