@@ -3,9 +3,7 @@ played."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError
@@ -16,74 +14,9 @@ from dopsd.library.jobs import News, SavedState
 from dopsd.library.pool import WorkerPool
 from dopsd.library.scheduler import Outcome
 from dopsd.ray_cluster.placement import Role
+from tests.library.played import Cluster
 
 LOST, STATE = Outcome.LOST, SavedState(7, [], {})
-
-
-class Ref:
-    """Of a call, which has ended once it has a value or an error."""
-
-    def __init__(self, method: str) -> None:
-        self.method, self.value = method, None
-
-    @property
-    def ended(self) -> bool:
-        return self.value is not None
-
-
-class Handle:
-    """An actor that notes what it is asked."""
-
-    def __init__(self) -> None:
-        self.calls: list[Ref] = []
-        self.killed = False
-
-    def __getattr__(self, method: str) -> Any:
-        def call(*values: object) -> Ref:
-            self.calls.append(Ref(method))
-            return self.calls[-1]
-
-        return SimpleNamespace(remote=call, options=lambda **_: SimpleNamespace(remote=call))
-
-    def last(self, method: str) -> Ref:
-        return next(ref for ref in reversed(self.calls) if ref.method == method)
-
-
-class Cluster:
-    """What the pool sees of Ray."""
-
-    def __init__(self) -> None:
-        self.actors: list[Handle] = []
-        self.leaving: set[str] = set()
-        self.gone: set[str] = set()
-
-    def launch(self, *arguments: object) -> Handle:
-        self.actors.append(Handle())
-        return self.actors[-1]
-
-    def remote(self, **options: object) -> Callable[..., Any]:
-        made = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=self.launch))
-        return lambda worker: made
-
-    def put(self, value: object) -> object:
-        return value
-
-    def wait(self, refs: list[Ref], num_returns: int, timeout: float) -> tuple[list[Ref], None]:
-        return [ref for ref in refs if ref.ended], None
-
-    def get(self, ref: Ref) -> Any:
-        if isinstance(ref.value, Exception):
-            raise ref.value
-        return ref.value
-
-    def kill(self, handle: Handle) -> None:
-        handle.killed = True
-
-    def lost(self, nodes: list[str | None]) -> int:
-        return sum(node in self.leaving | self.gone for node in nodes)
-
-    def look(self) -> set[str]:
-        return self.leaving
 
 
 @pytest.fixture
