@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import median
 from typing import Any
 
@@ -10,7 +11,7 @@ from dopsd import shown
 from dopsd.config import RunConfig
 from dopsd.driver.monitoring.progress import clock
 from dopsd.library.catalogue import Catalogue
-from dopsd.library.disaggregated.in_flight import most_in_flight
+from dopsd.library.disaggregated.hours import PooledPace, pooled_pace
 from dopsd.plan import Plan, make_plan
 from dopsd.plan.cards import Card
 
@@ -33,21 +34,37 @@ class Estimate:
     def steps(self) -> int:
         return sum(concept.steps for concept in self.catalogue.trained)
 
+    @cached_property
+    def pooled(self) -> PooledPace | None:
+        """Where concepts share pools; None for workers that do all by themselves."""
+        if self.plan.config.source == "fused":
+            return None
+        return pooled_pace(self.plan, self.workers)
+
+    @property
+    def in_flight(self) -> int:
+        """Concepts that train at a time, of all workers together."""
+        each = self.pooled.in_flight if self.pooled else 1
+        return min(self.workers * each, len(self.catalogue.trained))
+
     @property
     def step_seconds(self) -> float | None:
-        """Of one worker; None on CPUs and of pools that concepts share, which nobody plans."""
-        config = self.plan.config
-        known = config.device != "cpu" and config.source == "fused"
-        return self.plan.shipped.seconds if known else None
+        """Of a concept among as many others as there are in flight; None on CPUs, whose pace nobody
+        plans."""
+        if self.plan.config.device == "cpu":
+            return None
+        if self.pooled is not None:
+            return self.pooled.step(self.in_flight) * self.in_flight
+        return self.plan.shipped.seconds
 
     @property
     def train_hours(self) -> float | None:
-        """Until the last concept is done: nobody waits for others but at the very end."""
+        """Until the last concept is done, which may be alone at the end."""
         if self.step_seconds is None:
             return None
         longest = max(concept.steps for concept in self.catalogue.trained)
-        even = self.steps / min(self.workers, len(self.catalogue.trained))
-        return self.step_seconds * max(longest, even) / 3600
+        alone = self.pooled.alone if self.pooled else self.step_seconds
+        return max(longest * alone, self.steps * self.step_seconds / self.in_flight) / 3600
 
     @property
     def encode_hours(self) -> float | None:
@@ -72,10 +89,8 @@ class Estimate:
 
     @property
     def state_bytes(self) -> float:
-        """In flight, all workers together."""
-        config = self.plan.config
-        each = 1 if config.source == "fused" else most_in_flight(config)
-        return float(_STATE * self.plan.demand.trained * self.workers * each)
+        """Of all concepts in flight."""
+        return float(_STATE * self.plan.demand.trained * self.in_flight)
 
     def record(self) -> dict[str, Any]:
         """For programs."""
@@ -93,6 +108,8 @@ class Estimate:
             "unnamed_pictures": self.catalogue.unnamed,
             "steps": self.steps,
             "workers": self.workers,
+            "in_flight": self.in_flight,
+            "busy": self.pooled.busy(self.in_flight) if self.pooled else {},
             "card": self.plan.card.name,
             "step_seconds": self.step_seconds,
             "train_hours": self.train_hours,
@@ -138,13 +155,23 @@ class Estimate:
 
     def _time(self) -> str:
         if self.step_seconds is None or self.train_hours is None or self.encode_hours is None:
-            where = "on CPUs" if self.plan.config.device == "cpu" else "beside pools they share"
-            return f"workers: {self.workers}, {where}, of which nobody knows the pace"
+            return f"workers: {self.workers}, on CPUs, of which nobody knows the pace"
         each = self.step_seconds * median(c.steps for c in self.catalogue.trained)
         return (
-            f"workers: {self.workers} x {self.plan.card.name}: {self.step_seconds:.3g} s a step, "
+            f"workers: {self._who()}: {self.step_seconds:.3g} s a step, "
             f"{clock(each)} a concept, {self.train_hours:.3g} h in all; before that "
             f"{self.encode_hours:.2g} h of encoding on {self.plan.config.encoder.workers}"
+        )
+
+    def _who(self) -> str:
+        """Who trains, on which card."""
+        if self.pooled is None:
+            return f"{self.workers} x {self.plan.card.name}"
+        busy = self.pooled.busy(self.in_flight)
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in busy.items())
+        return (
+            f"{self.workers} learners with {self.pooled.in_flight} concepts each, and the pools "
+            f"that all share, on {self.plan.card.name}, busy {shares}"
         )
 
 

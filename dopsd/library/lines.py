@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from dopsd import shown
 from dopsd.library.catalogue import Catalogue, Concept
+from dopsd.library.jobs import Trained
 from dopsd.library.scheduler import Counts
-from dopsd.library.worker import Trained
 
 
 def opening_lines(catalogue: Catalogue, counts: Counts, gone: Sequence[str]) -> list[str]:

@@ -3,95 +3,26 @@
 from __future__ import annotations
 
 import itertools
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from dopsd.errors import DopsdError
+from dopsd.library.actor import TALK, Worker, WorkerActor
+from dopsd.library.events import Ended, Event, Finished, Joined, Left, Told
+from dopsd.library.jobs import Job, News, SavedState, Trained
 from dopsd.library.scheduler import Outcome, process_of, worker_at
-from dopsd.library.worker import Job, News, Trained
-from dopsd.ray_cluster.connect import node_ids
 from dopsd.ray_cluster.failures import error_message, innermost
+from dopsd.ray_cluster.lost_nodes import LeavingNodes, node_of, on_lost_nodes
 from dopsd.ray_cluster.placement import Role
 
-TALK = "talk"
-"""The thread of a worker that answers while another one trains."""
 _WAIT_SECONDS = 0.2
 _NEWS_SECONDS = 1.0
 """Between two questions to a worker how far it is."""
-
-
-@dataclass(frozen=True)
-class Joined:
-    worker: str
-
-
-@dataclass(frozen=True)
-class Told:
-    worker: str
-    news: News
-
-
-@dataclass(frozen=True)
-class Finished:
-    worker: str
-    result: Trained
-
-
-@dataclass(frozen=True)
-class Left:
-    """A worker that is no more and did nothing: another place of its process was to blame."""
-
-    worker: str
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A worker that is no more, with what it did."""
-
-    worker: str
-    outcome: Outcome
-    reason: str
-    error: BaseException | None = None
-
-
-Event = Joined | Told | Finished | Left | Ended
-
-
-class Worker(Protocol):
-    """What an actor of the pool is made of: ``worker.py`` has the one that trains."""
-
-    def load(self) -> None: ...
-
-    def train(self, job: Job) -> Trained: ...
-
-    def news(self, concept: str) -> News: ...
-
-
-class _Actor:
-    """A worker, with what only an actor knows."""
-
-    def __init__(self, worker: Callable[..., Worker], *arguments: Any) -> None:
-        self._worker = worker(*arguments)
-        self._loaded = threading.Event()
-
-    def arrive(self) -> str:
-        """Load the base; returns the id of the node."""
-        self._worker.load()
-        self._loaded.set()
-        return str(ray.get_runtime_context().get_node_id())
-
-    def train(self, job: Job) -> Trained:
-        self._loaded.wait()  # calls of several threads may overtake each other
-        return self._worker.train(job)
-
-    def news(self, concept: str) -> News:
-        return self._worker.news(concept)
 
 
 @dataclass
@@ -105,6 +36,8 @@ class _Process:
     node: str = ""
     places: int = 0
     """That are known by name."""
+    leaving: bool = False
+    """Its node will be taken away: what it trains is wanted back, and it gets nothing more."""
 
 
 @dataclass
@@ -130,9 +63,12 @@ class WorkerPool:
     """Up to ``role.workers`` actors of the class ``worker``, ended with the ``with`` block.
 
     All are asked for at once; one that finds no room waits for it, and joins when it has loaded the
-    base. ``start_s``: what the first step of a concept may take; ``step_s``: each later one.
-    ``most``: places that an actor may have. One whose concept failed ends with all of its places,
-    since nobody knows in which state an error left it.
+    base. One whose concept failed ends with all of its places, since nobody knows in which state an
+    error left it. Those whose nodes will be taken away give back what they train after the step
+    under way, and others are asked for in their places.
+
+    ``start_s``: what the first step of a concept may take; ``step_s``: each later one. ``most``:
+    places that an actor may have.
     """
 
     def __init__(
@@ -151,11 +87,12 @@ class WorkerPool:
         self.places = places
         """Concepts that each process trains at a time."""
         remote: Any = ray.remote  # whose types do not know of concurrency groups
-        actor: Any = remote(concurrency_groups={TALK: 1})(_Actor)
+        actor: Any = remote(concurrency_groups={TALK: 1})(WorkerActor)
         self._actor = actor.options(**role.options, max_restarts=0, max_concurrency=most)
         self._processes: dict[str, _Process] = {}
         self._members: dict[str, _Member] = {}
         self._numbers = itertools.count()
+        self._leaving = LeavingNodes()
 
     def __enter__(self) -> WorkerPool:
         return self
@@ -170,8 +107,9 @@ class WorkerPool:
         return len(self._processes)
 
     def grow(self, size: int) -> None:
-        """Have ``size`` processes at least, ``role.workers`` at most."""
-        while len(self._processes) < min(size, self.role.workers):
+        """Have ``size`` processes at least, ``role.workers`` at most, beside those that leave."""
+        staying = sum(not process.leaving for process in self._processes.values())
+        for _ in range(staying, min(size, self.role.workers)):
             name = f"worker-{next(self._numbers)}"
             handle = self._actor.remote(*self._arguments)
             self._processes[name] = _Process(name, handle, handle.arrive.remote())
@@ -190,7 +128,7 @@ class WorkerPool:
         go on by their names."""
         process = self._members[worker].process
         ray.kill(process.handle)
-        process.handle = self._actor.remote(*self._arguments)
+        process.handle, process.node = self._actor.remote(*self._arguments), ""
         process.loading = process.handle.arrive.remote()
 
     def train(self, worker: str, job: Job) -> None:
@@ -228,17 +166,40 @@ class WorkerPool:
         for member in list(self._members.values()):
             hangs = member.job is not None and time.monotonic() - member.since > member.limit
             if hangs and member.name in self._members:
-                yield from self._gone(member, Outcome.DIED, self._hung(member))
+                lost = on_lost_nodes([member.process.node or None])
+                how = Outcome.LOST if lost else Outcome.DIED
+                yield from self._gone(member, how, self._hung(member))
+        yield from self._left()
         yield from self._widened()
+
+    def _left(self) -> Iterator[Event]:
+        """Workers that have nothing to do on nodes that will be taken away."""
+        nodes = self._leaving.look()
+        for process in list(self._processes.values()):
+            process.leaving |= process.node in nodes
+            if not process.leaving:
+                continue
+            own = [member for member in self._members.values() if member.process is process]
+            for member in own:
+                if member.job is None:
+                    del self._members[member.name]
+                    yield Left(member.name)
+            if all(member.job is None for member in own):
+                self.dismiss(process.name)
 
     def _widened(self) -> Iterator[Event]:
         """Workers at the places of processes that have loaded the base, where they are new."""
         for process in self._processes.values():
-            while process.loading is None and process.places < self.places:
+            while self._is_open(process) and process.places < self.places:
                 name = worker_at(process.name, process.places)
                 self._members[name] = _Member(name, process)
                 process.places += 1
                 yield Joined(name)
+
+    @staticmethod
+    def _is_open(process: _Process) -> bool:
+        """Whether it may get one more worker."""
+        return process.loading is None and not process.leaving
 
     def _ask(self) -> None:
         now = time.monotonic()
@@ -246,8 +207,9 @@ class WorkerPool:
             if member.job is None or member.asked is not None:
                 continue
             if now - member.told >= _NEWS_SECONDS:
-                news = member.process.handle.news.options(concurrency_group=TALK)
-                member.asked = news.remote(member.concept)
+                if member.process.leaving:  # again and again: it may not have begun
+                    _talk(member, "give_back")
+                member.asked = _talk(member, "news")
 
     def _arrived(self, process: _Process) -> Iterator[Event]:
         try:
@@ -262,6 +224,13 @@ class WorkerPool:
     def _event(self, member: _Member, kind: str, ref: Any) -> Iterator[Event]:
         try:
             value = ray.get(ref)
+        except ActorUnavailableError:
+            # Ray does not know yet whether the process is gone, or its node: it will say so to
+            # whoever asks next, and with the answer the call is lost.
+            member.told, member.asked = time.monotonic(), None
+            if kind == "job":
+                member.job = _talk(member, "news")
+            return
         except RayError as error:
             outcome, reason, cause = self._ending(member.process, error)
             yield from self._gone(member, outcome, reason, cause)
@@ -269,7 +238,7 @@ class WorkerPool:
         setattr(member, kind, None)
         if kind == "job":
             member.asked = None
-            yield Finished(member.name, value)
+            yield from self._over(member, value)
             return
         member.told = time.monotonic()
         if value.concept != member.concept:  # asked before it began with this one
@@ -281,13 +250,24 @@ class WorkerPool:
             member.since, member.waits = member.told, value.waits
         yield Told(member.name, value)
 
+    def _over(self, member: _Member, value: Trained | SavedState | News) -> Iterator[Event]:
+        """A worker's job has ended, with a value."""
+        if isinstance(value, News):
+            yield from self._gone(member, Outcome.LOST, "its worker could not be reached")
+        elif isinstance(value, SavedState):
+            yield Told(member.name, News(member.concept, value.step, value))
+            del self._members[member.name]
+            yield Ended(member.name, Outcome.LOST, "its node will be taken away")
+        else:
+            yield Finished(member.name, value)
+
     def _ending(self, process: _Process, error: RayError) -> tuple[Outcome, str, BaseException]:
         """(how, why, by what) a process came to its end."""
         if isinstance(error, RayTaskError):
             failed = innermost(error)
             return Outcome.FAILED, _reason(failed), failed
-        taken = getattr(error, "preempted", False)  # its node was drained
-        lost = taken or (process.node and process.node not in node_ids())
+        lost = isinstance(error, ActorUnavailableError) or getattr(error, "preempted", False)
+        lost = lost or on_lost_nodes([process.node or node_of(process.handle)])
         outcome = Outcome.LOST if lost else Outcome.DIED
         return outcome, f"its worker died: {error_message(error)}", error
 
@@ -319,6 +299,12 @@ class WorkerPool:
             f"no step within {member.limit:g} s (timeouts.{key}), at step {member.step}; "
             "its worker was ended"
         )
+
+
+def _talk(member: _Member, method: str) -> Any:
+    """Ask a worker, or tell it, something of its concept while it trains."""
+    call = getattr(member.process.handle, method).options(concurrency_group=TALK)
+    return call.remote(member.concept)
 
 
 def _reason(error: BaseException) -> str:

@@ -19,18 +19,19 @@ from dopsd.errors import ConfigError, DopsdError, StorageError, WorkerError
 from dopsd.export import lora_metadata
 from dopsd.library.catalogue import Catalogue, Concept
 from dopsd.library.disaggregated.shared import Inference
+from dopsd.library.events import Ended, Event, Finished, Joined, Left, Told
 from dopsd.library.folder import LEDGER, LORA, SHEET, TEACHER, LibraryFolder
-from dopsd.library.ledger import LibraryLedger, fold, read_ledger
+from dopsd.library.jobs import Job, Trained
+from dopsd.library.ledger import LibraryLedger, Story, fold, read_ledger
 from dopsd.library.lines import opening_lines, result_line
-from dopsd.library.pool import Ended, Event, Finished, Joined, Left, Told, WorkerPool
+from dopsd.library.pool import WorkerPool
 from dopsd.library.recipe import Recipes
 from dopsd.library.report.card import Card
 from dopsd.library.report.gauges import LibraryMetrics
 from dopsd.library.report.page import write_page
 from dopsd.library.report.status import library_status
-from dopsd.library.scheduler import Assignment, Counts, Scheduler, Tries
+from dopsd.library.scheduler import Assignment, Counts, Outcome, Scheduler, Tries
 from dopsd.library.speed import Pace
-from dopsd.library.worker import Job, Trained
 from dopsd.ownership import digest_of
 
 _LOADS = 3
@@ -74,7 +75,12 @@ class LibraryTraining:
         self.config, self.manifest, self._show = recipes.config, manifest, show
         self.folder, self.catalogue, self._recipes = folder, catalogue, recipes
         self._prints, self._workers = prints, workers
-        self.scheduler = _scheduler(self.config, folder, catalogue, prints)
+        self._stories = fold(read_ledger(folder.file(LEDGER)))
+        """What earlier starts tell."""
+        cards = folder.cards(concept.name for concept in catalogue.trained)
+        self._done = {n: c.steps for n, c in cards.items() if c.fingerprint == prints[n]}
+        """Steps of what earlier starts have done."""
+        self.scheduler = _scheduler(self.config, catalogue, prints, self._stories, set(self._done))
         self.ledger = LibraryLedger(folder.file(LEDGER))
         self.groups: dict[str, tuple[ConceptGroup, ...]] = concept_groups(self.manifest)
         self._began: dict[str, int] = {}
@@ -95,6 +101,7 @@ class LibraryTraining:
         began, scheduler = time.monotonic(), self.scheduler
         counts = scheduler.counts
         self.ledger.start(counts.planned, counts.waiting)
+        self._complete_ledger()
         self._tell(*opening_lines(self.catalogue, counts, self._removed()))
         self.folder.drop_other_states(filter(self._is_open, self._prints))
         try:
@@ -120,6 +127,17 @@ class LibraryTraining:
             self._pace.busy,
             problems,
         )
+
+    def _complete_ledger(self) -> None:
+        """A card is written before its line: a command may have died between the two."""
+        for name, steps in self._done.items():
+            if not self._story(name).done:
+                self.ledger.done(name, self._prints[name], steps)
+
+    def _story(self, name: str) -> Story:
+        """What earlier starts tell of a concept as it is now."""
+        story = self._stories.get(name, Story())
+        return story if story.fingerprint == self._prints[name] else Story()
 
     def _write_page(self, rows: list[dict[str, Any]]) -> list[str]:
         """Returns why it could not be written, if so: no adapter is lost by that."""
@@ -276,6 +294,8 @@ class LibraryTraining:
     def _failed_to_load(self, event: Ended) -> None:
         """A worker that never was: no concept's fault."""
         self.scheduler.leave(event.worker)
+        if event.outcome is Outcome.LOST:  # it comes again, elsewhere
+            return
         if self.scheduler.counts.in_flight:  # the recipe is good: it is that worker's node
             self._tell(f"  a worker could not load the base: {shown.line(event.reason)}")
             return
@@ -292,8 +312,7 @@ class LibraryTraining:
         return name not in self.scheduler.done and name not in self.scheduler.parked
 
     def _removed(self) -> list[str]:
-        before = fold(read_ledger(self.folder.file(LEDGER)))
-        return sorted(before.keys() - self.catalogue.concepts.keys())
+        return sorted(self._stories.keys() - self.catalogue.concepts.keys())
 
     def _line(self) -> str:
         counts = self.scheduler.counts
@@ -308,22 +327,24 @@ class LibraryTraining:
 
 
 def _scheduler(
-    config: RunConfig, folder: LibraryFolder, catalogue: Catalogue, prints: Mapping[str, str]
+    config: RunConfig,
+    catalogue: Catalogue,
+    prints: Mapping[str, str],
+    stories: Mapping[str, Story],
+    done: set[str],
 ) -> Scheduler:
     """What earlier starts left of the work."""
-    stories = {
+    own = {
         name: story
-        for name, story in fold(read_ledger(folder.file(LEDGER))).items()
+        for name, story in stories.items()
         if prints.get(name) == story.fingerprint or not story.fingerprint
     }
-    names = [concept.name for concept in catalogue.trained]
-    done = {n for n, card in folder.cards(names).items() if card.fingerprint == prints[n]}
     return Scheduler(
-        names,
+        [concept.name for concept in catalogue.trained],
         config.library.retries,
         config.library.max_parked,
         done=done,
         skipped=catalogue.skipped,
-        parked={n: s.parked for n, s in stories.items() if s.parked and n not in done},
-        tries={n: s.tries for n, s in stories.items()},
+        parked={n: s.parked for n, s in own.items() if s.parked and n not in done},
+        tries={n: s.tries for n, s in own.items()},
     )

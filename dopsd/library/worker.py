@@ -6,9 +6,9 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,11 +17,9 @@ from torch import Tensor
 from torch.distributed import HashStore
 
 from dopsd import shown
-from dopsd.checkpoint.learner_state import LearnerState, SlicedState
+from dopsd.checkpoint.learner_state import LearnerState
 from dopsd.config import RunConfig
 from dopsd.coordinator.admission import rank_share
-from dopsd.coordinator.messages import CheckpointRequest
-from dopsd.data.concepts import ConceptGroup
 from dopsd.data.context_cache.files import CachedRows, ContextCache, read_cached
 from dopsd.data.plan import Plan
 from dopsd.data.read import RowGroups
@@ -29,83 +27,18 @@ from dopsd.data.run_data import plan_of_groups, read_spec
 from dopsd.data.stream.block import encoded_block
 from dopsd.errors import message_line
 from dopsd.export import lora_file
-from dopsd.intervals import mean
 from dopsd.learner.learner import Learner
 from dopsd.learner.sources import FusedSource
 from dopsd.learner.student import build_student
-from dopsd.learner.weights import ReplicatedWeights, Weights
+from dopsd.learner.weights import ReplicatedWeights
 from dopsd.learner.zero.engine import ZeroEngine, engine_config
+from dopsd.library.concept_run import ConceptRun, Progress
+from dopsd.library.jobs import Job, News, SavedState, Trained
 from dopsd.library.report.sheet import Sheet, SheetSampler
-from dopsd.library.stopping import stops
 from dopsd.models import FAMILIES
 from dopsd.models.checksum import sha256
 from dopsd.models.lora.layers import STUDENT, TEACHER
 from dopsd.ray_cluster.process import set_up
-from dopsd.run_folder.ledger import TrainedShare
-from dopsd.run_folder.log import loss_steps
-from dopsd.run_folder.timeline import Span
-
-Losses = list[tuple[int, float]]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One concept to train; ``config`` is that of a run of it alone."""
-
-    concept: str
-    config: RunConfig
-    groups: tuple[ConceptGroup, ...]
-    weight: float
-    """Of ``data.concept_weights``."""
-    metadata: dict[str, str]
-    """Of the files that it leaves."""
-    first: int
-    """Step at which it begins: 0, or where an earlier attempt left a state."""
-    files: dict[str, bytes]
-    """Of that state, if there is one."""
-    losses: Losses
-    draw: bool = True
-    """Its sheet, where the library keeps one."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What a job gave."""
-
-    lora: bytes
-    teacher: bytes | None
-    steps: int
-    stopped: str
-    """Why before its last step, if so."""
-    losses: tuple[float | None, float | None]
-    """Means of the first and of the last steps."""
-    adapter_sha256: str
-    seconds: float
-    first_step_seconds: float
-    """From the job's arrival to its first finished step."""
-    sheet: Sheet | None = None
-    no_sheet: str = ""
-    """Why there is none, where drawing failed."""
-
-
-@dataclass(frozen=True)
-class SavedState:
-    """A learner between two steps."""
-
-    step: int
-    losses: Losses
-    files: dict[str, bytes]
-
-
-@dataclass(frozen=True)
-class News:
-    """What a worker tells while it trains."""
-
-    concept: str
-    step: int
-    state: SavedState | None
-    waits: int = 0
-    """Grows while it waits for others, which is no hanging."""
 
 
 class LibraryWorker:
@@ -148,9 +81,10 @@ class LibraryWorker:
             else:
                 self._sheets = SheetSampler(self.config, self._cache, student)
 
-    def train(self, job: Job) -> Trained:
-        """Train a concept to its end. Raises as ``Learner.run`` does, and DataError for a row that
-        cannot be read; the process is of no use afterwards."""
+    def train(self, job: Job) -> Trained | SavedState:
+        """Train a concept to its end, or until :meth:`give_back` asks for it. Raises as
+        ``Learner.run`` does, and DataError for a row that cannot be read; the process is of no use
+        afterwards."""
         began = time.perf_counter()
         assert self._engine is not None, "load first"
         engine, config = self._engine, job.config
@@ -162,7 +96,13 @@ class LibraryWorker:
         if job.files:
             learner.restore(LearnerState.from_files(job.files))
         whole = learner.run(job.first, config.learner.steps)
-        return self._trained(job, run, learner, whole, began)
+        return self._result(job, run, learner, whole, began)
+
+    def give_back(self, concept: str) -> None:
+        """Let a concept, if it is trained here, be where it is after the step under way: its node
+        will be taken away."""
+        if (progress := self._progress.get(concept)) is not None:
+            progress.leaves = True
 
     def _progress_of(self, job: Job) -> Progress:
         """That of a job which begins; what was left of those that have ended is gone."""
@@ -172,11 +112,14 @@ class LibraryWorker:
             self._progress = {**going, job.concept: own}
         return own
 
-    def _trained(
+    def _result(
         self, job: Job, run: ConceptRun, learner: Learner, whole: bool, began: float
-    ) -> Trained:
+    ) -> Trained | SavedState:
         """What a learner that has ended gives, with the sheet of its concept; its weights are in
         the engine."""
+        if run.given_back is not None:
+            self._progress[job.concept].over = True
+            return run.given_back
         config, weights, steps = job.config, learner.weights, run.steps
         assert isinstance(weights, ReplicatedWeights), "adapters: lora, as the library checks"
         assert steps is not None
@@ -251,83 +194,6 @@ class BlocksAhead:
         if self._next is not None and self._next[0] == step:
             return self._next[1].result()
         return self._thread.submit(self._read, step).result()
-
-
-class Progress:
-    """Of a concept, handed from the thread that trains it to the one that answers."""
-
-    def __init__(self, concept: str, step: int) -> None:
-        self._lock = threading.Lock()
-        self._concept, self._step, self._waits = concept, step, 0
-        self._state: SavedState | None = None
-        self.over = False
-
-    def stepped(self, step: int) -> None:
-        with self._lock:
-            self._step = step
-
-    def waits(self) -> None:
-        """It waits for others, who have deadlines of their own."""
-        with self._lock:
-            self._waits += 1
-
-    def saved(self, state: SavedState) -> None:
-        with self._lock:
-            self._state = state
-
-    def take(self) -> News:
-        with self._lock:
-            news = News(self._concept, self._step, self._state, self._waits)
-            self._state = None
-            return news
-
-
-class ConceptRun:
-    """What a coordinator is to a learner, for one concept in one process."""
-
-    def __init__(self, config: RunConfig, losses: Losses, progress: Progress, began: float) -> None:
-        self.config, self._losses, self._progress = config, list(losses), progress
-        self._began, self._saved = began, time.monotonic()
-        self.steps: int | None = None
-        """Optimizer steps behind the weights, once there are any."""
-        self.first_step_seconds = 0.0
-
-    def publish(self, version: int, weights: Weights) -> CheckpointRequest:
-        """Nobody else takes the weights; says whether to save them, or to end."""
-        begins, self.steps = self.steps is None, version
-        if begins:
-            return CheckpointRequest()
-        if stops(self.config.library.stop, self._losses, version):
-            return CheckpointRequest(stop=True)
-        section = self.config.checkpoint
-        old = time.monotonic() - self._saved > 60 * section.every_minutes > 0
-        due = section.every_steps and version % section.every_steps == 0
-        return CheckpointRequest(save=bool(old or due) and version < self.config.learner.steps)
-
-    def report(self, step: int, metrics: dict[str, Any]) -> None:
-        self.first_step_seconds = self.first_step_seconds or time.perf_counter() - self._began
-        if "loss" in metrics:
-            self._losses.append((step, metrics["loss"]))
-        self._progress.stepped(step + 1)
-
-    def record(self, step: int, share: TrainedShare) -> None:
-        """The ledger of a library counts steps, whose samples follow from the plan."""
-
-    def tell(self, spans: list[Span]) -> None:
-        """A library has no timeline of a concept."""
-
-    def save(
-        self, state: LearnerState | SlicedState, gather: Callable[[Any], Sequence[Any]]
-    ) -> None:
-        assert isinstance(state, LearnerState), "adapters: lora, as the library checks"
-        self._saved = time.monotonic()
-        self._progress.saved(SavedState(state.step, list(self._losses), state.to_files()))
-
-    def first_and_last_loss(self) -> tuple[float | None, float | None]:
-        """Means over as many steps at either end as `dopsd train` takes."""
-        count = loss_steps(self.steps or 0)
-        values = [loss for _, loss in self._losses]
-        return (mean(values[:count]), mean(values[-count:])) if values else (None, None)
 
 
 def _one_rank(device: torch.device) -> None:

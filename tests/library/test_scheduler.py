@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 
 import pytest
@@ -23,7 +24,7 @@ def make(names, retries: int = 2, max_parked: float = 1.0, **earlier) -> Schedul
 
 
 def test_ten_thousand_concepts_and_whatever_may_happen() -> None:
-    chance = random.Random(7)
+    chance, began = random.Random(7), time.perf_counter()
     names = [f"concept {number}" for number in range(10_000)]
     age = {name: number for number, name in enumerate(names)}
     skipped = {name: "too few pictures" for name in names[::97]}
@@ -50,9 +51,18 @@ def test_ten_thousand_concepts_and_whatever_may_happen() -> None:
         assert len({a.concept for a in working.values()}) == len(working)
         worker = chance.choice(list(working))
         name = working.pop(worker).concept
-        if chance.random() < 0.02:
+        fate = chance.random()
+        if fate < 0.02:  # its node is gone
             scheduler.leave(worker)
             there.remove(worker)
+        elif fate < 0.04:  # its node will be: the concept is given back
+            assert scheduler.end(worker, Outcome.LOST, "drained") is None
+            there.remove(worker)
+        elif fate < 0.06 and name not in bad:  # it ends its concept, and leaves
+            assert scheduler.finish(worker) == name
+            scheduler.leave(worker)
+            there.remove(worker)
+            done[name] += 1
         elif name in bad:
             failures[name] += 1
             deaths[name] += bad[name] is Outcome.DIED
@@ -66,6 +76,7 @@ def test_ten_thousand_concepts_and_whatever_may_happen() -> None:
     assert set(done.values()) == {1}
     assert scheduler.parked.keys() == bad.keys() - skipped.keys()
     assert len(done) + len(scheduler.parked) + len(skipped) == len(names)
+    assert time.perf_counter() - began < 30, "about 1 s on an idle core"
 
 
 def test_a_lost_worker_is_nobodys_attempt_and_its_concept_is_next() -> None:
@@ -79,6 +90,26 @@ def test_a_lost_worker_is_nobodys_attempt_and_its_concept_is_next() -> None:
         (given,) = scheduler.assign()
         assert given == Assignment("a", "one", 1, fresh=False)
     assert not scheduler.tries
+
+
+def test_workers_join_and_are_drained_while_it_runs() -> None:
+    scheduler = make(["a", "b", "c", "d"])
+    scheduler.join("one")
+    assert [a.concept for a in scheduler.assign()] == ["a"]
+    scheduler.join("two")
+    assert [(a.concept, a.worker) for a in scheduler.assign()] == [("b", "two")]
+    scheduler.join("three")
+    scheduler.leave("three")  # its node is drained before it got anything
+    assert not scheduler.assign() and scheduler.counts.waiting == 2
+    scheduler.end("one", Outcome.LOST, "drained")  # which gave its concept back
+    scheduler.finish("two")
+    scheduler.leave("two")  # which was drained, and ended its own
+    assert not scheduler.assign() and scheduler.counts.in_flight == 0
+    scheduler.join("four")
+    scheduler.join("five")
+    given = scheduler.assign()
+    assert [(a.concept, a.worker, a.attempt) for a in given] == [("a", "four", 1), ("c", "five", 1)]
+    assert scheduler.counts.conserved and not scheduler.tries
 
 
 def test_the_last_attempt_is_on_a_worker_that_trained_nothing() -> None:

@@ -1,5 +1,5 @@
-"""A worker that is warm gives what a fresh one gives, and what one gives that resumes; drawing what
-it trained changes no bit of what it trains next."""
+"""A worker that is warm gives what a fresh one gives, and what one gives that resumes or takes up
+what another gave back; drawing what it trained changes no bit of what it trains next."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def adapters(base: Path, folder: Path, *words: str) -> dict[str, str]:
     return told
 
 
-def test_a_warm_worker_gives_the_bits_of_a_fresh_one_and_so_does_a_resumed_concept(
+def test_a_warm_worker_gives_the_bits_of_a_fresh_one_and_so_does_one_that_is_resumed(
     tiny_base: Path, tmp_path: Path
 ) -> None:
-    warm = adapters(tiny_base, tmp_path / "warm", "c", "a", "b", "b:resume", "c")
+    warm = adapters(tiny_base, tmp_path / "warm", "c", "a", "b", "b:resume", "b:back", "c")
     fresh = adapters(tiny_base, tmp_path / "fresh", "plain", "b", "a")
     assert len({warm["a"], warm["b"], warm["c"]}) == 3
     assert (warm["a"], warm["b"]) == (fresh["a"], fresh["b"])
-    assert warm["b:resume"] == warm["b"]
+    assert warm["b:resume"] == warm["b:back"] == warm["b"]
     sheets = {word: told for word, told in warm.items() if word.endswith(":sheet")}
     assert sheets["b:resume:sheet"] == sheets["b:sheet"] and len(set(sheets.values())) == 3

@@ -2,7 +2,8 @@
 
 trains the concepts that the words name, one after the other, and writes the SHA-256 of each adapter
 and of its sheet to ``OUT``. ``b:resume`` trains `b` from a state that an earlier attempt at it
-would have left; ``plain`` as the first word keeps no sheets.
+would have left, ``b:back`` is asked to give it back at once and trains it from there; ``plain`` as
+the first word keeps no sheets.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import hashlib
 import io
 import json
 import sys
+import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -29,9 +32,10 @@ from dopsd.data.prepare.shards import write_shard
 from dopsd.data.run_data import read_spec
 from dopsd.data.sources.rows import ByteRange, SourceRow
 from dopsd.learner.zero.engine import read_preset
+from dopsd.library.jobs import Job, SavedState, Trained
 from dopsd.library.recipe import Recipes
 from dopsd.library.report.sheet import THUMBNAIL_BYTES, Sheet
-from dopsd.library.worker import Job, LibraryWorker, SavedState
+from dopsd.library.worker import LibraryWorker
 from dopsd.models.checksum import checksum
 from dopsd.models.lora.layers import lora_layers
 from tests.data.samples import picture
@@ -141,6 +145,24 @@ def check_left_as_it_was(worker: LibraryWorker, groups: Sequence[ConceptGroup]) 
     assert state() == before
 
 
+def given_back(worker: LibraryWorker, job: Job) -> SavedState:
+    """Where a concept stands that is wanted back from its first step on."""
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.wait(0.001):
+            worker.give_back(job.concept)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    state = worker.train(job)
+    over.set()
+    asking.join()
+    assert isinstance(state, SavedState) and 0 < state.step < STEPS
+    assert [step for step, _ in state.losses] == list(range(state.step))
+    return state
+
+
 def main(base: str, folder: Path, out: Path, words: list[str]) -> None:
     plain = words[0] == "plain"
     config = library_config(base, folder, sheets=not plain)
@@ -151,20 +173,14 @@ def main(base: str, folder: Path, out: Path, words: list[str]) -> None:
     states: dict[str, SavedState] = {}
     told = {}
     for word in words[plain:]:
-        name, _, resumes = word.partition(":")
-        state = states[name] if resumes else None
-        job = Job(
-            name,
-            recipes.config_of(name, STEPS),
-            groups[name],
-            1.0,
-            {},
-            state.step if state else 0,
-            state.files if state else {},
-            state.losses if state else [],
-        )
+        name, _, how = word.partition(":")
+        job = Job(name, recipes.config_of(name, STEPS), groups[name], 1.0, {}, 0, {}, [])
+        if how:
+            state = states[name] if how == "resume" else given_back(worker, job)
+            job = replace(job, first=state.step, files=state.files, losses=state.losses)
         before = torch.get_rng_state()
         trained = worker.train(job)
+        assert isinstance(trained, Trained)
         assert trained.no_sheet == "" and (trained.sheet is None) == plain
         if trained.sheet is not None:
             assert torch.equal(torch.get_rng_state(), before), "training draws nothing of torch's"

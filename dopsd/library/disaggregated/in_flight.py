@@ -10,8 +10,9 @@ from statistics import median
 
 from dopsd.config import RunConfig
 
-MOST = 8
-"""Concepts on a learner that `library.in_flight: auto` takes at most."""
+FIRST, MOST = 2, 8
+"""Concepts on a learner that `library.in_flight: auto` takes: until it is known how many keep it
+busy, and at most."""
 _LATEST = 64
 """Measurements that count, of each kind."""
 _ENOUGH = 4

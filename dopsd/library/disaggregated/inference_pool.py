@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import ObjectLostError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, ObjectLostError, RayError, RayTaskError
 
 from dopsd.config import RunConfig
 from dopsd.errors import WorkerError
 from dopsd.library.disaggregated.flow import Item, Ticket
 from dopsd.library.disaggregated.inference import Task, task_of
-from dopsd.ray_cluster.connect import node_ids
 from dopsd.ray_cluster.failures import error_message
+from dopsd.ray_cluster.lost_nodes import on_lost_nodes
 from dopsd.ray_cluster.placement import Role
 
 _LOADS = 3
@@ -59,7 +59,7 @@ class _Call:
     began: float
 
 
-@dataclass
+@dataclass(eq=False)
 class _Worker:
     name: str
     handle: Any
@@ -71,11 +71,19 @@ class _Worker:
     calls: list[_Call] = field(default_factory=list)
     policy: tuple[int, int] | None = None
     """What it has bound once its calls are done."""
+    successor: _Worker | None = None
+    """That takes its place, since its node will be taken away."""
+
+    @property
+    def serves(self) -> bool:
+        """Whether it takes calls: until its successor does."""
+        return bool(self.arrived) and not (self.successor and self.successor.arrived)
 
 
 class InferencePool:
     """``role.workers`` actors of the class ``worker``, each with up to ``inference.max_inflight``
-    calls of ``method``. One that ends is replaced; driven by whoever holds the flow's lock."""
+    calls of ``method``. One that ends is replaced, and one whose node is announced to be taken away
+    as soon as another has loaded the base; driven by whoever holds the flow's lock."""
 
     def __init__(
         self,
@@ -122,7 +130,7 @@ class InferencePool:
         """The worker to take a micro-batch of ``policy``: one without calls before one with some,
         one that has bound it before another."""
         room = self.config.inference.max_inflight
-        workers = [w for w in self._workers if w.arrived and len(w.calls) < room]
+        workers = [w for w in self._workers if w.serves and len(w.calls) < room]
         return min(workers, key=lambda w: (len(w.calls), w.policy != policy), default=None)
 
     def submit(self, worker: _Worker, item: Item) -> None:
@@ -135,6 +143,15 @@ class InferencePool:
         worker.calls.append(_Call(item.ticket, result, stats, policy, time.monotonic()))
         worker.policy = policy
 
+    def move(self, nodes: Collection[str]) -> None:
+        """Have others in the places of workers on ``nodes``, which will be taken away."""
+        for worker in list(self._workers):
+            if worker.node in nodes and worker.successor is None:
+                worker.successor = self._launch(worker.name)
+                self._workers.append(worker.successor)
+            if worker.successor is not None and not worker.serves and not worker.calls:
+                self._end(worker)
+
     def collect(self) -> Iterator[Event]:
         """What ended. Raises WorkerError when workers end again and again before they have loaded
         the base."""
@@ -142,11 +159,11 @@ class InferencePool:
         if not pending:
             return
         ready = set(ray.wait(pending, num_returns=len(pending), timeout=0, fetch_local=False)[0])
-        for at, worker in enumerate(self._workers):
+        for worker in list(self._workers):
             try:
                 yield from self._collected(worker, ready)
             except (RayError, TimeoutError) as error:
-                yield from self._replace(at, error)
+                yield from self._replace(worker, error)
 
     def _collected(self, worker: _Worker, ready: set[Any]) -> Iterator[Event]:
         now, timeouts = time.monotonic(), self.config.timeouts
@@ -187,28 +204,35 @@ class InferencePool:
         if worker.calls:
             worker.calls[0].began = time.monotonic()
 
-    def _replace(self, at: int, error: Exception) -> Iterator[Event]:
-        worker = self._workers[at]
+    def _replace(self, worker: _Worker, error: Exception) -> Iterator[Event]:
         own = isinstance(error, RayTaskError)
         why = str(error) if isinstance(error, TimeoutError) else error_message(error)
-        ray.kill(worker.handle)
-        if worker.arrived:
-            self._there += time.monotonic() - worker.arrived
-        else:
+        # Ray may not know yet that a node is gone: then its workers are told to be unavailable.
+        lost = isinstance(error, ActorUnavailableError) or on_lost_nodes([worker.node or None])
+        if not worker.arrived and not lost:
             self._unborn += 1
             if self._unborn >= _LOADS:
                 raise WorkerError(
                     f"{self._unborn} {self.role.name} workers in a row ended before they had "
                     f"loaded the base: {why}"
                 )
-        self._workers[at] = self._launch(worker.name)
-        lost_node = worker.node and worker.node not in node_ids()
+        self._end(worker)
+        if worker.successor is None:
+            self._workers.append(fresh := self._launch(worker.name))
+            for other in self._workers:
+                if other.successor is worker:
+                    other.successor = fresh
         for number, call in enumerate(worker.calls):
             if number == 0 and own:
                 yield Failed(call.ticket, f"{worker.name}: {why}")
             else:
-                blamed = number == 0 and not lost_node
-                yield Dropped(call.ticket, f"{worker.name}: {why}", blamed)
+                yield Dropped(call.ticket, f"{worker.name}: {why}", number == 0 and not lost)
+
+    def _end(self, worker: _Worker) -> None:
+        ray.kill(worker.handle)
+        if worker.arrived:
+            self._there += time.monotonic() - worker.arrived
+        self._workers.remove(worker)
 
     def stop(self) -> None:
         for worker in self._workers:

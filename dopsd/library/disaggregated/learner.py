@@ -22,11 +22,13 @@ from dopsd.learner.learner import Learner, learning_rate
 from dopsd.learner.sources import DisaggregatedSource
 from dopsd.learner.weights import ReplicatedWeights, Weights
 from dopsd.learner.zero.engine import ZeroEngine
+from dopsd.library.concept_run import ConceptRun
 from dopsd.library.disaggregated.client import Lane
 from dopsd.library.disaggregated.inference import Settings
 from dopsd.library.disaggregated.pools import Learnt
 from dopsd.library.disaggregated.turns import SharedEngine, Shelf, Turns
-from dopsd.library.worker import BlocksAhead, ConceptRun, Job, LibraryWorker, Trained, plan_of_job
+from dopsd.library.jobs import Job, SavedState, Trained
+from dopsd.library.worker import BlocksAhead, LibraryWorker, plan_of_job
 from dopsd.models.families.family import DTYPES
 
 
@@ -53,8 +55,8 @@ class PooledLearner(LibraryWorker):
         self._name = uuid.uuid4().hex
         self._reading = threading.Lock()
 
-    def train(self, job: Job) -> Trained:
-        """Train a concept to its end, beside others; raises as :meth:`LibraryWorker.train`."""
+    def train(self, job: Job) -> Trained | SavedState:
+        """Train a concept beside others, as :meth:`LibraryWorker.train` does and raises."""
         began, engine, config = time.perf_counter(), self._engine, job.config
         assert engine is not None, "load first"
         plan, progress = plan_of_job(job), self._progress_of(job)
@@ -90,12 +92,12 @@ class PooledLearner(LibraryWorker):
         if job.files:
             learner.restore(LearnerState.from_files(job.files))
         whole = learner.run(job.first, config.learner.steps)
-        trained = self._trained(job, run, learner, whole, began)
+        result = self._result(job, run, learner, whole, began)
         # Of a concept that raises nothing is given back: its process is of no use afterwards.
         self._shared.forget(shelf)
         self._turns.give_back()
         lane.close()
-        return trained
+        return result
 
     def _learnt(self, run: _PooledRun) -> Learnt:
         return Learnt(self._name, self._turns.held_seconds, run.learning, run.rest)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dopsd.config import RunConfig
 from dopsd.coordinator.messages import ObjectRefBox
@@ -20,6 +21,7 @@ from dopsd.library.disaggregated.inference import ConceptWorker, Settings
 from dopsd.library.disaggregated.inference_pool import Failed, InferencePool, Served
 from dopsd.models.lora.layers import STUDENT, TEACHER
 from dopsd.policy.bundle import Bundle
+from dopsd.ray_cluster.lost_nodes import LeavingNodes
 from dopsd.ray_cluster.placement import Roles
 
 _WAIT_SECONDS = 0.05
@@ -67,6 +69,7 @@ class SharedPools:
             InferencePool(worker, config, role, adapters, method)
             for role, adapters, method in _stages(roles)
         ]
+        self._leaving = LeavingNodes()
         self._flow = Flow(len(self._pools))
         self._held: dict[str, float] = {}
         self._times = StepTimes()
@@ -173,7 +176,10 @@ class SharedPools:
 
     def _advance(self) -> None:
         """Hand out what waits, and take in what has ended meanwhile."""
+        leaving = self._leaving.look()  # without the lock: a cluster may be slow to answer
         with self._changed:
+            for pool in self._pools:
+                pool.move(leaving)
             self._dispatch()
             pending = [ref for pool in self._pools for ref in pool.pending()]
             if not pending:
@@ -216,6 +222,9 @@ def _stages(roles: Roles) -> list[tuple[Any, tuple[str, ...], str]]:
 def launch_pools(
     config: RunConfig, roles: Roles, threads: int, worker: type = ConceptWorker
 ) -> Any:
-    """The actor; ``threads``: learners' calls that may wait at a time."""
+    """The actor, beside the command, with which it lives and dies; ``threads``: learners' calls
+    that may wait at a time."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor: Any = ray.remote(SharedPools)
-    return actor.options(num_cpus=0, max_concurrency=threads).remote(config, roles, worker)
+    options = actor.options(num_cpus=0, max_concurrency=threads, scheduling_strategy=here)
+    return options.remote(config, roles, worker)

@@ -11,15 +11,13 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from dopsd.config import RunConfig
 from dopsd.errors import ResourceError, WorkerError
-from dopsd.library.disaggregated.in_flight import most_in_flight
+from dopsd.library.disaggregated.in_flight import FIRST, most_in_flight
 from dopsd.library.disaggregated.inference import ConceptWorker
 from dopsd.library.disaggregated.pools import PoolsStatus, launch_pools
 from dopsd.library.speed import LEARNER
 from dopsd.ray_cluster.failures import error_message, unwrap_error
 from dopsd.ray_cluster.placement import Roles
 
-_FIRST = 2
-"""Concepts on a learner while nobody knows yet how many keep it busy."""
 _ASK_SECONDS = 1.0
 _ANSWER_SECONDS, _END_SECONDS = 60.0, 10.0
 
@@ -36,7 +34,7 @@ class Inference:
         self._status: PoolsStatus | None = None
         self._asked: Any = None
         self._told = 0.0
-        self._places = _FIRST
+        self._places = FIRST
 
     def __enter__(self) -> Inference:
         """Wait until every role has a worker. Raises ResourceError when one has none in time."""

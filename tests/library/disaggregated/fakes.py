@@ -15,11 +15,12 @@ import ray
 
 from dopsd.config import RunConfig
 from dopsd.errors import WorkerError
+from dopsd.library.concept_run import Progress
 from dopsd.library.disaggregated.client import Lane
 from dopsd.library.disaggregated.inference import Settings, Task
 from dopsd.library.disaggregated.pools import Learnt
 from dopsd.library.disaggregated.turns import SharedEngine, Shelf, Turns
-from dopsd.library.worker import Job, News, Progress, SavedState, Trained
+from dopsd.library.jobs import Job, News, SavedState, Trained
 from dopsd.models.lora.layers import STUDENT, TEACHER
 from dopsd.policy.bundle import Bundle
 
@@ -89,7 +90,11 @@ class FakePooledLearner:
         own = self._progress.get(concept)
         return own.take() if own else News("", 0, None)
 
-    def train(self, job: Job) -> Trained:
+    def give_back(self, concept: str) -> None:
+        if own := self._progress.get(concept):
+            own.leaves = True
+
+    def train(self, job: Job) -> Trained | SavedState:
         steps, timeouts = job.config.learner.steps, job.config.timeouts
         progress = self._progress[job.concept] = Progress(job.concept, job.first)
         sizes = [MICRO_BATCHES] * steps
@@ -111,15 +116,21 @@ class FakePooledLearner:
             self._fail(job.concept, step)
             self._value = learnt(self._value, results)
             progress.stepped(step + 1)
+            losses = [(number, 1.0) for number in range(step + 1)]
+            state = SavedState(step + 1, losses, {"student": self._value.encode()})
+            if progress.leaves and step + 1 < steps:
+                self._end(shelf, lane)
+                return state
             if (step + 1) % EVERY == 0:
-                losses = [(number, 1.0) for number in range(step + 1)]
-                files = {"student": self._value.encode()}
-                progress.saved(SavedState(step + 1, losses, files))
+                progress.saved(state)
         value = self._value
+        self._end(shelf, lane)
+        return Trained(value.encode(), None, steps, "", (1.0, 0.5), value, 0.1, 0.0)
+
+    def _end(self, shelf: Shelf[str], lane: Lane) -> None:
         self._shared.forget(shelf)
         self._turns.give_back()
         lane.close()
-        return Trained(value.encode(), None, steps, "", (1.0, 0.5), value, 0.1, 0.0)
 
     def _set(self, value: str) -> None:
         self._value = value

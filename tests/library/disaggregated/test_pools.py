@@ -17,6 +17,8 @@ class Broken:
 
     def __init__(self, *arguments: object) -> None: ...
 
+    def move(self, nodes: object) -> None: ...
+
     def pending(self) -> list[object]:
         raise OSError("no route to host\nmore of it")
 

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from dopsd.data.context_cache.files import ContextCache
+from dopsd.library.jobs import Job
 from dopsd.library.report.sheet import THUMBNAIL_BYTES, SheetSampler, thumbnail
-from dopsd.library.worker import Job, LibraryWorker
+from dopsd.library.worker import LibraryWorker
 from dopsd.shapes import world
 from dopsd.shapes.grid import to_image
 from dopsd.shapes.sprites import Sprite
