@@ -10,7 +10,7 @@ from dopsd.kuberay.machines import MARKET, SPOT, is_rays, opposite_market, refus
 from dopsd.ray_cluster.labels import has_labels, told
 from dopsd.ray_cluster.placement import Role
 
-GROUP = "dopsd/group"
+GROUP = "dopsd-group"
 """Ray label of a group's nodes where there are several, which keeps each role on its own: one
 without labels would take the places of those that have some."""
 
