@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -152,6 +153,15 @@ class CheckpointManager:
         if writer is not None:
             writer.join(limit)
         return writer is None or not writer.is_alive()
+
+    def settle(self, limit: float | None, wanted: Callable[[], None]) -> None:
+        """Until nothing is being written, for ``limit`` seconds at most; ``wanted`` raises when
+        nobody waits any more."""
+        until = math.inf if limit is None else time.monotonic() + limit
+        while not self.wait(min(1.0, max(0.0, until - time.monotonic()))):
+            wanted()
+            if time.monotonic() >= until:
+                return
 
     def end(self) -> None:
         """Wait for the last write. Raises DeadlineError when that takes longer than a step may."""

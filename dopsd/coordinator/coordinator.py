@@ -211,10 +211,14 @@ class Coordinator:
         alive, world = partial(self.alive, attempt), self._budget.world
         self.checkpoints.save(step, contents, versions, buckets, written, world, alive)
         last = self._wants_end or step == self.config.learner.steps
-        # Buckets are gone with the learner that put them into the store, and this may be its end.
-        while buckets and last and not self.checkpoints.wait(1.0):
-            with self._changed:
-                self._learners.require(attempt)
+
+        def wanted() -> None:
+            with self._heard(attempt):
+                pass
+
+        if last:  # what is lost at the export then costs no step
+            # Buckets are gone with the learner that put them into the store; a LoRA is here.
+            self.checkpoints.settle(None if buckets else self.config.timeouts.step, wanted)
         self.alive(attempt)
 
     def record(self, attempt: int, step: int, share: TrainedShare) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any, Literal
 
@@ -12,19 +12,20 @@ from dopsd import shown, storage
 from dopsd.config import RunConfig, dump_config
 from dopsd.errors import ConfigError
 from dopsd.kuberay import pods
+from dopsd.kuberay.groups import Group, groups_of, pinned
+from dopsd.kuberay.names import name_of
 from dopsd.kuberay.network import network_policy
 from dopsd.kuberay.pods import CONFIG_FILE, CONFIG_FOLDER, Manifest, Setting
-from dopsd.kuberay.sizes import sizes_of
+from dopsd.kuberay.scheduler import Scheduler, queue_labels, scheduler_of, suspends
+from dopsd.kuberay.sizes import library_roles, roles_of, sizes_of
 from dopsd.kuberay.windows import Windows
 from dopsd.models.lora.merge import MergedLora
 from dopsd.plan import make_plan
+from dopsd.ray_cluster.labels import told
 
 Kind = Literal["rayjob", "rayjob-library", "raycluster"]
 KINDS: tuple[Kind, ...] = ("rayjob", "rayjob-library", "raycluster")
 _BUCKET = re.compile(r"s3://[A-Za-z0-9][A-Za-z0-9._-]*(/[\w.,=+-]+)*/?")
-_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
-_LONGEST = 47
-"""Characters of a RayJob's name; KubeRay appends to it."""
 _DAY = 86_400
 _RETRIES = 3
 """New clusters, each of which goes on from S3."""
@@ -46,11 +47,12 @@ class Job:
     """s3://BUCKET or s3://BUCKET/FOLDER, under which runs and shards lie."""
     kind: Kind = "rayjob"
     queue: str | None = None
-    """Of Kueue."""
     spot: bool = False
     gpus_of_a_pod: int = 4
     volume: bool = False
     """Models are read from the volume `dopsd-models`, which `dopsd fetch` filled."""
+    scheduler: str | None = None
+    """Whose the queue is: one of SCHEDULERS; without one Kueue's."""
 
     @property
     def library(self) -> bool:
@@ -62,16 +64,28 @@ class Job:
         return self.kind != "raycluster"
 
     @property
+    def queueing(self) -> Scheduler | None:
+        """Who decides when its pods start; Kubernetes' own scheduler has no queue. Raises
+        ConfigError."""
+        return scheduler_of(self.scheduler, self.queue)
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """Of workers, by the labels that roles ask for; with roles as the run will have them. Who
+        submits runs to a cluster that stays says himself what their roles ask for. Raises
+        ConfigError."""
+        roles = library_roles(self.config) if self.library else roles_of(self.config)
+        named = groups_of(roles, self.spot)
+        kept = pinned(named)
+        if self.carries_config:
+            return kept
+        return tuple(replace(group, roles=own.roles) for group, own in zip(kept, named))
+
+    @property
     def name(self) -> str:
         """Of everything; the run's, as Kubernetes takes names. Raises ConfigError for one that
         cannot be."""
-        name = re.sub(r"[^a-z0-9]+", "-", self.config.run.name.lower()).strip("-")
-        if not _NAME.fullmatch(name) or len(name) > _LONGEST:
-            raise ConfigError(
-                f"run.name: {self.config.run.name!r}, allowed for a job: letters, digits and "
-                f"hyphens, a letter first, at most {_LONGEST}"
-            )
-        return name
+        return name_of(self.config)
 
 
 def documents(job: Job) -> list[Manifest]:
@@ -84,17 +98,18 @@ def documents(job: Job) -> list[Manifest]:
         planned = config.model_copy(deep=True)
         planned.data.context_cache = "require"
     plan = make_plan(planned)
-    sizes = sizes_of(config, plan, job.gpus_of_a_pod, job.volume, job.library)
+    groups = job.groups
+    labels = any(role.labels for group in groups for role in group.roles)
+    sizes = sizes_of(config, plan, groups, job.gpus_of_a_pod, job.volume, job.library)
     windows = Windows.of(plan)
     setting = Setting(job.name, job.image, windows, job.volume, job.carries_config, job.library)
-    fewest = sizes.fewest if job.spot or job.library else sizes.pods
     cluster = {
         "rayVersion": version("ray"),  # the operator refuses token authentication without it
         "authOptions": {"mode": "token", "secretName": pods.TOKEN},
         **({"enableInTreeAutoscaling": True} if job.library else {}),
-        "autoscalerOptions": pods.autoscaler(),
-        "headGroupSpec": pods.head(setting, sizes.head),
-        "workerGroupSpecs": [pods.workers(setting, sizes.worker, sizes.pods, fewest, job.spot)],
+        "autoscalerOptions": pods.autoscaler(labels),
+        "headGroupSpec": pods.head(setting, sizes.head, sizes.most),
+        "workerGroupSpecs": [pods.workers(setting, size) for size in sizes.groups],
     }
     main = _cluster(job, setting, cluster)
     parts = [main, network_policy(setting), _disruption_budget(setting)]
@@ -114,11 +129,18 @@ def in_cluster(job: Job) -> RunConfig:
         data["shards"] = storage.join(root, "shards", job.name)
     if data["source"] and not _is_everywhere(data["source"]):
         data["source"] = None  # the shards were prepared from it
-    if job.spot:
+    groups = job.groups
+    taken = {role.name for group in groups if group.spot for role in group.roles}
+    if taken:
         values["checkpoint"]["every_minutes"] = _SPOT_MINUTES
-    if job.spot and not job.library:  # a library's workers come and go anyway
+    # A library's workers come and go anyway.
+    if taken - {"library", "learner"}:
         values["inference"]["max_restarts"] = _SPOT_RESTARTS
+    if "learner" in taken:
         values["learner"]["min_workers"] = values["learner"]["min_workers"] or 1
+    if len(groups) > 1:  # else every node has the labels that the config asks for
+        for role in (role for group in groups for role in group.roles):
+            values[role.name]["labels"] = dict(role.labels)
     return RunConfig.model_validate(values)
 
 
@@ -127,11 +149,13 @@ def _is_everywhere(source: str) -> bool:
 
 
 def _check(job: Job) -> None:
-    if job.library and job.queue:
+    if job.library and suspends(job.queueing):
         raise ConfigError(
             f"--queue: {job.queue} with --kind {job.kind}, allowed: none (Kueue starts all pods or "
             "none, and a library begins with one of them)"
         )
+    if job.library:
+        _check_encoder(job)
     if job.library and job.config.source != "fused":
         raise ConfigError(
             f"source: {job.config.source} with --kind {job.kind}, allowed: fused (its pods are "
@@ -158,12 +182,6 @@ def _check(job: Job) -> None:
                     f"--volume: with model.{key} on S3, allowed: one of the two (the "
                     "volume is read-only, and its folder is where a node would keep its copy)"
                 )
-    for name in ("encoder", "rollout", "teacher", "inference", "learner"):
-        if getattr(getattr(job.config, name), "labels", None):
-            raise ConfigError(
-                f"{name}.labels: given for a job, allowed: none (its pods have no labels; add both "
-                "to what is printed)"
-            )
     prompts = job.config.preview.prompts
     if isinstance(prompts, str) and not storage.is_remote(prompts):
         raise ConfigError(f"preview.prompts: {prompts}, allowed for a job: a list, or s3://")
@@ -172,10 +190,19 @@ def _check(job: Job) -> None:
         raise ConfigError(f"lora.init: {init}, allowed for a job: s3://")
 
 
+def _check_encoder(job: Job) -> None:
+    """A library encodes on its workers' nodes, before they are there. Raises ConfigError."""
+    (group,) = job.groups
+    for role in roles_of(job.config):
+        if role.name == "encoder" and not group.holds(role):
+            raise ConfigError(
+                f"encoder.labels: {told(role.labels)} with --kind {job.kind}, allowed: those of "
+                f"the learners, whose nodes it takes: {group}"
+            )
+
+
 def _metadata(job: Job, setting: Setting) -> Manifest:
-    labels = dict(setting.labels)
-    if job.queue:
-        labels["kueue.x-k8s.io/queue-name"] = job.queue
+    labels = setting.labels | queue_labels(job.queueing, job.queue)
     return {"name": setting.name, "labels": labels}
 
 
@@ -200,8 +227,8 @@ def _ray_job(job: Job, setting: Setting, cluster: Manifest) -> Manifest:
         **_ending(job),
         "rayClusterSpec": cluster,
     }
-    if job.queue is None:
-        # One pod that is never scheduled must not hold the others' GPUs.
+    if job.queueing is None:
+        # One pod that is never scheduled must not hold the others' GPUs. In a queue it may wait.
         spec["preRunningDeadlineSeconds"] = 3600
     return {
         "apiVersion": "ray.io/v1",
@@ -218,7 +245,7 @@ def _ending(job: Job) -> Manifest:
     scales the workers, KubeRay takes no rule that deletes them alone. Then the logs in the run
     folder are all that stays.
     """
-    if job.queue or job.library:
+    if suspends(job.queueing) or job.library:
         return {"shutdownAfterJobFinishes": True, "ttlSecondsAfterFinished": 60}
 
     def rule(policy: str, seconds: int, **condition: str) -> Manifest:

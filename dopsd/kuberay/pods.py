@@ -8,8 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from dopsd.kuberay.sizes import PodSize
+from dopsd.kuberay import machines
+from dopsd.kuberay.sizes import GroupSize, PodSize
 from dopsd.kuberay.windows import Windows
+from dopsd.ray_cluster.to_come import MOST
 
 Manifest = dict[str, Any]
 
@@ -38,13 +40,6 @@ HEAD_PORTS = {
     "as-metrics": 44217,
     "dash-metrics": 44227,
 }
-SPOT_LABELS = {
-    "karpenter.sh/capacity-type": "spot",
-    "eks.amazonaws.com/capacityType": "SPOT",
-    "cloud.google.com/gke-spot": "true",
-    "kubernetes.azure.com/scalesetpriority": "spot",
-}
-"""How the clouds call a machine that they may take away."""
 
 
 @dataclass(frozen=True)
@@ -82,39 +77,42 @@ def container_security() -> Manifest:
     return {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 
-def head(setting: Setting, size: PodSize) -> Manifest:
+def head(setting: Setting, size: PodSize, most: tuple[int, int]) -> Manifest:
     """The group that takes no work: Ray's own services and what asks for 0 CPUs (the driver, the
-    coordinator, Ray Train's controller)."""
+    coordinator, Ray Train's controller).
+
+    ``most``: CPUs and GPUs of all workers, which runs on the cluster may count on.
+    """
     pod = _pod(setting, size, "ray-head", HEAD_PORTS)
     pod["priorityClassName"] = "dopsd-head"
     pod["automountServiceAccountToken"] = setting.scaled
+    cpus, gpus = most
+    pod["containers"][0]["env"].append({"name": MOST, "value": f"CPU={cpus},GPU={gpus}"})
     return {
         "rayStartParams": {"num-cpus": "0"},
         "template": {"metadata": _metadata(setting, stays=True), "spec": pod},
     }
 
 
-def workers(setting: Setting, size: PodSize, pods: int, fewest: int, spot: bool) -> Manifest:
-    """The one group of workers: its pods are equally large, since Ray may place the roles in any
-    order."""
-    pod = _pod(setting, size, "ray-worker", PORTS)
+def workers(setting: Setting, size: GroupSize) -> Manifest:
+    """A group of workers: its pods are equally large, since Ray may place the roles in any order.
+    KubeRay tells Ray of its labels; pods land where they are true."""
+    group = size.group
+    pod = _pod(setting, size.pod, "ray-worker", PORTS)
     pod["priorityClassName"] = "dopsd-worker"
-    if size.gpus:  # GPU nodes are usually tainted, so that nothing else lands on them
-        pod["tolerations"] = [
-            {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
-        ]
-    if spot:
-        pod["tolerations"] = pod.get("tolerations", []) + [
-            {"key": key, "operator": "Exists", "effect": "NoSchedule"} for key in SPOT_LABELS
-        ]
-        pod["affinity"] = {"nodeAffinity": _required(SPOT_LABELS)}
+    if tolerations := machines.tolerations(group.labels, size.pod.gpus):
+        pod["tolerations"] = tolerations
+    if affinity := machines.affinity(group.labels):
+        pod["affinity"] = affinity
+    fewest = size.fewest if setting.scaled or group.spot else size.pods
     return {
-        "groupName": "gpu" if size.gpus else "cpu",
-        "replicas": fewest if setting.scaled else pods,
+        "groupName": group.name,
+        "replicas": fewest if setting.scaled else size.pods,
         "minReplicas": fewest,
-        "maxReplicas": pods,
+        "maxReplicas": size.pods,
+        **({"labels": dict(group.labels)} if group.labels else {}),
         "rayStartParams": {},
-        "template": {"metadata": _metadata(setting, stays=not spot), "spec": pod},
+        "template": {"metadata": _metadata(setting, stays=not group.spot), "spec": pod},
     }
 
 
@@ -141,9 +139,11 @@ def submitter(setting: Setting) -> Manifest:
     }
 
 
-def autoscaler() -> Manifest:
-    """Of its sidecar, which a library has and others may switch on."""
+def autoscaler(labels: bool) -> Manifest:
+    """Of its sidecar, which a library has and others may switch on. Only its second version brings
+    nodes by the ``labels`` that roles ask for."""
     return {
+        **({"version": "v2"} if labels else {}),
         "securityContext": container_security(),
         "resources": {
             "requests": {"cpu": "500m", "memory": "512Mi"},
@@ -228,12 +228,3 @@ def _metadata(setting: Setting, stays: bool) -> Manifest:
             "karpenter.sh/do-not-disrupt": "true",
         }
     return metadata
-
-
-def _required(labels: dict[str, str]) -> Manifest:
-    """A node with one of them."""
-    terms = [
-        {"matchExpressions": [{"key": key, "operator": "In", "values": [value]}]}
-        for key, value in labels.items()
-    ]
-    return {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}

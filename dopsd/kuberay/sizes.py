@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from dopsd.config import RunConfig
 from dopsd.errors import ConfigError
+from dopsd.kuberay.groups import Group
 from dopsd.plan import Plan
-from dopsd.ray_cluster.packing import Node, place
+from dopsd.ray_cluster.packing import Node, NoPlace, fewest, place
 from dopsd.ray_cluster.placement import Role, Roles, resolve_roles
 
 GIB = 2**30
@@ -30,6 +32,8 @@ _HEAD = 8.0
 """GiB of Ray's own services, the driver and the coordinator."""
 _PASSES = 6
 """Copies of a LoRA's checkpoint on the head: in the store, on the coordinator's heap, read back."""
+_PLANNED = {"pool": "rollout"}
+"""Roles that `dopsd plan` calls otherwise."""
 _SCRATCH = 30
 """GiB of logs and spilled objects of a pod."""
 _UNKNOWN_DOWNLOAD = 60.0
@@ -60,46 +64,78 @@ class PodSize:
 
 
 @dataclass(frozen=True)
-class Sizes:
-    head: PodSize
-    worker: PodSize
+class GroupSize:
+    group: Group
+    pod: PodSize
     pods: int
-    """Workers."""
     fewest: int
     """Of them, with which an elastic run or a library starts."""
 
 
+@dataclass(frozen=True)
+class Sizes:
+    head: PodSize
+    groups: tuple[GroupSize, ...]
+
+    @property
+    def most(self) -> tuple[int, int]:
+        """CPUs and GPUs of all workers that there may be."""
+        cpus = sum(size.pods * size.pod.cpus for size in self.groups)
+        return cpus, sum(size.pods * size.pod.gpus for size in self.groups)
+
+
 def sizes_of(
-    config: RunConfig, plan: Plan, gpus_of_a_pod: int, volume: bool, library: bool = False
+    config: RunConfig,
+    plan: Plan,
+    groups: Sequence[Group],
+    gpus_of_a_pod: int,
+    volume: bool,
+    library: bool = False,
 ) -> Sizes:
     """``gpus_of_a_pod``: of the nodes that there are; ``volume``: models are read from one;
     ``library``: the plan is of one of its workers.
 
     Raises ConfigError for a worker that no such pod holds.
     """
-    gpus = 0 if config.device == "cpu" else gpus_of_a_pod
-    roles = library_roles(config) if library else roles_of(config)
-    cpus = _cpus_of_a_pod(roles, gpus)
-    pods = pods_for(roles, cpus, gpus)
-    fewest = pods_for([_fewest(role) for role in roles], cpus, gpus)
+    shapes = []
+    for group in groups:
+        gpus = gpus_of_a_pod if group.has_gpus else 0
+        if len(groups) > 1:  # an encoder on its own takes no whole node
+            gpus = min(gpus, math.ceil(sum(role.workers * role.gpus for role in group.roles)))
+        shapes.append((_cpus_of_a_pod(group.roles, gpus), gpus))
+    pods = _pods_of(groups, shapes, lambda role: role)
+    start = _pods_of(groups, shapes, fewest)
     if library and (encoder := _resolved(config).encoder):
         # Before the workers, in their place; and nothing asks the autoscaler for them.
-        encoding = pods_for([encoder], cpus, gpus)
-        pods, fewest = max(pods, encoding), max(fewest, encoding)
-    processes = math.ceil(sum(role.workers for role in roles) / pods)
-    host = plan.host * (config.library.workers if library else 1)
-    loaded = host / GIB / pods + processes * _LIBRARIES
+        (cpus, gpus), labels = shapes[0], groups[0].labels
+        encoding = pods_for([encoder], cpus, gpus, labels)
+        pods, start = [max(pods[0], encoding)], [max(start[0], encoding)]
     download = plan.base.download_gb
     cache = 0.0 if volume else (_UNKNOWN_DOWNLOAD if download is None else download) * 1.2
-    worker = PodSize(
-        cpus=cpus,
-        gpus=gpus,
-        memory=_rounded(max(loaded / (1 - _STORE) * 1.2, 32 * gpus), 16),
-        scratch=_SCRATCH + 10 * gpus,
-        cache=math.ceil(cache),
-    )
-    head = PodSize(4, 0, _rounded(_HEAD + _PASSES * _checkpoint(plan), 16), _SCRATCH, worker.cache)
-    return Sizes(head, worker, pods, fewest)
+    sizes = []
+    for group, shape, each, least in zip(groups, shapes, pods, start):
+        host = _host(plan, group, len(groups) == 1) * (config.library.workers if library else 1)
+        pod = _worker(group, host, shape, each, math.ceil(cache))
+        sizes.append(GroupSize(group, pod, each, least))
+    memory = _rounded(_HEAD + _PASSES * _checkpoint(plan), 16)
+    return Sizes(PodSize(4, 0, memory, _SCRATCH, math.ceil(cache)), tuple(sizes))
+
+
+def _worker(group: Group, host: float, shape: tuple[int, int], pods: int, cache: int) -> PodSize:
+    """``host``: GiB that the group's processes take while they load."""
+    cpus, gpus = shape
+    processes = math.ceil(sum(role.workers for role in group.roles) / pods)
+    loaded = host / pods + processes * _LIBRARIES
+    memory = _rounded(max(loaded / (1 - _STORE) * 1.2, 32 * gpus), 16)
+    return PodSize(cpus, gpus, memory, _SCRATCH + 10 * gpus, cache)
+
+
+def _host(plan: Plan, group: Group, alone: bool) -> float:
+    """GiB of what a group's workers load, with the object store."""
+    if alone:
+        return plan.host / GIB
+    own = {role.name for role in group.roles}
+    return plan.host_of(lambda name: _PLANNED.get(name, name) in own) / GIB
 
 
 def roles_of(config: RunConfig) -> list[Role]:
@@ -121,13 +157,15 @@ def library_roles(config: RunConfig) -> list[Role]:
     return [replace(learner, name="library", workers=config.library.workers, min_workers=1)]
 
 
-def pods_for(roles: Sequence[Role], cpus: int, gpus: int) -> int:
-    """The fewest pods that hold all workers, in whatever order Ray places the roles, with a CPU
-    left on one of them for reading. Raises ConfigError when no number does."""
+def pods_for(
+    roles: Sequence[Role], cpus: int, gpus: int, labels: Mapping[str, str] = MappingProxyType({})
+) -> int:
+    """The fewest pods with ``labels`` that hold all workers, in whatever order Ray places the
+    roles, with a CPU left on one of them for reading. Raises ConfigError when no number does."""
     wanted = sum(role.workers * role.gpus for role in roles) / gpus if gpus else 1
     problem = ""
     for pods in range(max(1, math.ceil(wanted - 1e-6)), _MOST_PODS + 1):
-        nodes = [Node(f"pod-{number}", cpus, gpus) for number in range(pods)]
+        nodes = [Node(f"pod-{number}", cpus, gpus, labels) for number in range(pods)]
         try:
             for order in itertools.permutations(roles):
                 _, left = place(order, nodes)
@@ -143,8 +181,45 @@ def pods_for(roles: Sequence[Role], cpus: int, gpus: int) -> int:
     )
 
 
-def _fewest(role: Role) -> Role:
-    return Role(role.name, role.needed, role.cpus, role.gpus)
+def _pods_of(
+    groups: Sequence[Group], shapes: Sequence[tuple[int, int]], of: Callable[[Role], Role]
+) -> list[int]:
+    """Pods of each group. Where roles do not keep to their own, a group has room for those that may
+    be placed on it first. Raises ConfigError."""
+    roles = [list(map(of, group.roles)) for group in groups]
+    pods = [pods_for(own, *shape, group.labels) for own, shape, group in zip(roles, shapes, groups)]
+    while (short := _short(groups, roles, shapes, pods)) is not None:
+        pods[short] += 1
+        if pods[short] > _MOST_PODS:
+            raise ConfigError(
+                f"{groups[short].name}: {_MOST_PODS} pods do not hold its roles beside those "
+                "without labels; allowed: labels of every role"
+            )
+    return pods
+
+
+def _short(
+    groups: Sequence[Group],
+    roles: Sequence[Sequence[Role]],
+    shapes: Sequence[tuple[int, int]],
+    pods: Sequence[int],
+) -> int | None:
+    """Number of a group without room for its roles, in some order in which Ray may place all of
+    them; None when all have room."""
+    if len(groups) < 2:
+        return None
+    nodes = [
+        [Node(f"{group.name}-{n}", *shape, group.labels) for n in range(each)]
+        for group, shape, each in zip(groups, shapes, pods)
+    ]
+    every = list(itertools.chain(*roles))
+    for node_order in itertools.permutations(nodes):
+        for role_order in itertools.permutations(every):
+            try:
+                place(role_order, list(itertools.chain(*node_order)))
+            except NoPlace as error:
+                return next(n for n, own in enumerate(roles) if error.role in own)
+    return None
 
 
 def _cpus_of_a_pod(roles: Sequence[Role], gpus: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -87,8 +88,15 @@ class Plan:
     @property
     def host(self) -> float:
         """Bytes of host memory that all workers take while they load, and the object store."""
+        return self.host_of(lambda name: True)
+
+    def host_of(self, has: Callable[[str], bool]) -> float:
+        """The same of the roles that a machine ``has``, by name."""
         loading = sum(
-            role.host * group.workers for group in self.shipped.groups for role in group.roles
+            role.host * group.workers
+            for group in self.shipped.groups
+            for role in group.roles
+            if has(role.name)
         )
         return loading + self.traffic.object_store * (self.config.max_policy_lag + 2)
 

@@ -151,7 +151,7 @@ def _missing(claim: Claim, nodes: Sequence[Node]) -> str | None:
     """The first worker for which there is no room on ``nodes`` although nobody else is there, nor
     on those that an autoscaler may bring; None when all have room."""
     missing = without_place(claim.roles, nodes)
-    return None if missing is None or _may_come(claim.roles, claim.most) else missing
+    return None if missing is None or _may_come(claim.roles, claim.most, nodes) else missing
 
 
 def _may_begin(claim: Claim, ahead: Sequence[Claim], nodes: Sequence[Node]) -> bool:
@@ -162,7 +162,7 @@ def _may_begin(claim: Claim, ahead: Sequence[Claim], nodes: Sequence[Node]) -> b
     if _beside(claim, ahead, nodes):
         return True
     grown = [replace(role, min_workers=None) for each in (claim, *ahead) for role in each.all_roles]
-    return _may_come([*grown, *[_READER] * (1 + len(ahead))], claim.most)
+    return _may_come([*grown, *[_READER] * (1 + len(ahead))], claim.most, nodes)
 
 
 def _beside(claim: Claim, holders: Sequence[Claim], nodes: Sequence[Node]) -> bool:
@@ -181,9 +181,13 @@ def _beside(claim: Claim, holders: Sequence[Claim], nodes: Sequence[Node]) -> bo
     return True
 
 
-def _may_come(roles: Sequence[Role], most: Mapping[str, float] | None) -> bool:
-    """Whether an autoscaler may bring room for ``roles``."""
-    if most is None:
+def _may_come(
+    roles: Sequence[Role], most: Mapping[str, float] | None, nodes: Sequence[Node]
+) -> bool:
+    """Whether there may be room for ``roles`` once all nodes have come. Nothing comes to ``nodes``
+    that are all there is to be: of those it is known in which pieces their room lies."""
+    there = {"CPU": sum(node.cpus for node in nodes), "GPU": sum(node.gpus for node in nodes)}
+    if most is None or all(there[kind] >= most.get(kind, 0.0) - 1e-6 for kind in there):
         return False
     cpus, gpus = sum_of(roles)
     return cpus <= most.get("CPU", 0.0) + 1e-6 and gpus <= most.get("GPU", 0.0) + 1e-6

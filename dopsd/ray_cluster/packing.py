@@ -19,6 +19,18 @@ class Node:
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
+class NoPlace(ValueError):
+    """A worker of ``role`` for which there is no room."""
+
+    def __init__(self, role: Role, number: int, free: Mapping[str, Sequence[float]]) -> None:
+        left = ", ".join(f"{n} {c:g} CPU {g:g} GPU" for n, (c, g) in free.items())
+        super().__init__(
+            f"{role.name} {number + 1} of {role.workers}: needs {role.cpus:g} CPU and "
+            f"{role.gpus:g} GPU, left: {left}"
+        )
+        self.role = role
+
+
 def fewest(role: Role) -> Role:
     """What it starts with."""
     return replace(role, workers=role.needed)
@@ -42,8 +54,8 @@ def place(roles: Iterable[Role], nodes: Sequence[Node]) -> tuple[dict[str, list[
     """Put every worker on the first node with room, in the given order of roles and nodes.
 
     Returns the nodes of each role's workers and what is left of every node. A worker never spans
-    nodes, and takes those alone that have its labels. Raises ValueError naming the first worker
-    that finds no place.
+    nodes, and takes those alone that have its labels. Raises NoPlace naming the first worker that
+    finds no place.
     """
     free = {node.name: [node.cpus, node.gpus] for node in nodes}
     labels = {node.name: node.labels for node in nodes}
@@ -57,10 +69,6 @@ def place(roles: Iterable[Role], nodes: Sequence[Node]) -> tuple[dict[str, list[
                     placed.setdefault(role.name, []).append(name)
                     break
             else:
-                left = ", ".join(f"{n} {c:g} CPU {g:g} GPU" for n, (c, g) in free.items())
-                raise ValueError(
-                    f"{role.name} {number + 1} of {role.workers}: needs {role.cpus:g} CPU and "
-                    f"{role.gpus:g} GPU, left: {left}"
-                )
+                raise NoPlace(role, number, free)
     left_of = [replace(node, cpus=free[node.name][0], gpus=free[node.name][1]) for node in nodes]
     return placed, left_of

@@ -14,7 +14,7 @@ from dopsd.checkpoint.compatibility import RunIdentity
 from dopsd.checkpoint.folder import steps
 from dopsd.checkpoint.manager import CheckpointManager
 from dopsd.checkpoint.room import RoomNeeded
-from dopsd.errors import DeadlineError, LeaseLost
+from dopsd.errors import DeadlineError, LeaseLost, WorkerError
 from dopsd.lease import BEAT_SECONDS, LEASE, claimed
 from dopsd.run_folder.files import REQUEST_FILE
 from tests.helpers.tiny import make_config
@@ -189,3 +189,24 @@ def test_two_who_save_at_once_write_one_after_the_other(storage_door, tmp_path):
     for thread in late:
         thread.join(60)
     assert saver.wait(60) and written == [2, 10, 10]
+
+
+def test_who_has_to_wait_for_a_write_stops_when_nobody_wants_it(storage_door, tmp_path):
+    door, written = storage_door
+    saver, asked = saver_of(tmp_path), []
+    saver.save(10, {}, ())
+    saver.settle(0.05, lambda: asked.append("still wanted"))
+    assert asked and not written, "no longer than it may take"
+
+    def stale():
+        raise WorkerError("stale attempt")
+
+    with pytest.raises(WorkerError):
+        saver.settle(None, stale)
+    waiting = threading.Thread(target=saver.settle, args=(None, lambda: None), daemon=True)
+    waiting.start()
+    waiting.join(0.2)
+    assert waiting.is_alive()
+    door.set()
+    waiting.join(60)
+    assert not waiting.is_alive() and written == [10]

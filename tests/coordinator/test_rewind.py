@@ -98,6 +98,7 @@ def test_new_learners_go_on_from_the_checkpoint_and_nothing_changes(
     try:
         undisturbed = Learners(coordinator, parameters)
         undisturbed.train(STEPS)
+        assert coordinator.checkpoints.saved == STEPS, "before the export begins"
     finally:
         assert coordinator.stop() == []
     assert complete_steps(str(tmp_path / "whole" / "checkpoints")) == [3, STEPS]

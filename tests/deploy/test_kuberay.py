@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from dopsd.kuberay.windows import Windows
 from dopsd.library.recipe import check_library
 from dopsd.plan import make_plan
 from dopsd.ray_cluster.packing import Node, place
+from dopsd.ray_cluster.to_come import MOST, most_resources
 from tests.deploy.crd import UniqueKeyLoader, errors, load_schemas
 from tests.deploy.policy import container_violations, violations
 from tests.helpers.paths import ROOT
@@ -33,6 +35,7 @@ VARIANTS = {
     for kind in ("rayjob", "raycluster")
     for choice in itertools.product((False, True), repeat=len(CHOICES))
 }
+VOLCANO = ("rayjob", "raycluster", "rayjob-library")
 VARIANTS |= {
     "rayjob-library": ("rayjob-library", (False, False, False)),
     "rayjob-library-spot-volume": ("rayjob-library", (False, True, True)),
@@ -111,6 +114,27 @@ def test_it_passes_the_crds(variant: str, schemas: list[Any]) -> None:
         assert errors(main_object, each) == []
 
 
+@pytest.mark.parametrize("queue", [None, "gpus"])
+@pytest.mark.parametrize("kind", VOLCANO)
+def test_volcano_takes_all_pods_or_none(kind: str, queue: str | None, schemas: list[Any]) -> None:
+    job = replace(job_of(kind), scheduler="volcano", queue=queue)
+    objects, plain = printed(job), printed(job_of(kind))
+    main_object = objects.get("RayJob") or objects["RayCluster"]
+    for each in schemas:
+        assert errors(main_object, each) == []
+    labels = main_object["metadata"]["labels"]
+    assert labels["ray.io/scheduler-name"] == "volcano"
+    assert labels.get("volcano.sh/queue-name") == queue
+    # It would be the head's too, whose own is higher.
+    assert "ray.io/priority-class-name" not in labels
+    assert "kueue.x-k8s.io/queue-name" not in labels
+    # It waits for its turn without having been suspended, for as long as the queue is.
+    spec = main_object["spec"]
+    assert "preRunningDeadlineSeconds" not in spec
+    original = (plain.get("RayJob") or plain["RayCluster"])["spec"]
+    assert spec == {k: v for k, v in original.items() if k != "preRunningDeadlineSeconds"}
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_pod_is_restricted(variant: str) -> None:
     objects = printed(job_of(variant))
@@ -166,9 +190,10 @@ def test_ray_puts_its_store_into_memory(recipe, gpus, monkeypatch) -> None:
     """By Ray's own two functions, with the numbers of the pods."""
     from ray._private import services, utils
 
-    config = in_cluster(job_of(recipe=recipe))
-    sizes = sizes_of(config, make_plan(config), gpus, False)
-    for size in (sizes.head, sizes.worker):
+    job = job_of(recipe=recipe)
+    config = in_cluster(job)
+    sizes = sizes_of(config, make_plan(config), job.groups, gpus, False)
+    for size in (sizes.head, sizes.groups[0].pod):
         memory = size.memory * GIB
         monkeypatch.setattr(utils, "get_shared_memory_bytes", lambda size=size: size.shm * GIB)
         monkeypatch.setattr(ray._common.utils, "get_system_memory", lambda memory=memory: memory)
@@ -238,6 +263,19 @@ def test_kueue_may_suspend_what_it_queues() -> None:
     assert "kueue.x-k8s.io/queue-name" not in plain
 
 
+@pytest.mark.parametrize("variant", ["rayjob", "rayjob-spot", "raycluster", "rayjob-library"])
+def test_runs_are_told_what_the_worker_groups_may_grow_to(variant: str, monkeypatch) -> None:
+    cluster = cluster_of(printed(job_of(variant)))
+    values = environment(cluster["headGroupSpec"]["template"]["spec"]["containers"][0])
+    monkeypatch.setenv(MOST, values[MOST])
+    (group,) = cluster["workerGroupSpecs"]
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert most_resources() == {
+        "CPU": group["maxReplicas"] * float(limits["cpu"]),
+        "GPU": group["maxReplicas"] * float(limits["nvidia.com/gpu"]),
+    }
+
+
 def test_spot_machines_are_asked_for_and_left_in_time() -> None:
     objects = printed(job_of("rayjob-spot"))
     head, workers, _ = templates(objects)
@@ -286,8 +324,10 @@ def test_a_library_shrinks_to_one_pod_and_grows_to_all_its_workers(gpus: int) ->
 
 def test_a_library_needs_memory_for_the_workers_of_a_pod() -> None:
     def memory(gpus: int) -> int:
-        config = in_cluster(job_of("rayjob-library"))
-        return sizes_of(config, make_plan(config), gpus, True, library=True).worker.memory
+        job = job_of("rayjob-library")
+        config = in_cluster(job)
+        sizes = sizes_of(config, make_plan(config), job.groups, gpus, True, library=True)
+        return sizes.groups[0].pod.memory
 
     assert memory(1) <= memory(4) <= 4 * memory(1)
 
@@ -370,6 +410,12 @@ def test_the_command_prints_what_reads_back(capsys) -> None:
             ["--image", "i", "--bucket", BUCKET, "--kind", "rayjob-library"],
             "source: disaggregated with --kind rayjob-library, allowed: fused",
         ),
+        (
+            ["--image", "i", "--bucket", BUCKET, "--scheduler", "yarn"],
+            "--scheduler: 'yarn', allowed: kueue, volcano",
+        ),
+        (["--image", "i", "--bucket", BUCKET, "--scheduler", "kueue"], "--queue: missing, with"),
+        (["--image", "i", "--bucket", BUCKET, "--queue", "My Queue"], "--queue: 'My Queue', allo"),
         (
             ["--image", "i", "--bucket", BUCKET, "--kind", "rayjob-library", "--queue", "q"],
             "--queue: q with --kind rayjob-library, allowed: none",

@@ -14,6 +14,7 @@ import jsonschema
 import pytest
 import ray
 import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
 
 from dopsd.cli.main import main
 from dopsd.config import RunConfig, load_config, parse_config
@@ -65,8 +66,15 @@ def nodes(name: str) -> list[Node]:
     return found
 
 
-def launcher_nodes() -> list[Node]:
-    types = yaml.safe_load((CLUSTER / "launcher-aws.yaml").read_text())["available_node_types"]
+LAUNCHERS = ("launcher-aws.yaml", "launcher-gcp.yaml")
+
+
+def launcher(name: str) -> Any:
+    return yaml.safe_load((CLUSTER / name).read_text())
+
+
+def launcher_nodes(name: str) -> list[Node]:
+    types = launcher(name)["available_node_types"]
     return [
         Node(name, entry["resources"]["CPU"], entry["resources"].get("GPU", 0))
         for name, entry in types.items()
@@ -152,9 +160,28 @@ def test_key_given_twice_is_refused() -> None:
         yaml.load("a: 1\nb: 2\na: 3", UniqueKeyLoader)
 
 
-def test_launcher_file_passes_rays_schema() -> None:
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_launcher_file_passes_rays_schema(name: str) -> None:
     schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
-    jsonschema.validate(yaml.safe_load((CLUSTER / "launcher-aws.yaml").read_text()), schema)
+    jsonschema.validate(launcher(name), schema)
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_ray_fills_a_launcher_file_out(name: str) -> None:
+    """As `ray up` does before it asks the cloud for anything."""
+    filled = prepare_config(launcher(name))
+    validate_config(filled)
+    types = filled["available_node_types"]
+    assert filled["max_workers"] == sum(each["max_workers"] for each in types.values())
+    assert "Never applied" in (CLUSTER / name).read_text()
+
+
+def test_on_google_a_machine_with_gpus_is_not_moved() -> None:
+    types = launcher("launcher-gcp.yaml")["available_node_types"]
+    for entry in types.values():
+        assert "machineType" in entry["node_config"], "by which Ray knows it from a TPU"
+        moved = {"onHostMaintenance": "TERMINATE"} in entry["node_config"].get("scheduling", [])
+        assert moved == bool(entry["resources"].get("GPU"))
 
 
 # --- what KubeRay's operator asks beyond its schemas -------------------------------------------
@@ -176,9 +203,10 @@ def test_token_authentication_is_on_with_a_secret_that_the_example_holds() -> No
     spec = ray_cluster("rayjob.yaml")
     assert spec["authOptions"]["mode"] == "token"
     assert set(secrets[spec["authOptions"]["secretName"]]["stringData"]) == {"auth_token"}
-    launcher = yaml.safe_load((CLUSTER / "launcher-aws.yaml").read_text())
-    assert "--env=RAY_AUTH_MODE=token" in launcher["docker"]["run_options"]
-    assert launcher["file_mounts"] == {"/home/ray/.ray/auth_token": "~/.ray/auth_token"}
+    for name in LAUNCHERS:
+        assert "--env=RAY_AUTH_MODE=token" in launcher(name)["docker"]["run_options"]
+        mounts = launcher(name)["file_mounts"]
+        assert mounts == {"/home/ray/.ray/auth_token": "~/.ray/auth_token"}
 
 
 def test_every_container_gets_the_credentials() -> None:
@@ -204,8 +232,7 @@ def test_one_ray_everywhere() -> None:
 
 def test_one_image_everywhere() -> None:
     images = {c["image"] for name in kuberay_manifests() for c in containers(name)}
-    launcher = yaml.safe_load((CLUSTER / "launcher-aws.yaml").read_text())
-    images.add(launcher["docker"]["image"])
+    images |= {launcher(name)["docker"]["image"] for name in LAUNCHERS}
     _, fetch = documents(CLUSTER / "models.yaml")
     images.add(fetch["spec"]["template"]["spec"]["containers"][0]["image"])
     project = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
@@ -222,9 +249,9 @@ def test_job_runs_from_s3() -> None:
     assert config.data.source is None
 
 
-@pytest.mark.parametrize("where", ["rayjob.yaml", "raycluster.yaml", "launcher-aws.yaml"])
+@pytest.mark.parametrize("where", ["rayjob.yaml", "raycluster.yaml", *LAUNCHERS])
 def test_every_role_finds_a_place_in_any_order(where: str) -> None:
-    available = launcher_nodes() if where.startswith("launcher") else nodes(where)
+    available = launcher_nodes(where) if where.startswith("launcher") else nodes(where)
     roles = resolve_roles(job_config(), sum(node.gpus for node in available)).all()
     assert [role.name for role in roles] == ["encoder", "rollout", "learner"]
     for role_order in itertools.permutations(roles):

@@ -202,6 +202,19 @@ def test_what_an_autoscaler_may_bring_counts() -> None:
     assert runs.beat("d", learners(2), most=most) == []
 
 
+def test_where_all_nodes_have_come_only_their_pieces_count() -> None:
+    halves = [Node("a", 8, 2.0), Node("b", 8, 2.0)]
+    whole = Role("learner", 1, 1.0, 2.0)
+    runs, most = Runs(halves), {"CPU": 16.0, "GPU": 4.0}
+    runs.beat("a", learners(1), learners(1), most=most)
+    runs.nodes = halves[:1]
+    assert runs.beat("b", whole, most=most) == [], "the other half may come"
+    runs.queue.leave("b")
+    runs.nodes = [Node("a", 8, 1.0), Node("b", 8, 3.0)]
+    assert runs.beat("c", Role("learner", 2, 1.0, 2.0), most=most)
+    assert runs.missing == "learner 2 of 2: needs 1 CPU and 2 GPU"
+
+
 def test_who_runs_the_cluster_says_what_it_may_grow_to(monkeypatch) -> None:
     monkeypatch.delenv(MOST, raising=False)
     assert most_resources() is None

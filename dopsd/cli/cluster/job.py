@@ -1,4 +1,4 @@
-"""`dopsd job`: manifests for KubeRay, sized by `dopsd plan`."""
+"""`dopsd job`: manifests for KubeRay or a script for SLURM, sized by `dopsd plan`."""
 
 from __future__ import annotations
 
@@ -12,24 +12,36 @@ from dopsd.config.recipes import DEFAULT
 from dopsd.errors import ConfigError
 from dopsd.terminal import say_lines
 
+SBATCH = "sbatch"
+
 
 def job(
     config: ConfigPath = DEFAULT,
     overrides: Overrides = None,
-    image: Annotated[str, typer.Option(help="Of every node: REGISTRY/NAME:TAG.")] = "",
+    image: Annotated[
+        str, typer.Option(help="Of every node: REGISTRY/NAME:TAG. Not of sbatch.")
+    ] = "",
     bucket: Annotated[
         str,
-        typer.Option(help="s3://BUCKET or s3://BUCKET/FOLDER: runs and shards lie there."),
+        typer.Option(
+            help="s3://BUCKET or s3://BUCKET/FOLDER: runs and shards lie there. Of sbatch also a "
+            "folder that all nodes share."
+        ),
     ] = "",
     kind: Annotated[
         str,
         typer.Option(
             help="rayjob: a run with its cluster; rayjob-library: a library with workers that come "
-            "and go; raycluster: a cluster that stays."
+            "and go; raycluster: a cluster that stays; sbatch: a script for SLURM."
         ),
     ] = "rayjob",
     queue: Annotated[
-        str | None, typer.Option(help="Queue of Kueue, which starts all pods or none.")
+        str | None,
+        typer.Option(help="Of Kueue or Volcano, which start all pods or none; SLURM's partition."),
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(help="kueue or volcano: whose the queue is. Default: kueue with --queue."),
     ] = None,
     spot: Annotated[
         bool, typer.Option("--spot", help="Workers on machines that may be taken away.")
@@ -45,24 +57,33 @@ def job(
         ),
     ] = False,
 ) -> None:
-    """Print manifests for KubeRay: for `kubectl apply -f -`.
+    """Print manifests for KubeRay, for `kubectl apply -f -`, or a script for `sbatch`.
 
-    The config goes along as a ConfigMap. NAME is run.name; shards that are not on S3 yet are
-    expected in shards/NAME (dopsd prepare CONFIG data.shards=s3://BUCKET/shards/NAME).
+    The config goes along. NAME is run.name; for KubeRay, shards that are not on S3 yet are expected
+    in shards/NAME (dopsd prepare CONFIG data.shards=s3://BUCKET/shards/NAME).
     """
-    for option, value in (("--image", image), ("--bucket", bucket)):
+    pods = {"--image": image, "--scheduler": scheduler, "--spot": spot, "--volume": volume}
+    if kind == SBATCH and (given := [option for option, value in pods.items() if value]):
+        raise ConfigError(f"{given[0]}: with --kind {SBATCH}, allowed: none (it has no pods)")
+    needed = {"--bucket": bucket} if kind == SBATCH else {"--image": image, "--bucket": bucket}
+    for option, value in needed.items():
         if not value:
             raise ConfigError(f"{option}: missing")
     chosen = load_config(config, overrides)
     quiet()
+    if kind == SBATCH:
+        from dopsd.slurm import BatchJob, script
+
+        say_lines(script(BatchJob(chosen, bucket, queue, gpus_per_pod)))
+        return
     from dopsd.kuberay import Job, documents
     from dopsd.kuberay.job import KINDS, in_cluster
     from dopsd.kuberay.text import as_yaml
     from dopsd.library.recipe import check_library
 
     if kind not in KINDS:
-        raise ConfigError(f"--kind: {kind!r}, allowed: {', '.join(KINDS)}")
-    asked = Job(chosen, image, bucket, kind, queue, spot, gpus_per_pod, volume)
+        raise ConfigError(f"--kind: {kind!r}, allowed: {', '.join([*KINDS, SBATCH])}")
+    asked = Job(chosen, image, bucket, kind, queue, spot, gpus_per_pod, volume, scheduler)
     made = documents(asked)
     if asked.library:
         check_library(in_cluster(asked))
