@@ -90,6 +90,11 @@ class RunConfig(Section):
         return self.data.shards or f"{self.run.folder.rstrip('/')}/shards"
 
     @property
+    def sampler_steps(self) -> int:
+        """Of the run's own pictures."""
+        return self.preview.steps or self.method.steps
+
+    @property
     def separate_vlm(self) -> bool:
         """Whether the context needs a VLM beside the base: `model.vlm`."""
         return self.context.needs.vlm and self.model.family not in VLM_FAMILIES
