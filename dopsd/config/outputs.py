@@ -110,7 +110,8 @@ class PreviewSection(Section):
     prompts: list[str] | str = Field(
         default_factory=list,
         description="Own prompts, drawn under the base and every adapter that is kept, each from "
-        "its own fixed noise: a list of 64 at most, or a text file with one a line.",
+        "its own fixed noise, by rollout workers that are idle while it trains and the rest after: "
+        "a list of 64 at most, or a text file with one a line.",
     )
     steps: SamplerSteps | None = Field(None, description="Sampler steps. Default: method.steps.")
     every: NonNegative = Field(

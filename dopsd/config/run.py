@@ -101,6 +101,11 @@ class RunConfig(Section):
         return self.method.steps * (2 if self.data.preservation.words else 1)
 
     @property
+    def sampler_steps(self) -> int:
+        """Of the run's own pictures."""
+        return self.preview.steps or self.method.steps
+
+    @property
     def separate_vlm(self) -> bool:
         """Whether the context needs a VLM beside the base: `model.vlm`."""
         return self.context.needs.vlm and self.model.family not in VLM_FAMILIES

@@ -12,6 +12,7 @@ from dopsd.checkpoint.room import RoomNeeded
 from dopsd.config import RunConfig
 from dopsd.contexts.training import TrainingEncoderFactory
 from dopsd.coordinator.coordinator import Coordinator
+from dopsd.coordinator.messages import PromptsToDraw
 from dopsd.data.context_cache.files import ContextCache
 from dopsd.data.manifest import Manifest
 from dopsd.data.run_data import plan_of, read_spec
@@ -37,6 +38,7 @@ class CoordinatorActor(Coordinator):
         restarts: int,
         lock: Lease,
         room: RoomNeeded,
+        prompts: PromptsToDraw | None,
     ) -> None:
         plan = plan_of(config, manifest)
         role = roles.encoder or Role("reader", 0, 0.0, 0.0)
@@ -70,6 +72,7 @@ class CoordinatorActor(Coordinator):
             restarts,
             lock,
             room,
+            prompts,
         )
 
 
@@ -82,6 +85,7 @@ def launch_coordinator(
     restarts: int,
     lock: Lease,
     room: RoomNeeded,
+    prompts: PromptsToDraw | None = None,
 ) -> Any:
     """The coordinator's actor, on this node: it writes into the run folder."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -91,4 +95,4 @@ def launch_coordinator(
         num_cpus=0,
         max_concurrency=config.learner.workers + 8,
         scheduling_strategy=here,
-    ).remote(config, roles, manifest, context_cache, restarts, lock, room)
+    ).remote(config, roles, manifest, context_cache, restarts, lock, room, prompts)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,15 +23,18 @@ from dopsd.checkpoint.room import RoomNeeded
 from dopsd.config import RunConfig
 from dopsd.coordinator.admission import rank_share
 from dopsd.coordinator.dispatcher import Dispatcher
+from dopsd.coordinator.drawings import Drawings
 from dopsd.coordinator.failures import RestartBudget, RunFailure, run_all
 from dopsd.coordinator.learner_group import LearnerGroup
 from dopsd.coordinator.messages import (
     CheckpointRequest,
     ObjectRefBox,
+    PromptsToDraw,
     ResumePoint,
     RunStatus,
     Share,
 )
+from dopsd.coordinator.picture_writer import PictureWriter
 from dopsd.coordinator.policy_versions import PolicyVersions, checkpoint_files
 from dopsd.coordinator.run_files import RunFiles, TrajectoryRecorder
 from dopsd.coordinator.status import notices_of, run_status, stalled
@@ -41,8 +45,10 @@ from dopsd.lease import Lease
 from dopsd.policy.bundle import Bundle
 from dopsd.ray_cluster.lost_nodes import node_of, on_lost_nodes
 from dopsd.ray_cluster.placement import Roles
+from dopsd.ray_cluster.task import fetch_bytes
 from dopsd.run_folder.ledger import TrainedShare
 from dopsd.run_folder.log import RunLog
+from dopsd.run_folder.prompt_history import Drawn
 from dopsd.run_folder.timeline import Span
 
 
@@ -53,7 +59,8 @@ class Coordinator:
     the plan's number of micro-batches. One thread drives the pools; what learners call is called
     from others, and names the attempt that they belong to: a new group of learners is a new one.
     ``restarts``: those of ``learner.restarts`` that were used before this coordinator; ``lock``:
-    the driver's right to write into the run folder; ``room``: what its disk should still hold.
+    the driver's right to write into the run folder; ``room``: what its disk should still hold;
+    ``prompts``: what rollout workers draw when they are idle.
     """
 
     def __init__(
@@ -67,6 +74,7 @@ class Coordinator:
         restarts: int = 0,
         lock: Lease | None = None,
         room: RoomNeeded = RoomNeeded(),  # noqa: B008
+        prompts: PromptsToDraw | None = None,
     ) -> None:
         self.config, self.roles, self.log = config, roles, log
         self._step_size = step_size
@@ -84,6 +92,11 @@ class Coordinator:
         self._rewinding = threading.Lock()
         self._reader = StreamReader(
             self._dispatcher, open_stream, self._changed, lambda: self._over, self._moved
+        )
+        size = prompts.size if prompts else (0, 0)
+        self._pictures = PictureWriter(config, size, self._files.write_pictures, log.picture)
+        self._drawings = Drawings(
+            config, prompts, self._dispatcher, self._keep_picture, self._dispatcher.notices.append
         )
         self._versions = PolicyVersions(config.max_policy_lag)
         self._wants_end = False
@@ -110,8 +123,11 @@ class Coordinator:
             thread.join(timeout=10)
         endings = [*(pool.stop for pool in self._dispatcher.pools), self._recorder.end]
         if not isinstance(self._failure.error, LeaseLost):  # else they are another driver's
-            endings += [self._files.ledger.flush, self.log.close, self.checkpoints.end]
-        return run_all(endings) + notices_of(self._dispatcher, self._reader, self._files)
+            endings += [self._pictures.end, self._files.ledger.flush]
+            endings += [self.log.close, self.checkpoints.end]
+        problems = run_all(endings)
+        notices = notices_of(self._dispatcher, self._reader, self._files)
+        return problems + notices + self._pictures.notices
 
     def _rewind(self) -> None:
         """A new attempt resumes from the newest checkpoint, or from nothing.
@@ -128,11 +144,16 @@ class Coordinator:
                 self._learners.attempt = 0  # those of the last attempt are not heard any more
                 self._learners.reset("starting")
                 self._dispatcher.rewind(step)
+                self._drawings.rewind()
                 self._versions = versions
                 self._reader.rewind(step)
                 self._moved()
             attempt = self._files.begin(step)
+            drawn = self._pictures.rewind(step)
             with self._changed:
+                self._drawings.rewind(drawn)
+                for bundle in versions.bundles.values():
+                    self._drawings.offer(bundle)
                 self._learners.attempt = attempt
                 self._moved()
 
@@ -189,9 +210,11 @@ class Coordinator:
     def publish(self, attempt: int, bundle: Bundle) -> CheckpointRequest:
         """Take version v, the weights after v steps: step v - 1 is trained, lag moves on."""
         with self._heard(attempt):
-            self._learners.training = True
-            if self._versions.add(bundle) and bundle.version:
-                self._dispatcher.trained(bundle.version - 1)
+            self._learners.published()
+            if self._versions.add(bundle):
+                self._drawings.offer(bundle)
+                if bundle.version:
+                    self._dispatcher.trained(bundle.version - 1)
             self._moved()
         due = self.checkpoints.due(bundle.version)
         return CheckpointRequest(save=due or self._wants_end, stop=self._wants_end)
@@ -261,6 +284,9 @@ class Coordinator:
                 self._learners.train(step)
             return Share(boxes, len(share) - len(boxes))
 
+    def _keep_picture(self, drawn: Drawn, picture: ray.ObjectRef) -> None:
+        self._pictures.add(drawn, partial(fetch_bytes, picture, self.config.timeouts.step))
+
     def _moved(self) -> None:
         self._progress = time.monotonic()
         self._changed.notify_all()
@@ -324,7 +350,11 @@ class Coordinator:
         with self._changed:
             parts = self._dispatcher, self._reader, self._learners, self._files
             still, restarts = time.monotonic() - self._progress, self._budget.restarts
-            return run_status(*parts, still=still, learner_restarts=restarts, ended=self._wants_end)
+            status = run_status(
+                *parts, still=still, learner_restarts=restarts, ended=self._wants_end
+            )
+            notices = status.notices + self._pictures.notices
+            return replace(status, pictures=self._drawings.counts, notices=notices)
 
     # -- threads ---------------------------------------------------------------------------
 
@@ -340,12 +370,14 @@ class Coordinator:
                 moved = self._dispatcher.advance(self._versions.version, self._versions.bundles)
                 if moved:
                     self._changed.notify_all()
-                pending = self._dispatcher.pending()
+                self._drawings.advance(self._versions.version, self._learners.busy_until())
+                pending = self._dispatcher.pending() + self._drawings.pending()
                 if not moved and not pending:
                     self._changed.wait(timeout=0.2)
                     continue
             if pending:
                 ray.wait(pending, timeout=0.05, fetch_local=False)
             with self._changed:
+                self._drawings.collect()
                 if self._dispatcher.collect():
                     self._moved()

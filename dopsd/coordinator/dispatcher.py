@@ -233,6 +233,28 @@ class Dispatcher:
         last = min(version + self.config.max_policy_lag, self.config.learner.steps - 1)
         return sum(map(self._step_size, range(last if version else 0, last + 1)))
 
+    @property
+    def handed_out(self) -> bool:
+        """Whether nothing that could be generated waits for a worker."""
+        return not self._waiting[0]
+
+    def expects(self, published: int) -> bool:
+        """Whether a micro-batch may come at any moment that ``published`` versions let generate."""
+        return bool(self.missing) or self.admission.next_admissible(published) is not None
+
+    def workers_wanted(self, published: int) -> int:
+        """As many as the newest version or the next one can use: none once all is under way."""
+        if self.admission.next_step is None:
+            return 0
+        return max(self._generated_by(max(0, version)) for version in (published, published + 1))
+
+    @property
+    def rollout_seconds(self) -> float:
+        """What the first pool takes for a micro-batch, by those that are done."""
+        counts = self.admission.counts()
+        busy = sum(worker.busy_seconds for worker in self.pools[0].workers)
+        return busy / max(1, counts.ready + counts.trained)
+
     def collect(self) -> bool:
         """Take in what the pools have finished; True when something moved."""
         before = sum(pool.events for pool in self.pools)

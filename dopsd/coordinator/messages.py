@@ -46,6 +46,16 @@ class ResumePoint:
 
 
 @dataclass(frozen=True)
+class PromptsToDraw:
+    """Own prompts, encoded, for the workers that draw them while the run trains."""
+
+    contexts: tuple[ray.ObjectRef, ...]
+    """One of each prompt."""
+    size: tuple[int, int]
+    """(height, width) of the pictures, in pixels."""
+
+
+@dataclass(frozen=True)
 class CheckpointRequest:
     """What the coordinator wants of the learners at a version."""
 
@@ -87,6 +97,8 @@ class RunStatus:
     """Inference workers and streams that were replaced."""
     learner_restarts: int = 0
     """How much of ``learner.restarts`` is used up."""
+    pictures: tuple[int, int] = (0, 0)
+    """Of own prompts: those that are drawn, and those that may be before the end."""
     ended: bool = False
     """The run was asked to end before its last step."""
     notices: list[str] = field(default_factory=list)

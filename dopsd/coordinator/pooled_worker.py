@@ -29,6 +29,19 @@ class Call:
 
 
 @dataclass
+class Drawing:
+    """A picture of own prompt ``number`` under ``version``, under way."""
+
+    version: int
+    number: int
+    done: ray.ObjectRef
+    result: ray.ObjectRef
+    started: float
+    dropped: bool = False
+    """As of a call."""
+
+
+@dataclass
 class PooledWorker:
     """One actor of the pool and what it is doing."""
 
@@ -40,6 +53,8 @@ class PooledWorker:
     bundle: Bundle | None = None
     """The weights it holds; None when they are of an attempt that is over."""
     calls: list[Call] = field(default_factory=list)
+    drawing: Drawing | None = None
+    """What it draws meanwhile; calls wait behind it."""
     retry_after: float = 0.0
     """It loads nothing before: the weights that it should load were gone."""
     restarts: int = 0
@@ -54,6 +69,11 @@ class PooledWorker:
     def loading(self) -> Bundle | None:
         """The weights that are on their way to it."""
         return next((call.bundle for call in self.calls if call.key is None), None)
+
+    @property
+    def queued(self) -> int:
+        """How much there is in front of another call."""
+        return len(self.calls) + (self.drawing is not None)
 
 
 @dataclass

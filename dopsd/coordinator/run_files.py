@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -65,6 +65,12 @@ class RunFiles:
             owned(self.log.folder).write(name, payload)
         else:
             self.log.write(name, payload)
+
+    def write_pictures(self, files: Mapping[str, bytes]) -> None:
+        """Write files of the preview, each whole and with its digest in the folder's record. Raises
+        LeaseLost, ConfigError as :meth:`write` does, or whatever the storage raises."""
+        self.checkpoints.requests.check_lock()
+        owned(self.log.folder).write_all(files)
 
     def flush(self) -> None:
         """Bring metrics and ledger up to date. Raises whatever the storage raises."""

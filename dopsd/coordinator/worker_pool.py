@@ -12,7 +12,7 @@ from ray.exceptions import ObjectLostError, RayError, RayTaskError
 from dopsd.config import RunConfig
 from dopsd.coordinator.admission import Key
 from dopsd.coordinator.direct_transport import DirectTransport, lost_on_the_way
-from dopsd.coordinator.pooled_worker import Call, Finished, PooledWorker
+from dopsd.coordinator.pooled_worker import Call, Drawing, Finished, PooledWorker
 from dopsd.errors import DeadlineError, DopsdError, WorkerError
 from dopsd.policy.bundle import Bundle, check_acknowledgement
 from dopsd.ray_cluster.failures import error_message
@@ -60,6 +60,8 @@ class WorkerPool:
         self.direct_transport: DirectTransport | None = None
         """Where states go from device to device, to or from this pool."""
         self._sent = 0
+        self._again: list[Key] = []
+        """Keys of calls behind a picture, lost with it."""
         # As an argument of `options` Ray would accept it, and ignore it.
         switched: Any = {"enable_tensor_transport": True}
         # A class of the role's name: Ray's process titles and its dashboard tell roles apart.
@@ -89,7 +91,7 @@ class WorkerPool:
             for worker in self.workers
             if worker.loading is None and worker.bundle is not bundle and now >= worker.retry_after
         ]
-        others.sort(key=lambda worker: (len(worker.calls), worker.loaded < 0))
+        others.sort(key=lambda worker: (worker.queued, worker.loaded < 0))
         for worker in others[: most - having]:
             ack = self._load(worker, bundle)
             worker.calls.append(Call(None, bundle, ack, None, time.monotonic()))
@@ -97,7 +99,7 @@ class WorkerPool:
     def free_worker(self, bundle: Bundle) -> PooledWorker | None:
         """The worker with the fewest calls of those that have acknowledged ``bundle``, if one of
         them has room for another."""
-        if self.direct_transport is not None and self.direct_transport.opening():
+        if self.opening:
             return None
         able = [
             worker
@@ -106,7 +108,7 @@ class WorkerPool:
             and worker.loading is None
             and len(worker.calls) < self.config.inference.max_inflight
         ]
-        return min(able, key=lambda worker: len(worker.calls), default=None)
+        return min(able, key=lambda worker: worker.queued, default=None)
 
     def _load(self, worker: PooledWorker, bundle: Bundle) -> ray.ObjectRef:
         if bundle.streamed:
@@ -149,11 +151,43 @@ class WorkerPool:
         states = send.remote(self._sent)
         return Call(key, bundle, stats, result, time.monotonic(), states)
 
+    def draw(
+        self,
+        worker: PooledWorker,
+        version: int,
+        number: int,
+        student: ray.ObjectRef,
+        context: ray.ObjectRef,
+        size: tuple[int, int],
+    ) -> Drawing:
+        """Have a worker that has no call draw an own prompt under the weights of ``student``."""
+        method = worker.handle.draw.options(num_returns=2)
+        result, stats = method.remote(version, student, context, number, size)
+        worker.drawing = Drawing(version, number, stats, result, time.monotonic())
+        return worker.drawing
+
+    def end_drawing(self, worker: PooledWorker, seconds: float | None = None) -> None:
+        """The worker has drawn, in ``seconds``, or failed to: what waits behind it begins."""
+        drawing, worker.drawing = worker.drawing, None
+        if drawing is not None and seconds is not None:
+            self._note(worker, "draw", drawing.version, seconds)
+        if worker.calls:
+            worker.calls[0].started = time.monotonic()
+
+    def replace(self, worker: PooledWorker, reason: DopsdError) -> None:
+        """Restart a worker that did not do what its pool is for, which charges it nothing. What it
+        had beside is generated again."""
+        self._again += self._restart(worker, reason)
+
+    @property
+    def opening(self) -> bool:
+        """Whether the direct transport is not there yet."""
+        return self.direct_transport is not None and self.direct_transport.opening()
+
     def starting(self) -> bool:
         """Whether a worker loads its first weights, or none has any yet, or a transport opens."""
-        opening = self.direct_transport is not None and self.direct_transport.opening()
         new = [worker for worker in self.workers if worker.loaded < 0]
-        return opening or len(new) == len(self.workers) or any(worker.calls for worker in new)
+        return self.opening or len(new) == len(self.workers) or any(worker.calls for worker in new)
 
     def pending(self) -> list[ray.ObjectRef]:
         """References that become ready when something has happened."""
@@ -166,13 +200,14 @@ class WorkerPool:
         DeadlineError when a worker timed out and its restart budget is exhausted.
         """
         finished: list[Finished] = []
-        retry: list[Key] = []
+        retry, self._again = self._again, []
         ready = self._ready()
         for worker in self.workers:
             while worker.calls:
                 call = worker.calls[0]
                 if call.done not in ready:
-                    if time.monotonic() - call.started > self._deadline(worker):
+                    late = time.monotonic() - call.started > self._deadline(worker)
+                    if late and worker.drawing is None:
                         retry += self._restart(worker, self._timed_out(worker, call))
                     break
                 try:
@@ -268,6 +303,9 @@ class WorkerPool:
             ray.kill(worker.handle)
 
     def _doing(self, worker: PooledWorker) -> str:
+        if (drawing := worker.drawing) is not None:
+            picture = f"prompt {drawing.number + 1} after {drawing.version} steps"
+            return f"drawing {picture} for {time.monotonic() - drawing.started:.0f} s"
         if not worker.calls:
             return "idle" if worker.loaded >= 0 else "waiting for weights"
         call = worker.calls[0]
@@ -290,12 +328,13 @@ class WorkerPool:
         )
 
     def _restart(self, worker: PooledWorker, reason: DopsdError) -> list[Key]:
-        calls = worker.calls
+        calls, drawing = worker.calls, worker.drawing
         keys = [call.key for call in calls if call.key and not call.dropped]
         if calls:
             step = next((call.key[0] for call in calls if call.key), calls[0].bundle.version)
             self._note(worker, "lost", step, time.monotonic() - calls[0].started)
-        worker.died_on.append(node_of(worker.handle))
+        if drawing is None:
+            worker.died_on.append(node_of(worker.handle))
         # A node's end is no fault of the worker's. It may be known only some seconds later, so that
         # all are judged anew.
         charged = len(worker.died_on) - on_lost_nodes(worker.died_on)
@@ -310,7 +349,7 @@ class WorkerPool:
                 f"{worker.name} was restarted, and its group cannot take it in again"
             )
         worker.handle, worker.loaded, worker.calls = self._launch(), -1, []
-        worker.bundle = None
+        worker.bundle = worker.drawing = None
         worker.launched = time.monotonic()
         worker.restarts += 1
         self.events += 1

@@ -14,6 +14,7 @@ from dopsd.config.outputs import Resume
 from dopsd.coordinator.actor import launch_coordinator
 from dopsd.data.run_data import prepared
 from dopsd.driver.context_cache import surely_needed, with_cached_contexts
+from dopsd.driver.drawing.while_training import prompts_to_draw
 from dopsd.driver.monitoring.death_logs import DeathLogs
 from dopsd.driver.monitoring.notices import Notices
 from dopsd.driver.monitoring.progress import Show
@@ -131,6 +132,8 @@ def _start(
     """The processes of the run, which work at the same time: each step's micro-batches go through
     them in this order, and the learner's new weights go back to the rollout workers."""
     config, roles = setup.config, setup.roles
+    # Rollout workers that are idle draw the own prompts (coordinator/drawings.py).
+    prompts = prompts_to_draw(config, setup.manifest, roles.learner, setup.show)
     name = f"coordinator-{uuid.uuid4().hex[:8]}"
 
     # Stream (data/stream/): Ray Data reads shards in plan order and encodes contexts (contexts/).
@@ -139,7 +142,9 @@ def _start(
     # The coordinator (coordinator/) hands references from one to the next, and never pixels.
     def launch(restarts: int) -> Any:
         manifest, cache = setup.manifest, setup.context_cache
-        return launch_coordinator(config, roles, manifest, cache, name, restarts, lease, setup.room)
+        return launch_coordinator(
+            config, roles, manifest, cache, name, restarts, lease, setup.room, prompts
+        )
 
     # Learn (learner/): Ray Train's workers fetch what is scored, take the optimizer step under
     # DeepSpeed (learner/zero/), publish the weights of the next version (policy/), save checkpoints

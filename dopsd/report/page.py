@@ -42,6 +42,7 @@ from dopsd.run_folder.files import (
 )
 from dopsd.run_folder.outputs import check_report, owned
 from dopsd.run_folder.preview_files import kept_versions, prompt_path
+from dopsd.run_folder.prompt_history import drawn_while_training
 
 EVALUATION = "evaluation/results.json"
 """Of a run folder: what ``dopsd evaluate --out RUN/evaluation`` found."""
@@ -155,7 +156,10 @@ def _prompts(run: RunFiles) -> Markup:
         return fill("prompts", prompts=prompts)
     if not run.config.preview.prompts:
         return Markup()
-    return nothing("Not drawn yet: they are, from the adapters kept on the way, after training.")
+    when = "after training"
+    if drawn_while_training(run.config):
+        when = f"by rollout workers that are idle, and what is left {when}"
+    return nothing(f"Not drawn yet: they are, {when}.")
 
 
 def _use(run: RunFiles) -> Markup:

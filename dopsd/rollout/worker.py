@@ -35,6 +35,7 @@ from dopsd.ray_cluster.process import peak_memory_mb, set_up
 from dopsd.records import Context, EncodedBatch, TrainingBatch, Trajectory
 from dopsd.rollout.baselines import baseline_batch
 from dopsd.rollout.preservation import class_weight
+from dopsd.rollout.pictures import PromptPainter, Size
 
 Stats = dict[str, float]
 
@@ -59,6 +60,7 @@ class InferenceWorker:
         self._bound: dict[str, str] = {}
         """Checksums of the adapters or buckets that are bound, read back from the parameters."""
         self._kept: dict[int, Tensor] = {}
+        self._painter = PromptPainter(config, self.family, self.transformer, self.trained, device)
 
     def load(self, version: int, *payloads: Any) -> Acknowledgement:
         """Bind a version's weights, one payload for each of the worker's adapters, in order; None
@@ -168,6 +170,13 @@ class InferenceWorker:
             return scored.to_bytes()
 
         return self._timed(work)
+
+    def draw(
+        self, version: int, weights: Any, context: Context, index: int, size: Size
+    ) -> tuple[bytes, Stats]:
+        """An own prompt's picture under a version of the student, and its timing. The version that
+        is bound may be another, and stays."""
+        return self._painter.draw(version, weights, context, index, size)
 
     def _rollout(self, version: int, batch: EncodedBatch) -> Trajectory:
         self._require(version)

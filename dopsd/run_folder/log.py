@@ -18,6 +18,7 @@ from dopsd.run_folder.files import METRICS_FILE, TIMELINE_FILE
 from dopsd.run_folder.jsonl import JsonLines, read_lines, read_or_set_aside
 from dopsd.run_folder.lines import is_count, is_number
 from dopsd.run_folder.timeline import Timeline, is_span
+from dopsd.run_folder.tracked_pictures import TrackedPicture
 from dopsd.run_folder.trackers import TrackerThread
 
 _TIMELINE_INTERVAL = 30.0
@@ -72,6 +73,11 @@ class RunLog:
             self._timeline_written = now
             # A thread of its own: whoever trains does not wait for a storage.
             threading.Thread(target=self._write_timeline_quietly, daemon=True).start()
+
+    def picture(self, picture: TrackedPicture) -> None:
+        """Send a picture to the trackers."""
+        for tracker in self._trackers:
+            tracker.pictures([picture])
 
     def rewind(self, step: int) -> None:
         """Forget ``step`` and whatever follows it: the run resumes from it."""

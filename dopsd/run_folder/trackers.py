@@ -17,7 +17,6 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +183,8 @@ class TensorBoard(Tracker):
         from tensorboardX import SummaryWriter
 
         self._run, self._folder = config.run.folder, storage.join(config.run.folder, TENSORBOARD)
+        self._named: set[str] = set()
+        """Pictures whose prompt was written."""
         self._scratch, self._remote = ExitStack(), storage.is_remote(self._folder)
         local = self._folder
         if self._remote:
@@ -212,8 +213,9 @@ class TensorBoard(Tracker):
     def pictures(self, pictures: Sequence[TrackedPicture]) -> None:
         for picture in pictures:
             self._writer.add_image(picture.name, picture.pixels, picture.version, dataformats="HWC")
-        for name, prompt in {picture.name: picture.prompt for picture in pictures}.items():
-            self._writer.add_text(name, prompt)
+            if picture.name not in self._named:
+                self._named.add(picture.name)
+                self._writer.add_text(picture.name, picture.prompt)
 
     def rewind(self, step: int) -> bool:
         self._writer.close()
@@ -242,6 +244,8 @@ class WandB(Tracker):
         import wandb
 
         self._wandb, record = wandb, RunFolder(config.run.folder).file(WANDB_FILE)
+        self._pictures: list[TrackedPicture] = []
+        """What waits for a step."""
         known = goes_on and storage.exists(record)
         same = {"id": read_json(record, WandBRecord).id, "resume": "allow"} if known else {}
         self._scratch, folder = ExitStack(), config.run.folder
@@ -262,16 +266,29 @@ class WandB(Tracker):
             owned(folder).write(WANDB_FILE, json.dumps({"id": self._run.id}).encode())
 
     def step(self, step: int, values: dict[str, float]) -> None:
-        self._run.log(values, step=step)
+        self._run.log({**values, **self._next_pictures()}, step=step)
 
     def pictures(self, pictures: Sequence[TrackedPicture]) -> None:
-        # W&B takes no earlier step again, so pictures have an axis of their own.
+        # W&B takes no earlier step again, so pictures have an axis of their own. They wait for a
+        # step's metrics: by themselves they would be a step to W&B, and the next one would be lost.
         self._run.define_metric("prompts/*", step_metric=_AFTER)
-        for version, drawn in groupby(pictures, key=lambda picture: picture.version):
-            shown = {p.name: self._wandb.Image(p.pixels, caption=p.prompt) for p in drawn}
-            self._run.log({_AFTER: version, **shown})
+        self._pictures += pictures
+
+    def _next_pictures(self) -> dict[str, Any]:
+        """Those of one version that wait, as W&B takes them."""
+        if not self._pictures:
+            return {}
+        version = self._pictures[0].version
+        drawn = [picture for picture in self._pictures if picture.version == version]
+        self._pictures = [picture for picture in self._pictures if picture.version != version]
+        return {
+            _AFTER: version,
+            **{p.name: self._wandb.Image(p.pixels, caption=p.prompt) for p in drawn},
+        }
 
     def close(self) -> None:
+        while self._pictures:
+            self._run.log(self._next_pictures())
         self._run.finish()
         self._scratch.close()
 

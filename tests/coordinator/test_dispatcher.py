@@ -131,6 +131,26 @@ def test_a_version_is_for_as_many_workers_as_it_generates_micro_batches(version,
     assert pool.loaded == [(version, micro_batches)]
 
 
+def test_how_many_workers_can_be_spared_for_pictures():
+    """At lag 0; step s has s + 1 micro-batches here."""
+    config = make_config("base", learner={"steps": 3})
+    dispatcher = Dispatcher(config, resolve_roles(config, 0.0), lambda step: step + 1, print, print)
+    pool: Any = Pool()
+    pool.submit = lambda *_: None
+    dispatcher.pools = [pool]
+    dispatcher.rewind(0)
+    assert dispatcher.workers_wanted(0) == 2, "step 1 follows"
+    assert dispatcher.expects(0) and dispatcher.handed_out, "its block is not there yet"
+    dispatcher.blocks.append(((0, 0), Reference("block")))
+    dispatcher.advance(0, {})
+    assert not dispatcher.handed_out, "nobody has loaded the version"
+    dispatcher.advance(0, BUNDLES)
+    assert dispatcher.handed_out and not dispatcher.expects(0), "step 1 needs version 1"
+    assert dispatcher.expects(1) and dispatcher.workers_wanted(1) == 3
+    dispatcher.rewind(3)
+    assert dispatcher.workers_wanted(3) == 0 and not dispatcher.expects(3), "all is rolled out"
+
+
 def test_what_a_teacher_loses_is_rolled_out_again_from_its_block(stages):
     dispatcher, rollout, teacher, _ = stages
     rollout.finished = [Finished(KEY, Reference("trajectory"))]

@@ -170,14 +170,24 @@ def test_wandb_is_told_metrics_and_neither_code_nor_command_line(tmp_path, monke
     monkeypatch.setitem(sys.modules, "wandb", fake)
     config = make_config("base", run={"folder": str(tmp_path), "name": "cat"})
     tracker = trackers.WandB(config)
+    fake.Image = lambda pixels, caption: (pixels.shape, caption)
     tracker.step(4, {"loss": 0.5})
+    # Pictures that come while it trains go with the next steps, a version with each of them: W&B
+    # counts whatever it is sent without a step as one.
+    tracker.pictures(PICTURES[:1]), tracker.pictures(PICTURES[1:])
+    assert None not in told
+    tracker.step(5, {"loss": 0.4}), tracker.step(6, {"loss": 0.3}), tracker.step(7, {"loss": 0.2})
+    shown = [((4, 6, 3), "a red cat"), ((4, 6, 3), "a mat")]
+    for step, version, loss in ((5, 0, 0.4), (6, 3, 0.3)):
+        prompts = {f"prompts/{number:02d}": picture for number, picture in enumerate(shown)}
+        assert told[step] == {"loss": loss, "prompts/after_steps": version, **prompts}
     tracker.close()
     assert "id" not in told, "W&B names its runs itself"
     assert told["name"] == "cat" and told[4] == {"loss": 0.5} and told["finished"]
+    assert told[7] == {"loss": 0.2} and None not in told
     assert told["config"]["learner"]["lr"] == config.learner.lr
     assert told["settings"]["save_code"] is False and told["settings"]["disable_git"] is True
     # What is drawn afterwards goes to the same of its runs, with steps of its own.
-    fake.Image = lambda pixels, caption: (pixels.shape, caption)
     config.trackers = ["wandb"]
     assert trackers.track_pictures(config, PICTURES[:1]) == []
     assert (told["id"], told["resume"]) == ("abc123", "allow")

@@ -9,7 +9,7 @@ import ray
 
 from dopsd import storage
 from dopsd.config import RunConfig
-from dopsd.data.buckets import Bucket, commonest
+from dopsd.data.buckets import commonest
 from dopsd.data.manifest import Manifest
 from dopsd.data.run_data import preview_samples
 from dopsd.data.sample import Sample
@@ -20,6 +20,7 @@ from dopsd.models.lora.layers import STUDENT, TEACHER
 from dopsd.models.transformer_folder import is_transformer, transformer_files
 from dopsd.ray_cluster.placement import Role
 from dopsd.ray_cluster.task import fetch_bytes, run_task
+from dopsd.rollout.pictures import Size
 from dopsd.run_folder.files import (
     LORA_FILE,
     MODULES,
@@ -32,6 +33,7 @@ from dopsd.run_folder.files import (
 )
 from dopsd.run_folder.outputs import owned
 from dopsd.run_folder.preview_files import kept_versions, prompt_path
+from dopsd.run_folder.prompt_history import Drawn, drawn_prompts, drawn_while_training
 from dopsd.run_folder.tracked_pictures import TrackedPicture
 from dopsd.run_folder.trackers import track_pictures
 
@@ -40,13 +42,17 @@ Stored = tuple[int, tuple[list[ray.ObjectRef], ...] | None]
 
 
 def draw_preview(config: RunConfig, manifest: Manifest, role: Role) -> list[str]:
-    """Draw the run's LoRA, and those kept on the way: the contact sheet, the history, and the own
-    prompts, which the trackers get as well. Returns what of that went wrong.
+    """Draw the run's LoRA, and those kept on the way: the contact sheet, the history, and of the
+    own prompts what was not drawn while it trained, which the trackers get as well. Returns what of
+    that went wrong.
 
     ``role``: whose resources the tasks take. Raises DeadlineError or WorkerError.
     """
     samples = preview_samples(config, manifest, config.preview.samples)
     prompts = list(config.preview.prompts)
+    bucket = commonest(manifest.buckets)
+    size = bucket.height, bucket.width
+    before = drawn_prompts(config, size) if drawn_while_training(config) else set()
     stored: list[Stored] = [(0, None)]
     stored += [(version, tuple(map(_put, paths))) for version, paths in _kept(config)]
     drawn: dict[str, bytes] = run_task(
@@ -59,13 +65,15 @@ def draw_preview(config: RunConfig, manifest: Manifest, role: Role) -> list[str]
         samples,
         stored,
         role.device,
-        commonest(manifest.buckets),
+        size,
+        before,
     )
     owned(config.run.folder).write_all(drawn)
     pictures = [
-        TrackedPicture(version, index, prompt, drawn[prompt_path(version, index)])
+        TrackedPicture(version, index, prompt, drawn[path])
         for version, _ in stored
         for index, prompt in enumerate(prompts)
+        if (path := prompt_path(version, index)) in drawn
     ]
     if not pictures:
         return []
@@ -116,10 +124,14 @@ def _put(paths: list[str]) -> list[ray.ObjectRef]:
 
 
 def _draw(
-    config: RunConfig, samples: list[Sample], stored: list[Stored], device: str, bucket: Bucket
+    config: RunConfig,
+    samples: list[Sample],
+    stored: list[Stored],
+    device: str,
+    size: Size,
+    before: set[Drawn],
 ) -> dict[str, bytes]:
-    prompts, size = list(config.preview.prompts), (bucket.height, bucket.width)
-    sampler = PreviewSampler(config, samples, device, prompts, size)
+    sampler = PreviewSampler(config, samples, device, size)
 
     def reader(roles: tuple[list[ray.ObjectRef], ...]) -> Callable[[], Adapters]:
         student: Files = [partial(fetch_bytes, ref) for ref in roles[0]]
@@ -127,5 +139,5 @@ def _draw(
         return lambda: (student, teacher)
 
     versions = [(number, reader(refs) if refs else None) for number, refs in stored]
-    drawn = sample_history(sampler, versions)
+    drawn = sample_history(sampler, versions, before)
     return drawn | ({PREVIEW_SHEET: sampler.sheet()} if samples else {})

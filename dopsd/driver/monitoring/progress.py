@@ -121,6 +121,7 @@ class Progress:
         return (
             f"{head}: step {event.step}/{event.steps} loss {loss} "
             f"lag {event.latest.get('student_lag', 0)} ETA {self.eta(event.step, event.steps)}"
+            + _pictures(event)
         )
 
     def panel(self, phase: str, event: str | RunStatus) -> Panel:
@@ -145,7 +146,13 @@ class Progress:
             )
         micro_batches = (
             f"micro-batches: {counts.trained} trained, {counts.ready} ready, "
-            f"{counts.in_flight} in flight, {counts.waiting} waiting"
+            f"{counts.in_flight} in flight, {counts.waiting} waiting" + _pictures(event)
         )
         bar = ProgressBar(total=event.steps, completed=event.step)
         return Panel(Group(bar, facts, roles, Text(micro_batches, style="dim")), title=title)
+
+
+def _pictures(status: RunStatus) -> str:
+    """How many of the pictures that are drawn while it trains are there; nothing once all are."""
+    done, total = status.pictures
+    return f"; drawing: {done} of {total} pictures" if done < total else ""

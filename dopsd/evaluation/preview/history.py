@@ -1,8 +1,9 @@
 """How pictures changed over training: the adapters kept on the way, drawn at the end.
 
-Nothing is drawn while a run trains. The learner keeps both adapters of a few versions as files;
-after the run the preview task draws each of them from the same noise: the student's rollout, the
-teacher's velocities at its states, and the teacher's own rollout. In the run folder's ``preview``:
+The learner keeps both adapters of a few versions as files; after the run the preview task draws
+each of them from the same noise: the student's rollout, the teacher's velocities at its states, and
+the teacher's own rollout. Of own prompts it draws what idle rollout workers did not draw before
+(``coordinator/drawings.py``). In the run folder's ``preview``:
 
 - ``weights/v000020.student.safetensors`` and ``.teacher``: the kept adapters, as exported LoRAs,
   and ``v000020.student.modules.safetensors`` where more was trained beside them;
@@ -16,7 +17,7 @@ teacher's velocities at its states, and the teacher's own rollout. In the run fo
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ from dopsd.records import EncodedBatch, SampleInfo, TrainingBatch
 from dopsd.report.sheet import strip
 from dopsd.run_folder.files import PREVIEW
 from dopsd.run_folder.preview_files import HISTORY, prompt_path, strip_path, target_path
+from dopsd.run_folder.prompt_history import Drawn, prompt_facts
 from dopsd.run_folder.trajectories import trajectory_record
 
 Adapters = tuple[Files, Files]
@@ -42,12 +44,19 @@ Adapters = tuple[Files, Files]
 
 
 def sample_history(
-    sampler: PreviewSampler, versions: list[tuple[int, Callable[[], Adapters] | None]]
+    sampler: PreviewSampler,
+    versions: list[tuple[int, Callable[[], Adapters] | None]],
+    drawn: Collection[Drawn] = (),
 ) -> dict[str, bytes]:
     """Files of the run folder, by path. ``versions``: numbers in order, each with what reads its
-    adapters; None stands for what the run began with. The last adapters stay loaded."""
-    files, rows, pictures = {}, [], []
+    adapters; None stands for what the run began with. The last adapters stay loaded where there
+    are samples. ``drawn``: own prompts whose pictures are there."""
+    files, rows, pictures = {}, [], set(drawn)
+    prompts = range(len(sampler.prompts))
     for version, read in versions:
+        left = [index for index in prompts if (version, index) not in drawn]
+        if not sampler.samples and not left:
+            continue  # its weights are not needed
         if read is None:
             sampler.begin()
         else:
@@ -59,14 +68,14 @@ def sample_history(
             estimates, image = _strip(sampler, scored, own)
             files[strip_path(version, index)] = encode_png(image)
             rows.append({"version": version, "sample": index, "states": estimates})
-        for index in range(len(sampler.prompts)):
+        for index in left:
             files[prompt_path(version, index)] = encode_png(sampler.generate_prompt(index))
-            pictures.append({"version": version, "prompt": index})
+            pictures.add((version, index))
     for index, sample in enumerate(sampler.samples):
         files[target_path(index)] = encode_png(strip([[Image.fromarray(sample.target)]]))
     samples = [{"id": s.sample_id, "prompt": s.prompt} for s in sampler.samples]
-    prompts = [{"prompt": prompt} for prompt in sampler.prompts]
-    record = {"samples": samples, "rows": rows, "prompts": prompts, "pictures": pictures}
+    facts = prompt_facts(sampler.config, sampler.size, pictures)
+    record = {"samples": samples, "rows": rows, **facts}
     files[HISTORY] = (json.dumps(record, ensure_ascii=False, indent=1) + "\n").encode()
     return files
 

@@ -11,7 +11,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from dopsd.config import RunConfig
-from dopsd.contexts import EncoderFactory
+from dopsd.contexts import ContextEncoder, EncoderFactory
 from dopsd.data.images import encode_png
 from dopsd.data.sample import Sample
 from dopsd.method.noise import NoisePurpose, batch_noise
@@ -24,6 +24,7 @@ from dopsd.models.trained import TrainableParameters
 from dopsd.models.transformer_folder import bind_files
 from dopsd.records import Context
 from dopsd.report.sheet import contact_sheet
+from dopsd.rollout.pictures import Size, draw_prompt, prompt_id
 
 BASE = "base"
 Files = Sequence[Callable[[], bytes]]
@@ -35,7 +36,7 @@ class PreviewSampler:
     """The stock pipeline with the contexts of a few samples: draws them under any adapters.
 
     ``samples`` hold their images. Base and student draw under the student's context.
-    ``prompts``: texts alone, drawn as pictures of ``size``, (height, width).
+    The config's own prompts are drawn as pictures of ``size``.
     """
 
     def __init__(
@@ -43,20 +44,16 @@ class PreviewSampler:
         config: RunConfig,
         samples: list[Sample],
         device: str,
-        prompts: Sequence[str] = (),
-        size: tuple[int, int] = (0, 0),
+        size: Size = (0, 0),
     ) -> None:
         self.config, self.samples, self.device = config, samples, device
-        self.prompts, self._size = prompts, size
+        self.prompts, self.size = list(config.preview.prompts), size
         self.dtype = DTYPES[config.model.dtype]
         self.family = FAMILIES[config.model.family](config.model.base, config.model.revision)
         encoder = EncoderFactory(config, device)()
         self.contexts = [encoder.encode([sample]) for sample in samples]
         """(student's, teacher's) of each sample."""
-        self._prompt_contexts = [
-            encoder.encode_student([Sample(_noise_id(index), prompt, None)])
-            for index, prompt in enumerate(prompts)
-        ]
+        self._prompt_contexts = encode_prompts(config, device, encoder)
         del encoder
         self.pipeline = self.family.load_pipeline(
             self.dtype,
@@ -150,25 +147,21 @@ class PreviewSampler:
     def generate(self, index: int, role: str) -> Image.Image:
         """The sample's picture by the stock sampler."""
         self.use(role)
-        height, width = self.samples[index].target.shape[:2]
-        return self._draw(self.context(index, role), self.noise(index), height, width)
+        size = self.samples[index].target.shape[:2]
+        context, steps = self.context(index, role), self.config.sampler_steps
+        with torch.no_grad():
+            images: Any = self.family.generate(
+                self.pipeline, context, self.noise(index), steps, *size
+            )
+        image: Image.Image = images[0]
+        return image
 
     def generate_prompt(self, index: int) -> Image.Image:
         """The student's picture of an own prompt, by the stock sampler; before any ``load`` the
-        base's. Its noise is fixed by its place among the prompts, whatever it says."""
+        base's."""
         self.use(STUDENT)
-        shape = self.family.latent_shape(*self._size)
-        seed = self.config.run.seed
-        noise = batch_noise(seed, NoisePurpose.PREVIEW, (_noise_id(index),), shape)
-        context = self._prompt_contexts[index].to(self.device, self.dtype)
-        return self._draw(context, noise.to(self.device), *self._size)
-
-    def _draw(self, context: Context, noise: Tensor, height: int, width: int) -> Image.Image:
-        steps = self.config.preview.steps or self.config.method.steps
-        with torch.no_grad():
-            images: Any = self.family.generate(self.pipeline, context, noise, steps, height, width)
-        image: Image.Image = images[0]
-        return image
+        context = self._prompt_contexts[index]
+        return draw_prompt(self.config, self.family, self.pipeline, context, index, self.size)
 
     def sheet(self) -> bytes:
         """PNG of the contact sheet of all samples."""
@@ -182,6 +175,15 @@ class PreviewSampler:
         return encode_png(contact_sheet(titles, rows, prompts))
 
 
-def _noise_id(index: int) -> str:
-    """In place of a sample's id."""
-    return f"preview.prompts/{index}"
+def encode_prompts(
+    config: RunConfig,
+    device: str,
+    encoder: ContextEncoder | None = None,
+) -> list[Context]:
+    """The student's context of each own prompt, one row; by the run's own encoder unless given."""
+    encoder = encoder or EncoderFactory(config, device)()
+    samples = [
+        Sample(prompt_id(index), prompt, None)
+        for index, prompt in enumerate(config.preview.prompts)
+    ]
+    return [encoder.encode_student([sample]) for sample in samples]

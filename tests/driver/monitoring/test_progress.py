@@ -1,6 +1,7 @@
 """The display: plain lines in a log, everything a person asks for in the panel."""
 
 import io
+from dataclasses import replace
 
 from rich.console import Console
 
@@ -28,6 +29,15 @@ def test_log_lines_have_step_loss_lag_and_eta():
     assert len(lines) == 2, "a phase is logged once per interval"
     assert "preparing data: 12 of 12 images" in lines[0]
     assert "step 3/60 loss 0.12500 lag 1 ETA" in lines[1]
+    assert "drawing" not in lines[1]
+
+
+def test_pictures_are_counted_until_all_are_there():
+    for done, told in ((3, True), (8, False)):
+        out = io.StringIO()
+        with Progress(Console(file=out, force_terminal=False, width=120)) as progress:
+            progress.show("train", replace(STATUS, pictures=(done, 8)))
+        assert out.getvalue().endswith("; drawing: 3 of 8 pictures\n") == told
 
 
 def test_every_line_of_a_report_is_printed_as_it_is():

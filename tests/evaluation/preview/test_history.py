@@ -67,13 +67,18 @@ def loras(tiny_base) -> list[bytes]:
 @pytest.fixture(scope="module")
 def drawn(tiny_base, loras):
     """Two samples of different shapes and two prompts, under the base and under the adapters."""
-    config = make_config(tiny_base, lora={"rank": 4, "alpha": 8}, method={"steps": 3})
+    config = make_config(
+        tiny_base,
+        lora={"rank": 4, "alpha": 8},
+        method={"steps": 3},
+        preview={"prompts": ["a green cat", "a red cat"]},
+    )
     adapters = tuple([lambda payload=payload: payload] for payload in loras)
     samples = [
         Sample("one", "a red cat", random_image(32, 32, 0)),
         Sample("two", "a blue mat", random_image(24, 48, 1)),
     ]
-    sampler = PreviewSampler(config, samples, "cpu", ["a green cat", "a red cat"], (24, 32))
+    sampler = PreviewSampler(config, samples, "cpu", (24, 32))
     return config, sampler, sample_history(sampler, [(0, None), (5, lambda: adapters)])
 
 
@@ -118,6 +123,25 @@ def test_own_prompts_are_what_the_stock_pipeline_draws_under_every_version(drawn
         (expected,) = sample(sampler.family, stock, [text], 3, 24, 32, latents=noise[None])
         assert difference(pictures[5, prompt], expected) <= 2
         assert difference(pictures[0, prompt], expected) > 2, "the base's is another"
+
+
+def test_what_is_drawn_already_is_named_and_not_drawn_again(drawn, loras):
+    config, _, files = drawn
+    bare = PreviewSampler(config, [], "cpu", (24, 32))
+
+    def read():
+        return tuple([lambda payload=payload: payload] for payload in loras)
+
+    def unread():
+        raise AssertionError("nothing of this version is left to draw")
+
+    before = {(2, 0), (2, 1), (5, 1)}
+    again = sample_history(bare, [(0, None), (2, unread), (5, read)], before)
+    new = [(0, 0), (0, 1), (5, 0)]
+    assert again.keys() == {HISTORY, *(prompt_path(*pair) for pair in new)}
+    assert all(again[prompt_path(*pair)] == files[prompt_path(*pair)] for pair in new)
+    named = [(each["version"], each["prompt"]) for each in json.loads(again[HISTORY])["pictures"]]
+    assert named == sorted([*new, *before])
 
 
 def test_records_hold_the_trajectories_behind_the_pictures(drawn):

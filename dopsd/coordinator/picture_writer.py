@@ -1,0 +1,103 @@
+"""Pictures of own prompts that come while a run trains: into its folder, and to its trackers."""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+from collections.abc import Callable, Mapping
+
+from dopsd.config import RunConfig
+from dopsd.errors import DopsdError, LeaseLost
+from dopsd.ray_cluster.failures import error_message
+from dopsd.run_folder.preview_files import HISTORY, prompt_path
+from dopsd.run_folder.prompt_history import Drawn, drawn_prompts, prompt_facts
+from dopsd.run_folder.tracked_pictures import TrackedPicture
+
+_END_SECONDS = 30.0
+"""What writing the last ones may take at the end of a run."""
+
+
+class PictureWriter:
+    """Writes each picture, and then the history that names it, in a thread of its own.
+
+    ``write`` brings whole files into the run folder, into its record too; ``track`` sends a picture
+    to the trackers. What cannot be written is drawn again after training.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        size: tuple[int, int],
+        write: Callable[[Mapping[str, bytes]], None],
+        track: Callable[[TrackedPicture], None],
+    ) -> None:
+        self.config, self._size = config, size
+        self._write, self._track = write, track
+        self._waiting: queue.Queue[tuple[Drawn, Callable[[], bytes]] | None] = queue.Queue()
+        self._writing = threading.Lock()
+        self._drawn: set[Drawn] | None = None
+        """What the history names; None before it was read."""
+        self._thread: threading.Thread | None = None
+        self.notices: list[str] = []
+
+    def rewind(self, step: int) -> set[Drawn]:
+        """The run resumes from ``step``: what was drawn of later versions is drawn anew. Returns
+        what stays."""
+        if not self.config.preview.prompts:
+            return set()
+        with self._writing:
+            while not self._waiting.empty():
+                self._waiting.get_nowait()
+            try:
+                if self._drawn is None:
+                    self._drawn = drawn_prompts(self.config, self._size)
+                kept = {each for each in self._drawn if each[0] <= step}
+                if kept != self._drawn:
+                    self._drawn = kept
+                    self._write({HISTORY: self._history()})
+            except (OSError, DopsdError) as error:
+                self._note("the history", error)
+            return set(self._drawn or ())
+
+    def add(self, drawn: Drawn, fetch: Callable[[], bytes]) -> None:
+        """Take a picture, which ``fetch`` brings; never waits."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, daemon=True, name="own-prompts")
+            self._thread.start()
+        self._waiting.put((drawn, fetch))
+
+    def end(self) -> None:
+        """Write what is left, within a bounded time."""
+        if self._thread is not None:
+            self._waiting.put(None)
+            self._thread.join(_END_SECONDS)
+
+    def _run(self) -> None:
+        while (entry := self._waiting.get()) is not None:
+            with self._writing:
+                try:
+                    self._keep(*entry)
+                except LeaseLost:  # the folder is another driver's, who hears of it elsewhere
+                    return
+                except Exception as error:  # of Ray's, too; nothing of it may cost the run
+                    self._note(prompt_path(*entry[0]), error)
+
+    def _keep(self, drawn: Drawn, fetch: Callable[[], bytes]) -> None:
+        version, number = drawn
+        picture = fetch()
+        self._write({prompt_path(*drawn): picture})
+        self._drawn = {*(self._drawn or ()), drawn}
+        self._write({HISTORY: self._history()})
+        prompt = self.config.preview.prompts[number]
+        self._track(TrackedPicture(version, number, prompt, picture))
+
+    def _history(self) -> bytes:
+        facts = prompt_facts(self.config, self._size, self._drawn or ())
+        record = {"samples": [], "rows": [], **facts}
+        return (json.dumps(record, ensure_ascii=False, indent=1) + "\n").encode()
+
+    def _note(self, what: str, error: Exception) -> None:
+        self.notices.append(
+            f"preview.prompts: {what} is not written while training: {error_message(error)}"
+        )

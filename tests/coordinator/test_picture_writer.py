@@ -1,0 +1,125 @@
+"""Pictures that come while a run trains: in its folder and record, in its history, to trackers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from dopsd.coordinator.picture_writer import PictureWriter
+from dopsd.data.images import encode_png
+from dopsd.errors import LeaseLost, StorageError
+from dopsd.ownership import RECORD
+from dopsd.report.run_files import read_run_files
+from dopsd.run_folder.outputs import owned
+from dopsd.run_folder.preview_files import HISTORY, prompt_path
+from dopsd.run_folder.prompt_history import drawn_prompts, drawn_versions, drawn_while_training
+from tests.helpers.runs import begun
+from tests.helpers.tiny import make_config
+
+SIZE = 16, 24
+PNG = encode_png(Image.new("RGB", SIZE[::-1], "teal"))
+
+
+def made(tmp_path, **preview):
+    values = {"prompts": ["a cat", "a mat"], "every": 2, **preview}
+    return make_config("base", run={"folder": str(tmp_path / "run")}, preview=values)
+
+
+def writer(config, write=None, tracked=None):
+    tracked = [] if tracked is None else tracked
+    write = write or owned(config.run.folder).write_all
+    return PictureWriter(config, SIZE, write, tracked.append)
+
+
+def draw(target: PictureWriter, *pictures: tuple[int, int]) -> None:
+    for drawn in pictures:
+        target.add(drawn, lambda: PNG)
+    target.end()
+
+
+def test_pictures_appear_in_folder_record_history_and_trackers(tmp_path):
+    config, tracked = made(tmp_path), []
+    with begun(config):
+        first = writer(config, tracked=tracked)
+        assert first.rewind(0) == set()
+        draw(first, (2, 0), (0, 1))
+    folder = tmp_path / "run"
+    assert (folder / prompt_path(2, 0)).read_bytes() == PNG
+    entries = json.loads((folder / RECORD).read_text())["entries"]
+    assert entries[prompt_path(2, 0)]["bytes"] == len(PNG) and entries[HISTORY]
+    history = read_run_files(str(folder)).history  # as the live page does
+    assert history is not None and [p.prompt for p in history.prompts] == ["a cat", "a mat"]
+    assert [(p.version, p.prompt) for p in history.pictures] == [(0, 1), (2, 0)]
+    assert [(p.version, p.number, p.prompt) for p in tracked] == [(2, 0, "a cat"), (0, 1, "a mat")]
+    assert first.notices == []
+
+
+def test_a_resumed_run_keeps_what_it_would_draw_again_as_it_is(tmp_path):
+    config = made(tmp_path)
+    with begun(config):
+        first = writer(config)
+        first.rewind(0)
+        draw(first, (0, 0), (0, 1), (2, 0), (2, 1), (4, 0))
+    assert writer(config).rewind(2) == {(0, 0), (0, 1), (2, 0), (2, 1)}
+    assert drawn_prompts(config, SIZE) == {(0, 0), (0, 1), (2, 0), (2, 1)}, "4 is drawn anew"
+    assert drawn_prompts(config, (16, 16)) == set()
+    assert drawn_prompts(made(tmp_path, steps=7), SIZE) == set()
+    assert drawn_prompts(made(tmp_path, prompts=["a dog", "a mat"]), SIZE) == {(0, 1), (2, 1)}
+    (tmp_path / "run" / prompt_path(0, 0)).unlink()
+    (tmp_path / "run" / prompt_path(0, 1)).write_bytes(b"somebody else's")
+    assert drawn_prompts(config, SIZE) == {(2, 0), (2, 1)}
+    (tmp_path / "run" / HISTORY).write_text("{")
+    assert drawn_prompts(config, SIZE) == set()
+
+
+def test_what_cannot_be_written_is_told_and_stops_nothing(tmp_path):
+    config = made(tmp_path)
+
+    def full(files):
+        if prompt_path(0, 0) in files:
+            raise StorageError("no space left")
+        owned(config.run.folder).write_all(files)
+
+    with begun(config):
+        first = writer(config, full)
+        first.rewind(0)
+        draw(first, (0, 0), (0, 1))
+    assert first.notices == [
+        f"preview.prompts: {prompt_path(0, 0)} is not written while training: no space left"
+    ]
+    assert drawn_prompts(config, SIZE) == {(0, 1)}
+
+
+def test_nothing_is_written_into_the_folder_of_another_driver(tmp_path):
+    config = made(tmp_path)
+    asked = []
+
+    def lost(files):
+        asked.extend(files)
+        raise LeaseLost("taken over")
+
+    target = writer(config, lost)
+    target.rewind(0)
+    draw(target, (0, 0), (0, 1))
+    assert asked == [prompt_path(0, 0)] and target.notices == []
+
+
+@pytest.mark.parametrize(
+    ("sections", "drawn"),
+    [
+        ({}, True),
+        ({"source": "fused", "rollout": {}, "max_policy_lag": 0}, False),
+        ({"adapters": "full"}, False),
+        ({"method": {"objective": "off_policy"}}, False),
+        ({"model": {"merge": ["training.safetensors"]}}, False),
+        ({"model": {"merge": ["turbo.safetensors"], "draw_merged": True}}, True),
+        ({"preview": {"samples": 4}}, False),
+    ],
+)
+def test_only_rollout_workers_of_the_same_base_draw_while_training(sections, drawn):
+    sections = {"preview": {"prompts": ["a cat"], "every": 4}, "learner": {"steps": 10}, **sections}
+    config = make_config("base", **sections)
+    assert drawn_while_training(config) == drawn
+    assert drawn_versions(config)[0] == 0
