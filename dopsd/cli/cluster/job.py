@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dopsd.cli.options import ConfigPath, Overrides, quiet
+from dopsd.cli.options import ConfigPath, Overrides, quiet, refuse_overrides
 from dopsd.config import load_config
 from dopsd.config.recipes import DEFAULT
 from dopsd.errors import ConfigError
@@ -53,8 +53,11 @@ def job(
     for option, value in (("--image", image), ("--bucket", bucket)):
         if not value:
             raise ConfigError(f"{option}: missing")
+    decided = {"run.folder": "--bucket", "run.resume": "a job (auto)"}
+    refuse_overrides(overrides, decided | {"run.overwrite": "a job (false)"})
     chosen = load_config(config, overrides)
     quiet()
+    from dopsd.data.known_concepts import refuse_unknown_concepts
     from dopsd.kuberay import Job, documents
     from dopsd.kuberay.job import KINDS, in_cluster
     from dopsd.kuberay.text import as_yaml
@@ -62,6 +65,7 @@ def job(
 
     if kind not in KINDS:
         raise ConfigError(f"--kind: {kind!r}, allowed: {', '.join(KINDS)}")
+    refuse_unknown_concepts(chosen)
     asked = Job(chosen, image, bucket, kind, queue, spot, gpus_per_pod, volume)
     made = documents(asked)
     if asked.library:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from dopsd.cli.options import COUNT_MOST, SEED_MOST, TakeOver
+from dopsd.config.load import as_override
 from dopsd.errors import ConfigError
 from dopsd.terminal import say
 
@@ -128,4 +130,5 @@ def concept(
         table = write_concept_set(name, folder, count, seed)
         own.seal_as_they_are("data.jsonl", *images)
     say(f"wrote {count} images; train on them with:")
-    say(f"  dopsd train shapes data.source={table} run.folder=runs/{name}")
+    words = [as_override("data.source", str(table)), f"run.folder=runs/{name}"]
+    say(f"  dopsd train shapes {shlex.join(words)}")

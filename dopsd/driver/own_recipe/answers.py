@@ -22,6 +22,8 @@ BASES = {
 }
 """Bases by name, and the recipe whose settings are taken: the authors'. Qwen-Image is none of them:
 its few steps are a file that a person has to fetch first."""
+RUNS = "runs"
+"""Folder of the runs of such recipes."""
 NO_CARD = "none"
 """What the tiny world needs."""
 GPUS_MOST = 256
@@ -111,4 +113,4 @@ def free_run_name(name: str) -> str:
     go. It begins with a letter, which Kubernetes asks for."""
     named = name if name[0].isalpha() else f"run-{name}"
     every = itertools.chain([named], (f"{named}-{number}" for number in itertools.count(2)))
-    return next(each for each in every if not storage.taken(f"runs/{each}"))
+    return next(each for each in every if not storage.taken(f"{RUNS}/{each}"))
