@@ -23,6 +23,9 @@ Kind = Literal["rayjob", "rayjob-library", "raycluster"]
 KINDS: tuple[Kind, ...] = ("rayjob", "rayjob-library", "raycluster")
 _BUCKET = re.compile(r"s3://[A-Za-z0-9][A-Za-z0-9._-]*(/[\w.,=+-]+)*/?")
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+_IMAGE = re.compile(r"[\w./:@-]{1,512}", re.ASCII)
+_LABEL = re.compile(r"[A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?", re.ASCII)
+"""A label's value, as Kubernetes takes it."""
 _LONGEST = 47
 """Characters of a RayJob's name; KubeRay appends to it."""
 _DAY = 86_400
@@ -142,8 +145,13 @@ def _check(job: Job) -> None:
             f"--bucket: {shown.value(job.bucket)}, allowed: s3://BUCKET or s3://BUCKET/FOLDER, "
             "without credentials"
         )
-    if not job.image.strip() or any(sign.isspace() for sign in job.image):
-        raise ConfigError(f"--image: {job.image!r}, allowed: REGISTRY/NAME:TAG")
+    if not _IMAGE.fullmatch(job.image) or "://" in job.image:
+        raise ConfigError(f"--image: {shown.value(job.image)}, allowed: REGISTRY/NAME:TAG")
+    if job.queue is not None and not _LABEL.fullmatch(job.queue):
+        raise ConfigError(
+            f"--queue: {shown.value(job.queue)}, allowed: letters, digits, '-', '_' and '.', at "
+            "most 63"
+        )
     if job.config.data.prior.prompts and not storage.is_remote(job.config.data.prior.prompts):
         raise ConfigError(
             f"data.prior.prompts: {job.config.data.prior.prompts}, allowed for a job: s3://"

@@ -20,6 +20,14 @@ Threads = Annotated[
 ]
 
 
+def _local(path: str | Path) -> Path:
+    """A folder on this machine: of a URL a path would make another text, whose secrets nobody
+    knows any more."""
+    if "://" in str(path):
+        raise typer.BadParameter("a URL, allowed: a folder on this machine")
+    return Path(path)
+
+
 @app.callback()
 def main() -> None:
     """The embedded tiny world: pictures, captions, an exact oracle, a real few-step base."""
@@ -27,9 +35,16 @@ def main() -> None:
 
 @app.command("build-base")
 def build_base(
-    out: Annotated[Path, typer.Option(help="Weights folder to write.")] = Path("runs/shapes/base"),
+    out: Annotated[
+        Path, typer.Option(help="Weights folder to write.", parser=_local, metavar="DIR")
+    ] = Path("runs/shapes/base"),
     work: Annotated[
-        Path, typer.Option(help="Checkpoints and log; the same folder resumes where it stopped.")
+        Path,
+        typer.Option(
+            help="Checkpoints and log; the same folder resumes where it stopped.",
+            parser=_local,
+            metavar="DIR",
+        ),
     ] = Path("runs/shapes/build"),
     stage: Annotated[str, typer.Option(help="Last stage: vae, base or turbo.")] = "turbo",
     base_steps: Annotated[
@@ -63,14 +78,20 @@ def build_base(
 @app.command()
 def card(
     weights: Annotated[
-        Path | None, typer.Option(help="Weights folder; the shipped base by default.")
+        Path | None,
+        typer.Option(
+            help="Weights folder; the shipped base by default.", parser=_local, metavar="DIR"
+        ),
     ] = None,
     samples: Annotated[
         int, typer.Option(min=1, max=COUNT_MOST, help="Pictures per seed and setting.")
     ] = 200,
     seeds: Annotated[int, typer.Option(min=1, max=COUNT_MOST, help="Number of seeds.")] = 3,
     pictures: Annotated[
-        Path | None, typer.Option(help="Folder for one contact sheet per setting.")
+        Path | None,
+        typer.Option(
+            help="Folder for one contact sheet per setting.", parser=_local, metavar="DIR"
+        ),
     ] = None,
     effect_seeds: Annotated[
         int,
@@ -109,7 +130,7 @@ def card(
 @app.command()
 def concept(
     name: Annotated[str, typer.Argument(help="bars or ring.")],
-    folder: Annotated[Path, typer.Argument(help="Folder to write the set to.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to write the set to.", parser=_local)],
     count: Annotated[int, typer.Option(min=1, max=COUNT_MOST, help="Number of images.")] = 12,
     seed: Annotated[int, typer.Option(min=0, max=SEED_MOST, help="Decides the scenes.")] = 0,
     take_over: TakeOver = False,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from dopsd import shown, storage
+from dopsd.credentials import holds_credentials
 from dopsd.errors import ConfigError
 from dopsd.plan.cards import CARDS, Card, card_named
 
@@ -105,6 +106,8 @@ def concept_named(text: str) -> str:
         raise ConfigError(
             f"--concept: {shown.value(text)}, allowed: a name of at most {shown.VALUE} characters"
         )
+    if holds_credentials(name):  # files and a run are named after it
+        raise ConfigError("--concept: credentials in a name, allowed: a name without")
     return name
 
 
