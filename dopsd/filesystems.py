@@ -15,7 +15,7 @@ import fsspec
 
 from dopsd.credentials import holds_credentials
 from dopsd.disk import free_space
-from dopsd.errors import ConfigError, DataError, DopsdError, StorageError, message_line
+from dopsd.errors import DataError, DopsdError, StorageError, message_line
 
 CONNECT_S = 10
 READ_S = 30
@@ -106,26 +106,6 @@ def _cause(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     hint = f" ({_HINTS[code]})" if code in _HINTS else ""
     return (f"{code}: {text}" if code and code not in text else text) + hint
-
-
-def check_writable(key: str, folder: str) -> None:
-    """Raises ConfigError, in the name of ``key``, when no file can be written under a local folder,
-    which need not exist yet. S3 is asked nothing: whether it takes an object is known when it gets
-    one."""
-    if is_remote(folder):
-        return
-    parent = os.path.abspath(folder)
-    while not os.path.lexists(parent):
-        parent = os.path.dirname(parent)
-    if not os.path.isdir(parent):
-        reason = f"{parent} is no folder"
-    elif not os.access(parent, os.W_OK | os.X_OK):
-        reason = f"{parent} may not be written to"
-    else:
-        return
-    raise ConfigError(
-        f"{key}: {folder} cannot be made, {reason}; allowed: a folder that can be written, or s3://"
-    )
 
 
 def open_local(path: str) -> IO[bytes]:

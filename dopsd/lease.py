@@ -20,10 +20,10 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from dopsd import processes, storage
-from dopsd.errors import LeaseHeld, LeaseLost, StorageError
+from dopsd.errors import DataError, LeaseHeld, LeaseLost, StorageError
+from dopsd.readers import parse_json
 
 LEASE = ".dopsd-lease"
 """The claim's name in its folder; its beat's name goes on with a dot and the owner's token."""
@@ -72,6 +72,15 @@ class Owner:
 
 
 @dataclass(frozen=True)
+class _Beat:
+    """Of an owner's heart."""
+
+    count: int = 0
+    at: str | None = None
+    """By the owner's clock, as ``CLOCK`` writes it."""
+
+
+@dataclass(frozen=True)
 class Lease:
     """A right to write into ``folder``, until another process takes it."""
 
@@ -106,8 +115,10 @@ def claimed(
     Raises LeaseHeld, in the name of the option or config key ``key``, when a living process has it
     and ``take_over`` is off. A dead one's claim is taken, which ``tell`` hears; where nothing but
     its beats shows that it is dead they are waited for. Inside the block storage raises LeaseLost
-    before anything is written or removed under a folder that was taken over.
+    before anything is written or removed under a folder that was taken over. ConfigError for a
+    folder that cannot be written.
     """
+    storage.check_writable(key, folder)
     made = _missing(folder)
     me = Owner.this_process()
     lease = Lease(folder, me.token)
@@ -132,7 +143,7 @@ def holder(folder: str) -> tuple[Owner, str | None] | None:
     has. Raises LeaseHeld for a claim that is none of dopsd's."""
     path = storage.join(folder, LEASE)
     owner = _read(path)
-    return None if owner is None else (owner, _last_beat(path, owner).get("at"))
+    return None if owner is None else (owner, _last_beat(path, owner).at)
 
 
 class _Heart(threading.Thread):
@@ -204,9 +215,9 @@ def _acquire(lease: Lease, me: Owner, key: str, take_over: bool, tell: Tell) -> 
         if other.token == me.token:  # a request that arrived, whose answer did not
             break
         if take_over:
-            why = "taken over"
+            why = "taken over (--take-over)"
         elif _lives(lease.path, other, tell):
-            beat = _last_beat(lease.path, other).get("at", "none")
+            beat = _last_beat(lease.path, other).at or "none"
             raise LeaseHeld(
                 f"{key}: {lease.folder} is being written by {other} since {other.since}, last "
                 f"heart-beat {beat}; allowed: wait until it ends, another folder, or --take-over"
@@ -215,7 +226,10 @@ def _acquire(lease: Lease, me: Owner, key: str, take_over: bool, tell: Tell) -> 
             why = "which is dead"
         if _read(lease.path) == other:
             storage.write_bytes(lease.path, payload)
-            tell(f"{lease.folder}: claimed by {other} since {other.since}, {why}: replaced")
+            tell(
+                f"{lease.folder}: the claim of {other} since {other.since}, {why}, is this "
+                "process's now"
+            )
             return True
     return False
 
@@ -267,17 +281,17 @@ def _read(path: str) -> Owner | None:
     if not payload.strip(b"\0"):  # it is being written, or a power cut left no more of it
         return Owner("", "", "", 0, None, "an unknown time")
     try:
-        return Owner(**json.loads(payload))
-    except (ValueError, TypeError):
-        raise LeaseHeld(f"{path}: not a claim of dopsd; allowed: take it away") from None
+        return parse_json(payload, path, Owner, LeaseHeld)
+    except LeaseHeld as problem:
+        raise LeaseHeld(f"{problem}: not a claim of dopsd; allowed: take it away") from None
 
 
-def _last_beat(path: str, owner: Owner) -> dict[str, Any]:
+def _last_beat(path: str, owner: Owner) -> _Beat:
+    """The newest; an empty one where there is none that can be read."""
     try:
-        beat: dict[str, Any] = json.loads(storage.read_bytes(f"{path}.{owner.token}"))
-        return beat
-    except (FileNotFoundError, ValueError):
-        return {}
+        return parse_json(storage.read_bytes(f"{path}.{owner.token}"), path, _Beat)
+    except (FileNotFoundError, DataError):
+        return _Beat()
 
 
 def _missing(folder: str) -> list[str]:

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from dopsd import storage
 from dopsd.errors import ConfigError, StorageError
 from dopsd.lease import LEASE
+from dopsd.readers import json_value
 from dopsd.scratch import OWNER_FILE, is_scratch
 
 RECORD = ".dopsd.json"
@@ -97,6 +98,7 @@ class OwnedFolder:
     def check(self, *names: str) -> None:
         """Raises ConfigError unless ``names`` may be written: in a folder that is ours or empty,
         over nothing but what is ours and as we left it. Folders' names end in "/"."""
+        storage.check_writable(self.key, self.path)
         record = self.record()
         if record is None:
             self._refuse(sorted(self.strangers()), "an empty folder, one that does not exist yet")
@@ -309,7 +311,7 @@ def carries_our_mark(path: str) -> bool:
     """Whether a safetensors file says that dopsd wrote it. False for one that cannot be read."""
     try:
         size = int.from_bytes(storage.read_bytes(path, 0, 8), "little")
-        header = json.loads(storage.read_bytes(path, 8, 8 + min(size, 10**8)))
+        header = json_value(storage.read_bytes(path, 8, 8 + min(size, 10**8)))
         return any(key.partition(".")[0] == "dopsd" for key in header["__metadata__"])
     except (OSError, StorageError, ValueError, KeyError, TypeError, AttributeError):
         return False

@@ -42,7 +42,7 @@ def unpack(payload: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         header = json.loads(payload[8 : 8 + header_size])
         meta = json.loads(header["__metadata__"][META_KEY])
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(
             "not a dopsd record: its safetensors header has no 'dopsd' entry"
         ) from error

@@ -17,6 +17,7 @@ from typing import Any
 
 from dopsd import processes, storage
 from dopsd.errors import StorageError
+from dopsd.readers import json_value
 
 OWNER_FILE = ".dopsd-owner.json"
 """Inside a scratch folder: all that it holds is scratch, and of which process."""
@@ -69,7 +70,7 @@ def is_scratch(path: str) -> bool:
 
 def _read(path: str) -> dict[str, Any]:
     try:
-        owner = json.loads(storage.read_bytes(storage.join(path, OWNER_FILE)))
+        owner = json_value(storage.read_bytes(storage.join(path, OWNER_FILE)))
     except (OSError, StorageError, ValueError):
         return {}
     return owner if isinstance(owner, dict) else {}

@@ -21,11 +21,13 @@ from typing import IO, Any
 import pyarrow as pa
 
 from dopsd.credentials import redact
-from dopsd.filesystems import RemoteWriter, local_file, open_local
-from dopsd.filesystems import check_writable as check_writable
+from dopsd.errors import StorageError
+from dopsd.filesystems import RemoteWriter, local_error, local_file, open_local
 from dopsd.filesystems import filesystem as filesystem
 from dopsd.filesystems import is_remote as is_remote
 from dopsd.filesystems import storage_errors as storage_errors
+from dopsd.writable import check_file as check_file
+from dopsd.writable import check_writable as check_writable
 
 OPERATION_S = 1800
 """Seconds that reading or writing one object may take, tries included: a server that sends a byte
@@ -220,6 +222,7 @@ def create(path: str, data: bytes) -> bool:
     """Write a small file where none is; returns whether it was written, which of all who try is
     told to one. A local file is empty for a moment. An S3 that knows no conditional writes lets a
     later one win: who is told True there has to look again."""
+    data = as_written(path, data)
     fs, inner = filesystem(path)
     if not is_remote(path):
         make_folder(os.path.dirname(inner) or ".")
@@ -227,6 +230,8 @@ def create(path: str, data: bytes) -> bool:
             file = open(inner, "xb")  # noqa: SIM115
         except FileExistsError:
             return False
+        except OSError as error:
+            raise StorageError(local_error(path, error)) from error
         try:
             with file:
                 file.write(data)

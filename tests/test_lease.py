@@ -18,6 +18,8 @@ from dopsd import processes, storage
 from dopsd.cli.main import main
 from dopsd.errors import LeaseHeld, LeaseLost, StorageError
 from dopsd.lease import LEASE, claimed
+from dopsd.lease import holder as holder_of
+from dopsd.scratch import OWNER_FILE, is_scratch
 
 HOLDER = """
 import sys, time
@@ -115,7 +117,7 @@ def test_a_killed_owner_is_replaced_with_a_notice(tmp_path, holder):
     with claimed(str(tmp_path / "run"), "run.folder", tell=told.append):
         names = [path.name for path in (tmp_path / "run").iterdir()]
         assert sorted(names)[0] == LEASE and len(names) <= 2, "its beat was cleared"
-    assert len(told) == 1 and "which is dead: replaced" in told[0]
+    assert len(told) == 1 and "which is dead, is this process's now" in told[0]
     assert list((tmp_path / "run").iterdir()) == []
 
 
@@ -181,7 +183,10 @@ def test_an_owner_on_another_host_lives_while_it_beats(remote, tmp_path, request
     with claimed(folder, "run.folder", tell=told.append):
         assert time.monotonic() - began > 1.0, "it was watched"
         assert not storage.exists(beat)
-    assert "waiting up to 1 s for its heart-beat" in told[0] and "dead: replaced" in told[1]
+    assert (
+        "waiting up to 1 s for its heart-beat" in told[0]
+        and "dead, is this process's now" in told[1]
+    )
     assert storage.names(folder) == set()
 
 
@@ -318,3 +323,21 @@ def test_a_run_that_finished_meanwhile_is_seen_under_the_claim(tmp_path, holder,
     assert main(["train", "shapes", f"run.folder={folder}", "run.overwrite=false"]) == 1
     assert "holds a run already" in capsys.readouterr().err
     assert os.listdir(folder) == ["config.yaml"]
+
+
+DAMAGE = [b"[]", b"5", b"null", b'"x"', b"[" * 100_000, b"{", b"\xff", b'{"at": 5}', b'{"at": []}']
+
+
+@pytest.mark.parametrize("content", DAMAGE, ids=range(len(DAMAGE)))
+def test_a_claim_or_a_beat_that_is_damaged_is_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / LEASE).write_bytes(content)
+    with pytest.raises(LeaseHeld, match=r"not a claim of dopsd; allowed: take it away$"):
+        holder_of(str(tmp_path))
+    owner = {"token": "t", "host": "h", "place": "p", "pid": 3, "started": "1", "since": "today"}
+    (tmp_path / LEASE).write_text(json.dumps(owner))
+    (tmp_path / f"{LEASE}.t").write_bytes(content)
+    found = holder_of(str(tmp_path))
+    assert found is not None and (found[0].pid, found[1]) == (3, None)
+    assert not is_scratch(str(tmp_path))
+    (tmp_path / OWNER_FILE).write_bytes(content)
+    assert not is_scratch(str(tmp_path))

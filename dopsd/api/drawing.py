@@ -92,7 +92,7 @@ def drawing(
     import torch
 
     from dopsd.evaluation.drawn_with import Said, WeightedLora, said_by
-    from dopsd.evaluation.evaluated_models import as_trained, evaluated_models
+    from dopsd.evaluation.evaluated_models import as_trained, evaluated_models, tell_if_unfinished
     from dopsd.library.lora import concept_lora
     from dopsd.models import FAMILIES
     from dopsd.models.families.family import DTYPES
@@ -102,6 +102,7 @@ def drawing(
         lora = WeightedLora.parse(os.fspath(given))
         path = concept_lora(lora.path)
         if path.endswith(".safetensors"):
+            tell_if_unfinished(path)
             files.append(lora.at(path))
             continue
         (run,) = map(as_trained, evaluated_models([path]))

@@ -81,7 +81,7 @@ class CheckpointRequests:
             self.asked = True
             left = draining[node] - time.time()
             when = f"in {max(left, 0):.0f} s" if draining[node] else "soon"
-            self._tell(f"node {node[:12]} is taken away {when}: a checkpoint is saved first")
+            self._tell(f"node {node[:12]} is taken away {when}: a checkpoint is being saved first")
         self._draining = set(draining)
 
     def poll(self) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from dopsd import pieces, storage
 from dopsd.checkpoint.folder import FileRecord
 from dopsd.errors import CheckpointError
+from dopsd.readers import json_value
 
 _META_KEY = "dopsd"
 _NAME = re.compile(r"(.+)\[(\d+):(\d+)\]")
@@ -100,8 +101,8 @@ class SliceReader:
             size = int.from_bytes(storage.read_bytes(path, 0, 8), "little")
             if not 2 <= size <= _HEADER:
                 raise ValueError(f"a header of {size} bytes")
-            header = json.loads(storage.read_bytes(path, 8, 8 + size))
-            meta: dict[str, Any] = json.loads(header.pop("__metadata__")[_META_KEY])
+            header = json_value(storage.read_bytes(path, 8, 8 + size))
+            meta: dict[str, Any] = json_value(header.pop("__metadata__")[_META_KEY])
             for key, entry in header.items():
                 match = _NAME.fullmatch(key)
                 if match is None or entry["dtype"] != "F32":
@@ -109,7 +110,7 @@ class SliceReader:
                 offset = 8 + size + entry["data_offsets"][0]
                 stored = _FileRange(int(match[2]), int(match[3]), path, offset)
                 self._ranges.setdefault(match[1], []).append(stored)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path}: not a file of slices ({error})") from None
         return meta
 

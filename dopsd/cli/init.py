@@ -72,7 +72,8 @@ def init(
         """The concept, and the recipe's file."""
         name = of.concept_named(text)
         file = out or f"{slug(name)}.yaml"
-        if storage.exists(file):
+        storage.check_file("--out", file)
+        if storage.taken(file):
             raise ConfigError(
                 f"{file}: is there already; allowed: "
                 + ("another --out" if out else "another --concept, or --out with another file")
@@ -83,6 +84,7 @@ def init(
     chosen = base and of.base_named(base)
     if card is not None and chosen is not None:
         of.card_for(chosen, card)
+    storage.check_writable(f"run.folder ({of.RUNS}/NAME)", of.RUNS)
     for value, check in ((cluster, of.cluster_named), (concept, named)):
         if value is not None:
             check(value)
@@ -163,11 +165,12 @@ def _looked_at(base: str, source: str) -> tuple[str, Look | None]:
     from dopsd.cli.data.look import looked_at
     from dopsd.config import load_config
     from dopsd.config.load import as_text
-    from dopsd.data.run_data import SHAPES
+    from dopsd.data.shapes_source import SHAPES, check_shapes_source
     from dopsd.driver.own_recipe.answers import BASES
 
     config = load_config(BASES[base], [f"data.source={as_text(source)}"])
     if source.startswith(SHAPES):
+        check_shapes_source(source, "--data")
         return source, None
     found = looked_at(config, source)
     if not found.rows:

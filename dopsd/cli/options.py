@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
 
 from dopsd.api.drawing import STEPS_MOST as STEPS_MOST
+from dopsd.config.load import overridden
+from dopsd.errors import ConfigError
 
 Pixels = Annotated[int | None, typer.Option(min=1, max=8192, help="Pixels; default by base.")]
 CONFIG = typer.Argument(
@@ -29,6 +32,15 @@ TakeOver = Annotated[
         "--take-over", help="Write even where a living process does: that one stops, and notices."
     ),
 ]
+
+
+def refuse_overrides(overrides: list[str] | None, decided: Mapping[str, str]) -> None:
+    """Raises ConfigError for an override of a key that would be ignored: ``decided`` says by key
+    what decides it instead."""
+    given = overridden(overrides)
+    for key, by in decided.items():
+        if key in given:
+            raise ConfigError(f"{key}: given beside {by}, which decides it; allowed: one of them")
 
 
 def quiet() -> None:

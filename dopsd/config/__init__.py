@@ -2,7 +2,7 @@
 
 from dopsd.config.base import Device
 from dopsd.config.data import DataSection
-from dopsd.config.load import dump_config, load_config, parse_config
+from dopsd.config.load import dump_config, load_config, parse_config, stored_config
 from dopsd.config.method import MethodSection
 from dopsd.config.reference import reference
 from dopsd.config.roles import LearnerSection, RoleSection, TimeoutSection, check_role
@@ -21,4 +21,5 @@ __all__ = [
     "load_config",
     "parse_config",
     "reference",
+    "stored_config",
 ]

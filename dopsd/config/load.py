@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,31 @@ def load_config(config: str | Path | None, overrides: list[str] | None = None) -
     return parse_config(payload, str(config), overrides)
 
 
+def stored_config(path: str, overrides: list[str] | None = None) -> RunConfig:
+    """The config that a command of ours left at ``path``, local or s3://. Raises ConfigError as
+    :func:`load_config`, naming the file wherever the fault lies in it and not in ``overrides``."""
+    payload = read_payload(path, ConfigError, f"config {path}", MOST_BYTES)
+    values = _mapping(payload, path)
+    try:
+        return parse_config(payload, path, overrides)
+    except ConfigError as error:
+        refused = error
+    try:
+        _validated(values, path)
+    except ConfigError as own:
+        raise ConfigError(f"config {path}: {own}") from None
+    raise refused
+
+
 def parse_config(text: str | bytes, path: str, overrides: list[str] | None = None) -> RunConfig:
     """As :func:`load_config`, from the text of a file that is called ``path``."""
+    values = _mapping(text, path)
+    for override in overrides or []:
+        _apply(values, override)
+    return _validated(values, path)
+
+
+def _mapping(text: str | bytes, path: str) -> dict[str, Any]:
     try:
         values = yaml_value(text) or {}
     except ValueError as problem:
@@ -54,8 +78,10 @@ def parse_config(text: str | bytes, path: str, overrides: list[str] | None = Non
     if not isinstance(values, dict):
         kind = "a text" if isinstance(values, str) else "a list"
         raise ConfigError(f"config {path}: found {kind}, allowed: a mapping")
-    for override in overrides or []:
-        _apply(values, override)
+    return values
+
+
+def _validated(values: dict[str, Any], path: str) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
@@ -73,6 +99,31 @@ def as_text(value: Any) -> str:
     """A value as an override takes it behind its ``=``: JSON, which is YAML whatever a name holds,
     but for what JSON writes as two halves of a character."""
     return _PAIR.sub(lambda pair: str(json.loads(f'"{pair[0]}"')), json.dumps(value))
+
+
+def as_override(key: str, value: str) -> str:
+    """``key=value`` as it is typed: plain where it reads back as what it is, else as JSON."""
+    try:
+        plain = yaml_value(value)
+    except ValueError:
+        plain = None
+    same = type(plain) is str and plain == value
+    return f"{key}={value if same else as_text(value)}"
+
+
+def overridden(overrides: list[str] | None) -> dict[str, Any]:
+    """What overrides say, by their dotted keys. Raises ConfigError as :func:`load_config`."""
+    values: dict[str, Any] = {}
+    for each in overrides or []:
+        _apply(values, each)
+    return dict(_leaves(values))
+
+
+def _leaves(values: dict[str, Any], section: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{section}{key}.")
+        yield f"{section}{key}", value
 
 
 def shown_values(config: RunConfig) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dopsd import shown
 from dopsd.config.base import Section
 from dopsd.config.context import CONTEXT_NEEDS, REFERENCE_FAMILIES, VLM_FAMILIES
+from dopsd.config.data import PriorSection
 from dopsd.credentials import holds_credentials
 
 if TYPE_CHECKING:
@@ -52,6 +53,10 @@ def _one_model(c: RunConfig) -> bool:
     )
 
 
+_PRIOR = [
+    (key, field.default) for key, field in PriorSection.model_fields.items() if key != "prompts"
+]
+"""(key, default) of what says something about the base's own samples."""
 _OFF_POLICY = "with method.objective: {c.method.objective}, allowed:"
 _CONTEXT = "with context.name: {c.context.name}, allowed:"
 _WITHOUT_TOKENS = " or ".join(n for n, needs in CONTEXT_NEEDS.items() if not needs.reference_tokens)
@@ -251,6 +256,16 @@ RULES = (
         ),
         f"data.prior.prompts: given {_CONTEXT} none (the base's own samples have one caption and "
         "no references)",
+    ),
+    *(
+        Rule(
+            lambda c, key=key, usual=usual: (  # type: ignore[misc]
+                not c.data.prior.prompts and getattr(c.data.prior, key) != usual
+            ),
+            f"data.prior.{key}: {{c.data.prior.{key}}} without data.prior.prompts, allowed: with "
+            "the prompts that the base draws",
+        )
+        for key, usual in _PRIOR
     ),
     Rule(
         lambda c: bool(c.preview.prompts) and c.context.needs.references,

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from PIL import Image, PngImagePlugin
 
 from dopsd import storage
+from dopsd.credentials import redact
 from dopsd.data.images import MAX_BYTES
 from dopsd.errors import StorageError
 
@@ -22,11 +23,11 @@ _KEY = "dopsd"
 
 def drawn_png(image: Image.Image, said: Mapping[str, str] | None = None) -> bytes:
     """An RGB image as the PNG of a drawn picture; equal pixels give equal bytes. ``said``: texts in
-    the file, such as the prompt."""
+    the file, such as the prompt, without secrets."""
     info = PngImagePlugin.PngInfo()
     info.add_text(_KEY, _digest(image))
     for key, text in (said or {}).items():
-        info.add_itxt(key, text)
+        info.add_itxt(key, redact(text))
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", pnginfo=info)
     return buffer.getvalue()

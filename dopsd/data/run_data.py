@@ -17,7 +17,6 @@ from dopsd.data.class_words import ClassWords, check_class_words
 from dopsd.data.concepts import concept_groups, restricted, rows_of
 from dopsd.data.join import without_prior
 from dopsd.data.manifest import Manifest, RowRef, has_manifest, load_manifest
-from dopsd.data.masks import check_masks
 from dopsd.data.order import PlannedGroup, Rows, check_concepts
 from dopsd.data.pictures import check_pictures
 from dopsd.data.plan import Plan
@@ -135,6 +134,7 @@ def prepare_shards(config: RunConfig, tell: Tell) -> Manifest:
             overwrite=config.run.overwrite,
             name=source_name(config),
             concepts=config.data.concepts,
+            concept_weights=config.data.concept_weights,
         )
 
 
@@ -149,24 +149,6 @@ def chosen_samples(config: RunConfig, manifest: Manifest) -> Manifest:
     a concept of ``data.concepts`` that is not in the data."""
     chosen = config.data.concepts
     return restricted(manifest, config.shards, chosen) if chosen else manifest
-
-
-def refuse_unknown_concepts(config: RunConfig) -> None:
-    """Raises DataError for ``data.concepts`` or ``data.concept_weights`` that shards which exist do
-    not have."""
-    asked = config.data.concepts, config.data.concept_weights
-    if any(asked) and has_manifest(config.shards):
-        known = load_manifest(config.shards).concepts
-        for key, names in zip(("data.concepts", "data.concept_weights"), asked):
-            check_concepts(key, names, known)
-
-
-def refuse_useless_masks(config: RunConfig) -> None:
-    """Raises ConfigError as ``check_masks`` does, for shards of the run's source which exist."""
-    if config.data.masks and has_manifest(config.shards):
-        manifest = load_manifest(config.shards)
-        if _is_of_source(config, manifest):
-            check_masks(config, manifest)
 
 
 def concept_weights(config: RunConfig, manifest: Manifest) -> dict[str, float]:

@@ -34,13 +34,13 @@ def sprite_of(source: str, concept: str) -> Sprite | None:
     return None if seed is None else Sprite.named(seed, concept)
 
 
-def check_shapes_source(source: str) -> None:
-    """Raises ConfigError for a `shapes:` source that there is not."""
+def check_shapes_source(source: str, key: str = "data.source") -> None:
+    """Raises ConfigError, in the name of ``key``, for a `shapes:` source that there is not."""
     from dopsd.shapes.concepts import CONCEPTS
 
     if source.removeprefix(SHAPES) not in CONCEPTS and sprites_seed(source) is None:
         raise ConfigError(
-            f"data.source: {shown.value(source)}, allowed: "
+            f"{key}: {shown.value(source)}, allowed: "
             + ", ".join(f"{SHAPES}{name}" for name in sorted(CONCEPTS))
             + f", {SHAPES}sprites#SEED (a whole number)"
         )

@@ -140,7 +140,7 @@ class Supervisor:
         self._pending_signals.append(True)
         self._end_by = time.monotonic() + self.config.timeouts.step
         self.notices.append(
-            f"{signals.asked_to_end()}: a checkpoint is saved, and then the run ends; "
+            f"{signals.asked_to_end()}: a checkpoint is being saved, and then the run ends; "
             "another signal ends it at once"
         )
         return True

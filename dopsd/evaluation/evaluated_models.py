@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import posixpath
+import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 
 from dopsd import storage
+from dopsd.checkpoint.folder import complete_steps
 from dopsd.errors import ConfigError
 from dopsd.evaluation.spec import EvaluatedModel
+from dopsd.models.lora.files import file_metadata
 from dopsd.models.lora.layers import STUDENT
 from dopsd.models.transformer_folder import is_transformer
-from dopsd.run_folder.files import DIFFUSERS_FILE, LORA_FILE, MODULES, TRANSFORMERS
+from dopsd.run_folder.files import DIFFUSERS_FILE, LORA_FILE, MODULES, TRANSFORMERS, RunFolder
+from dopsd.terminal import complain
 
+_STEPS = re.compile(r"\bsteps=(\d+)\b")
 _MODULES = dict.fromkeys((LORA_FILE, DIFFUSERS_FILE), MODULES[STUDENT])
 """What a run leaves beside a LoRA when it trained more, the teacher's alike."""
 
@@ -50,12 +56,35 @@ def as_trained(model: EvaluatedModel) -> EvaluatedModel:
                     if alone:
                         return replace(model, loras=(), transformer=whole)
                     raise _not_stackable(whole)
+        tell_if_unfinished(path)
         beside = storage.join(folder, _MODULES.get(file, file))
         if beside != path and storage.exists(beside):
             if alone:
                 return replace(model, modules=beside)
             raise _not_stackable(beside)
     return model
+
+
+def tell_if_unfinished(path: str) -> None:
+    """Say of which step an exported LoRA is whose run goes on to another one, or was killed on the
+    way. Raises ConfigError for a run that has exported none yet."""
+    folder, file = posixpath.split(path)
+    run = RunFolder(folder)
+    if file not in _MODULES or not run.exists or run.is_finished:
+        return
+    config = run.config()
+    if not storage.exists(path):
+        words, steps = f"--lora: {folder}: the run is not finished", complete_steps(run.checkpoints)
+        if steps and config.adapters == "lora":
+            own = shlex.join(["dopsd", "export", folder, "--which", f"step-{steps[-1]}"])
+            words += f", step {steps[-1]} is saved: {own} --out FILE.safetensors gives its LoRA"
+        raise ConfigError(f"{words}; allowed: a run that has exported what it trained")
+    trained = _STEPS.search(file_metadata(storage.read_bytes(path)).get("dopsd.recipe", ""))
+    wanted = config.learner.steps
+    if trained and int(trained[1]) < wanted:
+        complain(
+            f"{folder}: the run is not finished: its LoRA is that of step {trained[1]} of {wanted}"
+        )
 
 
 def _not_stackable(path: str) -> ConfigError:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 from dopsd import storage
 from dopsd.errors import StorageError
 from dopsd.ownership import OwnedFolder
+from dopsd.readers import json_value
 
 RESULTS, TABLE, PAGE = "results.json", "results.md", "results.html"
 PROMPTS = "prompts.jsonl"
@@ -33,7 +32,7 @@ def check_out(out: str) -> None:
 
 def _is_evaluation(path: str) -> bool:
     try:
-        values = json.loads(storage.read_bytes(path))
+        values = json_value(storage.read_bytes(path))
         return {"rows", "relatives", "columns", "settings"} <= values.keys()
     except (OSError, StorageError, ValueError, AttributeError):
         return False

@@ -26,6 +26,7 @@ from dopsd.ray_cluster.labels import told
 Kind = Literal["rayjob", "rayjob-library", "raycluster"]
 KINDS: tuple[Kind, ...] = ("rayjob", "rayjob-library", "raycluster")
 _BUCKET = re.compile(r"s3://[A-Za-z0-9][A-Za-z0-9._-]*(/[\w.,=+-]+)*/?")
+_IMAGE = re.compile(r"[\w./:@-]{1,512}", re.ASCII)
 _DAY = 86_400
 _RETRIES = 3
 """New clusters, each of which goes on from S3."""
@@ -166,8 +167,8 @@ def _check(job: Job) -> None:
             f"--bucket: {shown.value(job.bucket)}, allowed: s3://BUCKET or s3://BUCKET/FOLDER, "
             "without credentials"
         )
-    if not job.image.strip() or any(sign.isspace() for sign in job.image):
-        raise ConfigError(f"--image: {job.image!r}, allowed: REGISTRY/NAME:TAG")
+    if not _IMAGE.fullmatch(job.image) or "://" in job.image:
+        raise ConfigError(f"--image: {shown.value(job.image)}, allowed: REGISTRY/NAME:TAG")
     if job.config.data.prior.prompts and not storage.is_remote(job.config.data.prior.prompts):
         raise ConfigError(
             f"data.prior.prompts: {job.config.data.prior.prompts}, allowed for a job: s3://"

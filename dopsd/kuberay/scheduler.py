@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
+from dopsd import shown
 from dopsd.errors import ConfigError
 
 Scheduler = Literal["kueue", "volcano"]
@@ -18,12 +19,12 @@ def scheduler_of(name: str | None, queue: str | None) -> Scheduler | None:
     ConfigError."""
     if queue is not None and not _NAME.fullmatch(queue):
         raise ConfigError(
-            f"--queue: {queue!r}, allowed: a name of Kubernetes: small letters, digits, hyphens "
+            f"--queue: {shown.value(queue)}, allowed: a name of Kubernetes: small letters, digits, hyphens "
             "and dots, at most 63"
         )
     found: dict[str | None, Scheduler] = {each: each for each in SCHEDULERS}
     if name is not None and name not in found:
-        raise ConfigError(f"--scheduler: {name!r}, allowed: {', '.join(SCHEDULERS)}")
+        raise ConfigError(f"--scheduler: {shown.value(name)}, allowed: {', '.join(SCHEDULERS)}")
     if name == "kueue" and queue is None:
         raise ConfigError("--queue: missing, with --scheduler kueue")
     return found.get(name, "kueue" if queue else None)

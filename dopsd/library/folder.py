@@ -16,8 +16,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from dopsd import storage
-from dopsd.config import RunConfig, dump_config
-from dopsd.config.load import parse_config
+from dopsd.config import RunConfig, dump_config, stored_config
 from dopsd.errors import ConfigError, DataError
 from dopsd.library.catalogue import Concept
 from dopsd.library.names import digest, folder_of
@@ -115,10 +114,9 @@ class LibraryFolder:
 
     def config(self) -> RunConfig:
         """The config with which the library was started last. Raises ConfigError where none is."""
-        try:
-            return parse_config(storage.read_bytes(self.file(CONFIG)), self.file(CONFIG))
-        except FileNotFoundError:
-            raise ConfigError(f"{self.path}: holds no library (it has no {CONFIG})") from None
+        if not storage.exists(self.file(CONFIG)):
+            raise ConfigError(f"{self.path}: holds no library (it has no {CONFIG})")
+        return stored_config(self.file(CONFIG))
 
     def catalogue(self) -> list[dict[str, Any]]:
         """What is known of each concept of the last start, skipped ones too: see ``_table``."""

@@ -91,12 +91,13 @@ def cluster_resources() -> dict[str, float]:
 
 def gpus_to_come(asked: bool) -> float:
     """GPUs to reckon with: those that the cluster has, or else those that an autoscaler may bring.
-    Where neither is known a cluster that others can join may still get those that are ``asked``
-    for, however many."""
+    Where nobody says what it may bring, a cluster that others can join may still get those that are
+    ``asked`` for, however many."""
     if (now := cluster_resources().get("GPU", 0.0)) or is_private():
         return now
-    most = (most_resources() or {}).get("GPU", 0.0)
-    return most or (math.inf if asked else 0.0)
+    if (most := most_resources()) is not None:
+        return most["GPU"]
+    return math.inf if asked else 0.0
 
 
 def nodes() -> list[Node]:

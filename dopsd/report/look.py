@@ -18,6 +18,7 @@ _MARK = b'<meta name="generator" content="dopsd">'
 def check_page(path: str, option: str = "--page") -> None:
     """Raises ConfigError when something that dopsd did not make has the page's place, which
     ``option`` names, or the page of a run or a library, whose record knows it."""
+    storage.check_file(option, path)
     folder = path.rpartition("/")[0]
     record = storage.join(folder or ".", RECORD)
     if storage.exists(path) and storage.exists(record):

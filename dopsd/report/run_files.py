@@ -78,7 +78,9 @@ def read_run_files(folder: str) -> RunFiles:
     try:
         config = run.config()
     except ConfigError as error:
-        raise DataError(f"{run.file(CONFIG_FILE)}: not a config of this dopsd ({error})") from None
+        path = run.file(CONFIG_FILE)
+        why = str(error).removeprefix(f"config {path}: ")
+        raise DataError(f"{path}: not a config of this dopsd ({why})") from None
     shards = run.shards(config)
     return RunFiles(
         folder=folder,

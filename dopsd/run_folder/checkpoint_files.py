@@ -6,13 +6,13 @@ its files. Of one that died half written they are told by names that nobody else
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 
 from dopsd import storage
 from dopsd.errors import StorageError
 from dopsd.ownership import RECORD, OwnedFolder
+from dopsd.readers import json_value
 
 MANIFEST = "checkpoint.json"
 """Written last: a folder without it is no checkpoint."""
@@ -60,7 +60,7 @@ def _is_ours(root: str, step: int) -> bool:
 def _listed(path: str) -> dict[str, int] | None:
     """Bytes of each file that a checkpoint's manifest lists, by name; None without such a one."""
     try:
-        manifest = json.loads(storage.read_bytes(storage.join(path, MANIFEST)))
+        manifest = json_value(storage.read_bytes(storage.join(path, MANIFEST)))
         if manifest["format"] != _FORMAT:
             return None
         files = {**manifest["files"], **manifest.get("large", {})}

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dopsd import storage
-from dopsd.config import RunConfig, parse_config
+from dopsd.config import RunConfig, stored_config
 from dopsd.data.manifest import has_manifest
-from dopsd.errors import ConfigError
 from dopsd.models.lora.layers import STUDENT, TEACHER
-from dopsd.readers import read_payload
 
 CHECKPOINTS = "checkpoints"
 """Folder of the checkpoints, ``step-000200/`` and so on."""
@@ -104,10 +102,9 @@ class RunFolder:
         return self.file(CHECKPOINTS)
 
     def config(self, overrides: list[str] | None = None) -> RunConfig:
-        """The run's own config. Raises ConfigError for one of another dopsd."""
-        path = self.file(CONFIG_FILE)
-        payload = read_payload(path, ConfigError, f"config {path}")
-        return parse_config(payload, path, overrides)
+        """The run's own config. Raises ConfigError, which names its file, for one of another
+        dopsd."""
+        return stored_config(self.file(CONFIG_FILE), overrides)
 
     def shards(self, config: RunConfig) -> str:
         """Where the run's shards are now: a run folder may have been copied from where it was

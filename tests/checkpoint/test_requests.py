@@ -28,7 +28,9 @@ def test_a_node_of_the_run_that_drains_asks_once(draining, tmp_path: Path) -> No
     assert not asked.asked and not told
     draining["ours"] = time.time() + 30.4
     asked.look_at_nodes()
-    assert asked.asked and told == ["node ours is taken away in 30 s: a checkpoint is saved first"]
+    assert asked.asked and told == [
+        "node ours is taken away in 30 s: a checkpoint is being saved first"
+    ]
     asked.asked = False
     asked.look_at_nodes()
     assert not asked.asked, "it was saved"

@@ -101,3 +101,24 @@ def test_the_run_has_a_name_of_its_own_that_kubernetes_takes(
     assert main(given) == 0
     config = load_config("a.yaml")
     assert (config.run.name, config.run.folder) == (run, f"runs/{run}")
+
+
+SHAPES = {"base": "shapes", "concept": "Bars", "cluster": "here:1", "data": "shapes:bars"}
+
+
+def test_a_shapes_concept_that_there_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words(**SHAPES | {"data": "shapes:nosuch"})) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("dopsd: --data: 'shapes:nosuch', allowed: shapes:bars, shapes:ring")
+    assert not Path("bars.yaml").exists()
+
+
+def test_a_place_where_no_run_can_lie_is_refused_before_anything_is_written(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("runs").touch()
+    assert main(words(**SHAPES)) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("dopsd: run.folder (runs/NAME): runs cannot be made, ")
+    assert line.endswith("/runs is no folder; allowed: a folder that can be written, or s3://")
+    assert not Path("bars.yaml").exists()

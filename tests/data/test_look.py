@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dopsd.cli.main import main
+from dopsd.config import load_config
 from dopsd.data.look import PICTURES, look
 from dopsd.data.manifest import PrepareSettings
 from dopsd.report.look import render
@@ -78,3 +80,38 @@ def test_a_program_reads_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     found = json.loads(capsys.readouterr().out)
     assert (found["samples"], found["usable"], found["concepts"]) == (2, 1, {"cat": 1})
     assert found["quarantined"][0]["reason"] == "zero bytes"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data.source=other", "data.source: given beside SOURCE, which decides it; allowed: one"),
+        ("data={source: other}", "data.source: given beside SOURCE"),
+        (
+            "data.shards=x",
+            "data.shards: not read by this command, allowed: data.KEY=VALUE with KEY",
+        ),
+        ("data.balance=concepts", "data.balance: not read by this command"),
+        ("data.pixel_aera=4", "data.pixel_aera: unknown key (did you mean pixel_area?)"),
+        ("nonsense", "override 'nonsense': allowed: section.key=value"),
+    ],
+)
+@pytest.mark.parametrize("command", [["data", "look"], ["caption"]], ids=" ".join)
+def test_what_would_be_ignored_is_refused(
+    command: list[str], override: str, said: str, tmp_path: Path, capsys
+) -> None:
+    source = write_folder(tmp_path / "set", 1)
+    assert main([*command, str(source), override]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"dopsd: {said}"), line
+    assert main(["caption", str(source), "data.pixel_area=64"]) == 1, "which looks at no bucket"
+    assert "data.pixel_area: not read by this command" in capsys.readouterr().err
+
+
+def test_the_next_command_takes_any_name(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / "a: b", 1)
+    assert main(["data", "look", "a: b", "data.pixel_area=1024", "--page", ""]) == 0
+    last = capsys.readouterr().out.splitlines()[-1].removeprefix("Next: dopsd train CONFIG ")
+    first, *_ = shlex.split(last)
+    assert load_config("shapes", [first]).data.source == "a: b"

@@ -126,7 +126,9 @@ def test_signals_ask_for_a_checkpoint_and_for_the_end(tmp_path, monkeypatch, num
     assert str(ended.value) == f"interrupted by {name}; step 3 is saved"
     assert ended.value.exit_code == 128 + number
     assert asked == [False, True]
-    assert supervisor.notices[0].startswith(f"{name}: a checkpoint is saved, and then the run ends")
+    assert supervisor.notices[0].startswith(
+        f"{name}: a checkpoint is being saved, and then the run ends"
+    )
     assert [signal.getsignal(number) for number in (signal.SIGUSR1, *signals.ENDS)] == before
 
 

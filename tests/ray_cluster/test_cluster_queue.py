@@ -220,13 +220,29 @@ def test_who_runs_the_cluster_says_what_it_may_grow_to(monkeypatch) -> None:
     assert most_resources() is None
     monkeypatch.setenv(MOST, "CPU=256, GPU=64")
     assert most_resources() == {"CPU": 256.0, "GPU": 64.0}
+    for none in ("CPU=8", "CPU=8,GPU=0"):  # what is said is all
+        monkeypatch.setenv(MOST, none)
+        assert most_resources() == {"CPU": 8.0, "GPU": 0.0}
 
 
-@pytest.mark.parametrize("text", ["64", "GPU=-1", "GPU=1,TPU=2", "GPU=1,GPU=2", "GPU=1,"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("64", "CPU=1,GPU=-1", "CPU=1,GPU=1,TPU=2", "CPU=1,GPU=1,GPU=2", "CPU=1,GPU=1,"),
+        *("GPU=8", "CPU=0,GPU=8", "CPU=٨", "CPU=1e3", "CPU=inf", " "),
+    ],
+)
 def test_what_says_nothing_is_refused(monkeypatch, text) -> None:
     monkeypatch.setenv(MOST, text)
-    with pytest.raises(ResourceError, match=f"^{MOST}: '{text}', allowed: .* CPU=256,GPU=64$"):
+    with pytest.raises(ResourceError, match=f"^{MOST}: '{text}', allowed: .*CPU=256,GPU=64$"):
         most_resources()
+
+
+def test_more_than_any_cluster_has_is_refused_and_not_repeated(monkeypatch) -> None:
+    monkeypatch.setenv(MOST, "CPU=" + "9" * 400)
+    with pytest.raises(ResourceError, match=r"^DOPSD_CLUSTER_MOST: .*allowed: ") as refused:
+        most_resources()
+    assert len(str(refused.value)) < 250
 
 
 def test_a_queue_that_was_lost_asks_everybody_before_it_lets_anybody_begin() -> None:

@@ -15,7 +15,8 @@ from dopsd.ray_cluster.connect import gpus_to_come
     [
         (2.0, {"GPU": 8.0}, False, True, 2.0),
         (0.0, {"CPU": 64.0, "GPU": 8.0}, False, False, 8.0),
-        (0.0, {"CPU": 64.0}, False, False, 0.0),
+        (0.0, {"CPU": 64.0, "GPU": 0.0}, False, False, 0.0),
+        (0.0, {"CPU": 64.0, "GPU": 0.0}, False, True, 0.0),
         (0.0, None, False, False, 0.0),
         (0.0, None, False, True, math.inf),
         (0.0, None, True, True, 0.0),

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dopsd.cli.options import ConfigPath, Overrides, quiet
+from dopsd.cli.options import ConfigPath, Overrides, quiet, refuse_overrides
 from dopsd.config import load_config
 from dopsd.config.recipes import DEFAULT
 from dopsd.errors import ConfigError
@@ -69,8 +69,13 @@ def job(
     for option, value in needed.items():
         if not value:
             raise ConfigError(f"{option}: missing")
+    decided = {"run.folder": "--bucket", "run.resume": "a job (auto)"}
+    refuse_overrides(overrides, decided | {"run.overwrite": "a job (false)"})
     chosen = load_config(config, overrides)
     quiet()
+    from dopsd.data.known_concepts import refuse_unknown_concepts
+
+    refuse_unknown_concepts(chosen)
     if kind == SBATCH:
         from dopsd.slurm import BatchJob, script
 

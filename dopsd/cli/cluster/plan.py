@@ -37,8 +37,10 @@ def plan(
     """
     chosen, run = card_named(card), load_config(config, overrides)
     quiet()
+    from dopsd.data.known_concepts import refuse_unknown_concepts
     from dopsd.plan import comment, make_plan, table
 
+    refuse_unknown_concepts(run)
     made = make_plan(run, chosen, gpus, efficiency)
     if as_json:
         say_lines(json.dumps(made.record(), indent=1))

@@ -11,7 +11,7 @@ import typer
 from dopsd import storage
 from dopsd.cli.data.look import data_config
 from dopsd.cli.options import COUNT_MOST, Overrides, TakeOver, quiet
-from dopsd.config.load import as_text
+from dopsd.config.load import as_override, as_text
 from dopsd.errors import ConfigError
 from dopsd.terminal import say
 
@@ -54,7 +54,9 @@ def caption(
     """
     if device not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"--device: {device!r}, allowed: auto, cpu, cuda")
-    config = data_config(source, overrides)
+    from dopsd.data.sources.settings import ReadSettings
+
+    config = data_config(source, overrides, ReadSettings)
     quiet()
     from dopsd.data.prepare.settings import prepare_settings
     from dopsd.driver.caption.run import DEFAULT_VLM, Asked
@@ -89,7 +91,7 @@ def caption(
 
 
 def _next_words(done: Captioned, key: str) -> list[str]:
-    words = ["dopsd", "train", "CONFIG", f"data.source={done.file}"]
+    words = ["dopsd", "train", "CONFIG", as_override("data.source", done.file)]
     if done.repeats:
         words.append(f"data.concept_weights={as_text(done.repeats)}")
     if others := [other for other in done.keys if other != key]:

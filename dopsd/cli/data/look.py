@@ -8,12 +8,14 @@ import shlex
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from pydantic import BaseModel
 
 from dopsd import storage
-from dopsd.cli.options import Overrides
-from dopsd.config import RunConfig, parse_config
-from dopsd.config.load import as_text
+from dopsd.cli.options import Overrides, refuse_overrides
+from dopsd.config import DataSection, RunConfig, parse_config
+from dopsd.config.load import as_override, as_text
 from dopsd.errors import ConfigError, DataError
+from dopsd.shown import brief
 from dopsd.terminal import say, say_lines
 
 if TYPE_CHECKING:
@@ -44,7 +46,9 @@ def look_at(
 
     KEY=VALUE are keys of the section data, e.g. data.pixel_area=262144.
     """
-    config = data_config(source, overrides)
+    from dopsd.data.manifest import PrepareSettings
+
+    config = data_config(source, overrides, PrepareSettings)
     from dopsd.report.look import check_page, write_look
 
     page = "" if as_json else page
@@ -59,17 +63,27 @@ def look_at(
         say(f"Page: {page}")
     if not found.rows:
         raise DataError(f"data.source: {source}: no sample can be used")
-    say(f"Next: dopsd train CONFIG {shlex.join([f'data.source={source}', *(overrides or [])])}")
+    words = [as_override("data.source", source), *(overrides or [])]
+    say(f"Next: dopsd train CONFIG {shlex.join(words)}")
 
 
-def data_config(source: str, overrides: list[str] | None) -> RunConfig:
-    """A config in which only the section data says anything. Raises ConfigError for keys of
-    others."""
-    for override in overrides or []:
-        if not override.startswith("data."):
-            key = override.split("=")[0]
-            raise ConfigError(f"{key}: no key of the section data, allowed: data.KEY=VALUE")
-    return parse_config("", "", [f"data.source={as_text(source)}", *(overrides or [])])
+def data_config(source: str, overrides: list[str] | None, reads: type[BaseModel]) -> RunConfig:
+    """A config in which only the section data says anything, of it what the command ``reads``.
+    Raises ConfigError for any other key, which would be ignored."""
+    refuse_overrides(overrides, {"data.source": "SOURCE"})
+    given = [each.partition("=")[0] for each in overrides or []]
+    for key in given:
+        if not key.startswith("data."):
+            raise ConfigError(f"{brief(key)}: no key of the section data, allowed: data.KEY=VALUE")
+    config = parse_config("", "", [f"data.source={as_text(source)}", *(overrides or [])])
+    known = sorted(reads.model_fields.keys() & DataSection.model_fields.keys())
+    for key in given:
+        if key.split(".")[1] not in known:
+            raise ConfigError(
+                f"{key}: not read by this command, allowed: data.KEY=VALUE with KEY one of "
+                + ", ".join(known)
+            )
+    return config
 
 
 def looked_at(config: RunConfig, source: str, shown: bool = True) -> Look:

@@ -9,7 +9,16 @@ from typing import Annotated
 
 import typer
 
-from dopsd.cli.options import COUNT_MOST, SEED_MOST, STEPS_MOST, Overrides, TakeOver, quiet
+from dopsd import storage
+from dopsd.cli.options import (
+    COUNT_MOST,
+    SEED_MOST,
+    STEPS_MOST,
+    Overrides,
+    TakeOver,
+    quiet,
+    refuse_overrides,
+)
 from dopsd.errors import ConfigError
 from dopsd.terminal import say, say_lines
 
@@ -177,6 +186,8 @@ def paper(
     from dopsd.lease import claimed
     from dopsd.signals import interruptible
 
+    decided = {"data.source": "--concept", "run.folder": "--folder", "data.shards": "--folder"}
+    refuse_overrides(overrides, decided | ({"model.merge": "--adapter"} if adapter else {}))
     named = (choice.partition("=") for choice in metric or [])
     asked = PaperRun(
         concept=concept,
@@ -188,6 +199,7 @@ def paper(
         steps=steps,
         overrides=tuple(overrides or ()),
     )
+    storage.check_writable("--folder", folder)
     for what, hours in costs(asked).items():
         say(f"{what}: {hours}")
     if cost:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from dopsd.cli.options import COUNT_MOST, SEED_MOST, TakeOver
+from dopsd.config.load import as_override
 from dopsd.errors import ConfigError
 from dopsd.terminal import say
 
@@ -18,6 +20,14 @@ Threads = Annotated[
 ]
 
 
+def _local(path: str | Path) -> Path:
+    """A folder on this machine: of a URL a path would make another text, whose secrets nobody
+    knows any more."""
+    if "://" in str(path):
+        raise typer.BadParameter("a URL, allowed: a folder on this machine")
+    return Path(path)
+
+
 @app.callback()
 def main() -> None:
     """The embedded tiny world: pictures, captions, an exact oracle, a real few-step base."""
@@ -25,9 +35,16 @@ def main() -> None:
 
 @app.command("build-base")
 def build_base(
-    out: Annotated[Path, typer.Option(help="Weights folder to write.")] = Path("runs/shapes/base"),
+    out: Annotated[
+        Path, typer.Option(help="Weights folder to write.", parser=_local, metavar="DIR")
+    ] = Path("runs/shapes/base"),
     work: Annotated[
-        Path, typer.Option(help="Checkpoints and log; the same folder resumes where it stopped.")
+        Path,
+        typer.Option(
+            help="Checkpoints and log; the same folder resumes where it stopped.",
+            parser=_local,
+            metavar="DIR",
+        ),
     ] = Path("runs/shapes/build"),
     stage: Annotated[str, typer.Option(help="Last stage: vae, base or turbo.")] = "turbo",
     base_steps: Annotated[
@@ -61,14 +78,20 @@ def build_base(
 @app.command()
 def card(
     weights: Annotated[
-        Path | None, typer.Option(help="Weights folder; the shipped base by default.")
+        Path | None,
+        typer.Option(
+            help="Weights folder; the shipped base by default.", parser=_local, metavar="DIR"
+        ),
     ] = None,
     samples: Annotated[
         int, typer.Option(min=1, max=COUNT_MOST, help="Pictures per seed and setting.")
     ] = 200,
     seeds: Annotated[int, typer.Option(min=1, max=COUNT_MOST, help="Number of seeds.")] = 3,
     pictures: Annotated[
-        Path | None, typer.Option(help="Folder for one contact sheet per setting.")
+        Path | None,
+        typer.Option(
+            help="Folder for one contact sheet per setting.", parser=_local, metavar="DIR"
+        ),
     ] = None,
     effect_seeds: Annotated[
         int,
@@ -153,7 +176,7 @@ def effect(
 @app.command()
 def concept(
     name: Annotated[str, typer.Argument(help="bars or ring.")],
-    folder: Annotated[Path, typer.Argument(help="Folder to write the set to.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to write the set to.", parser=_local)],
     count: Annotated[int, typer.Option(min=1, max=COUNT_MOST, help="Number of images.")] = 12,
     seed: Annotated[int, typer.Option(min=0, max=SEED_MOST, help="Decides the scenes.")] = 0,
     take_over: TakeOver = False,
@@ -174,4 +197,5 @@ def concept(
         table = write_concept_set(name, folder, count, seed)
         own.seal_as_they_are("data.jsonl", *images)
     say(f"wrote {count} images; train on them with:")
-    say(f"  dopsd train shapes data.source={table} run.folder=runs/{name}")
+    words = [as_override("data.source", str(table)), f"run.folder=runs/{name}"]
+    say(f"  dopsd train shapes {shlex.join(words)}")

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dopsd.cli.options import CONFIG, Overrides, TakeOver, quiet
+from dopsd.cli.options import CONFIG, Overrides, TakeOver, quiet, refuse_overrides
 from dopsd.config import RunConfig, load_config
+from dopsd.config.load import overridden
 from dopsd.config.recipes import DEFAULT
 from dopsd.errors import ConfigError
 from dopsd.run_folder.commands import next_command
@@ -52,6 +53,8 @@ def train(
         run = resumed_config(resume, config, overrides)
     else:
         run = load_config(config or DEFAULT, overrides)
+    if resume_if_there and run.run.resume != "auto":
+        refuse_overrides(overrides, {"run.resume": "--resume-if-there"})
     if resume_if_there:
         run.run.resume = "auto"
     quiet()
@@ -115,6 +118,9 @@ def resumed_config(folder: str, config: str | None, overrides: list[str] | None)
     if config is not None and "=" in config:  # the first override took the place of the file
         overrides.insert(0, config)
         config = None
+    refuse_overrides(overrides, {"run.resume": "--resume"})
+    if overridden(overrides).get("run.folder", folder) != folder:
+        raise ConfigError(f"run.folder: given beside --resume {folder}, allowed: one of them")
     if config is not None:
         run = load_config(config, overrides)
     else:

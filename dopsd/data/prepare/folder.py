@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 
 import pyarrow.parquet as pq
@@ -12,6 +11,7 @@ from dopsd.data.manifest import MANIFEST, has_manifest
 from dopsd.data.schema import FORMAT, SHARD_NAME, shard_generation
 from dopsd.errors import ConfigError, DataError, StorageError
 from dopsd.ownership import OwnedFolder
+from dopsd.readers import json_value
 
 KIND = "shards"
 
@@ -56,13 +56,13 @@ def listed_files(shards: str) -> set[str]:
 def _manifest_files(shards: str) -> set[str] | None:
     """The shards that a manifest of ours lists, of whatever version; None without one."""
     try:
-        values = json.loads(storage.read_bytes(storage.join(shards, MANIFEST)))
+        values = json_value(storage.read_bytes(storage.join(shards, MANIFEST)))
         if values["format"] != FORMAT:
             return None
         files = {group["file"] for group in values["row_groups"]}
+        return {name for name in files if SHARD_NAME.fullmatch(name)}
     except (OSError, StorageError, ValueError, KeyError, TypeError):
         return None
-    return {name for name in files if SHARD_NAME.fullmatch(name)}
 
 
 def free_generation(own: OwnedFolder, names: Sequence[str]) -> int:

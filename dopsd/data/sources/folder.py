@@ -7,6 +7,7 @@ import posixpath
 import re
 from collections import Counter
 from functools import partial
+from itertools import pairwise
 
 from dopsd import storage
 from dopsd.data.manifest import MANIFEST, find_manifest
@@ -119,9 +120,9 @@ def _pictures(
 ) -> list[SourceRow]:
     """The pictures that no list names, and captions without a picture."""
     stems = {posixpath.splitext(name)[0] for name in files.images}
-    masked = stems - {posixpath.splitext(name)[0] for name in named}  # a list says it of its own
+    listed = {posixpath.splitext(name)[0] for name in named}  # of those the list says it
     references: dict[str, list[tuple[int, str]]] = {}
-    masks: dict[str, str] = {}
+    masks: dict[str, list[str]] = {}
     rows: list[SourceRow] = []
     used: set[str] = set()
     idle: list[str] = []
@@ -134,13 +135,18 @@ def _pictures(
             references.setdefault(match[1], []).append((int(match[2]), name))
             idle += kinds.values()
             continue
-        if (match := _MASK.fullmatch(stem)) and match[1] in masked:
-            masks[match[1]] = name
+        of_mask = match[1] if (match := _MASK.fullmatch(stem)) and match[1] in stems else None
+        if of_mask is not None and of_mask not in listed:
+            masks.setdefault(of_mask, []).append(name)
             idle += kinds.values()
             continue
         found = [kinds[kind] for kind in settings.caption_files if kind in kinds]
         if name in named:
             listed_too += bool(found)
+            continue
+        if of_mask is not None:
+            if settings.masks:
+                rows.append(SourceRow(name, stem, problem=_listed_mask(name)))
             continue
         if not found and (files.parquet or files.arrow):
             left += 1
@@ -155,11 +161,15 @@ def _pictures(
             row.problem = _missing_caption(files, settings, stem, name, kinds, places)
         rows.append(row)
     for row in rows:
-        shown = [name for _, name in sorted(references.get(row.sample_id, []))]
+        numbered = sorted(references.get(row.sample_id, []))
+        shown = [name for _, name in numbered]
         row.references = [ByteRange(files.images[name]) for name in shown]
-        if mask := masks.get(row.sample_id):
-            row.mask = ByteRange(files.images[mask])
-            shown += [mask] if settings.masks else []
+        row.problem = row.problem or _twice("references of one number", numbered)
+        if found := sorted(masks.get(row.sample_id, [])):
+            row.mask = ByteRange(files.images[found[0]])
+            if settings.masks:
+                shown += found
+                row.problem = row.problem or _twice("masks", [(0, name) for name in found])
         problem = next((files.problems[name] for name in shown if name in files.problems), None)
         row.problem = row.problem or problem
     for name in sorted(files.orphans(used)):
@@ -180,6 +190,18 @@ def _pictures(
         lists = ", ".join(sorted(places.values())[:3])
         files.notes.append(f"captions beside {listed_too} pictures are left aside for {lists}")
     return rows
+
+
+def _twice(what: str, numbered: list[tuple[int, str]]) -> str | None:
+    """The reason of a quarantine for two files (number, name) of one number."""
+    for (number, first), (other, second) in pairwise(numbered):
+        if number == other:
+            return f"several {what}: {first}, {second}; allowed: one"
+    return None
+
+
+def _listed_mask(name: str) -> str:
+    return f"mask {name} beside a picture of a list, allowed: its name in the list's column mask"
 
 
 def _missing_caption(

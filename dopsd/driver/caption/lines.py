@@ -11,6 +11,7 @@ from dopsd import shown, storage
 from dopsd.data.sources.columns import CAPTIONED_BY
 from dopsd.data.sources.rows import ByteRange, SourceRow
 from dopsd.errors import ConfigError
+from dopsd.lease import LEASE
 from dopsd.run_folder.lines import parse_lines
 
 SUFFIX = ".jsonl"
@@ -57,7 +58,7 @@ def check_list(out: str, source: str, key: str, by: str) -> dict[Key, dict[str, 
         raise ConfigError(f"--out: {out}, allowed: a file that ends in {SUFFIX}")
     if os.path.abspath(out) == os.path.abspath(source):
         raise ConfigError(f"--out: {out} is SOURCE itself; allowed: another file")
-    storage.check_writable("--out", os.path.dirname(out) or ".")
+    storage.check_file("--out", out)
     if not storage.taken(out):
         return {}
     if not os.path.isfile(out) or os.path.islink(out):
@@ -77,6 +78,21 @@ def check_list(out: str, source: str, key: str, by: str) -> dict[Key, dict[str, 
             "allowed: the same --vlm, --question and --subject, or another file"
         )
     return {key_of(entry): entry for entry in read.entries}
+
+
+def check_claim(folder: str, out: str) -> None:
+    """Raises ConfigError where something of somebody else's has the place of the ``folder`` that
+    claims ``out`` while it is written."""
+    if os.path.islink(folder) or not (os.path.isdir(folder) or not os.path.lexists(folder)):
+        found = "is no folder"
+    elif others := sorted(name for name in storage.names(folder) if not name.startswith(LEASE)):
+        found = f"holds {shown.value(others[0])}, which dopsd did not make"
+    else:
+        return
+    raise ConfigError(
+        f"--out: {folder}, by which dopsd claims {out}, {found}; allowed: another --out, or moving "
+        "it away"
+    )
 
 
 def _foreign_end(content: bytes, key: str) -> str:

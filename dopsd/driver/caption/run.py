@@ -17,7 +17,14 @@ from dopsd.data.sources import lists
 from dopsd.data.sources.fields import check_name
 from dopsd.data.sources.rows import SourceRow
 from dopsd.data.sources.settings import ReadSettings
-from dopsd.driver.caption.lines import SUFFIX, check_list, entry_of, key_of, refuse_another_source
+from dopsd.driver.caption.lines import (
+    SUFFIX,
+    check_claim,
+    check_list,
+    entry_of,
+    key_of,
+    refuse_another_source,
+)
 from dopsd.driver.caption.pictures import list_pictures, read_captions
 from dopsd.driver.caption.questions import question_for
 from dopsd.driver.caption.writer import WHO, CaptionWriter, Written
@@ -78,6 +85,8 @@ def caption(asked: Asked, tell: Tell, say: Tell, take_over: bool = False) -> Cap
     Called again it goes on where it stopped. Raises ConfigError, DataError or MissingWeights in one
     line before anything is loaded, and as ``JobPool`` does.
     """
+    if not asked.key.strip():
+        raise ConfigError("--key: '', allowed: a name, such as short, medium or detailed")
     try:
         check_name("--key", asked.key)
     except ValueError as error:
@@ -89,6 +98,7 @@ def caption(asked: Asked, tell: Tell, say: Tell, take_over: bool = False) -> Cap
     check_list(asked.file, asked.source, asked.key, by)
     # The claim is a folder beside the list, which goes away with it: the list's own is a user's.
     claim = f"{asked.file}.writing"
+    check_claim(claim, asked.file)
     with claimed(claim, "--out", take_over=take_over, tell=say) as lease:
         known = check_list(asked.file, asked.source, asked.key, by)
         if asked.out is None:

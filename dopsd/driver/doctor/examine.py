@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from dopsd.config import RunConfig
+from dopsd.driver.doctor.data import check_data
 from dopsd.driver.doctor.finding import Finding
 from dopsd.driver.doctor.gpu import check_gpus
 from dopsd.driver.doctor.hub import check_models, is_cached, models_of
@@ -34,6 +35,7 @@ def examine(config: RunConfig | None) -> list[Finding]:
     ]
     if config is not None:
         run = config
+        looks += [("data", lambda: check_data(run))]
         looks += [("s3", lambda: check_s3(run)), ("models", lambda: check_models(run))]
     for name, look in looks:
         try:

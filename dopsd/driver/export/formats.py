@@ -16,6 +16,7 @@ from dopsd.checkpoint.folder import complete_steps, folder_of, read_checkpoint
 from dopsd.checkpoint.learner_state import STUDENT_FILE
 from dopsd.config import RunConfig
 from dopsd.errors import ConfigError, ModelError
+from dopsd.evaluation.evaluated_models import tell_if_unfinished
 from dopsd.export import described, folded, same_bytes
 from dopsd.models import FAMILIES
 from dopsd.models.finite import first_nonfinite
@@ -92,6 +93,7 @@ def trained_lora(source: str, which: str = STUDENT) -> TrainedLora:
         )
     for name in names:
         if run.has(name):
+            tell_if_unfinished(run.file(name))
             return _from_file(run.file(name))
     why = "this run has none" if run.is_finished else "the run is not finished"
     raise ConfigError(f"{source}: no {names[0]}, {why}; allowed: --which {_steps_said(run)}")
@@ -146,13 +148,14 @@ def _free(format: str, out: str) -> list[str]:
     paths = (
         [out] if format != "peft" else [storage.join(out, n) for n in (_ADAPTER, _ADAPTER_CONFIG)]
     )
+    if format == "peft":
+        storage.check_writable("--out", out)
     for path in paths:
+        storage.check_file("--out", path)
         if storage.taken(path):
             raise ConfigError(
                 f"--out: {path} is there already, allowed: another, or moving it away"
             )
-    folder = out if format == "peft" else out.rpartition("/")[0] or "."
-    storage.check_writable("--out", folder)
     return paths
 
 

@@ -58,10 +58,10 @@ def push(run: str, repository: str, dtype: str, public: bool, pictures: bool) ->
 def write_instead(run: str, repository: str, dtype: str, pictures: bool, folder: str) -> list[str]:
     """`--dry-run`: the repository's files in a folder. Raises as :func:`push`, and ConfigError for
     a folder that holds anything."""
-    files = repository_files(run, repository, dtype, pictures)
+    storage.check_writable("--dry-run", folder)
     if found := sorted(storage.names(folder)):
         raise ConfigError(f"--dry-run: {folder} holds {found[0]}, allowed: an empty folder")
-    storage.check_writable("--dry-run", folder)
+    files = repository_files(run, repository, dtype, pictures)
     paths = []
     for name, payload in files.items():
         paths.append(storage.join(folder, name))

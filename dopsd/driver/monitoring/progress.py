@@ -50,6 +50,10 @@ _PHASES = {
 }
 
 
+_BEFORE = ("prepare", "preflight", "start")
+"""Phases in which no line is news a second time."""
+
+
 def clock(seconds: float) -> str:
     """Seconds as m:ss, or h:mm:ss."""
     minutes, rest = divmod(int(seconds), 60)
@@ -83,7 +87,8 @@ class Progress:
         if isinstance(event, RunStatus):
             self._print(Report(event.notices, once=True))
         if isinstance(event, Report):
-            self._print(event)
+            once = event.once or phase in _BEFORE  # where several parts of a command say the same
+            self._print(Report(event.lines, once))
             return
         if self.console.is_terminal:
             self._live.update(self.panel(phase, event))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import statistics
 import time
 from collections.abc import Iterator
@@ -12,10 +13,11 @@ from typing import Any, Literal
 
 from dopsd import storage
 from dopsd.checkpoint.folder import complete_steps, folder_of, read_manifest
+from dopsd.config.load import as_override
 from dopsd.driver.monitoring.progress import clock
 from dopsd.errors import CheckpointError, ConfigError
 from dopsd.lease import CLOCK, EXPIRY_SECONDS, holder
-from dopsd.run_folder.files import LEDGER_FILE, LOGS, NOTICES_FILE, RunFolder
+from dopsd.run_folder.files import CONFIG_FILE, LEDGER_FILE, LOGS, NOTICES_FILE, RunFolder
 from dopsd.run_folder.jsonl import read_lines
 from dopsd.run_folder.ledger import is_ledger_line
 from dopsd.run_folder.log import read_metric_lines
@@ -87,6 +89,18 @@ class RunState:
             yield f"  notice      {line}"
         for path in self.logs:
             yield f"  log         {path}"
+        if way := self.way_on():
+            yield f"  next        {way}"
+
+    def way_on(self) -> str | None:
+        """The command that goes on with a run that has stopped; None where there is none."""
+        if self.state != "not running" or self.steps is None:
+            return None
+        if self.saved is not None:
+            return shlex.join(["dopsd", "train", "--resume", self.folder])
+        config = storage.join(self.folder, CONFIG_FILE)
+        words = ["dopsd", "train", config, as_override("run.folder", self.folder), "--overwrite"]
+        return f"{shlex.join(words)} (no checkpoint is saved: it begins again)"
 
     def _written_by(self) -> str:
         writer = self.writer

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from dopsd import shown, storage
+from dopsd.credentials import holds_credentials
 from dopsd.errors import ConfigError
 from dopsd.plan.cards import CARDS, Card, card_named
 
@@ -22,6 +23,8 @@ BASES = {
 }
 """Bases by name, and the recipe whose settings are taken: the authors'. Qwen-Image is none of them:
 its few steps are a file that a person has to fetch first."""
+RUNS = "runs"
+"""Folder of the runs of such recipes."""
 NO_CARD = "none"
 """What the tiny world needs."""
 GPUS_MOST = 256
@@ -103,6 +106,8 @@ def concept_named(text: str) -> str:
         raise ConfigError(
             f"--concept: {shown.value(text)}, allowed: a name of at most {shown.VALUE} characters"
         )
+    if holds_credentials(name):  # files and a run are named after it
+        raise ConfigError("--concept: credentials in a name, allowed: a name without")
     return name
 
 
@@ -111,4 +116,4 @@ def free_run_name(name: str) -> str:
     go. It begins with a letter, which Kubernetes asks for."""
     named = name if name[0].isalpha() else f"run-{name}"
     every = itertools.chain([named], (f"{named}-{number}" for number in itertools.count(2)))
-    return next(each for each in every if not storage.taken(f"runs/{each}"))
+    return next(each for each in every if not storage.taken(f"{RUNS}/{each}"))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from dopsd.config import RunConfig, load_config
 from dopsd.config.load import as_text
-from dopsd.driver.own_recipe.answers import BASES, SHAPES, Answers
+from dopsd.driver.own_recipe.answers import BASES, RUNS, SHAPES, Answers
 from dopsd.errors import ResourceError
 from dopsd.plan import Plan, make_plan
 from dopsd.plan.cards import CARDS, GIB, Card
@@ -63,7 +63,7 @@ def _planned(answers: Answers, name: str, card: Card, quantize: str, again: bool
 def _own(answers: Answers, name: str) -> Iterator[str]:
     """Overrides that name the run and its data; JSON is YAML, whatever a name holds."""
     yield f"run.name={as_text(name)}"
-    yield f"run.folder={as_text(f'runs/{name}')}"
+    yield f"run.folder={as_text(f'{RUNS}/{name}')}"
     yield f"data.source={as_text(answers.source)}"
     if answers.concepts:
         yield f"data.concepts={as_text(answers.concepts)}"

@@ -15,19 +15,11 @@ from dopsd.checkpoint.compatibility import RunIdentity
 from dopsd.checkpoint.room import RoomNeeded, refuse_without_room
 from dopsd.config import RunConfig
 from dopsd.data.context_cache.files import ContextCache
+from dopsd.data.known_concepts import refuse_unknown_concepts
 from dopsd.data.manifest import Manifest
 from dopsd.data.masks import check_masks
 from dopsd.data.prepare.folder import check_shards_folder
-from dopsd.data.run_data import (
-    Tell,
-    claimed_shards,
-    has_shards,
-    plan_of,
-    prepare_shards,
-    prepared,
-    refuse_unknown_concepts,
-    refuse_useless_masks,
-)
+from dopsd.data.run_data import Tell, claimed_shards, has_shards, plan_of, prepare_shards, prepared
 from dopsd.driver.drawing.prior import check_prior, with_prior
 from dopsd.driver.drawing.sample_prompts import with_sample_prompts
 from dopsd.driver.monitoring.progress import Show
@@ -154,8 +146,8 @@ class RunSetup(CheckedRun):
 
 def _checked(config: RunConfig, manifest: Manifest, show: Show) -> Manifest:
     """Raises DataError or ConfigError for captions or masks that the run cannot take."""
-    check_captions(config, manifest, _family(config), show)
     check_masks(config, manifest)
+    check_captions(config, manifest, _family(config), show)
     return manifest
 
 
@@ -197,13 +189,11 @@ def check_run(config: RunConfig, show: Show, *, anew: bool = False) -> CheckedRu
     check_prior(config)
     tell_of_cut_prompts(config, family, show)
     config = with_digests(with_absolute_paths(config))
-    check_folders(config)
     storage.check_writable("run.folder", config.run.folder)
     storage.check_writable("data.shards", config.shards)
+    check_folders(config)
     refuse_missing_source(config)
-    refuse_unknown_concepts(config)
-    if not anew:
-        refuse_useless_masks(config)
+    refuse_unknown_concepts(config, anew)
     trained, skeleton = TrainableParameters(config, family), family.skeleton()
     trainable = trained.describe(skeleton)
     _check_warm_start(trained, skeleton, show)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from dopsd import storage
 from dopsd.config import RunConfig, load_config
+from dopsd.config.load import as_text
 from dopsd.config.recipes import configs_folder
 
 
@@ -49,7 +50,7 @@ def config_of(
     Raises ConfigError as ``load_config``.
     """
     file = configs_folder() / "paper" / f"{row.name}.yaml"
-    config = load_config(file, [*overrides, f"data.source={concept}"])
+    config = load_config(file, [*overrides, f"data.source={as_text(concept)}"])
     config.run.folder = storage.join(folder, "runs", row.name)
     config.data.shards = storage.join(folder, "shards")
     if row.on_adapter:

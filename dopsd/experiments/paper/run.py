@@ -23,6 +23,7 @@ from dopsd.experiments.settings import refuse_other_settings
 from dopsd.models.pretrained import MissingWeights
 from dopsd.ownership import OwnedFolder
 from dopsd.run_folder.files import LORA_FILE, RunFolder
+from dopsd.run_folder.outputs import check_stranger
 
 PAGE, RESULTS = "paper.md", "paper.json"
 _MADE = (PAGE, RESULTS, "runs/", "shards/", "evaluation/")
@@ -97,6 +98,9 @@ def reproduce_paper(
     out = storage.join(asked.folder, "evaluation")
     resolve_models(_spec(asked, next(iter(configs.values())), out))  # before anything is trained
     own.check(*_MADE)
+    for config in configs.values():  # of every row, before the first is trained
+        check_stranger(config.run.folder)
+        is_trained(config)
     own.claim(*_MADE)
     with begin("metrics") as progress:
         progress.show("metrics", Report(_not_measured(asked)))
@@ -142,7 +146,7 @@ def _not_measured(asked: PaperRun) -> list[str]:
 def is_trained(config: RunConfig) -> bool:
     """Raises ConfigError when the run was trained by other settings: results never mix."""
     run = RunFolder(config.run.folder)
-    if run.exists:
+    if run.exists or run.is_finished:
         refuse_other_settings(run, config)
     return run.is_finished and run.has(LORA_FILE)
 

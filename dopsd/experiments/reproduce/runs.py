@@ -17,6 +17,7 @@ from dopsd.experiments.reproduce.variants import NEEDS_ALL, RATES, Budget, Trial
 from dopsd.experiments.settings import refuse_other_settings
 from dopsd.readers import read_json
 from dopsd.run_folder.files import LORA_FILE, SUMMARY_FILE, RunFolder
+from dopsd.run_folder.outputs import check_stranger
 
 
 def pending(trials: Sequence[Trial], budget: Budget, folder: str) -> list[Trial]:
@@ -33,6 +34,18 @@ def pending(trials: Sequence[Trial], budget: Budget, folder: str) -> list[Trial]
             continue
         refuse_other_settings(run, config)
     return left
+
+
+def check_runs(trials: Sequence[Trial], folder: str) -> None:
+    """Raises ConfigError or DataError, naming the file, for a run of ``trials`` that is there and
+    cannot be read, and ConfigError for what is somebody else's in the place of one."""
+    for trial in trials:
+        run = RunFolder(run_of(trial, folder))
+        check_stranger(run.path)
+        if run.exists or run.is_finished:
+            run.config()
+        if run.is_finished:
+            seconds_of(trial, folder)
 
 
 def adapters_of(trials: Sequence[Trial]) -> list[Trial]:

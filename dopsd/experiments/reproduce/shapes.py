@@ -21,7 +21,7 @@ from dopsd.experiments.reproduce import table
 from dopsd.experiments.reproduce.diversity import DIVERSITY, diversity, relative
 from dopsd.experiments.reproduce.diversity import prompts as open_prompts
 from dopsd.experiments.reproduce.rates import Choices, Tried, candidates, chosen, tried
-from dopsd.experiments.reproduce.runs import seconds_of, train_all
+from dopsd.experiments.reproduce.runs import adapters_of, check_runs, pending, seconds_of, train_all
 from dopsd.experiments.reproduce.variants import (
     CAPTIONS,
     TUNING_SEED,
@@ -98,6 +98,7 @@ def reproduce(
     priors = _priors([*asked.seeds, *([TUNING_SEED] if tuned else [])], asked.budget, folder)
     grids = [f"grid-{concept}.png" for concept in asked.concepts]
     own.check(*_MADE, *priors, *grids)
+    _check_runs(asked, folder)
     at_once = _at_once(at_once)
     own.claim(*_MADE)
     own.write_all(priors)
@@ -149,6 +150,23 @@ def reproduce(
         sheet = _grid(concept, [(table.BASE_TITLE, None), *loras])
         own.write(f"grid-{concept}.png", encode_png(sheet))
     return lines
+
+
+def _check_runs(asked: Comparison, folder: str) -> None:
+    """Look at every run that may be there, before anything starts: which rates the rows of the
+    table get may not be known yet. Raises as ``check_runs``, and as ``pending`` for those that are
+    certain."""
+
+    def at(rate: float) -> list[Trial]:
+        variants, concepts = asked.variants, asked.concepts
+        return trials_of(variants, concepts, asked.seeds, lambda row, _: rate * row.rate)
+
+    possible = [trial for rate in asked.rates for trial in at(rate)]
+    certain = possible
+    if len(asked.rates) > 1:
+        certain = candidates(asked.variants, asked.concepts, asked.rates, TUNING_SEED)
+    check_runs([*possible, *certain, *adapters_of([*possible, *certain])], folder)
+    pending([*certain, *adapters_of(certain)], asked.budget, folder)
 
 
 def _measured(results: Results) -> tuple[table.Score, table.Ratio]:

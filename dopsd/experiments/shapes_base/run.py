@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dopsd.experiments.shapes_base import base, save, turbo, vae
 from dopsd.ownership import OwnedFolder
+from dopsd.storage import check_writable
 
 STAGES = ("vae", "base", "turbo")
 
@@ -28,6 +29,7 @@ def build(
     a folder that holds what no record shows to be ours.
     """
     if stage != "vae":
+        check_writable("--out", str(out))
         save.owned(out).check(save.LOG)  # before days of training
     made = OwnedFolder(str(work), "build", "--work")
     made.check(*_WORK)

@@ -12,14 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dopsd.config import RunConfig
-from dopsd.data import run_data
 from dopsd.data.manifest import PrepareSettings
 from dopsd.data.masks import check_masks
 from dopsd.data.plan import MicroBatch, RowRef
 from dopsd.data.prepare.shards import Inspector, write_shard
 from dopsd.data.read import MASK, READ_SCHEMA, ReadSpec, RowGroups, read_micro_batch
-from dopsd.data.run_data import refuse_useless_masks
 from dopsd.data.schema import SCHEMA
 from dopsd.data.sources.read import read_source
 from dopsd.data.sources.rows import Source, pack_row, unpack_row
@@ -140,7 +137,29 @@ def test_lists_and_tars_name_masks(folder: Path, tmp_path: Path) -> None:
 def test_a_mask_beside_a_listed_picture_is_told_of(folder: Path) -> None:
     write_jsonl(folder / "metadata.jsonl", [{"file_name": "a.png", "text": "x"}])
     problems = {row.where: row.problem for row in read_source(str(folder)).rows}
-    assert "metadata.jsonl does not name the picture" in str(problems["a.mask.webp"])
+    said = "mask a.mask.webp beside a picture of a list, allowed: its name in the list's column"
+    assert str(problems["a.mask.webp"]).startswith(said)
+
+
+def test_which_of_two_masks_or_references_counts_is_not_guessed(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        picture(0).save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text("x")
+    for name in ("a.mask.png", "a.mask.webp", "b.ref1.png", "b.ref01.webp", "c.mask.png"):
+        picture(1).save(tmp_path / name)
+    problems = {row.where: row.problem for row in read_source(str(tmp_path)).rows}
+    assert problems == {
+        "a.png": "several masks: a.mask.png, a.mask.webp; allowed: one",
+        "b.png": "several references of one number: b.ref01.webp, b.ref1.png; allowed: one",
+        "c.png": None,
+    }
+    rows = read_source(str(tmp_path), UNMASKED).rows
+    assert [row.problem is None for row in rows] == [True, False, True], "masks are left unread"
+    with tarfile.open(tmp_path.parent / "set.tar", "w") as tar:
+        for name in ("a.png", "a.txt", "a.mask.png", "a.mask.webp"):
+            tar.add(tmp_path / name, name)
+    (row,) = read_source(str(tmp_path.parent / "set.tar")).rows
+    assert "mask.png, .mask.webp, allowed: one picture" in str(row.problem)
 
 
 @pytest.mark.parametrize(
@@ -164,23 +183,6 @@ def test_masks_are_refused_where_pictures_lie_elsewhere(changed, fits) -> None:
     with pytest.raises(ConfigError, match="2 of 3 samples have a mask, but under method"):
         check_masks(config, manifest)
     check_masks(config, SimpleNamespace(masks=0, samples=3))
-
-
-def test_masks_of_shards_that_exist_are_refused_before_a_cluster_starts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def run(source: str, **data: object) -> RunConfig:
-        given = {"source": source, "shards": str(tmp_path / "shards"), **data}
-        return make_config("base", source="fused", data=given)
-
-    there = SimpleNamespace(masks=2, samples=3, source="s3://bucket/set")
-    refuse_useless_masks(run("s3://bucket/set"))  # nothing is there yet
-    monkeypatch.setattr(run_data, "has_manifest", lambda shards: True)
-    monkeypatch.setattr(run_data, "load_manifest", lambda shards: there)
-    with pytest.raises(ConfigError, match="2 of 3 samples have a mask"):
-        refuse_useless_masks(run("s3://bucket/set"))
-    refuse_useless_masks(run("s3://bucket/set", masks=False))
-    refuse_useless_masks(run("s3://bucket/other"))  # shards that may be prepared anew
 
 
 UNMASKED = SETTINGS.model_copy(update={"masks": False})

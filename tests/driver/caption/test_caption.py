@@ -167,12 +167,13 @@ def test_two_folders_of_one_name_have_no_list_in_common(
     [
         ({"out": "s3://bucket/list.jsonl"}, r"--out: s3://.*allowed: a local file"),
         ({"out": "list.txt"}, r"--out: list.txt, allowed: a file that ends in .jsonl"),
-        ({"out": f"{__file__}/list.jsonl"}, "--out: .* cannot be made, .* is no folder"),
+        ({"out": f"{__file__}/list.jsonl"}, "--out: .* cannot be written, .* is no folder"),
         ({"question": " "}, "--question: an empty text"),
         ({"subject": ""}, "--subject: an empty text"),
         ({"vlm": "./no"}, "captions: ./no is no folder and no hub id"),
         ({"key": "poem"}, "--key: 'poem' without a question of its own, allowed: short, medium"),
         ({"key": "a\nb"}, "--key holds U.000A"),
+        ({"key": " "}, "--key: '', allowed: a name, such as short"),
     ],
 )
 def test_what_cannot_be_is_told_before_anything_is_loaded(pictures, vlm_folder, changed, problem):

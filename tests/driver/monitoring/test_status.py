@@ -59,7 +59,19 @@ def test_a_run_that_nobody_writes(folder, capsys):
     assert said[6:] == [
         *(f"  notice      notice {number}" for number in range(4, 9)),
         f"  log         {folder}/logs/rollout-7-ab.log",
+        f"  next        dopsd train --resume {folder}",
     ]
+
+
+def test_a_dead_run_that_saved_nothing_begins_again(folder, capsys):
+    storage.remove_tree(f"{folder}/checkpoints")
+    assert main(["status", folder]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    words = f"dopsd train {folder}/config.yaml run.folder={folder} --overwrite (no checkpoint"
+    assert words in last
+    RunFolder(folder).write(SUMMARY_FILE, b"{}")
+    assert main(["status", folder]) == 0
+    assert "  next " not in capsys.readouterr().out
 
 
 def test_a_run_that_trains_has_a_writer_and_an_end(folder):

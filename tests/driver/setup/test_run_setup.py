@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -124,9 +125,20 @@ def test_data_that_is_there_is_refused_before_the_run_waits_for_a_turn(monkeypat
         raise DataError("a caption")
 
     monkeypatch.setattr(run_setup, "has_shards", lambda config: True)
+    monkeypatch.setattr(run_setup, "check_masks", lambda *_: None)
     monkeypatch.setattr(run_setup, "check_captions", refuse)
     monkeypatch.setenv("RAY_ADDRESS", "somewhere:1")
     config = load_config("shapes", [])
     run = CheckedRun(config, {}, {}, None)
     with pytest.raises(DataError, match="a caption"):
         RunSetup.open(run, lambda *_: None, None, run_setup.no_roles, lambda *_: None)
+
+
+def test_masks_of_shards_that_are_there_are_judged_once_and_before_the_cluster(monkeypatch) -> None:
+    monkeypatch.setattr(run_setup, "has_shards", lambda config: True)
+    monkeypatch.setattr(run_setup, "check_captions", lambda *_: None)
+    monkeypatch.setenv("RAY_ADDRESS", "somewhere:1")
+    run = CheckedRun(load_config("shapes", ["data.masks=true"]), {}, {}, None)
+    data = SimpleNamespace(masks=2, samples=3, fingerprint="x")
+    with pytest.raises(ConfigError, match="2 of 3 samples have a mask"):
+        RunSetup.open(run, lambda *_: None, None, run_setup.no_roles, lambda *_: data)
