@@ -19,8 +19,8 @@ def scheduler_of(name: str | None, queue: str | None) -> Scheduler | None:
     ConfigError."""
     if queue is not None and not _NAME.fullmatch(queue):
         raise ConfigError(
-            f"--queue: {shown.value(queue)}, allowed: a name of Kubernetes: small letters, digits, hyphens "
-            "and dots, at most 63"
+            f"--queue: {shown.value(queue)}, allowed: a name of Kubernetes: small letters, digits, "
+            "hyphens and dots, at most 63"
         )
     found: dict[str | None, Scheduler] = {each: each for each in SCHEDULERS}
     if name is not None and name not in found:

@@ -34,8 +34,8 @@ from dopsd.policy.bundle import Acknowledgement, Bundle, read_payload
 from dopsd.ray_cluster.process import peak_memory_mb, set_up
 from dopsd.records import Context, EncodedBatch, TrainingBatch, Trajectory
 from dopsd.rollout.baselines import baseline_batch
-from dopsd.rollout.preservation import class_weight
 from dopsd.rollout.pictures import PromptPainter, Size
+from dopsd.rollout.preservation import class_weight
 
 Stats = dict[str, float]
 
