@@ -13,6 +13,14 @@ JOB = ["job", "shapes", "--bucket", "s3://b"]
 SECRETS = ["https://me:SECRETPASS@host/a", "s3://AK:SECRETPASS@b/x"]
 
 
+@pytest.mark.parametrize("weights", ["", " ", "nowhere", "x" * 5000])
+def test_weights_of_the_tiny_world_that_are_none(weights: str, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["shapes", "card", f"--weights={weights}"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "holds no base, allowed: a pipeline's" in line and len(line) < 300
+
+
 @pytest.mark.parametrize("secret", SECRETS)
 @pytest.mark.parametrize(
     ("command", "named"),

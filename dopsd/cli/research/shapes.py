@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,7 @@ import typer
 from dopsd.cli.options import COUNT_MOST, SEED_MOST, TakeOver
 from dopsd.config.load import as_override
 from dopsd.errors import ConfigError
+from dopsd.shown import brief
 from dopsd.terminal import say
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
@@ -112,6 +114,8 @@ def card(
     if threads:
         torch.set_num_threads(threads)
     folder = weights or weights_path()
+    if not os.path.isfile(folder / "model_index.json"):  # False of a name that none can have
+        raise ConfigError(f"--weights: {brief(str(folder))} holds no base, allowed: a pipeline's")
     if write:
         save.owned(folder, "--weights").check(save.CARD, save.CARD_PAGE)
     if pictures:
