@@ -216,9 +216,10 @@ class InferencePool:
                     f"{self._unborn} {self.role.name} workers in a row ended before they had "
                     f"loaded the base: {why}"
                 )
+        at = self._workers.index(worker)
         self._end(worker)
         if worker.successor is None:
-            self._workers.append(fresh := self._launch(worker.name))
+            self._workers.insert(at, fresh := self._launch(worker.name))
             for other in self._workers:
                 if other.successor is worker:
                     other.successor = fresh
