@@ -17,6 +17,7 @@ def make(run: str, **sections: Any) -> RunConfig:
     return make_config("base", **{"run": {"folder": run}, **sections})
 
 
+@pytest.mark.usefixtures("s3")
 def test_folders_that_hold_one_another_are_refused_by_both_keys(tmp_path: Path, monkeypatch):
     (tmp_path / "link").symlink_to(tmp_path / "images")
     (tmp_path / "images").mkdir()
