@@ -8,6 +8,7 @@ wants the nodes needs neither Ray Data nor Ray Train.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import signal
 import threading
@@ -99,6 +100,22 @@ def own_signals() -> Iterator[None]:
     finally:
         utils.set_sigterm_handler, worker.connect = set_sigterm_handler, connect
         services.ConsolePopen = popen
+
+
+@contextmanager
+def quiet_about_token() -> Iterator[None]:
+    """Whoever starts a Ray is not warned that its token authentication is on, as it should be; that
+    it is off is said as before."""
+    logger = logging.getLogger("ray._private.authentication.authentication_token_setup")
+
+    def unless_on(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("Token authentication is enabled")
+
+    logger.addFilter(unless_on)
+    try:
+        yield
+    finally:
+        logger.removeFilter(unless_on)
 
 
 @contextmanager

@@ -95,6 +95,16 @@ def test_what_ray_starts_is_spared_what_the_process_group_is_sent() -> None:
             process.wait()
 
 
+def test_nobody_is_warned_that_tokens_are_asked_for_but_that_they_are_not(caplog) -> None:
+    ray_says = ray._private.authentication.authentication_token_setup
+    ray_says._warn_token_auth_enabled()
+    with ray_private.quiet_about_token():
+        ray_says._warn_token_auth_enabled()
+        ray_says._warn_token_auth_disabled()
+    first, second = caplog.messages
+    assert "is enabled" in first and "is disabled" in second
+
+
 @ray.remote(num_cpus=0)
 class Idle:
     """An actor that does nothing."""

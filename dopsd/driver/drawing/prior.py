@@ -130,7 +130,7 @@ def placed_beside(shards: str) -> Iterator[str]:
 def _make_room(shards: str) -> None:
     """Take away what somebody left of the same samples half moved, which happens on S3. Raises
     ConfigError for what is none of ours."""
-    own = OwnedFolder(shards, KIND, "data.prior.prompts")
+    own = OwnedFolder(shards, KIND, "data.shards")
     if has_manifest(shards):
         return
     if own.record() is not None:
@@ -191,7 +191,7 @@ def draw_samples(
         what = f"drawing {len(texts)} samples of the base"
         job = Job(what, "generate", (EvaluatedModel(BASE), texts, seeds[part], spec.steps[0]))
         chunks[job] = names[part]
-    own = OwnedFolder(shards, KIND, "data.prior.prompts")
+    own = OwnedFolder(shards, KIND, "data.shards")
     own.claim(*map(_picture, names), _SAMPLES)
     done = 0
 

@@ -67,7 +67,7 @@ def test_what_another_process_left_half_moved_is_replaced_and_no_file_of_others(
 def test_a_folder_of_somebody_else_in_their_place_is_refused(shards):
     storage.write_bytes(storage.join(shards, "pictures", "0.png"), b"mine")
     with (
-        pytest.raises(ConfigError, match=r"^data\.prior\.prompts: .* did not make: pictures; "),
+        pytest.raises(ConfigError, match=r"^data\.shards: .* did not make: pictures; "),
         placed_beside(shards),
     ):
         pytest.fail("drawn although it cannot be kept")
@@ -90,7 +90,7 @@ def test_a_folder_that_cannot_be_written_is_named_in_one_line(tmp_path: Path):
     (tmp_path / "shards").touch()  # as read-only as a folder is to anybody but root
     with (
         pytest.raises(
-            ConfigError, match=r"^data\.prior\.prompts: given, but .*shards.*; allowed: "
+            ConfigError, match=r"^data\.shards: .*prior-1 cannot be made, .*shards is no folder; "
         ),
         placed_beside(str(tmp_path / "shards" / "prior-1")),
     ):
