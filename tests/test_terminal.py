@@ -85,6 +85,7 @@ def test_a_status_with_markup_is_drawn_as_it_is() -> None:
     console = Console(file=out, width=200, color_system=None)
     counts = SimpleNamespace(trained=0, ready=0, in_flight=0, waiting=0)
     roles = {"learner": "[red]loading[/]"}
-    status = SimpleNamespace(step=1, steps=2, latest={}, counts=counts, roles=roles, notices=[])
+    shared = {"pictures": (0, 0), "roles": roles, "notices": []}
+    status = SimpleNamespace(step=1, steps=2, latest={}, counts=counts, **shared)
     console.print(Progress(console).panel("train", cast(RunStatus, status)))
     assert "[red]loading[/]" in out.getvalue()
