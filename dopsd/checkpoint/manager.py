@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -117,27 +116,27 @@ class CheckpointManager:
         written: WrittenSlices | None = None,
         learners: int = 1,
         alive: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Write a checkpoint of ``learners`` in a thread of its own.
+    ) -> bool:
+        """Write a checkpoint of ``learners`` in a thread of its own. Returns whether that began.
 
         Of whole models, ``buckets`` fetch their contents and ``written`` is what the learners wrote
-        themselves. ``alive`` is told of each piece, and raises when nobody wants the checkpoint any
-        more.
+        themselves. ``alive`` is told of each piece and while this waits, and raises when nobody
+        wants the checkpoint any more.
 
         While the one before is under way, the last one and one that was asked for wait for it, for
         ``timeouts.step`` at most; a scheduled one is left out. What is not written is a notice.
         """
         with self._saving:
             if not self._needed(step) and self._skips_scheduled(step):
-                return
+                return False
             limit = self.config.timeouts.step
             self.requests.asked, self._last = False, time.monotonic()
-            if not self.wait(limit):
+            if not self.settle(time.monotonic() + limit, alive):
                 self.notices.append(
                     f"no checkpoint of step {step}: the one before is not written after "
                     f"{limit:g} s (timeouts.step)"
                 )
-                return
+                return False
             alive()  # it may have waited long
             self._writer = threading.Thread(
                 target=self._write,
@@ -146,6 +145,7 @@ class CheckpointManager:
                 daemon=True,
             )
             self._writer.start()
+            return True
 
     def wait(self, limit: float | None = None) -> bool:
         """Until nothing is being written, or ``limit`` seconds; returns whether nothing is."""
@@ -154,14 +154,14 @@ class CheckpointManager:
             writer.join(limit)
         return writer is None or not writer.is_alive()
 
-    def settle(self, limit: float | None, wanted: Callable[[], None]) -> None:
-        """Until nothing is being written, for ``limit`` seconds at most; ``wanted`` raises when
-        nobody waits any more."""
-        until = math.inf if limit is None else time.monotonic() + limit
-        while not self.wait(min(1.0, max(0.0, until - time.monotonic()))):
-            wanted()
+    def settle(self, until: float, wanted: Callable[[], None]) -> bool:
+        """Until nothing is being written, or ``time.monotonic()`` is ``until``; returns whether
+        nothing is. ``wanted`` is called about once a second, and raises when nobody waits."""
+        while not self.wait(max(0.0, min(1.0, until - time.monotonic()))):
             if time.monotonic() >= until:
-                return
+                return False
+            wanted()
+        return True
 
     def end(self) -> None:
         """Wait for the last write. Raises DeadlineError when that takes longer than a step may."""

@@ -7,6 +7,7 @@ tensors stay in the object store.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -232,16 +233,20 @@ class Coordinator:
             bundles = dict(self._versions.bundles)
         contents, versions, buckets = checkpoint_files(files, bundles, self.config.timeouts.step)
         alive, world = partial(self.alive, attempt), self._budget.world
-        self.checkpoints.save(step, contents, versions, buckets, written, world, alive)
+        # For the write before and for this one: other ranks wait no longer.
+        until = time.monotonic() + self.config.timeouts.step
+        begun = self.checkpoints.save(step, contents, versions, buckets, written, world, alive)
         last = self._wants_end or step == self.config.learner.steps
 
         def wanted() -> None:
             with self._heard(attempt):
                 pass
 
-        if last:  # what is lost at the export then costs no step
-            # Buckets are gone with the learner that put them into the store; a LoRA is here.
-            self.checkpoints.settle(None if buckets else self.config.timeouts.step, wanted)
+        if begun and last:  # what is lost at the export then costs no step
+            if buckets:  # gone with the learner that put them into the store; each tells of life
+                self.checkpoints.settle(math.inf, wanted)
+            else:  # a LoRA is here: the wait is bounded, and no learner hangs in it
+                self.checkpoints.settle(until, alive)
         self.alive(attempt)
 
     def record(self, attempt: int, step: int, share: TrainedShare) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import threading
+import time
 
 import pytest
 
@@ -169,8 +171,8 @@ def test_too_little_room_is_told_once_while_it_can_be_mended(tmp_path, monkeypat
 def test_they_wait_no_longer_than_the_deadline(storage_door, tmp_path):
     saver = saver_of(tmp_path, deadline=0.2)
     (tmp_path / REQUEST_FILE).touch()
-    saver.save(2, {}, ())
-    saver.save(10, {}, ())
+    assert saver.save(2, {}, ())
+    assert not saver.save(10, {}, ())
     assert saver.notices == [
         "no checkpoint of step 10: the one before is not written after 0.2 s (timeouts.step)",
     ]
@@ -195,15 +197,15 @@ def test_who_has_to_wait_for_a_write_stops_when_nobody_wants_it(storage_door, tm
     door, written = storage_door
     saver, asked = saver_of(tmp_path), []
     saver.save(10, {}, ())
-    saver.settle(0.05, lambda: asked.append("still wanted"))
+    assert not saver.settle(time.monotonic() + 1.2, lambda: asked.append("still wanted"))
     assert asked and not written, "no longer than it may take"
 
     def stale():
         raise WorkerError("stale attempt")
 
     with pytest.raises(WorkerError):
-        saver.settle(None, stale)
-    waiting = threading.Thread(target=saver.settle, args=(None, lambda: None), daemon=True)
+        saver.settle(math.inf, stale)
+    waiting = threading.Thread(target=saver.settle, args=(math.inf, lambda: None), daemon=True)
     waiting.start()
     waiting.join(0.2)
     assert waiting.is_alive()
