@@ -383,6 +383,6 @@ class Coordinator:
             if pending:
                 ray.wait(pending, timeout=0.05, fetch_local=False)
             with self._changed:
-                self._drawings.collect()
-                if self._dispatcher.collect():
+                ended = self._drawings.collect()
+                if self._dispatcher.collect() or ended:
                     self._moved()

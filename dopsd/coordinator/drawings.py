@@ -126,10 +126,11 @@ class Drawings:
         ends = time.monotonic() + (self._seconds or dispatcher.rollout_seconds)
         return worker.loaded >= 0 and not dispatcher.expects(published) and ends <= busy_until
 
-    def collect(self) -> None:
-        """Take in the picture under way if it has ended, however it did."""
+    def collect(self) -> bool:
+        """Take in the picture under way if it has ended, however it did; returns whether it has:
+        a roll-out that waited behind it goes on."""
         if self._under_way is None:
-            return
+            return False
         worker, drawing = self._under_way
         pool = self._dispatcher.pools[0]
         if worker.drawing is not drawing:
@@ -154,6 +155,7 @@ class Drawings:
             late = DeadlineError(f"{worker.name} timed out after {seconds:.0f} s while drawing")
             pool.replace(worker, late)
             self._end(drawing, str(late))
+        return self._under_way is None
 
     def _limit(self, worker: PooledWorker) -> float:
         """Less than a roll-out behind it may take with it."""

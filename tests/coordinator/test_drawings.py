@@ -104,7 +104,7 @@ class World:
         """The picture under way ends."""
         (ref,) = self.drawings.pending()
         self.endings[ref] = ending or {"seconds": 1.0, "loading": 0.0}
-        self.drawings.collect()
+        assert self.drawings.collect() and not self.drawings.collect()
 
 
 @pytest.fixture
@@ -118,8 +118,9 @@ def test_one_picture_at_a_time_in_the_order_of_versions_and_prompts(world):
     world.drawings.offer(bundle(1))
     world.drawings.offer(bundle(2))
     order = []
+    assert not world.drawings.collect()
     while (ref := world.advance()) is not None:
-        assert world.advance() == ref, "no second one beside it"
+        assert world.advance() == ref and not world.drawings.collect(), "no second one beside it"
         assert [worker.drawing is not None for worker in world.pool.workers] == [False, True]
         order.append(ref)
         world.end()
@@ -191,7 +192,7 @@ def test_a_worker_lost_with_a_picture_is_replaced_at_no_charge(world, monkeypatc
     else:
         assert world.last.drawing is not None
         world.last.drawing.started = -1e9
-        world.drawings.collect()
+        assert world.drawings.collect(), "it is a move: what waited behind it begins"
     assert len(world.killed) == 1 and world.last.died_on == [] and world.last.drawing is None
     assert world.pool.collect() == ([], [(3, 1)]), "what it had beside is rolled out again"
     (line,) = world.told

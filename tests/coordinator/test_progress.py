@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from dopsd.checkpoint import manager
 from dopsd.coordinator import coordinator as module
 from dopsd.coordinator.coordinator import Coordinator
+from dopsd.coordinator.status import stalled
 from dopsd.ray_cluster.placement import resolve_roles
 from dopsd.run_folder.log import RunLog
 from tests.helpers.tiny import make_config
@@ -64,3 +66,24 @@ def test_the_wait_for_a_write_that_hangs_is_bounded_and_a_sign_of_life(hung, coo
     assert longest < 0.8 * LIMIT, "nobody takes the learners for hung"
     assert hung == ([8] if before else [10])
     assert len(coordinator.checkpoints.notices) == before
+
+
+def test_the_end_of_a_picture_is_a_move(coordinator):
+    """Done, failed, or its worker replaced: a roll-out that waited behind it begins."""
+
+    def collect() -> bool:
+        coordinator._stopping = True  # after this round
+        return True
+
+    dispatcher = coordinator._dispatcher
+    coordinator._dispatcher = SimpleNamespace(
+        advance=lambda *arguments: True, pending=lambda: [], collect=lambda: False
+    )
+    coordinator._drawings = SimpleNamespace(
+        advance=lambda *arguments: None, pending=lambda: [], collect=collect
+    )
+    coordinator._progress -= 1000
+    parts = dispatcher, coordinator._reader, coordinator._learners
+    assert stalled(3, time.monotonic() - coordinator._progress, *parts)
+    coordinator._drive_pools()
+    assert stalled(3, time.monotonic() - coordinator._progress, *parts) is None
