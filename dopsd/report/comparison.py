@@ -40,11 +40,11 @@ _NONE = "none"
 
 @dataclass
 class Row:
-    """One prompt, and what each run that drew it draws at its end."""
+    """One prompt, and the last that each run has drawn for it."""
 
     prompt: str
     pictures: list[tuple[str, Image.Image]]
-    """(name of the run, picture)."""
+    """(name of the run, and its steps where they are not all of them; picture)."""
 
 
 def write_comparison(path: str, folders: Sequence[str]) -> None:
@@ -99,13 +99,19 @@ def rows(runs: Mapping[str, RunFiles]) -> list[Row]:
         if run.history is None:
             continue
         own = read_prompts(run.history, run.picture)
-        drawn = [("own", p.prompt, [d.picture for d in p.drawings]) for p in own]
+        drawn = [("own", p.prompt, [(d.version, d.picture) for d in p.drawings]) for p in own]
         samples = read_drawn(run.history, run.picture)
-        drawn += [("sample", s.prompt, [d.student[-1] for d in s.drawings]) for s in samples]
+        drawn += [
+            ("sample", s.prompt, [(d.version, d.student[-1]) for d in s.drawings]) for s in samples
+        ]
+        seen = set()
         for kind, prompt, pictures in drawn:
             row = found.setdefault((kind, prompt), Row(prompt, []))
-            if pictures and all(name != other for other, _ in row.pictures):
-                row.pictures.append((name, pictures[-1]))
+            if pictures and (kind, prompt) not in seen:
+                seen.add((kind, prompt))
+                version, picture = pictures[-1]
+                ended = version == run.config.learner.steps
+                row.pictures.append((name if ended else f"{name}, step {version}", picture))
     ordered = sorted(found.items(), key=lambda item: item[0][0])  # stable: own prompts first
     return [row for _, row in ordered if row.pictures]
 

@@ -54,7 +54,7 @@ def test_the_page_shows_runs_side_by_side(width, folder, other, tmp_path):
     found, console = ask_page(out.read_text(), width, script)
     assert console == [] and found["scroll"] <= 0
     assert found["loss"] == 2 and found["names"] == ["run", "other"]
-    assert found["pictures"] == [["run", "other"], ["run"], ["other"]]
+    assert found["pictures"] == [["run", "other, step 6"], ["run"], ["other, step 6"]]
     assert found["keys"] == [
         ["key", "run", "other"],
         ["lora.rank", "16", "4"],
@@ -75,10 +75,19 @@ def test_no_text_becomes_markup_and_nothing_is_loaded(folder, other, tmp_path):
 def test_last_pictures_are_matched_by_their_prompt(folder, other):
     runs = {"a": read_run_files(str(folder)), "b": read_run_files(str(other))}
     own, mine, theirs = rows(runs)
-    assert [name for name, _ in own.pictures] == ["a", "b"] and own.prompt == HOSTILE
+    assert [name for name, _ in own.pictures] == ["a", "b, step 6"] and own.prompt == HOSTILE
     assert own.pictures[0][1].size == (128, 64)
     assert (mine.prompt, theirs.prompt) == (HOSTILE, "of this run alone")
     assert differences({"a": runs["a"], "b": runs["a"]}) == []
+
+
+def test_a_picture_on_the_way_says_so(folder, other):
+    history = json.loads((folder / HISTORY).read_text())
+    history |= {"pictures": [{"version": 0, "prompt": 0}], "rows": history["rows"][:1]}
+    (folder / HISTORY).write_text(json.dumps(history))
+    own, mine = rows({"a": read_run_files(str(folder))})
+    assert [name for name, _ in own.pictures] == [name for name, _ in mine.pictures]
+    assert [name for name, _ in own.pictures] == ["a, step 0"]
 
 
 def test_names_are_as_long_as_it_takes_to_tell_runs_apart():
