@@ -6,12 +6,13 @@ import json
 import queue
 import threading
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from dopsd.config import RunConfig
 from dopsd.errors import DopsdError, LeaseLost
 from dopsd.ray_cluster.failures import error_message
 from dopsd.run_folder.preview_files import HISTORY, prompt_path
-from dopsd.run_folder.prompt_history import Drawn, drawn_prompts, prompt_facts
+from dopsd.run_folder.prompt_history import Drawn, drawn_prompts, drawn_samples, prompt_facts
 from dopsd.run_folder.tracked_pictures import TrackedPicture
 
 _END_SECONDS = 30.0
@@ -38,6 +39,8 @@ class PictureWriter:
         self._writing = threading.Lock()
         self._drawn: set[Drawn] | None = None
         """What the history names; None before it was read."""
+        self._samples: dict[str, Any] = {"samples": [], "rows": []}
+        """What it says beside that: of an extended run."""
         self._thread: threading.Thread | None = None
         self.notices: list[str] = []
 
@@ -51,6 +54,7 @@ class PictureWriter:
                 self._waiting.get_nowait()
             try:
                 if self._drawn is None:
+                    self._samples = drawn_samples(self.config, step)
                     self._drawn = drawn_prompts(self.config, self._size)
                 kept = {each for each in self._drawn if each[0] <= step}
                 if kept != self._drawn:
@@ -94,7 +98,7 @@ class PictureWriter:
 
     def _history(self) -> bytes:
         facts = prompt_facts(self.config, self._size, self._drawn or ())
-        record = {"samples": [], "rows": [], **facts}
+        record = {**self._samples, **facts}
         return (json.dumps(record, ensure_ascii=False, indent=1) + "\n").encode()
 
     def _note(self, what: str, error: Exception) -> None:

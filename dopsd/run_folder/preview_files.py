@@ -11,6 +11,9 @@ HISTORY = f"{PREVIEW}/history.json"
 of each state and the mean squared difference of student's and teacher's clean estimates there.
 ``prompts``: the own ones; ``pictures``: version and prompt (index) of what was drawn of them."""
 
+PROMPTS = f"{PREVIEW}/prompts"
+"""Folder of the own prompts' pictures."""
+
 
 def strip_path(version: int, sample: int) -> str:
     """The strip of a sample under a version, inside the run folder."""
@@ -24,7 +27,7 @@ def target_path(sample: int) -> str:
 
 def prompt_path(version: int, prompt: int) -> str:
     """The picture of an own prompt under a version, inside the run folder."""
-    return f"{PREVIEW}/prompts/v{version:06d}-p{prompt:02d}.png"
+    return f"{PROMPTS}/v{version:06d}-p{prompt:02d}.png"
 
 
 def kept_versions(config: RunConfig) -> list[int]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from dopsd import storage
 from dopsd.config import RunConfig
 from dopsd.errors import DataError
+from dopsd.ownership import FileDigest
 from dopsd.readers import read_json
 from dopsd.run_folder.outputs import owned
-from dopsd.run_folder.preview_files import HISTORY, kept_versions, prompt_path
+from dopsd.run_folder.preview_files import HISTORY, PROMPTS, kept_versions, prompt_path
 
 Drawn = tuple[int, int]
 """(version, index of the prompt)."""
@@ -44,7 +45,15 @@ class _Picture(BaseModel):
     prompt: Annotated[int, Field(ge=0)]
 
 
+class _Row(BaseModel):
+    model_config = ConfigDict(extra="allow")  # it is written again as it is
+
+    version: Annotated[int, Field(ge=0)]
+
+
 class _History(BaseModel):
+    samples: list[dict[str, Any]] = []
+    rows: list[_Row] = []
     prompts: list[_Text] = []
     pictures: list[_Picture] = []
     sampler: dict[str, int] = {}
@@ -62,26 +71,50 @@ def prompt_facts(
     }
 
 
+def _read(config: RunConfig, entries: Mapping[str, FileDigest | None]) -> _History | None:
+    """None without a history of ours that can be read: it is written anew."""
+    file = owned(config.run.folder).file(HISTORY)
+    if HISTORY not in entries or not storage.exists(file):
+        return None
+    try:
+        return read_json(file, _History)
+    except DataError:
+        return None
+
+
+def drawn_samples(config: RunConfig, step: int) -> dict[str, Any]:
+    """The entries of history.json on samples, which are drawn at the end of a run: of an extended
+    one they are there before, and those of versions up to ``step`` stay. Raises StorageError."""
+    history = _read(config, owned(config.run.folder).entries()) or _History()
+    rows = [row.model_dump() for row in history.rows if row.version <= step]
+    return {"samples": history.samples, "rows": rows}
+
+
 def drawn_prompts(config: RunConfig, size: tuple[int, int]) -> set[Drawn]:
     """What a run has drawn of its own prompts that ``config`` would draw again as it is: by the
-    same sampler, of the same text. Raises StorageError."""
+    same sampler, of the same text. Raises StorageError.
+
+    Of pictures on S3 sizes alone are compared: a coordinator that starts waits for this, and there
+    may be thousands.
+    """
     own = owned(config.run.folder)
-    if HISTORY not in own.entries() or not storage.exists(own.file(HISTORY)):
-        return set()
-    try:
-        history = read_json(own.file(HISTORY), _History)
-    except DataError:  # it is written anew
-        return set()
+    entries = own.entries()
+    history = _read(config, entries)
     now = prompt_facts(config, size, ())
-    if history.sampler != now["sampler"]:
+    if history is None or history.sampler != now["sampler"]:
         return set()
     texts = [each.prompt for each in history.prompts]
     same = {i for i, text in enumerate(config.preview.prompts) if texts[i : i + 1] == [text]}
     drawn = {(each.version, each.prompt) for each in history.pictures if each.prompt in same}
-    names = {each: prompt_path(*each) for each in drawn}
+    sizes = {f"{PROMPTS}/{name}": size for name, size in storage.list_files(own.file(PROMPTS))}
+    names = {}
+    for each in drawn:
+        name = prompt_path(*each)
+        if name in entries and name in sizes:
+            digest = entries[name]
+            if digest is None or digest.bytes == sizes[name]:
+                names[each] = name
+    if storage.is_remote(config.run.folder):
+        return set(names)
     gone = set(own.replaced(names.values()))
-    return {
-        each
-        for each, name in names.items()
-        if name in own.entries() and name not in gone and storage.exists(own.file(name))
-    }
+    return {each for each, name in names.items() if name not in gone}

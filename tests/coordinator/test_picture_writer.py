@@ -7,6 +7,7 @@ import json
 import pytest
 from PIL import Image
 
+from dopsd import storage
 from dopsd.coordinator.picture_writer import PictureWriter
 from dopsd.data.images import encode_png
 from dopsd.errors import LeaseLost, StorageError
@@ -14,7 +15,12 @@ from dopsd.ownership import RECORD
 from dopsd.report.run_files import read_run_files
 from dopsd.run_folder.outputs import owned
 from dopsd.run_folder.preview_files import HISTORY, prompt_path
-from dopsd.run_folder.prompt_history import drawn_prompts, drawn_versions, drawn_while_training
+from dopsd.run_folder.prompt_history import (
+    drawn_prompts,
+    drawn_versions,
+    drawn_while_training,
+    prompt_facts,
+)
 from tests.helpers.runs import begun
 from tests.helpers.tiny import make_config
 
@@ -72,6 +78,43 @@ def test_a_resumed_run_keeps_what_it_would_draw_again_as_it_is(tmp_path):
     assert drawn_prompts(config, SIZE) == {(2, 0), (2, 1)}
     (tmp_path / "run" / HISTORY).write_text("{")
     assert drawn_prompts(config, SIZE) == set()
+
+
+def test_an_extended_run_keeps_its_samples_in_the_history(tmp_path):
+    config = made(tmp_path)
+    samples = [{"id": "one", "prompt": "a cat"}]
+    rows = [{"version": v, "sample": 0, "states": [{"sigma": 1.0}]} for v in (0, 4, 6)]
+    with begun(config):
+        before = {"samples": samples, "rows": rows}
+        owned(config.run.folder).write(HISTORY, json.dumps(before).encode())
+        longer = writer(config)
+        longer.rewind(4)  # the checkpoint of 6 was damaged: it is another 6 by then
+        draw(longer, (6, 1))
+    history = json.loads((tmp_path / "run" / HISTORY).read_text())
+    assert (history["samples"], history["rows"]) == (samples, rows[:2])
+    assert history["pictures"] == [{"version": 6, "prompt": 1}]
+
+
+def test_a_start_on_s3_reads_no_picture_and_the_record_but_a_few_times(bucket, monkeypatch):
+    config = make_config(
+        "base", run={"folder": f"{bucket}/run"}, preview={"prompts": ["a cat"], "every": 1}
+    )
+    versions = range(40)
+    with begun(config):
+        pictures = {prompt_path(version, 0): PNG for version in versions}
+        drawn = prompt_facts(config, SIZE, [(version, 0) for version in versions])
+        history = {"samples": [], "rows": [], **drawn}
+        owned(config.run.folder).write_all(pictures | {HISTORY: json.dumps(history).encode()})
+        storage.remove(storage.join(config.run.folder, prompt_path(3, 0)))
+        storage.write_bytes(storage.join(config.run.folder, prompt_path(4, 0)), b"another's")
+        read: list[str] = []
+        honest = storage.read_bytes
+        monkeypatch.setattr(
+            storage, "read_bytes", lambda path, *rest: read.append(path) or honest(path, *rest)
+        )
+        kept = writer(config).rewind(50)
+    assert kept == {(version, 0) for version in versions if version not in (3, 4)}
+    assert not [path for path in read if path.endswith(".png")] and len(read) < 10
 
 
 def test_what_cannot_be_written_is_told_and_stops_nothing(tmp_path):
