@@ -35,8 +35,11 @@ class PictureWriter:
     ) -> None:
         self.config, self._size = config, size
         self._write, self._track = write, track
-        self._waiting: queue.Queue[tuple[Drawn, Callable[[], bytes]] | None] = queue.Queue()
+        self._waiting: queue.Queue[tuple[int, Drawn, Callable[[], bytes]] | None] = queue.Queue()
         self._writing = threading.Lock()
+        """Held for what is written, never while a picture is on its way from its worker's node."""
+        self._rewinds = 0
+        """What was taken before the last one is not written."""
         self._drawn: set[Drawn] | None = None
         """What the history names; None before it was read."""
         self._samples: dict[str, Any] = {"samples": [], "rows": []}
@@ -50,6 +53,7 @@ class PictureWriter:
         if not self.config.preview.prompts:
             return set()
         with self._writing:
+            self._rewinds += 1
             while not self._waiting.empty():
                 self._waiting.get_nowait()
             try:
@@ -69,7 +73,7 @@ class PictureWriter:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, daemon=True, name="own-prompts")
             self._thread.start()
-        self._waiting.put((drawn, fetch))
+        self._waiting.put((self._rewinds, drawn, fetch))
 
     def end(self) -> None:
         """Write what is left, within a bounded time."""
@@ -79,17 +83,19 @@ class PictureWriter:
 
     def _run(self) -> None:
         while (entry := self._waiting.get()) is not None:
-            with self._writing:
-                try:
-                    self._keep(*entry)
-                except LeaseLost:  # the folder is another driver's, who hears of it elsewhere
-                    return
-                except Exception as error:  # of Ray's, too; nothing of it may cost the run
-                    self._note(prompt_path(*entry[0]), error)
+            rewinds, drawn, fetch = entry
+            try:
+                picture = fetch()
+                with self._writing:
+                    if rewinds == self._rewinds:
+                        self._keep(drawn, picture)
+            except LeaseLost:  # the folder is another driver's, who hears of it elsewhere
+                return
+            except Exception as error:  # of Ray's, too; nothing of it may cost the run
+                self._note(prompt_path(*drawn), error)
 
-    def _keep(self, drawn: Drawn, fetch: Callable[[], bytes]) -> None:
+    def _keep(self, drawn: Drawn, picture: bytes) -> None:
         version, number = drawn
-        picture = fetch()
         self._write({prompt_path(*drawn): picture})
         self._drawn = {*(self._drawn or ()), drawn}
         self._write({HISTORY: self._history()})

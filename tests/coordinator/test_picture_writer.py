@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import pytest
 from PIL import Image
@@ -133,6 +134,28 @@ def test_what_cannot_be_written_is_told_and_stops_nothing(tmp_path):
         f"preview.prompts: {prompt_path(0, 0)} is not written while training: no space left"
     ]
     assert drawn_prompts(config, SIZE) == {(0, 1)}
+
+
+def test_a_rewind_waits_for_no_picture_and_drops_the_one_on_its_way(tmp_path):
+    config, on_its_way, there = made(tmp_path), threading.Event(), threading.Event()
+
+    def fetch() -> bytes:
+        on_its_way.set()
+        assert there.wait(60)
+        return PNG
+
+    with begun(config):
+        target = writer(config)
+        target.rewind(0)
+        target.add((4, 0), fetch)
+        assert on_its_way.wait(60)
+        rewinding = threading.Thread(target=target.rewind, args=(2,), daemon=True)
+        rewinding.start()
+        rewinding.join(30)
+        assert not rewinding.is_alive()
+        there.set()
+        draw(target, (2, 1))
+    assert drawn_prompts(config, SIZE) == {(2, 1)}
 
 
 def test_nothing_is_written_into_the_folder_of_another_driver(tmp_path):
