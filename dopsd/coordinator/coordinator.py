@@ -95,7 +95,9 @@ class Coordinator:
             self._dispatcher, open_stream, self._changed, lambda: self._over, self._moved
         )
         size = prompts.size if prompts else (0, 0)
-        self._pictures = PictureWriter(config, size, self._files.write_pictures, log.picture)
+        self._pictures = PictureWriter(
+            config, size, self._files.write_pictures, log.picture, log.kept_pictures
+        )
         self._drawings = Drawings(
             config, prompts, self._dispatcher, self._keep_picture, self._dispatcher.notices.append
         )

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import queue
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from dopsd import storage
 from dopsd.config import RunConfig
 from dopsd.errors import DopsdError, LeaseLost
 from dopsd.ray_cluster.failures import error_message
 from dopsd.run_folder.preview_files import HISTORY, prompt_path
 from dopsd.run_folder.prompt_history import Drawn, drawn_prompts, drawn_samples, prompt_facts
-from dopsd.run_folder.tracked_pictures import TrackedPicture
+from dopsd.run_folder.tracked_pictures import StoredPicture, TrackedPicture
 
 _END_SECONDS = 30.0
 """What writing the last ones may take at the end of a run."""
@@ -23,7 +24,8 @@ class PictureWriter:
     """Writes each picture, and then the history that names it, in a thread of its own.
 
     ``write`` brings whole files into the run folder, into its record too; ``track`` sends a picture
-    to the trackers. What cannot be written is drawn again after training.
+    to the trackers, ``track_kept`` those that a rewind keeps. What cannot be written is drawn again
+    after training.
     """
 
     def __init__(
@@ -32,9 +34,10 @@ class PictureWriter:
         size: tuple[int, int],
         write: Callable[[Mapping[str, bytes]], None],
         track: Callable[[TrackedPicture], None],
+        track_kept: Callable[[Sequence[StoredPicture]], None],
     ) -> None:
         self.config, self._size = config, size
-        self._write, self._track = write, track
+        self._write, self._track, self._track_kept = write, track, track_kept
         self._waiting: queue.Queue[tuple[int, Drawn, Callable[[], bytes]] | None] = queue.Queue()
         self._writing = threading.Lock()
         """Held for what is written, never while a picture is on its way from its worker's node."""
@@ -66,7 +69,14 @@ class PictureWriter:
                     self._write({HISTORY: self._history()})
             except (OSError, DopsdError) as error:
                 self._note("the history", error)
-            return set(self._drawn or ())
+            kept = set(self._drawn or ())
+            self._track_kept([self._stored(each) for each in sorted(kept)])
+            return kept
+
+    def _stored(self, drawn: Drawn) -> StoredPicture:
+        version, number = drawn
+        path = storage.join(self.config.run.folder, prompt_path(*drawn))
+        return StoredPicture(version, number, self.config.preview.prompts[number], path)
 
     def add(self, drawn: Drawn, fetch: Callable[[], bytes]) -> None:
         """Take a picture, which ``fetch`` brings; never waits."""

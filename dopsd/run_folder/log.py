@@ -18,7 +18,7 @@ from dopsd.run_folder.files import METRICS_FILE, TIMELINE_FILE
 from dopsd.run_folder.jsonl import JsonLines, read_lines, read_or_set_aside
 from dopsd.run_folder.lines import is_count, is_number
 from dopsd.run_folder.timeline import Timeline, is_span
-from dopsd.run_folder.tracked_pictures import TrackedPicture
+from dopsd.run_folder.tracked_pictures import StoredPicture, TrackedPicture
 from dopsd.run_folder.trackers import TrackerThread
 
 _TIMELINE_INTERVAL = 30.0
@@ -78,6 +78,11 @@ class RunLog:
         """Send a picture to the trackers."""
         for tracker in self._trackers:
             tracker.pictures([picture])
+
+    def kept_pictures(self, pictures: Sequence[StoredPicture]) -> None:
+        """After a rewind: these were drawn before it and stay; trackers that lack them get them."""
+        for tracker in self._trackers:
+            tracker.kept(pictures)
 
     def rewind(self, step: int) -> None:
         """Forget ``step`` and whatever follows it: the run resumes from it."""

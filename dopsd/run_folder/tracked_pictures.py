@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from dopsd import storage
+from dopsd.errors import DopsdError
 
 
 @dataclass(frozen=True)
@@ -29,3 +33,23 @@ class TrackedPicture:
     def pixels(self) -> Any:
         """uint8 [H, W, 3]."""
         return np.asarray(Image.open(io.BytesIO(self.png)).convert("RGB"))
+
+
+@dataclass(frozen=True)
+class StoredPicture:
+    """One that was drawn before, by where it is: there may be thousands."""
+
+    version: int
+    number: int
+    prompt: str
+    path: str
+
+
+def loaded(pictures: Sequence[StoredPicture]) -> Iterator[TrackedPicture]:
+    """Those that can be read, one after the other: for one that cannot, no tracker is given up."""
+    for each in pictures:
+        try:
+            png = storage.read_bytes(each.path)
+        except (OSError, DopsdError):
+            continue
+        yield TrackedPicture(each.version, each.number, each.prompt, png)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import queue
 import threading
@@ -17,6 +18,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +30,14 @@ from dopsd.errors import ConfigError
 from dopsd.readers import read_json
 from dopsd.run_folder.files import TENSORBOARD, WANDB_FILE, RunFolder
 from dopsd.run_folder.outputs import owned
-from dopsd.run_folder.tracked_pictures import TrackedPicture
+from dopsd.run_folder.tracked_pictures import StoredPicture, TrackedPicture, loaded
 from dopsd.scratch import temporary_folder
 
 _MODULES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
 _ROLES = ("encoder", "rollout", "teacher", "learner", "queue")
-Entry = tuple[int, dict[str, float] | int | list[TrackedPicture]]
-"""A step and its metrics, or the step until which they were sent before; or pictures."""
+Entry = tuple[int, dict[str, float] | int | list[TrackedPicture] | tuple[StoredPicture, ...]]
+"""A step and its metrics, or the step until which they were sent before; or new pictures, or those
+that a rewind kept."""
 _WAITING = 1000
 """Steps that a slow tracker may be behind before it is given up."""
 _CLOSE_SECONDS = 20.0
@@ -63,6 +66,9 @@ class Tracker(ABC):
 
     def pictures(self, pictures: Sequence[TrackedPicture]) -> None:  # noqa: B027
         """Take the pictures of own prompts; not every tracker does."""
+
+    def kept(self, pictures: Sequence[StoredPicture]) -> None:  # noqa: B027
+        """After a rewind, take those of ``pictures``, which stay, that are not there."""
 
     def close(self) -> None:  # noqa: B027
         """Send what is left."""
@@ -128,6 +134,10 @@ class TrackerThread:
         """Queue pictures; never waits."""
         self._put((0, list(pictures)))
 
+    def kept(self, pictures: Sequence[StoredPicture]) -> None:
+        """Queue what a rewind kept; never waits."""
+        self._put((0, tuple(pictures)))
+
     def _put(self, entry: Entry | None) -> None:
         if self.problem is None:
             try:
@@ -153,6 +163,8 @@ class TrackerThread:
                 step, what = entry
                 if isinstance(what, list):
                     tracker.pictures(what)
+                elif isinstance(what, tuple):
+                    tracker.kept(what)
                 elif isinstance(what, int):
                     known = -1 if tracker.rewind(step) else max(known, what)
                 elif step > known:
@@ -185,6 +197,8 @@ class TensorBoard(Tracker):
         self._run, self._folder = config.run.folder, storage.join(config.run.folder, TENSORBOARD)
         self._named: set[str] = set()
         """Pictures whose prompt was written."""
+        self._purged = math.inf
+        """From this step on TensorBoard forgets what the run's event files hold."""
         self._scratch, self._remote = ExitStack(), storage.is_remote(self._folder)
         local = self._folder
         if self._remote:
@@ -217,9 +231,13 @@ class TensorBoard(Tracker):
                 self._named.add(picture.name)
                 self._writer.add_text(picture.name, picture.prompt)
 
+    def kept(self, pictures: Sequence[StoredPicture]) -> None:
+        self.pictures(list(loaded([p for p in pictures if p.version >= self._purged])))
+        self._purged = math.inf
+
     def rewind(self, step: int) -> bool:
         self._writer.close()
-        self._writer = self._open(purge_step=step)
+        self._writer, self._purged = self._open(purge_step=step), step
         return True
 
     def close(self) -> None:
@@ -246,6 +264,9 @@ class WandB(Tracker):
         self._wandb, record = wandb, RunFolder(config.run.folder).file(WANDB_FILE)
         self._pictures: list[TrackedPicture] = []
         """What waits for a step."""
+        self._sent: set[tuple[int, int]] = set()
+        """Version and prompt of what W&B has: it forgets nothing, and would show it twice."""
+        self._stepped = False
         known = goes_on and storage.exists(record)
         same = {"id": read_json(record, WandBRecord).id, "resume": "allow"} if known else {}
         self._scratch, folder = ExitStack(), config.run.folder
@@ -266,13 +287,32 @@ class WandB(Tracker):
             owned(folder).write(WANDB_FILE, json.dumps({"id": self._run.id}).encode())
 
     def step(self, step: int, values: dict[str, float]) -> None:
+        self._stepped = True
         self._run.log({**values, **self._next_pictures()}, step=step)
 
     def pictures(self, pictures: Sequence[TrackedPicture]) -> None:
         # W&B takes no earlier step again, so pictures have an axis of their own. They wait for a
         # step's metrics: by themselves they would be a step to W&B, and the next one would be lost.
         self._run.define_metric("prompts/*", step_metric=_AFTER)
-        self._pictures += pictures
+        waiting = {(picture.version, picture.number) for picture in self._pictures}
+        had = self._sent | waiting
+        self._pictures += [p for p in pictures if (p.version, p.number) not in had]
+
+    def kept(self, pictures: Sequence[StoredPicture]) -> None:
+        new = [p for p in pictures if (p.version, p.number) not in self._sent]
+        if self._stepped:
+            self.pictures(list(loaded(new)))
+            return
+        # A run of W&B's own begins where this one resumes: its first steps are free for them.
+        for version, group in groupby(sorted(new, key=_version), _version):
+            self.pictures(list(loaded(list(group))))
+            while self._pictures:
+                self._run.log(self._next_pictures(), step=version)
+
+    def rewind(self, step: int) -> bool:
+        """Of pictures it forgets what it has not sent."""
+        self._pictures = [picture for picture in self._pictures if picture.version <= step]
+        return False
 
     def _next_pictures(self) -> dict[str, Any]:
         """Those of one version that wait, as W&B takes them."""
@@ -281,6 +321,7 @@ class WandB(Tracker):
         version = self._pictures[0].version
         drawn = [picture for picture in self._pictures if picture.version == version]
         self._pictures = [picture for picture in self._pictures if picture.version != version]
+        self._sent |= {(picture.version, picture.number) for picture in drawn}
         return {
             _AFTER: version,
             **{p.name: self._wandb.Image(p.pixels, caption=p.prompt) for p in drawn},
@@ -291,6 +332,10 @@ class WandB(Tracker):
             self._run.log(self._next_pictures())
         self._run.finish()
         self._scratch.close()
+
+
+def _version(picture: StoredPicture) -> int:
+    return picture.version
 
 
 class MLflow(Tracker):

@@ -22,6 +22,7 @@ from dopsd.run_folder.prompt_history import (
     drawn_while_training,
     prompt_facts,
 )
+from dopsd.run_folder.tracked_pictures import loaded
 from tests.helpers.runs import begun
 from tests.helpers.tiny import make_config
 
@@ -34,10 +35,10 @@ def made(tmp_path, **preview):
     return make_config("base", run={"folder": str(tmp_path / "run")}, preview=values)
 
 
-def writer(config, write=None, tracked=None):
-    tracked = [] if tracked is None else tracked
+def writer(config, write=None, tracked=None, kept=None):
+    tracked, kept = ([] if told is None else told for told in (tracked, kept))
     write = write or owned(config.run.folder).write_all
-    return PictureWriter(config, SIZE, write, tracked.append)
+    return PictureWriter(config, SIZE, write, tracked.append, kept.extend)
 
 
 def draw(target: PictureWriter, *pictures: tuple[int, int]) -> None:
@@ -69,7 +70,10 @@ def test_a_resumed_run_keeps_what_it_would_draw_again_as_it_is(tmp_path):
         first = writer(config)
         first.rewind(0)
         draw(first, (0, 0), (0, 1), (2, 0), (2, 1), (4, 0))
-    assert writer(config).rewind(2) == {(0, 0), (0, 1), (2, 0), (2, 1)}
+    kept = []
+    assert writer(config, kept=kept).rewind(2) == {(0, 0), (0, 1), (2, 0), (2, 1)}
+    assert [(p.version, p.number, p.prompt) for p in kept[:2]] == [(0, 0, "a cat"), (0, 1, "a mat")]
+    assert [picture.png for picture in loaded(kept)] == [PNG] * 4
     assert drawn_prompts(config, SIZE) == {(0, 0), (0, 1), (2, 0), (2, 1)}, "4 is drawn anew"
     assert drawn_prompts(config, (16, 16)) == set()
     assert drawn_prompts(made(tmp_path, steps=7), SIZE) == set()

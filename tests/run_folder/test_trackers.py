@@ -19,7 +19,7 @@ from dopsd.data.images import encode_png
 from dopsd.run_folder import trackers
 from dopsd.run_folder.files import TENSORBOARD
 from dopsd.run_folder.log import RunLog
-from dopsd.run_folder.tracked_pictures import TrackedPicture
+from dopsd.run_folder.tracked_pictures import StoredPicture, TrackedPicture
 from dopsd.run_folder.trackers import TrackerThread, grouped, open_trackers
 from tests.helpers.events import events, tracked_images
 from tests.helpers.tiny import make_config
@@ -193,6 +193,78 @@ def test_wandb_is_told_metrics_and_neither_code_nor_command_line(tmp_path, monke
     assert (told["id"], told["resume"]) == ("abc123", "allow")
     assert told["prompts/*"] == "prompts/after_steps"
     assert told[None] == {"prompts/after_steps": 0, "prompts/00": ((4, 6, 3), "a red cat")}
+
+
+class FakeRun:
+    """Of W&B: what it was sent, by step."""
+
+    id = "abc123"
+
+    def __init__(self) -> None:
+        self.logged: list[tuple[int | None, list]] = []
+
+    def log(self, values, step=None):
+        names = sorted(name for name in values if name.startswith("prompts/0"))
+        self.logged.append((step, [values.get("prompts/after_steps"), *names]))
+
+    def define_metric(self, name, step_metric): ...
+
+    def finish(self): ...
+
+
+def stored(tmp_path, *drawn: tuple[int, int]) -> list[StoredPicture]:
+    """Files; of the last prompt none is there."""
+    found = []
+    for version, number in drawn:
+        path = tmp_path / f"{version}-{number}.png"
+        if number < 9:
+            path.write_bytes(PICTURES[0].png)
+        found.append(StoredPicture(version, number, "a cat", str(path)))
+    return found
+
+
+def test_wandb_has_each_picture_once_after_resumes_and_rewinds(tmp_path, monkeypatch):
+    fake, run = types.ModuleType("wandb"), FakeRun()
+    fake.Settings, fake.init = (lambda **settings: settings), (lambda **arguments: run)
+    fake.Image = lambda pixels, caption: pixels.shape
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    thread = TrackerThread("wandb", lambda: trackers.WandB(config))
+    config = make_config("base", run={"folder": str(tmp_path), "name": "cat"})
+    log = RunLog(str(tmp_path), [thread])
+    log.rewind(3)  # resumed: a new run of W&B's, which gets what there is
+    log.kept_pictures(stored(tmp_path, (3, 0), (0, 0), (0, 1), (0, 9)))
+    log.step(3, {"loss": 1.0}, {})
+    log.picture(picture(4, 0, "a cat"))
+    log.step(4, {"loss": 1.0}, {})
+    log.picture(picture(5, 0, "a cat"))  # waits, and is gone
+    log.rewind(4)  # its learners are new ones
+    log.kept_pictures(stored(tmp_path, (0, 0), (0, 1), (3, 0), (4, 0)))
+    log.step(4, {"loss": 1.0}, {})
+    log.picture(picture(4, 0, "a cat"))
+    log.picture(picture(5, 0, "drawn anew"))
+    log.step(5, {"loss": 1.0}, {})
+    log.step(6, {"loss": 1.0}, {})
+    log.close()
+    assert log.notices == []
+    first, second = "prompts/00", "prompts/01"
+    shown = [(step, entry) for step, entry in run.logged if entry[0] is not None]
+    assert shown == [(0, [0, first, second]), (3, [3, first]), (4, [4, first]), (5, [5, first])]
+    assert [step for step, _ in run.logged] == [0, 3, 3, 4, 5, 6]
+
+
+def test_tensorboard_gets_again_what_it_forgets_at_a_rewind(tmp_path):
+    config = make_config("base", run={"folder": str(tmp_path)})
+    log = RunLog(
+        str(tmp_path), [TrackerThread("tensorboard", lambda: trackers.TensorBoard(config))]
+    )
+    for version in (0, 2):
+        log.picture(picture(version, 0, "a cat"))
+    time.sleep(1.1)  # the names of event files hold seconds
+    log.rewind(2)
+    log.kept_pictures(stored(tmp_path, (0, 0), (2, 0)))
+    log.close()
+    files = sorted((tmp_path / TENSORBOARD).iterdir())
+    assert [tracked_images(file.read_bytes()) for file in files[-1:]] == [{"prompts/00": [2]}]
 
 
 def test_mlflow_is_told_every_key_of_the_config(tmp_path, monkeypatch):
