@@ -15,6 +15,7 @@ from dopsd.plan.encoder import VAE_ENCODE_BYTES, VAE_ENCODE_FLOPS, VAE_WEIGHTS, 
 from dopsd.plan.quantized import base_bytes, converted_bytes, encoder_bytes
 from dopsd.plan.velocity import Adapter, Shape, activations, filled, flops
 from dopsd.readers import Object, read_json
+from dopsd.run_folder.prompt_history import drawn_while_training
 
 PROMPT_TOKENS = 128
 """Of a caption with its template where the family cuts padding off, an assumption."""
@@ -91,6 +92,7 @@ class Demand:
     def rollout(self) -> Role:
         """K forwards of the student."""
         parts = self._inference(adapters=1) | {"activations": self._peak("student", 1)}
+        self._add_drawing(parts)
         return Role("rollout", parts, self._rollout_flops(), self._weights_host())
 
     def teacher(self) -> Role:
@@ -103,6 +105,7 @@ class Demand:
         """Both adapters on one base, both jobs."""
         parts = self._inference(adapters=2)
         parts["activations"] = self._peak("teacher", self.config.method.steps)
+        self._add_drawing(parts)
         work = self._rollout_flops() + self._teacher_flops()
         return Role("pool", parts, work, self._weights_host())
 
@@ -193,6 +196,14 @@ class Demand:
     def _inference(self, adapters: int) -> dict[str, float]:
         held = self.trained if self.config.adapters == "full" else adapters * self.trained
         return {"weights": self.held + held * self.size}
+
+    def _add_drawing(self, parts: dict[str, float]) -> None:
+        """Own prompts between two roll-outs: the autoencoder is there meanwhile, and decodes when
+        the transformer's activations are gone. Decoding is taken to need what encoding does."""
+        if drawn_while_training(self.config):
+            pixels = max(bucket.width * bucket.height for bucket in self._buckets)
+            parts["autoencoder"] = VAE_WEIGHTS * self.size
+            parts["activations"] = max(parts["activations"], VAE_ENCODE_BYTES * pixels)
 
     def _weights_host(self) -> float:
         return (self.frozen + self.trained) * self.size

@@ -46,7 +46,8 @@ def draw_prompt(
 class PromptPainter:
     """Draws own prompts on an inference worker's transformer, which afterwards is as it was.
 
-    The autoencoder is loaded with the first of them.
+    The autoencoder is loaded with the first of them, and on the device only while one is drawn: the
+    next roll-out has the room.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class PromptPainter:
         begun = time.perf_counter()
         if self._pipeline is None:
             dtype = DTYPES[self.config.model.dtype]
-            self._pipeline = self.family.pipeline_around(self.transformer, dtype, self._device)
+            self._pipeline = self.family.pipeline_around(self.transformer, dtype, "cpu")
         loaded = time.perf_counter()
         own = self._trained.parameters(self.transformer, STUDENT)
         bound = {name: parameter.detach().clone() for name, parameter in own.items()}
@@ -78,9 +79,13 @@ class PromptPainter:
             # Before the first step the student is the base, in which DoRA would round.
             begins = version == 0 and not self.config.lora.init
             activate(self.transformer, BASE if begins else STUDENT)
+            self._pipeline.vae.to(self._device)
             image = draw_prompt(self.config, self.family, self._pipeline, context, index, size)
         finally:
             bind_parameters(own, bound)
+            self._pipeline.vae.to("cpu")
+            if self._device != "cpu":
+                torch.cuda.empty_cache()  # others may share the GPU
         payload = encode_png(image)
         return payload, {
             "seconds": time.perf_counter() - loaded,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from dopsd import storage
-from dopsd.config import RunConfig
+from dopsd.config import RoleSection, RunConfig
 from dopsd.errors import DataError
 from dopsd.ownership import FileDigest
 from dopsd.readers import read_json
@@ -21,14 +21,29 @@ Drawn = tuple[int, int]
 
 def drawn_while_training(config: RunConfig) -> bool:
     """Whether inference workers draw the own prompts: those that roll out a student that can be put
-    on their base, which is the one that pictures are drawn with."""
+    on their base, which is the one that pictures are drawn with, and have a GPU's room for it."""
     return (
         bool(config.preview.prompts)
         and config.source == "disaggregated"
         and config.method.objective == "dopsd"
         and config.adapters != "full"
         and (not config.model.merge or config.model.draw_merged)
+        and not _beside_a_transformer(config)
     )
+
+
+def _beside_a_transformer(config: RunConfig) -> bool:
+    """Whether another one fits beside a rollout worker's on its GPU: it may need its most just when
+    a picture does. An encoder there is small, and counted (``plan/demand.py``)."""
+    part = config.rollout.gpus
+    if config.device == "cpu" or not part or part >= 1:
+        return False
+    others: list[RoleSection] = [config.learner]
+    if config.rollout.workers > 1:
+        others.append(config.rollout)
+    if not config.inference.shared:
+        others.append(config.teacher)
+    return any(other.gpus and part + other.gpus <= 1 + 1e-6 for other in others)
 
 
 def drawn_versions(config: RunConfig) -> list[int]:

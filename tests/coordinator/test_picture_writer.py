@@ -186,6 +186,10 @@ def test_nothing_is_written_into_the_folder_of_another_driver(tmp_path):
         ({"model": {"merge": ["training.safetensors"]}}, False),
         ({"model": {"merge": ["turbo.safetensors"], "draw_merged": True}}, True),
         ({"preview": {"samples": 4}}, False),
+        ({"device": "cuda", "rollout": {"gpus": 0.9}, "encoder": {"gpus": 0.1}}, True),
+        ({"device": "cuda", "rollout": {"gpus": 0.5}, "teacher": {"gpus": 0.5}}, False),
+        ({"device": "cpu", "rollout": {"gpus": 0.5}, "teacher": {"gpus": 0.5}}, True),
+        ({"device": "cuda", "rollout": {"gpus": 0.5, "workers": 2}}, False),
     ],
 )
 def test_only_rollout_workers_of_the_same_base_draw_while_training(sections, drawn):

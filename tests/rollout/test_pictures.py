@@ -89,6 +89,22 @@ def test_the_picture_is_that_of_the_end_and_the_next_rollout_is_the_same(tiny_ba
         assert image(payload).tobytes() == sampler.generate_prompt(1).tobytes(), version
 
 
+def test_the_autoencoder_is_on_the_device_only_while_it_draws(tiny_base, monkeypatch):
+    worker, _, _, bundles = make(tiny_base, "lora")
+    (context, _) = encode_prompts(worker.config, "cpu")
+    weights, painter = bundles[0].refs[STUDENT], worker._painter
+    worker.load(0, weights)
+    worker.draw(0, weights, context, 0, SIZE)
+    moved: list[str] = []
+    monkeypatch.setattr(painter._pipeline.vae, "to", moved.append)
+    monkeypatch.setattr(painter, "_device", "cuda")
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: moved.append("emptied"))
+    worker.draw(0, weights, context, 0, SIZE)
+    with pytest.raises(Exception, match="multiples of"):
+        worker.draw(0, weights, context, 0, (7, 7))
+    assert moved == ["cuda", "cpu", "emptied"] * 2
+
+
 def test_a_picture_that_fails_leaves_the_worker_as_it_was(tiny_base):
     worker, _, _, bundles = make(tiny_base, "lora")
     (context, _) = encode_prompts(worker.config, "cpu")
