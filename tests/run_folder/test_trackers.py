@@ -228,8 +228,8 @@ def test_wandb_has_each_picture_once_after_resumes_and_rewinds(tmp_path, monkeyp
     fake.Settings, fake.init = (lambda **settings: settings), (lambda **arguments: run)
     fake.Image = lambda pixels, caption: pixels.shape
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    thread = TrackerThread("wandb", lambda: trackers.WandB(config))
     config = make_config("base", run={"folder": str(tmp_path), "name": "cat"})
+    thread = TrackerThread("wandb", lambda: trackers.WandB(config))
     log = RunLog(str(tmp_path), [thread])
     log.rewind(3)  # resumed: a new run of W&B's, which gets what there is
     log.kept_pictures(stored(tmp_path, (3, 0), (0, 0), (0, 1), (0, 9)))
