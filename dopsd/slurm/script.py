@@ -6,6 +6,7 @@ The nodes share a file system, and with it the environment and the token of whoe
 from __future__ import annotations
 
 import re
+import shlex
 import uuid
 from dataclasses import dataclass
 from typing import Any
@@ -106,8 +107,8 @@ def _options(job: BatchJob, workers: GroupSize, memory: int, window: int) -> lis
         f"mem={memory}G",
         "exclusive",
         "time=24:00:00",
-        # To this shell alone: Ray has to live while the run saves.
-        f"signal=B:TERM@{window}",
+        # To this shell alone: Ray has to live while the run saves. And no TERM, which is scancel's.
+        f"signal=B:USR1@{window}",
         "requeue",
         "open-mode=append",
         "output=%x-%j.log",
@@ -127,6 +128,7 @@ def _body(job: BatchJob, config: RunConfig, window: int) -> list[str]:
         name=job.name,
         end=end,
         config=text,
+        folder=shlex.quote(config.run.folder),
         exports="\n".join(f"export {key}={value}" for key, value in ray.items()),
         port=_PORT,
         gpus='--num-gpus="$SLURM_GPUS_ON_NODE"' if _has_gpus(config) else "--num-gpus=0",
@@ -143,7 +145,8 @@ _BODY = """\
 # One run on SLURM: give this to `sbatch` in a shell in which dopsd's environment is active, in the
 # folder where the config's relative paths begin, on a file system that all nodes share. Options
 # of sbatch come before those above. {window} s before the time limit the run is ended with a
-# checkpoint and the job put into the queue again; it goes on from there.
+# checkpoint and the job put into the queue again, where a step was saved since it began; it goes on
+# from there. With `scancel` it ends, and stays ended.
 set -euo pipefail
 
 {exports}
@@ -159,13 +162,20 @@ cat > "$work/run.yaml" <<'{end}'
 # loopback; where the first address is of the wrong network, DOPSD_HEAD_ADDRESS says another.
 address=${{DOPSD_HEAD_ADDRESS:-$(hostname -I | cut --delimiter=' ' --fields=1)}}
 
+# Where the run stands: the step of its newest checkpoint.
+newest() {{
+  {{ dopsd status {folder} 2> /dev/null || true; }} |
+    sed --quiet 's/^  checkpoint  step \\([0-9]*\\).*/\\1/p'
+}}
+before=$(newest)
+
 # The run alone is told, by the number that it leaves; before it is there, the step is.
-asked='' step=''
-save_and_end() {{
-  asked=yes
+asked='' ended='' step=''
+end() {{
   if [[ -s $work/pid ]]; then kill -TERM "$(cat "$work/pid")"; else kill -TERM "$step"; fi
 }}
-trap 'save_and_end || true' TERM
+trap 'asked=yes; end || true' USR1
+trap 'ended=yes; end || true' TERM
 
 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \\
   --cpus-per-task="$SLURM_CPUS_PER_TASK" \\
@@ -182,8 +192,17 @@ while kill -0 "$step" 2> /dev/null; do
   code=0
   wait "$step" || code=$?
 done
-if [[ -n $asked && $code -ne 0 ]]; then
-  scontrol requeue "$SLURM_JOB_ID"
+if [[ ! -s $work/pid && -z $asked$ended ]]; then
+  echo 'Ray did not start' >&2 # of which `ray symmetric-run` makes no exit code
+  if [[ $code -eq 0 ]]; then code=1; fi
+fi
+if [[ -n $asked && -z $ended && $code -ne 0 ]]; then
+  after=$(newest)
+  if [[ -n $after && $after != "$before" ]]; then
+    scontrol requeue "$SLURM_JOB_ID"
+  else
+    echo 'no step was saved since the job began: not queued again; allowed: a longer --time' >&2
+  fi
 fi
 exit "$code"
 """
