@@ -13,9 +13,11 @@ from typing import Any
 
 from dopsd import shown, storage
 from dopsd.config import RunConfig, dump_config
+from dopsd.config.load import validated
+from dopsd.credentials import holds_credentials
 from dopsd.errors import ConfigError
 from dopsd.kuberay.groups import groups_of
-from dopsd.kuberay.names import name_of
+from dopsd.kuberay.names import is_bucket, name_of
 from dopsd.kuberay.pods import HEALTH
 from dopsd.kuberay.sizes import GroupSize, roles_of, sizes_of
 from dopsd.kuberay.windows import Windows
@@ -71,16 +73,16 @@ def on_nodes(job: BatchJob) -> RunConfig:
     run, data, root = values["run"], values["data"], job.folder.rstrip("/")
     run |= {"folder": storage.join(root, "runs", job.name), "resume": "auto", "overwrite": False}
     data["shards"] = data["shards"] or storage.join(root, "shards", job.name)
-    return RunConfig.model_validate(values)
+    return validated(values, "of the job")
 
 
 def _check(job: BatchJob) -> None:
     """Raises ConfigError."""
     folder = job.folder
-    if not folder.startswith("/") and not storage.is_remote(folder):
+    if not (is_bucket(folder) if storage.is_remote(folder) else _is_shared(folder)):
         raise ConfigError(
             f"--bucket: {shown.value(folder)}, allowed with --kind sbatch: an absolute folder that "
-            "all nodes share, or s3://"
+            "all nodes share, s3://BUCKET or s3://BUCKET/FOLDER, without credentials"
         )
     if job.partition is not None and not _PARTITION.fullmatch(job.partition):
         raise ConfigError(
@@ -93,6 +95,16 @@ def _check(job: BatchJob) -> None:
                 f"{role.name}.labels: given with --kind sbatch, allowed: none (the nodes of an "
                 "allocation are alike)"
             )
+
+
+def _is_shared(folder: str) -> bool:
+    """Whether it can be a folder that all nodes see by this name: one of its own, not the root."""
+    return (
+        folder.startswith("/")
+        and bool(folder.strip("/ "))
+        and folder.isprintable()
+        and not holds_credentials(folder)
+    )
 
 
 def _options(job: BatchJob, workers: GroupSize, memory: int, window: int) -> list[str]:

@@ -223,6 +223,12 @@ def test_it_is_what_the_command_prints(capsys) -> None:
     [
         ([], "--bucket: missing"),
         (["--bucket", "shared"], "--bucket: 'shared', allowed with --kind sbatch: an absolute"),
+        (["--bucket", "s3://"], "--bucket: 's3://', allowed with --kind sbatch: "),
+        (["--bucket", "s3://b/../c"], "--bucket: 's3://b/../c', allowed with --kind sbatch: "),
+        (["--bucket", "s3://me:secret@b"], "--bucket: 's3://***@"),
+        (["--bucket", "/"], "--bucket: '/', allowed with --kind sbatch: "),
+        (["--bucket", "/a?secret_key=hidden"], "--bucket: '/a?secret_key=***', allowed with"),
+        (["--bucket", "/a\nb"], "--bucket: '/a\\nb', allowed with --kind sbatch: "),
         (["--bucket", "/a", "--image", "i"], "--image: with --kind sbatch, allowed: none"),
         (["--bucket", "/a", "--spot"], "--spot: with --kind sbatch, allowed: none"),
         (["--bucket", "/a", "--queue", "a b"], "--queue: 'a b', allowed with --kind sbatch: a par"),
