@@ -22,12 +22,16 @@ from dopsd.errors import ConfigError, StorageError
 from dopsd.lease import LEASE
 from dopsd.readers import json_value
 from dopsd.scratch import OWNER_FILE, is_scratch
+from dopsd.writable import PROBE
 
 RECORD = ".dopsd.json"
 _SHOWN = 3
 """Names of what was found that a refusal repeats."""
 _SYSTEM = {"lost+found"}
 """What a file system puts into its own root."""
+_PASSING = (PROBE, ".nfs")
+"""How names begin of what is gone in a moment: of a look whether a folder can be written, and what
+NFS keeps of a file that was removed while somebody reads it."""
 _LOCK = threading.RLock()
 """The threads of a process add to a record one after the other."""
 
@@ -114,7 +118,7 @@ class OwnedFolder:
     def strangers(self) -> list[str]:
         """What a folder without a record holds, however little of it is in the way."""
         names = storage.names(self.path) - {RECORD, OWNER_FILE, *_SYSTEM}
-        names = {name for name in names if not name.startswith(LEASE)}
+        names = {name for name in names if not name.startswith((LEASE, *_PASSING))}
         return [n for n in names if self._is_taken(f"{n}/") and not is_scratch(self.file(n))]
 
     def _is_taken(self, name: str) -> bool:
@@ -126,7 +130,7 @@ class OwnedFolder:
         if not os.path.lexists(path):
             return False
         if name.endswith("/") and os.path.isdir(path):
-            return bool(set(os.listdir(path)) - _SYSTEM)
+            return any(n not in _SYSTEM and not n.startswith(_PASSING) for n in os.listdir(path))
         return True
 
     def _refuse(self, found: list[str], allowed: str) -> None:

@@ -11,6 +11,10 @@ from dopsd.filesystems import is_remote
 
 _TEMPORARY = 24
 """Bytes of a file's name while it is written (``filesystems.local_file``) beyond its own."""
+PROBE = ".dopsd-"
+"""How the file begins that is there for a moment where a disk has none without a name."""
+_NAME = 255
+"""Bytes of a name where the file system does not say."""
 _PATH, _INSIDE = 4096, 400
 """Bytes that a path may have, and those of what lies inside a folder of ours."""
 
@@ -56,7 +60,7 @@ def _refused(folder: str) -> str | None:
     if long := _too_long(missing, os.path.abspath(folder)):
         return long
     try:
-        with tempfile.TemporaryFile(dir=parent):
+        with tempfile.TemporaryFile(prefix=PROBE, dir=parent):
             return None
     except PermissionError:
         return f"{parent} may not be written to"
@@ -69,10 +73,19 @@ def _too_long(names: list[str], path: str, beside: int = 0) -> str | None:
     there = path
     while not os.path.isdir(there):
         there = os.path.dirname(there)
-    most = os.pathconf(there, "PC_NAME_MAX") - beside
+    most = _longest_name(there) - beside
     longest = max((len(os.fsencode(name)) for name in names), default=0)
     if longest > most:
         return f"a name in it has {longest} bytes, allowed: {most}"
     if (length := len(os.fsencode(path))) > _PATH - _INSIDE:
         return f"its path has {length} bytes, allowed: {_PATH - _INSIDE}"
     return None
+
+
+def _longest_name(folder: str) -> int:
+    """Bytes that a name in ``folder`` may have. Some of FUSE say 0 or -1, or nothing at all."""
+    try:
+        most = os.pathconf(folder, "PC_NAME_MAX")
+    except OSError:
+        return _NAME
+    return most if most > 0 else _NAME

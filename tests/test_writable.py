@@ -10,6 +10,7 @@ import pytest
 from dopsd import storage
 from dopsd.cli.main import main
 from dopsd.errors import ConfigError
+from dopsd.ownership import OwnedFolder
 
 LONG = "x" * 300
 NO_DISK = "/proc/dopsd"
@@ -62,6 +63,45 @@ def test_a_name_that_is_just_short_enough_can_be_written(tmp_path: Path) -> None
     storage.check_file("--out", path)
     storage.check_writable("--out", str(tmp_path / "new" / ("z" * 255)))
     assert os.listdir(tmp_path) == ["x" * 231]
+
+
+@pytest.mark.parametrize("said", [0, -1, OSError(95, "not supported")])
+def test_a_disk_that_does_not_say_how_long_names_may_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: int | OSError
+) -> None:
+    def pathconf(folder: str, name: str) -> int:
+        if isinstance(said, OSError):
+            raise said
+        return said
+
+    monkeypatch.setattr(os, "pathconf", pathconf)
+    storage.check_writable("--out", str(tmp_path / "new" / "run"))
+    with pytest.raises(ConfigError, match="has 300 bytes, allowed: 255"):
+        storage.check_writable("--out", str(tmp_path / LONG))
+
+
+def test_a_look_of_another_process_is_no_stranger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+
+    class Named:
+        def __init__(self, prefix: str, dir: str) -> None:
+            self._path = Path(dir, f"{prefix}x")
+
+        def __enter__(self) -> None:
+            self._path.touch()
+            seen.append(OwnedFolder(str(tmp_path), "run", "run.folder").strangers())
+
+        def __exit__(self, *error: object) -> None:
+            self._path.unlink()
+
+    monkeypatch.setattr("tempfile.TemporaryFile", Named)
+    (tmp_path / ".nfs0001").touch()
+    storage.check_writable("--out", str(tmp_path))
+    (tmp_path / "theirs").touch()
+    storage.check_writable("--out", str(tmp_path))
+    assert seen == [[], ["theirs"]]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -80,12 +80,18 @@ def init(
             )
         return name, file
 
+    def placed(text: str) -> of.Cluster:
+        """Where it trains: here only where a run's folder can be made."""
+        where = of.cluster_named(text)
+        if where.where == "here":
+            storage.check_writable(f"run.folder ({of.RUNS}/NAME)", of.RUNS)
+        return where
+
     # What is given is refused before anybody is asked, and before the data are looked at.
     chosen = base and of.base_named(base)
     if card is not None and chosen is not None:
         of.card_for(chosen, card)
-    storage.check_writable(f"run.folder ({of.RUNS}/NAME)", of.RUNS)
-    for value, check in ((cluster, of.cluster_named), (concept, named)):
+    for value, check in ((cluster, placed), (concept, named)):
         if value is not None:
             check(value)
     ask = _Questions(asks)
@@ -109,7 +115,7 @@ def init(
     where = ask(
         "cluster",
         cluster,
-        of.cluster_named,
+        placed,
         "Where does it train? here, ray or kuberay, :N for N GPUs",
         "here:1",
     )

@@ -56,7 +56,7 @@ def stored_config(path: str, overrides: list[str] | None = None) -> RunConfig:
     except ConfigError as error:
         refused = error
     try:
-        _validated(values, path)
+        validated(values, path)
     except ConfigError as own:
         raise ConfigError(f"config {path}: {own}") from None
     raise refused
@@ -67,7 +67,7 @@ def parse_config(text: str | bytes, path: str, overrides: list[str] | None = Non
     values = _mapping(text, path)
     for override in overrides or []:
         _apply(values, override)
-    return _validated(values, path)
+    return validated(values, path)
 
 
 def _mapping(text: str | bytes, path: str) -> dict[str, Any]:
@@ -81,7 +81,9 @@ def _mapping(text: str | bytes, path: str) -> dict[str, Any]:
     return values
 
 
-def _validated(values: dict[str, Any], path: str) -> RunConfig:
+def validated(values: dict[str, Any], path: str) -> RunConfig:
+    """The config of plain ``values``, those of ``path`` or made here. Raises ConfigError as
+    :func:`load_config`."""
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:

@@ -16,10 +16,11 @@ from dopsd.data.sources.listed import source_concepts
 from dopsd.data.sources.read import read_source
 
 
-def refuse_unknown_concepts(config: RunConfig, anew: bool = False) -> None:
+def refuse_unknown_concepts(config: RunConfig, anew: bool = False, offline: bool = False) -> None:
     """Before any cluster: raises ConfigError for a `shapes:` source that there is not, DataError
     for ``data.concepts`` or ``data.concept_weights`` that the data does not have. ``anew``: of
-    shards that are there nothing will be left."""
+    shards that are there nothing will be left. ``offline``: S3 is asked nothing, so that what only
+    prints needs no bucket."""
     source = config.data.source
     if source is not None and source.startswith(SHAPES):
         check_shapes_source(source)
@@ -27,15 +28,16 @@ def refuse_unknown_concepts(config: RunConfig, anew: bool = False) -> None:
         "data.concepts": config.data.concepts,
         "data.concept_weights": config.data.concept_weights,
     }
-    if any(asked.values()) and (known := _known(config, anew)) is not None:
+    if any(asked.values()) and (known := _known(config, anew, offline)) is not None:
         for key, names in asked.items():
             check_concepts(key, names, known)
 
 
-def _known(config: RunConfig, anew: bool) -> Collection[str] | None:
+def _known(config: RunConfig, anew: bool, offline: bool) -> Collection[str] | None:
     """The concepts of shards that are there, else those of the source's listing; None where listing
     takes as long as preparing does, which then asks the same."""
-    if not anew and has_shards(config):
+    asked = not anew and not (offline and storage.is_remote(config.shards))
+    if asked and has_shards(config):
         return load_manifest(config.shards).concepts
     source = config.data.source
     if source is None:

@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 from dopsd import shown, storage
 from dopsd.config import RunConfig, dump_config
+from dopsd.config.load import validated
 from dopsd.errors import ConfigError
 from dopsd.kuberay import pods
 from dopsd.kuberay.groups import Group, groups_of, pinned
-from dopsd.kuberay.names import name_of
+from dopsd.kuberay.names import is_bucket, name_of
 from dopsd.kuberay.network import network_policy
 from dopsd.kuberay.pods import CONFIG_FILE, CONFIG_FOLDER, Manifest, Setting
 from dopsd.kuberay.scheduler import Scheduler, queue_labels, scheduler_of, suspends
@@ -25,7 +26,6 @@ from dopsd.ray_cluster.labels import told
 
 Kind = Literal["rayjob", "rayjob-library", "raycluster"]
 KINDS: tuple[Kind, ...] = ("rayjob", "rayjob-library", "raycluster")
-_BUCKET = re.compile(r"s3://[A-Za-z0-9][A-Za-z0-9._-]*(/[\w.,=+-]+)*/?")
 _IMAGE = re.compile(r"[\w./:@-]{1,512}", re.ASCII)
 _DAY = 86_400
 _RETRIES = 3
@@ -76,7 +76,7 @@ class Job:
         submits runs to a cluster that stays says himself what their roles ask for. Raises
         ConfigError."""
         roles = library_roles(self.config) if self.library else roles_of(self.config)
-        named = groups_of(roles, self.spot)
+        named = tuple(map(_elastic, groups_of(roles, self.spot)))
         kept = pinned(named)
         if self.carries_config:
             return kept
@@ -87,6 +87,17 @@ class Job:
         """Of everything; the run's, as Kubernetes takes names. Raises ConfigError for one that
         cannot be."""
         return name_of(self.config)
+
+
+def _elastic(group: Group) -> Group:
+    """The same; learners whose machines may be taken away start with one and go on with fewer."""
+    if not group.spot:
+        return group
+    roles = (
+        replace(role, min_workers=role.min_workers or 1) if role.name == "learner" else role
+        for role in group.roles
+    )
+    return replace(group, roles=tuple(roles))
 
 
 def documents(job: Job) -> list[Manifest]:
@@ -142,7 +153,7 @@ def in_cluster(job: Job) -> RunConfig:
     if len(groups) > 1:  # else every node has the labels that the config asks for
         for role in (role for group in groups for role in group.roles):
             values[role.name]["labels"] = dict(role.labels)
-    return RunConfig.model_validate(values)
+    return validated(values, "of the job")
 
 
 def _is_everywhere(source: str) -> bool:
@@ -162,7 +173,7 @@ def _check(job: Job) -> None:
             f"source: {job.config.source} with --kind {job.kind}, allowed: fused (its pods are "
             "workers that each roll out and score for themselves)"
         )
-    if not _BUCKET.fullmatch(job.bucket) or ".." in job.bucket.split("/"):
+    if not is_bucket(job.bucket):
         raise ConfigError(
             f"--bucket: {shown.value(job.bucket)}, allowed: s3://BUCKET or s3://BUCKET/FOLDER, "
             "without credentials"

@@ -8,6 +8,7 @@ from dopsd.config import RunConfig
 from dopsd.errors import ConfigError
 
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+_BUCKET = re.compile(r"s3://[A-Za-z0-9][A-Za-z0-9._-]*(/[\w.,=+-]+)*/?")
 _LONGEST = 47
 """Characters of a RayJob's name; KubeRay appends to it."""
 
@@ -21,3 +22,8 @@ def name_of(config: RunConfig) -> str:
             f"hyphens, a letter first, at most {_LONGEST}"
         )
     return name
+
+
+def is_bucket(folder: str) -> bool:
+    """Whether it is s3://BUCKET or s3://BUCKET/FOLDER, without credentials."""
+    return bool(_BUCKET.fullmatch(folder)) and ".." not in folder.split("/")

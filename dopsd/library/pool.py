@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
-from dopsd.errors import DopsdError
+from dopsd.errors import DataError, DopsdError
 from dopsd.library.actor import TALK, Worker, WorkerActor
 from dopsd.library.events import Ended, Event, Finished, Joined, Left, Told
 from dopsd.library.jobs import Job, News, SavedState, Trained
@@ -265,11 +265,19 @@ class WorkerPool:
         """(how, why, by what) a process came to its end."""
         if isinstance(error, RayTaskError):
             failed = innermost(error)
-            return Outcome.FAILED, _reason(failed), failed
+            # What is taken away under a worker fails it in many ways.
+            lost = not _of_the_concept(failed) and self._is_lost(process)
+            return Outcome.LOST if lost else Outcome.FAILED, _reason(failed), failed
         lost = isinstance(error, ActorUnavailableError) or getattr(error, "preempted", False)
-        lost = lost or on_lost_nodes([process.node or node_of(process.handle)])
+        lost = lost or self._is_lost(process)
         outcome = Outcome.LOST if lost else Outcome.DIED
         return outcome, f"its worker died: {error_message(error)}", error
+
+    @staticmethod
+    def _is_lost(process: _Process) -> bool:
+        """Whether its node is gone, or is being taken away."""
+        node = process.node or node_of(process.handle)
+        return process.leaving or bool(on_lost_nodes([node]))
 
     def _gone(
         self,
@@ -305,6 +313,11 @@ def _talk(member: _Member, method: str) -> Any:
     """Ask a worker, or tell it, something of its concept while it trains."""
     call = getattr(member.process.handle, method).options(concurrency_group=TALK)
     return call.remote(member.concept)
+
+
+def _of_the_concept(error: BaseException) -> bool:
+    """Whether it would come on any other node as well: of its data, or a loss without end."""
+    return isinstance(error, DataError) or "not finite" in str(error)
 
 
 def _reason(error: BaseException) -> str:

@@ -105,8 +105,3 @@ def nodes() -> list[Node]:
     return [
         Node(dict(node["Resources"]), dict(node["Labels"])) for node in ray.nodes() if node["Alive"]
     ]
-
-
-def node_ids() -> set[str]:
-    """Of the nodes that are alive."""
-    return {str(node["NodeID"]) for node in ray.nodes() if node["Alive"]}

@@ -6,15 +6,18 @@ The nodes share a file system, and with it the environment and the token of whoe
 from __future__ import annotations
 
 import re
+import shlex
 import uuid
 from dataclasses import dataclass
 from typing import Any
 
 from dopsd import shown, storage
 from dopsd.config import RunConfig, dump_config
+from dopsd.config.load import validated
+from dopsd.credentials import holds_credentials
 from dopsd.errors import ConfigError
 from dopsd.kuberay.groups import groups_of
-from dopsd.kuberay.names import name_of
+from dopsd.kuberay.names import is_bucket, name_of
 from dopsd.kuberay.pods import HEALTH
 from dopsd.kuberay.sizes import GroupSize, roles_of, sizes_of
 from dopsd.kuberay.windows import Windows
@@ -70,16 +73,16 @@ def on_nodes(job: BatchJob) -> RunConfig:
     run, data, root = values["run"], values["data"], job.folder.rstrip("/")
     run |= {"folder": storage.join(root, "runs", job.name), "resume": "auto", "overwrite": False}
     data["shards"] = data["shards"] or storage.join(root, "shards", job.name)
-    return RunConfig.model_validate(values)
+    return validated(values, "of the job")
 
 
 def _check(job: BatchJob) -> None:
     """Raises ConfigError."""
     folder = job.folder
-    if not folder.startswith("/") and not storage.is_remote(folder):
+    if not (is_bucket(folder) if storage.is_remote(folder) else _is_shared(folder)):
         raise ConfigError(
             f"--bucket: {shown.value(folder)}, allowed with --kind sbatch: an absolute folder that "
-            "all nodes share, or s3://"
+            "all nodes share, s3://BUCKET or s3://BUCKET/FOLDER, without credentials"
         )
     if job.partition is not None and not _PARTITION.fullmatch(job.partition):
         raise ConfigError(
@@ -94,6 +97,16 @@ def _check(job: BatchJob) -> None:
             )
 
 
+def _is_shared(folder: str) -> bool:
+    """Whether it can be a folder that all nodes see by this name: one of its own, not the root."""
+    return (
+        folder.startswith("/")
+        and bool(folder.strip("/ "))
+        and folder.isprintable()
+        and not holds_credentials(folder)
+    )
+
+
 def _options(job: BatchJob, workers: GroupSize, memory: int, window: int) -> list[str]:
     gpus = workers.pod.gpus
     return [
@@ -106,8 +119,8 @@ def _options(job: BatchJob, workers: GroupSize, memory: int, window: int) -> lis
         f"mem={memory}G",
         "exclusive",
         "time=24:00:00",
-        # To this shell alone: Ray has to live while the run saves.
-        f"signal=B:TERM@{window}",
+        # To this shell alone: Ray has to live while the run saves. And no TERM, which is scancel's.
+        f"signal=B:USR1@{window}",
         "requeue",
         "open-mode=append",
         "output=%x-%j.log",
@@ -127,6 +140,7 @@ def _body(job: BatchJob, config: RunConfig, window: int) -> list[str]:
         name=job.name,
         end=end,
         config=text,
+        folder=shlex.quote(config.run.folder),
         exports="\n".join(f"export {key}={value}" for key, value in ray.items()),
         port=_PORT,
         gpus='--num-gpus="$SLURM_GPUS_ON_NODE"' if _has_gpus(config) else "--num-gpus=0",
@@ -143,7 +157,8 @@ _BODY = """\
 # One run on SLURM: give this to `sbatch` in a shell in which dopsd's environment is active, in the
 # folder where the config's relative paths begin, on a file system that all nodes share. Options
 # of sbatch come before those above. {window} s before the time limit the run is ended with a
-# checkpoint and the job put into the queue again; it goes on from there.
+# checkpoint and the job put into the queue again, where a step was saved since it began; it goes on
+# from there. With `scancel` it ends, and stays ended.
 set -euo pipefail
 
 {exports}
@@ -159,13 +174,20 @@ cat > "$work/run.yaml" <<'{end}'
 # loopback; where the first address is of the wrong network, DOPSD_HEAD_ADDRESS says another.
 address=${{DOPSD_HEAD_ADDRESS:-$(hostname -I | cut --delimiter=' ' --fields=1)}}
 
+# Where the run stands: the step of its newest checkpoint.
+newest() {{
+  {{ dopsd status {folder} 2> /dev/null || true; }} |
+    sed --quiet 's/^  checkpoint  step \\([0-9]*\\).*/\\1/p'
+}}
+before=$(newest)
+
 # The run alone is told, by the number that it leaves; before it is there, the step is.
-asked='' step=''
-save_and_end() {{
-  asked=yes
+asked='' ended='' step=''
+end() {{
   if [[ -s $work/pid ]]; then kill -TERM "$(cat "$work/pid")"; else kill -TERM "$step"; fi
 }}
-trap 'save_and_end || true' TERM
+trap 'asked=yes; end || true' USR1
+trap 'ended=yes; end || true' TERM
 
 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \\
   --cpus-per-task="$SLURM_CPUS_PER_TASK" \\
@@ -182,8 +204,17 @@ while kill -0 "$step" 2> /dev/null; do
   code=0
   wait "$step" || code=$?
 done
-if [[ -n $asked && $code -ne 0 ]]; then
-  scontrol requeue "$SLURM_JOB_ID"
+if [[ ! -s $work/pid && -z $asked$ended ]]; then
+  echo 'Ray did not start' >&2 # of which `ray symmetric-run` makes no exit code
+  if [[ $code -eq 0 ]]; then code=1; fi
+fi
+if [[ -n $asked && -z $ended && $code -ne 0 ]]; then
+  after=$(newest)
+  if [[ -n $after && $after != "$before" ]]; then
+    scontrol requeue "$SLURM_JOB_ID"
+  else
+    echo 'no step was saved since the job began: not queued again; allowed: a longer --time' >&2
+  fi
 fi
 exit "$code"
 """

@@ -122,3 +122,15 @@ def test_a_place_where_no_run_can_lie_is_refused_before_anything_is_written(
     assert line.startswith("dopsd: run.folder (runs/NAME): runs cannot be made, ")
     assert line.endswith("/runs is no folder; allowed: a folder that can be written, or s3://")
     assert not Path("bars.yaml").exists()
+
+
+def test_a_recipe_for_elsewhere_asks_no_room_for_a_run_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "runs").touch()  # no run's folder can be made below it
+    out = str(tmp_path / "own" / "x.yaml")
+    assert main(words(**FLAGS, data="pets", out=out)) == 1
+    assert "run.folder (runs/NAME): runs cannot be made" in capsys.readouterr().err
+    elsewhere = FLAGS | {"cluster": "kuberay:8", "data": "pets", "out": out}
+    assert main(words(**elsewhere)) == 0
+    assert Path(out).exists()

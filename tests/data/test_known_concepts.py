@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -71,3 +72,32 @@ def test_every_command_says_so(
     assert main(words) == 1
     out, err = capsys.readouterr()
     assert said in (err or out) and "Traceback" not in err
+
+
+@pytest.mark.parametrize("command", [["plan"], ["job", "--image=i", "--bucket=s3://b"]])
+def test_what_only_prints_asks_no_bucket(
+    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "dopsd.data.known_concepts.has_shards", lambda config: pytest.fail("S3 was asked")
+    )
+    words = ["shapes", "run.name=a", "data.shards=s3://b/shards", "data.concepts=[bars]"]
+    assert main([command[0], *words, *command[1:]]) == 0
+    assert capsys.readouterr().out
+
+
+def test_shards_here_are_not_those_of_a_job(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dopsd.data.known_concepts.has_shards", lambda config: True)
+    monkeypatch.setattr(
+        "dopsd.data.known_concepts.load_manifest",
+        lambda shards: SimpleNamespace(concepts={"other": 1}),
+    )
+    words = ["shapes", "run.name=a", "data.concepts=[bars]"]
+    for kind in (["--kind=rayjob", "--image=i", "--bucket=s3://b"], ["--kind=sbatch"]):
+        assert main(["job", *words, "--bucket=/shared", *kind]) == 0
+    shared = [*words, f"data.shards={tmp_path}", "--bucket=/shared", "--kind=sbatch"]
+    capsys.readouterr()
+    assert main(["job", *shared]) == 1
+    assert "'bars' is no concept of the data" in capsys.readouterr().err

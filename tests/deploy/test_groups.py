@@ -141,6 +141,14 @@ def test_only_those_on_spot_machines_are_elastic() -> None:
     assert learners.checkpoint.every_minutes == rollouts.checkpoint.every_minutes == 3
 
 
+def test_a_cluster_on_spot_machines_begins_with_one_learner() -> None:
+    sizes = ["learner.workers=16", "learner.global_batch=16"]
+    ((_, group),) = groups_in(job_of(*sizes, spot=True)).items()
+    assert (group["minReplicas"], group["maxReplicas"]) == (2, 5)
+    ((_, fixed),) = groups_in(job_of(*sizes)).items()
+    assert fixed["minReplicas"] == fixed["maxReplicas"] == 5
+
+
 def test_an_encoder_on_its_own_takes_no_whole_node() -> None:
     groups = groups_in(job_of("learner.labels={p: a}", "rollout.labels={p: a}"))
     limits = groups["gpu"]["template"]["spec"]["containers"][0]["resources"]["limits"]

@@ -18,6 +18,7 @@ from ray.scripts.symmetric_run import curate_and_validate_ray_start_args
 
 from dopsd.cli.main import main
 from dopsd.config import load_config, parse_config
+from dopsd.driver.monitoring.status import RunState, Saved
 from dopsd.kuberay.pods import HEALTH
 from dopsd.kuberay.sizes import roles_of
 from dopsd.plan import make_plan
@@ -37,9 +38,10 @@ STAND_INS = {
         "$@"
     """,
     "dopsd": """
+        if [[ $1 == status ]]; then cat "$LOGS/status"; exit; fi
+        trap 'echo "  checkpoint  step ${STEP:-5}, 1 s ago" > "$LOGS/status"; exit 143' TERM
         echo "$RAY_ADDRESS" > "$LOGS/address"
         cp "$2" "$LOGS/run.yaml"
-        trap 'echo yes > "$LOGS/saved"; exit 143' TERM
         ${RUN:-true}
     """,
     "scontrol": 'echo "$@" >> "$LOGS/scontrol"',
@@ -120,7 +122,7 @@ def test_it_is_told_in_time_and_comes_back() -> None:
     job = job_of()
     asked = options(script(job))
     whom, _, seconds = asked.signal.partition("@")
-    assert whom == "B:TERM", "Ray has to live while the run saves"
+    assert whom == "B:USR1", "Ray has to live while the run saves"
     assert 2 * make_plan(job.config).shipped.seconds < int(seconds) < 65_536
     assert asked.requeue and asked.open_mode == "append"
 
@@ -150,20 +152,53 @@ def test_the_config_goes_along_and_is_gone_on_with(batch, tmp_path) -> None:
 
 
 def test_before_the_time_limit_the_run_saves_and_is_queued_again(batch, tmp_path) -> None:
+    (tmp_path / "status").write_text("  checkpoint  step 2, 60 s ago\n")
+    job = batch(RUN="eval sleep 60 & wait")
+    await_file(tmp_path / "run.yaml")
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(timeout=30) == 143
+    assert "step 5" in (tmp_path / "status").read_text()
+    assert (tmp_path / "scontrol").read_text() == "requeue 77\n"
+
+
+def test_where_no_step_was_saved_it_is_not(batch, tmp_path) -> None:
+    (tmp_path / "status").write_text("  checkpoint  step 5, 60 s ago\n")
+    job = batch(RUN="eval sleep 60 & wait", STEP="5")
+    await_file(tmp_path / "run.yaml")
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(timeout=30) == 143
+    assert not (tmp_path / "scontrol").exists()
+
+
+def test_a_run_that_has_not_begun_is_not_queued_again(batch, tmp_path) -> None:
+    job = batch(SLOW_START="exec sleep 60")
+    await_file(tmp_path / "ray")
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(timeout=30) == 143
+    assert not (tmp_path / "scontrol").exists(), "with a short --time it would be for ever"
+
+
+def test_who_cancels_the_job_ends_it(batch, tmp_path) -> None:
     job = batch(RUN="eval sleep 60 & wait")
     await_file(tmp_path / "run.yaml")
     job.send_signal(signal.SIGTERM)
     assert job.wait(timeout=30) == 143
-    assert (tmp_path / "saved").exists()
-    assert (tmp_path / "scontrol").read_text() == "requeue 77\n"
+    assert "step 5" in (tmp_path / "status").read_text(), "the run was told"
+    assert not (tmp_path / "scontrol").exists()
 
 
-def test_one_that_has_not_begun_is_queued_again_too(batch, tmp_path) -> None:
-    job = batch(SLOW_START="exec sleep 60")
-    await_file(tmp_path / "ray")
-    job.send_signal(signal.SIGTERM)
-    assert job.wait(timeout=30) == 143
-    assert (tmp_path / "scontrol").read_text() == "requeue 77\n"
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_ray_that_does_not_start_fails(batch, capfd, code: int) -> None:
+    assert batch(SLOW_START=f"exit {code}").wait(timeout=60) == (code or 1)
+    assert capfd.readouterr().err.splitlines() == ["Ray did not start"]
+
+
+def test_the_step_is_read_from_what_status_says() -> None:
+    state = RunState(
+        *("runs/a", "training", 9, 10, None, None, None, None, 0),
+        *(Saved(7, 1.0), None, [], []),
+    )
+    assert any(line.startswith("  checkpoint  step 7, ") for line in state.lines())
 
 
 def test_a_run_that_fails_is_not(batch, tmp_path) -> None:
@@ -188,6 +223,12 @@ def test_it_is_what_the_command_prints(capsys) -> None:
     [
         ([], "--bucket: missing"),
         (["--bucket", "shared"], "--bucket: 'shared', allowed with --kind sbatch: an absolute"),
+        (["--bucket", "s3://"], "--bucket: 's3://', allowed with --kind sbatch: "),
+        (["--bucket", "s3://b/../c"], "--bucket: 's3://b/../c', allowed with --kind sbatch: "),
+        (["--bucket", "s3://me:secret@b"], "--bucket: 's3://***@"),
+        (["--bucket", "/"], "--bucket: '/', allowed with --kind sbatch: "),
+        (["--bucket", "/a?secret_key=hidden"], "--bucket: '/a?secret_key=***', allowed with"),
+        (["--bucket", "/a\nb"], "--bucket: '/a\\nb', allowed with --kind sbatch: "),
         (["--bucket", "/a", "--image", "i"], "--image: with --kind sbatch, allowed: none"),
         (["--bucket", "/a", "--spot"], "--spot: with --kind sbatch, allowed: none"),
         (["--bucket", "/a", "--queue", "a b"], "--queue: 'a b', allowed with --kind sbatch: a par"),

@@ -6,8 +6,9 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from ray.exceptions import ActorDiedError, ActorUnavailableError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
+from dopsd.errors import DataError, WorkerError
 from dopsd.library import pool as module
 from dopsd.library.events import Ended, Event, Finished, Joined, Left, Told
 from dopsd.library.jobs import News, SavedState
@@ -103,3 +104,27 @@ def test_a_worker_that_dies_or_hangs_on_a_node_that_goes_is_lost(cluster: Cluste
     cluster.actors[0].last("train").value = ActorDiedError()
     outcomes = [event.outcome for event in ends(pool) if isinstance(event, Ended)]
     assert outcomes == [LOST, LOST]
+
+
+@pytest.mark.parametrize("node", ["leaving", "gone", "stays"])
+@pytest.mark.parametrize(
+    ("error", "own"),
+    [
+        (OSError("a socket is closed"), False),
+        (WorkerError("the store is gone"), False),
+        (DataError("no picture"), True),
+        (WorkerError("step 3: loss or gradients are not finite"), True),
+    ],
+)
+def test_an_error_on_a_node_that_goes_is_charged_only_where_it_is_the_concepts(
+    cluster: Cluster, error: Exception, own: bool, node: str
+) -> None:
+    pool = begun(cluster, "a")
+    give(pool, "worker-0", "rex")
+    if node != "stays":
+        setattr(cluster, node, {"a"})
+    cluster.actors[0].last("train").value = RayTaskError("train", "frames", error)
+    (ended,) = ends(pool)
+    charged = own or node == "stays"
+    assert isinstance(ended, Ended)
+    assert ended.outcome is (Outcome.FAILED if charged else Outcome.LOST)

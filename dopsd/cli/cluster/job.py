@@ -75,7 +75,9 @@ def job(
     quiet()
     from dopsd.data.known_concepts import refuse_unknown_concepts
 
-    refuse_unknown_concepts(chosen)
+    # Shards on this machine are the job's only where its nodes see the same folder.
+    replaced = kind != SBATCH or chosen.data.shards is None
+    refuse_unknown_concepts(chosen, anew=replaced, offline=True)
     if kind == SBATCH:
         from dopsd.slurm import BatchJob, script
 

@@ -40,7 +40,7 @@ def plan(
     from dopsd.data.known_concepts import refuse_unknown_concepts
     from dopsd.plan import comment, make_plan, table
 
-    refuse_unknown_concepts(run)
+    refuse_unknown_concepts(run, offline=True)
     made = make_plan(run, chosen, gpus, efficiency)
     if as_json:
         say_lines(json.dumps(made.record(), indent=1))

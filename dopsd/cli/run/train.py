@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dopsd import storage
 from dopsd.cli.options import CONFIG, Overrides, TakeOver, quiet, refuse_overrides
 from dopsd.config import RunConfig, load_config
 from dopsd.config.load import overridden
@@ -119,7 +121,8 @@ def resumed_config(folder: str, config: str | None, overrides: list[str] | None)
         overrides.insert(0, config)
         config = None
     refuse_overrides(overrides, {"run.resume": "--resume"})
-    if overridden(overrides).get("run.folder", folder) != folder:
+    given = overridden(overrides).get("run.folder", folder)
+    if not (isinstance(given, str) and _plain(given) == _plain(folder)):
         raise ConfigError(f"run.folder: given beside --resume {folder}, allowed: one of them")
     if config is not None:
         run = load_config(config, overrides)
@@ -129,3 +132,8 @@ def resumed_config(folder: str, config: str | None, overrides: list[str] | None)
         run = RunFolder(folder).config(overrides)
     run.run.folder = folder
     return run
+
+
+def _plain(folder: str) -> str:
+    """A folder as any other spelling of its path says it."""
+    return folder.rstrip("/") if storage.is_remote(folder) else os.path.abspath(folder)

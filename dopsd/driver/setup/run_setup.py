@@ -16,7 +16,7 @@ from dopsd.checkpoint.room import RoomNeeded, refuse_without_room
 from dopsd.config import RunConfig
 from dopsd.data.context_cache.files import ContextCache
 from dopsd.data.known_concepts import refuse_unknown_concepts
-from dopsd.data.manifest import Manifest
+from dopsd.data.manifest import Manifest, has_manifest
 from dopsd.data.masks import check_masks
 from dopsd.data.prepare.folder import check_shards_folder
 from dopsd.data.run_data import Tell, claimed_shards, has_shards, plan_of, prepare_shards, prepared
@@ -190,7 +190,8 @@ def check_run(config: RunConfig, show: Show, *, anew: bool = False) -> CheckedRu
     tell_of_cut_prompts(config, family, show)
     config = with_digests(with_absolute_paths(config))
     storage.check_writable("run.folder", config.run.folder)
-    storage.check_writable("data.shards", config.shards)
+    if anew or storage.is_remote(config.shards) or not has_manifest(config.shards):
+        storage.check_writable("data.shards", config.shards)  # else they may be on a read-only disk
     check_folders(config)
     refuse_missing_source(config)
     refuse_unknown_concepts(config, anew)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,11 +16,15 @@ from dopsd.errors import WorkerError
 from dopsd.library.disaggregated.flow import Item, Ticket
 from dopsd.library.disaggregated.inference import Task, task_of
 from dopsd.ray_cluster.failures import error_message
-from dopsd.ray_cluster.lost_nodes import on_lost_nodes
+from dopsd.ray_cluster.lost_nodes import node_of, on_lost_nodes
 from dopsd.ray_cluster.placement import Role
 
 _LOADS = 3
 """Workers in a row that may end before they have loaded the base."""
+
+
+_UNAVAILABLE = 3
+"""Times that a worker may be unavailable at a micro-batch before it is blamed."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,8 @@ class InferencePool:
         """Seconds of workers that are no more, from when they had arrived."""
         self._unborn = 0
         """Workers in a row that ended before they had arrived."""
+        self._unavailable: Counter[Ticket] = Counter()
+        """Times that a worker was, with its node still there, by what it had to do."""
         self._workers = [self._launch(f"{role.name}-{n}") for n in range(role.workers)]
 
     def _launch(self, name: str) -> _Worker:
@@ -195,6 +202,7 @@ class InferencePool:
                 yield Dropped(call.ticket, error_message(error), blamed=False)
                 continue
             self._next(worker)
+            self._unavailable.pop(call.ticket, None)
             self.busy_seconds += seconds
             yield Served(call.ticket, call.result, seconds)
 
@@ -207,8 +215,7 @@ class InferencePool:
     def _replace(self, worker: _Worker, error: Exception) -> Iterator[Event]:
         own = isinstance(error, RayTaskError)
         why = str(error) if isinstance(error, TimeoutError) else error_message(error)
-        # Ray may not know yet that a node is gone: then its workers are told to be unavailable.
-        lost = isinstance(error, ActorUnavailableError) or on_lost_nodes([worker.node or None])
+        lost = bool(on_lost_nodes([worker.node or node_of(worker.handle)]))
         if not worker.arrived and not lost:
             self._unborn += 1
             if self._unborn >= _LOADS:
@@ -223,6 +230,12 @@ class InferencePool:
             for other in self._workers:
                 if other.successor is worker:
                     other.successor = fresh
+        if worker.calls and not lost and isinstance(error, ActorUnavailableError):
+            # Ray may not know yet that a node is gone: then its workers are told to be unavailable.
+            # Not each time, though: then they end at what they do.
+            ticket = worker.calls[0].ticket
+            self._unavailable[ticket] += 1
+            lost = self._unavailable[ticket] < _UNAVAILABLE
         for number, call in enumerate(worker.calls):
             if number == 0 and own:
                 yield Failed(call.ticket, f"{worker.name}: {why}")

@@ -36,6 +36,16 @@ def test_a_run_is_resumed_under_its_own_config(folder):
     assert given.learner.lr == 5e-4 and given.run.folder == str(folder)
 
 
+def test_the_same_folder_may_be_said_twice(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    name = folder.name
+    for resumed, said in ((f"{name}/", name), (name, f"./{name}/"), (name, str(folder))):
+        assert resumed_config(resumed, None, [f"run.folder={said}"]).run.folder == resumed
+    for other in ("other", "null", "s3://b/x"):
+        with pytest.raises(ConfigError, match=r"^run\.folder: given beside --resume"):
+            resumed_config(str(folder), None, [f"run.folder={other}"])
+
+
 def test_an_unfinished_run_is_not_lost_by_the_way(folder):
     config = load_config("configs/shapes.yaml", [f"run.folder={folder}"])
     assert config.run.overwrite

@@ -11,6 +11,7 @@ import pytest
 from dopsd import storage
 from dopsd.cli.main import main
 from dopsd.config import load_config
+from dopsd.data.manifest import MANIFEST
 from dopsd.driver.setup import run_setup
 from dopsd.driver.setup.run_setup import CheckedRun, RunSetup
 from dopsd.errors import ConfigError, DataError
@@ -142,3 +143,25 @@ def test_masks_of_shards_that_are_there_are_judged_once_and_before_the_cluster(m
     data = SimpleNamespace(masks=2, samples=3, fingerprint="x")
     with pytest.raises(ConfigError, match="2 of 3 samples have a mask"):
         RunSetup.open(run, lambda *_: None, None, run_setup.no_roles, lambda *_: data)
+
+
+def test_shards_that_are_there_may_lie_where_nothing_can_be_written(tmp_path, monkeypatch) -> None:
+    class Through(Exception):
+        pass
+
+    def through(config: object) -> None:
+        raise Through
+
+    asked: list[str] = []
+    monkeypatch.setattr(storage, "check_writable", lambda key, folder: asked.append(key))
+    monkeypatch.setattr(run_setup, "check_folders", through)
+    config = load_config("shapes", [f"run.folder={tmp_path}/run", f"data.shards={tmp_path}"])
+    told: list[list[str]] = []
+    for anew in (False, False, True):
+        asked.clear()
+        with pytest.raises(Through):
+            run_setup.check_run(config, lambda *_: None, anew=anew)
+        told.append(list(asked))
+        (tmp_path / MANIFEST).touch()
+    both = ["run.folder", "data.shards"]
+    assert told == [both, ["run.folder"], both]

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
+from dopsd.errors import WorkerError
 from dopsd.library.disaggregated import inference_pool as module
 from dopsd.library.disaggregated.flow import Item, Ticket
 from dopsd.library.disaggregated.inference import Settings
@@ -24,6 +25,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     made = Cluster()
     monkeypatch.setattr(module, "ray", made)
     monkeypatch.setattr(module, "on_lost_nodes", made.lost)
+    monkeypatch.setattr(module, "node_of", lambda handle: None)
     return made
 
 
@@ -95,3 +97,32 @@ def test_a_micro_batch_is_blamed_for_no_node(
     (event,) = pool.collect()
     assert isinstance(event, Dropped) and event.blamed is blamed
     assert cluster.actors[0].killed and len(cluster.actors) == 2
+
+
+@pytest.mark.parametrize(("gone", "blamed"), [("", [False, False, True]), ("a", [False] * 3)])
+def test_one_at_which_workers_are_unavailable_each_time_is_blamed(
+    cluster: Cluster, gone: str, blamed: list[bool]
+) -> None:
+    pool = arrived(cluster, "a")
+    cluster.gone = set(gone)
+    said = []
+    for _ in blamed:
+        submit(pool)
+        cluster.actors[-1].last("serve").value = ActorUnavailableError("gone", None)
+        (event,) = pool.collect()
+        assert isinstance(event, Dropped)
+        said.append(event.blamed)
+        cluster.actors[-1].last("arrive").value = "a"
+        assert list(pool.collect()) == []
+    assert said == blamed
+
+
+def test_workers_that_are_unavailable_before_they_arrive_end_the_run(cluster: Cluster) -> None:
+    pool = arrived(cluster, "a")
+    submit(pool)
+    cluster.actors[0].last("serve").value = ActorDiedError()
+    assert len(list(pool.collect())) == 1
+    with pytest.raises(WorkerError, match="3 rollout workers in a row ended before they had"):
+        for _ in range(3):
+            cluster.actors[-1].last("arrive").value = ActorUnavailableError("gone", None)
+            assert list(pool.collect()) == []
