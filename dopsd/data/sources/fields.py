@@ -81,9 +81,9 @@ def fill(
 
 
 def _absent(image: Any) -> bool:
-    if isinstance(image, dict):  # as Hugging Face writes pictures
+    if isinstance(image, dict) and image.keys() & {"bytes", "path"}:  # as Hugging Face writes them
         return image.get("bytes") is None and image.get("path") in (None, "")
-    return image in (None, "")
+    return image is None or image == ""
 
 
 def _check_texts(values: Mapping[str, Any], allowed: bool, masked: bool) -> None:
