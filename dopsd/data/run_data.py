@@ -63,8 +63,7 @@ def prepared(
     chosen = chosen_samples(config, manifest)
     check_caption_keys(chosen, config.data.caption_keys)
     check_prompt_pairs(chosen, config.context.prompt_pairs)
-    texts = ((row["concept"], row["captions"]) for row in text_rows(config, manifest))
-    check_class_words(config, chosen, texts)
+    check_preserved(config, manifest)
     if config.context.needs.references:
         check_references(manifest)
     check_pictures(config, chosen)
@@ -133,8 +132,7 @@ def prepare_shards(config: RunConfig, tell: Tell) -> Manifest:
             lambda stage, done, total: tell(f"{stage}: {done} of {total}"),
             overwrite=config.run.overwrite,
             name=source_name(config),
-            concepts=config.data.concepts,
-            concept_weights=config.data.concept_weights,
+            named=config.data.named_concepts,
         )
 
 
@@ -267,10 +265,19 @@ def _pictured(config: RunConfig, manifest: Manifest, plan: Plan) -> int:
 def _with_pictures(batch: MicroBatch, groups: RowGroups) -> MicroBatch:
     """What of ``batch`` has a picture; none of them is decoded."""
     there = [groups.row(ref)["image"] is not None for ref in batch.rows]
-    rows, turns, repeats = (
-        tuple(compress(values, there)) for values in (batch.rows, batch.turns, batch.repeats)
+    return replace(
+        batch,
+        rows=tuple(compress(batch.rows, there)),
+        turns=tuple(compress(batch.turns, there)),
+        repeats=tuple(compress(batch.repeats, there)),
     )
-    return replace(batch, rows=rows, turns=turns, repeats=repeats)
+
+
+def check_preserved(config: RunConfig, manifest: Manifest) -> None:
+    """Raises DataError where nothing that the run trains on has a class word that is preserved, as
+    :func:`check_class_words` does."""
+    texts = ((row["concept"], row["captions"]) for row in text_rows(config, manifest))
+    check_class_words(config, manifest, texts)
 
 
 def captions_of(config: RunConfig, manifest: Manifest) -> Iterator[tuple[str, dict[str, str]]]:

@@ -66,10 +66,11 @@ def write_shards(folder: Path, samples: dict[str, str]) -> Manifest:
         for concept, kinds in samples.items()
         for number, kind in enumerate(kinds)
     ]
-    write_shard(str(folder / "shard-00000.parquet"), [("32x32", [row]) for row in rows])
+    shard = folder / "shard-00000.parquet"
+    write_shard(str(shard), [("32x32", [row]) for row in rows])
     groups = tuple(
         RowGroup(
-            file="shard-00000.parquet",
+            file=shard.name,
             row_group=number,
             bucket="32x32",
             rows=1,
@@ -93,6 +94,7 @@ def write_shards(folder: Path, samples: dict[str, str]) -> Manifest:
         },
         fingerprint="f",
         row_groups=groups,
+        files={shard.name: shard.stat().st_size},
         quarantined=(),
         notes=(),
     )

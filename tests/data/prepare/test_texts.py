@@ -26,6 +26,8 @@ from tests.data.samples import SMALL, picture, png, write_jsonl, write_shards
 from tests.helpers.tiny import make_config
 
 WIDE = PrepareSettings(**SMALL, drawn_size="96x32")
+TWO = {"caption_short": ["a"], "caption_long": ["a a"]}
+KLASS = {"concept": "klass"}
 CAPTIONS = {"short": "a [V]", "detailed": "a [V] in the rain at night"}
 
 
@@ -85,6 +87,25 @@ def test_tables_hold_texts_beside_pictures_and_alone(tmp_path: Path) -> None:
     assert "No sample has one." in render(found)
     refused = look(source, PrepareSettings(**SMALL), lambda *_: None)
     assert "missing column: 'image'" in refused.quarantined[0].reason
+
+
+def test_a_column_of_pictures_that_is_named_and_not_there_makes_no_texts(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [png(picture(0))], **TWO}), tmp_path / "set.parquet")
+    picture(0).save(tmp_path / "a.png")
+    write_jsonl(tmp_path / "set.jsonl", [{"image": "a.png", "captions": CAPTIONS}])
+    wrong = WIDE.model_copy(update={"columns": {"image": "imge", "concept": "klass"}})
+    for name, line in (
+        ("set.parquet", "missing column: 'imge', there are 'image', 'caption_short'"),
+        (
+            "set.jsonl",
+            "missing image: no field 'imge' (data.columns.image); the row has 'image' (data.col",
+        ),
+    ):
+        found = read_source(str(tmp_path / name), wrong)
+        assert [(row.problem or "").startswith(line) for row in found.rows] == [True], found.rows
+    told = read_source(str(tmp_path / "set.parquet"), WIDE.model_copy(update={"columns": KLASS}))
+    assert "no column 'klass' for concept (data.columns={concept: ...}) in 1 files" in told.notes
+    assert len(told.groups) == 1
 
 
 def test_a_shard_holds_them_and_training_reads_both_captions(rows: Path, tmp_path: Path) -> None:
