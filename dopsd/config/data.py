@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Collection
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
@@ -107,6 +108,11 @@ class PreservationSection(Section):
                 "allowed: with it (nothing is preserved otherwise)"
             )
         return self
+
+    @property
+    def concepts(self) -> tuple[str, ...]:
+        """Those that have a class word of their own."""
+        return tuple(self.class_word) if isinstance(self.class_word, dict) else ()
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -278,3 +284,12 @@ class DataSection(Section):
                 "data.prior.weight"
             )
         return self
+
+    @property
+    def named_concepts(self) -> dict[str, Collection[str]]:
+        """Concepts that have to be in the data, by the key that names them."""
+        return {
+            "data.concepts": self.concepts,
+            "data.concept_weights": self.concept_weights,
+            "data.preservation.class_word": self.preservation.concepts,
+        }

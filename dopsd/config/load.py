@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import re
@@ -51,8 +52,9 @@ def stored_config(path: str, overrides: list[str] | None = None) -> RunConfig:
     :func:`load_config`, naming the file wherever the fault lies in it and not in ``overrides``."""
     payload = read_payload(path, ConfigError, f"config {path}", MOST_BYTES)
     values = _mapping(payload, path)
+    _forget_unheeded(values)
     try:
-        return parse_config(payload, path, overrides)
+        return _overridden(values, path, overrides)
     except ConfigError as error:
         refused = error
     try:
@@ -64,10 +66,25 @@ def stored_config(path: str, overrides: list[str] | None = None) -> RunConfig:
 
 def parse_config(text: str | bytes, path: str, overrides: list[str] | None = None) -> RunConfig:
     """As :func:`load_config`, from the text of a file that is called ``path``."""
-    values = _mapping(text, path)
+    return _overridden(_mapping(text, path), path, overrides)
+
+
+def _overridden(values: dict[str, Any], path: str, overrides: list[str] | None) -> RunConfig:
+    values = copy.deepcopy(values)
     for override in overrides or []:
         _apply(values, override)
     return validated(values, path)
+
+
+def _forget_unheeded(values: dict[str, Any]) -> None:
+    """Take out what an older dopsd stored without heeding it, and which is refused where it is
+    given now."""
+    data = values.get("data")
+    prior = data.get("prior") if isinstance(data, dict) else None
+    # Values are still the texts that they are written as.
+    if isinstance(prior, dict) and prior.get("prompts") in (None, "null"):
+        for key in ("count", "steps", "weight", "share"):
+            prior.pop(key, None)
 
 
 def _mapping(text: str | bytes, path: str) -> dict[str, Any]:

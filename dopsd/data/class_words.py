@@ -66,19 +66,20 @@ def check_class_words(
     captions: Iterator[tuple[str | None, dict[str, str]]],
 ) -> None:
     """Raises DataError for a class word of a concept that is not in the data, and where no caption
-    that the student may read holds the token. ``captions``: (concept, captions) of the samples."""
+    that the student may read holds the token. ``manifest``: of all the data; ``captions``:
+    (concept, captions) of the samples that train."""
     words = ClassWords.from_config(config)
     if words is None:
         return
-    if not isinstance(words.words, str):
-        check_concepts("data.preservation.class_word", dict(words.words), manifest.concepts)
+    named = config.data.preservation.concepts
+    check_concepts("data.preservation.class_word", named, manifest.concepts)
     keys, pairs = config.data.caption_keys, config.context.prompt_pairs
     for concept, texts in captions:
         for prompt, _ in every_prompt(texts, keys, pairs, 0.0):
             if words.caption(prompt, concept) != prompt:
                 return
-    named = "no caption" if isinstance(words.words, str) else "no caption of its concepts"
+    whose = "no caption of its concepts" if named else "no caption"
     raise DataError(
-        f"data.preservation.class_word: given, but {named} holds {shown.value(words.token)} as a "
+        f"data.preservation.class_word: given, but {whose} holds {shown.value(words.token)} as a "
         "word, which it would replace; allowed: data.token as the captions have it"
     )

@@ -18,16 +18,13 @@ from dopsd.data.sources.read import read_source
 
 def refuse_unknown_concepts(config: RunConfig, anew: bool = False, offline: bool = False) -> None:
     """Before any cluster: raises ConfigError for a `shapes:` source that there is not, DataError
-    for ``data.concepts`` or ``data.concept_weights`` that the data does not have. ``anew``: of
-    shards that are there nothing will be left. ``offline``: S3 is asked nothing, so that what only
-    prints needs no bucket."""
+    for a concept that the config names and the data does not have. ``anew``: of shards that are
+    there nothing will be left. ``offline``: S3 is asked nothing, so that what only prints needs no
+    bucket."""
     source = config.data.source
     if source is not None and source.startswith(SHAPES):
         check_shapes_source(source)
-    asked = {
-        "data.concepts": config.data.concepts,
-        "data.concept_weights": config.data.concept_weights,
-    }
+    asked = config.data.named_concepts
     if any(asked.values()) and (known := _known(config, anew, offline)) is not None:
         for key, names in asked.items():
             check_concepts(key, names, known)

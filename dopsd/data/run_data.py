@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, compress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from dopsd.data.join import without_prior
 from dopsd.data.manifest import Manifest, RowRef, has_manifest, load_manifest
 from dopsd.data.order import PlannedGroup, Rows, check_concepts
 from dopsd.data.pictures import check_pictures
-from dopsd.data.plan import Plan
+from dopsd.data.plan import MicroBatch, Plan
 from dopsd.data.prepare.run import load_prepared, prepare
 from dopsd.data.prepare.settings import prepare_settings
 from dopsd.data.read import ReadSpec, RowGroups, read_micro_batch, samples_of
@@ -63,8 +63,7 @@ def prepared(
     chosen = chosen_samples(config, manifest)
     check_caption_keys(chosen, config.data.caption_keys)
     check_prompt_pairs(chosen, config.context.prompt_pairs)
-    texts = ((row["concept"], row["captions"]) for row in text_rows(config, manifest))
-    check_class_words(config, chosen, texts)
+    check_preserved(config, manifest)
     if config.context.needs.references:
         check_references(manifest)
     check_pictures(config, chosen)
@@ -133,8 +132,7 @@ def prepare_shards(config: RunConfig, tell: Tell) -> Manifest:
             lambda stage, done, total: tell(f"{stage}: {done} of {total}"),
             overwrite=config.run.overwrite,
             name=source_name(config),
-            concepts=config.data.concepts,
-            concept_weights=config.data.concept_weights,
+            named=config.data.named_concepts,
         )
 
 
@@ -235,19 +233,51 @@ def preview_samples(
     config: RunConfig, manifest: Manifest, count: int, pictured: bool = False
 ) -> list[Sample]:
     """The first ``count`` samples of the plan, the base's own left out, with images and the
-    captions of epoch 0; with ``pictured`` of those that have a picture."""
+    captions of epoch 0; with ``pictured`` of those that have a picture, fewer if there are fewer:
+    no stand-in is drawn to find them, and nothing is read where the manifest knows of none."""
     # Without prompts, a concept of that name is the user's own.
     own = manifest if config.data.prior.prompts is None else without_prior(manifest)
     plan = plan_of(config, own)
+    if pictured:
+        count = min(count, _pictured(config, own, plan))
     spec = replace(read_spec(config), images=True, stand_ins=True, caption_dropout=0.0)
     groups = RowGroups(config.shards, spec)
     samples: list[Sample] = []
     for batch in plan.micro_batches(0, plan.steps_per_epoch):
         if len(samples) >= count:
             break
-        read = samples_of(read_micro_batch(batch, groups, config.run.seed))
-        samples += [sample for sample in read if sample.pictured or not pictured]
+        if pictured and not (batch := _with_pictures(batch, groups)).rows:
+            continue
+        samples += samples_of(read_micro_batch(batch, groups, config.run.seed))
     return samples[:count]
+
+
+def _pictured(config: RunConfig, manifest: Manifest, plan: Plan) -> int:
+    """Samples with a picture that the plan draws, as the manifest counts them."""
+    weights, texts = dict(plan.rows.weights), manifest.without_picture
+    return sum(
+        count - (texts[name].samples if name in texts else 0)
+        for name, count in manifest.concepts.items()
+        if name in (config.data.concepts or manifest.concepts) and weights.get(name, 1.0)
+    )
+
+
+def _with_pictures(batch: MicroBatch, groups: RowGroups) -> MicroBatch:
+    """What of ``batch`` has a picture; none of them is decoded."""
+    there = [groups.row(ref)["image"] is not None for ref in batch.rows]
+    return replace(
+        batch,
+        rows=tuple(compress(batch.rows, there)),
+        turns=tuple(compress(batch.turns, there)),
+        repeats=tuple(compress(batch.repeats, there)),
+    )
+
+
+def check_preserved(config: RunConfig, manifest: Manifest) -> None:
+    """Raises DataError where nothing that the run trains on has a class word that is preserved, as
+    :func:`check_class_words` does."""
+    texts = ((row["concept"], row["captions"]) for row in text_rows(config, manifest))
+    check_class_words(config, manifest, texts)
 
 
 def captions_of(config: RunConfig, manifest: Manifest) -> Iterator[tuple[str, dict[str, str]]]:

@@ -10,6 +10,7 @@ import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from PIL import Image
 
@@ -61,7 +62,8 @@ class Concept:
 
 
 def concepts_of(shards: str, manifest: Manifest) -> list[Concept]:
-    """Every concept of prepared shards with its first samples, by name; no picture is read.
+    """Every concept of prepared shards, by name, with its first samples that have a picture; none
+    is decoded.
 
     Raises ConfigError when a concept can be named by nothing, DataError for a broken shard.
     """
@@ -70,9 +72,27 @@ def concepts_of(shards: str, manifest: Manifest) -> list[Concept]:
     # In the order of the shards, so that concepts of one row group share its reading.
     captions = {name: texts.row(rows[0])["captions"] for name, rows in first_rows.items()}
     return [
-        _named(shards, name, captions[name][min(captions[name])], tuple(rows))
+        _named(
+            shards,
+            name,
+            captions[name][min(captions[name])],
+            _pictured(shards, manifest, name, rows),
+        )
         for name, rows in sorted(first_rows.items())
     ]
+
+
+def _pictured(
+    shards: str, manifest: Manifest, concept: str, rows: Sequence[RowRef]
+) -> tuple[RowRef, ...]:
+    """The first REFERENCES of a concept's rows that have a picture."""
+    texts = manifest.without_picture.get(concept)
+    if texts is None:
+        return tuple(rows[:REFERENCES])
+    if texts.samples == manifest.concepts[concept]:
+        return ()
+    groups = RowGroups(shards, capacity=0)
+    return tuple(islice((r for r in rows if groups.row(r)["image"] is not None), REFERENCES))
 
 
 def samples_of(shards: str, manifest: Manifest) -> list[Concept]:
@@ -104,12 +124,13 @@ def _named(
 
 
 def _first_rows(manifest: Manifest) -> dict[str, list[RowRef]]:
-    """Where the first samples of each concept are."""
+    """Where the first samples of each concept are, or all where some may have no picture."""
     first_rows: dict[str, list[RowRef]] = {}
     for group in manifest.row_groups:
         names = (name for name, count in group.concepts for _ in range(count))
         for row, name in enumerate(names):
-            if len(rows := first_rows.setdefault(name, [])) < REFERENCES:
+            rows = first_rows.setdefault(name, [])
+            if len(rows) < REFERENCES or name in manifest.without_picture:
                 rows.append(RowRef(group.file, group.row_group, row))
     return first_rows
 

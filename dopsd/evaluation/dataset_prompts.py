@@ -96,6 +96,7 @@ def _by_vlm(
     tell: Callable[[str], None],
     device: Device,
 ) -> list[list[str]]:
+    seen = {concept: _picture(concept, references) for concept in concepts}
     connect()
     gpus = 1.0 if uses_gpus(device, gpus_to_come(asked=device == "cuda")) else 0.0
     role = Role("prompt writer", 1, 1.0, gpus)
@@ -104,12 +105,7 @@ def _by_vlm(
     def jobs() -> Iterator[Job]:
         # One by one as the writer comes free: a picture is read only then.
         for concept in concepts:
-            if (path := references.get(concept.images[0])) is None:
-                raise DataError(
-                    f"prompts by VLM: the first sample of {concept.name!r} has no picture to ask "
-                    "about; allowed: templates"
-                )
-            png = storage.read_bytes(path)
+            png = storage.read_bytes(seen[concept])
             yield Job(f"prompts of {concept.name!r}", "write", (concept, png))
 
     def keep(job: Job, lines: list[str]) -> None:
@@ -126,3 +122,14 @@ def _by_vlm(
     ) as pool:
         pool.run(jobs(), keep)
     return [written[concept] for concept in concepts]
+
+
+def _picture(concept: Concept, references: Mapping[RowRef, str]) -> str:
+    """The path of a concept's first picture. Raises DataError where all its samples are texts."""
+    for row in concept.images:
+        if row in references:
+            return references[row]
+    raise DataError(
+        f"--prompt-vlm: no sample of the concept {concept.name!r} has a picture to ask about, "
+        "allowed: prompts by templates, which need none"
+    )

@@ -77,8 +77,8 @@ def catalogue_of(config: RunConfig, samples: Iterable[Listed], recipes: Recipes)
     """The catalogue of the ``samples`` of a source or of prepared shards.
 
     Raises ConfigError or DataError in one line when the data has no concepts, when two of them are
-    one name spelled in two ways, when ``data.concepts`` or ``library.overrides`` name what is not
-    there, or when nothing is left to train.
+    one name spelled in two ways, when the config names concepts that are not there, or when nothing
+    is left to train.
     """
     tallies = _tallied(config, samples)
     unnamed = tallies.pop("", _Tally())
@@ -89,8 +89,8 @@ def catalogue_of(config: RunConfig, samples: Iterable[Listed], recipes: Recipes)
         )
     refuse_alike(tallies)
     chosen = config.data.concepts or tallies
-    check_concepts("data.concepts", chosen, tallies)
-    check_concepts("data.concept_weights", config.data.concept_weights, tallies)
+    for key, names in config.data.named_concepts.items():
+        check_concepts(key, names, tallies)
     recipes.refuse_unmatched(tallies)
     concepts = {
         name: _concept(config, name, tally, recipes)

@@ -8,7 +8,9 @@ from functools import partial
 
 from dopsd.config import RunConfig
 from dopsd.data.context_cache.files import ContextCache
-from dopsd.data.run_data import prepared_shards
+from dopsd.data.manifest import Manifest
+from dopsd.data.pictures import check_pictures
+from dopsd.data.run_data import Tell, check_preserved, prepared_shards
 from dopsd.driver.context_cache import encode_setup, encoders, find_context_cache
 from dopsd.driver.monitoring.progress import Show
 from dopsd.driver.setup.run_setup import CheckedRun, RunSetup, check_run, claimed_run, reserved
@@ -64,7 +66,7 @@ def _open(
     place: Reservation,
     take_over: bool,
 ) -> LibraryTraining:
-    data = partial(prepared_shards, take_over=take_over)
+    data = partial(library_data, take_over=take_over)
     setup = RunSetup.open(run, show, place, _workers, data, later=encoders)
     config, manifest = setup.config, setup.manifest
     samples = prepared_samples(manifest, config.shards)
@@ -93,6 +95,15 @@ def _open(
         )
 
     return LibraryTraining(recipes, manifest, catalogue, own, folder, workers, show, inference)
+
+
+def library_data(config: RunConfig, tell: Tell, take_over: bool = False) -> Manifest:
+    """The manifest of the library's shards; raises as :func:`prepared_shards`, and DataError for
+    samples that no encoder or class word has a use for."""
+    manifest = prepared_shards(config, tell, take_over=take_over)
+    check_pictures(config, manifest)  # of all concepts: whichever train, all are encoded
+    check_preserved(config, manifest)
+    return manifest
 
 
 def _workers(config: RunConfig, roles: Roles) -> list[Role]:

@@ -153,16 +153,19 @@ class Demand:
         student, teacher = self._texts()
         tokens = (self._paths * student + teacher) * self.model.text_width * self.size
         needs = self.config.context.needs
-        pictures = (needs.image + 2 * needs.references) if needs.reference_tokens else 0
-        return tokens + pictures * self._latents()
+        target = self._latents() if needs.reference_tokens and needs.image else 0
+        return tokens + target + (self._paths + 1) * self._references()
 
     def trajectory(self) -> float:
         """Bytes of a sample's states, roll-out to teacher."""
         return (self.config.method.steps + 1) * self._latents() * self._paths
 
     def batch(self) -> float:
-        """Bytes of a sample's training terms: states, targets and the student's context."""
-        return 2 * self.config.terms * self._latents() + self.contexts() / 2
+        """Bytes of a sample's training terms: states, targets and the student's contexts."""
+        student, _ = self._texts()
+        tokens = student * self.model.text_width * self.size
+        contexts = self._paths * (tokens + self._references())
+        return 2 * self.config.terms * self._latents() + contexts
 
     # FLOPs are those of the first bucket (square, or nearly) at typical lengths, memory that of the
     # largest at the limits.
@@ -234,6 +237,11 @@ class Demand:
         typical = PROMPT_TOKENS + (picture_tokens(context.image_max_pixels) if needs.vlm else 0)
         teacher = DETAILED_TOKENS if needs.prompt_pairs else typical
         return min(student_limit, PROMPT_TOKENS), min(teacher_limit, teacher)
+
+    def _references(self) -> float:
+        """Bytes of the latents of reference pictures in a context, of one picture a sample."""
+        needs = self.config.context.needs
+        return self._latents() if needs.reference_tokens and needs.references else 0.0
 
     def _latents(self) -> float:
         """Bytes of the latents of one picture, fp32."""

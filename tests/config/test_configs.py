@@ -11,7 +11,7 @@ import yaml
 
 from dopsd.config import RunConfig, dump_config, load_config, parse_config
 from dopsd.config.context import CONTEXT_NEEDS, REFERENCE_FAMILIES, VLM_FAMILIES
-from dopsd.config.load import shown_values
+from dopsd.config.load import shown_values, stored_config
 from dopsd.config.recipes import recipes
 from dopsd.contexts import CONTEXTS
 from dopsd.data.run_data import read_spec
@@ -553,3 +553,15 @@ def test_a_merged_key_may_be_given_again() -> None:
     text = "encoder: &small {workers: 2, cpus: 0.5}\nrollout: {<<: *small, cpus: 0.2}\n"
     config = parse_config(text + "data: {source: x}\n", "merged.yaml")
     assert (config.rollout.workers, config.rollout.cpus, config.encoder.cpus) == (2, 0.2, 0.5)
+
+
+def test_a_run_that_stored_what_it_did_not_heed_goes_on(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(dump_config(written := load_config(DEMO)))
+    assert "count: 100" in file.read_text() and stored_config(str(file)) == written
+    assert load_config(file) == written, "defaults may be written out"
+    file.write_text(file.read_text().replace("count: 100", "count: 50"))
+    assert stored_config(str(file), ["data.token=sks"]).data.prior.count == 100
+    for read in (load_config, lambda path: stored_config(str(path), ["data.prior.count=50"])):
+        with pytest.raises(ConfigError, match=r"data.prior.count: 50 without data.prior.prompts"):
+            read(file)

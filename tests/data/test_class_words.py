@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from dopsd.data.class_words import ClassWords, check_class_words
+from dopsd.data.manifest import save_manifest
+from dopsd.data.run_data import prepared
 from dopsd.errors import ConfigError, DataError
+from tests.data.samples import SMALL, write_shards
 from tests.helpers.tiny import make_config
 
 DOG = ClassWords("[V]", "dog")
@@ -44,6 +48,19 @@ def test_each_concept_has_its_own_word_and_the_others_none() -> None:
     assert [words.caption("[V]", name) for name in ("rex", "tom", "eve", None)] == [
         *("dog", "cat", "[V]", "[V]")
     ]
+
+
+def test_a_concept_that_this_run_leaves_out_may_have_a_word(tmp_path: Path) -> None:
+    manifest = write_shards(tmp_path / "shards", {"rex": "p", "tom": "p"})
+    save_manifest(str(tmp_path / "shards"), manifest)
+    words = {"rex": "dog", "tom": "cat"}
+    data = {"source": None, "concepts": ["rex"], "shards": str(tmp_path / "shards"), **SMALL}
+    config = make_config("base", data={**data, "preservation": {"class_word": words}})
+    assert prepared(config, lambda _: None).concepts == {"rex": 1, "tom": 1}
+    words = {"rex": "dog", "tim": "cat"}
+    config = make_config("base", data={**data, "preservation": {"class_word": words}})
+    with pytest.raises(DataError, match=r"class_word: 'tim' is no concept of the data"):
+        prepared(config, lambda _: None)
 
 
 DATA = SimpleNamespace(concepts={"rex": 1, "": 1})

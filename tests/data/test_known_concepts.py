@@ -23,11 +23,15 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
-@pytest.mark.parametrize("key", ["concepts", "concept_weights"])
+@pytest.mark.parametrize("key", ["concepts", "concept_weights", "preservation.class_word"])
 def test_of_a_source_that_lies_here(source: Path, key: str, tmp_path: Path) -> None:
     def config(name: str, **more: object):
-        asked = {"concepts": [name], "concept_weights": {name: 2.0}}[key]
-        data = {"source": str(source), key: asked, "shards": str(tmp_path / "none"), **more}
+        asked = {
+            "concepts": {"concepts": [name]},
+            "concept_weights": {"concept_weights": {name: 2.0}},
+            "preservation.class_word": {"preservation": {"class_word": {name: "animal"}}},
+        }[key]
+        data = {"source": str(source), "shards": str(tmp_path / "none"), **asked, **more}
         return make_config("base", data=data)
 
     refuse_unknown_concepts(config("cat"))

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dopsd.data.manifest import PrepareSettings
+from dopsd.data.manifest import PrepareSettings, save_manifest
 from dopsd.data.prepare.run import prepare
-from dopsd.errors import ConfigError, ModelError
+from dopsd.errors import ConfigError, DataError, ModelError
 from dopsd.evaluation.concept_prompts import (
     REFERENCES,
     Concept,
@@ -20,6 +20,7 @@ from dopsd.evaluation.concept_prompts import (
 )
 from dopsd.evaluation.dataset_prompts import dataset_prompts
 from dopsd.evaluation.prompts import PRIOR, EvalPrompt, read_prompts, shapes_prompts, write_prompts
+from tests.data.samples import write_shards
 from tests.helpers.tiny import random_image
 
 
@@ -199,6 +200,43 @@ def test_a_concept_that_nothing_names_is_refused(ray_cluster, tmp_path):
     )
     with pytest.raises(ConfigError, match=r"'a sunny day' has neither a concept nor \[V\]"):
         concepts_of(str(tmp_path / "shards"), manifest)
+
+
+def test_a_vlm_is_asked_about_the_first_sample_that_has_a_picture(tmp_path, monkeypatch):
+    class Asked:
+        def __init__(self, *arguments, **options):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *ended):
+            pass
+
+        def run(self, jobs, keep):
+            for job in jobs:
+                concept, png = job.arguments
+                assert png.startswith(b"\x89PNG")
+                keep(job, [f"{concept.name} {number}" for number in range(5)])
+
+    monkeypatch.setattr("dopsd.evaluation.dataset_prompts.JobPool", Asked)
+    monkeypatch.setattr("dopsd.evaluation.dataset_prompts.check_config", lambda *_: None)
+    monkeypatch.setattr("dopsd.evaluation.dataset_prompts.model_identity", lambda _: "vlm")
+    monkeypatch.setattr("dopsd.evaluation.dataset_prompts.gpus_to_come", lambda asked: 0)
+    started = []
+    monkeypatch.setattr("dopsd.evaluation.dataset_prompts.connect", lambda: started.append(1))
+
+    def prompts(name, samples):
+        shards = tmp_path / name
+        save_manifest(str(shards), write_shards(shards, samples))
+        return dataset_prompts(str(shards), str(tmp_path / f"out {name}"), "vlm", lambda _: None)
+
+    found = prompts("late", {"cat": "tttttp", "dog": "tp"})
+    assert {len(prompt.references) for prompt in found} == {1} and len(found) == 10
+    started.clear()
+    with pytest.raises(DataError, match=r"--prompt-vlm: no sample of the concept 'dog' has a pict"):
+        prompts("none", {"cat": "p", "dog": "tt"})
+    assert not started, "no VLM is loaded to find that out"
 
 
 def test_a_vlm_that_writes_nonsense_is_told_in_one_line(shards, vlm_folder, tmp_path):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from itertools import groupby
@@ -76,13 +76,13 @@ def prepare(
     overwrite: bool = False,
     cpus_per_task: float = 1.0,
     name: str | None = None,
-    concepts: Collection[str] = (),
-    concept_weights: Collection[str] = (),
+    named: Mapping[str, Collection[str]] | None = None,
 ) -> Manifest:
     """Prepare ``source`` (as ``sources.read``, local or s3://) into the folder ``shards``.
 
-    ``name`` is what the manifest calls the source (default: ``source``); ``concepts`` and those of
-    ``concept_weights`` have to be in it, as is seen before any picture is. Ray must be initialised.
+    ``name`` is what the manifest calls the source (default: ``source``); concepts that are
+    ``named``, by config key, have to be in it, as is seen before any picture is. Ray must be
+    initialised.
     The same source, settings and seed give the same bytes. Raises DataError when ``shards`` is a
     data set already and ``overwrite`` is off, when it is a folder of somebody else's, when more
     than ``settings.max_bad_fraction`` of the samples are bad, and when none is good. A data set
@@ -98,10 +98,10 @@ def prepare(
         )
     check_shards_folder(shards)
     listed = read_source(absolute_path(source), settings)
-    if concepts or concept_weights:
+    if named and any(named.values()):
         known = source_concepts(listed)
-        check_concepts("data.concepts", concepts, known)
-        check_concepts("data.concept_weights", concept_weights, known)
+        for key, asked in named.items():
+            check_concepts(key, asked, known)
     with _begun(shards) as own, scratch_folder(shards, _ASIDE) as aside:
         found = _inspect_all(listed, aside, settings, tell, cpus_per_task)
         rows = listed.rows

@@ -49,7 +49,7 @@ class Columns:
     captions: tuple[str, ...] = ()
     """Columns whose names are the keys of their captions."""
     notes: tuple[str, ...] = ()
-    """What was guessed, for the user."""
+    """What was guessed, and what was named and is not there, for the user."""
     ignored: frozenset[str] = field(default_factory=frozenset)
     """Columns that are known and of no use."""
 
@@ -87,6 +87,11 @@ def columns_of(
             notes.append(f"captions are read from {keys}, each under its own key")
         else:
             guess("caption", (*_CAPTION_NAMES, *_suffixed(names, "_caption")))
+    notes += [
+        f"no column {shown(column)} for {name} (data.columns={{{name}: ...}})"
+        for name, column in asked.items()
+        if name not in fields
+    ]
     return Columns(fields, captions, tuple(notes), _KNOWN & {*names})
 
 

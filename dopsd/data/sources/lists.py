@@ -64,6 +64,9 @@ def list_rows(
     head = list(islice(records, _HEAD))
     names = dict.fromkeys(name for _, record in head if isinstance(record, dict) for name in record)
     columns = columns_of(names, settings.columns)
+    named = settings.columns.get("image")
+    # Else a name that is wrong would make texts alone of every picture.
+    lost = settings.texts and named is not None and "image" not in columns.fields
     for number, record in chain(head, records):
         row = SourceRow(f"{file}:{number}", "")
         rows.append(row)
@@ -71,6 +74,8 @@ def list_rows(
             if isinstance(record, ValueError):
                 raise record
             unknown.update(record.keys() - columns.used - columns.ignored)
+            if lost:
+                raise ValueError(f"missing image: no field {shown(named)} (data.columns.image)")
             values = named_values(record, columns)
             if rename is not None:
                 _rename(values, rename, settings.masks)

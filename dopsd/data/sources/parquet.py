@@ -40,7 +40,7 @@ def list_parquet(
 
     Fields as in .jsonl. A picture is bytes, a path relative to the file, or Hugging Face's
     {bytes, path}; ``captions`` a map or a struct of texts. ``columns``: field -> column. With
-    ``texts`` there need be none of pictures.
+    ``texts`` there need be none of pictures, unless ``columns`` names it.
     """
     source = Source([])
     unknown: Counter[str] = Counter()
@@ -110,16 +110,17 @@ def table_columns(
     texts: bool = False,
 ) -> Columns:
     """The columns of a table; those of no use are counted in ``unknown``, but for ``own``. Raises
-    ValueError when it cannot hold samples: without a picture only with ``texts``."""
+    ValueError when it cannot hold samples: without pictures only with ``texts``, and where
+    ``asked`` names no column of them."""
     names = schema.names
     wanted = dict(asked)
-    if "id" not in asked and "id" not in names:
+    if "id" not in asked and "id" not in names and "sample_id" in names:
         wanted["id"] = "sample_id"
     columns = columns_of(names, wanted, _pictures(schema))
     if twice := [column for column in columns.used if names.count(column) > 1]:
         raise ValueError(f"column {twice[0]!r} is there twice")
     there = ", ".join(map(shown, names[:12]))
-    if "image" not in columns.fields and not texts:
+    if "image" not in columns.fields and ("image" in asked or not texts):
         missing = asked.get("image", "image")
         raise ValueError(f"missing column: {missing!r}, there are {there} (set data.columns)")
     if not columns.captions and not columns.fields.keys() & {*CAPTION_FIELDS}:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,12 @@ from dopsd.config import RunConfig
 from dopsd.config.outputs import PreflightSection
 from dopsd.data.concepts import ConceptGroup
 from dopsd.data.context_cache.files import CachedRows, ContextCache
-from dopsd.data.plan import MicroBatch
+from dopsd.data.plan import MicroBatch, RowRef
 from dopsd.data.read import RowGroups, read_micro_batch, samples_of
 from dopsd.data.run_data import read_spec
 from dopsd.data.sample import Sample
 from dopsd.data.shapes_source import sprite_of
+from dopsd.errors import DataError
 from dopsd.evaluation.metrics.base import MetricInput
 from dopsd.evaluation.metrics.pixels import Sharpness
 from dopsd.evaluation.preflight.distance import choose_metric, load_distance
@@ -89,6 +91,8 @@ class SheetSampler:
                 )
                 samples.append(sample)
                 rows.append((Image.fromarray(sample.target), base, student))
+            if not rows:
+                raise DataError("no pictures: its samples are texts alone")
             scores = self.scores(rows, groups[0].concept, device)
         finally:
             activate(self.student.transformer, STUDENT)
@@ -97,16 +101,26 @@ class SheetSampler:
         return Sheet(_webp(sheet, _QUALITY), thumbnail(rows[0]), scores)
 
     def _chosen(self, groups: Sequence[ConceptGroup]) -> Iterator[tuple[Sample, Context]]:
-        """Some of the concept's samples, taken evenly, with what the student sees of each."""
-        own = [(group.bucket, ref) for group in groups for ref in group.refs]
-        apart = max(1.0, len(own) / self.config.preview.samples)
-        for number in range(min(self.config.preview.samples, len(own))):
-            bucket, ref = own[int(number * apart)]
+        """Some of the concept's samples, of those that have a picture, with what the student sees
+        of each."""
+        for bucket, ref in islice(self._pictured(groups), self.config.preview.samples):
             batch = MicroBatch(0, 0, 0, bucket, (ref,), (0,), (0,), 1)
             values = read_micro_batch(batch, self._samples, self.config.run.seed)
             (sample,) = samples_of(values)
             encoded = self._rows.sample(ref, sample.sample_id, sample.prompt, sample.teacher_prompt)
             yield sample, encoded.student
+
+    def _pictured(self, groups: Sequence[ConceptGroup]) -> Iterator[tuple[str, RowRef]]:
+        """(bucket, row) of the concept's samples that have a picture: those of a sheet, taken
+        evenly from all, before the others, which take the place of texts alone."""
+        own = [(group.bucket, ref) for group in groups for ref in group.refs]
+        wanted = min(self.config.preview.samples, len(own))
+        apart = max(1.0, len(own) / self.config.preview.samples)
+        evenly = [int(number * apart) for number in range(wanted)]
+        for at in (*evenly, *sorted({*range(len(own))} - {*evenly})):
+            bucket, ref = own[at]
+            if self._samples.row(ref)["image"] is not None:
+                yield bucket, ref
 
     def _picture(
         self, adapter: str, sample: Sample, context: Context, device: torch.device

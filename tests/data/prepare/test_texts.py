@@ -22,10 +22,12 @@ from dopsd.data.run_data import preview_samples
 from dopsd.data.sources.read import read_source
 from dopsd.errors import ConfigError, DataError
 from dopsd.report.look import render
-from tests.data.samples import SMALL, picture, png, write_jsonl
+from tests.data.samples import SMALL, picture, png, write_jsonl, write_shards
 from tests.helpers.tiny import make_config
 
 WIDE = PrepareSettings(**SMALL, drawn_size="96x32")
+TWO = {"caption_short": ["a"], "caption_long": ["a a"]}
+KLASS = {"concept": "klass"}
 CAPTIONS = {"short": "a [V]", "detailed": "a [V] in the rain at night"}
 
 
@@ -87,6 +89,25 @@ def test_tables_hold_texts_beside_pictures_and_alone(tmp_path: Path) -> None:
     assert "missing column: 'image'" in refused.quarantined[0].reason
 
 
+def test_a_column_of_pictures_that_is_named_and_not_there_makes_no_texts(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [png(picture(0))], **TWO}), tmp_path / "set.parquet")
+    picture(0).save(tmp_path / "a.png")
+    write_jsonl(tmp_path / "set.jsonl", [{"image": "a.png", "captions": CAPTIONS}])
+    wrong = WIDE.model_copy(update={"columns": {"image": "imge", "concept": "klass"}})
+    for name, line in (
+        ("set.parquet", "missing column: 'imge', there are 'image', 'caption_short'"),
+        (
+            "set.jsonl",
+            "missing image: no field 'imge' (data.columns.image); the row has 'image' (data.col",
+        ),
+    ):
+        found = read_source(str(tmp_path / name), wrong)
+        assert [(row.problem or "").startswith(line) for row in found.rows] == [True], found.rows
+    told = read_source(str(tmp_path / "set.parquet"), WIDE.model_copy(update={"columns": KLASS}))
+    assert "no column 'klass' for concept (data.columns={concept: ...}) in 1 files" in told.notes
+    assert len(told.groups) == 1
+
+
 def test_a_shard_holds_them_and_training_reads_both_captions(rows: Path, tmp_path: Path) -> None:
     listed, inspector = read_source(str(rows), WIDE), Inspector.of(WIDE)
     row = listed.rows[1]
@@ -111,6 +132,34 @@ def test_a_shard_holds_them_and_training_reads_both_captions(rows: Path, tmp_pat
     assert not shown.pictured and shown.target.shape == (20, 44, 3)
     row.captions["detailed"] += "!"
     assert write_shard(str(tmp_path / "b.parquet"), [(bucket, [row])]) != digests
+
+
+@pytest.mark.parametrize(
+    ("samples", "concepts", "found"),
+    [
+        ({"cat": "tttt", "dog": "tt"}, [], 0),
+        ({"cat": "tptt", "dog": "pp"}, ["cat"], 1),
+        ({"cat": "tptt", "dog": "pp"}, [], 3),
+    ],
+)
+def test_pictures_are_looked_for_where_the_manifest_knows_of_some_and_none_is_made_up(
+    samples: dict[str, str],
+    concepts: list[str],
+    found: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    manifest = write_shards(tmp_path / "shards", samples)
+    pairs = {"name": "enhanced_prompt", "prompt_pairs": [["short", "detailed"]]}
+    data = {"source": "unused", "shards": str(tmp_path / "shards"), "concepts": concepts}
+    config = make_config("base", context=pairs, data=data)
+    monkeypatch.setattr("dopsd.data.read.stand_in", lambda *_: pytest.fail("a stand-in is drawn"))
+    read: list[RowRef] = []
+    row = RowGroups.row
+    monkeypatch.setattr(RowGroups, "row", lambda own, ref: read.append(ref) or row(own, ref))
+    shown = preview_samples(config, manifest, 8, pictured=True)
+    assert len(shown) == found and all(sample.pictured for sample in shown)
+    assert bool(read) == bool(found), "nothing is read to find nothing"
 
 
 @pytest.mark.parametrize("size", ["1024", "0x64", "64x", "9000x64", "64 x 64"])

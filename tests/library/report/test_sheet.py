@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 
+from dopsd.data.concepts import concept_groups
 from dopsd.data.context_cache.files import ContextCache
+from dopsd.errors import DataError
 from dopsd.library.jobs import Job
 from dopsd.library.report.sheet import THUMBNAIL_BYTES, SheetSampler, thumbnail
 from dopsd.library.worker import LibraryWorker
 from dopsd.shapes import world
 from dopsd.shapes.grid import to_image
 from dopsd.shapes.sprites import Sprite
+from tests.data.samples import write_shards
 from tests.helpers.tiny import make_config, random_image
 
 
@@ -45,6 +50,36 @@ def test_a_sheet_that_cannot_be_drawn_is_told() -> None:
         None,
         "a worker died of this concept, perhaps while it drew",
     )
+
+
+@pytest.mark.parametrize(
+    ("kinds", "found"),
+    [
+        ("pppppp", None),
+        ("ttptpp", {"cat2", "cat4", "cat5"}),
+        ("tttpt", {"cat3"}),
+        ("ttt", set()),
+    ],
+)
+def test_a_sheet_is_of_rows_that_have_a_picture(
+    kinds: str, found: set[str] | None, tmp_path: Path
+) -> None:
+    groups = concept_groups(write_shards(tmp_path / "shards", {"cat": kinds}))["cat"]
+    data = {"shards": str(tmp_path / "shards")}
+    config = make_config("base", data=data, preview={"samples": 3})
+    sampler = SheetSampler(config, ContextCache("", "", {}, True, False, ""), None)  # type: ignore[arg-type]
+    sampler._rows = SimpleNamespace(sample=lambda *_: SimpleNamespace(student=None))  # type: ignore[assignment]
+    taken = [sample.sample_id for sample, _ in sampler._chosen(groups)]
+    if found is None:
+        order = [f"cat{ref.row_group}" for group in groups for ref in group.refs]
+        assert taken == order[::2], "evenly"
+        return
+    assert len(taken) == len(found) and {*taken} == found
+    if not found:
+        sampler.student = SimpleNamespace(transformer=torch.nn.Module())  # type: ignore[assignment]
+        sampler._pipeline = SimpleNamespace(vae=torch.nn.Module())
+        with pytest.raises(DataError, match="no pictures: its samples are texts alone"):
+            sampler.draw(groups, torch.device("cpu"))
 
 
 def test_pictures_of_a_sprite_are_scored_by_its_oracle_wherever_it_is_drawn() -> None:
