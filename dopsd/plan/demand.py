@@ -150,22 +150,25 @@ class Demand:
 
     def contexts(self) -> float:
         """Bytes of a sample's contexts in the object store."""
-        student, teacher = self._texts()
-        tokens = (self._paths * student + teacher) * self.model.text_width * self.size
         needs = self.config.context.needs
-        target = self._latents() if needs.reference_tokens and needs.image else 0
-        return tokens + target + (self._paths + 1) * self._references()
+        _, teacher = self._texts()
+        target = self._latents() if needs.reference_tokens and needs.image else 0.0
+        seen = teacher * self.model.text_width * self.size + target + self._references()
+        return self._paths * self._students_context() + seen
 
     def trajectory(self) -> float:
         """Bytes of a sample's states, roll-out to teacher."""
         return (self.config.method.steps + 1) * self._latents() * self._paths
 
     def batch(self) -> float:
-        """Bytes of a sample's training terms: states, targets and the student's contexts."""
-        student, _ = self._texts()
-        tokens = student * self.model.text_width * self.size
-        contexts = self._paths * (tokens + self._references())
-        return 2 * self.config.terms * self._latents() + contexts
+        """Bytes of a sample's training terms: states, targets and the student's contexts.
+
+        That of its prompt is taken for half of what both see, which it is at most; that of a class
+        prompt comes on top.
+        """
+        more = (self._paths - 1) * self._students_context()
+        half = (self.contexts() - more) / 2
+        return 2 * self.config.terms * self._latents() + half + more
 
     # FLOPs are those of the first bucket (square, or nearly) at typical lengths, memory that of the
     # largest at the limits.
@@ -237,6 +240,10 @@ class Demand:
         typical = PROMPT_TOKENS + (picture_tokens(context.image_max_pixels) if needs.vlm else 0)
         teacher = DETAILED_TOKENS if needs.prompt_pairs else typical
         return min(student_limit, PROMPT_TOKENS), min(teacher_limit, teacher)
+
+    def _students_context(self) -> float:
+        student, _ = self._texts()
+        return student * self.model.text_width * self.size + self._references()
 
     def _references(self) -> float:
         """Bytes of the latents of reference pictures in a context, of one picture a sample."""

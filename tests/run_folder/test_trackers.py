@@ -19,6 +19,7 @@ from dopsd.data.images import encode_png
 from dopsd.run_folder import trackers
 from dopsd.run_folder.files import TENSORBOARD
 from dopsd.run_folder.log import RunLog
+from dopsd.run_folder.outputs import owned
 from dopsd.run_folder.tracked_pictures import StoredPicture, TrackedPicture
 from dopsd.run_folder.trackers import TrackerThread, grouped, open_trackers
 from tests.helpers.events import events, tracked_images
@@ -213,10 +214,12 @@ class FakeRun:
 
 
 def stored(tmp_path, *drawn: tuple[int, int]) -> list[StoredPicture]:
-    """Files; of the last prompt none is there."""
+    """Files beside the run folder, which is claimed meanwhile; of the last prompt none is there."""
+    folder = tmp_path.with_name(f"{tmp_path.name}-pictures")
+    folder.mkdir(exist_ok=True)
     found = []
     for version, number in drawn:
-        path = tmp_path / f"{version}-{number}.png"
+        path = folder / f"{version}-{number}.png"
         if number < 9:
             path.write_bytes(PICTURES[0].png)
         found.append(StoredPicture(version, number, "a cat", str(path)))
@@ -230,6 +233,7 @@ def test_wandb_has_each_picture_once_after_resumes_and_rewinds(tmp_path, monkeyp
     monkeypatch.setitem(sys.modules, "wandb", fake)
     config = make_config("base", run={"folder": str(tmp_path), "name": "cat"})
     thread = TrackerThread("wandb", lambda: trackers.WandB(config))
+    owned(str(tmp_path)).claim("metrics.jsonl")  # as a run that begins does
     log = RunLog(str(tmp_path), [thread])
     log.rewind(3)  # resumed: a new run of W&B's, which gets what there is
     log.kept_pictures(stored(tmp_path, (3, 0), (0, 0), (0, 1), (0, 9)))
