@@ -44,12 +44,13 @@ class Training:
 def _drive(
     run: Callable[..., Any], name: str, config: RunConfig, take_over: bool, board: Any
 ) -> float:
-    """The task. Returns the seconds that the training took."""
+    """The task. Returns the seconds that the training took, once the board has what it told."""
     sent: set[str] = set()
     began, last = time.monotonic(), float("-inf")
+    told: Any = None
 
     def show(phase: str, event: Event) -> None:
-        nonlocal last
+        nonlocal last, told
         step, lines = 0, []
         if isinstance(event, RunStatus):
             step, lines = event.step, [line for line in event.notices if line not in sent]
@@ -58,10 +59,14 @@ def _drive(
         if lines or time.monotonic() - last >= _TELL_SECONDS:
             last = time.monotonic()
             sent.update(lines)
-            board.tell.remote(name, phase, step, lines)
+            told = board.tell.remote(name, phase, step, lines)
 
-    run(config, show, replace=True, take_over=take_over)
-    return time.monotonic() - began
+    try:
+        run(config, show, replace=True, take_over=take_over)
+        return time.monotonic() - began
+    finally:
+        if told is not None:  # what it told before has come by then, in order
+            ray.wait([told], timeout=ANSWER_SECONDS)
 
 
 class Trainings:
