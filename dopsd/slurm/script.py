@@ -182,12 +182,12 @@ newest() {{
 before=$(newest)
 
 # The run alone is told, by the number that it leaves; before it is there, the step is.
-asked='' ended='' step=''
+asked='' ended='' heard='' step=''
 end() {{
   if [[ -s $work/pid ]]; then kill -TERM "$(cat "$work/pid")"; else kill -TERM "$step"; fi
 }}
-trap 'asked=yes; end || true' USR1
-trap 'ended=yes; end || true' TERM
+trap 'asked=yes heard=yes; end || true' USR1
+trap 'ended=yes heard=yes; end || true' TERM
 
 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \\
   --cpus-per-task="$SLURM_CPUS_PER_TASK" \\
@@ -197,11 +197,10 @@ srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per
   {name} "$work" "$address:{port}" &
 step=$!
 
-# A signal ends the wait, not the step.
-code=0
-wait "$step" || code=$?
-while kill -0 "$step" 2> /dev/null; do
-  code=0
+# A signal ends the wait and not the step, whose code the shell knows also when it has ended since.
+heard=yes
+while [[ -n $heard ]]; do
+  heard='' code=0
   wait "$step" || code=$?
 done
 if [[ ! -s $work/pid && -z $asked$ended ]]; then
