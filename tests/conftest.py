@@ -143,7 +143,7 @@ def s3() -> Iterator[FaultyS3]:
     """An S3 server behind a proxy that can be told to fail (see the fixture ``faults``)."""
     from moto.server import ThreadedMotoServer
 
-    from dopsd import storage
+    from dopsd.files import storage
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
@@ -153,7 +153,7 @@ def s3() -> Iterator[FaultyS3]:
     fs.mkdir("dopsd-test")
     with pytest.MonkeyPatch.context() as patch:
         # What a claim waits for on a server without conditional writes; this one has them.
-        patch.setattr("dopsd.lease._SETTLE_SECONDS", 0.0)
+        patch.setattr("dopsd.ownership.lease._SETTLE_SECONDS", 0.0)
         yield proxy
     proxy.stop()
     server.stop()

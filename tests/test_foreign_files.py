@@ -17,9 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dopsd import storage
 from dopsd.checkpoint.folder import prune, remove_unfinished, steps, write_checkpoint
-from dopsd.data.drawn import drawn_png
+from dopsd.data.pictures.drawn import drawn_png
 from dopsd.data.prepare.folder import (
     check_shards_folder,
     free_generation,
@@ -33,10 +32,11 @@ from dopsd.errors import DopsdError
 from dopsd.evaluation.folder import check_out as check_evaluation
 from dopsd.evaluation.folder import owned as owned_evaluation
 from dopsd.evaluation.generate import check_out as check_pictures
-from dopsd.ownership import OwnedFolder
+from dopsd.files import storage
+from dopsd.ownership.ownership import OwnedFolder
+from dopsd.ownership.scratch import scratch_folder
 from dopsd.run_folder.outputs import owned as owned_run
 from dopsd.run_folder.outputs import seal_outputs
-from dopsd.scratch import scratch_folder
 from tests.helpers.runs import begun
 from tests.helpers.tiny import make_config
 

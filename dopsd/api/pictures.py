@@ -117,9 +117,9 @@ def evaluate(
         from dopsd.evaluation.prompts import PRIOR, read_prompts
         from dopsd.evaluation.run import evaluate as run
         from dopsd.evaluation.spec import EvaluateSpec, MetricChoice, resolve_models
-        from dopsd.lease import claimed
         from dopsd.library.lora import concept_lora
         from dopsd.models import FAMILIES
+        from dopsd.ownership.lease import claimed
 
         models = tuple(map(as_trained, evaluated_models([*map(concept_lora, loras)], stack)))
         named = (choice.partition("=") for choice in metrics)

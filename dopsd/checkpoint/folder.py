@@ -26,8 +26,10 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from dopsd import __version__, storage
+from dopsd import __version__
 from dopsd.errors import CheckpointError, StorageError, message_line
+from dopsd.files import storage
+from dopsd.files.seal import sealed, unsealed
 from dopsd.run_folder.checkpoint_files import (
     MANIFEST,
     folder_of,
@@ -36,7 +38,6 @@ from dopsd.run_folder.checkpoint_files import (
     step_name,
     steps,
 )
-from dopsd.seal import sealed, unsealed
 
 FORMAT: Literal["dopsd-checkpoint"] = "dopsd-checkpoint"
 FORMAT_VERSION: Literal[2] = 2

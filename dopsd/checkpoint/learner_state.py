@@ -15,9 +15,9 @@ from typing import Any
 
 from torch import Tensor
 
-from dopsd import storage
 from dopsd.checkpoint.folder import FileRecord, folder_of
 from dopsd.checkpoint.slices import Slice, write_slices
+from dopsd.files import storage
 from dopsd.ray_cluster.failures import error_message
 from dopsd.records import pack, unpack
 

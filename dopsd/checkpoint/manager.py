@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from dopsd import storage
 from dopsd.checkpoint.compatibility import RunIdentity, incompatibility
 from dopsd.checkpoint.completeness import missing
 from dopsd.checkpoint.folder import (
@@ -24,7 +23,8 @@ from dopsd.checkpoint.room import RoomNeeded, shortage
 from dopsd.config import RunConfig
 from dopsd.config.load import shown_values
 from dopsd.errors import CheckpointError, DeadlineError, LeaseLost
-from dopsd.lease import Lease
+from dopsd.files import storage
+from dopsd.ownership.lease import Lease
 from dopsd.ray_cluster.failures import error_message
 from dopsd.run_folder.files import CHECKPOINTS
 

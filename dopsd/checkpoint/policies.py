@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
-from dopsd import storage
 from dopsd.checkpoint.folder import Checkpoint, policy_file
+from dopsd.files import storage
 from dopsd.models.checksum import checksum
 from dopsd.models.lora.layers import STUDENT, TEACHER
 from dopsd.policy.buckets import bucket_key, unpack_bucket

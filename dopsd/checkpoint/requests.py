@@ -8,9 +8,9 @@ import threading
 import time
 from collections.abc import Callable
 
-from dopsd import storage
 from dopsd.errors import LeaseLost, StorageError
-from dopsd.lease import BEAT_SECONDS, Lease
+from dopsd.files import storage
+from dopsd.ownership.lease import BEAT_SECONDS, Lease
 from dopsd.ray_cluster.ray_private import draining_nodes, nodes_of_job
 from dopsd.run_folder.files import REQUEST_FILE
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dopsd import storage
 from dopsd.config import RunConfig
-from dopsd.disk import free_bytes, free_space, megabytes
 from dopsd.errors import ConfigError
+from dopsd.files import storage
+from dopsd.files.disk import free_bytes, free_space, megabytes
 from dopsd.models.families.family import DTYPES
 from dopsd.run_folder.files import TRANSFORMERS
 

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dopsd import pieces, storage
 from dopsd.checkpoint.folder import FileRecord
 from dopsd.errors import CheckpointError
+from dopsd.files import pieces, storage
 from dopsd.readers import json_value
 
 _META_KEY = "dopsd"

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from dopsd import storage
 from dopsd.cli.options import quiet
 from dopsd.errors import ConfigError, DataError, DopsdError
+from dopsd.files import storage
 from dopsd.terminal import complain, say, say_lines
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def init(
     from dopsd.driver.own_recipe.commands import next_commands, remarks
     from dopsd.driver.own_recipe.fit import fitted
     from dopsd.driver.own_recipe.text import recipe_text
-    from dopsd.library.names import slug
+    from dopsd.library.catalogue.names import slug
     from dopsd.plan import comment
 
     out = out and os.path.expanduser(out)  # no shell expands it behind a `=`

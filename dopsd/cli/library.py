@@ -35,7 +35,7 @@ def plan(
     """
     chosen, run = card_named(card), load_config(config, overrides)
     quiet()
-    from dopsd.library.plan import plan_library
+    from dopsd.library.catalogue.plan import plan_library
 
     made = plan_library(run, chosen, efficiency)
     say_lines(json.dumps(made.record(), indent=1) if as_json else "\n".join(made.lines(every)))
@@ -47,9 +47,9 @@ def train(config: ConfigPath, overrides: Overrides = None, take_over: TakeOver =
     run = load_config(config, overrides)
     quiet()
     from dopsd.driver.monitoring.progress import Progress, clock
+    from dopsd.files.storage import join
     from dopsd.library.folder import PAGE
     from dopsd.library.run import train_library
-    from dopsd.storage import join
 
     with Progress() as progress:
         summary = train_library(run, progress.show, take_over=take_over)
@@ -98,9 +98,9 @@ def verify(
 @app.command()
 def page(library: LibraryPath, take_over: TakeOver = False) -> None:
     """Make the page to browse a library anew: cards with pictures, search, failures first."""
-    from dopsd.lease import claimed
     from dopsd.library.report.page import write_library_page
     from dopsd.library.report.status import check_holds_library
+    from dopsd.ownership.lease import claimed
 
     check_holds_library(library)
     with claimed(library, "LIB", take_over=take_over, tell=say):
@@ -116,8 +116,8 @@ def retry(
 ) -> None:
     """Let the next `dopsd library train` try again what is parked."""
     from dopsd.errors import ConfigError
-    from dopsd.lease import claimed
     from dopsd.library.report.status import check_holds_library, retry_parked
+    from dopsd.ownership.lease import claimed
 
     if not failed:
         raise ConfigError("dopsd library retry: nothing to try again, allowed: --failed")

@@ -17,7 +17,7 @@ from dopsd.data.context_cache.files import ContextCache
 from dopsd.data.manifest import Manifest
 from dopsd.data.run_data import plan_of, read_spec
 from dopsd.data.stream.pipeline import EncodedStream, encoded_stream
-from dopsd.lease import Lease
+from dopsd.ownership.lease import Lease
 from dopsd.ray_cluster.placement import Role, Roles
 from dopsd.run_folder.log import RunLog
 from dopsd.run_folder.trackers import open_trackers

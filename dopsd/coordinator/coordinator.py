@@ -42,7 +42,7 @@ from dopsd.coordinator.status import notices_of, run_status, stalled
 from dopsd.coordinator.stream_reader import StreamReader
 from dopsd.data.stream.pipeline import EncodedStream
 from dopsd.errors import DopsdError, LeaseLost, WorkerError
-from dopsd.lease import Lease
+from dopsd.ownership.lease import Lease
 from dopsd.policy.bundle import Bundle
 from dopsd.ray_cluster.lost_nodes import node_of, on_lost_nodes
 from dopsd.ray_cluster.placement import Roles

@@ -8,9 +8,9 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from dopsd import storage
 from dopsd.config import RunConfig
 from dopsd.errors import DopsdError, LeaseLost
+from dopsd.files import storage
 from dopsd.ray_cluster.failures import error_message
 from dopsd.run_folder.preview_files import HISTORY, prompt_path
 from dopsd.run_folder.prompt_history import Drawn, drawn_prompts, drawn_samples, prompt_facts

@@ -8,11 +8,11 @@ from functools import partial
 
 import ray
 
-from dopsd import storage
 from dopsd.checkpoint.folder import Checkpoint
 from dopsd.checkpoint.learner_state import FILES, PREFIX
 from dopsd.checkpoint.policies import bucket_files, restored_bundles, whole_files
 from dopsd.coordinator.messages import ObjectRefBox, ResumePoint
+from dopsd.files import storage
 from dopsd.policy.bundle import Bundle
 from dopsd.policy.versions import policy_version
 from dopsd.ray_cluster.task import fetch_bytes

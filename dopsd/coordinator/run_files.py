@@ -15,7 +15,7 @@ from dopsd.checkpoint.room import RoomNeeded
 from dopsd.config import RunConfig
 from dopsd.coordinator.dispatcher import InFlightMicroBatch
 from dopsd.errors import DeadlineError, LeaseLost, StorageError
-from dopsd.lease import Lease
+from dopsd.ownership.lease import Lease
 from dopsd.run_folder.best_effort import BEST_EFFORT_FOLDERS
 from dopsd.run_folder.ledger import Ledger
 from dopsd.run_folder.log import RunLog

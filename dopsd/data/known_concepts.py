@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 
-from dopsd import storage
 from dopsd.config import RunConfig
 from dopsd.data.manifest import load_manifest
-from dopsd.data.order import check_concepts
+from dopsd.data.planning.order import check_concepts
 from dopsd.data.prepare.settings import prepare_settings
 from dopsd.data.run_data import has_shards
 from dopsd.data.shapes_source import SHAPES, check_shapes_source, listed_shapes
 from dopsd.data.sources.listed import source_concepts
 from dopsd.data.sources.read import read_source
+from dopsd.files import storage
 
 
 def refuse_unknown_concepts(config: RunConfig, anew: bool = False, offline: bool = False) -> None:

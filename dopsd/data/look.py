@@ -11,16 +11,16 @@ from typing import Any
 
 from PIL import Image
 
-from dopsd import storage
-from dopsd.data.images import decode_image
 from dopsd.data.manifest import PrepareSettings, Quarantined, quarantine_lines
+from dopsd.data.pictures.images import decode_image
 from dopsd.data.prepare.facts import Inspected
 from dopsd.data.prepare.findings import findings
 from dopsd.data.prepare.outcome import drop_duplicates, quarantined
 from dopsd.data.prepare.shards import Inspector, fetch_image
 from dopsd.data.sources.read import read_source
 from dopsd.data.sources.rows import Source, SourceRow
-from dopsd.scratch import temporary_folder
+from dopsd.files import storage
+from dopsd.ownership.scratch import temporary_folder
 
 PICTURES = 60
 """Pictures of a contact sheet, taken evenly from all."""

@@ -12,12 +12,13 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dopsd import shown, storage
+from dopsd import shown
 from dopsd.data.schema import FORMAT, SCHEMA_VERSION, without_generation
 from dopsd.data.sources.settings import ReadSettings
 from dopsd.errors import DataError, message_line
+from dopsd.files import storage
+from dopsd.files.seal import SEAL, sealed, unsealed
 from dopsd.readers import Object, checked, read_json
-from dopsd.seal import SEAL, sealed, unsealed
 
 MANIFEST = "manifest.json"
 MOST_BYTES = 2**32

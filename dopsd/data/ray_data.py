@@ -16,8 +16,9 @@ import ray
 import ray.data
 from ray.data import DataContext
 
-from dopsd import errors, storage
+from dopsd import errors
 from dopsd.errors import DopsdError, WorkerError
+from dopsd.files import storage
 
 # Put together here, so that the text of a traceback through this file holds no mark of its own.
 _OPEN, _CLOSE = (f"<{slash}dopsd-error>" for slash in ("", "/"))

@@ -15,17 +15,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from dopsd import storage
-from dopsd.data.captions import draw_caption, draw_pair, dropped
-from dopsd.data.class_words import ClassWords
-from dopsd.data.images import decode_png, stand_in
-from dopsd.data.masks import decode_mask
-from dopsd.data.plan import MicroBatch, Plan, RowRef
+from dopsd.data.pictures.images import decode_png, stand_in
+from dopsd.data.pictures.masks import decode_mask
+from dopsd.data.pictures.references import sized
+from dopsd.data.planning.captions import draw_caption, draw_pair, dropped
+from dopsd.data.planning.class_words import ClassWords
+from dopsd.data.planning.plan import MicroBatch, Plan, RowRef
 from dopsd.data.ray_data import shipping_errors
-from dopsd.data.references import sized
 from dopsd.data.sample import Sample
 from dopsd.data.schema import MASK
 from dopsd.errors import DataError, DopsdError, message_line
+from dopsd.files import storage
 
 CACHE_BYTES = 2**29
 """Row groups that a reading process keeps (512 MiB). Micro-batches of several buckets alternate,

@@ -9,26 +9,26 @@ from itertools import chain, compress
 from pathlib import Path
 from typing import Any
 
-from dopsd import storage
 from dopsd.config import RunConfig
 from dopsd.config.data import PRIOR
-from dopsd.data.captions import check_caption_keys, check_prompt_pairs
-from dopsd.data.class_words import ClassWords, check_class_words
-from dopsd.data.concepts import concept_groups, restricted, rows_of
-from dopsd.data.join import without_prior
 from dopsd.data.manifest import Manifest, RowRef, has_manifest, load_manifest
-from dopsd.data.order import PlannedGroup, Rows, check_concepts
-from dopsd.data.pictures import check_pictures
-from dopsd.data.plan import MicroBatch, Plan
+from dopsd.data.pictures.absent import check_pictures
+from dopsd.data.pictures.references import check_references
+from dopsd.data.planning.captions import check_caption_keys, check_prompt_pairs
+from dopsd.data.planning.class_words import ClassWords, check_class_words
+from dopsd.data.planning.concepts import concept_groups, restricted, rows_of
+from dopsd.data.planning.join import without_prior
+from dopsd.data.planning.order import PlannedGroup, Rows, check_concepts
+from dopsd.data.planning.plan import MicroBatch, Plan
 from dopsd.data.prepare.run import load_prepared, prepare
 from dopsd.data.prepare.settings import prepare_settings
 from dopsd.data.read import ReadSpec, RowGroups, read_micro_batch, samples_of
-from dopsd.data.references import check_references
 from dopsd.data.sample import Sample
 from dopsd.data.shapes_source import SHAPES, shapes_name, write_shapes
 from dopsd.errors import ConfigError, DataError
-from dopsd.lease import Lease, claimed
-from dopsd.scratch import temporary_folder
+from dopsd.files import storage
+from dopsd.ownership.lease import Lease, claimed
+from dopsd.ownership.scratch import temporary_folder
 
 Tell = Callable[[str], None]
 """Called with what is being done now."""

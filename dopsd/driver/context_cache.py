@@ -10,7 +10,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from dopsd import storage
 from dopsd.config import RunConfig
 from dopsd.contexts import encoder_class
 from dopsd.contexts.training import TrainingEncoderFactory
@@ -33,6 +32,7 @@ from dopsd.driver.drawing.prior import drawing_role
 from dopsd.driver.monitoring.progress import Report, Show
 from dopsd.driver.setup.run_setup import Needed, RunSetup, check_run, no_roles, reserved
 from dopsd.errors import DataError
+from dopsd.files import storage
 from dopsd.models import FAMILIES, resolve_vlm
 from dopsd.models.fingerprint import fingerprint, model_identity
 from dopsd.models.pretrained import resolve_base

@@ -8,12 +8,12 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from dopsd import storage
 from dopsd.config import RunConfig
 from dopsd.coordinator.messages import RunStatus
 from dopsd.driver.drawing.preview import draw_preview
 from dopsd.driver.setup.run_setup import RunSetup
 from dopsd.errors import DopsdError
+from dopsd.files import storage
 from dopsd.models.lora.layers import STUDENT
 from dopsd.readers import read_json
 from dopsd.report.page import write_report

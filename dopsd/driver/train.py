@@ -27,12 +27,12 @@ from dopsd.driver.supervisor import Supervisor
 from dopsd.errors import InterruptedRun
 from dopsd.export import lora_metadata
 from dopsd.learner.group import learner_arguments, learner_trainer
-from dopsd.lease import Lease
+from dopsd.ownership.lease import Lease
+from dopsd.ownership.scratch import temporary_folder
 from dopsd.ray_cluster.connect import end_local
 from dopsd.ray_cluster.left_behind import none_left
 from dopsd.run_folder.begin import begin_run
 from dopsd.run_folder.outputs import check_stranger
-from dopsd.scratch import temporary_folder
 from dopsd.signals import end_if_asked, interruptible
 
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from dopsd import storage
 from dopsd.config import RunConfig
 from dopsd.config.data import PRIOR
-from dopsd.data.join import joined
 from dopsd.data.manifest import has_manifest, load_manifest
-from dopsd.data.plan import Plan, RowRef
+from dopsd.data.planning.join import joined
+from dopsd.data.planning.plan import Plan, RowRef
 from dopsd.data.run_data import plan_of
 from dopsd.errors import DataError
+from dopsd.files import storage
 from dopsd.policy.versions import policy_version, teacher_version
 from dopsd.run_folder.files import LEDGER_FILE, RunFolder
 from dopsd.run_folder.jsonl import read_with_damage

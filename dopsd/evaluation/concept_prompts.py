@@ -14,12 +14,12 @@ from itertools import islice
 
 from PIL import Image
 
-from dopsd import storage
 from dopsd.data.manifest import Manifest
-from dopsd.data.plan import RowRef
+from dopsd.data.planning.plan import RowRef
 from dopsd.data.read import ReadSpec, RowGroups
 from dopsd.errors import ConfigError, ModelError
 from dopsd.evaluation.prompts import EvalPrompt
+from dopsd.files import storage
 
 TOKEN = "[V]"
 SCENES = 4

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 
-from dopsd import storage
 from dopsd.config import Device
-from dopsd.data.images import decode_image
 from dopsd.data.manifest import load_manifest
-from dopsd.data.plan import RowRef
+from dopsd.data.pictures.images import decode_image
+from dopsd.data.planning.plan import RowRef
 from dopsd.errors import DataError
 from dopsd.evaluation.concept_prompts import (
     Concept,
@@ -23,6 +22,7 @@ from dopsd.evaluation.concept_prompts import (
 from dopsd.evaluation.folder import REFERENCES, owned
 from dopsd.evaluation.prompts import EvalPrompt, read_prompts, write_prompts
 from dopsd.evaluation.vlm import Vlm
+from dopsd.files import storage
 from dopsd.models.fingerprint import fingerprint, model_identity
 from dopsd.models.pretrained import check_config
 from dopsd.ray_cluster.connect import connect, gpus_to_come

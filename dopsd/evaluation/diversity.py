@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from dopsd import storage
 from dopsd.evaluation.metrics import make_distance
 from dopsd.evaluation.metrics.base import Column
 from dopsd.evaluation.scoring import ImageEntry, ImageSet, read_scores, score_file, score_folder
 from dopsd.evaluation.spec import BASE, MetricChoice
+from dopsd.files import storage
 from dopsd.intervals import Value, bootstrap, mean, nested_bootstrap, ratio_of_means
 from dopsd.models.fingerprint import fingerprint
 from dopsd.ray_cluster.job_pool import Job, JobPool

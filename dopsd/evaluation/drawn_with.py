@@ -7,8 +7,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from dopsd import shown, storage
+from dopsd import shown
 from dopsd.errors import ConfigError
+from dopsd.files import storage
 from dopsd.models.lora.files import file_metadata, path_and_number
 
 MOST_WEIGHT = 100.0

@@ -8,10 +8,10 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 
-from dopsd import storage
 from dopsd.checkpoint.folder import complete_steps
 from dopsd.errors import ConfigError
 from dopsd.evaluation.spec import EvaluatedModel
+from dopsd.files import storage
 from dopsd.models.lora.files import file_metadata
 from dopsd.models.lora.layers import STUDENT
 from dopsd.models.transformer_folder import is_transformer

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dopsd import storage
 from dopsd.errors import StorageError
-from dopsd.ownership import OwnedFolder
+from dopsd.files import storage
+from dopsd.ownership.ownership import OwnedFolder
 from dopsd.readers import json_value
 
 RESULTS, TABLE, PAGE = "results.json", "results.md", "results.html"

@@ -10,11 +10,11 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from dopsd import storage
-from dopsd.data.drawn import is_drawn
-from dopsd.data.images import BadImage, check_shape, decode_image
+from dopsd.data.pictures.drawn import is_drawn
+from dopsd.data.pictures.images import BadImage, check_shape, decode_image
 from dopsd.errors import ConfigError, ModelError
 from dopsd.evaluation.drawn_with import WeightedLora
+from dopsd.files import storage
 from dopsd.models.families.family import DTYPES, Family
 from dopsd.models.lora.fit import lora_fit
 from dopsd.models.lora.layers import bind_parameters

@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from dopsd import shown, storage
+from dopsd import shown
 from dopsd.credentials import redact
 from dopsd.errors import ConfigError
+from dopsd.files import storage
 from dopsd.readers import Object, parse_json, read_text
 from dopsd.shapes.concepts import CONCEPTS, Prompt, concept_prompts, prior_prompts
 from dopsd.shapes.world import NAMES

@@ -15,8 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from dopsd import storage
-from dopsd.data.images import BadImage, decode_image
+from dopsd.data.pictures.images import BadImage, decode_image
 from dopsd.errors import ConfigError, ModelError
 from dopsd.evaluation.diversity import DIVERSITY, Drawings, distance_of
 from dopsd.evaluation.folder import (
@@ -35,6 +34,7 @@ from dopsd.evaluation.results import Results, summarize
 from dopsd.evaluation.scoring import ImageEntry, ImageSet, Scores
 from dopsd.evaluation.spec import EvaluateSpec, resolve
 from dopsd.evaluation.worker import EvaluationWorker
+from dopsd.files import storage
 from dopsd.models import FAMILIES
 from dopsd.models.fingerprint import fingerprint, model_identity
 from dopsd.models.lora.fit import lora_fit

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from dopsd.data.images import encode_png
+from dopsd.data.pictures.images import encode_png
 from dopsd.evaluation.generate import load_lora, load_modules, sample
 from dopsd.evaluation.spec import BASE, EvaluatedModel, EvaluateSpec
 from dopsd.method.noise import NoisePurpose, sample_noise

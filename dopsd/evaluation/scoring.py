@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dopsd import storage
 from dopsd.errors import StorageError, message_line
 from dopsd.evaluation.folder import SCORES
 from dopsd.evaluation.image_scores import ImageScores
@@ -17,9 +16,10 @@ from dopsd.evaluation.metrics.base import Column, Metric
 from dopsd.evaluation.prompts import EvalPrompt
 from dopsd.evaluation.spec import BASE, EvaluatedModel, MetricChoice
 from dopsd.evaluation.worker import GeneratedImage
+from dopsd.files import storage
+from dopsd.files.seal import sealed, unsealed
 from dopsd.models.fingerprint import fingerprint, model_identity
 from dopsd.ray_cluster.job_pool import Job, JobPool
-from dopsd.seal import sealed, unsealed
 
 _VALUES = "scores"
 _READING = 3

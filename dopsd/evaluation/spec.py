@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 
-from dopsd import storage
 from dopsd.config import Device, check_role
 from dopsd.config.base import MOST, MOST_STEPS
 from dopsd.errors import ConfigError, ModelError
 from dopsd.evaluation.metrics import make_metric
 from dopsd.evaluation.prompts import EvalPrompt
+from dopsd.files import storage
 from dopsd.models import FAMILIES
 from dopsd.models.families.family import DTYPES
 from dopsd.models.pretrained import portable_base

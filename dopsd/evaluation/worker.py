@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from dopsd.data.images import decode_image
+from dopsd.data.pictures.images import decode_image
 from dopsd.evaluation.metrics import make_metric
 from dopsd.evaluation.metrics.base import ImageDistance, Metric, MetricInput
 from dopsd.evaluation.prompts import EvalPrompt

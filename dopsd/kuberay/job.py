@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any, Literal
 
-from dopsd import shown, storage
+from dopsd import shown
 from dopsd.config import RunConfig, dump_config
 from dopsd.config.load import validated
 from dopsd.errors import ConfigError
+from dopsd.files import storage
 from dopsd.kuberay import pods
 from dopsd.kuberay.groups import Group, groups_of, pinned
 from dopsd.kuberay.names import is_bucket, name_of

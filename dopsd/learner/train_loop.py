@@ -11,12 +11,12 @@ import torch
 from ray import train
 from ray.train.torch import get_device
 
-from dopsd import storage
 from dopsd.checkpoint.learner_state import LearnerState
 from dopsd.checkpoint.slices import SliceReader
 from dopsd.config import RunConfig
 from dopsd.coordinator.client import ActorConnection, CoordinatorClient, retry
 from dopsd.errors import DopsdError
+from dopsd.files import storage
 from dopsd.learner.collectives import collective_seconds, hold_on
 from dopsd.learner.exporter import Exporter
 from dopsd.learner.learner import Learner

@@ -15,15 +15,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
-from dopsd import storage
 from dopsd.config import RunConfig, dump_config, stored_config
 from dopsd.errors import ConfigError, DataError
-from dopsd.library.catalogue import Concept
-from dopsd.library.names import digest, folder_of
+from dopsd.files import storage
+from dopsd.files.seal import sealed, unsealed
+from dopsd.library.catalogue.catalogue import Concept
+from dopsd.library.catalogue.names import digest, folder_of
 from dopsd.library.report.card import Card, Count
-from dopsd.ownership import FileDigest, OwnedFolder, digest_of
+from dopsd.ownership.ownership import FileDigest, OwnedFolder, digest_of
 from dopsd.readers import Object, checked, read_json
-from dopsd.seal import sealed, unsealed
 
 CONFIG, CATALOGUE, LEDGER = "library.yaml", "catalog.parquet", "ledger.jsonl"
 INDEX, PAGE, PAGES = "index.parquet", "index.html", "pages/"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dopsd import shown
-from dopsd.library.catalogue import Catalogue, Concept
-from dopsd.library.jobs import Trained
+from dopsd.library.catalogue.catalogue import Catalogue, Concept
 from dopsd.library.scheduler import Counts
+from dopsd.library.workers.jobs import Trained
 
 
 def opening_lines(catalogue: Catalogue, counts: Counts, gone: Sequence[str]) -> list[str]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 
-from dopsd import shown, storage
-from dopsd.data.order import check_concepts
+from dopsd import shown
+from dopsd.data.planning.order import check_concepts
 from dopsd.errors import DataError
+from dopsd.files import storage
 from dopsd.library.folder import CONFIG, LORA, LibraryFolder
 from dopsd.terminal import complain
 

@@ -9,21 +9,21 @@ from functools import partial
 from dopsd.config import RunConfig
 from dopsd.data.context_cache.files import ContextCache
 from dopsd.data.manifest import Manifest
-from dopsd.data.pictures import check_pictures
+from dopsd.data.pictures.absent import check_pictures
 from dopsd.data.run_data import Tell, check_preserved, prepared_shards
 from dopsd.driver.context_cache import encode_setup, encoders, find_context_cache
 from dopsd.driver.monitoring.progress import Show
 from dopsd.driver.setup.run_setup import CheckedRun, RunSetup, check_run, claimed_run, reserved
 from dopsd.errors import DataError, InterruptedRun
-from dopsd.library.catalogue import catalogue_of, known_catalogue, prepared_samples
+from dopsd.library.catalogue.catalogue import catalogue_of, known_catalogue, prepared_samples
+from dopsd.library.catalogue.recipe import Fingerprints, Recipes, check_library
 from dopsd.library.disaggregated.in_flight import most_in_flight
 from dopsd.library.disaggregated.learner import PooledLearner
 from dopsd.library.disaggregated.shared import Inference
 from dopsd.library.folder import LibraryFolder
-from dopsd.library.pool import WorkerPool
-from dopsd.library.recipe import Fingerprints, Recipes, check_library
 from dopsd.library.training import LibrarySummary, LibraryTraining
-from dopsd.library.worker import LibraryWorker
+from dopsd.library.workers.pool import WorkerPool
+from dopsd.library.workers.worker import LibraryWorker
 from dopsd.ray_cluster.connect import end_local
 from dopsd.ray_cluster.placement import Role, Roles
 from dopsd.ray_cluster.reservation import Reservation

@@ -11,28 +11,28 @@ from typing import Any
 
 from dopsd import __version__, shown
 from dopsd.config import RunConfig
-from dopsd.data.concepts import ConceptGroup, concept_groups
 from dopsd.data.manifest import Manifest
+from dopsd.data.planning.concepts import ConceptGroup, concept_groups
 from dopsd.data.run_data import concept_weights
 from dopsd.driver.monitoring.progress import Report, Show
 from dopsd.errors import ConfigError, DopsdError, StorageError, WorkerError
 from dopsd.export import lora_metadata
-from dopsd.library.catalogue import Catalogue, Concept
+from dopsd.library.catalogue.catalogue import Catalogue, Concept
+from dopsd.library.catalogue.recipe import Recipes
 from dopsd.library.disaggregated.shared import Inference
-from dopsd.library.events import Ended, Event, Finished, Joined, Left, Told
 from dopsd.library.folder import LEDGER, LORA, SHEET, TEACHER, LibraryFolder
-from dopsd.library.jobs import Job, Trained
 from dopsd.library.ledger import LibraryLedger, Story, fold, read_ledger
 from dopsd.library.lines import opening_lines, result_line
-from dopsd.library.pool import WorkerPool
-from dopsd.library.recipe import Recipes
 from dopsd.library.report.card import Card
 from dopsd.library.report.gauges import LibraryMetrics
 from dopsd.library.report.page import write_page
 from dopsd.library.report.status import library_status
 from dopsd.library.scheduler import Assignment, Counts, Outcome, Scheduler, Tries
 from dopsd.library.speed import Pace
-from dopsd.ownership import digest_of
+from dopsd.library.workers.events import Ended, Event, Finished, Joined, Left, Told
+from dopsd.library.workers.jobs import Job, Trained
+from dopsd.library.workers.pool import WorkerPool
+from dopsd.ownership.ownership import digest_of
 
 _LOADS = 3
 """Workers in a row that may die before they have loaded the base."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dopsd import shown, storage
-from dopsd.data.order import check_concepts
+from dopsd import shown
+from dopsd.data.planning.order import check_concepts
 from dopsd.errors import StorageError
+from dopsd.files import storage
 from dopsd.library.folder import LEDGER, LibraryFolder
 from dopsd.library.ledger import Story, fold, read_ledger
 from dopsd.library.report.card import Card
-from dopsd.ownership import digest_of
+from dopsd.ownership.ownership import digest_of
 
 
 @dataclass

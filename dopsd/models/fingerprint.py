@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dopsd import storage
+from dopsd.files import storage
 from dopsd.models.stored import local_copy, stored_identity
 
 _PART = 2**20

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from dopsd import shown, storage
+from dopsd import shown
 from dopsd.errors import DopsdError, ModelError, message_line
+from dopsd.files import storage
 from dopsd.models.hub import hub_errors, hub_problem
 from dopsd.models.stored import local_copy
 from dopsd.readers import Object, read_json

@@ -20,10 +20,10 @@ from typing import Annotated, Literal
 from filelock import FileLock
 from pydantic import AfterValidator, BaseModel
 
-from dopsd import pieces, storage
-from dopsd.disk import free_bytes, free_space, megabytes
 from dopsd.errors import ModelError, StorageError
-from dopsd.ownership import FileDigest
+from dopsd.files import pieces, storage
+from dopsd.files.disk import free_bytes, free_space, megabytes
+from dopsd.ownership.ownership import FileDigest
 from dopsd.readers import read_json
 
 RECORD = "dopsd-model.json"

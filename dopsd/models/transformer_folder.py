@@ -10,8 +10,9 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from dopsd import shown, storage
+from dopsd import shown
 from dopsd.errors import ModelError
+from dopsd.files import storage
 from dopsd.models.lora.layers import bind_parameters
 from dopsd.models.weight_index import WeightIndex
 from dopsd.readers import Object, read_json

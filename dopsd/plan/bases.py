@@ -9,6 +9,7 @@ from typing import Any
 
 from dopsd.config import RunConfig
 from dopsd.errors import ModelError
+from dopsd.files.storage import is_remote
 from dopsd.models import FAMILIES
 from dopsd.models.hub import hub_errors
 from dopsd.models.pretrained import part_config, resolve_base, resolve_vlm
@@ -16,7 +17,6 @@ from dopsd.models.stored import stored_bytes
 from dopsd.plan.architecture import Architecture, architecture
 from dopsd.plan.encoder import Encoder, encoder
 from dopsd.readers import Object, read_json
-from dopsd.storage import is_remote
 
 _SHIPPED = Path(__file__).parent / "bases"
 _KNOWN = Path(__file__).parent / "known.json"

@@ -8,7 +8,7 @@ from typing import Any
 
 from dopsd.config import RunConfig
 from dopsd.config.recipes import preset_file
-from dopsd.data.buckets import Bucket, buckets
+from dopsd.data.pictures.buckets import Bucket, buckets
 from dopsd.errors import ConfigError
 from dopsd.plan.bases import Base
 from dopsd.plan.encoder import VAE_ENCODE_BYTES, VAE_ENCODE_FLOPS, VAE_WEIGHTS, picture_tokens

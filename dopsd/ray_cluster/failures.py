@@ -7,9 +7,9 @@ import tempfile
 
 from ray.exceptions import ActorDiedError, OutOfDiskError
 
-from dopsd.disk import free_space
 from dopsd.errors import DopsdError, StorageError, WorkerError
-from dopsd.filesystems import local_error
+from dopsd.files.disk import free_space
+from dopsd.files.filesystems import local_error
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _WRAPS = ("cause", "_base_exc", "health_check_failure")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from dopsd import storage
 from dopsd.errors import DataError, DopsdError, StorageError, message_line
+from dopsd.files import storage
 
 MOST_BYTES = 2**26
 """Of a file, where its reader names no other number."""

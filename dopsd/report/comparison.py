@@ -14,8 +14,8 @@ from typing import Any
 from markupsafe import Markup
 from PIL import Image
 
-from dopsd import storage
 from dopsd.errors import ConfigError
+from dopsd.files import storage
 from dopsd.report.chart import Series, chart, smooth
 from dopsd.report.look import check_page
 from dopsd.report.pictures import read_drawn, read_prompts

@@ -18,8 +18,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
-from dopsd import shown, signals, storage
+from dopsd import shown, signals
 from dopsd.errors import ConfigError, DopsdError, message_line
+from dopsd.files import storage
 from dopsd.readers import Object, read_json
 from dopsd.report.page import named_pictures, render
 from dopsd.report.run_files import read_run_files

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from dopsd import storage
 from dopsd.data.look import Look
 from dopsd.errors import ConfigError
-from dopsd.ownership import RECORD
+from dopsd.files import storage
+from dopsd.ownership.ownership import RECORD
 from dopsd.report.templates import fill, nothing
 
 _QUARANTINED = 50

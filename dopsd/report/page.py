@@ -14,10 +14,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from dopsd import storage
 from dopsd.config import DataSection, RunConfig, dump_config
 from dopsd.config.load import dump_yaml
 from dopsd.errors import DataError
+from dopsd.files import storage
 from dopsd.models.lora.layers import STUDENT
 from dopsd.readers import read_json
 from dopsd.report.chart import curves

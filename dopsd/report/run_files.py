@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from dopsd import storage
 from dopsd.config import RunConfig
 from dopsd.data.manifest import Manifest, has_manifest, load_manifest
 from dopsd.errors import ConfigError, DataError, DopsdError, message_line
+from dopsd.files import storage
 from dopsd.readers import read_json
 from dopsd.report.records import HistoryRecord, SummaryRecord, numbers, spans
 from dopsd.run_folder.files import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, TIMELINE_FILE, RunFolder

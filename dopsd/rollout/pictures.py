@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from dopsd.config import RunConfig
-from dopsd.data.images import encode_png
+from dopsd.data.pictures.images import encode_png
 from dopsd.method.noise import NoisePurpose, batch_noise
 from dopsd.models.families.family import DTYPES, Family
 from dopsd.models.lora.layers import BASE, STUDENT, activate, bind_parameters

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dopsd.config import RunConfig, dump_config
-from dopsd.lease import Lease
+from dopsd.ownership.lease import Lease
 from dopsd.run_folder.files import CONFIG_FILE, RunFolder
 from dopsd.run_folder.outputs import take_run_folder
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import queue
 import threading
 
-from dopsd import storage
 from dopsd.errors import DopsdError
+from dopsd.files import storage
 from dopsd.ray_cluster.failures import error_message
 from dopsd.run_folder.files import DEBUG, PREVIEW
 

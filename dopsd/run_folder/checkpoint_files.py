@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from dopsd import storage
 from dopsd.errors import StorageError
-from dopsd.ownership import RECORD, OwnedFolder
+from dopsd.files import storage
+from dopsd.ownership.ownership import RECORD, OwnedFolder
 from dopsd.readers import json_value
 
 MANIFEST = "checkpoint.json"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dopsd import storage
 from dopsd.config import RunConfig, stored_config
 from dopsd.data.manifest import has_manifest
+from dopsd.files import storage
 from dopsd.models.lora.layers import STUDENT, TEACHER
 
 CHECKPOINTS = "checkpoints"

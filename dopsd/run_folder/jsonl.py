@@ -17,9 +17,9 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from dopsd import storage
 from dopsd.credentials import redact
 from dopsd.errors import StorageError
+from dopsd.files import storage
 from dopsd.run_folder.lines import Lines, Valid, parse_lines
 
 _REMOTE_INTERVAL = 15.0

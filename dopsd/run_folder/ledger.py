@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from dopsd import storage
+from dopsd.files import storage
 from dopsd.run_folder.files import LEDGER_FILE, SKIPPED_FILE
 from dopsd.run_folder.jsonl import JsonLines
 from dopsd.run_folder.lines import is_count

@@ -10,8 +10,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from dopsd import storage
 from dopsd.errors import StorageError
+from dopsd.files import storage
 from dopsd.run_folder.best_effort import BEST_EFFORT_FOLDERS as EXTRAS
 from dopsd.run_folder.best_effort import BestEffortWriter
 from dopsd.run_folder.files import METRICS_FILE, TIMELINE_FILE

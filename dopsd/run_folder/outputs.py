@@ -1,6 +1,6 @@
 """What of a run folder is the run's own, and what an older run in it gives up.
 
-The names that a run writes get into the folder's record (``dopsd/ownership.py``) before any of
+The names that a run writes get into the folder's record (room ``ownership``) before any of
 them is there. What the record does not list is the user's, and so is what was put in the place of
 a finished file.
 """
@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from dopsd import storage
 from dopsd.config import RunConfig
 from dopsd.data.manifest import find_manifest, has_manifest
 from dopsd.errors import ConfigError, DopsdError
+from dopsd.files import storage
 from dopsd.models.lora.layers import STUDENT
-from dopsd.ownership import OwnedFolder, carries_our_mark, digest_of
+from dopsd.ownership.ownership import OwnedFolder, carries_our_mark, digest_of
 from dopsd.run_folder.checkpoint_files import remove_all_steps, steps
 from dopsd.run_folder.files import (
     CHECKPOINTS,

@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dopsd import storage
 from dopsd.config import RoleSection, RunConfig
 from dopsd.errors import DataError
-from dopsd.ownership import FileDigest
+from dopsd.files import storage
+from dopsd.ownership.ownership import FileDigest
 from dopsd.readers import read_json
 from dopsd.run_folder.outputs import owned
 from dopsd.run_folder.preview_files import HISTORY, PROMPTS, kept_versions, prompt_path

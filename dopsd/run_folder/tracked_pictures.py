@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dopsd import storage
 from dopsd.errors import DopsdError
+from dopsd.files import storage
 
 
 @dataclass(frozen=True)

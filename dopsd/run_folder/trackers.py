@@ -22,16 +22,16 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from dopsd import storage
 from dopsd.config import RunConfig
 from dopsd.config.load import dump_config, shown_values
 from dopsd.credentials import redact
 from dopsd.errors import ConfigError
+from dopsd.files import storage
+from dopsd.ownership.scratch import temporary_folder
 from dopsd.readers import read_json
 from dopsd.run_folder.files import TENSORBOARD, WANDB_FILE, RunFolder
 from dopsd.run_folder.outputs import owned
 from dopsd.run_folder.tracked_pictures import StoredPicture, TrackedPicture, loaded
-from dopsd.scratch import temporary_folder
 
 _MODULES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
 _ROLES = ("encoder", "rollout", "teacher", "learner", "queue")

@@ -22,9 +22,9 @@ from __future__ import annotations
 import pyarrow as pa
 import torch
 
-from dopsd import storage
 from dopsd.config import RunConfig
 from dopsd.data.stream.block import load_encoded
+from dopsd.files import storage
 from dopsd.records import EncodedBatch, SampleInfo, TrainingBatch, pack
 from dopsd.run_folder.files import DEBUG
 

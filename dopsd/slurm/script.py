@@ -11,11 +11,12 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
-from dopsd import shown, storage
+from dopsd import shown
 from dopsd.config import RunConfig, dump_config
 from dopsd.config.load import validated
 from dopsd.credentials import holds_credentials
 from dopsd.errors import ConfigError
+from dopsd.files import storage
 from dopsd.kuberay.groups import groups_of
 from dopsd.kuberay.names import is_bucket, name_of
 from dopsd.kuberay.pods import HEALTH

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from dopsd import storage
 from dopsd.checkpoint.folder import (
     MANIFEST,
     newest_good,
@@ -21,7 +20,8 @@ from dopsd.checkpoint.folder import (
     write_checkpoint,
 )
 from dopsd.errors import CheckpointError
-from dopsd.seal import SEAL, sealed, unsealed
+from dopsd.files import storage
+from dopsd.files.seal import SEAL, sealed, unsealed
 
 FILES = {"student.safetensors": b"s" * 100, "optimizer.safetensors": b"o" * 50}
 

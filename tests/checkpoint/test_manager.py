@@ -10,14 +10,14 @@ import time
 
 import pytest
 
-from dopsd import storage
 from dopsd.checkpoint import manager, room
 from dopsd.checkpoint.compatibility import RunIdentity
 from dopsd.checkpoint.folder import steps
 from dopsd.checkpoint.manager import CheckpointManager
 from dopsd.checkpoint.room import RoomNeeded
 from dopsd.errors import DeadlineError, LeaseLost, WorkerError
-from dopsd.lease import BEAT_SECONDS, LEASE, claimed
+from dopsd.files import storage
+from dopsd.ownership.lease import BEAT_SECONDS, LEASE, claimed
 from dopsd.run_folder.files import REQUEST_FILE
 from tests.helpers.tiny import make_config
 

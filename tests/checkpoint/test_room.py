@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from dopsd import disk
 from dopsd.checkpoint.learner_state import LearnerState
 from dopsd.checkpoint.room import RoomNeeded, refuse_without_room, shortage
 from dopsd.errors import ConfigError
 from dopsd.export import lora_file
+from dopsd.files import disk
 from dopsd.models import FAMILIES
 from dopsd.models.families.family import DTYPES
 from dopsd.models.lora.layers import STUDENT

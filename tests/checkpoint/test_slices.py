@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dopsd import storage
 from dopsd.checkpoint.slices import Slice, SliceReader, write_slices
 from dopsd.errors import CheckpointError
+from dopsd.files import storage
 
 A, B = torch.randn(100), torch.randn(7)
 META = {"step": 3}

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from dopsd import processes
-from dopsd.ownership import RECORD
+from dopsd.ownership.ownership import RECORD
 
 pytestmark = pytest.mark.nightly
 

@@ -11,13 +11,13 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
-from dopsd import storage
 from dopsd.cli.main import app, main
 from dopsd.cli.run.train import next_command
 from dopsd.config import RunConfig, load_config
 from dopsd.evaluation.drawn_with import WeightedLora
 from dopsd.evaluation.generate import sample
 from dopsd.export import lora_file
+from dopsd.files import storage
 from dopsd.models import FAMILIES
 from dopsd.models.lora.layers import STUDENT, adapter_parameters, inject, resolve_targets
 from tests.helpers.tiny import make_transformer, random_state

@@ -18,7 +18,7 @@ from dopsd.data.run_data import read_spec
 from dopsd.data.shapes_source import sprites_seed
 from dopsd.driver.setup.checks import check_context
 from dopsd.errors import ConfigError
-from dopsd.library.recipe import Recipes
+from dopsd.library.catalogue.recipe import Recipes
 from dopsd.models import FAMILIES
 from tests.helpers.paths import CONFIGS
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dopsd.cli.main import main
 from dopsd.contexts import EncoderFactory
-from dopsd.data.references import sized
+from dopsd.data.pictures.references import sized
 from dopsd.data.sample import Sample
 from dopsd.evaluation.generate import generate
 from dopsd.models import Flux2Klein

@@ -8,11 +8,11 @@ import threading
 import pytest
 from PIL import Image
 
-from dopsd import storage
 from dopsd.coordinator.picture_writer import PictureWriter
-from dopsd.data.images import encode_png
+from dopsd.data.pictures.images import encode_png
 from dopsd.errors import LeaseLost, StorageError
-from dopsd.ownership import RECORD
+from dopsd.files import storage
+from dopsd.ownership.ownership import RECORD
 from dopsd.report.run_files import read_run_files
 from dopsd.run_folder.outputs import owned
 from dopsd.run_folder.preview_files import HISTORY, prompt_path

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import ray
 
-from dopsd import storage
 from dopsd.checkpoint import manager
 from dopsd.checkpoint.folder import complete_steps
 from dopsd.checkpoint.learner_state import FILES
 from dopsd.coordinator.coordinator import Coordinator
 from dopsd.coordinator.messages import ObjectRefBox
 from dopsd.errors import WorkerError
+from dopsd.files import storage
 from dopsd.ray_cluster.placement import resolve_roles
 from dopsd.run_folder.ledger import TrainedShare
 from dopsd.run_folder.log import RunLog

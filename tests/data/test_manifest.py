@@ -15,7 +15,7 @@ from dopsd.data.manifest import (
     save_manifest,
 )
 from dopsd.errors import DataError
-from dopsd.seal import sealed
+from dopsd.files.seal import sealed
 
 
 def example() -> Manifest:

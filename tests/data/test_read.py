@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dopsd.data.plan import RowRef
+from dopsd.data.planning.plan import RowRef
 from dopsd.data.read import ReadSpec, RowGroups
 from dopsd.data.schema import SCHEMA
 from dopsd.errors import DataError

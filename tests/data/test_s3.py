@@ -7,14 +7,14 @@ import json
 import pytest
 import ray
 
-from dopsd import storage
 from dopsd.data.manifest import PrepareSettings, load_manifest
-from dopsd.data.plan import Plan
+from dopsd.data.planning.plan import Plan
 from dopsd.data.prepare.run import prepare
 from dopsd.data.read import ReadSpec
 from dopsd.data.stream.block import load_encoded
 from dopsd.data.stream.pipeline import encoded_stream
 from dopsd.errors import DataError
+from dopsd.files import storage
 from tests.data.encoders import PixelFactory
 from tests.data.samples import SMALL, picture, png
 

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dopsd import filesystems, storage
 from dopsd.data.manifest import PrepareSettings, load_manifest
-from dopsd.data.plan import Plan
+from dopsd.data.planning.plan import Plan
 from dopsd.data.prepare.run import prepare
 from dopsd.data.read import RowGroups, read_micro_batch
 from dopsd.errors import DataError, StorageError
+from dopsd.files import filesystems, storage
 from tests.data.samples import SMALL, picture, png
 from tests.helpers.faulty_s3 import Faults
 

@@ -20,7 +20,7 @@ from dopsd.kuberay.job import in_cluster
 from dopsd.kuberay.pods import HEALTH
 from dopsd.kuberay.sizes import GIB, library_roles, roles_of, sizes_of
 from dopsd.kuberay.windows import Windows
-from dopsd.library.recipe import check_library
+from dopsd.library.catalogue.recipe import check_library
 from dopsd.plan import make_plan
 from dopsd.ray_cluster.packing import Node, place
 from dopsd.ray_cluster.to_come import MOST, most_resources

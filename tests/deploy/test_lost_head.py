@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dopsd import storage
 from dopsd.driver.verify import verify_run
+from dopsd.files import storage
 from tests.deploy.heads import POD, Head, finished, no_pods
 from tests.helpers.runs import run_config, write_images
 

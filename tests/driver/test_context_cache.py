@@ -28,7 +28,7 @@ from dopsd.data.context_cache.files import (
 )
 from dopsd.data.context_cache.writer import GroupWriter
 from dopsd.data.manifest import Manifest
-from dopsd.data.plan import MicroBatch
+from dopsd.data.planning.plan import MicroBatch
 from dopsd.data.read import READ_SCHEMA, ReadSpec, RowGroups, read_micro_batch, samples_of
 from dopsd.data.run_data import plan_of, prepared, read_spec
 from dopsd.data.stream.block import load_encoded
@@ -37,9 +37,9 @@ from dopsd.driver.context_cache import encode_contexts, find_context_cache, made
 from dopsd.driver.monitoring.progress import Event
 from dopsd.driver.train import train
 from dopsd.errors import DataError
+from dopsd.files.seal import sealed, unsealed
 from dopsd.models.fingerprint import fingerprint
 from dopsd.records import EncodedBatch
-from dopsd.seal import sealed, unsealed
 from tests.helpers.loras import ups
 from tests.helpers.runs import quiet
 from tests.helpers.tiny import make_config, random_image

@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 import pytest
 
-from dopsd import storage
 from dopsd.coordinator.coordinator import Coordinator
 from dopsd.coordinator.dispatcher import Dispatcher
 from dopsd.errors import DeadlineError, StorageError, WorkerError
+from dopsd.files import storage
 from dopsd.policy.bundle import Bundle
 from dopsd.ray_cluster.placement import resolve_roles
 from dopsd.run_folder.jsonl import read_lines

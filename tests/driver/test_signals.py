@@ -14,7 +14,7 @@ import pytest
 
 from dopsd import processes
 from dopsd.checkpoint.folder import complete_steps
-from dopsd.lease import LEASE
+from dopsd.ownership.lease import LEASE
 from dopsd.signals import ENDS
 
 pytestmark = pytest.mark.nightly

@@ -16,12 +16,12 @@ from PIL import Image
 from safetensors import safe_open
 
 import dopsd
-from dopsd import storage
 from dopsd.config import RunConfig, load_config
 from dopsd.driver.summary import Summary
 from dopsd.driver.train import train
 from dopsd.driver.verify import verify_run
 from dopsd.errors import CheckpointError, ConfigError, DataError, ModelError
+from dopsd.files import storage
 from dopsd.ray_cluster.ray_private import living_actors
 from dopsd.report.page import SECTIONS
 from tests import losses

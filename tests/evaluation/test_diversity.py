@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dopsd.data.images import encode_png
+from dopsd.data.pictures.images import encode_png
 from dopsd.evaluation.diversity import DIVERSITY, Diversity, Drawings, distance_of
 from dopsd.evaluation.prompts import EvalPrompt
 from dopsd.evaluation.scoring import ImageEntry, ImageSet

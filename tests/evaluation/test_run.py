@@ -14,9 +14,8 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-from dopsd import storage
 from dopsd.cli.main import main
-from dopsd.data.images import encode_png
+from dopsd.data.pictures.images import encode_png
 from dopsd.errors import ConfigError, DeadlineError, ModelError, ResourceError
 from dopsd.evaluation.evaluated_models import evaluated_models
 from dopsd.evaluation.prompts import EvalPrompt, shapes_prompts
@@ -24,6 +23,7 @@ from dopsd.evaluation.run import _image_sets, evaluate
 from dopsd.evaluation.spec import BASE, EvaluatedModel, EvaluateSpec, MetricChoice, resolve
 from dopsd.evaluation.worker import EvaluationWorker, GeneratedImage
 from dopsd.export import lora_file
+from dopsd.files import storage
 from dopsd.models import FAMILIES
 from dopsd.models.lora.layers import STUDENT, adapter_parameters, inject, resolve_targets
 from tests.helpers.tiny import random_image, random_state

@@ -9,7 +9,7 @@ import pytest
 
 from dopsd.evaluation.metrics.base import Column
 from dopsd.evaluation.scoring import read_scores
-from dopsd.seal import sealed
+from dopsd.files.seal import sealed
 
 COLUMNS = {"ok": Column("is it", rate=True), "distance": Column("how far", False)}
 GOOD = {"key": {"ok": 1.0, "distance": 12.5}}

@@ -14,7 +14,7 @@ from dopsd.errors import ConfigError, DataError
 from dopsd.experiments.paper.run import PaperRun, reproduce_paper
 from dopsd.experiments.reproduce import shapes
 from dopsd.experiments.reproduce.variants import FULL, VARIANTS, Trial, config_of, run_of
-from dopsd.ownership import OwnedFolder
+from dopsd.ownership.ownership import OwnedFolder
 
 QUICK = shapes.Comparison(
     VARIANTS[:1], ("bars",), range(1), (5e-4,), replace(FULL, steps=1), prompts=3

@@ -7,7 +7,7 @@ import os
 from safetensors.torch import load
 from torch import Tensor
 
-from dopsd import storage
+from dopsd.files import storage
 
 _PREFIX = "transformer."
 

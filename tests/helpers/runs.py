@@ -11,7 +11,7 @@ from PIL import Image
 
 from dopsd.config import RunConfig
 from dopsd.driver.summary import Summary
-from dopsd.lease import Lease, claimed
+from dopsd.ownership.lease import Lease, claimed
 from dopsd.run_folder.begin import begin_run
 from dopsd.run_folder.jsonl import read_lines
 from tests.helpers.tiny import make_config, random_image

@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from dopsd import storage
 from dopsd.checkpoint.folder import newest_good, write_checkpoint
 from dopsd.checkpoint.learner_state import PREFIX, SlicedState, write_state
 from dopsd.checkpoint.policies import bucket_files, restored_bundles
 from dopsd.checkpoint.slices import SliceReader
 from dopsd.coordinator.messages import CheckpointRequest
+from dopsd.files import storage
 from dopsd.learner.learner import Learner
 from dopsd.learner.publisher import BucketPublisher
 from dopsd.learner.student import build_student

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from dopsd.driver.monitoring.progress import Event, Report
-from dopsd.library import pool
+from dopsd.library.workers import pool
 from dopsd.ray_cluster.connect import connect
 from tests.library.test_training import start
 

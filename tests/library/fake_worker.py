@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from dopsd.errors import DataError, WorkerError
-from dopsd.library.jobs import Job, News, SavedState, Trained
+from dopsd.library.workers.jobs import Job, News, SavedState, Trained
 
 EVERY, SECONDS = 4, 0.01
 """Steps between two states, and what a step takes."""

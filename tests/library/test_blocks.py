@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from dopsd.errors import DataError
-from dopsd.library.worker import BlocksAhead
+from dopsd.library.workers.worker import BlocksAhead
 
 
 def test_the_next_step_is_read_while_one_is_trained_and_none_beyond_the_last() -> None:

@@ -9,9 +9,9 @@ import pytest
 import ray
 
 from dopsd.driver.monitoring.progress import Event
-from dopsd.library import pool
 from dopsd.library.folder import LEDGER, LibraryFolder
 from dopsd.library.ledger import fold, read_ledger
+from dopsd.library.workers import pool
 from dopsd.ray_cluster import lost_nodes
 from tests.library.test_training import STEPS, check_done, done_lines, start
 

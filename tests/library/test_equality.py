@@ -13,7 +13,7 @@ from dopsd.checkpoint.learner_state import STUDENT_FILE
 from dopsd.config import RunConfig
 from dopsd.driver.monitoring.progress import Event
 from dopsd.driver.train import train
-from dopsd.library.catalogue import Catalogue, Concept
+from dopsd.library.catalogue.catalogue import Catalogue, Concept
 from dopsd.library.folder import LEDGER, LibraryFolder
 from dopsd.library.ledger import read_ledger
 from dopsd.library.run import train_library

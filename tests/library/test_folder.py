@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from dopsd import storage
 from dopsd.errors import ConfigError, DataError
-from dopsd.library.catalogue import Concept
+from dopsd.files import storage
+from dopsd.library.catalogue.catalogue import Concept
 from dopsd.library.folder import CARD, LORA, SHEET, LibraryFolder
 from dopsd.library.lora import concept_lora
 from dopsd.library.report.card import Card
 from dopsd.library.verify import verify_library
-from dopsd.ownership import digest_of
+from dopsd.ownership.ownership import digest_of
 from tests.helpers.tiny import make_config
 
 FILES = {LORA: b"weights"}

@@ -12,19 +12,19 @@ import pytest
 
 from dopsd.driver.monitoring.progress import Event, Report
 from dopsd.errors import ConfigError, WorkerError
-from dopsd.library import pool
-from dopsd.library.catalogue import catalogue_of
+from dopsd.library.catalogue.catalogue import catalogue_of
+from dopsd.library.catalogue.recipe import Fingerprints
+from dopsd.library.catalogue.recipe import Recipes as LibraryRecipes
 from dopsd.library.folder import LEDGER, LORA, LibraryFolder
 from dopsd.library.ledger import fold, read_ledger
-from dopsd.library.pool import WorkerPool
-from dopsd.library.recipe import Fingerprints
-from dopsd.library.recipe import Recipes as LibraryRecipes
 from dopsd.library.report.status import PARKED, library_status, retry_parked
 from dopsd.library.training import LibrarySummary, LibraryTraining
 from dopsd.library.verify import verify_library
+from dopsd.library.workers import pool
+from dopsd.library.workers.pool import WorkerPool
 from dopsd.ray_cluster.placement import Role
+from tests.library.catalogue.test_catalogue import config, listed, with_fingerprints
 from tests.library.fake_worker import SECONDS, FakeWorker, adapter
-from tests.library.test_catalogue import config, listed, with_fingerprints
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 

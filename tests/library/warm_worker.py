@@ -23,19 +23,19 @@ from PIL import Image
 
 from dopsd.config import RunConfig
 from dopsd.contexts.training import TrainingEncoderFactory
-from dopsd.data.concepts import ConceptGroup, concept_groups
 from dopsd.data.context_cache.files import ContextCache
 from dopsd.data.context_cache.writer import GroupWriter
 from dopsd.data.manifest import Manifest, PrepareSettings, RowGroup
+from dopsd.data.planning.concepts import ConceptGroup, concept_groups
 from dopsd.data.prepare.layout import lay_out
 from dopsd.data.prepare.shards import write_shard
 from dopsd.data.run_data import read_spec
 from dopsd.data.sources.rows import ByteRange, SourceRow
 from dopsd.learner.zero.engine import read_preset
-from dopsd.library.jobs import Job, SavedState, Trained
-from dopsd.library.recipe import Recipes
+from dopsd.library.catalogue.recipe import Recipes
 from dopsd.library.report.sheet import THUMBNAIL_BYTES, Sheet
-from dopsd.library.worker import LibraryWorker
+from dopsd.library.workers.jobs import Job, SavedState, Trained
+from dopsd.library.workers.worker import LibraryWorker
 from dopsd.models.checksum import checksum
 from dopsd.models.lora.layers import lora_layers
 from tests.data.samples import picture

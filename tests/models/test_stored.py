@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from dopsd import storage
 from dopsd.cli.main import main
 from dopsd.config import load_config
 from dopsd.driver.doctor.hub import check_models
 from dopsd.errors import ModelError
+from dopsd.files import storage
 from dopsd.models import FAMILIES, resolve_vlm, stored
 from dopsd.models.fingerprint import model_identity
 from dopsd.models.stored import RECORD, local_copy

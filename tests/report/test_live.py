@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from dopsd import storage
 from dopsd.cli.main import main
 from dopsd.errors import ConfigError
+from dopsd.files import storage
 from dopsd.report.live import LivePage, LiveServer
 from dopsd.run_folder.preview_files import prompt_path
 from tests.helpers.browser import open_page

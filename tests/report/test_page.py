@@ -247,7 +247,7 @@ def test_no_credentials_are_in_the_page(folder):
 
 
 def test_report_on_s3(folder, bucket):
-    from dopsd import storage
+    from dopsd.files import storage
 
     for path in folder.rglob("*"):
         if path.is_file():

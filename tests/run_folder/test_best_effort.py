@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from dopsd import storage
+from dopsd.files import storage
 from dopsd.run_folder import best_effort as extras
 from dopsd.run_folder.best_effort import BestEffortWriter
 

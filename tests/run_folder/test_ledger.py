@@ -9,8 +9,8 @@ import threading
 
 import pytest
 
-from dopsd import storage
 from dopsd.errors import StorageError
+from dopsd.files import storage
 from dopsd.run_folder import jsonl as json_lines
 from dopsd.run_folder.files import LEDGER_FILE, SKIPPED_FILE
 from dopsd.run_folder.jsonl import JsonLines, part_names, read_lines

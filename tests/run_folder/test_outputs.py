@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dopsd import storage
 from dopsd.config import RunConfig, dump_config
 from dopsd.errors import ConfigError
-from dopsd.lease import LEASE
+from dopsd.files import storage
+from dopsd.ownership.lease import LEASE
 from dopsd.run_folder.files import CONFIG_FILE, RunFolder
 from dopsd.run_folder.outputs import check_run_folder, owned, seal_outputs
 from tests.checkpoint.test_folder import write as write_checkpoint

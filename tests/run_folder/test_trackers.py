@@ -13,9 +13,9 @@ from urllib.request import urlopen
 import pytest
 from PIL import Image
 
-from dopsd import storage
 from dopsd.cli.main import main
-from dopsd.data.images import encode_png
+from dopsd.data.pictures.images import encode_png
+from dopsd.files import storage
 from dopsd.run_folder import trackers
 from dopsd.run_folder.files import TENSORBOARD
 from dopsd.run_folder.log import RunLog

@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from dopsd import storage
 from dopsd.cli.options import ConfigPath, Overrides, TakeOver, quiet
 from dopsd.config import load_config
 from dopsd.config.recipes import DEFAULT
+from dopsd.files import storage
 from dopsd.terminal import say
 
 
@@ -35,7 +35,7 @@ def fetch(
     from dopsd.driver.fetch.fetch import fetch as fetch_to_folder
     from dopsd.driver.fetch.to_s3 import fetch_to_s3
     from dopsd.driver.monitoring.progress import Progress
-    from dopsd.lease import claimed
+    from dopsd.ownership.lease import claimed
     from dopsd.signals import interruptible
 
     download = fetch_to_s3 if storage.is_remote(to) else fetch_to_folder

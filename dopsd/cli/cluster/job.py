@@ -86,7 +86,7 @@ def job(
     from dopsd.kuberay import Job, documents
     from dopsd.kuberay.job import KINDS, in_cluster
     from dopsd.kuberay.text import as_yaml
-    from dopsd.library.recipe import check_library
+    from dopsd.library.catalogue.recipe import check_library
 
     if kind not in KINDS:
         raise ConfigError(f"--kind: {kind!r}, allowed: {', '.join([*KINDS, SBATCH])}")

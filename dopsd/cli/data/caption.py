@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dopsd import storage
 from dopsd.cli.data.look import data_config
 from dopsd.cli.options import COUNT_MOST, Overrides, TakeOver, quiet
 from dopsd.config.load import as_override, as_text
 from dopsd.errors import ConfigError
+from dopsd.files import storage
 from dopsd.terminal import say
 
 if TYPE_CHECKING:

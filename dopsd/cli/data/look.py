@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from pydantic import BaseModel
 
-from dopsd import storage
 from dopsd.cli.options import Overrides, refuse_overrides
 from dopsd.config import DataSection, RunConfig, parse_config
 from dopsd.config.load import as_override, as_text
 from dopsd.errors import ConfigError, DataError
+from dopsd.files import storage
 from dopsd.shown import brief
 from dopsd.terminal import say, say_lines
 

@@ -32,7 +32,7 @@ def check(
     quiet()
     import diffusers
 
-    from dopsd import storage
+    from dopsd.files import storage
     from dopsd.models import FAMILIES
     from dopsd.models.lora.fit import has_alpha, lora_fit, spelling
 

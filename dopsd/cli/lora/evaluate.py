@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from dopsd import storage
 from dopsd.cli.options import COUNT_MOST, SHARE_MOST, STEPS_MOST, Partial, Pixels, TakeOver, quiet
 from dopsd.errors import ConfigError
+from dopsd.files import storage
 from dopsd.terminal import say, say_lines
 
 

@@ -56,12 +56,12 @@ def generate(
 ) -> None:
     """Draw pictures with the base, or with what was trained of it."""
     quiet()
-    from dopsd import storage
     from dopsd.api.drawing import drawing
     from dopsd.contexts.lengths import cut_prompts
-    from dopsd.data.drawn import drawn_png
+    from dopsd.data.pictures.drawn import drawn_png
     from dopsd.evaluation.generate import check_out
-    from dopsd.lease import claimed
+    from dopsd.files import storage
+    from dopsd.ownership.lease import claimed
     from dopsd.signals import interruptible
 
     asked = drawing(

@@ -35,7 +35,7 @@ def benchmark(
     quiet()
     from dopsd.experiments.benchmark.run import benchmark as measure
     from dopsd.experiments.benchmark.table import markdown
-    from dopsd.lease import claimed
+    from dopsd.ownership.lease import claimed
 
     with claimed(out, "--out", tell=say):
         found = measure(size.value, out, say)

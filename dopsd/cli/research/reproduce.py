@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from dopsd import storage
 from dopsd.cli.options import (
     COUNT_MOST,
     SEED_MOST,
@@ -20,6 +19,7 @@ from dopsd.cli.options import (
     refuse_overrides,
 )
 from dopsd.errors import ConfigError
+from dopsd.files import storage
 from dopsd.terminal import say, say_lines
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
@@ -99,7 +99,7 @@ def shapes(
         TUNING_SEED,
         VARIANTS,
     )
-    from dopsd.lease import claimed
+    from dopsd.ownership.lease import claimed
     from dopsd.shapes.concepts import CONCEPTS
     from dopsd.shapes.world import HELD_OUT_PATTERN
     from dopsd.signals import interruptible
@@ -183,7 +183,7 @@ def paper(
     from dopsd.driver.monitoring.progress import Progress
     from dopsd.evaluation.spec import MetricChoice
     from dopsd.experiments.paper.run import PAGE, PaperRun, costs, reproduce_paper
-    from dopsd.lease import claimed
+    from dopsd.ownership.lease import claimed
     from dopsd.signals import interruptible
 
     decided = {"data.source": "--concept", "run.folder": "--folder", "data.shards": "--folder"}

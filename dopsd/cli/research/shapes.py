@@ -62,7 +62,7 @@ def build_base(
     import torch
 
     from dopsd.experiments.shapes_base.run import STAGES, build
-    from dopsd.lease import claimed
+    from dopsd.ownership.lease import claimed
     from dopsd.signals import interruptible
 
     if stage not in STAGES:
@@ -186,8 +186,8 @@ def concept(
     take_over: TakeOver = False,
 ) -> None:
     """Render a training set of a concept that the base has no word for."""
-    from dopsd.lease import claimed
-    from dopsd.ownership import OwnedFolder
+    from dopsd.ownership.lease import claimed
+    from dopsd.ownership.ownership import OwnedFolder
     from dopsd.shapes.concepts import CONCEPTS, write_concept_set
 
     if name not in CONCEPTS:

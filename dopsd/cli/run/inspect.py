@@ -10,12 +10,12 @@ from typing import Annotated
 
 import typer
 
-from dopsd import storage
 from dopsd.checkpoint.folder import complete_steps, folder_of, read_manifest
 from dopsd.cli.options import SECONDS_MOST, ConfigPath, Overrides
 from dopsd.config import dump_config, load_config, reference
 from dopsd.config.recipes import DEFAULT, recipes
 from dopsd.errors import CheckpointError, ConfigError
+from dopsd.files import storage
 from dopsd.run_folder.files import REQUEST_FILE, RunFolder
 from dopsd.terminal import say, say_lines
 

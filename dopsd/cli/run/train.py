@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dopsd import storage
 from dopsd.cli.options import CONFIG, Overrides, TakeOver, quiet, refuse_overrides
 from dopsd.config import RunConfig, load_config
 from dopsd.config.load import overridden
 from dopsd.config.recipes import DEFAULT
 from dopsd.errors import ConfigError
+from dopsd.files import storage
 from dopsd.run_folder.commands import next_command
 from dopsd.run_folder.files import RunFolder
 from dopsd.terminal import say

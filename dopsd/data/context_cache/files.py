@@ -20,16 +20,16 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from dopsd import storage
 from dopsd.data.manifest import Manifest
-from dopsd.data.plan import MicroBatch, Plan, RowRef
+from dopsd.data.planning.plan import MicroBatch, Plan, RowRef
 from dopsd.data.read import ReadSpec, RowGroups, SegmentReader, read_micro_batch
 from dopsd.data.schema import without_generation
 from dopsd.data.stream.block import encoded_block
 from dopsd.errors import DataError, DopsdError, message_line
+from dopsd.files import storage
+from dopsd.files.seal import unsealed
 from dopsd.readers import Object, checked, read_json
 from dopsd.records import Context, EncodedBatch, EncodedSample, SampleInfo, join_samples
-from dopsd.seal import unsealed
 
 PREFIX = "encoded-"
 RECORD = "encoded.json"

@@ -16,8 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
 
-from dopsd import __version__, pieces, storage
-from dopsd.data.captions import every_prompt
+from dopsd import __version__
 from dopsd.data.context_cache.files import (
     FORMAT,
     META_KEY,
@@ -28,15 +27,17 @@ from dopsd.data.context_cache.files import (
     prompt_key,
 )
 from dopsd.data.manifest import Manifest
-from dopsd.data.plan import RowRef
+from dopsd.data.planning.captions import every_prompt
+from dopsd.data.planning.plan import RowRef
 from dopsd.data.prepare.run import Progress
 from dopsd.data.ray_data import LazyActorState, absolute_path, map_items, shipping_errors
 from dopsd.data.read import ReadSpec, RowGroups, row_image, row_references
 from dopsd.data.sample import Encoder, EncoderFactory, Sample
 from dopsd.errors import StorageError
-from dopsd.ownership import OwnedFolder
+from dopsd.files import pieces, storage
+from dopsd.files.seal import sealed
+from dopsd.ownership.ownership import OwnedFolder
 from dopsd.records import EncodedSample
-from dopsd.seal import sealed
 
 SCHEMA = pa.schema([("sample_id", pa.string()), ("payload", pa.large_binary())])
 _LIBRARIES = ("torch", "transformers", "diffusers")

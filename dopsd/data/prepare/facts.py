@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from PIL import Image
 
-from dopsd.data.buckets import Bucket
-from dopsd.data.images import Decoded
+from dopsd.data.pictures.buckets import Bucket
+from dopsd.data.pictures.images import Decoded
 
 _GRID = 32
 """Cells a side that are looked at for whether a picture is of one colour."""

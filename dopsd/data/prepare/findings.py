@@ -6,8 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from dopsd.data.class_words import whole_word
 from dopsd.data.manifest import PrepareSettings
+from dopsd.data.planning.class_words import whole_word
 from dopsd.data.prepare.duplicates import near_copies
 from dopsd.data.prepare.facts import Inspected, PictureFacts
 from dopsd.data.sources.fields import shown

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 
 import pyarrow.parquet as pq
 
-from dopsd import storage
 from dopsd.data.manifest import MANIFEST, has_manifest
 from dopsd.data.schema import FORMAT, SHARD_NAME, shard_generation
 from dopsd.errors import ConfigError, DataError, StorageError
-from dopsd.ownership import OwnedFolder
+from dopsd.files import storage
+from dopsd.ownership.ownership import OwnedFolder
 from dopsd.readers import json_value
 
 KIND = "shards"

@@ -20,7 +20,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from dopsd import storage
 from dopsd.config import DataSection
 from dopsd.data.manifest import (
     MANIFEST,
@@ -35,7 +34,7 @@ from dopsd.data.manifest import (
     load_manifest,
     save_manifest,
 )
-from dopsd.data.order import check_concepts
+from dopsd.data.planning.order import check_concepts
 from dopsd.data.prepare.facts import Inspected
 from dopsd.data.prepare.findings import findings
 from dopsd.data.prepare.folder import (
@@ -56,8 +55,9 @@ from dopsd.data.sources.listed import source_concepts
 from dopsd.data.sources.read import read_source
 from dopsd.data.sources.rows import Group, Source, SourceRow, pack_row, unpack_row
 from dopsd.errors import DataError
-from dopsd.ownership import OwnedFolder
-from dopsd.scratch import scratch_folder
+from dopsd.files import storage
+from dopsd.ownership.ownership import OwnedFolder
+from dopsd.ownership.scratch import scratch_folder
 
 ROWS_PER_TASK = 16
 """Pictures that an inspecting task takes at a time."""

@@ -15,20 +15,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from dopsd import storage
 from dopsd.config.context import MAX_REFERENCE_PIXELS
-from dopsd.data.buckets import Bucket, Choice, fit, parse_bucket
-from dopsd.data.images import MAX_BYTES, BadImage, Decoded, check_shape, decode, encode_png
 from dopsd.data.manifest import PrepareSettings
-from dopsd.data.masks import fitted_mask
+from dopsd.data.pictures.buckets import Bucket, Choice, fit, parse_bucket
+from dopsd.data.pictures.images import MAX_BYTES, BadImage, Decoded, check_shape, decode, encode_png
+from dopsd.data.pictures.masks import fitted_mask
+from dopsd.data.pictures.references import MAX_REFERENCES, shrunk
 from dopsd.data.prepare.facts import Inspected, PictureFacts
-from dopsd.data.references import MAX_REFERENCES, shrunk
 from dopsd.data.schema import MASK, MASKED_SCHEMA, SCHEMA
 from dopsd.data.sources.caption_files import read_caption_file
 from dopsd.data.sources.fields import check_captions
 from dopsd.data.sources.parquet import read_group
 from dopsd.data.sources.rows import ByteRange, Group, SourceRow
 from dopsd.errors import DataError, StorageError, message_line
+from dopsd.files import storage
 
 Fetch = Callable[[ByteRange], bytes]
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pyarrow as pa
 import pyarrow.ipc
 
-from dopsd import storage
+from dopsd.files import storage
 
 SUFFIX = ".arrow"
 _FILE_MAGIC = b"ARROW1"

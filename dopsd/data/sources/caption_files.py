@@ -5,13 +5,13 @@ from __future__ import annotations
 import posixpath
 from typing import Any
 
-from dopsd import storage
 from dopsd.config.data import CAPTION_FILES
 from dopsd.data.sources.columns import columns_of, named_values
 from dopsd.data.sources.encodings import decoded
 from dopsd.data.sources.fields import MAX_CAPTION_BYTES, captions_in, one_line, shown
 from dopsd.data.sources.rows import CAPTION_KEY
 from dopsd.data.sources.settings import ReadSettings
+from dopsd.files import storage
 from dopsd.readers import json_value
 
 MAX_JSON_BYTES = 2**20

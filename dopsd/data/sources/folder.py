@@ -9,7 +9,6 @@ from collections import Counter
 from functools import partial
 from itertools import pairwise
 
-from dopsd import storage
 from dopsd.data.manifest import MANIFEST, find_manifest
 from dopsd.data.schema import MASK
 from dopsd.data.sources.concepts import FolderConcepts, folder_concepts
@@ -22,6 +21,7 @@ from dopsd.data.sources.rows import ByteRange, Source, SourceRow
 from dopsd.data.sources.saved import list_arrow
 from dopsd.data.sources.settings import ReadSettings
 from dopsd.data.sources.tars import list_tars
+from dopsd.files import storage
 from dopsd.shown import line
 
 _REFERENCE = re.compile(r"(.+)\.ref(\d+)", re.DOTALL)

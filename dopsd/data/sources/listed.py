@@ -8,13 +8,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from dopsd import storage
 from dopsd.data.sources.arrow import SUFFIX as ARROW
 from dopsd.data.sources.arrow import batch_rows
 from dopsd.data.sources.columns import Columns, named_values
 from dopsd.data.sources.fields import CAPTION_FIELDS, captions_in
 from dopsd.data.sources.rows import Group, Source
 from dopsd.errors import DataError, message_line
+from dopsd.files import storage
 
 Listed = tuple[str, tuple[str, ...] | None, str]
 """Concept of a sample ("" without one), keys of its captions (None: its caption file knows), and

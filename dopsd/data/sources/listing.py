@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from dopsd import storage
 from dopsd.config.data import CAPTION_FILES
 from dopsd.data.manifest import MANIFEST
 from dopsd.data.sources import arrow, image_files, lists, saved, tars
 from dopsd.data.sources.fields import printable
 from dopsd.data.sources.settings import ReadSettings
+from dopsd.files import storage
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.tsv")
 """Names of Hugging Face's lists beside pictures; where several lie side by side the first counts.

@@ -11,13 +11,13 @@ from functools import partial
 from itertools import chain, islice
 from typing import IO, Any
 
-from dopsd import storage
 from dopsd.data.sources.columns import LIST_NAME, Columns, columns_of, named_values
 from dopsd.data.sources.encodings import decoded
 from dopsd.data.sources.fields import fill, shown
 from dopsd.data.sources.paths import beside
 from dopsd.data.sources.rows import Source, SourceRow
 from dopsd.data.sources.settings import ReadSettings
+from dopsd.files import storage
 from dopsd.readers import json_value
 
 SUFFIXES = (".jsonl", ".csv", ".tsv")

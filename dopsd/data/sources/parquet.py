@@ -16,7 +16,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dopsd import storage
 from dopsd.data.schema import FORMAT, SCHEMA_VERSION
 from dopsd.data.sources.arrow import SUFFIX as ARROW
 from dopsd.data.sources.arrow import batch_rows
@@ -24,6 +23,7 @@ from dopsd.data.sources.columns import Columns, columns_of, named_values
 from dopsd.data.sources.fields import CAPTION_FIELDS, Keep, check_name, fill, printable, shown
 from dopsd.data.sources.rows import Group, Source, SourceRow
 from dopsd.errors import DopsdError, message_line
+from dopsd.files import storage
 
 _READERS = 16
 """Footers that are read side by side: on S3 nearly all of the time is waiting."""

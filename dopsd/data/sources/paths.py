@@ -11,8 +11,8 @@ import posixpath
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from dopsd import storage
 from dopsd.data.sources.fields import shown
+from dopsd.files import storage
 
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 _LEVELS = 3

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import posixpath
 
-from dopsd import storage
 from dopsd.data.sources import arrow, image_files, lists, tars
 from dopsd.data.sources.folder import read_folder
 from dopsd.data.sources.lists import read_list
@@ -18,6 +17,7 @@ from dopsd.data.sources.saved import list_arrow
 from dopsd.data.sources.settings import ReadSettings
 from dopsd.data.sources.tars import list_tars
 from dopsd.errors import DataError, message_line
+from dopsd.files import storage
 
 FILES = (*lists.SUFFIXES, ".parquet", arrow.SUFFIX, tars.SUFFIX)
 """Suffixes of the files that are sources by themselves."""

@@ -12,7 +12,6 @@ import tarfile
 from collections import Counter
 from dataclasses import dataclass, field
 
-from dopsd import storage
 from dopsd.data.schema import MASK
 from dopsd.data.sources.caption_files import MAX_JSON_BYTES, captions_of_bytes
 from dopsd.data.sources.fields import MAX_CAPTION_BYTES, check_captions, check_name, printable
@@ -20,6 +19,7 @@ from dopsd.data.sources.image_files import SUFFIXES as IMAGES
 from dopsd.data.sources.rows import ByteRange, Source, SourceRow
 from dopsd.data.sources.settings import ReadSettings
 from dopsd.errors import DopsdError, message_line
+from dopsd.files import storage
 from dopsd.shown import line
 
 SUFFIX = ".tar"

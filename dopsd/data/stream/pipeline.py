@@ -18,7 +18,7 @@ import ray.data
 from ray.exceptions import GetTimeoutError
 
 from dopsd.data.context_cache.files import CachedSegmentReader, ContextCache, pixel_mask
-from dopsd.data.plan import Plan
+from dopsd.data.planning.plan import Plan
 from dopsd.data.ray_data import (
     LazyActorState,
     absolute_path,

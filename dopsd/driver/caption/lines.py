@@ -7,11 +7,12 @@ import posixpath
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from dopsd import shown, storage
+from dopsd import shown
 from dopsd.data.sources.columns import CAPTIONED_BY
 from dopsd.data.sources.rows import ByteRange, SourceRow
 from dopsd.errors import ConfigError
-from dopsd.lease import LEASE
+from dopsd.files import storage
+from dopsd.ownership.lease import LEASE
 from dopsd.run_folder.lines import parse_lines
 
 SUFFIX = ".jsonl"

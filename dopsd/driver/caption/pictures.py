@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dopsd import storage
 from dopsd.data.sources.caption_files import read_caption_file
 from dopsd.data.sources.fields import check_captions
 from dopsd.data.sources.read import read_source
 from dopsd.data.sources.rows import Source, SourceRow
 from dopsd.data.sources.settings import ReadSettings
 from dopsd.errors import DataError, StorageError, message_line
+from dopsd.files import storage
 
 _LACKING = ("missing caption", "empty caption")
 """What is wrong with the pictures that captions are for."""

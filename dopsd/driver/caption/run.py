@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dopsd.config import Device
-from dopsd.data.images import BadImage
 from dopsd.data.manifest import quarantine_lines
+from dopsd.data.pictures.images import BadImage
 from dopsd.data.prepare.outcome import quarantined
 from dopsd.data.prepare.shards import fetch_image
 from dopsd.data.sources import lists
@@ -30,9 +30,9 @@ from dopsd.driver.caption.questions import question_for
 from dopsd.driver.caption.writer import WHO, CaptionWriter, Written
 from dopsd.errors import ConfigError, DataError
 from dopsd.evaluation.metrics.judge import Judge
-from dopsd.lease import claimed
 from dopsd.models.fingerprint import fingerprint, model_identity
 from dopsd.models.pretrained import check_config
+from dopsd.ownership.lease import claimed
 from dopsd.ray_cluster.connect import cluster_resources, connect, nodes
 from dopsd.ray_cluster.job_pool import Job, JobPool
 from dopsd.ray_cluster.placement import Role, uses_gpus, wait_for_resources

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from dopsd.data.images import BadImage, decode_image
+from dopsd.data.pictures.images import BadImage, decode_image
 from dopsd.data.sources.fields import check_captions, one_line
 from dopsd.evaluation.vlm import Vlm
 from dopsd.ray_cluster.process import use_device

@@ -8,16 +8,16 @@ from pathlib import Path
 
 from dopsd import shown
 from dopsd.config import RunConfig
-from dopsd.disk import megabytes
 from dopsd.driver.doctor.finding import Finding, Level, ok
 from dopsd.errors import ModelError, message_line
 from dopsd.evaluation.metrics import make_distance
+from dopsd.files.disk import megabytes
+from dopsd.files.storage import is_remote
 from dopsd.models.hub import licence_remedy
 from dopsd.models.pretrained import resolve_vlm
 from dopsd.models.stored import stored_bytes
 from dopsd.plan.bases import shipped_folder
 from dopsd.ray_cluster.connect import starts_here
-from dopsd.storage import is_remote
 
 _SECONDS = 20.0
 

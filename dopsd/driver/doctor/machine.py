@@ -6,11 +6,12 @@ import os
 import shutil
 import tempfile
 
-from dopsd import cpus, disk, storage
+from dopsd import cpus
 from dopsd.checkpoint.room import RoomNeeded
 from dopsd.config import RunConfig
 from dopsd.driver.doctor.finding import Finding, Level, ok
 from dopsd.errors import ConfigError
+from dopsd.files import disk, storage
 from dopsd.plan import Plan
 from dopsd.ray_cluster.connect import local_cpus, starts_here
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 import uuid
 
-from dopsd import storage
 from dopsd.config import RunConfig
 from dopsd.data.shapes_source import SHAPES
 from dopsd.driver.doctor.finding import Finding, ok
 from dopsd.errors import DopsdError, message_line
+from dopsd.files import storage
 
 _WHO = "credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), AWS_ENDPOINT_URL and the bucket"
 

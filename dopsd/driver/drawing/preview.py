@@ -7,14 +7,14 @@ from functools import partial
 
 import ray
 
-from dopsd import storage
 from dopsd.config import RunConfig
-from dopsd.data.buckets import commonest
 from dopsd.data.manifest import Manifest
+from dopsd.data.pictures.buckets import commonest
 from dopsd.data.run_data import preview_samples
 from dopsd.data.sample import Sample
 from dopsd.evaluation.preview.history import Adapters, sample_history
 from dopsd.evaluation.preview.sampler import Files, PreviewSampler
+from dopsd.files import storage
 from dopsd.models import FAMILIES
 from dopsd.models.lora.layers import STUDENT, TEACHER
 from dopsd.models.transformer_folder import is_transformer, transformer_files

@@ -10,12 +10,11 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from dopsd import storage
 from dopsd.config import RunConfig
 from dopsd.config.data import PRIOR
-from dopsd.data.buckets import commonest
-from dopsd.data.join import joined
 from dopsd.data.manifest import MANIFEST, Manifest, has_manifest
+from dopsd.data.pictures.buckets import commonest
+from dopsd.data.planning.join import joined
 from dopsd.data.prepare.folder import KIND
 from dopsd.data.prepare.run import load_prepared, prepare
 from dopsd.data.prepare.settings import prepare_settings
@@ -25,14 +24,15 @@ from dopsd.errors import ConfigError, StorageError
 from dopsd.evaluation.prompts import read_prompts
 from dopsd.evaluation.spec import BASE, EvaluatedModel, EvaluateSpec
 from dopsd.evaluation.worker import EvaluationWorker
+from dopsd.files import storage
 from dopsd.method.noise import NoisePurpose
 from dopsd.models.fingerprint import fingerprint, model_identity
 from dopsd.models.lora.merge import drawn_merged, merged_record
 from dopsd.models.pretrained import portable_base
-from dopsd.ownership import OwnedFolder
+from dopsd.ownership.ownership import OwnedFolder
+from dopsd.ownership.scratch import OWNER_FILE, scratch_folder
 from dopsd.ray_cluster.job_pool import Job, JobPool
 from dopsd.ray_cluster.placement import Role
-from dopsd.scratch import OWNER_FILE, scratch_folder
 
 BATCH = 8
 """Samples of a call of the pipeline."""

@@ -6,8 +6,8 @@ import ray
 
 from dopsd.config import RunConfig
 from dopsd.coordinator.messages import PromptsToDraw
-from dopsd.data.buckets import commonest
 from dopsd.data.manifest import Manifest
+from dopsd.data.pictures.buckets import commonest
 from dopsd.driver.monitoring.progress import Report, Show
 from dopsd.errors import DopsdError
 from dopsd.evaluation.preview.sampler import encode_prompts

@@ -11,24 +11,25 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from dopsd import shown, storage
+from dopsd import shown
 from dopsd.checkpoint.folder import complete_steps, folder_of, read_checkpoint
 from dopsd.checkpoint.learner_state import STUDENT_FILE
 from dopsd.config import RunConfig
 from dopsd.errors import ConfigError, ModelError
 from dopsd.evaluation.evaluated_models import tell_if_unfinished
 from dopsd.export import described, folded, same_bytes
+from dopsd.files import storage
 from dopsd.models import FAMILIES
 from dopsd.models.finite import first_nonfinite
 from dopsd.models.hub import is_hub_id
 from dopsd.models.lora.files import file_metadata, read_lora_file
 from dopsd.models.lora.formats import LoraFormat, spelled
 from dopsd.models.lora.layers import MAGNITUDE, STUDENT, TEACHER
+from dopsd.ownership.scratch import temporary_folder
 from dopsd.readers import Object, read_json
 from dopsd.records import unpack
 from dopsd.run_folder.files import LORA_FILE, OLD_TEACHER, PREVIEW, TEACHER_FILE, RunFolder
 from dopsd.run_folder.files import weights_file as kept_file
-from dopsd.scratch import temporary_folder
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _STEP = re.compile(r"step-(\d+)")

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 
 import torch
 
-from dopsd import shown, storage
+from dopsd import shown
 from dopsd.driver.export.card import SHEET, WEIGHTS, Licence, model_card, public_base
 from dopsd.driver.export.formats import DTYPES, safetensors_payload, trained_lora
 from dopsd.driver.summary import Summary
 from dopsd.errors import ConfigError
+from dopsd.files import storage
 from dopsd.models import FAMILIES
 from dopsd.models.hub import hub_errors, is_hub_id
 from dopsd.models.lora.formats import spelled

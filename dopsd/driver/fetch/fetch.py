@@ -12,14 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dopsd import storage
 from dopsd.config import RunConfig
-from dopsd.disk import free_bytes, free_space, megabytes
 from dopsd.driver.fetch.wanted import Listed, Tell, Wanted, wanted_models
 from dopsd.errors import ConfigError
+from dopsd.files import storage
+from dopsd.files.disk import free_bytes, free_space, megabytes
 from dopsd.models.hub import hub_errors
 from dopsd.models.pretrained import INDEX
-from dopsd.ownership import digest_of
+from dopsd.ownership.ownership import digest_of
 from dopsd.readers import Object, read_json
 
 RECORD = "dopsd-models.json"

@@ -12,15 +12,15 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from dopsd import pieces, storage
 from dopsd.config import RunConfig
-from dopsd.disk import free_bytes, free_space, megabytes
 from dopsd.driver.fetch.wanted import Listed, Tell, Wanted, wanted_models
 from dopsd.errors import ConfigError
+from dopsd.files import pieces, storage
+from dopsd.files.disk import free_bytes, free_space, megabytes
 from dopsd.models.hub import hub_errors
 from dopsd.models.stored import RECORD, StoredModel
-from dopsd.ownership import FileDigest, OwnedFolder, digest_of
-from dopsd.scratch import temporary_folder
+from dopsd.ownership.ownership import FileDigest, OwnedFolder, digest_of
+from dopsd.ownership.scratch import temporary_folder
 
 _KIND = "model"
 _CONFIGURED = ("model.base", "model.vlm")

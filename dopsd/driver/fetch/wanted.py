@@ -12,7 +12,7 @@ from dopsd.config import RunConfig
 from dopsd.errors import ModelError
 from dopsd.models.hub import hub_errors
 from dopsd.models.pretrained import INDEX, resolve_base, resolve_vlm
-from dopsd.ownership import FileDigest
+from dopsd.ownership.ownership import FileDigest
 
 _PARTS = ("processor", "scheduler", "text_encoder", "tokenizer", "transformer", "vae")
 """Of a pipeline; a repository may hold the same weights once more in other forms."""

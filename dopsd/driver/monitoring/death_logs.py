@@ -10,8 +10,9 @@ import shlex
 import threading
 from collections.abc import Callable, Iterator
 
-from dopsd import shown, storage
+from dopsd import shown
 from dopsd.errors import DopsdError, StorageError
+from dopsd.files import storage
 from dopsd.ray_cluster.dead_workers import DeadWorker, dead_workers, log_tail
 from dopsd.run_folder.files import DEATH_LOG_MARK, LOGS
 

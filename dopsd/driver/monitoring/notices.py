@@ -6,10 +6,11 @@ import contextlib
 import time
 from collections.abc import Sequence
 
-from dopsd import shown, signals, storage
+from dopsd import shown, signals
 from dopsd.coordinator.messages import RunStatus
 from dopsd.driver.monitoring.progress import Event, Report, Show
 from dopsd.errors import DopsdError
+from dopsd.files import storage
 from dopsd.run_folder.best_effort import BestEffortWriter
 from dopsd.run_folder.files import NOTICES_FILE
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from dopsd import storage
 from dopsd.checkpoint.folder import complete_steps, folder_of, read_manifest
 from dopsd.config.load import as_override
 from dopsd.driver.monitoring.progress import clock
 from dopsd.errors import CheckpointError, ConfigError
-from dopsd.lease import CLOCK, EXPIRY_SECONDS, holder
+from dopsd.files import storage
+from dopsd.ownership.lease import CLOCK, EXPIRY_SECONDS, holder
 from dopsd.run_folder.files import CONFIG_FILE, LEDGER_FILE, LOGS, NOTICES_FILE, RunFolder
 from dopsd.run_folder.jsonl import read_lines
 from dopsd.run_folder.ledger import is_ledger_line

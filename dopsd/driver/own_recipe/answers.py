@@ -8,9 +8,10 @@ import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from dopsd import shown, storage
+from dopsd import shown
 from dopsd.credentials import holds_credentials
 from dopsd.errors import ConfigError
+from dopsd.files import storage
 from dopsd.plan.cards import CARDS, Card, card_named
 
 SHAPES = "shapes"

@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dopsd import storage
 from dopsd.checkpoint.compatibility import RunIdentity
 from dopsd.checkpoint.folder import complete_steps
 from dopsd.checkpoint.manager import newest_checkpoint
 from dopsd.config import RunConfig
 from dopsd.data.manifest import has_manifest
-from dopsd.data.pictures import check_drawn_size
+from dopsd.data.pictures.absent import check_drawn_size
 from dopsd.data.run_data import no_source
 from dopsd.data.shapes_source import SHAPES, check_shapes_source
 from dopsd.data.sources.read import KINDS
@@ -30,6 +29,7 @@ from dopsd.errors import (
     StorageError,
 )
 from dopsd.evaluation.metrics import make_distance
+from dopsd.files import storage
 from dopsd.learner.zero.engine import offloads_optimizer, preset_stage
 from dopsd.models import FAMILIES, resolve_vlm
 from dopsd.models.attention import check_attention, takes_masks

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from dopsd import storage
 from dopsd.config import RunConfig
 from dopsd.data.prepare.folder import check_shards_folder
 from dopsd.data.shapes_source import SHAPES
 from dopsd.errors import ConfigError
+from dopsd.files import storage
 from dopsd.run_folder.files import SHARDS
 from dopsd.run_folder.outputs import check_may_prepare
 

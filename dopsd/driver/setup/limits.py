@@ -9,9 +9,9 @@ from dopsd.config import RunConfig
 from dopsd.contexts import encoder_class
 from dopsd.contexts.image_processor import image_tokens
 from dopsd.contexts.lengths import TextLength, cut_lines, cut_prompts
-from dopsd.data.buckets import Bucket, buckets
-from dopsd.data.captions import every_prompt
 from dopsd.data.manifest import Manifest, PrepareSettings
+from dopsd.data.pictures.buckets import Bucket, buckets
+from dopsd.data.planning.captions import every_prompt
 from dopsd.data.prepare.settings import prepare_settings
 from dopsd.data.run_data import captions_of, sample_count
 from dopsd.driver.monitoring.progress import Report, Show

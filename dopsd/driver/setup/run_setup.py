@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from dopsd import shown, storage
+from dopsd import shown
 from dopsd.checkpoint.compatibility import RunIdentity
 from dopsd.checkpoint.room import RoomNeeded, refuse_without_room
 from dopsd.config import RunConfig
 from dopsd.data.context_cache.files import ContextCache
 from dopsd.data.known_concepts import refuse_unknown_concepts
 from dopsd.data.manifest import Manifest, has_manifest
-from dopsd.data.masks import check_masks
+from dopsd.data.pictures.masks import check_masks
 from dopsd.data.prepare.folder import check_shards_folder
 from dopsd.data.run_data import Tell, claimed_shards, has_shards, plan_of, prepare_shards, prepared
 from dopsd.driver.drawing.prior import check_prior, with_prior
@@ -33,14 +33,15 @@ from dopsd.driver.setup.checks import (
 from dopsd.driver.setup.folders import check_folders
 from dopsd.driver.setup.limits import check_captions, check_limits, tell_of_cut_prompts
 from dopsd.driver.setup.plan import check_plan
+from dopsd.files import storage
 from dopsd.learner.zero.engine import preset_stage, read_preset
-from dopsd.lease import Lease, claimed
 from dopsd.models import FAMILIES, Family
 from dopsd.models.attention import set_attention
 from dopsd.models.lora.digests import with_digests
 from dopsd.models.lora.merge import check_merge
 from dopsd.models.lora.warm_start import initial_lora
 from dopsd.models.trained import TrainableParameters
+from dopsd.ownership.lease import Lease, claimed
 from dopsd.ray_cluster.connect import connect, gpus_to_come, local_cpus, nodes, starts_here
 from dopsd.ray_cluster.local import is_private
 from dopsd.ray_cluster.placement import (

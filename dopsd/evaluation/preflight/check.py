@@ -16,7 +16,7 @@ from PIL import Image
 
 from dopsd.config import RunConfig
 from dopsd.contexts import ContextEncoder, ContextView
-from dopsd.data.images import encode_png
+from dopsd.data.pictures.images import encode_png
 from dopsd.data.sample import Sample
 from dopsd.evaluation.preflight.distance import load_distance
 from dopsd.evaluation.preflight.framing import Framing, FramingVerdict, framing, judge_framing

@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dopsd.data.images import encode_png
+from dopsd.data.pictures.images import encode_png
 from dopsd.evaluation.preview.sampler import Files, PreviewSampler
 from dopsd.method.noise import NoisePurpose
 from dopsd.method.objective import state_weights

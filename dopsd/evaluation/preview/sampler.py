@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dopsd.config import RunConfig
 from dopsd.contexts import ContextEncoder, EncoderFactory
-from dopsd.data.images import encode_png
+from dopsd.data.pictures.images import encode_png
 from dopsd.data.sample import Sample
 from dopsd.method.noise import NoisePurpose, batch_noise
 from dopsd.models import FAMILIES

@@ -21,7 +21,7 @@ from torch import Tensor
 from dopsd.config import RunConfig, load_config
 from dopsd.contexts.training import TrainingEncoderFactory
 from dopsd.data.manifest import load_manifest
-from dopsd.data.plan import MicroBatch
+from dopsd.data.planning.plan import MicroBatch
 from dopsd.data.read import RowGroups, read_micro_batch, samples_of
 from dopsd.data.run_data import plan_of, read_spec
 from dopsd.learner.learner import learning_rate

@@ -18,7 +18,7 @@ from dopsd.config import RunConfig, dump_config
 from dopsd.errors import DeadlineError, ResourceError
 from dopsd.experiments.benchmark.meter import Meter
 from dopsd.experiments.benchmark.sizes import SIZES, Size, base_of, config_of
-from dopsd.ownership import OwnedFolder
+from dopsd.ownership.ownership import OwnedFolder
 from dopsd.run_folder.files import METRICS_FILE
 from dopsd.run_folder.log import read_metric_lines
 

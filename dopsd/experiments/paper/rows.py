@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dopsd import storage
 from dopsd.config import RunConfig, load_config
 from dopsd.config.load import as_text
 from dopsd.config.recipes import configs_folder
+from dopsd.files import storage
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from dopsd import storage
 from dopsd.checkpoint.folder import complete_steps
 from dopsd.config import RunConfig
 from dopsd.driver.monitoring.progress import Progress, Report
@@ -20,8 +19,9 @@ from dopsd.experiments.paper import page
 from dopsd.experiments.paper.cost import Cost, drawing_cost, training_cost
 from dopsd.experiments.paper.rows import PaperRow, config_of, rows_of
 from dopsd.experiments.settings import refuse_other_settings
+from dopsd.files import storage
 from dopsd.models.pretrained import MissingWeights
-from dopsd.ownership import OwnedFolder
+from dopsd.ownership.ownership import OwnedFolder
 from dopsd.run_folder.files import LORA_FILE, RunFolder
 from dopsd.run_folder.outputs import check_stranger
 

@@ -12,14 +12,14 @@ from itertools import product
 
 import torch
 
-from dopsd import storage
-from dopsd.data.images import decode_image
+from dopsd.data.pictures.images import decode_image
 from dopsd.errors import DataError
 from dopsd.evaluation.spec import EvaluatedModel, EvaluateSpec
 from dopsd.evaluation.worker import EvaluationWorker
+from dopsd.files import storage
 from dopsd.intervals import Value, bootstrap
 from dopsd.models.fingerprint import fingerprint, model_identity
-from dopsd.ownership import OwnedFolder
+from dopsd.ownership.ownership import OwnedFolder
 from dopsd.ray_cluster.job_pool import Job, JobPool
 from dopsd.ray_cluster.placement import Role
 from dopsd.readers import read_json

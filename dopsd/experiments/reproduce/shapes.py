@@ -8,8 +8,7 @@ from functools import partial
 
 from PIL import Image
 
-from dopsd import storage
-from dopsd.data.images import encode_png
+from dopsd.data.pictures.images import encode_png
 from dopsd.driver.monitoring.progress import Progress
 from dopsd.errors import ResourceError
 from dopsd.evaluation.generate import generate
@@ -32,9 +31,10 @@ from dopsd.experiments.reproduce.variants import (
     prior_file,
 )
 from dopsd.experiments.reproduce.variants import trials as trials_of
+from dopsd.files import storage
 from dopsd.intervals import Value
 from dopsd.models import FAMILIES
-from dopsd.ownership import OwnedFolder
+from dopsd.ownership.ownership import OwnedFolder
 from dopsd.ray_cluster.connect import connect
 from dopsd.report.sheet import contact_sheet
 from dopsd.shapes.concepts import (

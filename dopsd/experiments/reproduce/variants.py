@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dopsd import __version__, storage
+from dopsd import __version__
 from dopsd.config import RunConfig
 from dopsd.experiments.shapes_base.save import HASH_FILE
+from dopsd.files import storage
 from dopsd.run_folder.files import LORA_FILE
 from dopsd.shapes import weights_path
 from dopsd.shapes.concepts import CONCEPTS

@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 from dopsd.experiments.shapes_base import base, save, turbo, vae
-from dopsd.ownership import OwnedFolder
-from dopsd.storage import check_writable
+from dopsd.files.storage import check_writable
+from dopsd.ownership.ownership import OwnedFolder
 
 STAGES = ("vae", "base", "turbo")
 

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL
 from dopsd.experiments.shapes_base import nets
 from dopsd.experiments.shapes_base.base import Base
 from dopsd.experiments.shapes_base.nets import Transformer, Vae
-from dopsd.ownership import OwnedFolder
+from dopsd.ownership.ownership import OwnedFolder
 
 # Files of a repository stay small; the library reads the shards back through their index.
 SHARD = "3MB"

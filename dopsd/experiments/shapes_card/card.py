@@ -21,7 +21,7 @@ from dopsd.experiments.shapes_base.nets import ChatTokenizer, Transformer, Vae, 
 from dopsd.experiments.shapes_base.save import UNDISTILLED, weights_hash
 from dopsd.experiments.shapes_card.card_record import Card, Row, describe
 from dopsd.intervals import Value, bootstrap, mean, wilson
-from dopsd.ownership import OwnedFolder
+from dopsd.ownership.ownership import OwnedFolder
 from dopsd.shapes import concepts, oracle, world
 from dopsd.shapes.concepts import Prompt
 from dopsd.shapes.grid import grid_png

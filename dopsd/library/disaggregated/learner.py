@@ -16,24 +16,24 @@ from dopsd.checkpoint.learner_state import LearnerState
 from dopsd.config import RunConfig
 from dopsd.coordinator.messages import CheckpointRequest
 from dopsd.data.context_cache.files import ContextCache
-from dopsd.data.plan import Plan
+from dopsd.data.planning.plan import Plan
 from dopsd.learner.adapter_publisher import AdapterPublisher
 from dopsd.learner.learner import Learner, learning_rate
 from dopsd.learner.sources import DisaggregatedSource
 from dopsd.learner.weights import ReplicatedWeights, Weights
 from dopsd.learner.zero.engine import ZeroEngine
-from dopsd.library.concept_run import ConceptRun
 from dopsd.library.disaggregated.client import Lane
 from dopsd.library.disaggregated.inference import Settings
 from dopsd.library.disaggregated.pools import Learnt
 from dopsd.library.disaggregated.turns import SharedEngine, Shelf, Turns
-from dopsd.library.jobs import Job, SavedState, Trained
-from dopsd.library.worker import BlocksAhead, LibraryWorker, plan_of_job
+from dopsd.library.workers.concept_run import ConceptRun
+from dopsd.library.workers.jobs import Job, SavedState, Trained
+from dopsd.library.workers.worker import BlocksAhead, LibraryWorker, plan_of_job
 from dopsd.models.families.family import DTYPES
 
 
 class PooledLearner(LibraryWorker):
-    """A plain class; ``library/pool.py`` wraps it as an actor with a thread for each place.
+    """A plain class; ``library/workers/pool.py`` wraps it as an actor with a thread for each place.
 
     Who has the turn has the engine: from a step's scored micro-batches to the publication of the
     version that it gave. ``pools``: the actor of ``pools.py``.

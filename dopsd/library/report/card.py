@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Base64UrlBytes, BaseModel, ConfigDict, Field
 
-from dopsd.ownership import FileDigest
+from dopsd.ownership.ownership import FileDigest
 
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]

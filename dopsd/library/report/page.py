@@ -16,8 +16,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from dopsd import storage
 from dopsd.driver.monitoring.progress import clock
+from dopsd.files import storage
 from dopsd.library.folder import LORA, PAGE, PAGES, SHEET, LibraryFolder
 from dopsd.library.report.status import DONE, IN_FLIGHT, PARKED, SKIPPED, WAITING, library_status
 from dopsd.report.templates import fill

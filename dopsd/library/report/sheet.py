@@ -15,9 +15,9 @@ from PIL import Image
 
 from dopsd.config import RunConfig
 from dopsd.config.outputs import PreflightSection
-from dopsd.data.concepts import ConceptGroup
 from dopsd.data.context_cache.files import CachedRows, ContextCache
-from dopsd.data.plan import MicroBatch, RowRef
+from dopsd.data.planning.concepts import ConceptGroup
+from dopsd.data.planning.plan import MicroBatch, RowRef
 from dopsd.data.read import RowGroups, read_micro_batch, samples_of
 from dopsd.data.run_data import read_spec
 from dopsd.data.sample import Sample

@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from dopsd import storage
 from dopsd.errors import ModelError, StorageError, message_line
+from dopsd.files import storage
 from dopsd.models.families.family import Family
 from dopsd.models.finite import first_nonfinite
 from dopsd.models.lora.fit import module_of

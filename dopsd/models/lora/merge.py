@@ -16,9 +16,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from dopsd import shown, storage
+from dopsd import shown
 from dopsd.config import RunConfig
 from dopsd.errors import ModelError
+from dopsd.files import storage
 from dopsd.models.families.family import DTYPES, Family
 from dopsd.models.lora.files import absolute_lora, lora_digest, path_and_number, read_lora_file
 

@@ -12,16 +12,17 @@ import pytest
 import ray
 import torch
 
-from dopsd import __version__, storage
+from dopsd import __version__
 from dopsd.data.context_cache.files import ContextCache, cache_file, differences, load_record
 from dopsd.data.context_cache.writer import _versions, write_context_cache
 from dopsd.data.manifest import Manifest, PrepareSettings
-from dopsd.data.plan import Plan
+from dopsd.data.planning.plan import Plan
 from dopsd.data.prepare.run import prepare
 from dopsd.data.read import ReadSpec
 from dopsd.data.stream.block import load_encoded
 from dopsd.data.stream.pipeline import encoded_stream
 from dopsd.errors import DataError, WorkerError
+from dopsd.files import storage
 from tests.data.encoders import BrokenFactory, PixelFactory
 from tests.data.samples import SMALL, write_folder
 from tests.helpers.titles import titled

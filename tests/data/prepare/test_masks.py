@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from dopsd.data.manifest import PrepareSettings
-from dopsd.data.masks import check_masks
-from dopsd.data.plan import MicroBatch, RowRef
+from dopsd.data.pictures.masks import check_masks
+from dopsd.data.planning.plan import MicroBatch, RowRef
 from dopsd.data.prepare.shards import Inspector, write_shard
 from dopsd.data.read import MASK, READ_SCHEMA, ReadSpec, RowGroups, read_micro_batch
 from dopsd.data.schema import SCHEMA

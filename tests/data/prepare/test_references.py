@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from dopsd.config.context import MAX_REFERENCE_PIXELS
-from dopsd.data.images import decode_png
 from dopsd.data.manifest import Manifest, PrepareSettings
-from dopsd.data.plan import Plan
+from dopsd.data.pictures.images import decode_png
+from dopsd.data.pictures.references import MAX_REFERENCES, check_references, sized
+from dopsd.data.planning.plan import Plan
 from dopsd.data.prepare.run import prepare
 from dopsd.data.read import ReadSpec, RowGroups, read_micro_batch, samples_of
-from dopsd.data.references import MAX_REFERENCES, check_references, sized
 from dopsd.data.sample import Sample
 from dopsd.data.sources.read import read_source
 from dopsd.errors import DataError

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dopsd.config import DataSection
-from dopsd.data.images import decode_png
 from dopsd.data.manifest import Manifest, PrepareSettings, load_manifest
+from dopsd.data.pictures.images import decode_png
 from dopsd.data.prepare import run as prepare_run
 from dopsd.data.prepare.folder import owned
 from dopsd.data.prepare.layout import lay_out

@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from dopsd.config import parse_config
-from dopsd.data.concepts import restricted
 from dopsd.data.look import look
 from dopsd.data.manifest import PrepareSettings, RowRef, load_manifest
-from dopsd.data.pictures import check_drawn_size, check_pictures
-from dopsd.data.plan import MicroBatch
+from dopsd.data.pictures.absent import check_drawn_size, check_pictures
+from dopsd.data.planning.concepts import restricted
+from dopsd.data.planning.plan import MicroBatch
 from dopsd.data.prepare.run import prepare
 from dopsd.data.prepare.shards import Inspector, write_shard
 from dopsd.data.read import READ_SCHEMA, ReadSpec, RowGroups, read_micro_batch, samples_of

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from dopsd.config import parse_config
-from dopsd.data.images import decode_image
+from dopsd.data.pictures.images import decode_image
 from dopsd.data.prepare.shards import fetch_image
 from dopsd.errors import ConfigError, DataError
 from tests.data.samples import picture, png

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dopsd.data.images import decode_png
 from dopsd.data.manifest import Manifest, PrepareSettings
+from dopsd.data.pictures.images import decode_png
 from dopsd.data.prepare.run import prepare
 from dopsd.data.prepare.shards import Inspector, fetch_image
 from dopsd.data.sources.read import read_source

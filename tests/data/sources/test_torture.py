@@ -11,8 +11,8 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from dopsd.data.images import decode_png
 from dopsd.data.manifest import Manifest, PrepareSettings
+from dopsd.data.pictures.images import decode_png
 from dopsd.data.prepare.run import prepare
 from tests.data.samples import SMALL
 from tests.data.sources import torture

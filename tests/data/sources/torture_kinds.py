@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dopsd.data.images import MAX_PIXELS
+from dopsd.data.pictures.images import MAX_PIXELS
 from dopsd.data.sources.fields import MAX_CAPTION
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import ray
 
-from dopsd.data.captions import draw_caption
 from dopsd.data.manifest import Manifest, PrepareSettings
-from dopsd.data.plan import Plan
+from dopsd.data.planning.captions import draw_caption
+from dopsd.data.planning.plan import Plan
 from dopsd.data.prepare.run import prepare
 from dopsd.data.read import ReadSpec
 from dopsd.data.stream import windowed_input

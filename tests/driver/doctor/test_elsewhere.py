@@ -16,12 +16,12 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from dopsd import storage
 from dopsd.cli.main import main
 from dopsd.config import RunConfig, load_config
 from dopsd.driver.doctor import hub
 from dopsd.driver.doctor.hub import Model, check_models, models_of
 from dopsd.driver.doctor.remote import check_s3
+from dopsd.files import storage
 from tests.helpers.faulty_s3 import Faults
 
 SECRET = "hf_" + "a1B2c3D4" * 4

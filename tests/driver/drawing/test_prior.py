@@ -13,8 +13,8 @@ from PIL import Image
 
 from dopsd.config import RunConfig, load_config
 from dopsd.config.data import PRIOR
-from dopsd.data.images import decode_image
 from dopsd.data.manifest import Manifest
+from dopsd.data.pictures.images import decode_image
 from dopsd.data.read import RowGroups, read_micro_batch, samples_of
 from dopsd.data.run_data import plan_of, prepared, preview_samples, read_spec
 from dopsd.driver.drawing.prior import check_prior, with_prior

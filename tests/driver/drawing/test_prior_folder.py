@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from dopsd import storage
 from dopsd.config import load_config
 from dopsd.data.manifest import MANIFEST
 from dopsd.driver.drawing.prior import check_prior, placed_beside
 from dopsd.errors import ConfigError
-from dopsd.ownership import OwnedFolder
+from dopsd.files import storage
+from dopsd.ownership.ownership import OwnedFolder
 
 
 def draw(folder: str, who: str) -> None:

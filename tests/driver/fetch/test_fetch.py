@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from dopsd import storage
 from dopsd.cli.main import main
 from dopsd.driver.fetch import fetch as fetching
 from dopsd.driver.fetch import to_s3 as fetch_to_s3
 from dopsd.driver.fetch.fetch import RECORD
 from dopsd.errors import ModelError
+from dopsd.files import storage
 from dopsd.models import ZImage
 from dopsd.models.stored import RECORD as STORED
 from tests.helpers.stub_hub import COMMIT, StubHub

@@ -7,13 +7,13 @@ import time
 
 import pytest
 
-from dopsd import storage
 from dopsd.checkpoint.folder import write_checkpoint
 from dopsd.cli.main import main
 from dopsd.config import dump_config
 from dopsd.driver.monitoring.status import run_state
 from dopsd.errors import ConfigError
-from dopsd.lease import CLOCK, LEASE, claimed
+from dopsd.files import storage
+from dopsd.ownership.lease import CLOCK, LEASE, claimed
 from dopsd.run_folder.files import SUMMARY_FILE, RunFolder
 from tests.helpers.tiny import make_config
 

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from dopsd import storage
 from dopsd.cli.main import main
 from dopsd.config import load_config
 from dopsd.data.manifest import MANIFEST
 from dopsd.driver.setup import run_setup
 from dopsd.driver.setup.run_setup import CheckedRun, RunSetup
 from dopsd.errors import ConfigError, DataError
+from dopsd.files import storage
 
 COMMANDS = (["train"], ["preflight"], ["prepare"], ["prepare", "--cache-contexts"])
 

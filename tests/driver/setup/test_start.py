@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from dopsd import storage
 from dopsd.checkpoint.folder import MANIFEST, write_checkpoint
 from dopsd.checkpoint.learner_state import FILES
 from dopsd.cli.main import main
@@ -18,8 +17,9 @@ from dopsd.data.manifest import save_manifest
 from dopsd.driver.setup.start import decide
 from dopsd.driver.summary import Summary
 from dopsd.errors import CheckpointError, ConfigError, DataError
+from dopsd.files import storage
+from dopsd.files.seal import sealed, unsealed
 from dopsd.run_folder.files import SUMMARY_FILE, RunFolder
-from dopsd.seal import sealed, unsealed
 from tests.data.test_manifest import example
 from tests.helpers.runs import write_images
 from tests.helpers.tiny import make_config

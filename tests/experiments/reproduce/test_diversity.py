@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from dopsd.data.images import encode_png
+from dopsd.data.pictures.images import encode_png
 from dopsd.experiments.reproduce.diversity import PROMPTS, distance, prompts, relative
 from dopsd.shapes import world
 from dopsd.shapes.grid import to_image

@@ -15,12 +15,12 @@ import ray
 
 from dopsd.config import RunConfig
 from dopsd.errors import WorkerError
-from dopsd.library.concept_run import Progress
 from dopsd.library.disaggregated.client import Lane
 from dopsd.library.disaggregated.inference import Settings, Task
 from dopsd.library.disaggregated.pools import Learnt
 from dopsd.library.disaggregated.turns import SharedEngine, Shelf, Turns
-from dopsd.library.jobs import Job, News, SavedState, Trained
+from dopsd.library.workers.concept_run import Progress
+from dopsd.library.workers.jobs import Job, News, SavedState, Trained
 from dopsd.models.lora.layers import STUDENT, TEACHER
 from dopsd.policy.bundle import Bundle
 

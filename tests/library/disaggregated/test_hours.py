@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from dopsd.library.catalogue import catalogue_of
+from dopsd.library.catalogue.catalogue import catalogue_of
+from dopsd.library.catalogue.estimate import Estimate, estimate
+from dopsd.library.catalogue.recipe import Recipes
 from dopsd.library.disaggregated.hours import PooledPace, Stage
-from dopsd.library.estimate import Estimate, estimate
-from dopsd.library.recipe import Recipes
 from dopsd.plan.cards import CARDS, DEFAULT
-from tests.library.test_catalogue import config, listed
+from tests.library.catalogue.test_catalogue import config, listed
 
 CONCEPTS, PICTURES = 40, 10
 

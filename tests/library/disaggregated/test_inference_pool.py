@@ -14,8 +14,8 @@ from dopsd.library.disaggregated.inference import Settings
 from dopsd.library.disaggregated.inference_pool import Dropped, InferencePool
 from dopsd.policy.bundle import Bundle
 from dopsd.ray_cluster.placement import Role
+from tests.library.catalogue.test_catalogue import config
 from tests.library.played import Cluster
-from tests.library.test_catalogue import config
 
 POLICY = (0, 0)
 

@@ -9,7 +9,7 @@ import pytest
 from dopsd.errors import WorkerError
 from dopsd.library.disaggregated import pools
 from dopsd.ray_cluster.placement import Role, Roles
-from tests.library.test_catalogue import config
+from tests.library.catalogue.test_catalogue import config
 
 
 class Broken:

@@ -13,18 +13,18 @@ import pytest
 
 from dopsd.driver.monitoring.progress import Event
 from dopsd.errors import WorkerError
-from dopsd.library import pool
-from dopsd.library.catalogue import catalogue_of
+from dopsd.library.catalogue.catalogue import catalogue_of
+from dopsd.library.catalogue.recipe import Fingerprints, Recipes
 from dopsd.library.disaggregated.shared import Inference
 from dopsd.library.folder import LEDGER, LORA, LibraryFolder
 from dopsd.library.ledger import fold, read_ledger
-from dopsd.library.pool import WorkerPool
-from dopsd.library.recipe import Fingerprints, Recipes
 from dopsd.library.report.status import PARKED, library_status
 from dopsd.library.training import LibrarySummary, LibraryTraining
+from dopsd.library.workers import pool
+from dopsd.library.workers.pool import WorkerPool
 from dopsd.ray_cluster.placement import Role, Roles
+from tests.library.catalogue.test_catalogue import config, listed, with_fingerprints
 from tests.library.disaggregated.fakes import FakeInference, FakePooledLearner, adapter
-from tests.library.test_catalogue import config, listed, with_fingerprints
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 

@@ -13,9 +13,9 @@ from PIL import Image
 
 from dopsd.cli.main import main
 from dopsd.errors import ConfigError
-from dopsd.library.catalogue import Concept
+from dopsd.library.catalogue.catalogue import Concept
+from dopsd.library.catalogue.names import folder_of
 from dopsd.library.folder import CONCEPTS, PAGE, PAGES, LibraryFolder
-from dopsd.library.names import folder_of
 from dopsd.library.report.page import CARDS, write_page
 from dopsd.library.report.sheet import thumbnail
 from dopsd.library.report.status import DONE, IN_FLIGHT, PARKED, SKIPPED, WAITING

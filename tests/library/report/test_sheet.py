@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from dopsd.data.concepts import concept_groups
 from dopsd.data.context_cache.files import ContextCache
+from dopsd.data.planning.concepts import concept_groups
 from dopsd.errors import DataError
-from dopsd.library.jobs import Job
 from dopsd.library.report.sheet import THUMBNAIL_BYTES, SheetSampler, thumbnail
-from dopsd.library.worker import LibraryWorker
+from dopsd.library.workers.jobs import Job
+from dopsd.library.workers.worker import LibraryWorker
 from dopsd.shapes import world
 from dopsd.shapes.grid import to_image
 from dopsd.shapes.sprites import Sprite
