@@ -273,11 +273,11 @@ def _with_pictures(batch: MicroBatch, groups: RowGroups) -> MicroBatch:
     )
 
 
-def check_preserved(config: RunConfig, manifest: Manifest) -> None:
+def check_preserved(config: RunConfig, manifest: Manifest, *, alone: bool = False) -> None:
     """Raises DataError where nothing that the run trains on has a class word that is preserved, as
-    :func:`check_class_words` does."""
+    :func:`check_class_words` does; ``alone``: where that is so for one of its concepts."""
     texts = ((row["concept"], row["captions"]) for row in text_rows(config, manifest))
-    check_class_words(config, manifest, texts)
+    check_class_words(config, manifest, texts, alone=alone)
 
 
 def captions_of(config: RunConfig, manifest: Manifest) -> Iterator[tuple[str, dict[str, str]]]:

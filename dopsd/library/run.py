@@ -102,7 +102,7 @@ def library_data(config: RunConfig, tell: Tell, take_over: bool = False) -> Mani
     samples that no encoder or class word has a use for."""
     manifest = prepared_shards(config, tell, take_over=take_over)
     check_pictures(config, manifest)  # of all concepts: whichever train, all are encoded
-    check_preserved(config, manifest)
+    check_preserved(config, manifest, alone=True)
     return manifest
 
 

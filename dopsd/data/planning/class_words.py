@@ -64,21 +64,35 @@ def check_class_words(
     config: RunConfig,
     manifest: Manifest,
     captions: Iterator[tuple[str | None, dict[str, str]]],
+    *,
+    alone: bool = False,
 ) -> None:
     """Raises DataError for a class word of a concept that is not in the data, and where no caption
-    that the student may read holds the token. ``manifest``: of all the data; ``captions``:
-    (concept, captions) of the samples that train."""
+    that the student may read holds the token: of any concept that was given a word by its name, or
+    of any at all where they train ``alone``, as a library's do; else of all of them together.
+    ``manifest``: of all the data; ``captions``: (concept, captions) of the samples that train."""
     words = ClassWords.from_config(config)
     if words is None:
         return
     named = config.data.preservation.concepts
     check_concepts("data.preservation.class_word", named, manifest.concepts)
     keys, pairs = config.data.caption_keys, config.context.prompt_pairs
+    each = alone or bool(named)
+    found: dict[str | None, bool] = {}
     for concept, texts in captions:
-        for prompt, _ in every_prompt(texts, keys, pairs, 0.0):
-            if words.caption(prompt, concept) != prompt:
-                return
-    whose = "no caption of its concepts" if named else "no caption"
+        if (named and concept not in named) or found.get(concept):
+            continue
+        prompts = (prompt for prompt, _ in every_prompt(texts, keys, pairs, 0.0))
+        found[concept] = any(words.caption(prompt, concept) != prompt for prompt in prompts)
+        if found[concept] and not each:
+            return
+    lacking = [concept for concept, holds in found.items() if not holds]
+    if found and not lacking:
+        return
+    whose = "no caption of its concepts" if named and not found else "no caption"
+    if each and lacking and lacking[0] is not None:
+        more = f" (and of {len(lacking) - 1} more)" if len(lacking) > 1 else ""
+        whose = f"no caption of concept {shown.value(lacking[0])}{more}"
     raise DataError(
         f"data.preservation.class_word: given, but {whose} holds {shown.value(words.token)} as a "
         "word, which it would replace; allowed: data.token as the captions have it"

@@ -6,7 +6,7 @@ import csv
 import io
 import posixpath
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain, islice
 from typing import IO, Any
@@ -26,7 +26,7 @@ MAX_LINE = 2**22
 MAX_TABLE = 2**28
 """Bytes of a .csv or .tsv file (256 MiB), which is read at once."""
 _HEAD = 1000
-"""Records at the start that tell which columns there are."""
+"""Records at the start that tell which columns there are, unless a later one has others."""
 
 Record = dict[str, Any] | ValueError
 
@@ -57,17 +57,35 @@ def list_rows(
     ``locate`` turns a path as it is given into one that can be opened, or raises ValueError;
     ``rename`` first makes of a picture's path the one that it is known by.
     """
-    rows: list[SourceRow] = []
-    unknown: Counter[str] = Counter()
-    empty: Counter[str] = Counter()
     records = _records(path, settings)
     head = list(islice(records, _HEAD))
     names = dict.fromkeys(name for _, record in head if isinstance(record, dict) for name in record)
     columns = columns_of(names, settings.columns)
+    rows, notes, unknown = _rows(chain(head, records), file, columns, settings, locate, rename)
+    # A field may come late, as the first picture after thousands of texts alone.
+    whole = columns_of([*names, *sorted(unknown.keys() - names.keys())], settings.columns)
+    if (whole.fields, whole.captions) != (columns.fields, columns.captions):
+        again = _records(path, settings)
+        rows, notes, _ = _rows(again, file, whole, settings, locate, rename)
+    return rows, notes
+
+
+def _rows(
+    records: Iterable[tuple[int, Record]],
+    file: str,
+    columns: Columns,
+    settings: ReadSettings,
+    locate: Callable[[str], str],
+    rename: Callable[[str], str] | None,
+) -> tuple[list[SourceRow], list[str], Counter[str]]:
+    """(rows, notes, fields that no column is read from with their counts) under ``columns``."""
+    rows: list[SourceRow] = []
+    unknown: Counter[str] = Counter()
+    empty: Counter[str] = Counter()
     named = settings.columns.get("image")
     # Else a name that is wrong would make texts alone of every picture.
     lost = settings.texts and named is not None and "image" not in columns.fields
-    for number, record in chain(head, records):
+    for number, record in records:
         row = SourceRow(f"{file}:{number}", "")
         rows.append(row)
         try:
@@ -86,7 +104,7 @@ def list_rows(
             row.captions = {}
     notes = [f"field {shown(key)} is unknown: left aside in {n} rows" for key, n in unknown.items()]
     notes += [f"caption {key!r} is empty in {n} rows: left out there" for key, n in empty.items()]
-    return rows, sorted(notes) + [f"{file}: {note}" for note in columns.notes]
+    return rows, sorted(notes) + [f"{file}: {note}" for note in columns.notes], unknown
 
 
 def _rename(values: dict[str, Any], rename: Callable[[str], str], masks: bool) -> None:

@@ -67,9 +67,11 @@ DATA = SimpleNamespace(concepts={"rex": 1, "": 1})
 """Of a manifest what the check reads."""
 
 
-def checked(captions: list[tuple[str | None, dict[str, str]]], **preservation) -> None:
+def checked(
+    captions: list[tuple[str | None, dict[str, str]]], alone: bool = False, **preservation
+) -> None:
     config = make_config("base", data={"source": "unused", "preservation": preservation})
-    check_class_words(config, DATA, iter(captions))
+    check_class_words(config, DATA, iter(captions), alone=alone)
 
 
 def test_captions_without_the_token_have_nothing_to_replace() -> None:
@@ -80,6 +82,21 @@ def test_captions_without_the_token_have_nothing_to_replace() -> None:
     with pytest.raises(DataError, match=r"class_word: 'rax' is no concept.*did you mean 'rex'"):
         checked([(None, {"short": "a [V]"})], class_word={"rax": "dog"})
     checked([(None, {"short": "a dog"}), ("rex", {"a": "b", "c": "[V]"})], class_word="dog")
+
+
+def test_each_concept_that_was_named_needs_the_token_and_each_that_trains_alone() -> None:
+    captions = [("rex", {"a": "a [V]"}), ("tom", {"a": "a cat"}), ("tom", {"a": "his hat"})]
+    checked(captions, class_word={"rex": "dog"})
+    checked(captions, class_word="animal")
+    for more in (
+        {"alone": True, "class_word": "animal"},
+        {"class_word": {"": "cat", "rex": "dog"}},
+    ):
+        rows = [
+            (concept if "alone" in more or concept == "rex" else "", c) for concept, c in captions
+        ]
+        with pytest.raises(DataError, match=r"no caption of concept '(tom)?' holds '\[V\]'"):
+            checked(rows, **more)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,23 @@ def write_lines(path: Path, rows: list[Row], end: str = "\n") -> None:
     path.write_bytes("".join(json.dumps(row) + end for row in rows).encode())
 
 
+def test_a_field_that_comes_late_is_read(tmp_path: Path) -> None:
+    """The first thousand rows tell the columns; a row beyond them may have others."""
+    pictures(tmp_path)
+    rows: list[Row] = [{"caption": f"text {n}"} for n in range(1200)]
+    rows += [{"file_name": f"{n}.png", "caption": f"a {n}", "creator": "me"} for n in range(3)]
+    write_lines(tmp_path / "list.jsonl", rows)
+    seen = look(tmp_path / "list.jsonl")
+    assert {name: text["caption"] for name, text in seen.captions.items()} == {
+        "0": "a 0",
+        "1": "a 1",
+        "2": "a 2",
+    }
+    assert len(seen.problems) == 1200
+    assert seen.told("image is read from 'file_name'")
+    assert seen.told("field 'creator' is unknown: left aside in 3 rows")
+
+
 @pytest.mark.parametrize("given", ["images/{}", "images\\{}", "set/images/{}", "set\\images\\{}"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_metadata_finds_its_pictures(tmp_path: Path, given: str, end: str) -> None:
