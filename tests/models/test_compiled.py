@@ -120,7 +120,7 @@ def test_gradients_are_the_same_and_no_bucket_compiles_anew(family: str, every: 
 @pytest.mark.nightly
 def test_inductor_generates_all_code_of_a_block_and_none_for_a_bucket() -> None:
     """The default backend: it warns of what it leaves to others' kernels, such as complex numbers.
-    With its C++ compiler, about a minute of CPU."""
+    With its C++ compiler, two minutes of CPU."""
     counters.clear()
     plain, compiled = (Learner("z_image", 0, way) for way in (None, "inductor"))
     graphs = []
