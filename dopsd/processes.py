@@ -39,6 +39,16 @@ def cpu_seconds(pid: int) -> float | None:
     return (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def command(pid: int) -> str:
+    """The command line of process ``pid``, its words one space apart; "" when there is none."""
+    try:
+        return (
+            Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        )
+    except OSError:
+        return ""
+
+
 def _stat(pid: int) -> list[str] | None:
     """The fields of /proc/PID/stat after the name, which may hold anything: state, parent, ..."""
     try:

@@ -10,6 +10,7 @@ import os
 import secrets
 import stat
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 import ray
 
+from dopsd import processes
 from dopsd.errors import ResourceError, message_line
 from dopsd.ray_cluster.ray_private import bound_to_loopback, quiet_about_token
 
@@ -27,6 +29,10 @@ _MARK = "DOPSD_PRIVATE_RAY"
 """In the environment of their workers, of which some are drivers themselves."""
 _SOCKETS = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 """Which interface the collectives of gloo and NCCL listen on."""
+_START_SECONDS = 240.0
+"""Until which a start that came too late is tried again. Ray's raylet gives its agents half a
+minute to import what they need and then ends itself, whatever Ray is told."""
+_LATE = "timed out during startup"
 
 
 def start_local(environment: dict[str, str], **options: Any) -> None:
@@ -34,24 +40,45 @@ def start_local(environment: dict[str, str], **options: Any) -> None:
 
     Token authentication stays as Ray has it by default: on. What the environment says of
     interfaces holds, and RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=1 lets Ray listen on every one. Raises
-    ResourceError when its processes do not come up, which Ray waits half a minute for.
+    ResourceError when its processes do not come up: at once for what another try would not mend,
+    after some minutes of tries on a machine that is too busy.
     """
     keep_token_private()
     with bound_to_loopback() as bound:
         if bound:
             sockets = {name: os.environ.get(name, LOOPBACK_INTERFACE) for name in _SOCKETS}
             environment = environment | sockets | {_MARK: "1"}
-        try:
-            with _inherited(environment), quiet_about_token():
-                ray.init(address="local", include_dashboard=False, log_to_driver=False, **options)
-        except Exception as error:  # Ray has no kind of its own for it
-            ray.shutdown()
-            raise ResourceError(
-                f"Ray does not start on this machine: {message_line(error)}; allowed: the same "
-                "command when the machine has less to do, or RAY_ADDRESS of a Ray that runs"
-            ) from error
+        with _inherited(environment), quiet_about_token():
+            _start(options)
         if bound:
             _PRIVATE.add(_address())
+
+
+def _start(options: dict[str, Any]) -> None:
+    began, tries = time.monotonic(), 0
+    while not ray.is_initialized():
+        before, tries = processes.descendants(), tries + 1
+        try:
+            ray.init(address="local", include_dashboard=False, log_to_driver=False, **options)
+        except Exception as error:  # Ray has no kind of its own for it
+            ray.shutdown()
+            _end_parts(before)
+            late, waited = _LATE in str(error), time.monotonic() - began
+            if late and waited < _START_SECONDS:
+                continue
+            after = f" (tried {tries} times in {waited:.0f} s)" if late else ""
+            raise ResourceError(
+                f"Ray does not start on this machine{after}: {message_line(error)}; allowed: the "
+                "same command when the machine has less to do, or RAY_ADDRESS of a Ray that runs"
+            ) from error
+
+
+def _end_parts(before: dict[int, str]) -> None:
+    """End what a start that failed has left below this process, which would run as long as it: what
+    belongs to Ray and was not there ``before``."""
+    installed = os.path.dirname(ray.__file__)
+    new = {pid: at for pid, at in processes.descendants().items() if before.get(pid) != at}
+    processes.kill({pid: at for pid, at in new.items() if installed in processes.command(pid)})
 
 
 @contextmanager

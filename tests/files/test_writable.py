@@ -149,7 +149,7 @@ def test_every_command_names_its_option(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    picture = Path(__file__).parents[1] / "docs/images"
+    picture = Path(__file__).parents[2] / "docs/images"
     (tmp_path / "a.png").write_bytes(next(picture.glob("*.png")).read_bytes())
     (tmp_path / "a.txt").write_text("x")
     words = [word.format(tmp=tmp_path) for word in command]

@@ -1,8 +1,9 @@
 """Compiled blocks compute what the others do. They are traced, and their backward with them, but
-not lowered to machine code: that takes minutes on a CPU."""
+not lowered to machine code, but by a nightly test: that takes minutes on a CPU."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from dopsd.models import FAMILIES, ZImage
 from dopsd.models.checkpointing import checkpoint_every
 from dopsd.models.compiled import compile_blocks
 from dopsd.models.lora.layers import STUDENT, adapter_parameters, inject, resolve_targets
+from dopsd.models.rotary import use_real_rotary
 from dopsd.records import Context
 from tests.helpers.tiny import LATENT, make_context, make_transformer
 from tests.helpers.tiny_flux2 import make_flux2_context, make_flux2_transformer
@@ -66,7 +68,7 @@ BUCKETS = ((8, 40), (12, 40), (16, 70), (10, 33))
 class Learner:
     """A student with its LoRA, as the learners build it."""
 
-    def __init__(self, family: str, every: int, compiled: bool) -> None:
+    def __init__(self, family: str, every: int, backend: str | None) -> None:
         make, self._inputs = FAMILY[family]
         self._family = FAMILIES[family]
         self.transformer = make()
@@ -78,8 +80,10 @@ class Learner:
             parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
             parameter.requires_grad_(True)
         checkpoint_every(self.transformer, every)
-        if compiled:
-            compile_blocks(self.transformer, backend="aot_eager")
+        if backend:
+            compile_blocks(self.transformer, backend=backend)
+        else:  # as compiled blocks have it, so that bits can be compared (test_rotary)
+            use_real_rotary(self.transformer)
 
     def gradients(self, side: int, tokens: int) -> dict[str, Tensor]:
         latents, context = self._inputs(side, tokens)
@@ -101,7 +105,7 @@ class Learner:
 def test_gradients_are_the_same_and_no_bucket_compiles_anew(family: str, every: int) -> None:
     """A shape whose sides are equal by chance may be compiled apart; past it nothing is."""
     counters.clear()
-    plain, compiled = (Learner(family, every, way) for way in (False, True))
+    plain, compiled = (Learner(family, every, way) for way in (None, "aot_eager"))
     graphs = []
     for bucket in BUCKETS:
         expected = plain.gradients(*bucket)
@@ -111,3 +115,20 @@ def test_gradients_are_the_same_and_no_bucket_compiles_anew(family: str, every: 
     assert graphs[0] > 0 and not counters["graph_break"]
     assert graphs[1:] == [graphs[1]] * (len(BUCKETS) - 1), graphs
     assert graphs[1] <= 3 * len(compiled.transformer._repeated_blocks), graphs
+
+
+@pytest.mark.nightly
+def test_inductor_generates_all_code_of_a_block_and_none_for_a_bucket() -> None:
+    """The default backend: it warns of what it leaves to others' kernels, such as complex numbers.
+    With its C++ compiler, two minutes of CPU."""
+    counters.clear()
+    plain, compiled = (Learner("z_image", 0, way) for way in (None, "inductor"))
+    graphs = []
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*complex operators.*")
+        for bucket in BUCKETS[:3]:
+            found = compiled.gradients(*bucket)
+            torch.testing.assert_close(found, plain.gradients(*bucket), rtol=1e-3, atol=1e-5)
+            graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[0] > 0 and not counters["graph_break"]
+    assert graphs[2] == graphs[1] <= 3 * len(compiled.transformer._repeated_blocks), graphs

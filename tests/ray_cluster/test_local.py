@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 from ray._private import ray_constants, services
 
 from dopsd.errors import ResourceError
+from dopsd.ray_cluster import local
 from dopsd.ray_cluster.local import keep_token_private, start_local
 from dopsd.ray_cluster.ray_private import bound_to_loopback
 
@@ -83,13 +89,70 @@ def test_unless_the_environment_asks_for_a_cluster(monkeypatch):
         assert not bound and ray_constants.ENABLE_RAY_CLUSTER
 
 
-def test_a_ray_that_does_not_start_is_one_line(home, monkeypatch):
-    def late(**options):
-        raise Exception("The current node timed out during startup.\nMore of it.")
+LATE = "The current node timed out during startup.\nMore of it."
 
-    monkeypatch.setattr(ray, "init", late)
-    with pytest.raises(
-        ResourceError, match=r"^Ray does not start .*timed out .*; allowed: "
-    ) as told:
+
+class Starts:
+    """ray.init that fails with ``errors``, one a try, and then is there. A part of Ray and a
+    process of somebody else's are born at each."""
+
+    def __init__(self, monkeypatch, *errors: str) -> None:
+        self.errors, self.up = list(errors), False
+        self.parts: list[subprocess.Popen] = []
+        self.others: list[subprocess.Popen] = []
+        monkeypatch.setattr(ray, "init", self.init)
+        monkeypatch.setattr(ray, "is_initialized", lambda: self.up)
+        monkeypatch.setattr(local, "_address", lambda: "127.0.0.1:1")
+        monkeypatch.setattr(local, "_PRIVATE", set())
+
+    def init(self, **options: Any) -> None:
+        self.parts.append(sleeper(f"{Path(ray.__file__).parent}/core/raylet"))
+        self.others.append(sleeper("/usr/bin/else"))
+        if self.errors:
+            raise Exception(self.errors.pop(0))
+        self.up = True
+
+
+def sleeper(name: str) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)", name])
+
+
+@pytest.fixture
+def starts(home, monkeypatch) -> Iterator[Callable[..., Starts]]:
+    made: list[Starts] = []
+
+    def make(*errors: str) -> Starts:
+        made.append(Starts(monkeypatch, *errors))
+        return made[-1]
+
+    yield make
+    for process in (p for each in made for p in each.parts + each.others):
+        process.kill()
+        process.wait()
+
+
+def test_a_ray_that_starts_too_late_is_started_again_and_leaves_nothing(starts):
+    found = starts(LATE, LATE)
+    start_local({})
+    assert len(found.parts) == 3
+    for late in found.parts[:2]:
+        assert late.wait(timeout=10) == -signal.SIGKILL
+    assert [p.poll() for p in (found.parts[2], *found.others)] == [None] * 4
+
+
+def test_a_ray_that_does_not_start_is_one_line(starts, monkeypatch):
+    monkeypatch.setattr(local, "_START_SECONDS", 0.0)
+    starts(LATE)
+    match = (
+        r"^Ray does not start on this machine \(tried 1 times in \d+ s\): .*timed out .*; allowed: "
+    )
+    with pytest.raises(ResourceError, match=match) as told:
         start_local({})
     assert "\n" not in str(told.value)
+
+
+def test_what_another_try_would_not_mend_is_told_at_once(starts):
+    found = starts("no room in /dev/shm")
+    with pytest.raises(ResourceError, match=r"^Ray does not start on this machine: no room"):
+        start_local({})
+    assert len(found.parts) == 1

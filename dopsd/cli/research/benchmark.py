@@ -26,11 +26,15 @@ def benchmark(
     out: Annotated[
         str, typer.Option(help="Local folder for runs, logs and benchmark.json.")
     ] = "runs/benchmark",
+    again: Annotated[
+        bool, typer.Option("--again", help="Measure rows anew that are there already.")
+    ] = False,
 ) -> None:
     """Train the same samples by a plain loop and by dopsd, fused and disaggregated at lag 0 and 1.
 
     Prints seconds of CPU and of the clock for a sample at steady state, memory, busy shares and
-    publication. On the CPU alone.
+    publication. On the CPU alone. Rows that were measured in that folder with the same settings are
+    kept, so that the same command goes on where it ended.
     """
     quiet()
     from dopsd.experiments.benchmark.run import benchmark as measure
@@ -38,5 +42,5 @@ def benchmark(
     from dopsd.ownership.lease import claimed
 
     with claimed(out, "--out", tell=say):
-        found = measure(size.value, out, say)
+        found = measure(size.value, out, say, again)
     say_lines(markdown(found))

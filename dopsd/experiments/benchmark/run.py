@@ -6,18 +6,19 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from dopsd import __version__
+from dopsd import __version__, cpus
 from dopsd.config import RunConfig, dump_config
 from dopsd.errors import DeadlineError, ResourceError
 from dopsd.experiments.benchmark.meter import Meter
 from dopsd.experiments.benchmark.sizes import SIZES, Size, base_of, config_of
+from dopsd.files import storage
 from dopsd.ownership.ownership import OwnedFolder
 from dopsd.run_folder.files import METRICS_FILE
 from dopsd.run_folder.log import read_metric_lines
@@ -55,40 +56,75 @@ class Measured:
     """A step's, in the learner's way; the median."""
     first_losses: list[float]
 
+    def __str__(self) -> str:
+        return f"{self.cpu_seconds_per_sample:.3f} CPU-s a sample"
 
-def benchmark(name: str, folder: str, tell: Callable[[str], None]) -> list[Measured]:
+
+def benchmark(
+    name: str, folder: str, tell: Callable[[str], None], again: bool = False
+) -> list[Measured]:
     """Measure every row of a size, in ``folder``, which keeps logs, runs and the result.
 
     Raises ConfigError for a folder of somebody else's, ResourceError with the end of its log for a
-    row that fails, and DeadlineError for one that stands still.
+    row that fails, and DeadlineError for one that stands still. Rows that this version of dopsd has
+    measured there with the same settings, in whichever call, are kept (``again``: measured anew).
     """
     size, path = SIZES[name], Path(folder).absolute()
     own = OwnedFolder(str(path), "benchmark", "--out")
     made = [RESULTS, "base/", "shards/"]
-    made += [f"{row['name']}{end}" for row in ROWS for end in ("/", ".yaml", ".log")]
+    made += [f"{row['name']}{end}" for row in ROWS for end in ("/", ".yaml", ".log", ".json")]
     own.check(*made, "prepare.yaml", "prepare.log")
     own.claim(*made, "prepare.yaml", "prepare.log")
     base = base_of(size, path / "base")
     configs = {row["name"]: config_of(size, base, str(path), row) for row in ROWS}
-    tell("preparing: shards and their contexts")
-    _run_to_end(
-        [
-            "-m",
-            "dopsd",
-            "prepare",
-            _written(configs["fused"], path / "prepare.yaml"),
-            "--cache-contexts",
-        ],
-        path / "prepare.log",
-    )
+    kept = {} if again else measured_rows(own, size, configs)
+    if len(kept) < len(ROWS):
+        tell("preparing: shards and their contexts")
+        file = _written(configs["fused"], path / "prepare.yaml")
+        words = ["-m", "dopsd", "prepare", file, "--cache-contexts"]
+        _run_to_end(words, path / "prepare.log")
     found = []
     for row in ROWS:
+        if row["name"] in kept:
+            found.append(kept[row["name"]])
+            tell(f"{row['title']}: measured before, {found[-1]}")
+            continue
         tell(f"{row['title']}: {size.steps} steps of {size.batch} samples")
         found.append(_measure(row, configs[row["name"]], size, path))
-        tell(f"{row['title']}: {found[-1].cpu_seconds_per_sample:.3f} CPU-s a sample")
+        keep_row(own, size, configs[row["name"]], found[-1])
+        tell(f"{row['title']}: {found[-1]}")
     record = {"size": name, "dopsd": __version__, "rows": [asdict(each) for each in found]}
     own.write(RESULTS, json.dumps(record, indent=1).encode())
     return found
+
+
+def keep_row(own: OwnedFolder, size: Size, config: RunConfig, row: Measured) -> None:
+    """Write ``NAME.json``: what was measured, and with which settings."""
+    record = {"settings": _settings(size, config), "measured": asdict(row)}
+    own.write(f"{row.name}.json", json.dumps(record, indent=1).encode())
+
+
+def measured_rows(
+    own: OwnedFolder, size: Size, configs: Mapping[str, RunConfig]
+) -> dict[str, Measured]:
+    """By name those that ``keep_row`` wrote and whose settings are today's."""
+    found = {}
+    for name, config in configs.items():
+        with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+            record = json.loads(storage.read_bytes(own.file(f"{name}.json")))
+            if record["settings"] == _settings(size, config):
+                found[name] = Measured(**record["measured"])
+    return found
+
+
+def _settings(size: Size, config: RunConfig) -> dict[str, Any]:
+    """Upon which the figures of a row depend."""
+    return {
+        "dopsd": __version__,
+        "size": asdict(size),
+        "config": dump_config(config),
+        "cpus": cpus.usable().usable,
+    }
 
 
 def _measure(row: dict[str, Any], config: RunConfig, size: Size, path: Path) -> Measured:
