@@ -18,7 +18,7 @@ from typing import Any
 import ray
 
 from dopsd.errors import ResourceError, message_line
-from dopsd.ray_cluster.ray_private import bound_to_loopback, quiet_about_token
+from dopsd.ray_cluster.ray_private import bound_to_loopback, quiet_about_token, without_log_monitor
 
 LOOPBACK_INTERFACE = "lo0" if sys.platform == "darwin" else "lo"
 _PRIVATE: set[str] = set()
@@ -42,7 +42,7 @@ def start_local(environment: dict[str, str], **options: Any) -> None:
             sockets = {name: os.environ.get(name, LOOPBACK_INTERFACE) for name in _SOCKETS}
             environment = environment | sockets | {_MARK: "1"}
         try:
-            with _inherited(environment), quiet_about_token():
+            with _inherited(environment), quiet_about_token(), without_log_monitor():
                 ray.init(address="local", include_dashboard=False, log_to_driver=False, **options)
         except Exception as error:  # Ray has no kind of its own for it
             ray.shutdown()
