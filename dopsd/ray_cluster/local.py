@@ -20,7 +20,7 @@ import ray
 
 from dopsd import processes
 from dopsd.errors import ResourceError, message_line
-from dopsd.ray_cluster.ray_private import bound_to_loopback, quiet_about_token
+from dopsd.ray_cluster.ray_private import bound_to_loopback, quiet_about_token, without_log_monitor
 
 LOOPBACK_INTERFACE = "lo0" if sys.platform == "darwin" else "lo"
 _PRIVATE: set[str] = set()
@@ -48,7 +48,7 @@ def start_local(environment: dict[str, str], **options: Any) -> None:
         if bound:
             sockets = {name: os.environ.get(name, LOOPBACK_INTERFACE) for name in _SOCKETS}
             environment = environment | sockets | {_MARK: "1"}
-        with _inherited(environment), quiet_about_token():
+        with _inherited(environment), quiet_about_token(), without_log_monitor():
             _start(options)
         if bound:
             _PRIVATE.add(_address())

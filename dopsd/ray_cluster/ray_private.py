@@ -103,6 +103,19 @@ def own_signals() -> Iterator[None]:
 
 
 @contextmanager
+def without_log_monitor() -> Iterator[None]:
+    """A Ray that is started meanwhile has no process that reads every worker's log again and again
+    for drivers that print it (`log_to_driver`); the logs themselves are written as ever."""
+    node: Any = ray._private.node.Node
+    before = node.start_log_monitor
+    node.start_log_monitor = lambda self: None
+    try:
+        yield
+    finally:
+        node.start_log_monitor = before
+
+
+@contextmanager
 def quiet_about_token() -> Iterator[None]:
     """Whoever starts a Ray is not warned that its token authentication is on, as it should be; that
     it is off is said as before."""

@@ -78,6 +78,14 @@ def test_nodes_of_a_cluster() -> None:
     assert free["CPU"] <= 4.0
 
 
+@pytest.mark.usefixtures("ray_cluster")
+def test_no_process_reads_logs_for_a_driver_that_prints_none() -> None:
+    node = ray._private.worker.global_worker.node
+    kinds = {kind for kind, _ in node.live_processes()}
+    assert "raylet" in kinds and "log_monitor" not in kinds
+    assert type(node).start_log_monitor.__name__ == "start_log_monitor"  # again, for others
+
+
 def test_what_ray_starts_is_spared_what_the_process_group_is_sent() -> None:
     services = ray._private.services
     started = []
