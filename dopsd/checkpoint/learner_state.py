@@ -38,13 +38,16 @@ class LearnerState:
     student: dict[str, Tensor]
     ema: dict[str, Tensor]
     updates: int
-    """Updates that AdamW counts: without the skipped ones."""
+    """Updates that the optimizer counts: without the skipped ones."""
     moments: dict[str, Tensor]
     skipped: int = 0
     """Of the last steps, those in a row that were skipped."""
+    scalars: dict[str, float] = field(default_factory=dict)
+    """What the optimizer knows of all weights together."""
 
     def to_files(self) -> dict[str, bytes]:
-        counted = {"step": self.step, "updates": self.updates, "skipped": self.skipped}
+        counted: dict[str, Any] = {"step": self.step, "updates": self.updates}
+        counted |= {"skipped": self.skipped, "scalars": self.scalars}
         return {
             STUDENT_FILE: pack(self.student, {"step": self.step}),
             EMA_FILE: pack(self.ema, {"step": self.step}),
@@ -56,7 +59,10 @@ class LearnerState:
         student, meta = unpack(files[STUDENT_FILE])
         ema, _ = unpack(files[EMA_FILE])
         moments, counted = unpack(files[OPTIMIZER_FILE])
-        return cls(meta["step"], student, ema, counted["updates"], moments, counted["skipped"])
+        scalars = counted.get("scalars", {})  # checkpoints of older releases have none
+        return cls(
+            meta["step"], student, ema, counted["updates"], moments, counted["skipped"], scalars
+        )
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ class SlicedState:
     step: int
     """Optimizer steps behind it, skipped ones included: the next one to train."""
     updates: int
-    """Updates that AdamW counts: without the skipped ones."""
+    """Updates that the optimizer counts: without the skipped ones."""
     slices: Iterable[Slice]
     skipped: int = 0
     """Of the last steps, those in a row that were skipped."""

@@ -12,7 +12,6 @@ from dopsd.models.families.family import DTYPES
 from dopsd.run_folder.files import TRANSFORMERS
 
 _FP32 = 4
-_MOMENTS = 2
 
 
 @dataclass(frozen=True)
@@ -27,13 +26,13 @@ class RoomNeeded:
         """Of a run that trains ``numel`` weights; tensors alone, and of the published weights one
         version, so that nobody is refused who might have room."""
         cast, decay = DTYPES[config.model.dtype].itemsize, config.method.teacher_decay
-        sent = 0 if config.source == "fused" else cast
+        kept, sent = config.learner.moments, 0 if config.source == "fused" else cast
         if config.adapters != "full":
             files = 3  # the student's LoRA has two names
-            return cls(numel * (_FP32 * (2 + _MOMENTS) + 2 * sent), numel * _FP32 * files)
+            return cls(numel * (_FP32 * (2 + kept) + 2 * sent), numel * _FP32 * files)
         averages = config.method.objective != "sft" and 0.0 < decay < 1.0
         masters = 2 if averages else 1
-        return cls(numel * (_FP32 * (masters + _MOMENTS) + sent), numel * cast * masters)
+        return cls(numel * (_FP32 * (masters + kept) + sent), numel * cast * masters)
 
 
 def refuse_without_room(config: RunConfig, needed: RoomNeeded, resume: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from dopsd.config.base import MOST_SECONDS, NonNegative, Positive, Quantize, Seconds, Section, Whole
@@ -102,17 +102,31 @@ class LearnerSection(RoleSection):
     steps: Positive = Field(2000, description="Optimizer steps.")
     global_batch: Positive = Field(4, description="Samples of an optimizer step, all learners.")
     micro_batch: Positive = Field(1, description="Samples of a micro-batch (one bucket).")
-    optimizer: Literal["adamw", "adamw8bit"] = Field(
+    optimizer: Literal["adamw", "adamw8bit", "prodigy"] = Field(
         "adamw",
         description="`adamw8bit` keeps AdamW's moments in 8 bits (needs bitsandbytes): a quarter "
-        "of their memory, which only counts when many weights train.",
+        "of their memory, which only counts when many weights train. `prodigy` finds the learning "
+        "rate, by which `lr` is multiplied.",
     )
-    lr: Annotated[float, Field(gt=0)] = Field(1e-4, description="AdamW learning rate.")
+    lr: Annotated[float, Field(gt=0)] = Field(
+        1e-4,
+        description="Learning rate; of `optimizer: prodigy` 1 as a rule, since it multiplies the "
+        "rate that is found.",
+    )
+    d0: Annotated[float, Field(ge=1e-10, le=1)] = Field(
+        1e-6, description="Of `optimizer: prodigy`: the rate to begin with, which only grows."
+    )
+    d_coef: Annotated[float, Field(gt=0, le=1000)] = Field(
+        1.0,
+        description="Of `optimizer: prodigy`: by how much its estimate of the rate is multiplied.",
+    )
     weight_decay: Annotated[float, Field(ge=0, le=100)] = Field(
-        0.0, description="AdamW weight decay."
+        0.0, description="Weight decay, decoupled: times the learning rate."
     )
-    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="AdamW betas.")
-    eps: Annotated[float, Field(ge=1e-30, le=1)] = Field(1e-8, description="AdamW epsilon.")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="Betas of the moments.")
+    eps: Annotated[float, Field(ge=1e-30, le=1)] = Field(
+        1e-8, description="Epsilon beside the root of the second moment."
+    )
     max_grad_norm: Annotated[float, Field(ge=0)] = Field(
         1.0, description="Gradient norm clip; 0 switches it off."
     )
@@ -158,6 +172,22 @@ class LearnerSection(RoleSection):
         description="Steps in a row whose gradients may be infinite or nan. Such a step is "
         "skipped and written to skipped.jsonl; one more of them stops the run.",
     )
+
+    @field_validator("optimizer", mode="before")
+    @classmethod
+    def _known(cls, value: object) -> object:
+        if isinstance(value, str) and value.lower() == "adafactor":
+            raise ValueError(
+                "learner.optimizer: adafactor, allowed: adamw, adamw8bit or prodigy (it needs the "
+                "rows and columns of whole matrices, and ZeRO cuts them up flat; adamw8bit takes "
+                "little memory, too)"
+            )
+        return value
+
+    @property
+    def moments(self) -> int:
+        """Numbers that the optimizer keeps of each weight, and a checkpoint in fp32."""
+        return 4 if self.optimizer == "prodigy" else 2
 
     @model_validator(mode="after")
     def _range(self) -> LearnerSection:

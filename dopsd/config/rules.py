@@ -11,6 +11,7 @@ from dopsd import shown
 from dopsd.config.base import Section
 from dopsd.config.context import CONTEXT_NEEDS, REFERENCE_FAMILIES, VLM_FAMILIES
 from dopsd.config.data import PriorSection
+from dopsd.config.roles import LearnerSection
 from dopsd.credentials import holds_credentials
 
 if TYPE_CHECKING:
@@ -42,6 +43,10 @@ def _full(c: RunConfig) -> bool:
     return c.adapters == "full"
 
 
+def _prodigy(c: RunConfig) -> bool:
+    return c.learner.optimizer == "prodigy"
+
+
 def _fused(c: RunConfig) -> bool:
     return c.source == "fused"
 
@@ -57,6 +62,10 @@ _PRIOR = [
     (key, field.default) for key, field in PriorSection.model_fields.items() if key != "prompts"
 ]
 """(key, default) of what says something about the base's own samples."""
+_PRODIGY = [(key, LearnerSection.model_fields[key].default) for key in ("d0", "d_coef")]
+"""(key, default) of what is said to Prodigy alone."""
+_LEAST_MULTIPLIER = 0.1
+"""Below it stands a learning rate of AdamW's."""
 _OFF_POLICY = "with method.objective: {c.method.objective}, allowed:"
 _CONTEXT = "with context.name: {c.context.name}, allowed:"
 _WITHOUT_TOKENS = " or ".join(n for n, needs in CONTEXT_NEEDS.items() if not needs.reference_tokens)
@@ -129,7 +138,22 @@ RULES = (
         "they take)",
     ),
     Rule(
-        lambda c: c.learner.lr * c.learner.weight_decay >= 1,
+        lambda c: _prodigy(c) and c.learner.lr < _LEAST_MULTIPLIER,
+        "learner.lr: {c.learner.lr:g} with learner.optimizer: prodigy, allowed: "
+        f"{_LEAST_MULTIPLIER:g} or more, as a rule 1 (it multiplies the rate that Prodigy finds)",
+    ),
+    *(
+        Rule(
+            lambda c, key=key, usual=usual: (  # type: ignore[misc]
+                not _prodigy(c) and getattr(c.learner, key) != usual
+            ),
+            f"learner.{key}: {{c.learner.{key}:g}} with learner.optimizer: "
+            "{c.learner.optimizer}, allowed: with prodigy",
+        )
+        for key, usual in _PRODIGY
+    ),
+    Rule(
+        lambda c: not _prodigy(c) and c.learner.lr * c.learner.weight_decay >= 1,
         "learner.weight_decay: {c.learner.weight_decay:g} with learner.lr: {c.learner.lr:g}, "
         "allowed: a product below 1 (each step takes that part of the weights away)",
     ),

@@ -144,6 +144,8 @@ class Learner:
             losses = {"loss": loss, "grad_norm": self.engine.grad_norm()}
             if self.config.data.preservation.words:
                 losses["preservation_loss"] = preserved
+            if (found := self.engine.found_rate()) is not None:
+                losses["effective_lr"] = found
             metrics = {
                 # JSON knows no nan: a step that was skipped has neither loss nor norm.
                 **({} if skipped else losses),

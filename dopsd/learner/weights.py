@@ -16,6 +16,7 @@ from dopsd.learner.zero.optimizer_state import (
     optimizer_state,
     own_slices,
     restore_slices,
+    scalars,
     updates_taken,
 )
 from dopsd.models.lora.layers import STUDENT, TEACHER
@@ -72,11 +73,18 @@ class ReplicatedWeights:
     def state(self, step: int) -> LearnerState:
         """Everything that a learner needs to resume at ``step``. Collective."""
         updates, moments = optimizer_state(self._engine.zero, self._engine.trained())
-        return LearnerState(step, self.full(STUDENT), self.full(TEACHER), updates, moments)
+        return LearnerState(
+            step,
+            self.full(STUDENT),
+            self.full(TEACHER),
+            updates,
+            moments,
+            scalars=scalars(self._engine.zero),
+        )
 
     def restore(self, state: LearnerState) -> None:
         """Inverse of :meth:`state`; every rank is given all of it. Collective."""
-        self._engine.restore(state.student, state.updates, state.moments)
+        self._engine.restore(state.student, state.updates, state.moments, state.scalars)
         self._engine.start_average()  # anew: the optimizer's state is another one
         self._engine.set_average(state.ema)
         self._bound = False

@@ -119,7 +119,8 @@ class Demand:
         weights = (self.held + trained * size) / shard
         if stage == 3:
             weights += min(LIVE_PARAMETERS, self.frozen + trained) * size * (ranks > 1)
-        moments = 2 if self.config.learner.optimizer == "adamw8bit" else 2 * FP32
+        learner = self.config.learner
+        moments = learner.moments * (1 if learner.optimizer == "adamw8bit" else FP32)
         state = trained * (FP32 + moments) / ranks
         # A LoRA's teacher has weights of its own even where they do not move, or are the student's.
         kept = self.config.adapters == "lora" or 0 < self.config.method.teacher_decay < 1

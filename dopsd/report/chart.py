@@ -69,6 +69,7 @@ def curves(run: RunFiles) -> Markup:
         chart("Micro-batches waiting", queue, "count"),
         chart("Gradient norm", smoothed("norm", "grad_norm"), mean, log=True),
         chart("Learning rate", [Series("lr", values("lr"))]),
+        chart("Effective learning rate", [Series("lr", values("effective_lr"))], log=True),
         chart("Peak memory", roles("peak_memory_mb"), "MB per process"),
     ]
     return Markup('<div class="charts">{}</div>').format(Markup().join(charts))

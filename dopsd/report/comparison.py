@@ -31,6 +31,7 @@ _CURVES = (
     ("Gradient norm", "grad_norm", f"mean of {_SMOOTH} steps", True),
     ("Throughput", "samples_per_second", f"samples / s, mean of {_SMOOTH} steps", False),
     ("Learning rate", "lr", "", False),
+    ("Effective learning rate", "effective_lr", "", True),
 )
 """Title, key of the metrics, unit, and whether the axis is logarithmic."""
 _ITS_OWN = "run.folder"

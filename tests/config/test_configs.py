@@ -338,6 +338,21 @@ WRONG_OVERRIDES = [
         "lies beside its moments)",
     ),
     (
+        "learner.optimizer=prodigy",
+        "learner.lr: 0.0005 with learner.optimizer: prodigy, allowed: 0.1 or more, as a rule 1 (it "
+        "multiplies the rate that Prodigy finds)",
+    ),
+    (
+        "learner.d_coef=2",
+        "learner.d_coef: 2 with learner.optimizer: adamw, allowed: with prodigy",
+    ),
+    (
+        "learner.optimizer=adafactor",
+        "learner.optimizer: adafactor, allowed: adamw, adamw8bit or prodigy (it needs the rows and "
+        "columns of whole matrices, and ZeRO cuts them up flat; adamw8bit takes little memory, "
+        "too)",
+    ),
+    (
         "adapters=full preview.samples=0 lora.dora=true",
         "lora.dora: true with adapters: full, allowed: false (there is no LoRA)",
     ),

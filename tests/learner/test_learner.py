@@ -67,6 +67,9 @@ class Engine:
     def grad_norm(self) -> float:
         return 1.0
 
+    def found_rate(self) -> float | None:
+        return None
+
     def nonfinite(self) -> str:
         return "" if self.step not in self.breaks else "student weight"
 

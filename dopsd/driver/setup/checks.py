@@ -63,17 +63,17 @@ def check_options(config: RunConfig, preset: dict[str, Any]) -> None:
             "learner.compile: true with ZeRO stage 3, allowed: stage 1 or 2 (stage 3 gathers the "
             "weights of each layer in the middle of a block)"
         )
-    if config.learner.optimizer == "adamw8bit":
-        if importlib.util.find_spec("bitsandbytes") is None:
-            raise ConfigError(
-                "learner.optimizer: adamw8bit, but bitsandbytes is not installed: "
-                "pip install bitsandbytes, here and on every learner's node"
-            )
-        if offloads_optimizer(preset):
-            raise ConfigError(
-                "learner.optimizer: adamw8bit with offload_optimizer in learner.deepspeed, "
-                "allowed: one of both"
-            )
+    eight_bit = config.learner.optimizer == "adamw8bit"
+    if eight_bit and importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            "learner.optimizer: adamw8bit, but bitsandbytes is not installed: "
+            "pip install bitsandbytes, here and on every learner's node"
+        )
+    if config.learner.optimizer != "adamw" and offloads_optimizer(preset):
+        raise ConfigError(
+            f"learner.optimizer: {config.learner.optimizer} with offload_optimizer in "
+            "learner.deepspeed, allowed: one of both"
+        )
 
 
 def _check_quantize(config: RunConfig, preset: dict[str, Any]) -> None:

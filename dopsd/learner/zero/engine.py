@@ -28,6 +28,7 @@ from dopsd.learner.zero.optimizer_state import (
     set_optimizer_state,
     start_average,
 )
+from dopsd.learner.zero.prodigy import Prodigy
 from dopsd.models.lora.layers import BASE, STUDENT, TEACHER, activate, bind_parameters
 from dopsd.policy.flat import FlatLayout
 from dopsd.readers import Object, checked, read_json
@@ -134,15 +135,17 @@ class ZeroEngine:
             model_parameters=trainable,
             config=config,
             # What DeepSpeed makes from its config it makes itself.
-            optimizer=None if "optimizer" in config else adamw8bit(trainable, learner),
+            optimizer=_made(trainable, learner),
         )
         self.zero = self.engine.optimizer
         """DeepSpeed's ZeRO optimizer, whose state ``optimizer_state.py`` knows."""
+        if isinstance(self.zero.optimizer, Prodigy):
+            self.zero.optimizer.place(flat_parts(self.zero))
         self.stage = self.engine.zero_optimization_stage()
         self.rank, self.world = int(self.engine.global_rank), int(self.engine.world_size)
         self._check: GradientCheck | None = GradientCheck(self.trained())
         if student.start:  # the masters would begin as what the compute dtype leaves of it
-            self.restore(student.start, 0, {})
+            self.restore(student.start, 0, {}, {})
             student.start = {}
         self._full_rows = int(config["train_micro_batch_size_per_gpu"])
 
@@ -180,6 +183,11 @@ class ZeroEngine:
         for group in self.zero.param_groups:
             group["lr"] = lr
 
+    def found_rate(self) -> float | None:
+        """The learning rate of the last update, of an optimizer that finds its own."""
+        optimizer = self.zero.optimizer
+        return optimizer.rate() if isinstance(optimizer, Prodigy) else None
+
     def grad_norm(self) -> float:
         """Global gradient norm of the last update, before clipping."""
         return float(self.engine.get_global_grad_norm() or 0.0)
@@ -198,10 +206,17 @@ class ZeroEngine:
         return min(filter(None, self.gather(own)))
 
     @torch.no_grad()
-    def restore(self, weights: dict[str, Tensor], updates: int, moments: dict[str, Tensor]) -> None:
-        """Resume where another engine stood: fp32 weights of the student and AdamW's state.
+    def restore(
+        self,
+        weights: dict[str, Tensor],
+        updates: int,
+        moments: dict[str, Tensor],
+        scalars: dict[str, float],
+    ) -> None:
+        """Resume where another engine stood: fp32 weights of the student and the optimizer's state.
 
-        Collective. Raises CheckpointError unless the weights are those of the same modules.
+        Collective. Raises CheckpointError unless the weights are those of the same modules, and the
+        state is whole.
         """
         parameters = self.trained()
         for name in parameters.keys() ^ weights.keys():
@@ -211,7 +226,7 @@ class ZeroEngine:
             )
         for name, parameter in parameters.items():
             set_from_whole(parameter, None, weights[name])
-        set_optimizer_state(self.zero, parameters, updates, moments)
+        set_optimizer_state(self.zero, parameters, updates, moments, scalars)
         with self.gathered(list(parameters.values())):
             bind_parameters(parameters, weights)
 
@@ -220,7 +235,7 @@ class ZeroEngine:
         """Be as an engine that begins with these fp32 weights of the student and has trained
         nothing. An average that was kept is gone too: whoever trains next starts its own. Only
         between two optimizer steps. Collective."""
-        self.restore(weights, 0, {})
+        self.restore(weights, 0, {}, {})
         forget_updates(self.zero)
 
     def trained(self, adapter: str = STUDENT) -> dict[str, nn.Parameter]:
@@ -331,6 +346,12 @@ class ZeroEngine:
         if self.stage < 3:
             return nullcontext()
         return self._deepspeed.zero.GatheredParameters(parameters, modifier_rank=0)
+
+
+def _made(trainable: list[nn.Parameter], learner: LearnerSection) -> torch.optim.Optimizer | None:
+    """The optimizer, but for the one that DeepSpeed makes itself."""
+    make = {"adamw8bit": adamw8bit, "prodigy": Prodigy}.get(learner.optimizer)
+    return None if make is None else make(trainable, learner)
 
 
 def _fill(tensor: Tensor, missing: int) -> Tensor:

@@ -1,5 +1,5 @@
-"""AdamW's state out of and into DeepSpeed, by parameter name: the same for every ZeRO stage and
-every number of learners.
+"""The optimizer's state out of and into DeepSpeed, by parameter name: the same for every ZeRO
+stage and every number of learners.
 
 Whole, or as slices of masters, moments and average that are never gathered. Every ZeRO stage cuts a
 flattened parameter somewhere else, and so does every number of ranks; as (name, start, stop) the
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dopsd.checkpoint.slices import Slice
+from dopsd.errors import CheckpointError
 from dopsd.learner.zero.adamw8bit import is_eight_bit, plain_moments, take_plain_moments
 from dopsd.learner.zero.deepspeed_private import (
     cast_masters,
@@ -28,6 +29,7 @@ from dopsd.learner.zero.deepspeed_private import (
     set_own_part,
     unlink_state,
 )
+from dopsd.learner.zero.prodigy import STATES, Prodigy
 from dopsd.models.finite import all_finite
 
 MASTER = "master"
@@ -40,15 +42,26 @@ Read = Callable[[str, int, int], Tensor]
 
 
 def updates_taken(zero: Any) -> int:
-    """Updates that AdamW has counted."""
+    """Updates that the optimizer has counted."""
     states = [zero.optimizer.state.get(flat) for flat in flat_parts(zero)]
     return int(states[0]["step"]) if states and all(states) else 0
+
+
+def moment_names(zero: Any) -> tuple[str, ...]:
+    """What the optimizer keeps of each weight, as a checkpoint names it."""
+    return STATES if isinstance(zero.optimizer, Prodigy) else MOMENTS
+
+
+def scalars(zero: Any) -> dict[str, float]:
+    """What the optimizer keeps of all weights together."""
+    return zero.optimizer.scalars() if isinstance(zero.optimizer, Prodigy) else {}
 
 
 def optimizer_state(
     zero: Any, parameters: dict[str, nn.Parameter]
 ) -> tuple[int, dict[str, Tensor]]:
-    """(updates taken, {``<name>.exp_avg`` and ``<name>.exp_avg_sq``: fp32 on the CPU}). Collective.
+    """(updates taken, {``<name>.exp_avg``, ``<name>.exp_avg_sq``, of Prodigy more: fp32 on the
+    CPU}). Collective.
 
     Before the first update there are no moments. ``zero`` is DeepSpeed's ZeRO optimizer.
     """
@@ -63,51 +76,62 @@ def optimizer_state(
         plain = plain_moments(zero.optimizer, flat_parts(zero), partial(link_state, zero))
     with plain:
         for name, parameter in parameters.items():
-            for key in MOMENTS:
+            for key in moment_names(zero):
                 full = safe_get_full_optimizer_state(parameter, key)
                 moments[f"{name}.{key}"] = full.detach().float().cpu().clone()
     return updates, moments
 
 
 def set_optimizer_state(
-    zero: Any, parameters: dict[str, nn.Parameter], step: int, moments: dict[str, Tensor]
+    zero: Any,
+    parameters: dict[str, nn.Parameter],
+    step: int,
+    moments: dict[str, Tensor],
+    scalars: dict[str, float],
 ) -> None:
-    """Inverse of :func:`optimizer_state` on a fresh optimizer; every rank is given all of it."""
+    """Inverse of :func:`optimizer_state` and :func:`scalars` on a fresh optimizer; every rank is
+    given all of it. Raises CheckpointError for what is missing."""
     if not step:
         return
+    if isinstance(zero.optimizer, Prodigy):
+        zero.optimizer.set_scalars(scalars)
     begin(zero, step)
     for name, parameter in parameters.items():
-        for key in MOMENTS:
-            set_from_whole(parameter, key, moments[f"{name}.{key}"])
+        for key in moment_names(zero):
+            if (moment := moments.get(f"{name}.{key}")) is None:
+                raise CheckpointError(f"checkpoint: {name}.{key} is missing")
+            set_from_whole(parameter, key, moment)
     if is_eight_bit(zero.optimizer):
         take_plain_moments(zero.optimizer, flat_parts(zero), step, partial(link_state, zero))
 
 
 def begin(zero: Any, step: int) -> None:
-    """AdamW's state after ``step`` updates, as its first update makes it; where there is none yet,
-    with moments of zero."""
+    """The optimizer's state after ``step`` updates, as its first update makes it; where there is
+    none yet, with moments of zero."""
     adam = isinstance(zero.optimizer, (torch.optim.Adam, torch.optim.AdamW))
     for flat in flat_parts(zero):
         state = zero.optimizer.state[flat]
         # torch counts in a tensor, DeepSpeed's own Adam in an integer.
         state["step"] = torch.tensor(float(step)) if adam else step
-        for key in MOMENTS:
+        for key in moment_names(zero):
             if key not in state:
                 state[key] = torch.zeros_like(flat.data)
     link_state(zero)
 
 
 def forget_updates(zero: Any) -> None:
-    """AdamW's state before its first update, which makes it anew, and no average beside it. Not of
-    its 8-bit kind."""
+    """The optimizer's state before its first update, which makes it anew, and no average beside
+    it. Not of the 8-bit kind."""
     for flat in flat_parts(zero):
         zero.optimizer.state.pop(flat, None)
+    if isinstance(zero.optimizer, Prodigy):
+        zero.optimizer.forget()
     unlink_state(zero)
 
 
 def start_average(zero: Any) -> None:
-    """Keep an fp32 average of the masters beside AdamW's moments, sharded as they are. It begins at
-    the masters as they are now."""
+    """Keep an fp32 average of the masters beside the optimizer's moments, sharded as they are. It
+    begins at the masters as they are now."""
     flats = flat_parts(zero)
     if not all(zero.optimizer.state.get(flat) for flat in flats):
         begin(zero, 0)
@@ -172,7 +196,7 @@ def own_nonfinite(zero: Any, parameters: dict[str, nn.Parameter]) -> str:
 
 def _kinds(zero: Any) -> list[str]:
     state = zero.optimizer.state.get(flat_parts(zero)[0]) or {}
-    return [MASTER, *(kind for kind in (*MOMENTS, AVERAGE) if kind in state)]
+    return [MASTER, *(kind for kind in (*moment_names(zero), AVERAGE) if kind in state)]
 
 
 def _key(kind: str) -> str | None:

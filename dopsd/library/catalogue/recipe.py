@@ -66,7 +66,6 @@ def check_library(config: RunConfig) -> None:
         ("adapters", config.adapters, "lora", "a library keeps a LoRA of each concept"),
         ("learner.workers", config.learner.workers, 1, "library.workers says how many train"),
         ("learner.min_workers", config.learner.min_workers, None, "workers come and go singly"),
-        ("learner.optimizer", config.learner.optimizer, "adamw", "a LoRA's moments are small"),
         ("data.prior.prompts", config.data.prior.prompts, None, "no concept is like another"),
         ("data.balance", config.data.balance, "samples", "each concept trains by itself"),
         ("preview.prompts", config.preview.prompts, [], "no text encoder is there to read them"),
@@ -87,6 +86,11 @@ def check_library(config: RunConfig) -> None:
                 f"{key}: {shown.value(words, quoted=False)} in a library, allowed: {allowed} "
                 f"({why})"
             )
+    if config.learner.optimizer == "adamw8bit":
+        raise ConfigError(
+            "learner.optimizer: adamw8bit in a library, allowed: adamw or prodigy (a LoRA's "
+            "moments are small)"
+        )
     if config.source == "disaggregated":
         _check_disaggregated(config)
     elif config.library.in_flight != "auto":
@@ -226,6 +230,8 @@ class Fingerprints:
             values["data.token"] = config.data.token
         if config.source == "disaggregated" and config.model.attention is not None:
             values["model.attention"] = config.model.attention
+        if config.learner.optimizer == "prodigy":
+            values["learner.prodigy"] = [config.learner.d0, config.learner.d_coef]
         return values
 
     def _recipe(self, name: str) -> str:

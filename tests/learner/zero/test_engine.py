@@ -15,11 +15,10 @@ import pytest
 import torch
 
 from dopsd.models import FAMILIES
-from dopsd.models.lora.layers import STUDENT, adapter_parameters, inject, resolve_targets
-from dopsd.records import Context
 from tests.helpers.paths import ROOT
 from tests.helpers.ports import free_port
-from tests.learner.zero.zero_rank import SAVED, STATES, STEPS, batches, case_config
+from tests.learner.zero.plain import PlainLoop
+from tests.learner.zero.zero_rank import SAVED, STEPS
 
 pytestmark = pytest.mark.integration
 
@@ -95,33 +94,16 @@ def two_ranks(tiny_base, two_ranks_folder):
 @pytest.fixture(scope="module")
 def plain(tiny_base):
     """K-state loss, one backward, clip, AdamW and EMA, written out on one process."""
-    config = case_config(str(tiny_base), "zero1", "float32")
-    family = FAMILIES["z_image"](str(tiny_base))
-    transformer = family.load_transformer(torch.float32, "cpu")
-    inject(transformer, resolve_targets(transformer, "default", family.lora_targets), 4, 8, 0)
-    weights = adapter_parameters(transformer, STUDENT)
+    loop = PlainLoop(str(tiny_base))
+    weights = loop.weights
     optimizer = torch.optim.AdamW(weights.values(), lr=1e-3, betas=(0.9, 0.999), weight_decay=0.0)
     average = {name: weight.detach().clone() for name, weight in weights.items()}
     losses, norms = [], []
     for step in range(STEPS):
-        made = batches(step)
-        samples = sum(len(batch.info) for batch in made)
-        loss = torch.zeros(())
-        for batch in made:
-            for k in range(STATES):
-                sigma = batch.sigmas[k].expand(len(batch.info))
-                velocity = family.velocity(
-                    transformer, batch.states[k], sigma, Context(batch.student.tensors)
-                )
-                error = (velocity - batch.target_velocity[k]).square().mean(dim=(1, 2, 3))
-                loss = loss + batch.weight[k] * error.sum() / (samples * STATES)
-        optimizer.zero_grad()
-        loss.backward()
-        norms.append(
-            float(torch.nn.utils.clip_grad_norm_(weights.values(), config.learner.max_grad_norm))
-        )
+        loss, norm = loop.clipped_gradients(step)
         optimizer.step()
-        losses.append(float(loss.detach()))
+        losses.append(loss)
+        norms.append(norm)
         for name, weight in weights.items():
             average[name] = 0.9 * average[name] + 0.1 * weight.detach()
     return losses, norms, weights, average

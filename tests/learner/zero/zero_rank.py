@@ -4,7 +4,9 @@ Run as ``python -m tests.learner.zero.zero_rank RANK WORLD PORT BASE OUT STAGE:D
 rank 0 writes losses, gradient norms and weights of each case to ``OUT``, and the state after SAVED
 steps into a folder beside it. The word ``resume`` starts from the state that lies there, ``poison``
 makes a target of step 1 infinite, ``adamw8bit`` takes bitsandbytes' optimizer, ``dora`` trains DoRA
-with rank-stabilised scaling, ``modules`` norms and embedders beside the LoRA.
+with rank-stabilised scaling, ``modules`` norms and embedders beside the LoRA; ``prodigy`` takes
+Prodigy for more steps, ``pieces`` has ZeRO-3 step the weights in several, ``reset`` trains after
+something else was trained in the same engine.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import sys
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,9 +30,9 @@ from dopsd.coordinator.messages import CheckpointRequest
 from dopsd.learner.learner import Learner, LearnerMicroBatch
 from dopsd.learner.student import build_student
 from dopsd.learner.weights import ReplicatedWeights
-from dopsd.learner.zero.deepspeed_private import own_part, owned_span
+from dopsd.learner.zero.deepspeed_private import flat_parts, own_part, owned_span
 from dopsd.learner.zero.engine import ZeroEngine, engine_config, read_preset
-from dopsd.learner.zero.optimizer_state import updates_taken
+from dopsd.learner.zero.optimizer_state import scalars, updates_taken
 from dopsd.method.terms import stored_terms
 from dopsd.models import FAMILIES
 from dopsd.models.checksum import checksum
@@ -40,11 +43,13 @@ from dopsd.run_folder.ledger import TrainedShare
 from tests.helpers.tiny import make_config, make_context
 
 STEPS, STATES, FULL, SAVED = 3, 2, 3, 2
+PRODIGY = {"optimizer": "prodigy", "lr": 1.0, "d0": 1e-4, "weight_decay": 0.1}
+PRODIGY_STEPS, PRODIGY_SAVED = 20, 16
 ROWS = {0: (2, 2, 1), 1: (2, 1), 2: (1,)}
 """Rows of each micro-batch of a step: a remainder, and steps that are padded with zero weight."""
 
 
-def case_config(base: str, stage: str, dtype: str) -> RunConfig:
+def case_config(base: str, stage: str, dtype: str, **learner: Any) -> RunConfig:
     return make_config(
         base,
         model={"dtype": dtype},
@@ -57,13 +62,14 @@ def case_config(base: str, stage: str, dtype: str) -> RunConfig:
             "lr": 1e-3,
             "max_grad_norm": 0.05,
             "deepspeed": stage,
+            **learner,
         },
     )
 
 
 def batches(step: int) -> list[TrainingBatch]:
     """The scored micro-batches of a step, the same in every process."""
-    rows = ROWS[step]
+    rows = ROWS[step % len(ROWS)]
     made = []
     for index, count in enumerate(rows):
         generator = torch.Generator().manual_seed(100 * step + index)
@@ -112,7 +118,9 @@ class RecordingClient:
 
 def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
     stage, dtype, *words = case.split(":")
-    config = case_config(base, stage, dtype)
+    prodigy = "prodigy" in words
+    steps, saved = (PRODIGY_STEPS, PRODIGY_SAVED) if prodigy else (STEPS, SAVED)
+    config = case_config(base, stage, dtype, **(PRODIGY if prodigy else {}))
     if "adamw8bit" in words:
         config.learner.optimizer = "adamw8bit"
     if "dora" in words:
@@ -122,8 +130,11 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
     family = FAMILIES["z_image"](base)
     student = build_student(config, family, "cpu", with_teacher=False)
     accumulation = -(-FULL // world) * STATES
-    settings = engine_config(config, read_preset(stage), accumulation)
-    engine = ZeroEngine(student, settings, config.learner)
+    preset = read_preset(stage)
+    if "pieces" in words:
+        preset["zero_optimization"]["sub_group_size"] = 500
+    engine = ZeroEngine(student, engine_config(config, preset, accumulation), config.learner)
+    first = engine.full_weights(STUDENT)
 
     def micro_batches(step: int) -> Iterator[LearnerMicroBatch]:
         made = batches(step)
@@ -153,17 +164,22 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
                 differ.append(f"{adapter} {version}")
         weights_at.append(weights.full(STUDENT))
         return CheckpointRequest(
-            save=version == SAVED and words in ([], ["adamw8bit"], ["modules"])
+            save=version == saved and words in ([], ["adamw8bit"], ["modules"], ["prodigy"])
         )
 
+    if "reset" in words:
+        Learner(
+            config, engine, micro_batches, RecordingClient(), lambda *_: CheckpointRequest()
+        ).run(0, STEPS)
+        engine.reset(first)
     learner = Learner(config, engine, micro_batches, client, publish)
     start = 0
     if "resume" in words:
         place = folder / words[words.index("resume") + 1]
         files = {file.name: file.read_bytes() for file in place.iterdir()}
         learner.restore(LearnerState.from_files(files))
-        start = SAVED
-    assert learner.run(start, STEPS)
+        start = saved
+    assert learner.run(start, steps)
     changed = [any(not torch.equal(a[n], b[n]) for n in a) for a, b in pairwise(weights_at)]
     updates = updates_taken(engine.zero)
     sound = learner.weights.nonfinite()
@@ -175,7 +191,11 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
         "loss": [line.get("loss") for line in client.lines],
         "grad_norm": [line.get("grad_norm") for line in client.lines],
         "changed": changed,
-        "saved": checksum(weights_at[SAVED - start]),
+        "saved": checksum(weights_at[saved - start]),
+        "effective_lr": [line.get("effective_lr") for line in client.lines],
+        "scalars": scalars(engine.zero),
+        "state_bytes": state_bytes(engine),
+        "pieces": len(flat_parts(engine.zero)),
         "updates": updates,
         "micro_batches": [sorted(share.micro_batches) for share in client.shares],
         "skipped": [share.skipped for share in client.shares],
@@ -183,6 +203,13 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
         "teacher": {name: t.flatten().tolist() for name, t in teacher.items()},
     }
     return found | {"broken": break_weights(learner, rank, world)}
+
+
+def state_bytes(engine: ZeroEngine) -> int:
+    """Of masters, moments and average on this rank."""
+    flats = flat_parts(engine.zero)
+    kept = [*flats, *(t for flat in flats for t in engine.zero.optimizer.state[flat].values())]
+    return sum(t.nbytes for t in kept if isinstance(t, Tensor) and t.dim())
 
 
 def break_weights(learner: Learner, rank: int, world: int) -> str:
