@@ -92,7 +92,7 @@ class Exporter:
             for adapter in (STUDENT, TEACHER) if weights.averages else (STUDENT,):
                 self._transformer(adapter, weights)
             return
-        own = (LORA_FILE,)
+        own: tuple[str, ...] = (LORA_FILE,)
         if self.config.lora.kind in self.family.diffusers_kinds:
             own = (LORA_FILE, DIFFUSERS_FILE)
         files = {STUDENT: own, TEACHER: (TEACHER_FILE,)}

@@ -12,10 +12,12 @@ class KroneckerLinear(Linear):  # type: ignore[misc]  # PEFT is untyped
     """PEFT's layer, which forms the weight [outputs, inputs] in every forward and keeps it for the
     backward: as many bytes as the base's own layer has, and as many operations."""
 
-    def _get_delta_activations(self, adapter_name: str, x: Tensor, *args: Any, **kw: Any) -> Tensor:
-        """(W1 (x) W2) x of ``x`` [..., inputs], as W1 X W2^T of X [..., in of W1, in of W2]."""
+    def _get_delta_activations(  # type: ignore[override]  # PEFT's own two names of it differ
+        self, adapter_name: str, input: Tensor, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """(W1 (x) W2) x of x [..., inputs], as W1 X W2^T of X [..., in of W1, in of W2]."""
         left = self._left(adapter_name)
-        x = self._cast_input_dtype(x, left.dtype)
+        x = self._cast_input_dtype(input, left.dtype)
         rows = x.unflatten(-1, (left.shape[1], -1))
         for factor in self._right(adapter_name):
             rows = nn.functional.linear(rows, factor)

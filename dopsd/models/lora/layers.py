@@ -147,7 +147,7 @@ def _finish(layer: AdapterLayer, kind: Kind) -> None:
         return
     # In training PEFT draws from torch's global generator whether it leaves a layer out, and at a
     # probability of zero still would once in some millions of calls.
-    layer.eval()
+    cast(nn.Module, layer).eval()
     if kind == "lokr":
         from dopsd.models.lora.kronecker import KroneckerLinear
 

@@ -87,8 +87,8 @@ def delta(parts: Mapping[str, Tensor]) -> Tensor:
 
     wide = {name: part.float() for name, part in parts.items()}
     if "hada_w1_a" in wide:
-        factors = (wide[name] for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"))
-        product: Tensor = make_weight(*factors, scale=torch.tensor(1.0))
+        one, two = (wide["hada_w1_a"], wide["hada_w1_b"]), (wide["hada_w2_a"], wide["hada_w2_b"])
+        product: Tensor = make_weight(*one, *two, torch.tensor(1.0))
         return product
     left, right = (
         wide[name] if name in wide else wide[f"{name}_a"] @ wide[f"{name}_b"]
