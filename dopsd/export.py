@@ -22,10 +22,14 @@ from dopsd.config import RunConfig
 from dopsd.data.manifest import Manifest
 from dopsd.errors import ModelError
 from dopsd.models.finite import first_nonfinite
+from dopsd.models.lora.factors import is_last
 from dopsd.models.lora.merge import merged_record
 from dopsd.models.lora.warm_start import initial_record
 
 _PREFIX = "transformer."
+ADAPTER = "dopsd.lycoris"
+"""Key of the metadata of a LoKr or LoHa: how its factors are cut, as a config says it."""
+_SHAPE = {"kind", "rank", "factor", "decompose_both"}
 
 
 def lora_file(
@@ -53,10 +57,11 @@ def lora_file(
 def folded(
     state: dict[str, Tensor], rank: int, alpha: float, *, rank_stabilized: bool = False
 ) -> dict[str, Tensor]:
-    """Adapter weights in fp32 on the CPU, their strength in B."""
+    """Adapter weights in fp32 on the CPU, their strength in B (of LoKr and LoHa the last
+    factor)."""
     strength = alpha / (math.sqrt(rank) if rank_stabilized else rank)
     return {
-        name: tensor.detach().float().cpu() * (strength if ".lora_B." in name else 1.0)
+        name: tensor.detach().float().cpu() * (strength if is_last(name) else 1.0)
         for name, tensor in state.items()
     }
 
@@ -147,6 +152,10 @@ def described(config: RunConfig, data: str) -> dict[str, str]:
         teacher = ""  # it has none
     variant = "".join(f" {name}" for name, on in lora.variant.items() if on)
     trained = f"rank={lora.rank} alpha={lora.alpha}{variant}"
+    adapter = {}
+    if lora.kind != "lora" and config.adapters != "full":
+        trained = f"{lora.kind} {trained}"
+        adapter = {ADAPTER: json.dumps(lora.model_dump(include=_SHAPE), sort_keys=True)}
     if config.adapters == "full":
         trained = f"adapters=full teacher_sync_every={method.teacher_sync_every}"
     elif config.adapters == "lora+modules":
@@ -164,6 +173,7 @@ def described(config: RunConfig, data: str) -> dict[str, str]:
             f"{trained} seed={config.run.seed}"
         ),
         "dopsd.data": data,
+        **adapter,
         **merged_record(config.model.merge, config.model.merge_sha256),
         **initial_record(config),
     }

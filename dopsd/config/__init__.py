@@ -4,6 +4,7 @@ from dopsd.config.base import Device
 from dopsd.config.data import DataSection
 from dopsd.config.load import dump_config, load_config, parse_config, stored_config
 from dopsd.config.method import MethodSection
+from dopsd.config.model import LoraSection
 from dopsd.config.reference import reference
 from dopsd.config.roles import LearnerSection, RoleSection, TimeoutSection, check_role
 from dopsd.config.run import RunConfig
@@ -12,6 +13,7 @@ __all__ = [
     "DataSection",
     "Device",
     "LearnerSection",
+    "LoraSection",
     "MethodSection",
     "RoleSection",
     "RunConfig",

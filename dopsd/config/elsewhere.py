@@ -54,6 +54,8 @@ NAMES = {
     "lora.init": "network_weights pretrained_lora init_lora lora_path",
     "lora.targets": "target_modules lora_target_modules lora_layers lora_target",
     "lora.dora": "use_dora",
+    "lora.kind": "network_type lycoris_algo algo",
+    "lora.factor": "lokr_factor decompose_factor",
     "lora.rank_stabilized": "use_rslora rslora",
     "learner.lr": "learning_rate unet_lr transformer_lr base_lr",
     "learner.schedule": "lr_scheduler lr_scheduler_type scheduler_type",

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dopsd.config.base import Positive, Quantize, Section
+from dopsd.config.base import MOST, Positive, Quantize, Section, Whole
 
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
@@ -72,6 +72,12 @@ class ModelSection(Section):
 class LoraSection(Section):
     """What is trained, of `adapters: lora` and `lora+modules`."""
 
+    kind: Literal["lora", "lokr", "loha"] = Field(
+        "lora",
+        description="`lora`; `lokr`, a Kronecker product, of few weights; or `loha`, a Hadamard "
+        "product, whose rank is up to the square of `lora.rank`. PEFT's formulas. The last two not "
+        "under ZeRO-3 and not on `nf4`.",
+    )
     rank: Positive = Field(64, description="LoRA rank.")
     alpha: Annotated[float, Field(gt=0, le=1e6)] = Field(128, description="LoRA alpha.")
     targets: list[str] | Literal["default", "all-linear"] = Field(
@@ -92,11 +98,20 @@ class LoraSection(Section):
     rank_stabilized: bool = Field(
         False, description="rsLoRA: scale by alpha / sqrt(rank), in place of alpha / rank."
     )
+    factor: Annotated[Whole, Field(ge=-1, le=MOST)] = Field(
+        8,
+        description="Of `lora.kind: lokr`: into how many parts both sides of a layer are cut "
+        "(PEFT's `decompose_factor`, where it divides them); -1: near the square root, the fewest "
+        "weights.",
+    )
+    decompose_both: bool = Field(
+        False, description="Of `lora.kind: lokr`: the small factor may be of low rank too."
+    )
     init: str | None = Field(
         None,
         description="A LoRA (`.safetensors`, local or s3://) from which student and teacher begin, "
-        "at its own strength: dopsd's, diffusers', ComfyUI's, kohya's or PEFT's keys. Rank and "
-        "modules must be those of this config. Default: the base.",
+        "at its own strength: dopsd's, diffusers', ComfyUI's, kohya's, LyCORIS' or PEFT's keys. "
+        "Kind, rank and modules must be those of this config. Default: the base.",
     )
     init_sha256: Digest | None = Field(
         None,
@@ -106,5 +121,5 @@ class LoraSection(Section):
 
     @property
     def variant(self) -> dict[str, bool]:
-        """Keywords of ``models.lora.inject``."""
+        """What a plain LoRA may be beside."""
         return {"dora": self.dora, "rank_stabilized": self.rank_stabilized}

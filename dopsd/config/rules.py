@@ -11,6 +11,7 @@ from dopsd import shown
 from dopsd.config.base import Section
 from dopsd.config.context import CONTEXT_NEEDS, REFERENCE_FAMILIES, VLM_FAMILIES
 from dopsd.config.data import PriorSection
+from dopsd.config.model import LoraSection
 from dopsd.config.roles import LearnerSection
 from dopsd.credentials import holds_credentials
 
@@ -67,6 +68,7 @@ _PRODIGY = [(key, LearnerSection.model_fields[key].default) for key in ("d0", "d
 _LEAST_MULTIPLIER = 0.1
 """Below it stands a learning rate of AdamW's."""
 _OFF_POLICY = "with method.objective: {c.method.objective}, allowed:"
+_FACTOR = LoraSection.model_fields["factor"].default
 _CONTEXT = "with context.name: {c.context.name}, allowed:"
 _WITHOUT_TOKENS = " or ".join(n for n, needs in CONTEXT_NEEDS.items() if not needs.reference_tokens)
 PATHS = ("run.folder", "data.source", "data.shards", "data.prior.prompts", "lora.init")
@@ -219,6 +221,32 @@ RULES = (
     Rule(
         lambda c: _full(c) and c.lora.rank_stabilized,
         "lora.rank_stabilized: true with adapters: full, allowed: false (there is no LoRA)",
+    ),
+    Rule(
+        lambda c: _full(c) and c.lora.kind != "lora",
+        "lora.kind: {c.lora.kind} with adapters: full, allowed: lora (there is no adapter)",
+    ),
+    *(
+        Rule(
+            lambda c, key=key: c.lora.kind != "lora" and getattr(c.lora, key),  # type: ignore[misc]
+            f"lora.{key}: true with lora.kind: {{c.lora.kind}}, allowed: false (it is of plain "
+            "LoRA)",
+        )
+        for key in ("dora", "rank_stabilized")
+    ),
+    Rule(
+        lambda c: c.lora.factor == 0,
+        "lora.factor: 0, allowed: 1 or more, or -1 (near the square root)",
+    ),
+    Rule(
+        lambda c: c.lora.kind != "lokr" and (c.lora.factor != _FACTOR or c.lora.decompose_both),
+        "lora.factor or lora.decompose_both: given with lora.kind: {c.lora.kind}, allowed: "
+        "lora.kind: lokr",
+    ),
+    Rule(
+        lambda c: c.lora.kind != "lora" and c.model.quantize == "nf4",
+        "model.quantize: nf4 with lora.kind: {c.lora.kind}, allowed: none, int8, fp8 (PEFT's layer "
+        "asks for the shape of the weights, and nf4 has packed them)",
     ),
     Rule(
         lambda c: c.model.quantize != "none" and c.adapters != "lora",

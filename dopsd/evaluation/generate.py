@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,8 +16,11 @@ from dopsd.errors import ConfigError, ModelError
 from dopsd.evaluation.drawn_with import WeightedLora
 from dopsd.files import storage
 from dopsd.models.families.family import DTYPES, Family
+from dopsd.models.lora.factors import kind_of
+from dopsd.models.lora.files import tensor_names
 from dopsd.models.lora.fit import lora_fit
 from dopsd.models.lora.layers import bind_parameters
+from dopsd.models.lora.loading import load_adapter, mixed
 from dopsd.models.transformer_folder import bind_folder, transformer_files
 
 _MIN_REFERENCE_SIDE = 64
@@ -72,6 +75,7 @@ def generate(
     for path, what in (*((each.path, "LoRA") for each in loras), (modules, "modules")):
         if path is not None and not storage.exists(path):
             raise ModelError(f"{path}: no such {what} file")
+    refuse_mixed({each.path: storage.read_bytes(each.path) for each in loras})
     if transformer is not None:
         transformer_files(transformer, family.transformer_class)  # before all is loaded
     pipeline = family.load_pipeline(DTYPES[dtype], device)
@@ -129,6 +133,17 @@ def sample(
     return [family.finished(image) for image in images]
 
 
+def refuse_mixed(payloads: Mapping[str, bytes]) -> None:
+    """Raises ModelError for files, by their paths, of several kinds: they lie on a layer in turn.
+    What is no safetensors file is left to whoever loads it."""
+    kinds: dict[str, str] = {}
+    for path, payload in payloads.items():
+        kinds[kind_of(tensor_names(payload), path)] = path
+    if len(kinds) > 1:
+        (kind, path), (other, _), *_ = kinds.items()
+        raise ModelError(f"{path}: {mixed(kind, other)}")
+
+
 def load_lora(
     pipeline: Any, path: str, payload: bytes, adapter: str, partial: bool = False
 ) -> None:
@@ -140,7 +155,7 @@ def load_lora(
     fit = lora_fit(pipeline, pipeline.transformer, path, payload)
     fit.check(path, partial)
     try:
-        pipeline.load_lora_weights(fit.fitting_state(), adapter_name=adapter)
+        load_adapter(pipeline, fit.fitting_state(), adapter)
     except (SafetensorError, ValueError) as error:
         raise ModelError(f"{path}: no LoRA that loads ({str(error).splitlines()[0]})") from None
     except RuntimeError as error:

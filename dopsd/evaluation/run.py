@@ -28,6 +28,7 @@ from dopsd.evaluation.folder import (
     check_out,
     owned,
 )
+from dopsd.evaluation.generate import refuse_mixed
 from dopsd.evaluation.metrics import METRICS, make_metric
 from dopsd.evaluation.prompts import prompts_file
 from dopsd.evaluation.results import Results, summarize
@@ -139,6 +140,8 @@ def _read_loras(spec: EvaluateSpec) -> dict[str, bytes]:
                     f"here it takes {sizes[name]}"
                 )
     pipeline = getattr(diffusers, family.pipeline_class)
+    for model in spec.models:
+        refuse_mixed({path: payloads[path] for path in model.loras})
     for path in {path for model in spec.models for path in model.loras}:
         lora_fit(pipeline, skeleton, path, payloads[path]).check(path, spec.partial)
     return payloads

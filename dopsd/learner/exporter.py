@@ -15,6 +15,7 @@ from dopsd.learner.adapter_publisher import AdapterPublisher
 from dopsd.learner.publisher import BucketPublisher
 from dopsd.learner.weights import ReplicatedWeights, ShardedWeights, Weights
 from dopsd.models.families.family import DTYPES, Family
+from dopsd.models.lora.factors import is_adapters
 from dopsd.models.lora.layers import STUDENT, TEACHER
 from dopsd.policy.bundle import Bundle
 from dopsd.run_folder.files import (
@@ -91,7 +92,10 @@ class Exporter:
             for adapter in (STUDENT, TEACHER) if weights.averages else (STUDENT,):
                 self._transformer(adapter, weights)
             return
-        files = {STUDENT: (LORA_FILE, DIFFUSERS_FILE), TEACHER: (TEACHER_FILE,)}
+        own: tuple[str, ...] = (LORA_FILE,)
+        if self.config.lora.kind in self.family.diffusers_kinds:
+            own = (LORA_FILE, DIFFUSERS_FILE)
+        files = {STUDENT: own, TEACHER: (TEACHER_FILE,)}
         for adapter, state in _both(weights):
             self._write(files[adapter], MODULES[adapter], adapter, state)
 
@@ -107,7 +111,7 @@ class Exporter:
         if self._client.rank:
             return
         lora, named = self.config.lora, self._named(adapter)
-        own = {name: tensor for name, tensor in state.items() if ".lora_" in name}
+        own = {name: tensor for name, tensor in state.items() if is_adapters(name)}
         payload = lora_file(
             own, lora.rank, lora.alpha, named, dtype, rank_stabilized=lora.rank_stabilized
         )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dopsd.errors import ModelError
+from dopsd.models.lora.factors import is_last
 
 
 class GradientCheck:
@@ -34,7 +35,8 @@ class GradientCheck:
 
     def finish(self) -> None:
         """Stop listening. Raises ModelError, which names the first of them, for tensors that got no
-        gradient, and for a LoRA's B whose gradient is zero while others' are not.
+        gradient, and for the last factor of an adapter (a LoRA's B)
+        whose gradient is zero while others' are not.
 
         A gradient of zero is right elsewhere: A's while B is zero, a padding token's where nothing
         was padded, and all of them where student and target agree.
@@ -47,7 +49,7 @@ class GradientCheck:
         missing = [
             name
             for name in self._names
-            if name not in largest or (moved and ".lora_B." in name and largest[name] == 0.0)
+            if name not in largest or (moved and is_last(name) and largest[name] == 0.0)
         ]
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""

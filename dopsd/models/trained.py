@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dopsd.config import RunConfig
 from dopsd.errors import ModelError
 from dopsd.models.families.family import Family
+from dopsd.models.lora.factors import Factors, is_adapters
 from dopsd.models.lora.layers import (
     STUDENT,
     adapter_parameters,
@@ -54,12 +55,11 @@ class TrainableParameters:
         """How many weights of a bare transformer are trained. Raises as :meth:`describe`."""
         if self.kind == "full":
             return sum(parameter.numel() for parameter in transformer.parameters())
-        lora = self.config.lora
+        factors = Factors.of(self.config.lora)
         total = sum(transformer.get_parameter(name).numel() for name in self._extra(transformer))
         for name in chain.from_iterable(self._targets(transformer).values()):
             linear: Any = transformer.get_submodule(name)
-            total += lora.rank * (linear.in_features + linear.out_features)
-            total += linear.out_features if lora.dora else 0
+            total += factors.numel(linear.out_features, linear.in_features)
         return total
 
     def adapted(self, transformer: nn.Module) -> list[str]:
@@ -84,6 +84,9 @@ class TrainableParameters:
             lora.alpha,
             run.seed,
             adapters,
+            kind=lora.kind,
+            factor=lora.factor,
+            decompose_both=lora.decompose_both,
             **lora.variant,
         )
         for name in extra:
@@ -148,7 +151,7 @@ class TrainableParameters:
 
     def _bare_targets(self, transformer: nn.Module) -> list[list[str]]:
         """Names of the adapted modules, while there are no LoRA layers yet."""
-        if any(".lora_A." in name for name, _ in transformer.named_parameters()):
+        if any(is_adapters(name) for name, _ in transformer.named_parameters()):
             return []
         return list(self._targets(transformer).values())
 
@@ -157,7 +160,7 @@ def match_parameters(transformer: nn.Module, entry: str) -> list[str]:
     """Names of the parameters that ``entry`` stands for: those of every normalisation layer for
     ``norms``, of every embedder for ``embedders``, else those with ``entry`` among the parts of
     their dotted name."""
-    names = [name for name, _ in transformer.named_parameters() if ".lora_" not in name]
+    names = [name for name, _ in transformer.named_parameters() if not is_adapters(name)]
     if entry == EMBEDDERS:
         return [name for name in names if any("embed" in part for part in name.split(".")[:-1])]
     if entry == NORMS:

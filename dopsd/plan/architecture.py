@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from dopsd.models.lora.factors import Factors
+
 Tokens = Literal["image", "text", "both", "sample"]
 """Whom a layer is applied to; ``sample``: once for each sample, as modulation is."""
 
@@ -94,10 +96,10 @@ class Architecture:
                 if chosen:
                     yield stack, linear
 
-    def lora_weights(self, targets: list[str] | str, rank: int) -> int:
+    def lora_weights(self, targets: list[str] | str, factors: Factors) -> int:
         """How many parameters one adapter has."""
         return sum(
-            stack.count * rank * (linear.inputs + linear.outputs)
+            stack.count * factors.numel(linear.outputs, linear.inputs)
             for stack, linear in self.adapted(targets)
         )
 

@@ -10,6 +10,7 @@ from dopsd.config import RunConfig
 from dopsd.config.recipes import preset_file
 from dopsd.data.pictures.buckets import Bucket, buckets
 from dopsd.errors import ConfigError
+from dopsd.models.lora.factors import Factors
 from dopsd.plan.bases import Base
 from dopsd.plan.encoder import VAE_ENCODE_BYTES, VAE_ENCODE_FLOPS, VAE_WEIGHTS, picture_tokens
 from dopsd.plan.quantized import base_bytes, converted_bytes, encoder_bytes
@@ -52,9 +53,10 @@ class Demand:
     def __init__(self, config: RunConfig, base: Base) -> None:
         self.config, self.base, self.model = config, base, base.transformer
         full = config.adapters == "full"
-        self.adapter = Adapter(config.lora.targets, 0 if full else config.lora.rank)
+        factors = Factors.of(config.lora)
+        self.adapter = Adapter(config.lora.targets, None if full else factors)
         self.size = {"bfloat16": 2, "float32": 4}[config.model.dtype]
-        lora = self.model.lora_weights(config.lora.targets, config.lora.rank)
+        lora = self.model.lora_weights(config.lora.targets, factors)
         self.trained = self.model.weights if full else lora
         """Numbers; of `lora+modules` the LoRA alone, beside which the modules are small."""
         self.frozen = 0 if full else self.model.weights

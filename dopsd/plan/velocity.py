@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from dopsd.models.lora.factors import Factors
+from dopsd.plan.adapter import cost_of
 from dopsd.plan.architecture import Architecture, Linear, Stack
 
 _FORWARD, _BACKWARD = 4, 10
@@ -29,10 +31,10 @@ class Shape:
 
 @dataclass(frozen=True)
 class Adapter:
-    """What trains: a LoRA of ``rank`` on ``targets``, or with rank 0 all weights."""
+    """What trains: the adapter of ``factors`` on ``targets``, or without all weights."""
 
     targets: list[str] | str
-    rank: int
+    factors: Factors | None
 
 
 @dataclass(frozen=True)
@@ -76,17 +78,17 @@ def flops(
         forward += stack.count * stack.times * products
     outside = sum(_product(layer, shape) for layer in model.outside)
     down_up = 0.0
-    if adapter.rank:
+    if adapter.factors:
         for stack, layer in model.adapted(adapter.targets):
-            pair = layer.inputs + layer.outputs
             rows = stack.times * shape.tokens(layer.over)
-            down_up += stack.count * 2.0 * rows * adapter.rank * pair
+            cost = cost_of(adapter.factors, layer)
+            down_up += stack.count * 2.0 * (rows * cost.row + cost.once)
     once = forward + outside + down_up + _FORWARD * attention
     if not learns:
         return once
     # Of a frozen layer the backward computes the gradient of its input alone, of a LoRA's layers
     # and of trained weights that of the weights as well.
-    weights = down_up if adapter.rank else forward + outside
+    weights = down_up if adapter.factors else forward + outside
     backward = forward + outside + down_up + weights + _BACKWARD * attention
     share = model.recomputed(checkpointing) / model.blocks
     again = share * (forward + down_up + _FORWARD * attention)
@@ -106,7 +108,7 @@ def activations(
     cost = _ACTIVATIONS[model.family, size]
     whole = shape.tokens("both") * model.width
     if not learns:
-        return cost.forward * whole
+        return cost.forward * whole + size * _largest(model, adapter, 3)
     again = model.recomputed(checkpointing) / model.blocks
     inputs = kept = 0.0
     for stack in model.stacks:
@@ -114,16 +116,41 @@ def activations(
         share = again if stack.repeated else 0.0
         inputs += share * size * tokens
         kept += (1.0 - share) * cost.stored[stack.kind] * tokens
-    if adapter.rank:
+    if adapter.factors:
         for stack, layer in model.adapted(adapter.targets):
             share = again if stack.repeated else 0.0
             rows = stack.count * stack.times * shape.tokens(layer.over)
-            kept += (1.0 - share) * size * rows * adapter.rank
+            own = cost_of(adapter.factors, layer)
+            kept += (1.0 - share) * size * (rows * own.kept + stack.count * own.kept_once)
     if not checkpointing:
         return kept + cost.edge * whole
-    gradients = size * model.lora_weights(adapter.targets, adapter.rank) if adapter.rank else 0
+    gradients = 0
+    if adapter.factors:
+        gradients = size * model.lora_weights(adapter.targets, adapter.factors)
     # The first block that is computed again finds all that is kept, the last one all gradients.
-    return max(kept + inputs, gradients) + cost.recomputed * whole
+    block = cost.recomputed * whole + _block(model, shape, adapter, size)
+    return max(kept + inputs, gradients) + block
+
+
+def _largest(model: Architecture, adapter: Adapter, copies: int) -> float:
+    """Numbers of the whole weights that a LoHa forms for one layer, and of what they are made."""
+    if adapter.factors is None:
+        return 0.0
+    layers = [cost_of(adapter.factors, layer) for _, layer in model.adapted(adapter.targets)]
+    return copies * max((cost.kept_once for cost in layers), default=0.0)
+
+
+def _block(model: Architecture, shape: Shape, adapter: Adapter, size: int) -> float:
+    """Bytes that LoKr and LoHa keep of one block that is computed again; a LoRA's are among those
+    that were traced."""
+    if adapter.factors is None or adapter.factors.kind == "lora":
+        return 0.0
+    blocks: dict[int, float] = {}
+    for stack, layer in model.adapted(adapter.targets):
+        own = cost_of(adapter.factors, layer)
+        rows = stack.times * shape.tokens(layer.over)
+        blocks[id(stack)] = blocks.get(id(stack), 0.0) + rows * own.kept + own.kept_once
+    return size * max(blocks.values(), default=0.0) + size * _largest(model, adapter, 2)
 
 
 def filled(tokens: float, multiple: int) -> int:

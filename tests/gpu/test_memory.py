@@ -14,6 +14,7 @@ from torch import Tensor
 from dopsd.config import load_config
 from dopsd.learner.adapter_publisher import AdapterPublisher
 from dopsd.models.checkpointing import checkpoint_every
+from dopsd.models.lora.factors import Factors
 from dopsd.models.lora.layers import STUDENT, TEACHER
 from dopsd.plan import make_plan
 from dopsd.plan.architecture import architecture
@@ -41,7 +42,7 @@ def test_peak_memory_is_what_is_planned(
             velocity.square().mean().backward()
     peak = torch.cuda.max_memory_allocated() - before
     shape = Shape(1, (latent_side(cuda) // 2) ** 2, TEXT)
-    adapter = Adapter(blocks.config.lora.targets, blocks.config.lora.rank)
+    adapter = Adapter(blocks.config.lora.targets, Factors.of(blocks.config.lora))
     planned = activations(architecture("z_image", SIZES), shape, adapter, 2, learns, every)
     record_property("peak", f"{peak / MIB:.0f} MiB, planned {planned / MIB:.0f}")
     assert planned == pytest.approx(peak, rel=0.15)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 
 from dopsd.config import load_config
+from dopsd.models.lora.factors import Factors
 from dopsd.plan import make_plan
 from dopsd.plan.velocity import Adapter, Shape, activations, flops
 
 GIB = 2**30
 Z, K4, K9 = "z_image_turbo_lora", "flux2_klein_4b_edit_lora", "flux2_klein_9b_edit_lora"
 KREA, QWEN = "krea2_turbo_vlm_lora", "qwen_image_vlm_lora"
-LORA = Adapter("default", 64)
+LORA = Adapter("default", Factors(64))
 IMAGE = 4096
 """Tokens of 1024 x 1024 pixels."""
 
@@ -69,9 +70,11 @@ def test_memory_and_flops_of_a_velocity(row: tuple) -> None:
 def test_parameters(recipe: str, billions: float, lora: float, all_linear: float | None) -> None:
     model = make_plan(load_config(recipe)).base.transformer
     assert model.weights == pytest.approx(billions * 1e9, rel=1e-3)
-    assert model.lora_weights("default", 64) == pytest.approx(lora * 1e6, rel=1e-3)
+    assert model.lora_weights("default", Factors(64)) == pytest.approx(lora * 1e6, rel=1e-3)
     if all_linear:
-        assert model.lora_weights("all-linear", 64) == pytest.approx(all_linear * 1e6, rel=1e-3)
+        assert model.lora_weights("all-linear", Factors(64)) == pytest.approx(
+            all_linear * 1e6, rel=1e-3
+        )
 
 
 @pytest.mark.parametrize(

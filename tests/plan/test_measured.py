@@ -13,6 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from dopsd.config import load_config
 from dopsd.models import FAMILIES
 from dopsd.models.checkpointing import checkpoint_every
+from dopsd.models.lora.factors import Factors
 from dopsd.models.lora.layers import STUDENT
 from dopsd.models.trained import TrainableParameters
 from dopsd.plan.bases import base_of
@@ -57,7 +58,7 @@ def test_the_tiny_world(learns: bool, checkpointing: int, tmp_path: Path) -> Non
 
     peak = measured(call, tmp_path / "trace.json")
     shape = Shape(ROWS, (height // 2) * (width // 2), TEXT)
-    adapter = Adapter(config.lora.targets, config.lora.rank)
+    adapter = Adapter(config.lora.targets, Factors.of(config.lora))
     architecture = base_of(config).transformer
     planned = activations(architecture, shape, adapter, 4, learns, checkpointing)
     assert planned == pytest.approx(peak, rel=0.10)

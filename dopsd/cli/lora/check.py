@@ -34,6 +34,7 @@ def check(
 
     from dopsd.files import storage
     from dopsd.models import FAMILIES
+    from dopsd.models.lora.factors import TITLES
     from dopsd.models.lora.fit import has_alpha, lora_fit, spelling
 
     if family not in FAMILIES:
@@ -46,6 +47,10 @@ def check(
     fit = lora_fit(pipeline, model.skeleton(), file, payload)
     alpha = "alphas stand beside the weights" if has_alpha(payload) else "alpha is folded in"
     ranks = ", ".join(map(str, fit.ranks)) or "none"
-    say(f"{file}: {fit.total} modules of rank {ranks}; keys are {spelling(payload)}; {alpha}")
-    say(f"  diffusers {diffusers.__version__}, and dopsd with it: {fit.sentence()}")
+    kind = "" if fit.kind == "lora" else f"a {TITLES[fit.kind]}, "
+    say(f"{file}: {kind}{fit.total} modules of rank {ranks}; keys are {spelling(payload)}; {alpha}")
+    reads = f"diffusers {diffusers.__version__}, and dopsd with it"
+    if fit.kind not in model.diffusers_kinds:
+        reads = f"dopsd (load_lora_weights of {family} reads no {TITLES[fit.kind]})"
+    say(f"  {reads}: {fit.sentence()}")
     fit.check(file, partial=False)

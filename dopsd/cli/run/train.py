@@ -76,7 +76,7 @@ def train(
             take_over=take_over,
         )
     say("")
-    _say_summary(summary)
+    _say_summary(summary, _adapter_title(run))
     say("Next, draw with it:")
     command = next_command(run, summary.lora, summary.modules, summary.transformer)
     say(f"  {command}")
@@ -88,7 +88,18 @@ def _refuse_two(options: dict[str, object]) -> None:
         raise ConfigError(f"{given[0]} with {given[1]}, allowed: one of them")
 
 
-def _say_summary(summary: Summary) -> None:
+def _adapter_title(config: RunConfig) -> str:
+    """What a run's adapter is, and who reads its file."""
+    from dopsd.models import FAMILIES
+    from dopsd.models.lora.factors import TITLES
+
+    title, kind = TITLES[config.lora.kind], config.lora.kind
+    if kind in FAMILIES[config.model.family].diffusers_kinds:
+        return f"{title} (diffusers and ComfyUI)"
+    return f"{title} (dopsd and ComfyUI)"
+
+
+def _say_summary(summary: Summary, adapter: str) -> None:
     from dopsd.driver.monitoring.progress import clock
     from dopsd.run_folder.log import loss_steps
 
@@ -100,7 +111,7 @@ def _say_summary(summary: Summary) -> None:
     )
     adapted = ", ".join(f"{target} x{count}" for target, count in summary.adapted.items())
     for what, value in (
-        ("LoRA (diffusers and ComfyUI)", summary.lora),
+        (adapter, summary.lora),
         ("modules trained beside it", summary.modules),
         ("transformer (diffusers)", summary.transformer),
         ("adapted modules", adapted),

@@ -14,17 +14,19 @@ from torch import Tensor
 from dopsd import shown
 from dopsd.checkpoint.folder import complete_steps, folder_of, read_checkpoint
 from dopsd.checkpoint.learner_state import STUDENT_FILE
-from dopsd.config import RunConfig
+from dopsd.config import LoraSection, RunConfig
 from dopsd.errors import ConfigError, ModelError
 from dopsd.evaluation.evaluated_models import tell_if_unfinished
-from dopsd.export import described, folded, same_bytes
+from dopsd.export import ADAPTER, described, folded, same_bytes
 from dopsd.files import storage
 from dopsd.models import FAMILIES
 from dopsd.models.finite import first_nonfinite
 from dopsd.models.hub import is_hub_id
+from dopsd.models.lora.factors import MAGNITUDE, TITLES, Kind, kind_of
 from dopsd.models.lora.files import file_metadata, read_lora_file
+from dopsd.models.lora.fit import module_of
 from dopsd.models.lora.formats import LoraFormat, spelled
-from dopsd.models.lora.layers import MAGNITUDE, STUDENT, TEACHER
+from dopsd.models.lora.layers import STUDENT, TEACHER
 from dopsd.ownership.scratch import temporary_folder
 from dopsd.readers import Object, read_json
 from dopsd.records import unpack
@@ -46,7 +48,12 @@ class TrainedLora:
     family: str
 
     @property
+    def kind(self) -> Kind:
+        return kind_of(self.state, "RUN")
+
+    @property
     def rank(self) -> int:
+        """Of a plain LoRA."""
         return next(int(t.shape[0]) for n, t in self.state.items() if ".lora_A." in n)
 
 
@@ -108,6 +115,9 @@ def _from_file(path: str) -> TrainedLora:
     if family not in FAMILIES:
         raise ModelError(f"{path}: names no family of dopsd; allowed: a LoRA that dopsd wrote")
     file = read_lora_file(path, "RUN", FAMILIES[family])
+    kind = kind_of(file.tensors, path)
+    if kind != "lora" and ADAPTER not in file.metadata:
+        raise ModelError(f"{path}: a {TITLES[kind]} that dopsd did not write, allowed: one of it")
     return TrainedLora(file.tensors, file.metadata, family)
 
 
@@ -173,17 +183,31 @@ def safetensors_payload(
 
 def _peft_config(lora: TrainedLora) -> bytes:
     """PEFT's own, with the strength that lies in B left at 1."""
-    from peft import LoraConfig
+    from peft import LoHaConfig, LoKrConfig, LoraConfig
 
     base = lora.metadata.get("dopsd.base", "")
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.rank,
-        target_modules=sorted({n.partition(".lora_")[0] for n in lora.state}),
-        use_dora=any(name.endswith(MAGNITUDE) for name in lora.state),
-        base_model_name_or_path=base if is_hub_id(base) else None,
-        inference_mode=True,
-    )
+    common: dict[str, Any] = {
+        "target_modules": sorted({module_of(name).rstrip(".") for name in lora.state}),
+        "base_model_name_or_path": base if is_hub_id(base) else None,
+        "inference_mode": True,
+    }
+    config: LoraConfig | LoKrConfig | LoHaConfig
+    if lora.kind == "lora":
+        config = LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.rank,
+            use_dora=any(name.endswith(MAGNITUDE) for name in lora.state),
+            **common,
+        )
+    else:
+        cut = LoraSection.model_validate(json.loads(lora.metadata[ADAPTER]))
+        common |= {"r": cut.rank, "alpha": cut.rank}
+        if cut.kind == "loha":
+            config = LoHaConfig(**common)
+        else:
+            config = LoKrConfig(
+                decompose_factor=cut.factor, decompose_both=cut.decompose_both, **common
+            )
     with temporary_folder("peft") as folder:
         config.save_pretrained(folder)
         values: dict[str, Any] = read_json(storage.join(folder, _ADAPTER_CONFIG), Object)

@@ -14,6 +14,7 @@ from dopsd.errors import ConfigError
 from dopsd.files import storage
 from dopsd.models import FAMILIES
 from dopsd.models.hub import hub_errors, is_hub_id
+from dopsd.models.lora.factors import TITLES
 from dopsd.models.lora.formats import spelled
 from dopsd.run_folder.files import PREVIEW_SHEET, RunFolder
 
@@ -77,6 +78,11 @@ def repository_files(run: str, repository: str, dtype: str, pictures: bool) -> M
     if not folder.exists or not folder.is_finished:
         raise ConfigError(f"{run}: holds no finished run; allowed: the folder of one")
     lora = trained_lora(folder.path)
+    if lora.kind not in FAMILIES[lora.family].diffusers_kinds:
+        raise ConfigError(
+            f"{folder.path}: a {TITLES[lora.kind]}, which load_lora_weights of {lora.family} does "
+            "not read, allowed: dopsd export --format peft, and an upload of that folder"
+        )
     config, summary = folder.config(), Summary.read(folder.path)
     metadata = {key: shown.line(value, 20_000) for key, value in lora.metadata.items()}
     metadata["dopsd.base"] = public_base(config.model.base)

@@ -58,6 +58,11 @@ def check_options(config: RunConfig, preset: dict[str, Any]) -> None:
             "lora.dora: true with ZeRO stage 3, allowed: stage 1 or 2 (DoRA needs the norms of "
             "whole base weights in every forward, and stage 3 has cut them up)"
         )
+    if config.lora.kind != "lora" and preset_stage(preset) == 3:
+        raise ConfigError(
+            f"lora.kind: {config.lora.kind} with ZeRO stage 3, allowed: stage 1 or 2 (stage 3 "
+            "gathers what a layer's own modules hold, and PEFT keeps these factors in none)"
+        )
     if config.learner.compile and preset_stage(preset) == 3:
         raise ConfigError(
             "learner.compile: true with ZeRO stage 3, allowed: stage 1 or 2 (stage 3 gathers the "

@@ -24,6 +24,7 @@ from dopsd.evaluation.preflight.verdict import TeacherVerdict, judge
 from dopsd.method.noise import NoisePurpose, batch_noise
 from dopsd.models import FAMILIES
 from dopsd.models.families.family import DTYPES, Family
+from dopsd.models.lora.loading import load_adapter
 from dopsd.models.lora.merge import drawn_merged, merge
 from dopsd.models.lora.warm_start import for_pipeline, initial_lora
 from dopsd.models.trained import TrainableParameters
@@ -96,9 +97,7 @@ def check_teacher(
     begins = "base"
     if start := initial_lora(TrainableParameters(config, family), pipeline.transformer):
         begins = "warm start"
-        pipeline.load_lora_weights(
-            for_pipeline(config, start), adapter_name=begins.replace(" ", "_")
-        )
+        load_adapter(pipeline, for_pipeline(config, start), begins.replace(" ", "_"))
     distance = load_distance(metric, config.preflight.model, family, pipeline, device)
     checks, rows = [], []
     for sample, view, context in zip(samples, views, contexts):

@@ -18,6 +18,7 @@ from dopsd.method.noise import NoisePurpose, batch_noise
 from dopsd.models import FAMILIES
 from dopsd.models.families.family import DTYPES
 from dopsd.models.lora.layers import STUDENT, TEACHER, bind_parameters
+from dopsd.models.lora.loading import load_adapter
 from dopsd.models.lora.merge import drawn_merged, merge
 from dopsd.models.lora.warm_start import for_pipeline, initial_lora
 from dopsd.models.trained import TrainableParameters
@@ -75,7 +76,7 @@ class PreviewSampler:
         if start := initial_lora(trained, self.pipeline.transformer):
             for role in (STUDENT, TEACHER):
                 own = for_pipeline(self.config, start)
-                self.pipeline.load_lora_weights(own, adapter_name=role)
+                load_adapter(self.pipeline, own, role)
 
     def load(self, student: Files, teacher: Files) -> None:
         """Take exported weights, in place of earlier ones, as any user would.
@@ -90,7 +91,7 @@ class PreviewSampler:
         if old := self.pipeline.get_list_adapters().get("transformer"):
             self.pipeline.delete_adapters(old)
         for role, (lora, *modules) in files.items():
-            self.pipeline.load_lora_weights(load(lora()), adapter_name=role)
+            load_adapter(self.pipeline, load(lora()), role)
             self._take_modules(role, modules)
 
     def _take_modules(self, role: str, files: Files) -> None:

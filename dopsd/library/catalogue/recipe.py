@@ -225,6 +225,8 @@ class Fingerprints:
         values: dict[str, Any] = {}
         if self.manifest.masks and not config.data.masks:
             values["data.masks"] = False
+        if config.lora.kind != "lora":
+            values["lora"] = config.lora.model_dump(include={"kind", "factor", "decompose_both"})
         if config.data.preservation.words:
             values["data.preservation"] = config.data.preservation.model_dump()
             values["data.token"] = config.data.token

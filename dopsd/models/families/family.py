@@ -58,6 +58,8 @@ class Family(ABC):
     """Module name suffixes of the authors' LoRA recipe."""
     lora_all_linear: ClassVar[tuple[str, ...]] = ()
     """What `lora.targets: all-linear` means; empty: every linear module."""
+    diffusers_kinds: ClassVar[tuple[str, ...]] = ("lora",)
+    """Values of `lora.kind` that the pipeline's ``load_lora_weights`` reads."""
     text_format: TextFormat
     """A family whose pipelines differ in it sets their own when it is made."""
     comfyui_prefix: ClassVar[str | None] = None

@@ -59,6 +59,7 @@ class Flux2Klein(Family):
         "attn.to_out",
     )
     text_format = TextFormat(layers=(9, 18, 27), thinking=False, padded=True)
+    diffusers_kinds: ClassVar[tuple[str, ...]] = ("lora", "lokr")
     comfyui_prefix: ClassVar[str | None] = "transformer."
     kohya_names: ClassVar[tuple[tuple[str, str], ...] | None] = (
         (r"transformer_blocks\.(\d+)\.attn\.to_[qkv]", r"double_blocks_\1_img_attn_qkv"),

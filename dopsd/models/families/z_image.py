@@ -33,6 +33,7 @@ class ZImage(Family):
         "feed_forward.w2",
         "feed_forward.w3",
     )
+    diffusers_kinds: ClassVar[tuple[str, ...]] = ("lora", "lokr")
     comfyui_prefix: ClassVar[str | None] = "diffusion_model."
     kohya_names: ClassVar[tuple[tuple[str, str], ...] | None] = ()
     text_format = TextFormat(layers=(-2,), thinking=True, padded=False)

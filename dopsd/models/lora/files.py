@@ -1,7 +1,7 @@
 """LoRA files of any spelling, as one: dopsd's, diffusers', ComfyUI's and kohya's keys, and PEFT's.
 
 Tensors are named by modules of the transformer, and a file's own strength (alpha, or what PEFT
-keeps beside it) lies in B.
+keeps beside it) lies in B, or the last factor of LoKr and LoHa.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import hashlib
 import math
 import os
 import posixpath
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field
+from pydantic import AliasChoices, BaseModel, Field
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
@@ -22,7 +23,9 @@ from dopsd.errors import ModelError, StorageError, message_line
 from dopsd.files import storage
 from dopsd.models.families.family import Family
 from dopsd.models.finite import first_nonfinite
+from dopsd.models.lora.factors import is_last, kind_of
 from dopsd.models.lora.fit import module_of
+from dopsd.models.lora.lycoris import by_module, flat
 from dopsd.readers import checked, json_value, read_json
 
 _PEFT, _PEFT_CONFIG = "base_model.model.", "adapter_config.json"
@@ -36,7 +39,8 @@ class LoraFile:
     where: str
     """The config's key and the path, as an error begins."""
     tensors: dict[str, Tensor]
-    """``<module>.lora_A.weight`` [r, in], ``<module>.lora_B.weight`` [out, r] and perhaps more."""
+    """``<module>.lora_A.weight`` [r, in], ``<module>.lora_B.weight`` [out, r] and perhaps more; or
+    the factors of LoKr or LoHa."""
     metadata: dict[str, str]
     sha256: str
 
@@ -53,7 +57,7 @@ class _PeftConfig(BaseModel):
     """What is read of PEFT's ``adapter_config.json``."""
 
     r: Annotated[int, Field(ge=1)]
-    lora_alpha: float
+    lora_alpha: float = Field(validation_alias=AliasChoices("lora_alpha", "alpha"))
     use_rslora: bool = False
     rank_pattern: dict[str, Any] = {}
     alpha_pattern: dict[str, Any] = {}
@@ -78,13 +82,18 @@ def lora_digest(path: str, key: str) -> str:
     """SHA-256 of a file; of PEFT's, of the file and the ``adapter_config.json`` beside it, in which
     a part of what it stands for lies. Raises ModelError in the name of ``key``."""
     payload = _payload(path, key)
-    return _digest(path, payload, any(n.startswith(_PEFT) for n in _names(payload)))
+    return _digest(path, payload, any(n.startswith(_PEFT) for n in tensor_names(payload)))
 
 
 def read_lora_file(
-    path: str, key: str, family: Family | type[Family], sha256: str | None = None
+    path: str,
+    key: str,
+    family: Family | type[Family],
+    sha256: str | None = None,
+    modules: Iterable[str] = (),
 ) -> LoraFile:
-    """``sha256``: what the file has to have. Raises ModelError in the name of ``key`` for what
+    """``sha256``: what the file has to have. ``modules``: names of the transformer's, without which
+    LyCORIS' are not read. Raises ModelError in the name of ``key`` for what
     cannot be read, is not finite, or is another file."""
     where = f"{key}: {path}"
     payload = _payload(path, key)
@@ -97,7 +106,11 @@ def read_lora_file(
     digest = _digest(path, payload, any(name.startswith(_PEFT) for name in tensors))
     if sha256 is not None and digest != sha256:
         raise other_file(where, digest, f"{key}_sha256", sha256)
-    return LoraFile(where, _by_module(tensors, path, family, key), file_metadata(payload), digest)
+    if kind_of(tensors, where) == "lora":
+        named = _by_module(tensors, path, family, key)
+    else:
+        named = _lycoris(tensors, path, key, modules)
+    return LoraFile(where, named, file_metadata(payload), digest)
 
 
 def other_file(where: str, found: str, key: str, wanted: str) -> ModelError:
@@ -133,7 +146,8 @@ def _header(payload: bytes) -> dict[str, Any]:
     return header if isinstance(header, dict) else {}
 
 
-def _names(payload: bytes) -> list[str]:
+def tensor_names(payload: bytes) -> list[str]:
+    """Of a safetensors file, none of what is none; from its header alone."""
     return list(_header(payload))
 
 
@@ -171,6 +185,16 @@ def _by_module(
             "which every module is read"
         )
     return {name.removeprefix(_OURS): tensor for name, tensor in converted.items()}
+
+
+def _lycoris(
+    tensors: dict[str, Tensor], path: str, key: str, modules: Iterable[str]
+) -> dict[str, Tensor]:
+    named = flat(by_module(tensors, f"{key}: {path}", modules))
+    strength = 1.0
+    if any(name.startswith(_PEFT) for name in tensors):
+        strength = _peft_strength(path, key)
+    return {n: tensor * strength if is_last(n) else tensor for n, tensor in named.items()}
 
 
 def _peft_config(path: str) -> str:

@@ -7,6 +7,7 @@ spelling that is read in part, would draw weaker pictures without a word.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,8 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from dopsd.errors import ModelError
+from dopsd.models.lora.factors import Kind, kind_of
+from dopsd.models.lora.lycoris import by_module, flat, rank_of, sides
 
 _PREFIX = "transformer."
 _PART = re.compile(r"\.(?:lora_|lokr_|hada_|dora_scale|alpha$|diff)")
@@ -35,6 +38,7 @@ class LoraFit:
     ranks: tuple[int, ...]
     state: dict[str, Tensor]
     """The tensors by diffusers' keys, alpha folded in."""
+    kind: Kind = "lora"
 
     @property
     def total(self) -> int:
@@ -73,15 +77,14 @@ def lora_fit(pipeline: Any, transformer: nn.Module, path: str, payload: bytes) -
     ModelError for a file that is no LoRA that it can convert."""
     try:
         raw = load(payload)
+        kind = kind_of(raw, path)
+        if kind != "lora":
+            return _lycoris_fit(kind, raw, transformer, path)
         state: dict[str, Tensor] = pipeline.lora_state_dict(dict(raw))
     except (SafetensorError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{path}: no LoRA that loads ({reason})") from None
-    sizes = {
-        name.removesuffix(".base_layer"): (module.in_features, module.out_features)
-        for name, module in transformer.named_modules()
-        if isinstance(module, nn.Linear)
-    }
+    sizes = _sizes(transformer)
     modules: dict[str, list[str]] = {}
     for key in state:
         modules.setdefault(module_of(key), []).append(key)
@@ -98,6 +101,35 @@ def lora_fit(pipeline: Any, transformer: nn.Module, path: str, payload: bytes) -
     unfit += ["one that diffusers leaves out"] * max(0, lost)
     ranks = {tensor.shape[0] for key, tensor in state.items() if ".lora_A." in key}
     return LoraFit(tuple(fitting), tuple(unfit), differ, tuple(sorted(ranks)), state)
+
+
+def _lycoris_fit(
+    kind: Kind, raw: Mapping[str, Tensor], transformer: nn.Module, path: str
+) -> LoraFit:
+    """Of a LoKr or LoHa, whose keys are read here: diffusers reads some families' alone."""
+    sizes = _sizes(transformer)
+    modules = by_module(raw, path, sizes)
+    fits = {
+        name: name in sizes and sides(parts) == sizes[name][::-1] for name, parts in modules.items()
+    }
+    ranks = {rank for parts in modules.values() if (rank := rank_of(parts))}
+    return LoraFit(
+        tuple(f"{_PREFIX}{name}" for name, fit in fits.items() if fit),
+        tuple(f"{_PREFIX}{name}" for name, fit in fits.items() if not fit),
+        any(name in sizes for name, fit in fits.items() if not fit),
+        tuple(sorted(ranks)),
+        {f"{_PREFIX}{name}": tensor for name, tensor in flat(modules).items()},
+        kind,
+    )
+
+
+def _sizes(transformer: nn.Module) -> dict[str, tuple[int, int]]:
+    """{linear module: (inputs, outputs)}."""
+    return {
+        name.removesuffix(".base_layer"): (module.in_features, module.out_features)
+        for name, module in transformer.named_modules()
+        if isinstance(module, nn.Linear)
+    }
 
 
 def module_of(key: str) -> str:

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from dopsd.errors import ModelError
 from dopsd.models.families.family import Family
-from dopsd.models.lora.layers import MAGNITUDE
+from dopsd.models.lora.factors import MAGNITUDE, TITLES, kind_of
+from dopsd.models.lora.lycoris import to_lycoris
 
 LoraFormat = Literal["diffusers", "peft", "kohya", "comfyui"]
 FORMATS: tuple[LoraFormat, ...] = get_args(LoraFormat)
@@ -30,7 +31,19 @@ State = dict[str, Tensor]
 
 
 def spelled(state: State, format: LoraFormat, family: type[Family]) -> State:
-    """``state`` under a format's keys. Raises ModelError for what the format has no words for."""
+    """``state`` under a format's keys; of a LoKr or LoHa `kohya` is LyCORIS' names. Raises
+    ModelError for what the format has no words for."""
+    kind = kind_of(state, "--format")
+    if kind != "lora":
+        if format == "kohya":
+            return to_lycoris(state)
+        if format == "diffusers" and kind not in family.diffusers_kinds:
+            raise ModelError(
+                f"--format: diffusers of a {TITLES[kind]} of {family.name}, which its "
+                "load_lora_weights does not read; allowed: peft (PeftModel.from_pretrained of "
+                "pipe.transformer), kohya (LyCORIS' names)"
+                f"{', comfyui' if family.comfyui_prefix is not None else ''}"
+            )
     return _SPELLINGS[format](state, family)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,7 +21,9 @@ from dopsd.config import RunConfig
 from dopsd.errors import ModelError
 from dopsd.files import storage
 from dopsd.models.families.family import DTYPES, Family
+from dopsd.models.lora.factors import kind_of
 from dopsd.models.lora.files import absolute_lora, lora_digest, path_and_number, read_lora_file
+from dopsd.models.lora.lycoris import delta, sides
 
 _KEY = "model.merge"
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
@@ -85,17 +87,18 @@ def drawn_merged(config: RunConfig) -> tuple[str, ...]:
 def merge(
     transformer: nn.Module, family: Family, entries: Sequence[str], digests: Sequence[str] = ()
 ) -> None:
-    """Add ``scale * B @ A`` of every entry to the weights, in fp32, in place.
+    """Add ``scale`` times what every entry stands for (of a LoRA B @ A) to the weights, in fp32,
+    in place.
 
     ``digests``: what the files have to have, if that is known. Raises ModelError, before a weight
     of its file has changed, unless each module of the file is a linear one of ``transformer`` and
     fits.
     """
     for entry, digest in _with_digests(entries, digests):
-        for name, (down, up) in _read(entry, family, transformer, digest).items():
+        for name, parts in _read(entry, family, transformer, digest).items():
             weight = transformer.get_parameter(f"{name}.weight")
-            delta = up.to(weight.device).float() @ down.to(weight.device).float()
-            weight.copy_(weight.float() + entry.scale * delta)
+            added = _delta({part: tensor.to(weight.device) for part, tensor in parts.items()})
+            weight.copy_(weight.float() + entry.scale * added)
 
 
 def check_merge(skeleton: nn.Module, family: Family, entries: Sequence[str]) -> None:
@@ -124,15 +127,31 @@ def _with_digests(
     return zip(map(MergedLora.parse, entries), known, strict=True)
 
 
+def _delta(parts: Mapping[str, Tensor]) -> Tensor:
+    if "B" in parts:
+        return parts["B"].float() @ parts["A"].float()
+    return delta(parts)
+
+
 def _read(
     entry: MergedLora, family: Family, transformer: nn.Module, digest: str | None = None
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """{module name: (A [r, in], B [out, r])} of a file, its own strength folded into B."""
-    file = read_lora_file(entry.path, _KEY, family, digest)
+) -> dict[str, dict[str, Tensor]]:
+    """{module name: {A: [r, in], B: [out, r]}} of a file, its own strength folded into B; or the
+    factors of its LoKr or LoHa."""
+    names = [name for name, _ in transformer.named_modules()]
+    file = read_lora_file(entry.path, _KEY, family, digest, names)
+    if kind_of(file.tensors, file.where) != "lora":
+        factors = dict(sorted(file.modules().items()))
+        for name, parts in factors.items():
+            linear = _linear(name, transformer, file.where)
+            wanted = (linear.out_features, linear.in_features)
+            if sides(parts) != wanted:
+                raise ModelError(f"{file.where}: {name}: its factors fit no layer of {[*wanted]}")
+        return factors
     pairs = _pairs(file.tensors, file.where)
     for name, (down, up) in pairs.items():
         _check_fit(name, down, up, transformer, file.where)
-    return pairs
+    return {name: {"A": down, "B": up} for name, (down, up) in pairs.items()}
 
 
 def _pairs(tensors: dict[str, Tensor], where: str) -> dict[str, tuple[Tensor, Tensor]]:
@@ -146,7 +165,7 @@ def _pairs(tensors: dict[str, Tensor], where: str) -> dict[str, tuple[Tensor, Te
     return {name: (tensors[name + _DOWN], tensors[name + _UP]) for name in sorted(names)}
 
 
-def _check_fit(name: str, down: Tensor, up: Tensor, transformer: nn.Module, where: str) -> None:
+def _linear(name: str, transformer: nn.Module, where: str) -> nn.Linear:
     try:
         module = transformer.get_submodule(name)
     except AttributeError:
@@ -156,6 +175,11 @@ def _check_fit(name: str, down: Tensor, up: Tensor, transformer: nn.Module, wher
             f"{where}: {name} is no linear module of this base; allowed: a LoRA that was made for "
             "it, of which every module fits"
         )
+    return module
+
+
+def _check_fit(name: str, down: Tensor, up: Tensor, transformer: nn.Module, where: str) -> None:
+    module = _linear(name, transformer, where)
     found = [list(up.shape), list(down.shape)]
     rank = down.shape[0]
     wanted = [[module.out_features, rank], [rank, module.in_features]]

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from dopsd.config import RunConfig
 from dopsd.errors import ModelError
+from dopsd.models.lora.factors import MAGNITUDE, TITLES, Factors, is_last, kind_of
 from dopsd.models.lora.files import LoraFile, lora_digest, read_lora_file
-from dopsd.models.lora.layers import MAGNITUDE
+from dopsd.models.lora.lycoris import sides
 from dopsd.models.trained import TrainableParameters
 
 _KEY = "lora.init"
@@ -32,14 +33,16 @@ def initial_lora(trained: TrainableParameters, transformer: nn.Module) -> dict[s
     config = trained.config
     if config.lora.init is None:
         return {}
-    file = read_lora_file(config.lora.init, _KEY, trained.family, config.lora.init_sha256)
+    names = [name for name, _ in transformer.named_modules()]
+    file = read_lora_file(config.lora.init, _KEY, trained.family, config.lora.init_sha256, names)
     _refuse_part(file)
+    _refuse_another_kind(file, config)
     modules = file.modules()
     _check_modules(file.where, modules, trained.adapted(transformer), transformer)
-    _check_kind(file.where, modules, config)
+    _check_factors(file.where, modules, config, transformer)
     strength = _strength(config)
     return {
-        f"{module}.{part}": tensor.float() / (strength if part == _UP else 1.0)
+        f"{module}.{part}": tensor.float() / (strength if is_last(f".{part}") else 1.0)
         for module, parts in modules.items()
         for part, tensor in parts.items()
     }
@@ -55,10 +58,10 @@ def initial_record(config: RunConfig) -> dict[str, str]:
 
 
 def for_pipeline(config: RunConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """:func:`initial_lora` as diffusers loads it, the strength in B again."""
+    """:func:`initial_lora` as an exported file has it, the strength in B again."""
     strength = _strength(config)
     return {
-        f"transformer.{name}": tensor * (strength if name.endswith(_UP) else 1.0)
+        f"transformer.{name}": tensor * (strength if is_last(name) else 1.0)
         for name, tensor in state.items()
     }
 
@@ -74,6 +77,15 @@ def _refuse_part(file: LoraFile) -> None:
         raise ModelError(
             f"{file.where}: trained with modules beside it (adapters: lora+modules), without which "
             "it is not what was trained; allowed: a LoRA that was trained alone"
+        )
+
+
+def _refuse_another_kind(file: LoraFile, config: RunConfig) -> None:
+    kind = kind_of(file.tensors, file.where)
+    if kind != config.lora.kind:
+        raise ModelError(
+            f"{file.where}: a {TITLES[kind]}, lora.kind is {config.lora.kind}; allowed: a "
+            f"{TITLES[config.lora.kind]}, or lora.kind={kind}"
         )
 
 
@@ -99,6 +111,8 @@ def _check_modules(
 def _fits(parts: Mapping[str, Tensor], transformer: nn.Module, name: str) -> bool:
     """Whether its tensors, of whatever rank, are those of a LoRA on the module."""
     linear: Any = transformer.get_submodule(name)
+    if not any(part.startswith("lora_") for part in parts):
+        return sides(parts) == (linear.out_features, linear.in_features)
     rank = parts[_DOWN].shape[0] if _DOWN in parts else 0
     wanted = {_DOWN: [rank, linear.in_features], _UP: [linear.out_features, rank]}
     if MAGNITUDE in parts:
@@ -106,8 +120,16 @@ def _fits(parts: Mapping[str, Tensor], transformer: nn.Module, name: str) -> boo
     return {part: list(tensor.shape) for part, tensor in parts.items()} == wanted
 
 
-def _check_kind(where: str, modules: Mapping[str, Mapping[str, Tensor]], config: RunConfig) -> None:
+def _check_factors(
+    where: str,
+    modules: Mapping[str, Mapping[str, Tensor]],
+    config: RunConfig,
+    transformer: nn.Module,
+) -> None:
     """Raises ModelError unless rank and variant are the config's."""
+    if config.lora.kind != "lora":
+        _check_cut(where, modules, Factors.of(config.lora), transformer)
+        return
     ranks = sorted({parts[_DOWN].shape[0] for parts in modules.values()})
     if ranks != [config.lora.rank]:
         found = ", ".join(map(str, ranks))
@@ -121,6 +143,30 @@ def _check_kind(where: str, modules: Mapping[str, Mapping[str, Tensor]], config:
             f"{where}: {'with' if True in dora else 'without'} DoRA's magnitudes, lora.dora is "
             f"{str(config.lora.dora).lower()}; allowed: a LoRA of the same kind"
         )
+
+
+def _check_cut(
+    where: str,
+    modules: Mapping[str, Mapping[str, Tensor]],
+    factors: Factors,
+    transformer: nn.Module,
+) -> None:
+    for name, parts in modules.items():
+        linear: Any = transformer.get_submodule(name)
+        wanted = factors.shapes(linear.out_features, linear.in_features)
+        found = {part: tuple(tensor.shape) for part, tensor in parts.items()}
+        if found != wanted:
+            keys = "lora.rank"
+            if factors.kind == "lokr":
+                keys = "lora.rank, lora.factor and lora.decompose_both"
+            raise ModelError(
+                f"{where}: {name} is {_shapes(found)}, here {_shapes(wanted)}; allowed: {keys} of "
+                "the file"
+            )
+
+
+def _shapes(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{part} {[*shape]}" for part, shape in sorted(shapes.items()))
 
 
 def _named(word: str, names: Sequence[str]) -> str:
