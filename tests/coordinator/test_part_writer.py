@@ -114,7 +114,7 @@ def test_of_a_checkpoint_nothing_but_records_comes_to_the_coordinator(tmp_path, 
     config = config_of(tmp_path)
     roles, log = resolve_roles(config, 0.0), RunLog(str(tmp_path))
     coordinator = Coordinator(config, roles, None, lambda step: 1, log)
-    coordinator._learners.attempt = 1
+    coordinator._learners.attempt = coordinator._budget.world = 1
     files = {name: ObjectRefBox(ray.put(np.full(SIZE, 7, np.uint8)), True) for name in FILES}
     monkeypatch.setattr(ray, "get", counting)
     monkeypatch.setattr(storage, "write_bytes", noting)
