@@ -15,7 +15,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -27,12 +26,21 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dopsd import __version__
+from dopsd.checkpoint.parts import (
+    CheckpointParts,
+    Count,
+    FileRecord,
+    check_parts,
+    check_size,
+    record_of,
+)
 from dopsd.errors import CheckpointError, StorageError, message_line
 from dopsd.files import storage
 from dopsd.files.seal import sealed, unsealed
 from dopsd.run_folder.checkpoint_files import (
     MANIFEST,
     folder_of,
+    is_left_behind,
     owned_checkpoints,
     remove_step,
     step_name,
@@ -43,8 +51,8 @@ FORMAT: Literal["dopsd-checkpoint"] = "dopsd-checkpoint"
 FORMAT_VERSION: Literal[2] = 2
 _MANIFEST_BYTES = 2**26
 """What no manifest is as large as (64 MiB)."""
-_READERS = 4
-"""Large files whose checksums are computed side by side."""
+_MOVES = 4
+"""Files that are brought to their names side by side."""
 
 
 class OtherVersion(CheckpointError):
@@ -53,16 +61,6 @@ class OtherVersion(CheckpointError):
 
 class _OtherVersion(ValueError):
     """The same, of a manifest's content."""
-
-
-Count = Annotated[int, Field(ge=0, strict=True)]
-
-
-class FileRecord(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    bytes: Count
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class CheckpointManifest(BaseModel):
@@ -121,22 +119,31 @@ def write_checkpoint(
     data: str,
     plan: str,
     learners: int,
-    buckets: Iterable[tuple[str, bytes]] = (),
-    slices: Mapping[str, FileRecord] | None = None,
+    parts: CheckpointParts | None = None,
+    may_write: Callable[[], None] = lambda: None,
 ) -> str:
     """Write, read back, and commit by the manifest; returns the folder.
 
-    ``buckets``: (name, bytes) of large files, of which one is in memory at a time. ``slices``: what
-    others have written into the folder already. Raises CheckpointError when a file does not read
+    ``files`` are written here, the tensors of ``parts`` by whoever has them: only records of those
+    come to this process. ``may_write`` raises when the folder is another one's by now, and is asked
+    before anything gets a name of a checkpoint. Raises CheckpointError when a file does not read
     back as it was written or somebody else's folder has its place, and whatever the storage raises:
     then there is no checkpoint of this step.
     """
     path = folder_of(root, step)
-    slices = slices or {}
-    _take_place(root, step, [*files, MANIFEST], slices)
+    whole, large, slices = (parts.whole, parts.large, parts.slices) if parts else ({}, {}, {})
+    _take_place(root, step, [*files, *whole, MANIFEST], slices)
     records = {name: _write(path, name, payload) for name, payload in files.items()}
-    large = {name: _write(path, name, payload) for name, payload in buckets}
-    _check_digests(path, slices)
+    others: dict[str, FileRecord] = {}
+    if parts:
+        aside = {storage.temporary_name(name): name for name in whole}
+        passed = {temporary: whole[name] for temporary, name in aside.items()}
+        written = dict(parts.writer.write(path, {**passed, **large}))
+        may_write()
+        _bring(path, aside)
+        records |= {name: written[temporary] for temporary, name in aside.items()}
+        others = {**{name: written[name] for name in large}, **slices}
+        parts.writer.check(path, {**{name: records[name] for name in whole}, **others})
     manifest = CheckpointManifest(
         step=step,
         policy_versions=policy_versions,
@@ -146,11 +153,22 @@ def write_checkpoint(
         learners=learners,
         written=time.time(),
         files=records,
-        large={**large, **slices},
+        large=others,
     )
     payload = sealed(manifest.model_dump(mode="json"))
+    may_write()
     storage.write_bytes(storage.join(path, MANIFEST), payload, durable=True)
     return path
+
+
+def _bring(path: str, names: Mapping[str, str]) -> None:
+    """Give files that lie in ``path`` their names there, by what they were written as."""
+
+    def bring(temporary: str) -> None:
+        storage.move(storage.join(path, temporary), storage.join(path, names[temporary]))
+
+    with ThreadPoolExecutor(_MOVES) as pool:
+        list(pool.map(bring, names))
 
 
 def _take_place(
@@ -161,11 +179,15 @@ def _take_place(
     own, entry = owned_checkpoints(root), f"{step_name(step)}/"
     if entry in own.entries():
         remove_step(root, step, keep=slices)
-    elif found := sorted(storage.names(own.file(entry)) - slices.keys()):
-        raise CheckpointError(
-            f"{own.file(entry)} holds {found[0]} and is no checkpoint of this run; allowed: moving "
-            "it away"
-        )
+    else:
+        path = own.file(entry)
+        there = sorted(storage.names(path) - slices.keys())
+        if found := [name for name in there if not is_left_behind(name)]:
+            raise CheckpointError(
+                f"{path} holds {found[0]} and is no checkpoint of this run; allowed: moving it away"
+            )
+        for name in there:
+            storage.remove(storage.join(path, name))
     own.adopt(entry, *(entry + name for name in names))
 
 
@@ -219,43 +241,13 @@ def read_checkpoint(path: str) -> Checkpoint:
     manifest = read_manifest(path)
     files = {}
     for name, record in manifest.files.items():
-        _check_size(path, name, record)
+        check_size(path, name, record)
         file = storage.join(path, name)
         files[name] = storage.read_bytes(file)
-        if _record(files[name]) != record:
+        if record_of(files[name]) != record:
             raise CheckpointError(f"{file}: damaged, its SHA-256 is not the manifest's")
-    _check_digests(path, manifest.large)
+    list(check_parts(path, manifest.large))
     return Checkpoint(path, manifest, files)
-
-
-def _check_size(path: str, name: str, record: FileRecord) -> None:
-    """Raises CheckpointError unless the file is there, and as large as it should be."""
-    file = storage.join(path, name)
-    if "/" in name or not storage.exists(file):
-        raise CheckpointError(f"{file}: missing")
-    try:
-        size = storage.size(file)
-    except ValueError as error:
-        raise CheckpointError(str(error)) from None
-    if size != record.bytes:
-        raise CheckpointError(f"{file}: {size} bytes, the manifest says {record.bytes}")
-
-
-def _check_digests(path: str, records: Mapping[str, FileRecord]) -> None:
-    """Raises CheckpointError for the first large file that is not what its record says."""
-    for name, record in records.items():  # first what takes no time
-        _check_size(path, name, record)
-
-    def compare(name: str) -> None:
-        digest = hashlib.sha256()
-        for part in storage.read_parts(storage.join(path, name)):
-            digest.update(part)
-        if digest.hexdigest() != records[name].sha256:
-            file = storage.join(path, name)
-            raise CheckpointError(f"{file}: damaged, its SHA-256 is not the manifest's")
-
-    with ThreadPoolExecutor(_READERS) as pool:
-        list(pool.map(compare, records))
 
 
 def complete_steps(root: str) -> list[int]:
@@ -322,12 +314,8 @@ def prune(root: str, newest: int, keep_last: int, keep_every: int) -> tuple[list
 
 
 def _write(path: str, name: str, payload: bytes) -> FileRecord:
-    file, record = storage.join(path, name), _record(payload)
+    file, record = storage.join(path, name), record_of(payload)
     storage.write_bytes(file, payload, durable=True)
-    if _record(storage.read_bytes(file)) != record:
+    if record_of(storage.read_bytes(file)) != record:
         raise CheckpointError(f"{file}: does not read back as it was written")
     return record
-
-
-def _record(payload: bytes) -> FileRecord:
-    return FileRecord(bytes=len(payload), sha256=hashlib.sha256(payload).hexdigest())

@@ -1,8 +1,8 @@
 """What a learner needs to resume, as the files of a checkpoint.
 
-Of a LoRA rank 0 hands all of it to the coordinator. Of a whole model each learner writes its own
-part of the state straight into the checkpoint's folder, and reads what it needs of all parts when
-it resumes.
+Of a LoRA rank 0 puts all of it into the object store of its node, where it is written from. Of a
+whole model each learner writes its own part of the state straight into the checkpoint's folder, and
+reads what it needs of all parts when it resumes.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from typing import Any
 
 from torch import Tensor
 
-from dopsd.checkpoint.folder import FileRecord, folder_of
+from dopsd.checkpoint.parts import FileRecord
 from dopsd.checkpoint.slices import Slice, write_slices
 from dopsd.files import storage
 from dopsd.ray_cluster.failures import error_message
 from dopsd.records import pack, unpack
+from dopsd.run_folder.checkpoint_files import folder_of
 
 PREFIX = "learner-"
 """Of the names of files that learners write themselves."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 
 from dopsd.checkpoint.compatibility import RunIdentity, incompatibility
 from dopsd.checkpoint.completeness import missing
@@ -17,7 +17,7 @@ from dopsd.checkpoint.folder import (
     remove_unfinished,
     write_checkpoint,
 )
-from dopsd.checkpoint.learner_state import WrittenSlices
+from dopsd.checkpoint.parts import CheckpointParts
 from dopsd.checkpoint.requests import CheckpointRequests
 from dopsd.checkpoint.room import RoomNeeded, shortage
 from dopsd.config import RunConfig
@@ -112,16 +112,16 @@ class CheckpointManager:
         step: int,
         files: dict[str, bytes],
         versions: tuple[int, ...],
-        buckets: Mapping[str, Callable[[], bytes]] | None = None,
-        written: WrittenSlices | None = None,
+        parts: CheckpointParts | None = None,
+        problem: str = "",
         learners: int = 1,
         alive: Callable[[], None] = lambda: None,
     ) -> bool:
         """Write a checkpoint of ``learners`` in a thread of its own. Returns whether that began.
 
-        Of whole models, ``buckets`` fetch their contents and ``written`` is what the learners wrote
-        themselves. ``alive`` is told of each piece and while this waits, and raises when nobody
-        wants the checkpoint any more.
+        ``parts`` are its tensors, which others write; ``problem`` is why learners could not write
+        theirs. ``alive`` is told while this waits, and raises when nobody wants the checkpoint any
+        more.
 
         While the one before is under way, the last one and one that was asked for wait for it, for
         ``timeouts.step`` at most; a scheduled one is left out. What is not written is a notice.
@@ -140,8 +140,8 @@ class CheckpointManager:
             alive()  # it may have waited long
             self._writer = threading.Thread(
                 target=self._write,
-                args=(step, files, versions, buckets or {}, written or WrittenSlices()),
-                kwargs={"learners": learners, "alive": alive, "answers": self.requests.pending},
+                args=(step, files, versions, parts, problem),
+                kwargs={"learners": learners, "answers": self.requests.pending},
                 daemon=True,
             )
             self._writer.start()
@@ -207,22 +207,16 @@ class CheckpointManager:
         step: int,
         files: dict[str, bytes],
         versions: tuple[int, ...],
-        buckets: Mapping[str, Callable[[], bytes]],
-        written: WrittenSlices,
+        parts: CheckpointParts | None,
+        problem: str,
         *,
         learners: int,
-        alive: Callable[[], None],
         answers: bool,
     ) -> None:
-        def fetched() -> Iterator[tuple[str, bytes]]:
-            for name, fetch in buckets.items():
-                alive()
-                yield name, fetch()
-
         began = time.monotonic()
         try:
-            if written.problem:
-                raise CheckpointError(written.problem)
+            if problem:
+                raise CheckpointError(problem)
             self.requests.check_lock()
             self._before_commit()
             write_checkpoint(
@@ -234,8 +228,8 @@ class CheckpointManager:
                 data=self.identity.data,
                 plan=self.identity.plan,
                 learners=learners,
-                buckets=fetched(),
-                slices=written.slices,
+                parts=parts,
+                may_write=self.requests.check_lock,
             )
             self.saved, self.seconds = step, time.monotonic() - began
             section = self.config.checkpoint

@@ -2,7 +2,7 @@
 
 Of LoRAs a file per version and adapter, as it travels. Of whole models a file per bucket, and
 ``policies.json`` with what each version is made of: versions share buckets, as those of one teacher
-do. No more than one bucket is in memory.
+do.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dopsd.checkpoint.folder import FileRecord
+from dopsd.checkpoint.parts import FileRecord
 from dopsd.errors import CheckpointError
 from dopsd.files import pieces, storage
 from dopsd.readers import json_value

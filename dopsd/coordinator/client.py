@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import ray
 from ray.exceptions import (
     ActorUnavailableError,
@@ -170,7 +171,8 @@ class CoordinatorClient:
     def save(
         self, state: LearnerState | SlicedState, gather: Callable[[Any], Sequence[Any]]
     ) -> None:
-        """Have a checkpoint written of ``state``; slices are written here. Collective.
+        """Have a checkpoint written of ``state``, of which references travel; slices are written
+        here. Collective.
 
         ``gather`` collects a value of every rank on all of them.
         """
@@ -181,8 +183,10 @@ class CoordinatorClient:
             if self.rank == 0:
                 self._call("save", state.step, {}, written)
         elif self.rank == 0:
+            # As arrays: those are read in the store, and no reader has a copy.
             files = {
-                name: ObjectRefBox(self.put(data), True) for name, data in state.to_files().items()
+                name: ObjectRefBox(self.put(np.frombuffer(data, np.uint8)), True)
+                for name, data in state.to_files().items()
             }
             self._call("save", state.step, files)
 

@@ -35,6 +35,7 @@ from dopsd.coordinator.messages import (
     RunStatus,
     Share,
 )
+from dopsd.coordinator.part_writer import NodePartWriter
 from dopsd.coordinator.picture_writer import PictureWriter
 from dopsd.coordinator.policy_versions import PolicyVersions, checkpoint_files
 from dopsd.coordinator.run_files import RunFiles, TrajectoryRecorder
@@ -231,13 +232,17 @@ class Coordinator:
     ) -> None:
         """Write a checkpoint of the state after ``step`` steps from the learners' ``files``, or, of
         a whole model, from what they have ``written`` themselves."""
+        written = written or WrittenSlices()
         with self._heard(attempt):
-            bundles = dict(self._versions.bundles)
-        contents, versions, buckets = checkpoint_files(files, bundles, self.config.timeouts.step)
+            bundles, learner = dict(self._versions.bundles), self._learners.handles.get(0)
         alive, world = partial(self.alive, attempt), self._budget.world
+        writer = NodePartWriter(self.config, learner, alive)
+        contents, versions, parts = checkpoint_files(files, bundles, writer, written.slices)
         # For the write before and for this one: other ranks wait no longer.
         until = time.monotonic() + self.config.timeouts.step
-        begun = self.checkpoints.save(step, contents, versions, buckets, written, world, alive)
+        begun = self.checkpoints.save(
+            step, contents, versions, parts, written.problem, world, alive
+        )
         last = self._wants_end or step == self.config.learner.steps
 
         def wanted() -> None:
@@ -245,9 +250,9 @@ class Coordinator:
                 pass
 
         if begun and last:  # what is lost at the export then costs no step
-            if buckets:  # gone with the learner that put them into the store; each tells of life
+            if parts.large:  # it takes as long as it takes; each file tells of life
                 self.checkpoints.settle(math.inf, wanted)
-            else:  # a LoRA is here: the wait is bounded, and no learner hangs in it
+            else:  # of a LoRA the wait is bounded, and no learner hangs in it
                 self.checkpoints.settle(until, alive)
         self.alive(attempt)
 

@@ -3,19 +3,18 @@ what a checkpoint is made of."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 
 import ray
 
 from dopsd.checkpoint.folder import Checkpoint
 from dopsd.checkpoint.learner_state import FILES, PREFIX
+from dopsd.checkpoint.parts import CheckpointParts, FileRecord, PartWriter
 from dopsd.checkpoint.policies import bucket_files, restored_bundles, whole_files
 from dopsd.coordinator.messages import ObjectRefBox, ResumePoint
 from dopsd.files import storage
 from dopsd.policy.bundle import Bundle
 from dopsd.policy.versions import policy_version
-from dopsd.ray_cluster.task import fetch_bytes
 
 
 class PolicyVersions:
@@ -74,15 +73,15 @@ def _resume_point(checkpoint: Checkpoint, published: Bundle | None) -> ResumePoi
 
 
 def checkpoint_files(
-    files: dict[str, ObjectRefBox], bundles: dict[int, Bundle], limit: float
-) -> tuple[dict[str, bytes], tuple[int, ...], Mapping[str, Callable[[], bytes]]]:
-    """What a checkpoint is made of: contents by name (the learners' ``files`` and LoRAs that still
-    generate), the versions that still generate, and how to fetch the buckets, by name, of those
-    that are whole models. ``limit``: seconds that a transfer may take."""
+    files: dict[str, ObjectRefBox],
+    bundles: dict[int, Bundle],
+    writer: PartWriter,
+    slices: Mapping[str, FileRecord],
+) -> tuple[dict[str, bytes], tuple[int, ...], CheckpointParts]:
+    """What a checkpoint is made of: contents by name (the list of whole models), the versions that
+    still generate, and the tensors, by reference: the learners' ``files`` and what was published
+    of those versions. ``slices``: what learners have written."""
     index, buckets = bucket_files(bundles)
-    refs = {name: box.ref for name, box in files.items()} | whole_files(bundles)
-    # Published weights are arrays in the object store.
-    payloads = dict(zip(refs, map(bytes, ray.get(list(refs.values()), timeout=limit))))
-
-    fetches = {name: partial(fetch_bytes, ref, limit) for name, ref in buckets.items()}
-    return payloads | index, tuple(v for v in sorted(bundles) if bundles[v].refs), fetches
+    whole = {name: box.ref for name, box in files.items()} | whole_files(bundles)
+    versions = tuple(v for v in sorted(bundles) if bundles[v].refs)
+    return index, versions, CheckpointParts(writer, whole, buckets, slices)

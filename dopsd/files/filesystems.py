@@ -124,6 +124,11 @@ def open_local(path: str) -> IO[bytes]:
             raise
 
 
+def temporary_name(path: str) -> str:
+    """What a file is written as before it is whole: of nobody else's making."""
+    return f"{path}.tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
 @contextmanager
 def local_file(path: str) -> Iterator[IO[bytes]]:
     """A local file to write, which is at ``path`` when the block ends well and never before; its
@@ -133,7 +138,7 @@ def local_file(path: str) -> Iterator[IO[bytes]]:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:  # also where nothing can be made, as in /proc: it is no missing file
         raise StorageError(local_error(folder, error)) from error
-    temporary = f"{path}.tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    temporary = temporary_name(path)
     try:
         with open(temporary, "xb") as file:
             yield file

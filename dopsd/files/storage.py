@@ -26,6 +26,7 @@ from dopsd.files.filesystems import RemoteWriter, local_error, local_file, open_
 from dopsd.files.filesystems import filesystem as filesystem
 from dopsd.files.filesystems import is_remote as is_remote
 from dopsd.files.filesystems import storage_errors as storage_errors
+from dopsd.files.filesystems import temporary_name as temporary_name
 from dopsd.files.writable import check_file as check_file
 from dopsd.files.writable import check_writable as check_writable
 
@@ -216,6 +217,20 @@ def write_bytes(path: str, data: bytes, durable: bool = False, verbatim: bool = 
         folder = os.path.dirname(inner) or "."
         sync(folder)
         sync(os.path.dirname(folder) or ".")
+
+
+def move(source: str, target: str) -> None:
+    """Give a file another name, in whose place another file may be; on S3, where it is a copy, the
+    storage makes it. Raises StorageError."""
+    ask_guards(target)
+    fs, inner = filesystem(target)
+    with storage_errors(target):
+        if is_remote(target):
+            fs.cp_file(filesystem(source)[1], inner)
+            fs.rm_file(filesystem(source)[1])
+            return
+        os.replace(source, target)
+    sync(os.path.dirname(target) or ".")
 
 
 def create(path: str, data: bytes) -> bool:

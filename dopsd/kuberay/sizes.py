@@ -31,7 +31,8 @@ store on disk, and NCCL has its buffers there too."""
 _HEAD = 8.0
 """GiB of Ray's own services, the driver and the coordinator."""
 _PASSES = 6
-"""Copies of a LoRA's checkpoint on the head: in the store, on the coordinator's heap, read back."""
+"""Copies of a LoRA's checkpoint for which the head has room: a run that resumes has it on the heaps
+of driver and coordinator and in the store, which is 0.3 of the memory. Saving takes none of it."""
 _PLANNED = {"pool": "rollout"}
 """Roles that `dopsd plan` calls otherwise."""
 _SCRATCH = 30
@@ -231,8 +232,8 @@ def _cpus_of_a_pod(roles: Sequence[Role], gpus: int) -> int:
 
 
 def _checkpoint(plan: Plan) -> float:
-    """GiB of a checkpoint that passes through the head; whole models are written by the learners
-    themselves."""
+    """GiB of a checkpoint that the head reads when a run resumes; of whole models the learners read
+    their own parts."""
     if plan.config.adapters == "full":
         return 0.0
     published = plan.demand.publication() * (plan.config.max_policy_lag + 1)

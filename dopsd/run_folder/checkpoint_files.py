@@ -21,8 +21,9 @@ _FORMAT = "dopsd-checkpoint"
 _WRITTEN = re.compile(
     r"(?:(?:student|ema|optimizer)\.safetensors|policies\.json|checkpoint\.json"
     r"|policy-\d{6,}\.\w+\.safetensors|learner-\d{5}-of-\d{5}-[0-9a-f]{8}\.safetensors"
-    r"|bucket-[0-9a-f]{24}\.safetensors)(?:\.tmp-\d+-[0-9a-f]{8})?"
+    r"|bucket-[0-9a-f]{24}\.safetensors)(?:\.tmp-\d+-[0-9a-f]{8}){0,2}"
 )
+_LEARNERS = re.compile(r"learner-\d{5}-of-\d{5}-[0-9a-f]{8}\.safetensors")
 
 
 def folder_of(root: str, step: int) -> str:
@@ -38,6 +39,14 @@ def steps(root: str) -> list[int]:
     """Steps of the checkpoint folders under ``root``, complete or not, ascending."""
     matches = (_STEP.fullmatch(name) for name in storage.names(root))
     return sorted(int(match[1]) for match in matches if match)
+
+
+def is_left_behind(name: str) -> bool:
+    """Whether a file has a name that one writer of ours gave it and no other will: what an attempt
+    that is over left in a folder that is not in the record yet."""
+    if _WRITTEN.fullmatch(name) is None:
+        return False
+    return bool(storage.TEMPORARY.fullmatch(name) or _LEARNERS.fullmatch(name))
 
 
 def owned_checkpoints(root: str) -> OwnedFolder:

@@ -12,13 +12,15 @@ import pytest
 
 from dopsd.checkpoint import manager, room
 from dopsd.checkpoint.compatibility import RunIdentity
-from dopsd.checkpoint.folder import steps
+from dopsd.checkpoint.folder import complete_steps, steps
 from dopsd.checkpoint.manager import CheckpointManager
+from dopsd.checkpoint.parts import CheckpointParts
 from dopsd.checkpoint.room import RoomNeeded
 from dopsd.errors import DeadlineError, LeaseLost, WorkerError
 from dopsd.files import storage
 from dopsd.ownership.lease import BEAT_SECONDS, LEASE, claimed
 from dopsd.run_folder.files import REQUEST_FILE
+from tests.helpers.parts import InProcessWriter
 from tests.helpers.tiny import make_config
 
 LEFT_OUT = "no checkpoint of step 4: the one before is still written"
@@ -103,6 +105,25 @@ def test_a_folder_that_another_driver_claims_is_written_no_more(
         path.unlink()
         due_after_poll(saver, 5)
         assert "by another process that has ended" in str(saver.heard[-1])
+
+
+def test_a_lease_that_is_lost_while_tensors_are_written_completes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setitem(BEAT_SECONDS, False, 0.01)
+
+    class Overtaken(InProcessWriter):
+        def write(self, folder, refs):
+            yield from super().write(folder, refs)
+            path = tmp_path / LEASE
+            other = json.dumps(json.loads(path.read_text()) | {"token": "another", "pid": 7})
+            storage.write_bytes(str(path), other.encode())  # atomic, as above
+
+    with claimed(str(tmp_path), "run.folder") as lease:
+        saver = saver_of(tmp_path, lock=lease)
+        parts = CheckpointParts(Overtaken(), {"student.safetensors": b"s"})
+        saver.save(2, {}, (), parts)
+        assert saver.wait(60)
+        assert "taken over by another process (process 7" in str(saver.heard[0])
+        assert saver.saved is None and complete_steps(saver.root) == []
 
 
 def test_a_checkpoint_that_failed_leaves_room_for_the_next(tmp_path, monkeypatch):

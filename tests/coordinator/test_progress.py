@@ -9,13 +9,16 @@ from types import SimpleNamespace
 import pytest
 
 from dopsd.checkpoint import manager
+from dopsd.checkpoint.parts import CheckpointParts
 from dopsd.coordinator import coordinator as module
 from dopsd.coordinator.coordinator import Coordinator
 from dopsd.coordinator.status import stalled
 from dopsd.ray_cluster.placement import resolve_roles
 from dopsd.run_folder.log import RunLog
+from tests.helpers.parts import InProcessWriter
 from tests.helpers.tiny import make_config
 
+PARTS = CheckpointParts(InProcessWriter())
 LIMIT = 2.5
 """``timeouts.step``: two looks at a write that hangs fit into it."""
 
@@ -30,7 +33,7 @@ def hung(monkeypatch):
 
     monkeypatch.setattr(manager, "write_checkpoint", write)
     monkeypatch.setattr(manager, "prune", lambda *arguments: ([], []))
-    monkeypatch.setattr(module, "checkpoint_files", lambda *arguments: ({}, (), {}))
+    monkeypatch.setattr(module, "checkpoint_files", lambda *arguments: ({}, (), PARTS))
     yield begun
     door.set()
 

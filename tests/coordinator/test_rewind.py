@@ -12,6 +12,7 @@ import ray
 from dopsd.checkpoint import manager
 from dopsd.checkpoint.folder import complete_steps
 from dopsd.checkpoint.learner_state import FILES
+from dopsd.checkpoint.parts import CheckpointParts
 from dopsd.coordinator.coordinator import Coordinator
 from dopsd.coordinator.messages import ObjectRefBox
 from dopsd.errors import WorkerError
@@ -27,6 +28,7 @@ from tests.coordinator.test_coordinator import (
     parameters,
     stream,
 )
+from tests.helpers.parts import InProcessWriter
 from tests.helpers.shares import whole_share
 
 __all__ = ["parameters"]
@@ -162,18 +164,18 @@ def test_restarts_are_counted_and_a_torn_checkpoint_is_told(tiny_base, parameter
 
 
 @pytest.mark.parametrize("end", [True, False])
-def test_the_last_buckets_are_written_before_the_learner_that_owns_them_ends(
+def test_the_last_buckets_are_written_before_their_learner_ends(
     end, tiny_base, tmp_path, monkeypatch
 ):
     door, written = threading.Event(), []
 
-    def write(root, files, *, step, buckets, **said):
+    def write(root, files, *, step, parts, **said):
         assert door.wait(60)
-        written.append((step, dict(buckets)))
+        written.append((step, dict(parts.large)))
 
     monkeypatch.setattr(manager, "write_checkpoint", write)
     monkeypatch.setattr(manager, "prune", lambda *arguments: None)
-    made = {}, (1,), {"bucket": lambda: b"weights"}
+    made = {}, (1,), CheckpointParts(InProcessWriter(), large={"bucket": b"weights"})
     monkeypatch.setattr("dopsd.coordinator.coordinator.checkpoint_files", lambda *_: made)
     config = config_of(tiny_base, tmp_path)
     roles = resolve_roles(config, 0.0)

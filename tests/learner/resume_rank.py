@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from dopsd.checkpoint.folder import newest_good, write_checkpoint
 from dopsd.checkpoint.learner_state import PREFIX, SlicedState, write_state
+from dopsd.checkpoint.parts import CheckpointParts
 from dopsd.checkpoint.policies import bucket_files, restored_bundles
 from dopsd.checkpoint.slices import SliceReader
 from dopsd.coordinator.messages import CheckpointRequest
@@ -28,6 +29,7 @@ from dopsd.models import FAMILIES
 from dopsd.models.lora.layers import STUDENT
 from dopsd.policy.buckets import cut
 from dopsd.policy.bundle import Bundle
+from tests.helpers.parts import InProcessWriter
 from tests.learner.full_rank import LIMIT, STEPS, full_config
 from tests.learner.zero.zero_rank import FULL, STATES, RecordingClient, batches, main, share_of
 
@@ -83,8 +85,11 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
                 data="",
                 plan="",
                 learners=world,
-                buckets=((name, store[ref]) for name, ref in refs.items()),
-                slices=handed.slices,
+                parts=CheckpointParts(
+                    InProcessWriter(),
+                    large={name: store[ref] for name, ref in refs.items()},
+                    slices=handed.slices,
+                ),
             )
         torch.distributed.barrier()
 
