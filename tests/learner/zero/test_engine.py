@@ -36,6 +36,8 @@ def launch(
     environment: dict[str, str] | None = None,
 ) -> dict[str, dict]:
     words = [str(world), str(free_port()), str(base), str(out), *cases]
+    # Not pipes: a rank that fills one up waits for whoever reads the other's, and the other for it.
+    files = [out.with_suffix(f".rank{rank}.txt") for rank in range(world)]
     ranks = [
         subprocess.Popen(
             [sys.executable, "-m", program, str(rank), *words],
@@ -45,17 +47,18 @@ def launch(
                 **(environment or {}),
                 "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
             },
-            stdout=subprocess.PIPE,
+            stdout=printed.open("w"),
             stderr=subprocess.STDOUT,
-            text=True,
         )
-        for rank in range(world)
+        for rank, printed in enumerate(files)
     ]
     try:
-        printed = [rank.communicate(timeout=900)[0] for rank in ranks]
+        for rank in ranks:
+            rank.wait(timeout=900)
     finally:
         for rank in ranks:
             rank.kill()
+    printed = [file.read_text() for file in files]
     assert all(rank.returncode == 0 for rank in ranks), printed
     return json.loads(out.read_text())
 
