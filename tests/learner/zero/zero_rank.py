@@ -3,8 +3,9 @@
 Run as ``python -m tests.learner.zero.zero_rank RANK WORLD PORT BASE OUT STAGE:DTYPE[:WORD]...``;
 rank 0 writes losses, gradient norms and weights of each case to ``OUT``, and the state after SAVED
 steps into a folder beside it. The word ``resume`` starts from the state that lies there, ``poison``
-makes a target of step 1 infinite, ``adamw8bit`` takes bitsandbytes' optimizer, ``dora`` trains DoRA
-with rank-stabilised scaling, ``modules`` norms and embedders beside the LoRA.
+makes a target of step 1 infinite, ``adamw8bit`` takes bitsandbytes' optimizer, ``lokr`` and
+``loha`` train those, ``dora`` trains DoRA with rank-stabilised scaling,
+``modules`` norms and embedders beside the LoRA.
 """
 
 from __future__ import annotations
@@ -117,6 +118,8 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
         config.learner.optimizer = "adamw8bit"
     if "dora" in words:
         config.lora.dora = config.lora.rank_stabilized = True
+    for kind in {"lokr", "loha"}.intersection(words):
+        config.lora.kind = kind  # type: ignore[assignment]
     if "modules" in words:
         config.adapters = "lora+modules"
     family = FAMILIES["z_image"](base)
@@ -153,7 +156,7 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
                 differ.append(f"{adapter} {version}")
         weights_at.append(weights.full(STUDENT))
         return CheckpointRequest(
-            save=version == SAVED and words in ([], ["adamw8bit"], ["modules"])
+            save=version == SAVED and words in ([], ["adamw8bit"], ["modules"], ["lokr"], ["loha"])
         )
 
     learner = Learner(config, engine, micro_batches, client, publish)
