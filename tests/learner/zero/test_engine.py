@@ -22,6 +22,7 @@ from tests.learner.zero.zero_rank import SAVED, STEPS
 
 pytestmark = pytest.mark.integration
 
+KINDS = {"lokr": ".lokr_", "loha": ".hada_"}
 STAGES = ("zero1", "zero2", "zero3")
 MODULES = ("zero2", "zero3")
 POISONED = (("zero1", "bfloat16"), ("zero2", "float32"), ("zero3", "float32"))
@@ -77,6 +78,8 @@ def two_ranks(tiny_base, two_ranks_folder):
     others = ["zero3:float32:resume:zero1-float32-2", "zero1:float32:resume:zero3-float32-2"]
     poisoned = [f"{stage}:{dtype}:poison" for stage, dtype in POISONED]
     dora = [f"{stage}:float32:dora" for stage in ("zero1", "zero2")]
+    kinds = [f"zero2:float32:{kind}" for kind in KINDS]
+    kinds += [f"{case}:resume:{case.replace(':', '-', 1).replace(':', '-2-')}" for case in kinds]
     modules = [f"{stage}:float32:modules" for stage in MODULES]
     modules += [
         f"{case}:resume:{case.replace(':', '-', 1).replace(':', '-2-')}" for case in modules
@@ -89,7 +92,7 @@ def two_ranks(tiny_base, two_ranks_folder):
         2,
         tiny_base,
         out,
-        [*cases, *again, *others, *poisoned, *dora, *modules],
+        [*cases, *again, *others, *poisoned, *dora, *modules, *kinds],
         environment={"TORCH_EXTENSIONS_DIR": str(extensions)},
     )
 
@@ -178,6 +181,21 @@ def test_modules_beside_a_lora_are_resumed_with_it(stage, two_ranks):
     resumed = two_ranks[f"{stage}:float32:modules:resume:{stage}-float32-2-modules"]
     assert any(name.endswith(".weight") and ".lora_" not in name for name in whole["weights"])
     assert any(".lora_A." in name for name in whole["weights"])
+    for key in ("weights", "teacher", "updates", "saved"):
+        assert resumed[key] == whole[key], key
+    assert resumed["loss"] == whole["loss"][SAVED:]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lokr_and_loha_train_are_published_and_resumed(kind, two_ranks):
+    whole = two_ranks[f"zero2:float32:{kind}"]
+    resumed = two_ranks[f"zero2:float32:{kind}:resume:zero2-float32-2-{kind}"]
+    assert whole["changed"] == [True] * STEPS and whole["differ"] == []
+    for name, values in whole["weights"].items():
+        assert KINDS[kind] in name and any(values), name
+        if name.endswith(("_w2", "_w2_b")):  # which begins at zero, and the average lags behind
+            moved, followed = (torch.tensor(whole[part][name]) for part in ("weights", "teacher"))
+            assert 0 < followed.abs().mean() < moved.abs().mean(), name
     for key in ("weights", "teacher", "updates", "saved"):
         assert resumed[key] == whole[key], key
     assert resumed["loss"] == whole["loss"][SAVED:]

@@ -3,10 +3,10 @@
 Run as ``python -m tests.learner.zero.zero_rank RANK WORLD PORT BASE OUT STAGE:DTYPE[:WORD]...``;
 rank 0 writes losses, gradient norms and weights of each case to ``OUT``, and the state after SAVED
 steps into a folder beside it. The word ``resume`` starts from the state that lies there, ``poison``
-makes a target of step 1 infinite, ``adamw8bit`` takes bitsandbytes' optimizer, ``dora`` trains DoRA
-with rank-stabilised scaling, ``modules`` norms and embedders beside the LoRA; ``prodigy`` takes
-Prodigy for more steps, ``pieces`` has ZeRO-3 step the weights in several, ``reset`` trains after
-something else was trained in the same engine.
+makes a target of step 1 infinite, ``adamw8bit`` takes bitsandbytes' optimizer, ``lokr`` and
+``loha`` train those, ``dora`` trains DoRA with rank-stabilised scaling, ``modules`` norms and
+embedders beside the LoRA; ``prodigy`` takes Prodigy for more steps, ``pieces`` has ZeRO-3 step the
+weights in several, ``reset`` trains after something else was trained in the same engine.
 """
 
 from __future__ import annotations
@@ -125,6 +125,8 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
         config.learner.optimizer = "adamw8bit"
     if "dora" in words:
         config.lora.dora = config.lora.rank_stabilized = True
+    for kind in {"lokr", "loha"}.intersection(words):
+        config.lora.kind = kind  # type: ignore[assignment]
     if "modules" in words:
         config.adapters = "lora+modules"
     family = FAMILIES["z_image"](base)
@@ -164,7 +166,9 @@ def run_case(base: str, folder: Path, case: str, rank: int, world: int) -> dict:
                 differ.append(f"{adapter} {version}")
         weights_at.append(weights.full(STUDENT))
         return CheckpointRequest(
-            save=version == saved and words in ([], ["adamw8bit"], ["modules"], ["prodigy"])
+            save=version == saved
+            and words
+            in ([], *([word] for word in ("adamw8bit", "modules", "prodigy", "lokr", "loha")))
         )
 
     if "reset" in words:
