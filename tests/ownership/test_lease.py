@@ -17,14 +17,14 @@ from dopsd import processes
 from dopsd.cli.main import main
 from dopsd.errors import LeaseHeld, LeaseLost, StorageError
 from dopsd.files import storage
+from dopsd.ownership import lease as leases
 from dopsd.ownership.lease import LEASE, claimed
 from dopsd.ownership.lease import holder as holder_of
-from dopsd.ownership.ownership import lease as leases
 from dopsd.ownership.scratch import OWNER_FILE, is_scratch
 
 HOLDER = """
 import sys, time
-from dopsd.ownership.ownership import lease
+from dopsd.ownership import lease
 from dopsd.files import storage
 from dopsd.errors import DopsdError
 lease.BEAT_SECONDS = {False: 0.05, True: 0.05}

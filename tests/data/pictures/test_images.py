@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dopsd.data.pictures.absent import images
+from dopsd.data.pictures import images
 from dopsd.data.pictures.images import BadImage, decode_image, decode_png, encode_png
 from tests.data.samples import picture, png
 
