@@ -139,11 +139,14 @@ def write_checkpoint(
         aside = {storage.temporary_name(name): name for name in whole}
         passed = {temporary: whole[name] for temporary, name in aside.items()}
         written = dict(parts.writer.write(path, {**passed, **large}))
-        may_write()
-        _bring(path, aside)
+        _bring(path, aside, may_write)
         records |= {name: written[temporary] for temporary, name in aside.items()}
         others = {**{name: written[name] for name in large}, **slices}
-        parts.writer.check(path, {**{name: records[name] for name in whole}, **others})
+        passed_on = {**{name: records[name] for name in whole}, **others}
+        parts.writer.check(path, passed_on)
+        # Where the writer sees them is not where the manifest goes unless this process does too.
+        for name, record in passed_on.items():
+            check_size(path, name, record)
     manifest = CheckpointManifest(
         step=step,
         policy_versions=policy_versions,
@@ -161,10 +164,11 @@ def write_checkpoint(
     return path
 
 
-def _bring(path: str, names: Mapping[str, str]) -> None:
+def _bring(path: str, names: Mapping[str, str], may_write: Callable[[], None]) -> None:
     """Give files that lie in ``path`` their names there, by what they were written as."""
 
     def bring(temporary: str) -> None:
+        may_write()  # before each: a process that was stopped in between may be superseded
         storage.move(storage.join(path, temporary), storage.join(path, names[temporary]))
 
     with ThreadPoolExecutor(_MOVES) as pool:

@@ -1,6 +1,6 @@
 """What a learner needs to resume, as the files of a checkpoint.
 
-Of a LoRA rank 0 puts all of it into the object store of its node, where it is written from. Of a
+Of a LoRA rank 0 puts all of it into the object store of its node, for a task that writes it. Of a
 whole model each learner writes its own part of the state straight into the checkpoint's folder, and
 reads what it needs of all parts when it resumes.
 """

@@ -226,8 +226,8 @@ def move(source: str, target: str) -> None:
     fs, inner = filesystem(target)
     with storage_errors(target):
         if is_remote(target):
-            fs.cp_file(filesystem(source)[1], inner)
-            fs.rm_file(filesystem(source)[1])
+            fs.cp_file(filesystem(source)[1], inner, timeout=OPERATION_S)
+            fs.rm_file(filesystem(source)[1], timeout=OPERATION_S)
             return
         os.replace(source, target)
     sync(os.path.dirname(target) or ".")

@@ -40,8 +40,9 @@ def start_local(environment: dict[str, str], **options: Any) -> None:
 
     Token authentication stays as Ray has it by default: on. What the environment says of
     interfaces holds, and RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=1 lets Ray listen on every one. Raises
-    ResourceError when its processes do not come up: at once for what another try would not mend,
-    after some minutes of tries on a machine that is too busy.
+    ResourceError when its processes do not come up: after some minutes of tries where Ray says that
+    they came too late, as on a machine that is too busy (or where one of them cannot start, which
+    Ray tells in the same words), and else at once.
     """
     keep_token_private()
     with bound_to_loopback() as bound:

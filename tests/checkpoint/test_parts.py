@@ -62,12 +62,42 @@ def test_a_lease_that_is_lost_after_the_files_have_their_names_commits_nothing(t
 
     def may_write() -> None:
         asked.append(complete_steps(root))
-        if len(asked) == 2:
+        if len(asked) == len(WHOLE) + 1:
             lost()
 
     with pytest.raises(LeaseLost):
         written(root, 1, CheckpointParts(InProcessWriter(), WHOLE), may_write=may_write)
-    assert asked == [[], []] and complete_steps(root) == []
+    assert asked == [[]] * 3 and complete_steps(root) == []
+
+
+def test_who_lost_the_lease_between_two_names_gives_no_more_of_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("dopsd.checkpoint.folder._MOVES", 1)
+    asked: list[int] = []
+
+    def may_write() -> None:
+        asked.append(1)
+        if len(asked) == 2:
+            lost()
+
+    with pytest.raises(LeaseLost):
+        written(str(tmp_path), 1, CheckpointParts(InProcessWriter(), WHOLE), may_write=may_write)
+    assert len(storage.names(folder_of(str(tmp_path), 1)) & WHOLE.keys()) == 1
+
+
+def test_files_that_only_their_writer_sees_are_no_checkpoint(tmp_path):
+    """As on a node whose folder of this name is its own."""
+
+    class Elsewhere(InProcessWriter):
+        def write(self, folder: str, refs: Mapping[str, Any]) -> Iterator[tuple[str, FileRecord]]:
+            yield from super().write(str(tmp_path / "elsewhere"), refs)
+
+        def check(self, folder: str, records: Mapping[str, FileRecord]) -> None:
+            super().check(str(tmp_path / "elsewhere"), records)
+
+    root = str(tmp_path / "checkpoints")
+    with pytest.raises(CheckpointError, match=r"bucket-a+\.safetensors: missing"):
+        written(root, 1, CheckpointParts(Elsewhere(), large=LARGE))
+    assert complete_steps(root) == []
 
 
 class Overtaken(InProcessWriter):

@@ -41,7 +41,9 @@ def writer_of(folder, alive=lambda: None) -> NodePartWriter:
 
 
 def test_s3_and_folders_of_whole_models_are_written_where_the_learner_is(monkeypatch, tmp_path):
+    gone: set[str] = set()
     monkeypatch.setattr(part_writer, "node_of", lambda actor: actor and "the learner's")
+    monkeypatch.setattr(part_writer, "on_lost_nodes", lambda nodes: len(gone & {*nodes}))
     context = SimpleNamespace(get_node_id=lambda: "the coordinator's")
     monkeypatch.setattr(part_writer.ray, "get_runtime_context", lambda: context)
     full = config_of(tmp_path)
@@ -53,6 +55,24 @@ def test_s3_and_folders_of_whole_models_are_written_where_the_learner_is(monkeyp
         (config_of(tmp_path), "rank 0", "the coordinator's"),
     ):
         assert NodePartWriter(config, learner, lambda: None).node == node
+    gone.add("the learner's")
+    assert NodePartWriter(full, "rank 0", lambda: None).node == "the coordinator's"
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_node_on_which_ray_begins_nothing_is_written_for_by_the_coordinators(
+    tmp_path, monkeypatch
+):
+    """As one that is announced to go between the look and the task."""
+    monkeypatch.setattr(part_writer, "node_of", lambda actor: "d" * 56)
+    monkeypatch.setattr(part_writer, "on_lost_nodes", lambda nodes: 0)
+    writer = writer_of(tmp_path)
+    records = dict(writer.write(str(tmp_path), {"a.safetensors": ray.put(b"abc")}))
+    assert records["a.safetensors"].bytes == 3 and (tmp_path / "a.safetensors").exists()
+    writer.check(str(tmp_path), records)
+    monkeypatch.setattr(NodePartWriter, "_own", "e" * 56)
+    with pytest.raises(WorkerError, match=r"^write_parts on node e{12}: TaskUnschedulable[^\n]*$"):
+        list(writer.write(str(tmp_path), {"a.safetensors": ray.put(b"abc")}))
 
 
 @pytest.mark.usefixtures("ray_cluster")
